@@ -1,0 +1,343 @@
+"""The model directory, in Hugging Face's layout, and the run state for exact resume.
+
+    config.json  model.safetensors  tokenizer.json  tokenizer_config.json  generation_config.json
+
+transformers opens such a directory as LlamaForCausalLM, and a Llama directory that transformers
+wrote opens here.  Nothing is ever unpickled.  Every file is written beside its final name and then
+renamed, so a crash or a full disk leaves what was there before.
+
+Two traps of the layout are handled here: rope_theta stands in two places, of which transformers 4
+reads one and 5 the other (we write both and refuse a file where they differ); and safetensors
+leaves its files unreadable to other users (we give them the usual mode).
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from minipost.errors import MinipostError
+from minipost.gpt import GPT, GPTConfig
+from minipost.tokenizer import BOS, EOS, PAD, Tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json",
+              "special_tokens_map.json", "chat_template.jinja")
+
+
+# ---- files
+
+def publish(path, write):
+    """Let write(temporary path) make a file, then put it in place of `path` in one step."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        os.chmod(temporary, 0o666 & ~umask())
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise MinipostError(
+            f"{path}: could not be written ({error}); what was there before is unchanged"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path, value):
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    publish(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_tensors(path, tensors, **metadata):
+    """A safetensors file; with exactly one metadata key its bytes are reproducible."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    publish(path, lambda temporary: save_file(tensors, str(temporary), metadata or {"format": "pt"}))
+
+
+def read_json(path):
+    """A JSON object; MinipostError names the file and where it breaks."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MinipostError(f"{path}: no such file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise MinipostError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise MinipostError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+# ---- config.json
+
+def rope_theta(raw, path):
+    """The rotary base, from the key of transformers 4 or of 5; refuses scaling we do not have."""
+    parameters = raw.get("rope_parameters") or {}
+    scaling = raw.get("rope_scaling") or {}
+    kind = parameters.get("rope_type") or scaling.get("rope_type") or scaling.get("type")
+    if kind not in (None, "default"):
+        raise MinipostError(f"{path}: rotary scaling of type {kind!r} is not supported")
+    old, new = raw.get("rope_theta"), parameters.get("rope_theta")
+    if old is not None and new is not None and old != new:
+        raise MinipostError(f"{path}: rope_theta is {old} but rope_parameters says {new}")
+    return float(new or old or 10000.0)
+
+
+def read_config(directory):
+    """GPTConfig and the raw dict of a Llama directory; MinipostError where it is something else."""
+    path = Path(directory) / "config.json"
+    if not Path(directory).is_dir():
+        raise MinipostError(f"{directory}: no such model directory")
+    raw = read_json(path)
+    if raw.get("model_type") != "llama":
+        raise MinipostError(
+            f"{path}: model_type is {raw.get('model_type')!r}; minipost opens 'llama'"
+        )
+    for key in ("attention_bias", "mlp_bias"):
+        if raw.get(key):
+            raise MinipostError(f"{path}: {key} is true; minipost's layers have no biases")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise MinipostError(f"{path}: hidden_act is {raw['hidden_act']!r}; expected 'silu'")
+    try:
+        heads = int(raw["num_attention_heads"])
+        config = GPTConfig(
+            vocab_size=int(raw["vocab_size"]),
+            hidden_size=int(raw["hidden_size"]),
+            intermediate_size=int(raw["intermediate_size"]),
+            num_hidden_layers=int(raw["num_hidden_layers"]),
+            num_attention_heads=heads,
+            num_key_value_heads=int(raw.get("num_key_value_heads") or heads),
+            head_dim=int(raw.get("head_dim") or raw["hidden_size"] // heads),
+            max_position_embeddings=int(raw["max_position_embeddings"]),
+            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            rope_theta=rope_theta(raw, path),
+            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        )
+    except KeyError as error:
+        raise MinipostError(f"{path}: the key {error} is missing") from None
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise MinipostError(f"{path}: {error}") from None
+    small = [f.name for f in fields(config)
+             if f.name != "tie_word_embeddings" and not getattr(config, f.name) > 0]
+    if small:
+        raise MinipostError(f"{path}: {small[0]} must be positive")
+    return config, raw
+
+
+def hf_config(config, ids, dtype):
+    """The config.json of a model of our own."""
+    known = asdict(config)
+    return {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", **known,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_scaling": None, "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
+        "attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True, **ids,
+        "dtype": dtype, "torch_dtype": dtype,
+    }
+
+
+# ---- weights
+
+def names(config):
+    """Our parameter -> the parts that Hugging Face stores for it: (name, shape), stacked by rows."""
+    d, e = config.hidden_size, config.head_dim
+    q, kv, ffn = config.num_attention_heads * e, config.num_key_value_heads * e, config.intermediate_size
+    table = {"embed_tokens.weight": [("model.embed_tokens.weight", (config.vocab_size, d))]}
+    for i in range(config.num_hidden_layers):
+        ours, theirs = f"layers.{i}.", f"model.layers.{i}."
+        table |= {
+            ours + "input_layernorm.weight": [(theirs + "input_layernorm.weight", (d,))],
+            ours + "self_attn.qkv_proj.weight": [
+                (theirs + f"self_attn.{part}_proj.weight", (rows, d))
+                for part, rows in (("q", q), ("k", kv), ("v", kv))
+            ],
+            ours + "self_attn.o_proj.weight": [(theirs + "self_attn.o_proj.weight", (d, q))],
+            ours + "post_attention_layernorm.weight": [
+                (theirs + "post_attention_layernorm.weight", (d,))
+            ],
+            ours + "mlp.gate_up_proj.weight": [
+                (theirs + f"mlp.{part}_proj.weight", (ffn, d)) for part in ("gate", "up")
+            ],
+            ours + "mlp.down_proj.weight": [(theirs + "mlp.down_proj.weight", (d, ffn))],
+        }
+    table["norm.weight"] = [("model.norm.weight", (d,))]
+    if not config.tie_word_embeddings:
+        table["lm_head.weight"] = [("lm_head.weight", (config.vocab_size, d))]
+    return table
+
+
+def shards(directory):
+    """Tensor name -> the file that holds it, for one file or an indexed set of them."""
+    index = directory / "model.safetensors.index.json"
+    if not index.exists():
+        path = directory / "model.safetensors"
+        if not path.is_file():
+            raise MinipostError(f"{directory}: holds no model.safetensors")
+        with open_tensors(path) as file:
+            return {name: path for name in file.keys()}
+    table = {}
+    for name, file in dict(read_json(index).get("weight_map", {})).items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise MinipostError(f"{index}: weight_map names {file!r}, not a plain file beside it")
+        table[name] = directory / file
+    return table
+
+
+def open_tensors(path):
+    try:
+        return safe_open(str(path), "pt")
+    except (OSError, SafetensorError) as error:
+        raise MinipostError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+def load_weights(model, directory):
+    """Fill the model from a directory; every tensor's presence, shape and values are checked."""
+    where = shards(directory)
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, parts in names(model.config).items():
+            pieces = []
+            for part, shape in parts:
+                if part not in where:
+                    raise MinipostError(f"{directory}: the tensor {part} is missing")
+                with open_tensors(where[part]) as file:
+                    try:
+                        found = tuple(file.get_slice(part).get_shape())
+                    except SafetensorError as error:
+                        raise MinipostError(f"{where[part]}: {error}") from None
+                    if found != shape:
+                        raise MinipostError(
+                            f"{where[part]}: {part} has shape {found}, config.json says {shape}"
+                        )
+                    pieces.append(file.get_tensor(part))
+            whole = torch.cat(pieces)
+            if not torch.isfinite(whole).all():
+                raise MinipostError(f"{directory}: {name} holds values that are not finite")
+            state[name].copy_(whole)
+
+
+def weights(model):
+    """Hugging Face's names and tensors of a model; a tied head is left out."""
+    state, found = model.state_dict(), {}
+    for name, parts in names(model.config).items():
+        pieces = state[name].split([shape[0] for _, shape in parts])
+        found |= {part: piece for (part, _), piece in zip(parts, pieces)}
+    return found
+
+
+# ---- whole directories
+
+class Vocabulary:
+    """A tokenizer with the ids that frame a sequence: bos (or None), the set eos, pad."""
+
+    def __init__(self, tokenizer, bos, eos, pad):
+        self.tokenizer, self.bos, self.eos, self.pad = tokenizer, bos, frozenset(eos), pad
+
+    def prompt(self, text):
+        """Ids of a prompt, after BOS."""
+        return ([] if self.bos is None else [self.bos]) + self.tokenizer.encode(text)
+
+    def response(self, text):
+        """Ids of a response, before EOS."""
+        return self.tokenizer.encode(text) + [min(self.eos)]
+
+    def decode(self, ids):
+        return self.tokenizer.decode(ids)
+
+
+def read_vocabulary(directory, raw, vocab_size):
+    """The tokenizer of a directory; its control ids come from generation_config or config."""
+    tokenizer = Tokenizer.load(directory / "tokenizer.json")
+    side = directory / "generation_config.json"
+    ids = {**raw, **{k: v for k, v in (read_json(side) if side.exists() else {}).items()
+                     if v is not None}}
+    bos, eos, pad = (ids.get(f"{kind}_token_id") for kind in ("bos", "eos", "pad"))
+    eos = eos if isinstance(eos, list) else [eos]
+    if not all(isinstance(i, int) and 0 <= i < vocab_size for i in eos):
+        raise MinipostError(f"{directory}: eos_token_id is {eos}; expected ids below {vocab_size}")
+    if tokenizer.vocab_size > vocab_size:
+        raise MinipostError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} entries, the model {vocab_size}"
+        )
+    # Masks come from lengths, so any id can fill the padding where a model names none.
+    return Vocabulary(tokenizer, bos, eos, 0 if pad is None else pad)
+
+
+def load(directory, device="cpu", dtype="float32"):
+    """Open a model directory: (GPT, Vocabulary)."""
+    directory = Path(directory)
+    config, raw = read_config(directory)
+    model = GPT(config).to(DTYPES[dtype])
+    load_weights(model, directory)
+    return model.to(device), read_vocabulary(directory, raw, config.vocab_size)
+
+
+def create(directory, model, tokenizer, dtype="float32"):
+    """Write a new model of our own, with all five files."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    ids = {f"{kind}_token_id": tokenizer.id(token)
+           for kind, token in (("bos", BOS), ("eos", EOS), ("pad", PAD))}
+    publish(directory / "tokenizer.json", lambda path: tokenizer.backend.save(str(path)))
+    write_json(directory / "tokenizer_config.json", {
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS,
+        "pad_token": PAD, "model_max_length": model.config.max_position_embeddings,
+        "clean_up_tokenization_spaces": False,
+    })
+    write_json(directory / "generation_config.json", ids)
+    write_json(directory / "config.json", hf_config(model.config, ids, dtype))
+    save_weights(directory, model, dtype)
+
+
+def save(directory, model, like, dtype="float32"):
+    """Write a trained model beside byte-for-byte copies of the other files of `like`."""
+    directory, like = Path(directory), Path(like)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in SIDE_FILES:
+        if (like / name).is_file():
+            publish(directory / name, lambda path, name=name: shutil.copyfile(like / name, path))
+    write_json(directory / "config.json",
+               {**read_json(like / "config.json"), "dtype": dtype, "torch_dtype": dtype})
+    save_weights(directory, model, dtype)
+
+
+def save_weights(directory, model, dtype="float32"):
+    """Write model.safetensors; a model that is not finite is never put over a good one."""
+    found = weights(model)
+    broken = [name for name, tensor in found.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise MinipostError(f"{directory}: not saved, {broken[0]} holds values that are not finite")
+    write_tensors(Path(directory) / "model.safetensors",
+                  {name: tensor.to(DTYPES[dtype]) for name, tensor in found.items()}, format="pt")
+
+
+# ---- run state
+
+def save_state(path, tensors, facts):
+    """Everything a resumed run needs, in one file: named tensors and a dict that JSON can hold."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(path, tensors, minipost=json.dumps(facts, sort_keys=True))
+
+
+def load_state(path):
+    """What `save_state` wrote: (tensors, facts)."""
+    if not Path(path).is_file():
+        raise MinipostError(f"{path}: no such file; there is nothing to resume from")
+    with open_tensors(path) as file:
+        try:
+            facts = json.loads((file.metadata() or {})["minipost"])
+        except (KeyError, ValueError):
+            raise MinipostError(f"{path}: not a run state of minipost") from None
+        return {name: file.get_tensor(name) for name in file.keys()}, facts

@@ -1,0 +1,320 @@
+"""The nano-GPT: a decoder-only transformer in the Llama layout, written out by hand.
+
+    x   = embed[token]
+    x  += Wo attention(rope(Wq n), rope(Wk n), Wv n),   n = rmsnorm(x)         once per layer
+    x  += Wdown( silu(Wgate m) * (Wup m) ),             m = rmsnorm(x)         once per layer
+    logits = Whead rmsnorm(x)                           Whead is embed when they are tied
+
+RMSNorm is Zhang & Sennrich 2019 (arxiv.org/abs/1910.07467), rotary positions Su et al. 2021
+(arxiv.org/abs/2104.09864, in the rotate-half form of Llama), SwiGLU Shazeer 2020
+(arxiv.org/abs/2002.05202), grouped queries Ainslie et al. 2023 (arxiv.org/abs/2305.13245).
+The three matrices that read the same input are stored as one (`qkv_proj`, `gate_up_proj`), which
+saves small products; checkpoint.py cuts them apart into the names that Hugging Face uses.
+
+Axes: B sequences, T positions, D hidden, H query heads, K key/value heads, R = H/K, E head width.
+
+Sequences are padded on the right.  Attention looks only backwards, so no token ever sees the
+padding and no mask is needed; what stands at padded positions is to be ignored.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a model, in the names of Hugging Face's LlamaConfig."""
+
+    vocab_size: int
+    hidden_size: int = 128
+    intermediate_size: int = 344
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 4
+    head_dim: int = 32
+    max_position_embeddings: int = 256
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self):
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions need pairs")
+
+
+class RMSNorm(nn.Module):
+    """weight * x / sqrt(mean(x^2) + eps), over the last axis; at least float32 inside."""
+
+    def __init__(self, size, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x):
+        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * (wide * scale).to(x.dtype)
+
+
+def rotary_table(config, dtype, device):
+    """cos and signed sin of every position's rotation, for `rotate`.  (P, E), (P, E)
+
+    Pair i of a head turns by position * theta^(-2i/E).  The sine carries the minus sign of the
+    rotation in its first half, so that `rotate` needs no negation.
+    """
+    half = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float64)
+    angle = torch.outer(
+        torch.arange(config.max_position_embeddings, device=device, dtype=torch.float64),
+        config.rope_theta ** (-half / config.head_dim),
+    )
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
+
+
+def rotate(x, cos, sin):
+    """Turn each head's pairs (i, i + E/2) by their angle.  (..., E), broadcast cos, sin -> (..., E)"""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions; R query heads share a key/value head."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        wide = (self.heads + 2 * self.kv_heads) * self.head_dim
+        self.qkv_proj = nn.Linear(config.hidden_size, wide, bias=False)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
+
+    def project(self, x, cos, sin):
+        """Rotated queries, rotated keys, values.  (B, T, D) -> (B, H, T, E), (B, K, T, E) twice"""
+        rows, length, _ = x.shape
+        qkv = self.qkv_proj(x).view(rows, length, -1, self.head_dim).transpose(1, 2)
+        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], 1)
+        q, k = rotate(qk, cos, sin).split([self.heads, self.kv_heads], 1)
+        return q, k, v
+
+    def forward(self, x, cos, sin, explicit):
+        """(B, T, D) -> (B, T, D), and the keys and values for a cache."""
+        q, k, v = self.project(x, cos, sin)
+        if explicit:
+            mixed = explicit_attention(q, k, v)
+        else:
+            grouped = self.heads != self.kv_heads
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2)), k, v
+
+    def step(self, x, cos, sin, keys, values, at, bias):
+        """One new position per row against the cache.  (B, 1, D) -> (B, 1, D)
+
+        Two batched products beat the fused kernel for a single query.  The R queries that share
+        a key head stand where a sequence of queries would, so grouped heads need no copies.
+        """
+        q, k, v = self.project(x, cos, sin)
+        keys[:, :, at], values[:, :, at] = k[:, :, 0], v[:, :, 0]
+        rows, seen = len(x), at + 1
+        q = q.reshape(rows, self.kv_heads, -1, self.head_dim)               # (B, K, R, E)
+        score = q @ keys[:, :, :seen].transpose(2, 3) * self.head_dim**-0.5  # (B, K, R, seen)
+        if bias is not None:
+            score = score + bias[:, None, None, :seen]
+        mixed = score.softmax(-1) @ values[:, :, :seen]                     # (B, K, R, E)
+        return self.o_proj(mixed.view(rows, 1, -1))
+
+
+def explicit_attention(q, k, v):
+    """Softmax attention in plain operations, so that every kind of derivative exists.
+
+    PyTorch's fused CPU kernel has neither double backward nor forward mode, which the
+    Fisher-vector products of TRPO need.  (B, H, T, E), (B, K, T, E) twice -> (B, H, T, E)
+    """
+    share = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+    score = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])                  # (B, H, T, T)
+    future = torch.ones(score.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+    return score.masked_fill(future, -math.inf).softmax(-1) @ v
+
+
+class MLP(nn.Module):
+    """SwiGLU: down( silu(gate x) * up x )."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x):
+        gate, up = self.gate_up_proj(x).chunk(2, -1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """One layer: attention, then the MLP, each on a normalised copy and added back."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x, cos, sin, explicit):
+        mixed, k, v = self.self_attn(self.input_layernorm(x), cos, sin, explicit)
+        x = x + mixed
+        return x + self.mlp(self.post_attention_layernorm(x)), k, v
+
+    def step(self, x, cos, sin, keys, values, at, bias):
+        x = x + self.self_attn.step(self.input_layernorm(x), cos, sin, keys, values, at, bias)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class GPT(nn.Module):
+    """The language model: `model(tokens)` gives logits, `hidden` and `head` are its two halves."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._rotary = None
+
+    def initialise(self, seed):
+        """Fresh weights: N(0, 0.02), and 1/sqrt(2 layers) of it where a layer adds to x."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in self.named_parameters():
+            if weight.dim() == 2:
+                adds = name.endswith(("o_proj.weight", "down_proj.weight"))
+                shrink = math.sqrt(2 * len(self.layers)) if adds else 1.0
+                nn.init.normal_(weight, std=0.02 / shrink, generator=generator)
+        return self
+
+    @property
+    def device(self):
+        return self.embed_tokens.weight.device
+
+    def rotary(self):
+        """The rotary table in the model's own type and place, made when first asked for."""
+        weight = self.embed_tokens.weight
+        if self._rotary is None or (self._rotary[0].dtype, self._rotary[0].device) != (
+            weight.dtype, weight.device,
+        ):
+            self._rotary = rotary_table(self.config, weight.dtype, weight.device)
+        return self._rotary
+
+    def hidden(self, tokens, explicit=False, keep=None):
+        """Final hidden states.  (B, T) -> (B, T, D)
+
+        `explicit` computes attention in plain operations, for second and forward derivatives.
+        `keep`, a list, receives each layer's keys and values.
+        """
+        length = tokens.shape[1]
+        if length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"a sequence of {length} tokens does not fit the model's context of "
+                f"{self.config.max_position_embeddings}"
+            )
+        cos, sin = self.rotary()
+        x = F.embedding(tokens, self.embed_tokens.weight)                   # (B, T, D)
+        for layer in self.layers:
+            x, k, v = layer(x, cos[:length], sin[:length], explicit)
+            if keep is not None:
+                keep.append((k, v))
+        return self.norm(x)
+
+    def head(self, hidden):
+        """Logits of the next token.  (..., D) -> (..., V)"""
+        tied = self.config.tie_word_embeddings
+        return F.linear(hidden, self.embed_tokens.weight if tied else self.lm_head.weight)
+
+    def forward(self, tokens, explicit=False):
+        """Logits of the token that follows each position.  (B, T) -> (B, T, V)"""
+        return self.head(self.hidden(tokens, explicit))
+
+    def prefill(self, tokens, lengths, room, copies=1):
+        """Read prompts padded on the right; leave `room` columns for what follows.
+
+        (P, L), (P,) -> Cache of P*copies rows, and the last hidden state of each row, (P*copies, D).
+        Each prompt is read once and its keys and values are copied, so a group costs one prompt.
+        """
+        kept = []
+        hidden = self.hidden(tokens, keep=kept)
+        last = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]
+        cache = Cache(self.config, kept, lengths, room, copies)
+        return cache, last.repeat_interleave(copies, 0)
+
+    def step(self, tokens, cache):
+        """Append one token to every row of the cache.  (B,) -> final hidden states (B, D)"""
+        cos, sin = self.rotary()
+        here = cache.lengths + (cache.at - cache.width)                     # (B,) each row's position
+        cos, sin = cos[here][:, None, None], sin[here][:, None, None]       # (B, 1, 1, E)
+        x = F.embedding(tokens, self.embed_tokens.weight)[:, None]          # (B, 1, D)
+        for layer, keys, values in zip(self.layers, cache.keys, cache.values):
+            x = layer.step(x, cos, sin, keys, values, cache.at, cache.bias)
+        cache.at += 1
+        return self.norm(x)[:, 0]
+
+
+class Cache:
+    """Keys and values of every layer, allocated once: (B, K, columns, E) per layer.
+
+    Prompts stand flush right in the first `width` columns, so that all rows write their next
+    token into the same column `at`; `bias` hides the columns left of a shorter prompt.
+    """
+
+    def __init__(self, config, kept, lengths, room, copies):
+        self.width = self.at = kept[0][0].shape[2]
+        self.lengths = lengths.repeat_interleave(copies)                    # (B,)
+        column = torch.arange(self.width, device=lengths.device)
+        source = (column - (self.width - lengths)[:, None]).clamp(min=0)    # (P, width)
+        self.bias = None
+        if bool((lengths < self.width).any()):
+            hidden = column < (self.width - self.lengths)[:, None]
+            self.bias = torch.zeros(
+                len(hidden), self.width + room, dtype=kept[0][0].dtype, device=lengths.device
+            )
+            self.bias[:, : self.width].masked_fill_(hidden, -math.inf)
+        self.keys, self.values = [], []
+        for pair in kept:
+            for store, new in zip((self.keys, self.values), pair):
+                flush = new.gather(2, source[:, None, :, None].expand_as(new))
+                whole = new.new_empty(
+                    len(self.lengths), config.num_key_value_heads, self.width + room, config.head_dim
+                )
+                whole[:, :, : self.width] = flush.repeat_interleave(copies, 0)
+                store.append(whole)
+
+    def select(self, rows):
+        """Keep only these rows, in this order."""
+        self.lengths = self.lengths[rows]
+        self.bias = None if self.bias is None else self.bias[rows]
+        self.keys = [keys[rows] for keys in self.keys]
+        self.values = [values[rows] for values in self.values]
+
+
+class Scalar(nn.Module):
+    """A nano-GPT that gives one number per position: a value function or a reward model.
+
+    The head starts at zero, so a fresh critic predicts 0 and a fresh reward model is indifferent.
+    """
+
+    def __init__(self, trunk):
+        super().__init__()
+        self.trunk = trunk
+        self.score = nn.Linear(trunk.config.hidden_size, 1, bias=False)
+        nn.init.zeros_(self.score.weight)
+
+    def forward(self, tokens, explicit=False):
+        """(B, T) -> (B, T)"""
+        return self.score(self.trunk.hidden(tokens, explicit))[..., 0]

@@ -1,0 +1,123 @@
+"""GRPO: Group Relative Policy Optimization (Shao et al. 2024, arxiv.org/abs/2402.03300).
+
+Ask for G answers to each prompt; an answer is as good as it beats its siblings, so no critic:
+
+    A_i = (r_i - mean(r)) / (std(r) + 1e-4)                  one number per answer     (sec. 4.1.2)
+    L   = -(1/N) sum_t min(rho_t A, clip(rho_t, 1-eps, 1+eps) A) + beta/N sum_t KL_t       (eq. 3)
+
+with rho_t = pi/old, N the answer tokens in the gradient step, and KL_t the divergence from the
+starting policy.  By hand:
+
+    dL/dlogp_t = -rho_t A / N   where the clip is not active, else 0
+    dL/dKL_t   =  beta / N,     and for the exact KL  dKL_t/dz = p (log p/q - KL_t)
+
+Where we differ from the paper: the mean is over tokens of the whole gradient step, not over answers
+and then tokens, so a long answer is not diluted (DAPO, arxiv.org/abs/2503.14476, sec. 3.3); the
+KL is exact over the vocabulary (`--kl exact`), because the paper's k3 estimate (`--kl k3`), used as
+a loss, descends KL(ref || pi) instead of KL(pi || ref).  With beta = 0 no reference is kept, and
+answers whose group ties are not trained on: their gradient is exactly zero.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from minipost import ops
+from minipost.errors import MinipostError
+from minipost.ops import masked_sum, spread
+from minipost.rollout import distribution, minibatches
+from minipost.run import Meter, describe
+
+TASK = "arithmetic"
+METRIC = "sampled"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Group-relative policy optimisation against a task's reward or --reward."""
+
+    steps: int = 100            # rollouts to learn from
+    prompts: int = 16           # prompts per rollout (P)
+    group: int = 8              # answers per prompt (G), at least 2
+    room: int = 48              # longest answer, in tokens (L_max)
+    temperature: float = 1.0    # sampling temperature (tau)
+    minibatch: int = 128        # answers per gradient step
+    epochs: int = 1             # passes over each rollout (mu)
+    clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
+    beta: float = 0.01          # weight of the KL to the starting policy (beta)
+    kl: Literal["exact", "k3"] = "exact"  # over the whole vocabulary, or Schulman's estimate
+    lr: float = 1e-3            # learning rate (eta)
+    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+
+    def __post_init__(self):
+        if self.group < 2:
+            raise MinipostError(f"group is {self.group}; a group needs at least 2 answers to compare")
+
+
+def group_advantages(reward, group):
+    """Reward relative to siblings; exactly 0 when all siblings tie.  (P*G,) -> (P*G,)"""
+    r = reward.view(-1, group)                                              # (P, G)
+    gap = r - r.mean(1, keepdim=True)
+    gap = gap.where((r != r[:, :1]).any(1, keepdim=True), 0.0)              # rounding of the mean
+    return (gap / (r.std(1, keepdim=True) + 1e-4)).flatten()
+
+
+def loss(logp, logp_old, kl, adv, mask, *, clip, beta, count):
+    """logp, logp_old, kl, mask (B, T); adv (B,)  ->  scalar loss, metrics that add up over a step"""
+    adv = adv[:, None]
+    gain = ops.clipped_surrogate(logp, logp_old, adv, clip, clip)           # (B, T)
+    value = masked_sum(beta * kl - gain, mask) / count
+    clipped = ops.is_clipped(logp, logp_old, adv, clip, clip)
+    return value, {
+        "loss": value.detach(),
+        "clip_ratio": masked_sum(clipped.to(logp), mask).detach() / count,
+    }
+
+
+def loss_grad(logp, logp_old, kl, adv, mask, *, clip, beta, count):
+    """The derivative of `loss`: {"logp": (B, T), "kl": (B, T)}."""
+    gain = ops.clipped_surrogate_grad(logp, logp_old, adv[:, None], clip, clip)
+    return {"logp": -gain * mask / count, "kl": beta * mask.to(kl) / count}
+
+
+def divergence(cfg, reference, batch, logp, logp_all):
+    """KL to the reference at each answer token, in the form that the Config names.  -> (B, T)"""
+    if reference is None:
+        return torch.zeros_like(logp)
+    with torch.no_grad():
+        logq_all = distribution(reference, batch, cfg.temperature)          # (N, V)
+    if cfg.kl == "exact":
+        return spread(ops.kl_exact(logp_all, logq_all), batch.mask)
+    logp_ref = spread(ops.pick(logq_all, batch.targets[batch.mask]), batch.mask)
+    return ops.kl_k3(logp, logp_ref)
+
+
+def train(run, cfg):
+    """prompts -> rollout -> rewards -> advantages -> loss -> update.  Yields metrics per step."""
+    policy = run.policy
+    reference = run.reference() if cfg.beta else None
+    while True:
+        problems = run.problems(cfg.prompts)
+        rollout = run.sample(problems, cfg.group, room=cfg.room, temperature=cfg.temperature)
+        reward = run.score(problems, rollout)                               # (B,)
+        adv = group_advantages(reward, cfg.group)                           # (B,)
+
+        meter, updates = Meter("loss", "kl", "entropy", "clip_ratio"), []
+        for rows in minibatches(range(len(rollout)), cfg.minibatch, cfg.epochs, run.rng("order")):
+            count = int(rollout.mask[rows].sum())
+            live = rows if cfg.beta else [row for row in rows if adv[row] != 0]
+            seen = max(1, int(rollout.mask[live].sum()))
+            for i in run.micro_batches(live, rollout.lengths):
+                batch = rollout[i]
+                logp_all = distribution(policy.module, batch, cfg.temperature)   # (N, V)
+                logp = spread(ops.pick(logp_all, batch.targets[batch.mask]), batch.mask)
+                kl = divergence(cfg, reference, batch, logp, logp_all)           # (B, T)
+                value, stats = loss(logp, batch.logp, kl, adv[i], batch.mask,
+                                    clip=cfg.clip, beta=cfg.beta, count=count)
+                value.backward()
+                meter.add(**stats, kl=masked_sum(kl, batch.mask).detach() / count,
+                          entropy=ops.entropy(logp_all.detach()).sum() / seen)
+            updates.append(policy.step(cfg.lr, cfg.max_grad_norm))
+        yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group),
+               "grad_norm": sum(updates) / len(updates), "learning_rate": cfg.lr}

@@ -1,0 +1,80 @@
+"""SFT: supervised fine-tuning, maximum likelihood on given answers (survey sec. 2 and 4).
+
+    L = -(1/N) sum over answer tokens of log pi(y_t | x, y_<t)          N answer tokens in the step
+
+    dL/dlogp_t = -1/N on answer tokens, 0 elsewhere;   with p = softmax(z),  dL/dz_t = (p - e_y)/N
+
+The mean is over the tokens of the whole gradient step, so an answer counts by its length, and
+micro-batches or ranks change nothing.  EOS is an answer token (or the model never learns to stop);
+the prompt is not.
+"""
+
+import math
+from dataclasses import dataclass
+
+from minipost.ops import masked_sum
+from minipost.rollout import logprobs, pack
+from minipost.run import Meter
+
+TASK = "facts"
+METRIC = "greedy"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Supervised fine-tuning on demonstrations of a task, or on --data with completions."""
+
+    steps: int = 1000           # gradient steps
+    batch: int = 64             # answers per gradient step (B)
+    lr: float = 3e-3            # peak learning rate (eta)
+    warmup: int = 20            # steps over which the learning rate climbs to its peak
+    decay: float = 0.0          # weight decay of matrices (lambda)
+    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+
+
+def loss(logp, mask, *, count):
+    """logp, mask (B, T); count = N  ->  scalar loss, scalar metrics that add up over a step"""
+    value = -masked_sum(logp, mask) / count
+    return value, {"loss": value.detach()}
+
+
+def loss_grad(logp, mask, *, count):
+    """The derivative of `loss`: {"logp": (B, T)}."""
+    return {"logp": -mask.to(logp) / count}
+
+
+def rate(cfg, step):
+    """Learning rate of a step: a linear climb, then a cosine that ends at zero."""
+    if step < cfg.warmup:
+        return cfg.lr * (step + 1) / cfg.warmup
+    part = (step - cfg.warmup) / max(1, cfg.steps - cfg.warmup)
+    return cfg.lr * (1 + math.cos(math.pi * min(1.0, part))) / 2
+
+
+def encode(run, problems, rng):
+    """Prompts with a demonstrated answer each, as Sequences."""
+    vocabulary, task = run.vocabulary, run.task
+    return pack(
+        [vocabulary.prompt(p.prompt) for p in problems],
+        [vocabulary.response(task.demonstrate(p, rng)) for p in problems],
+        vocabulary.pad,
+    )
+
+
+def train(run, cfg):
+    """problems -> demonstrations -> log-probs -> loss -> update.  Yields metrics per step."""
+    policy = run.policy
+    policy.decay = cfg.decay
+    while True:
+        rng = run.rng("demonstrations")
+        batch = encode(run, run.problems(cfg.batch), rng).to(policy.module.device)
+        count = int(batch.mask.sum())
+        run.tokens += count
+        meter = Meter("loss")
+        for i in run.micro_batches(range(len(batch)), batch.lengths):
+            part = batch[i]
+            value, stats = loss(logprobs(policy.module, part), part.mask, count=count)
+            value.backward()
+            meter.add(**stats)
+        norm = policy.step(rate(cfg, run.step), cfg.max_grad_norm)
+        yield {**meter.means(), "grad_norm": norm, "learning_rate": rate(cfg, run.step)}

@@ -1,0 +1,88 @@
+"""Pure tensor maths that two or more methods share: no model, no task, no state.
+
+Axes    B sequences, T predicted tokens, V vocabulary, N chosen tokens of a batch (mask.sum()).
+Align   tokens is (B, T+1); every (B, T) tensor describes the token that it predicts.
+Mask    True where the policy chose the token (EOS included), False on prompt and padding.
+Sums    Losses are sums over chosen tokens divided by a `count` that the caller states, the number
+        of chosen tokens in the whole gradient step.  However the step is cut into micro-batches
+        or ranks, its pieces add up to the same gradient.
+
+Every primitive with a derivative has its closed form beside it, named `..._grad`.
+"""
+
+import torch
+
+
+def masked_sum(x, mask):
+    """Sum of x over chosen tokens; what stands elsewhere, NaN included, has no part.  -> ()"""
+    return x.where(mask, 0.0).sum()
+
+
+def pick(logp_all, ids):
+    """Log-prob of each chosen id.  (N, V), (N,) -> (N,)"""
+    return logp_all.gather(-1, ids[:, None])[:, 0]
+
+
+def pick_grad(logp_all, ids):
+    """d pick / d logits = onehot(id) - p, where logp_all = log_softmax(logits).  -> (N, V)"""
+    return torch.nn.functional.one_hot(ids, logp_all.shape[-1]).to(logp_all) - logp_all.exp()
+
+
+def spread(x, mask):
+    """Put one value per chosen token back into its place, zero elsewhere.  (N,), (B, T) -> (B, T)"""
+    return torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_scatter(mask, x)
+
+
+def entropy(logp_all):
+    """Entropy of each distribution, in nats.  (N, V) -> (N,)"""
+    return -(logp_all.exp() * logp_all).sum(-1)
+
+
+def kl_exact(logp_all, logq_all):
+    """KL(p || q) of each pair of distributions, summed over the vocabulary.  (N, V) twice -> (N,)"""
+    return (logp_all.exp() * (logp_all - logq_all)).sum(-1)
+
+
+def kl_exact_grad(logp_all, logq_all):
+    """d KL(p || q) / d logits of p = p (log p/q - KL).  -> (N, V)"""
+    gap = logp_all - logq_all
+    p = logp_all.exp()
+    return p * (gap - (p * gap).sum(-1, keepdim=True))
+
+
+def kl_k3(logp, logp_ref):
+    """Estimate of KL(pi || ref) per token, for tokens drawn from pi (joschu.net/blog/kl-approx).
+
+        l = log pi/ref,   k3 = e^-l - 1 + l >= 0,   E_pi[k3] = KL(pi || ref)
+
+    As a loss it does not descend that KL: on tokens drawn from pi the mean of its gradient is
+    the gradient of KL(ref || pi).
+    """
+    gap = logp - logp_ref
+    return torch.expm1(-gap) + gap
+
+
+def kl_k3_grad(logp, logp_ref):
+    """d k3 / d logp = 1 - ref/pi."""
+    return -torch.expm1(logp_ref - logp)
+
+
+def clipped_surrogate(logp, logp_old, adv, low, high):
+    """PPO's pessimistic gain per token, to be maximised (arxiv.org/abs/1707.06347, eq. 7).
+
+        rho = pi/old,   S = min(rho A, clip(rho, 1 - low, 1 + high) A)
+    """
+    ratio = (logp - logp_old).exp()
+    return torch.minimum(ratio * adv, ratio.clamp(1 - low, 1 + high) * adv)
+
+
+def is_clipped(logp, logp_old, adv, low, high):
+    """Where the clip is active: (A > 0 and rho > 1 + high) or (A < 0 and rho < 1 - low).  Bool."""
+    ratio = (logp - logp_old).exp()
+    return ((adv > 0) & (ratio > 1 + high)) | ((adv < 0) & (ratio < 1 - low))
+
+
+def clipped_surrogate_grad(logp, logp_old, adv, low, high):
+    """dS / d logp = rho A where the clip is not active, 0 where it is."""
+    gain = (logp - logp_old).exp() * adv
+    return gain.where(~is_clipped(logp, logp_old, adv, low, high), 0.0)

@@ -1,0 +1,125 @@
+"""Data parallelism: the same program in every rank, one collective (a sum) to tie them together.
+
+On a CPU a small model gains little from two threads in one process, because every small operation
+waits for both; two processes of one thread each lose nothing.  So `launch` forks workers after
+torch is imported (they share its memory) and joins them over gloo.  Under torchrun the ranks that
+it started are joined instead.  Every rank holds the same parameters and draws the same problems;
+each samples and differentiates its share.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import tempfile
+
+import torch
+import torch.distributed as dist
+
+from minipost.errors import MinipostError
+
+
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_(*tensors):
+    """Add each tensor over all ranks, in place.  Filling one rank's part of zeros gathers."""
+    if world() > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def share(items):
+    """This rank's contiguous share of a sequence, as even as can be."""
+    return items[len(items) * rank() // world() : len(items) * (rank() + 1) // world()]
+
+
+def default_workers(device):
+    """One process per core, at most four, on Linux CPUs; one elsewhere (forking is unsafe there)."""
+    if device != "cpu" or not sys.platform.startswith("linux"):
+        return 1
+    return min(4, len(os.sched_getaffinity(0)))
+
+
+def keep_freed_memory():
+    """Tell glibc to keep freed memory for the next step instead of handing it back.
+
+    A training step frees and asks again for the same large buffers; by default glibc returns
+    them to the system each time and every page faults anew (a tenth to a third of a step).
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+    libc.mallopt(mmap_threshold, 1 << 30)
+    libc.mallopt(trim_threshold, (1 << 31) - 1)
+    libc.mallopt(top_pad, 64 << 20)
+
+
+def join(rank_, world_, store):
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", store=store, rank=rank_, world_size=world_)
+
+
+def launch(main, workers):
+    """Run main() in `workers` ranks and return rank 0's result, which stays in this process.
+
+    An error in rank 0 ends the others; the death of another rank ends rank 0 with MinipostError.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        try:
+            return main()
+        finally:
+            dist.destroy_process_group()
+    if workers == 1:
+        return main()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory(prefix="minipost-") as folder:
+        store = os.path.join(folder, "store")
+        children = [pid for r in range(1, workers) if (pid := fork(main, r, workers, store))]
+        try:
+            join(0, workers, dist.FileStore(store, workers))
+            return main()
+        except RuntimeError as error:
+            if any(os.waitpid(pid, os.WNOHANG)[0] for pid in children):
+                children = []
+                raise MinipostError(f"a worker process died: {error}") from error
+            raise
+        finally:
+            for pid in children:
+                os.kill(pid, signal.SIGTERM)
+            for pid in children:
+                os.waitpid(pid, 0)
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+
+def fork(main, rank_, workers, store):
+    """Start one more rank.  It never returns here: whatever happens, it exits by itself."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides when all stop
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        join(rank_, workers, dist.FileStore(store, workers))
+        main()
+        code = 0
+    except MinipostError:
+        pass  # every rank meets the same error; rank 0 says it
+    except RuntimeError as error:
+        if "Connection" not in str(error):  # a closed connection only says that rank 0 has gone
+            print(f"worker {rank_}: {error}", file=sys.stderr)
+    finally:
+        os._exit(code)

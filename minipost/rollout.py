@@ -1,0 +1,260 @@
+"""The one buffer: token sequences with a mask, sampled here or loaded, and what reads them.
+
+    Sequences   tokens (B, T+1), mask (B, T)                       anything with a prompt and a response
+    Rollout     + logp (B, T), prompt (B,), finished (B,)          what a policy sampled
+    Pairs       chosen and rejected Sequences of the same prompts  what somebody preferred
+
+One alignment rule: column t of a (B, T) tensor is about the token it predicts, tokens[:, t+1], and
+the shift by one stands in `Sequences.inputs` and `.targets` alone.  Rows are [BOS prompt response
+EOS] padded on the right; the mask is true on the response and its EOS.  The buffer knows what was
+sampled, never what was learned from it: rewards and advantages belong to the methods.
+"""
+
+import zlib
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from minipost.errors import MinipostError
+from minipost.ops import pick, spread
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts with responses.  tokens (B, T+1) long; mask (B, T) bool, true where to learn."""
+
+    tokens: torch.Tensor
+    mask: torch.Tensor
+
+    def __len__(self):
+        return len(self.tokens)
+
+    @property
+    def inputs(self):
+        """What the model reads.  (B, T)"""
+        return self.tokens[:, :-1]
+
+    @property
+    def targets(self):
+        """What it should predict there.  (B, T)"""
+        return self.tokens[:, 1:]
+
+    @property
+    def lengths(self):
+        """Response tokens of each row, EOS included.  (B,)"""
+        return self.mask.sum(1)
+
+    def __getitem__(self, rows):
+        """These rows, without the columns that only padding would fill."""
+        picked = {f.name: getattr(self, f.name)[rows] for f in fields(self)}
+        used = picked["mask"].any(0).nonzero()
+        width = int(used[-1]) + 1 if len(used) else 1
+        for name, value in picked.items():
+            if value.dim() == 2:
+                picked[name] = value[:, : width + (name == "tokens")]
+        return type(self)(**picked)
+
+    def to(self, device):
+        return type(self)(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class Rollout(Sequences):
+    """What a policy sampled.  logp is its log-prob of each token at the sampling temperature."""
+
+    logp: torch.Tensor      # (B, T), zero off the mask
+    prompt: torch.Tensor    # (B,) which prompt of the batch the row answers
+    finished: torch.Tensor  # (B,) bool: the policy ended it with EOS
+
+    def responses(self):
+        """The response ids of each row, EOS left out: a list of B lists."""
+        rows = zip(self.targets.tolist(), self.mask.tolist(), self.finished.tolist())
+        return [
+            [token for token, chosen in zip(targets, mask) if chosen][: -1 if done else None]
+            for targets, mask, done in rows
+        ]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Row i of `chosen` was preferred to row i of `rejected`; both answer the same prompt."""
+
+    chosen: Sequences
+    rejected: Sequences
+
+    def __len__(self):
+        return len(self.chosen)
+
+    def __getitem__(self, rows):
+        return Pairs(self.chosen[rows], self.rejected[rows])
+
+
+def pack(prompts, responses, pad):
+    """Sequences from lists of ids; each response already ends in EOS where it should."""
+    width = max(len(p) + len(r) for p, r in zip(prompts, responses))
+    tokens = torch.full((len(prompts), width), pad)
+    mask = torch.zeros(len(prompts), width - 1, dtype=torch.bool)
+    for row, (p, r) in enumerate(zip(prompts, responses)):
+        tokens[row, : len(p) + len(r)] = torch.tensor(p + r)
+        mask[row, len(p) - 1 : len(p) + len(r) - 1] = True
+    return Sequences(tokens, mask)
+
+
+def distribution(model, seqs, temperature=1.0, explicit=False):
+    """Log-probs over the vocabulary where a response token is predicted, and nowhere else.
+
+    -> (N, V), rows in the order of mask.nonzero().  At least float32, whatever the model's type.
+    """
+    logits = model.head(model.hidden(seqs.inputs, explicit)[seqs.mask])
+    if logits.dtype not in (torch.float32, torch.float64):
+        logits = logits.float()
+    return torch.log_softmax(logits / temperature, -1)
+
+
+def logprobs(model, seqs, temperature=1.0):
+    """Log-prob of every response token, zero elsewhere.  -> (B, T)"""
+    logp_all = distribution(model, seqs, temperature)
+    return spread(pick(logp_all, seqs.targets[seqs.mask]), seqs.mask)
+
+
+def minibatches(rows, size, epochs, rng):
+    """Shuffled index lists that cover `rows` once per epoch, each of at most `size`."""
+    for _ in range(epochs):
+        order = list(rows)
+        rng.shuffle(order)
+        for start in range(0, len(order), size):
+            yield order[start : start + size]
+
+
+# ---- sampling
+
+ROOM_SHARE = 0.75  # the cache is compacted when fewer rows than this share are still open
+
+
+def streams(prompts, copies, seed):
+    """One random stream per sample, named by (seed, the prompt's own ids, which sample of it).
+
+    A sample's stream does not depend on what else is in the batch, nor on its place there.  A
+    prompt that occurs twice goes on counting, so its second group differs from its first.
+    """
+    seen, made = {}, []
+    for ids in prompts:
+        name = zlib.crc32(np.asarray(ids, dtype=np.int64).tobytes())
+        for _ in range(copies):
+            sample = seen[name] = seen.get(name, -1) + 1
+            made.append(np.random.Generator(np.random.Philox(np.random.SeedSequence(
+                [*seed, name, sample]
+            ))))
+    return made
+
+
+@torch.no_grad()
+def generate(model, prompts, copies=1, *, room, eos, pad, temperature=1.0, seed=(0,)):
+    """Sample `copies` responses to each prompt, of at most `room` tokens.
+
+    prompts: P lists of ids, BOS included.  eos: the set of ids that end a response.  seed: the
+    integers that name this call, such as (run seed, step).  temperature 0 takes the likeliest
+    token.  Returns a Rollout of P*copies rows, the samples of one prompt side by side.
+
+    Tokens are drawn by inverting the cumulative distribution at one uniform number, which is
+    several times faster than torch.multinomial and keeps each row's draws its own.
+    """
+    longest = max(map(len, prompts))
+    limit = model.config.max_position_embeddings
+    if longest + room > limit:
+        raise MinipostError(
+            f"a prompt of {longest} tokens and a response of up to {room} do not fit the model's "
+            f"context of {limit}"
+        )
+    device, rows = model.device, len(prompts) * copies
+    lengths = torch.tensor([len(ids) for ids in prompts], device=device)
+    read = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in prompts], device=device)
+    uniform = None
+    if temperature > 0:
+        drawn = np.stack([stream.random(room) for stream in streams(prompts, copies, seed)])
+        uniform = torch.from_numpy(drawn).to(device)                        # (B, room) float64
+    cache, hidden = model.prefill(read, lengths, room, copies)
+    stop = torch.tensor(sorted(eos), device=device)
+    response = torch.full((rows, room), pad, device=device)
+    logp = torch.zeros(rows, room, device=device)
+    mask = torch.zeros(rows, room, dtype=torch.bool, device=device)
+    finished = torch.zeros(rows, dtype=torch.bool, device=device)
+    here = torch.arange(rows, device=device)                                # rows in the cache
+    open_ = torch.ones(rows, dtype=torch.bool, device=device)               # of those, still going
+    for t in range(room):
+        logp_all = next_logp(model.head(hidden), temperature)               # (open and late, V)
+        token = draw(logp_all, None if uniform is None else uniform[here, t])
+        going = here[open_]
+        response[going, t] = token[open_]
+        logp[going, t] = pick(logp_all, token)[open_].to(logp.dtype)
+        mask[going, t] = True
+        ended = open_ & torch.isin(token, stop)
+        finished[here[ended]] = True
+        open_ = open_ & ~ended
+        left = int(open_.sum())
+        if left == 0 or t == room - 1:
+            break
+        if left < ROOM_SHARE * len(open_):
+            keep = open_.nonzero()[:, 0]
+            cache.select(keep)
+            here, token, open_ = here[keep], token[keep], open_[keep]
+        hidden = model.step(token, cache)
+    prompt = torch.arange(len(prompts), device=device).repeat_interleave(copies)
+    return assemble(read[prompt], lengths[prompt], response, logp, mask, prompt, finished, pad)
+
+
+def next_logp(logits, temperature):
+    """Log-probs to sample from, at the same temperature and precision as `distribution`."""
+    if logits.dtype not in (torch.float32, torch.float64):
+        logits = logits.float()
+    return torch.log_softmax(logits / (temperature or 1.0), -1)
+
+
+def draw(logp_all, uniform):
+    """A token per row: the likeliest, or where the cumulative distribution passes `uniform`."""
+    if uniform is None:
+        return logp_all.argmax(-1)
+    cumulative = logp_all.exp().cumsum(-1)
+    total = cumulative[:, -1]
+    point = (uniform * total).to(total.dtype)
+    point = torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
+    # The first entry above a point below the total is always a token of positive probability.
+    return torch.searchsorted(cumulative, point[:, None], right=True)[:, 0]
+
+
+def assemble(read, lengths, response, logp, mask, prompt, finished, pad):
+    """Close the gap between prompts of unequal length and their responses."""
+    rows, longest = read.shape
+    room = response.shape[1]
+    tokens = torch.full((rows, longest + room), pad, device=read.device)
+    tokens[:, :longest] = read
+    column = torch.arange(room, device=read.device)
+    place = lengths[:, None] + column                                       # (B, room)
+    tokens.scatter_(1, place, response)
+    wide = torch.zeros(rows, longest + room - 1, device=read.device)
+    wide_logp = wide.scatter(1, place - 1, logp)
+    wide_mask = wide.bool().scatter(1, place - 1, mask)
+    return Rollout(tokens, wide_mask, wide_logp, prompt, finished)[torch.arange(rows)]
+
+
+# ---- offline data
+
+def save(path, rollout, **columns):
+    """Write a Rollout, with any further tensors of B rows (rewards, say), as safetensors."""
+    tensors = {f.name: getattr(rollout, f.name).contiguous() for f in fields(rollout)}
+    save_file({**tensors, **columns}, str(path), metadata={"format": "pt"})
+
+
+def load(path):
+    """Read what `save` wrote: the Rollout and a dict of the further columns."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        names = [f.name for f in fields(Rollout)]
+        rollout = Rollout(**{name: tensors.pop(name) for name in names})
+    except (OSError, SafetensorError, KeyError) as error:
+        raise MinipostError(f"{path}: not a saved rollout ({error})") from None
+    return rollout, tensors

@@ -1,0 +1,301 @@
+"""A run: the policy being trained and all that a method may ask for while it trains.
+
+    Learner   a module, its gradient and its AdamW state, each as one flat vector
+    Run       policy, task, reward, random streams, sampling and scoring over all ranks
+    Meter     metrics of one step, summed over micro-batches and ranks
+
+Everything random is derived from (seed, step, purpose), so a run's state is its registered modules
+and the number of steps done, and a resumed run repeats the uninterrupted one bit for bit.
+"""
+
+import copy
+import math
+import random
+import zlib
+from dataclasses import dataclass, field
+
+import torch
+
+from minipost import parallel
+from minipost.errors import MinipostError
+from minipost.rollout import Rollout, generate
+
+SKIPS_ALLOWED = 5  # steps in a row that may be dropped for a gradient that is not finite
+
+
+class Learner:
+    """A module with AdamW (Loshchilov & Hutter 2019, arxiv.org/abs/1711.05101).
+
+        m <- b1 m + (1-b1) g      v <- b2 v + (1-b2) g^2      t <- t + 1
+        w <- w - lr ( m / (1-b1^t) / (sqrt(v / (1-b2^t)) + eps) + decay w )
+
+    Parameters are views into one vector, and so are their gradients: the sum over ranks, the norm
+    and the update are a few operations on long vectors, and TRPO finds its vectors ready.  Decay
+    touches matrices only.  With weights below float32 the update runs on a float32 copy.
+    """
+
+    def __init__(self, module, betas=(0.9, 0.999), eps=1e-8, decay=0.0):
+        self.module, self.betas, self.eps, self.decay = module, betas, eps, decay
+        self.params = sorted((p for p in module.parameters()), key=lambda p: p.dim() < 2)
+        self.matrix_part = sum(p.numel() for p in self.params if p.dim() >= 2)
+        self.flat = torch.cat([p.detach().flatten() for p in self.params])
+        self.grad = torch.zeros_like(self.flat)
+        start = 0
+        for p in self.params:
+            part = slice(start, start := start + p.numel())
+            p.data, p.grad = self.flat[part].view_as(p), self.grad[part].view_as(p)
+        self.master = self.flat if self.flat.dtype == torch.float64 else self.flat.float()
+        self.m, self.v = torch.zeros_like(self.master), torch.zeros_like(self.master)
+        self.updates = self.skipped = self.skips_in_a_row = 0
+
+    @torch.no_grad()
+    def step(self, lr, max_grad_norm=1.0):
+        """One update from the gradients that backward() left; returns their norm before clipping.
+
+        A gradient that is not finite is dropped and counted; MinipostError after 5 in a row.
+        """
+        parallel.sum_(self.grad)
+        norm = float(self.grad.norm())
+        if not norm < float("inf"):
+            self.skipped += 1
+            self.skips_in_a_row += 1
+            self.grad.zero_()
+            if self.skips_in_a_row >= SKIPS_ALLOWED:
+                raise MinipostError(
+                    f"the gradient was not finite {SKIPS_ALLOWED} steps in a row; lower the "
+                    "learning rate or look at the rewards"
+                )
+            return norm
+        self.skips_in_a_row = 0
+        grad = self.grad.to(self.master.dtype)
+        if norm > max_grad_norm:
+            grad = grad * (max_grad_norm / norm)
+        self.updates += 1
+        b1, b2 = self.betas
+        self.m.lerp_(grad, 1 - b1)
+        self.v.mul_(b2).addcmul_(grad, grad, value=1 - b2)
+        scale = (self.v / (1 - b2**self.updates)).sqrt_().add_(self.eps)
+        self.master[: self.matrix_part].mul_(1 - lr * self.decay)
+        self.master.addcdiv_(self.m, scale, value=-lr / (1 - b1**self.updates))
+        if self.master is not self.flat:
+            self.flat.copy_(self.master)
+        self.grad.zero_()
+        return norm
+
+    def state(self):
+        """Tensors and numbers that `restore` needs to continue exactly."""
+        tensors = {"weights": self.master, "m": self.m, "v": self.v}
+        return tensors, [self.updates, self.skipped, self.skips_in_a_row]
+
+    def restore(self, tensors, numbers):
+        for mine, saved in ((self.master, "weights"), (self.m, "m"), (self.v, "v")):
+            mine.copy_(tensors[saved])
+        self.flat.copy_(self.master)
+        self.updates, self.skipped, self.skips_in_a_row = numbers
+
+
+class Meter:
+    """Metrics of one step.  `add` takes pieces that sum to a gradient step's value over its
+    micro-batches and ranks; `means` averages over the step's gradient steps."""
+
+    def __init__(self, *names):
+        self.sums = dict.fromkeys(names, 0.0)
+
+    def add(self, **pieces):
+        for name, piece in pieces.items():
+            self.sums[name] += float(piece)
+
+    def means(self, updates=1):
+        values = torch.tensor(list(self.sums.values()), dtype=torch.float64)
+        parallel.sum_(values)
+        return dict(zip(self.sums, (values / max(1, updates)).tolist()))
+
+
+@dataclass
+class Run:
+    """What a method trains and whom it asks.  `step` is the step that is now being made."""
+
+    policy: Learner
+    vocabulary: object
+    task: object
+    reward: object          # f(prompts, completions, **columns) -> list of float
+    seed: int = 0
+    step: int = 0
+    steps: int = 0          # how many there will be, for schedules
+    micro: int = 16         # sequences in one forward and backward pass
+    tokens: int = 0         # response tokens sampled or trained on so far
+    learners: dict = field(default_factory=dict)
+    frozen: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.learners["policy"] = self.policy
+        self.restored = {}
+
+    # ---- what a step depends on
+
+    def rng(self, purpose):
+        """A fresh random.Random for this purpose at this step of this seed."""
+        return random.Random(f"{self.seed}/{self.step}/{purpose}")
+
+    def learner(self, name, module, **options):
+        """Register a further module that learns (critic, reward model); resumed runs restore it."""
+        self.learners[name] = learner = Learner(module, **options)
+        if name in self.restored:
+            learner.restore(*self.restored.pop(name))
+        return learner
+
+    def reference(self, name="reference"):
+        """A frozen copy of the policy as the run began, also after a resume."""
+        if name not in self.frozen:
+            self.frozen[name] = copy.deepcopy(self.policy.module).requires_grad_(False)
+        return self.frozen[name]
+
+    def state(self):
+        """(tensors, facts) for checkpoint.save_state."""
+        tensors, numbers = {}, {}
+        for name, learner in self.learners.items():
+            found, numbers[name] = learner.state()
+            tensors |= {f"learner/{name}/{key}": value for key, value in found.items()}
+        for name, module in self.frozen.items():
+            tensors |= {f"frozen/{name}/{k}": v for k, v in module.state_dict().items()}
+        return tensors, {"step": self.step, "tokens": self.tokens, "learners": numbers}
+
+    def restore(self, tensors, facts):
+        """Continue from a saved state; learners that a method registers later find theirs here."""
+        self.step, self.tokens = facts["step"], facts["tokens"]
+        for name, numbers in facts["learners"].items():
+            saved = ({key: tensors[f"learner/{name}/{key}"] for key in ("weights", "m", "v")}, numbers)
+            if name in self.learners:
+                self.learners[name].restore(*saved)
+            else:
+                self.restored[name] = saved
+        for name in {key.split("/")[1] for key in tensors if key.startswith("frozen/")}:
+            head = f"frozen/{name}/"
+            self.reference(name).load_state_dict(
+                {k[len(head):]: v for k, v in tensors.items() if k.startswith(head)}
+            )
+
+    # ---- problems, samples, rewards
+
+    def problems(self, n):
+        """The step's training problems, the same in every rank."""
+        return self.task.sample(n, self.rng("problems"))
+
+    def sample(self, problems, copies, *, room, temperature, module=None, purpose="rollout"):
+        """`copies` responses to each problem, sampled in shares and gathered in every rank."""
+        module = module or self.policy.module
+        prompts = [self.vocabulary.prompt(p.prompt) for p in problems]
+        mine = parallel.share(range(len(prompts)))
+        seed = (self.seed, self.step, zlib.crc32(purpose.encode()))
+        part = None
+        if len(mine):
+            part = generate(
+                module, [prompts[i] for i in mine], copies, room=room, eos=self.vocabulary.eos,
+                pad=self.vocabulary.pad, temperature=temperature, seed=seed,
+            )
+        rollout = gather(part, mine.start * copies, len(prompts) * copies, prompts, room,
+                         self.vocabulary, module.device)
+        self.tokens += int(rollout.mask.sum())
+        return rollout
+
+    def texts(self, rollout):
+        """The completions as text."""
+        return [self.vocabulary.decode(ids) for ids in rollout.responses()]
+
+    def score(self, problems, rollout):
+        """The reward of every row.  (B,)  Rank 0 asks the reward function and tells the others."""
+        reward = torch.zeros(len(rollout), dtype=torch.float64)
+        if parallel.rank() == 0:
+            rows = [problems[i] for i in rollout.prompt.tolist()]
+            reward = torch.tensor(ask(self.reward, rows, self.texts(rollout)), dtype=torch.float64)
+        parallel.sum_(reward)
+        return reward.to(rollout.logp)
+
+    def micro_batches(self, rows, lengths):
+        """This rank's part of these rows, cut into micro-batches of like length.
+
+        Rows are dealt to the ranks in order of length, so each has the same work and little of
+        it is padding.
+        """
+        order = sorted(rows, key=lambda row: (int(lengths[row]), row))
+        mine = order[parallel.rank() :: parallel.world()]
+        return [mine[i : i + self.micro] for i in range(0, len(mine), self.micro)]
+
+
+def gather(part, start, rows, prompts, room, vocabulary, device):
+    """The Rollout of all ranks in every rank, from each one's part.
+
+    Each rank fills its rows of zeros and the ranks add up.  (All ranks know every prompt.)
+    """
+    width = max(map(len, prompts)) + room
+    tokens = torch.zeros(rows, width, dtype=torch.long, device=device)
+    mask = torch.zeros(rows, width - 1, dtype=torch.uint8, device=device)
+    logp = torch.zeros(rows, width - 1, device=device)
+    finished = torch.zeros(rows, dtype=torch.uint8, device=device)
+    if part is not None:
+        mine = slice(start, start + len(part))
+        tokens[mine] = vocabulary.pad
+        tokens[mine, : part.tokens.shape[1]] = part.tokens
+        mask[mine, : part.mask.shape[1]] = part.mask
+        logp[mine, : part.logp.shape[1]] = part.logp
+        finished[mine] = part.finished
+    parallel.sum_(tokens, mask, logp, finished)
+    prompt = torch.arange(len(prompts), device=device).repeat_interleave(rows // len(prompts))
+    return Rollout(tokens, mask.bool(), logp, prompt, finished.bool())[torch.arange(rows)]
+
+
+def describe(rollout, reward, group):
+    """What people look for first in a rollout, under TRL's names."""
+    by_group = reward.view(-1, group)
+    return {
+        "reward": float(reward.mean()),
+        "reward_std": float(by_group.std(1).mean()),
+        "frac_reward_zero_std": float((by_group == by_group[:, :1]).all(1).float().mean()),
+        "completions/mean_length": float(rollout.lengths.float().mean()),
+        "completions/clipped_ratio": float((~rollout.finished).float().mean()),
+    }
+
+
+def columns(problems):
+    """The problems' columns as lists, one entry per problem."""
+    names = {name for problem in problems for name in problem.columns}
+    return {name: [problem.columns.get(name) for problem in problems] for name in sorted(names)}
+
+
+def ask(reward, problems, completions):
+    """Call a reward function and hold it to its contract: one finite float per row.
+
+    MinipostError names the function and the row where it raises, returns another number of
+    values, or gives something else than a finite number.
+    """
+    name = getattr(reward, "__qualname__", type(reward).__name__)
+    try:
+        values = reward(
+            prompts=[problem.prompt for problem in problems], completions=completions,
+            **columns(problems),
+        )
+    except Exception as error:  # whatever user code raises, the run ends with one sentence
+        raise MinipostError(
+            f"the reward function {name} raised {type(error).__name__}: {error}"
+        ) from error
+    try:
+        values = list(values)
+    except TypeError:
+        raise MinipostError(
+            f"the reward function {name} returned {type(values).__name__}, expected a list"
+        ) from None
+    if len(values) != len(problems):
+        raise MinipostError(
+            f"the reward function {name} returned {len(values)} values for {len(problems)} rows"
+        )
+    for row, value in enumerate(values):
+        try:
+            good = math.isfinite(value)
+        except (TypeError, ValueError, OverflowError):
+            good = False
+        if not good:
+            raise MinipostError(
+                f"the reward function {name} returned {value!r} for row {row} "
+                f"(completion {completions[row][:40]!r}); expected a finite number"
+            )
+    return [float(value) for value in values]

@@ -1,0 +1,156 @@
+"""Arithmetic: chains of + and - whose running totals all stay within 0..99.
+
+With worked steps (the default) a problem and its demonstration read
+
+    7+5-3+8=? Think:
+    7+5=12
+    12-3=9
+    9+8=17
+    Answer: 17
+
+and with `direct` the prompt is "7+5-3+8=? Answer:" and the completion is " 17".
+"""
+
+import random
+import re
+from dataclasses import dataclass
+from itertools import islice
+
+from minipost.errors import MinipostError
+from minipost.tasks.base import Problem, is_held_out
+
+LIMIT = 99  # the largest running total
+PATIENCE = 5_000  # draws in a row without a new problem after which a space counts as exhausted
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Add and subtract a chain of small numbers; the answer is one whole number, 0..99."""
+
+    terms: int = 6  # how many numbers are in a chain
+    largest: int = 9  # largest operand; operands are 1..largest
+    direct: bool = False  # answer at once instead of with worked steps
+
+    name = "arithmetic"
+    step_end = "\n"
+
+    def __post_init__(self):
+        if self.terms < 2:
+            raise MinipostError(f"terms must be at least 2, not {self.terms}")
+        if not 1 <= self.largest <= LIMIT:
+            raise MinipostError(f"largest must be 1..{LIMIT}, not {self.largest}")
+        for held, split in ((False, "training"), (True, "held-out")):
+            if next(self._draws(random.Random(0), held), None) is None:
+                raise MinipostError(f"terms={self.terms}, largest={self.largest} leaves no problem "
+                                 f"for the {split} split; raise one of them")
+
+    def sample(self, n, rng):
+        """Draw n training problems with `rng`; none has held-out operands."""
+        return [next(self._draws(rng, held=False)) for _ in range(n)]
+
+    def heldout(self, n):
+        """Return the first n held-out problems in a fixed order (fewer if there are fewer)."""
+        draws = self._draws(random.Random(f"held-out {self.terms} {self.largest}"), held=True)
+        return list(islice(distinct(draws), n))
+
+    def demonstrate(self, problem, rng=None, slip=0.0):
+        """Write a completion; each result is wrong by 1..3 with probability `slip`.
+
+        The chain goes on consistently from a wrong result.  A slip never undoes an earlier one
+        and never pushes a later total out of 0..99; where no error can do that there is none.
+        """
+        rng = rng or random.Random(0)
+        operands = _operands(problem.columns["chain"])
+        totals = [sum(operands[:k]) for k in range(1, len(operands) + 1)]
+        if self.direct:
+            return f" {totals[-1] + _slip(0, totals[-1:], rng, slip)}"
+        lines, off = [], 0  # off: how far the written total is from the true one
+        for k in range(1, len(operands)):
+            before = totals[k - 1] + off
+            off = _slip(off, totals[k:], rng, slip)
+            lines.append(f"{before}{operands[k]:+d}={totals[k] + off}")
+        return "\n".join([*lines, f"Answer: {totals[-1] + off}"])
+
+    def parse(self, text):
+        """Return the integer after the last "Answer:", or the whole text if that is one."""
+        _, marker, tail = text.rpartition("Answer:")
+        found = re.search("-?[0-9]+", tail) if marker else re.fullmatch("-?[0-9]+", text.strip())
+        # Reading a very long number takes quadratic time, and int() refuses the longest.
+        if found is None or len(found[0].lstrip("-")) > 9:
+            return None
+        return int(found[0])
+
+    def reward(self, prompts, completions, answer, **columns):
+        """Return 1.0 for each completion that states its answer, else 0.0."""
+        return [float(self.parse(text) == right)
+                for text, right in zip(completions, answer, strict=True)]
+
+    def steps(self, text):
+        """Return the step lines, those before the "Answer:" line; step k ends at newline k."""
+        lines = text.split("\n")
+        ends = (k for k, line in enumerate(lines) if line.startswith("Answer:"))
+        last = next(ends, len(lines) - (lines[-1] == ""))
+        return lines[:last]
+
+    def check_steps(self, problem, text):
+        """Say for each step line whether it takes the chain's next term from the total before it.
+
+        The total before is the one that the previous line states, right or wrong, so a step
+        that goes on correctly from someone else's error is right.
+        """
+        total, *rest = _operands(problem.columns["chain"])
+        right = []
+        for k, line in enumerate(self.steps(text)):
+            right.append(k < len(rest) and total is not None
+                         and line == f"{total}{rest[k]:+d}={total + rest[k]}")
+            stated = re.search("=(-?[0-9]{1,9})\\Z", line)
+            total = int(stated[1]) if stated else None
+        return right
+
+    def _draws(self, rng, held):
+        """Yield problems of one split; ends after PATIENCE draws of the other in a row."""
+        misses = 0
+        while misses < PATIENCE:
+            operands = [rng.randint(1, self.largest)]
+            total = operands[0]
+            for _ in range(self.terms - 1):
+                lo, hi = -min(self.largest, total), min(self.largest, LIMIT - total)
+                step = rng.randint(lo, hi - 1)
+                operands.append(step + (step >= 0))  # zero is left out
+                total += operands[-1]
+            misses += 1
+            if is_held_out([abs(n) for n in operands]) == held:
+                misses = 0
+                yield self._problem(operands)
+
+    def _problem(self, operands):
+        chain = str(operands[0]) + "".join(f"{n:+d}" for n in operands[1:])
+        prompt = f"{chain}=? Answer:" if self.direct else f"{chain}=? Think:\n"
+        return Problem(prompt, {"chain": chain, "answer": sum(operands)})
+
+
+def _operands(chain):
+    """Return the signed numbers of a chain: 7+5-3 gives [7, 5, -3]."""
+    return [int(n) for n in re.findall("[+-]?[0-9]+", chain)]
+
+
+def _slip(off, totals, rng, slip):
+    """Return the offset of the written totals after a step that goes wrong with chance `slip`."""
+    if rng.random() >= slip:
+        return off
+    lo, hi = -min(totals), LIMIT - max(totals)
+    wrong = [off + d for d in (-3, -2, -1, 1, 2, 3) if lo <= off + d <= hi and off + d != 0]
+    return rng.choice(wrong) if wrong else off
+
+
+def distinct(problems):
+    """Yield each problem once; ends with the source, or after PATIENCE repeats in a row."""
+    seen, repeats = set(), 0
+    for problem in problems:
+        repeats += 1
+        if problem.prompt not in seen:
+            seen.add(problem.prompt)
+            repeats = 0
+            yield problem
+        if repeats == PATIENCE:
+            return

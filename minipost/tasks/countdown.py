@@ -1,0 +1,324 @@
+"""Countdown: combine all the numbers with + - * / to reach a target, one exact move per line.
+
+Each line ends with the numbers that are left after its move:
+
+    Reach 24 from 4 9 10 13:
+    13-9=4:4 4 10
+    10-4=6:4 6
+    6*4=24:24
+
+Numbers other than 0, 1, 2, ... stand in parentheses: (8/3), (-3).  A state is a sorted tuple of
+exact rationals, int where whole and Fraction elsewhere, so that nothing is ever rounded.
+"""
+
+import hashlib
+import random
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from itertools import combinations, combinations_with_replacement, islice
+
+from minipost.errors import MinipostError
+from minipost.tasks.arithmetic import PATIENCE, distinct
+from minipost.tasks.base import Problem, is_held_out
+
+HELD_OUT_HANDS = 100
+NUMBER = r"(?:[0-9]{1,9}|\(-?[0-9]{1,9}(?:/[1-9][0-9]{0,8})?\))"
+MOVE = re.compile(rf"({NUMBER})([-+*/])({NUMBER})=({NUMBER}):({NUMBER}(?: {NUMBER})*)")
+
+
+def apply(state, line):
+    """Return the state after the move on `line`, or None if it is no exact legal move."""
+    match = MOVE.fullmatch(line)
+    if match is None:
+        return None
+    a, b, result = (_read(match[k]) for k in (1, 3, 4))
+    left = list(state)
+    for operand in (a, b):
+        if operand not in left:
+            return None
+        left.remove(operand)
+    if match[2] == "/" and b == 0 or _compute(a, match[2], b) != result:
+        return None
+    after = tuple(sorted([*left, result]))
+    return after if list(after) == sorted(_read(n) for n in match[5].split()) else None
+
+
+def moves(state):
+    """Return (line, next state) for each state one move away, each state once.
+
+    The larger operand comes first except in divisions, so no result is negative.  Only where the
+    state already holds a negative number can a positive target need another.
+    """
+    found = {}
+    for i, j in combinations(range(len(state)), 2):
+        b, a = state[i], state[j]
+        rest = state[:i] + state[i + 1:j] + state[j + 1:]
+        for x, op, y in ((a, "+", b), (a, "-", b), (a, "*", b), (a, "/", b), (b, "/", a),
+                         (b, "-", a)):
+            if (op == "/" and y == 0) or (op == "-" and x < y and state[0] >= 0):
+                continue
+            result = _compute(x, op, y)
+            after = tuple(sorted((*rest, result)))
+            if after not in found:
+                left = " ".join(map(_show, after))
+                found[after] = f"{_show(x)}{op}{_show(y)}={_show(result)}:{left}"
+    return [(line, after) for after, line in found.items()]
+
+
+def solvable(numbers, target, whole=False):
+    """Whether `numbers` can make `target`; with `whole`, by non-negative integers alone."""
+    return _solvable(tuple(sorted(numbers)), target, whole)
+
+
+def solve(numbers, target):
+    """Yield every solution as a completion; no two pass through the same states."""
+    state = tuple(sorted(numbers))
+    if state == (target,):
+        yield ""
+    for line, after in moves(state):
+        if solvable(after, target):
+            for rest in solve(after, target):
+                yield f"{line}\n{rest}" if rest else line
+
+
+def held_out(numbers):
+    """Whether these numbers belong to the held-out split, whatever the target.
+
+    Of the hands of the Game of 24 the first 100 by hash are held out, a fixed test set;
+    any other numbers follow the rule that all tasks share.
+    """
+    hand = tuple(sorted(numbers))
+    rank = _ranks_24().get(hand) if len(hand) == 4 else None
+    return is_held_out(hand) if rank is None else rank < HELD_OUT_HANDS
+
+
+@dataclass(frozen=True)
+class Countdown:
+    """Reach a target with every number used exactly once."""
+
+    numbers: int = 3  # how many numbers to combine, 3 or 4
+    largest: int = 13  # the numbers are 1..largest
+    target: int = 0  # 0: any reachable target from 10 to 99; 24: the Game of 24
+
+    name = "countdown"
+    step_end = "\n"
+
+    def __post_init__(self):
+        if self.numbers not in (3, 4):
+            raise MinipostError(f"numbers must be 3 or 4, not {self.numbers}")
+        if self.target not in (0, 24):
+            raise MinipostError(f"target must be 0 (any) or 24, not {self.target}")
+        most = 13 if self.target else 100  # 100**4 still fits the nine digits of a move
+        if not 1 <= self.largest <= most:
+            raise MinipostError(f"largest must be 1..{most} for this target, not {self.largest}")
+        for held, split in ((False, "training"), (True, "held-out")):
+            if next(self._draws(random.Random(0), held), None) is None:
+                raise MinipostError(f"numbers={self.numbers}, largest={self.largest} leaves no "
+                                 f"problem for the {split} split; raise one of them")
+
+    def sample(self, n, rng):
+        """Draw n training problems with `rng`; none has held-out numbers."""
+        return [next(self._draws(rng, held=False)) for _ in range(n)]
+
+    def heldout(self, n):
+        """Return the first n held-out problems in a fixed order (fewer if there are fewer)."""
+        if self.target:
+            hands = _hands(self.numbers, self.largest, self.target, True)
+            return [_problem(hand, self.target) for hand in hands[:n]]
+        draws = self._draws(random.Random(f"held-out {self.numbers} {self.largest}"), held=True)
+        return list(islice(distinct(draws), n))
+
+    def demonstrate(self, problem, rng=None, bad=0.0):
+        """Write a solution, of whole numbers if there is one.
+
+        With probability `bad` a move is any legal move between whole numbers instead.  Where
+        the target is out of reach, such moves lead on to a single number.
+        """
+        rng = rng or random.Random(0)
+        state, target = tuple(sorted(problem.columns["numbers"])), problem.columns["target"]
+        lines = []
+        while len(state) > 1:
+            options = moves(state)
+            rng.shuffle(options)
+            line, state = _choose(options, target, astray=rng.random() < bad)
+            lines.append(line)
+        return "\n".join(lines)
+
+    def parse(self, text):
+        """Return the single number that the last line leaves, a Fraction, or None."""
+        left = (self.steps(text) or [""])[-1].rpartition(":")
+        return Fraction(_read(left[2])) if left[1] and re.fullmatch(NUMBER, left[2]) else None
+
+    def reward(self, prompts, completions, numbers, target, **columns):
+        """Return 1.0 where every line is a legal move and the last leaves the target alone."""
+        rewards = []
+        for text, hand, goal in zip(completions, numbers, target, strict=True):
+            states = self._walk(hand, text)
+            solved = states and states[-1] == (goal,) and len(states) == len(self.steps(text))
+            rewards.append(float(bool(solved)))
+        return rewards
+
+    def steps(self, text):
+        """Return the lines; step k ends at newline k, and the last may lack its newline."""
+        lines = text.split("\n")
+        return lines[:-1] if lines[-1] == "" else lines
+
+    def states(self, problem, text):
+        """Return the state after each line, up to the first line that is no legal move."""
+        return self._walk(problem.columns["numbers"], text)
+
+    def check_steps(self, problem, text):
+        """Say for each line whether it is legal and the target is still within reach after it."""
+        states = self.states(problem, text)
+        reach = [solvable(state, problem.columns["target"]) for state in states]
+        return reach + [False] * (len(self.steps(text)) - len(states))
+
+    def _walk(self, numbers, text):
+        state, states = tuple(sorted(numbers)), []
+        for line in self.steps(text):
+            state = apply(state, line)
+            if state is None:
+                break
+            states.append(state)
+        return states
+
+    def _draws(self, rng, held):
+        """Yield problems of one split; ends after PATIENCE draws in a row without one."""
+        hands = self.target and _hands(self.numbers, self.largest, self.target, held)
+        while hands:
+            yield _problem(rng.choice(hands), self.target)
+        misses = 0
+        while not self.target and misses < PATIENCE:
+            misses += 1
+            hand = sorted(rng.choices(range(1, self.largest + 1), k=self.numbers))
+            if held_out(hand) == held and 10 <= (target := _random_result(hand, rng)) <= 99:
+                misses = 0
+                yield _problem(hand, target)
+
+
+def _problem(hand, target):
+    prompt = f"Reach {target} from {' '.join(map(str, hand))}:\n"
+    return Problem(prompt, {"numbers": list(hand), "target": target})
+
+
+def _choose(options, target, astray):
+    """Pick a move that keeps a whole solution, else any solution, else just whole numbers."""
+    if not astray:
+        for whole in (True, False):
+            for line, after in options:
+                if solvable(after, target, whole):
+                    return line, after
+    return next((move for move in options if _whole(move[1])), options[0])
+
+
+def _random_result(hand, rng):
+    """Combine the numbers by random moves between non-negative integers."""
+    left = list(hand)
+    while len(left) > 1:
+        rng.shuffle(left)
+        a, b = left.pop(), left.pop()
+        a, b = max(a, b), min(a, b)
+        op = rng.choice("+-*/" if b and a % b == 0 else "+-*")
+        left.append(_compute(a, op, b))
+    return left[0]
+
+
+@lru_cache(maxsize=None)
+def _ranks_24():
+    """Return each solvable hand of the Game of 24 (1..13) with its rank by hash."""
+    return {hand: k for k, hand in enumerate(_ranked(4, 13, 24))}
+
+
+@lru_cache(maxsize=None)
+def _ranked(count, largest, target):
+    hands = combinations_with_replacement(range(1, largest + 1), count)
+    return sorted((hand for hand in hands if solvable(hand, target)), key=_digest)
+
+
+@lru_cache(maxsize=None)
+def _hands(count, largest, target, held):
+    return [hand for hand in _ranked(count, largest, target) if held_out(hand) == held]
+
+
+def _digest(hand):
+    return hashlib.sha256(" ".join(map(str, hand)).encode()).digest()
+
+
+@lru_cache(maxsize=1 << 16)
+def _solvable(state, target, whole):
+    """Look for the last operation: one side makes x, the other must make what x lacks."""
+    if whole and not _whole(state):
+        return False
+    if len(state) == 1:
+        return state[0] == target
+    for small, large in _splits(state):
+        reach = _values(large, whole)
+        for x in _values(small, whole):
+            if x == target == 0 or not reach.isdisjoint(_partners(x, target)):
+                return True
+    return False
+
+
+def _partners(x, target):
+    """Return every y that makes `target` with x in one operation, in either order."""
+    partners = [target - x, x - target, x + target]
+    if x != 0:
+        partners += [target * x, _compute(target, "/", x)]
+        if target != 0:
+            partners.append(_compute(x, "/", target))
+    return partners
+
+
+@lru_cache(maxsize=4096)
+def _values(state, whole):
+    """Return everything that the numbers of `state` can make together."""
+    if len(state) == 1:
+        return frozenset(state)
+    made = set()
+    for small, large in _splits(state):
+        for x in _values(small, whole):
+            for y in _values(large, whole):
+                made |= {x + y, x - y, y - x, x * y}
+                made |= {_compute(a, "/", b) for a, b in ((x, y), (y, x)) if b != 0}
+    return frozenset(filter(_is_whole, made) if whole else made)
+
+
+def _splits(state):
+    """Yield the ways to deal the numbers out to two sides, the smaller side first."""
+    for size in range(1, len(state) // 2 + 1):
+        for taken in combinations(range(len(state)), size):
+            yield (tuple(state[k] for k in taken),
+                   tuple(n for k, n in enumerate(state) if k not in taken))
+
+
+def _compute(a, op, b):
+    """Return a op b exactly; b must not be 0 in a division."""
+    if op == "+":
+        return _tidy(a + b)
+    if op == "-":
+        return _tidy(a - b)
+    if op == "*":
+        return _tidy(a * b)
+    return a // b if a % b == 0 else Fraction(a) / b
+
+
+def _tidy(x):
+    return x.numerator if x.denominator == 1 else x
+
+
+def _is_whole(x):
+    return x >= 0 and x.denominator == 1
+
+
+def _whole(state):
+    return all(map(_is_whole, state))
+
+
+def _show(x):
+    return str(x) if _is_whole(x) else f"({x})"
+
+
+def _read(text):
+    return _tidy(Fraction(text.strip("()")))

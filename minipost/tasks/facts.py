@@ -1,0 +1,112 @@
+r"""Short questions with one answer: capitals, translations and two-digit sums.
+
+    prompt      What is the capital of France?\n
+    completion  Paris
+
+The rows lie in data/simple_tasks.jsonl, which scripts/make_facts.py writes.  Capitals and
+translations are facts to memorise: nothing about other countries tells Bhutan's capital, so all
+of them are training rows and `known` asks how many were kept.  Sums and differences do have a
+rule to learn, so some pairs of operands are held out, in every order and with either sign.
+"""
+
+import json
+import random
+import unicodedata
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from minipost.errors import MinipostError
+from minipost.tasks.base import Problem
+
+PATH = Path(__file__).resolve().parents[2] / "data" / "simple_tasks.jsonl"
+KINDS = ("capital", "french", "german", "spanish", "arithmetic")
+EXPECTED = (f'expected {{"kind": one of {KINDS}, "split": "train" or "test", "prompt": text '
+            'ending in a newline, "completion": one NFC line without outer spaces}')
+
+
+def parse(text):
+    """The first line of `text` without outer spaces, in Unicode NFC; None if nothing is left."""
+    return unicodedata.normalize("NFC", text.partition("\n")[0]).strip() or None
+
+
+def well_formed(row):
+    """Whether a decoded line is what EXPECTED says."""
+    return (isinstance(row, dict) and set(row) == {"kind", "split", "prompt", "completion"}
+            and all(isinstance(value, str) for value in row.values())
+            and row["kind"] in KINDS and row["split"] in ("train", "test")
+            and row["prompt"].endswith("\n") and parse(row["completion"]) == row["completion"])
+
+
+@lru_cache
+def rows(path=PATH):
+    """Every row of the file, in order; MinipostError names file and line where one is malformed."""
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except FileNotFoundError:
+        raise MinipostError(f"{path}: no such file, expected the rows that "
+                         "`python -m scripts.make_facts` writes") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line.decode())
+        except ValueError as error:
+            raise MinipostError(f"{path}:{number}: {error}; {EXPECTED}") from None
+        if not well_formed(row):
+            raise MinipostError(f"{path}:{number}: got {row!r}; {EXPECTED}")
+        found.append(row)
+    return tuple(found)
+
+
+def as_problem(row):
+    """The row as a problem with columns `answer` and `kind`."""
+    return Problem(row["prompt"], {"answer": row["completion"], "kind": row["kind"]})
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Questions of the chosen kinds; the reward asks for the exact answer on the first line."""
+
+    name = "facts"
+    kinds: str = "all"  # comma-separated kinds to include: capital,french,german,spanish,arithmetic
+
+    def __post_init__(self):
+        unknown = self.chosen() - set(KINDS)
+        if unknown:
+            raise MinipostError(f"kinds: no {sorted(unknown)}; expected all or some of {KINDS}")
+
+    def chosen(self):
+        """The set of kinds that the knob names."""
+        return set(KINDS if self.kinds == "all" else (k.strip() for k in self.kinds.split(",")))
+
+    def split(self, split):
+        """The rows of the chosen kinds in `split`, in the order of the file."""
+        chosen = self.chosen()
+        return [row for row in rows() if row["split"] == split and row["kind"] in chosen]
+
+    def sample(self, n, rng):
+        """n training problems, drawn with replacement from all rows alike."""
+        return [as_problem(row) for row in rng.choices(self.split("train"), k=n)]
+
+    def heldout(self, n):
+        """The first n held-out sums and differences; none if `kinds` leaves arithmetic out."""
+        return [as_problem(row) for row in self.split("test")[:n]]
+
+    def known(self, n):
+        """The first n capitals and translations of the training rows, mixed, always the same."""
+        taught = [row for row in self.split("train") if row["kind"] != "arithmetic"]
+        random.Random(0).shuffle(taught)
+        return [as_problem(row) for row in taught[:n]]
+
+    def demonstrate(self, problem, rng=None):
+        """The answer; there is only one, so `rng` is not asked."""
+        return problem.columns["answer"]
+
+    def parse(self, text):
+        """The stated answer, see `parse` above."""
+        return parse(text)
+
+    def reward(self, prompts, completions, answer, **columns):
+        """1.0 where the first line of the completion is the answer, letter for letter, else 0.0."""
+        return [float(parse(text) == right)
+                for text, right in zip(completions, answer, strict=True)]

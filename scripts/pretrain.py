@@ -1,0 +1,116 @@
+"""Train checkpoints/base from nothing: `make base`.
+
+The corpus is written on the fly by the tasks: worked sums with slips, sums answered directly,
+countdown moves good and bad, and the words that the facts are made of, without the facts.  Problems
+come from the training splits only.  The slips and the bad moves are there on purpose: a base model
+that has seen mistakes makes them, and so leaves the methods something to mend.
+
+The model learns to answer and not to ask: the loss is on completions.  Everything is derived from
+the seed, so the same machine and number of workers give the same file.
+"""
+
+import argparse
+import functools
+import random
+import time
+from pathlib import Path
+
+from minipost import checkpoint, parallel
+from minipost.gpt import GPT, GPTConfig
+from minipost.methods import sft
+from minipost.run import Learner, Run
+from minipost.tasks.arithmetic import Arithmetic
+from minipost.tasks.base import Problem
+from minipost.tasks.countdown import Countdown
+from minipost.tasks.facts import rows
+from minipost.tokenizer import BOS, EOS, PAD, Tokenizer
+
+SLIP = 0.12     # chance that a worked step goes wrong, so 5 steps in a row are right half the time
+BAD = 0.3       # chance that a countdown move is drawn at random
+
+LISTS = {"capital": "Name a capital.\n", "french": "Name a French word.\n",
+         "german": "Name a German word.\n", "spanish": "Name a Spanish word.\n"}
+
+
+class Corpus:
+    """The pre-training documents, as a task: problems whose demonstration is already chosen."""
+
+    def __init__(self):
+        self.words = [row for row in rows() if row["kind"] in LISTS]
+
+    def sample(self, n, rng):
+        return [self.document(rng) for _ in range(n)]
+
+    def document(self, rng):
+        kind = rng.random()
+        if kind < 0.06:
+            row = rng.choice(self.words)
+            return Problem(LISTS[row["kind"]], {"completion": row["completion"]})
+        if kind < 0.36:
+            return written(worked(rng.randint(2, 8)), rng, slip=SLIP)
+        if kind < 0.44:
+            return written(direct(rng.randint(2, 6)), rng)
+        if kind < 0.84:
+            return written(countdown(3, 0), rng, bad=BAD)
+        return written(countdown(4, rng.choice((0, 24))), rng, bad=BAD)
+
+    def demonstrate(self, problem, rng):
+        return problem.columns["completion"]
+
+
+@functools.cache
+def worked(terms):
+    return Arithmetic(terms=terms)
+
+
+@functools.cache
+def direct(terms):
+    return Arithmetic(terms=terms, direct=True)
+
+
+@functools.cache
+def countdown(numbers, target):
+    return Countdown(numbers=numbers, target=target)
+
+
+def written(task, rng, **faults):
+    problem = task.sample(1, rng)[0]
+    return Problem(problem.prompt, {"completion": task.demonstrate(problem, rng, **faults)})
+
+
+def tokenizer():
+    """Learnt from the facts' training rows and a sample of the corpus; 512 entries."""
+    corpus, rng = Corpus(), random.Random(0)
+    texts = [row["prompt"] + row["completion"] for row in rows() if row["split"] == "train"]
+    texts += [p.prompt + p.columns["completion"] for p in corpus.sample(2000, rng)]
+    return Tokenizer.train(texts, 512)
+
+
+def pretrain(args):
+    words = tokenizer()
+    model = GPT(GPTConfig(words.vocab_size, max_position_embeddings=512)).initialise(args.seed)
+    vocabulary = checkpoint.Vocabulary(words, words.id(BOS), [words.id(EOS)], words.id(PAD))
+    cfg = sft.Config(steps=args.steps, batch=256, lr=3e-3, warmup=100, decay=0.1)
+    run = Run(Learner(model, betas=(0.9, 0.95)), vocabulary, Corpus(), None, seed=args.seed,
+              micro=32)
+    learn, start = sft.train(run, cfg), time.perf_counter()
+    for run.step in range(args.steps):
+        metrics = next(learn)
+        if parallel.rank() == 0 and (run.step % 50 == 49 or run.step == args.steps - 1):
+            seconds = time.perf_counter() - start
+            left = seconds / (run.step + 1) * (args.steps - run.step - 1)
+            print(f"step {run.step + 1}/{args.steps}  loss {metrics['loss']:.3f}  "
+                  f"{run.tokens / seconds:,.0f} answer tokens/s  {left:.0f} s left", flush=True)
+    if parallel.rank() == 0:
+        checkpoint.create(args.out, model, words)
+        print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=1800, help="gradient steps of 256 documents")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("checkpoints/base"))
+    parser.add_argument("--workers", type=int, default=parallel.default_workers("cpu"))
+    args = parser.parse_args()
+    parallel.launch(lambda: pretrain(args), args.workers)

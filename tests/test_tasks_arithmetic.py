@@ -1,0 +1,163 @@
+"""The arithmetic task against Python's own sums, and its splits, parser and step checks."""
+
+import random
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minipost.tasks.arithmetic import Arithmetic
+from minipost.tasks.base import Problem, is_held_out
+
+WORKED = Arithmetic()
+DIRECT = Arithmetic(direct=True)
+TASKS = [WORKED, DIRECT, Arithmetic(terms=3, largest=99), Arithmetic(terms=12, largest=20)]
+
+
+def rewards(task, problems, texts):
+    return task.reward([p.prompt for p in problems], texts,
+                       **{key: [p.columns[key] for p in problems] for key in problems[0].columns})
+
+
+def numbers(problem):
+    return [int(n) for n in re.findall(r"\d+", problem.columns["chain"])]
+
+
+def running_totals(chain):
+    """Left to right over the characters, a different way from the task's signed operands."""
+    total, sign, totals = 0, 1, []
+    for token in re.findall(r"\d+|[+-]", chain):
+        if token in "+-":
+            sign = 1 if token == "+" else -1
+        else:
+            total += sign * int(token)
+            totals.append(total)
+    return totals
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_problems_state_their_answer_and_stay_in_range(task):
+    problems = task.sample(300, random.Random(0)) + task.heldout(100)
+    for problem in problems:
+        totals = running_totals(problem.columns["chain"])
+        assert len(totals) == task.terms
+        assert problem.columns["answer"] == totals[-1]
+        assert all(0 <= total <= 99 for total in totals)
+        assert all(1 <= n <= task.largest for n in numbers(problem))
+        assert problem.prompt.startswith(problem.columns["chain"] + "=?")
+
+
+def test_the_format_of_a_demonstration():
+    problem = WORKED.sample(1, random.Random(1))[0]
+    chain = problem.columns["chain"]
+    assert problem.prompt == f"{chain}=? Think:\n"
+    a, sign, b = re.match(r"(\d)([+-])(\d)", chain).groups()
+    totals = running_totals(chain)
+    lines = WORKED.demonstrate(problem).split("\n")
+    assert lines[0] == f"{a}{sign}{b}={totals[1]}"
+    assert len(lines) == WORKED.terms and lines[-1] == f"Answer: {totals[-1]}"
+    direct = DIRECT.sample(1, random.Random(1))[0]
+    assert direct.prompt == f"{direct.columns['chain']}=? Answer:"
+    assert DIRECT.demonstrate(direct) == f" {direct.columns['answer']}"
+
+
+def test_splits_share_no_operands():
+    train, held = WORKED.sample(2000, random.Random(2)), WORKED.heldout(500)
+    assert not any(is_held_out(numbers(p)) for p in train)
+    assert all(is_held_out(numbers(p)) for p in held)
+    assert len({p.prompt for p in held}) == 500
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_heldout_is_a_fixed_list_and_sampling_follows_the_seed(task):
+    assert task.heldout(5) == task.heldout(40)[:5]
+    assert task.sample(20, random.Random(3)) == task.sample(20, random.Random(3))
+    assert task.sample(20, random.Random(3)) != task.sample(20, random.Random(4))
+    assert task.heldout(0) == []
+
+
+def test_a_small_space_ends_with_all_its_held_out_problems():
+    task = Arithmetic(terms=2)
+    chains = {f"{a}{sign}{b}" for a in range(1, 10) for b in range(1, 10) for sign in "+-"
+              if is_held_out([a, b]) and (sign == "+" or a >= b)}
+    assert {p.columns["chain"] for p in task.heldout(10**6)} == chains
+
+
+@pytest.mark.parametrize("knobs", [dict(terms=1), dict(largest=0), dict(largest=100),
+                                   dict(terms=2, largest=1), dict(terms=3, largest=1)])
+def test_senseless_knobs_are_refused(knobs):
+    with pytest.raises(ValueError, match="largest|terms"):
+        Arithmetic(**knobs)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_demonstrations_are_right_without_slips_and_wrong_with_them(task):
+    rng = random.Random(5)
+    problems = task.sample(300, rng)
+    assert rewards(task, problems, [task.demonstrate(p, rng) for p in problems]) == [1.0] * 300
+    slipped = rewards(task, problems, [task.demonstrate(p, rng, slip=1.0) for p in problems])
+    assert sum(slipped) <= 3  # totals that span nearly all of 0..99 leave no room to slip
+    assert task is TASKS[2] or sum(slipped) == 0
+
+
+def test_slipped_chains_are_wrong_by_little_and_go_on_from_their_own_totals():
+    rng = random.Random(6)
+    for problem in WORKED.sample(300, rng):
+        text = WORKED.demonstrate(problem, rng, slip=0.4)
+        *lines, answer = text.split("\n")
+        before, wrong = str(numbers(problem)[0]), []
+        for line in lines:
+            left, _, result = line.partition("=")
+            assert re.match(r"\d+", left)[0] == before and 0 <= int(result) <= 99
+            error = int(result) - running_totals(left)[-1]
+            assert abs(error) <= 3
+            wrong.append(error != 0)
+            before = result
+        assert answer == f"Answer: {before}"
+        assert WORKED.check_steps(problem, text) == [not w for w in wrong]
+        assert any(wrong) == (rewards(WORKED, [problem], [text]) == [0.0])
+
+
+def test_check_steps_finds_each_kind_of_wrong_step():
+    problem = Problem("7+5-3+8-1+2=? Think:\n", {"chain": "7+5-3+8-1+2", "answer": 18})
+
+    def check(text):
+        return WORKED.check_steps(problem, text)
+
+    assert check("7+5=12\n12-3=9") == [True, True]
+    assert check("7+5=12\n12-3=9\n") == [True, True]
+    assert check("7+5=13\n13-3=10") == [False, True]  # wrong sum, then a right step
+    assert check("7+5=13\n12-3=9") == [False, False]  # not from the total as written
+    assert check("7+5=12\n12-4=8") == [True, False]  # not the chain's operand
+    assert check("7+5=12\n12+3=15") == [True, False]  # not the chain's sign
+    assert check("5+7=12\n12-3=9") == [False, True]
+    assert check("well\n12-3=9") == [False, False]
+    assert check("7+05=12\n\n12-3=9") == [False, False, False]
+    assert check("Answer: 3\n7+5=12") == [] and check("") == []
+    long = WORKED.demonstrate(problem).replace("\nAnswer", "\n1+1=2\nAnswer")
+    assert check(long) == [True] * 5 + [False]
+
+
+@given(st.text() | st.text(alphabet="Answer: 0123456789+-=\n\u0663\u00b2"))
+@settings(max_examples=300)
+def test_no_text_makes_the_parsers_raise(text):
+    problem = WORKED.heldout(1)[0]
+    for candidate in (text, "Answer:" + text, text + "\nAnswer: 5"):
+        answer = WORKED.parse(candidate)
+        assert answer is None or abs(answer) < 10**9
+        assert len(WORKED.check_steps(problem, candidate)) == len(WORKED.steps(candidate))
+        assert rewards(WORKED, [problem], [candidate])[0] in (0.0, 1.0)
+
+
+@given(st.integers(0, 99), st.text(), st.text(alphabet=" \n.abc"))
+def test_the_last_answer_counts(number, before, after):
+    assert WORKED.parse(f"{before}Answer: 1\nAnswer: {number}{after}") == number
+    assert WORKED.parse(f" {number}\n") == number
+
+
+def test_what_is_no_answer():
+    for text in ("", "Answer:", "Answer: 5 Answer: x", "17 or 18", "17.", "\u0661\u0667",
+                 "Answer: " + "1" * 10, "1" * 10_000, "1_7"):
+        assert WORKED.parse(text) is None
+    assert WORKED.parse("Answer: -17") == -17

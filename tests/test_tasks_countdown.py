@@ -1,0 +1,251 @@
+"""Countdown against an independent solver that builds expression trees over Fractions."""
+
+import random
+from fractions import Fraction
+from functools import cache
+from itertools import combinations_with_replacement
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minipost.tasks.base import Problem, is_held_out
+from minipost.tasks.countdown import Countdown, apply, held_out, moves, solvable, solve
+
+TASKS = [Countdown(), Countdown(numbers=4), Countdown(target=24),
+         Countdown(numbers=4, target=24), Countdown(largest=100)]
+GAME = TASKS[3]
+HAND = Problem("", {"numbers": [4, 9, 10, 13], "target": 24})
+SOLUTION = "13-9=4:4 4 10\n10-4=6:4 6\n4*6=24:24"
+
+small = st.integers(-6, 13)
+hands = st.lists(st.integers(1, 13), min_size=2, max_size=4)
+
+
+def rewards(task, problems, texts):
+    return task.reward([p.prompt for p in problems], texts,
+                       **{key: [p.columns[key] for p in problems] for key in problems[0].columns})
+
+
+def reward(text, problem=HAND):
+    return rewards(GAME, [problem], [text])[0]
+
+
+@cache
+def tree_values(hand):
+    """Values of all expression trees over `hand`, (numerator, denominator), by bit masks."""
+    n, table = len(hand), {}
+    for mask in range(1, 1 << n):
+        if mask & (mask - 1) == 0:
+            table[mask] = {(hand[mask.bit_length() - 1], 1)}
+            continue
+        made, left = set(), (mask - 1) & mask
+        while left:
+            for a, b in table[left]:
+                for c, d in table[mask ^ left]:
+                    made |= {(a * d + c * b, b * d), (a * d - c * b, b * d), (a * c, b * d)}
+                    if c:
+                        made.add((a * d, b * c))
+            left = (left - 1) & mask
+        table[mask] = {(f.numerator, f.denominator) for f in (Fraction(*v) for v in made)}
+    return {Fraction(*v) for v in table[(1 << n) - 1]}
+
+
+def makes_24(left):
+    """Brute force on floats; no two values of four cards 1..13 near 24 lie within 1e-6."""
+    if len(left) == 1:
+        return abs(left[0] - 24) < 1e-6
+    for i in range(len(left)):
+        for j in range(i):
+            rest = [x for k, x in enumerate(left) if k not in (i, j)]
+            a, b = left[i], left[j]
+            for c in (a + b, a * b, a - b, b - a, b and a / b, a and b / a):
+                if makes_24([*rest, c]):
+                    return True
+    return False
+
+
+def test_the_game_of_24_has_1362_solvable_hands():
+    hands_24 = [h for h in combinations_with_replacement(range(1, 14), 4) if solvable(h, 24)]
+    assert len(hands_24) == 1362
+    rng = random.Random(0)
+    every = list(combinations_with_replacement(range(1, 14), 4))
+    for hand in rng.sample(every, 150):
+        assert (hand in hands_24) == makes_24(list(hand))
+
+
+def test_fractions_are_found_where_nothing_else_works():
+    assert solvable([3, 3, 8, 8], 24) and not solvable([3, 3, 8, 8], 24, whole=True)
+    only = list(solve([3, 3, 8, 8], 24))
+    assert only == ["8/3=(8/3):(8/3) 3 8\n3-(8/3)=(1/3):(1/3) 8\n8/(1/3)=24:24"]
+    assert GAME.demonstrate(Problem("", {"numbers": [3, 3, 8, 8], "target": 24})) == only[0]
+    assert not solvable([1, 1, 1, 1], 24) and list(solve([1, 1, 1, 1], 24)) == []
+
+
+@given(st.lists(small, min_size=1, max_size=3), st.integers(-30, 99))
+@settings(max_examples=150)
+def test_solvable_agrees_with_expression_trees(hand, target):
+    values = tree_values(tuple(hand))
+    assert solvable(hand, target) == (target in values)
+    for value in list(values)[:5]:
+        assert solvable(hand, value)
+
+
+@given(st.lists(small, min_size=2, max_size=4), st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_the_target_is_in_reach_exactly_when_some_move_keeps_it_there(hand, target):
+    state = tuple(sorted(hand))
+    assert solvable(state, target) == any(solvable(s, target) for _, s in moves(state))
+
+
+def reach_whole(state):
+    """The single numbers that moves between non-negative integers lead to."""
+    if len(state) == 1:
+        return set(state)
+    return {value for _, after in moves(state)
+            if all(n >= 0 and n == int(n) for n in after) for value in reach_whole(after)}
+
+
+@given(st.lists(st.integers(1, 13), min_size=2, max_size=3))
+@settings(max_examples=50)
+def test_whole_reach_is_what_whole_moves_make(hand):
+    reached = reach_whole(tuple(sorted(hand)))
+    assert {t for t in range(200) if solvable(hand, t, whole=True)} == set(range(200)) & reached
+
+
+@given(hands, st.randoms(use_true_random=False))
+@settings(max_examples=60)
+def test_every_move_is_legal_and_distinct(hand, rng):
+    state = tuple(sorted(hand))
+    while len(state) > 1:
+        options = moves(state)
+        assert len({after for _, after in options}) == len(options)
+        for line, after in options:
+            assert apply(state, line) == after == tuple(sorted(after))
+            assert min(after) >= 0
+        state = rng.choice(options)[1]
+
+
+@given(hands.filter(lambda h: len(h) == 3), st.integers(10, 99))
+@settings(max_examples=60, deadline=None)
+def test_solutions_are_distinct_and_earn_the_reward(hand, target):
+    problem = Problem("", {"numbers": hand, "target": target})
+    found = list(solve(hand, target))
+    assert len(set(found)) == len(found)
+    assert bool(found) == (target in tree_values(tuple(hand)))
+    assert all(reward(text, problem) == 1.0 for text in found)
+
+
+def test_reward_wants_every_line_legal_and_the_target_alone():
+    assert reward(SOLUTION) == reward(SOLUTION + "\n") == 1.0
+    assert reward("9-13=(-4):(-4) 4 10\n4-10=(-6):(-6) (-4)\n(-6)*(-4)=24:24") == 1.0
+    for wrong in ("", "24", ":24", "24:24",
+                  SOLUTION[:-1], SOLUTION.rsplit("\n", 1)[0],  # unfinished
+                  SOLUTION + "\n24", SOLUTION + "\n\n", "\n" + SOLUTION,  # lines too many
+                  SOLUTION.replace("4*6", "4+6"),  # false arithmetic
+                  SOLUTION.replace(":4 4 10", ":4 10"), SOLUTION.replace(":4 6", ":6 6"),
+                  SOLUTION.replace("13-9=4", "14-10=4"), "8*3=24:24",  # numbers not there
+                  "4*6=24:24", "13-9=4:4 4 10\n4*4=16:10 16\n16+10=26:26"):
+        assert reward(wrong) == 0.0, wrong
+    assert reward("4*6=24:24", Problem("", {"numbers": [6, 4, 4], "target": 24})) == 0.0
+
+
+def test_one_number_is_not_used_twice_and_nothing_is_divided_by_zero():
+    assert apply((4, 6), "4+4=8:6") is None
+    assert apply((4, 4), "4+4=8:8") == (8,)
+    assert apply((0, 4), "4/0=4:4") is None and apply((0, 4), "4/0=0:0") is None
+    assert apply((3, 8), "8/3=2:2") is None
+    assert apply((3, 8), "8/3=(8/3):(8/3)") == (Fraction(8, 3),)
+    assert apply((3, 8), "\u0663+8=11:11") is None
+
+
+def test_check_steps_asks_for_legal_moves_that_keep_the_target_in_reach():
+    assert GAME.check_steps(HAND, SOLUTION) == [True] * 3
+    lost = "13-9=4:4 4 10\n10/4=(5/2):(5/2) 4\n(5/2)*4=10:10"
+    assert GAME.check_steps(HAND, lost) == [True, False, False]
+    illegal = SOLUTION.replace("10-4=6", "10-4=7")
+    assert GAME.check_steps(HAND, illegal) == [True, False, False]
+    assert [len(s) for s in GAME.states(HAND, illegal)] == [3]
+    assert GAME.states(HAND, SOLUTION) == [(4, 4, 10), (4, 6), (24,)]
+
+
+@given(st.text() | st.text(alphabet="0123456789+-*/=:() \n\u0663"), st.integers(0, len(SOLUTION)))
+@settings(max_examples=300)
+def test_no_text_makes_the_checkers_raise(text, cut):
+    for candidate in (text, SOLUTION[:cut] + text, ":" + text, SOLUTION[:cut] + SOLUTION[cut + 1:]):
+        assert GAME.parse(candidate) is None or isinstance(GAME.parse(candidate), Fraction)
+        assert len(GAME.check_steps(HAND, candidate)) == len(GAME.steps(candidate))
+        assert reward(candidate) in (0.0, 1.0)
+        apply((4, 9, 10, 13), candidate)
+
+
+def test_parse_reads_the_single_number_left():
+    assert GAME.parse(SOLUTION) == 24 and GAME.parse(SOLUTION + "\n") == 24
+    assert GAME.parse("8/3=(8/3):(8/3)") == Fraction(8, 3)
+    for text in ("", "24", "13-9=4:4 4 10", ":8/3", ":(8/0)", ":(1/00)", ":" + "1" * 10, "1:\n\n"):
+        assert GAME.parse(text) is None
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_problems_fit_the_knobs_and_the_splits_share_no_numbers(task):
+    train, held = task.sample(1000, random.Random(0)), task.heldout(60)
+    for problem in train + held:
+        numbers, target = problem.columns["numbers"], problem.columns["target"]
+        assert len(numbers) == task.numbers and numbers == sorted(numbers)
+        assert 1 <= numbers[0] and numbers[-1] <= task.largest
+        assert target == task.target or task.target == 0 and 10 <= target <= 99
+        assert problem.prompt == f"Reach {target} from {' '.join(map(str, numbers))}:\n"
+    assert not any(held_out(p.columns["numbers"]) for p in train)
+    assert all(held_out(p.columns["numbers"]) for p in held)
+    assert len({p.prompt for p in held}) == len(held) > 10
+
+
+def test_the_held_out_hands_are_one_hundred_for_every_target():
+    first = {tuple(p.columns["numbers"]) for p in GAME.heldout(10**6)}
+    assert len(first) == 100
+    for hand in combinations_with_replacement(range(1, 14), 4):
+        rule = hand in first if solvable(hand, 24) else is_held_out(hand)
+        assert held_out(hand[::-1]) == rule
+    for hand in ((1, 2, 3), (5, 6, 7), (1, 5, 5), (1, 2, 3, 14), (20, 30, 40, 50)):
+        assert held_out(hand) == is_held_out(hand)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_heldout_is_a_fixed_list_and_sampling_follows_the_seed(task):
+    assert task.heldout(5) == task.heldout(40)[:5]
+    assert task.sample(20, random.Random(3)) == task.sample(20, random.Random(3))
+    assert task.sample(20, random.Random(3)) != task.sample(20, random.Random(4))
+
+
+@pytest.mark.parametrize("knobs", [dict(numbers=2), dict(numbers=5), dict(largest=0),
+                                   dict(largest=1), dict(largest=101), dict(target=7),
+                                   dict(target=24, largest=14), dict(target=24, largest=2)])
+def test_senseless_knobs_are_refused(knobs):
+    with pytest.raises(ValueError, match="numbers|largest|target"):
+        Countdown(**knobs)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_demonstrations_solve_and_bad_ones_are_exact_but_lost(task):
+    rng = random.Random(8)
+    problems = task.sample(150, rng) + task.heldout(50)
+    good = [task.demonstrate(p, rng) for p in problems]
+    assert rewards(task, problems, good) == [1.0] * len(problems)
+    for problem, text in zip(problems, good):
+        assert task.check_steps(problem, text) == [True] * (task.numbers - 1)
+        whole = solvable(problem.columns["numbers"], problem.columns["target"], whole=True)
+        assert whole != ("(" in text)
+    bad = [task.demonstrate(p, rng, bad=1.0) for p in problems]
+    assert sum(rewards(task, problems, bad)) < 0.25 * len(problems)
+    for problem, text in zip(problems, bad):
+        assert len(task.states(problem, text)) == task.numbers - 1 and "(" not in text
+
+
+def test_a_half_bad_demonstration_recovers_where_it_can():
+    rng = random.Random(9)
+    problem = Problem("", {"numbers": [4, 9, 10, 13], "target": 24})
+    texts = [GAME.demonstrate(problem, rng, bad=0.5) for _ in range(100)]
+    labels = [GAME.check_steps(problem, text) for text in texts]
+    assert 0 < sum(map(reward, texts)) < 100
+    assert all(steps == sorted(steps, reverse=True) for steps in labels)
+    assert all(steps[-1] == bool(reward(text)) for steps, text in zip(labels, texts))
