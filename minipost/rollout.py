@@ -103,6 +103,22 @@ def pack(prompts, responses, pad):
     return Sequences(tokens, mask)
 
 
+def concat(rollouts, pad):
+    """Several Rollouts as one; each one's prompts are counted on from those before."""
+    width = max(rollout.tokens.shape[1] for rollout in rollouts)
+    wide = {f.name: [] for f in fields(Rollout)}
+    prompts = 0
+    for rollout in rollouts:
+        extra = (0, width - rollout.tokens.shape[1])
+        wide["tokens"].append(torch.nn.functional.pad(rollout.tokens, extra, value=pad))
+        for name in ("mask", "logp"):
+            wide[name].append(torch.nn.functional.pad(getattr(rollout, name), extra))
+        wide["prompt"].append(rollout.prompt + prompts)
+        wide["finished"].append(rollout.finished)
+        prompts += int(rollout.prompt.max()) + 1 if len(rollout) else 0
+    return Rollout(**{name: torch.cat(parts) for name, parts in wide.items()})
+
+
 def distribution(model, seqs, temperature=1.0, explicit=False):
     """Log-probs over the vocabulary where a response token is predicted, and nowhere else.
 

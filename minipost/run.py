@@ -121,7 +121,7 @@ class Run:
     reward: object          # f(prompts, completions, **columns) -> list of float
     seed: int = 0
     step: int = 0
-    steps: int = 0          # how many there will be, for schedules
+    room: int = 48          # longest response, in tokens
     micro: int = 16         # sequences in one forward and backward pass
     tokens: int = 0         # response tokens sampled or trained on so far
     learners: dict = field(default_factory=dict)
@@ -177,11 +177,25 @@ class Run:
 
     # ---- problems, samples, rewards
 
-    def problems(self, n):
-        """The step's training problems, the same in every rank."""
-        return self.task.sample(n, self.rng("problems"))
+    def problems(self, n, again=0):
+        """The step's n training problems, the same in every rank; `again` counts further draws.
 
-    def sample(self, problems, copies, *, room, temperature, module=None, purpose="rollout"):
+        A finite list is gone through in epochs, each in an order of its own; other tasks, and
+        further draws in the same step, sample.
+        """
+        if again or not hasattr(self.task, "training"):
+            return self.task.sample(n, self.rng(f"problems {again}"))
+        rows = self.task.training()
+        found = []
+        for place in range(self.step * n, (self.step + 1) * n):
+            epoch, k = divmod(place, len(rows))
+            if k == 0 or not found:
+                order = list(range(len(rows)))
+                random.Random(f"{self.seed}/epoch {epoch}").shuffle(order)
+            found.append(rows[order[k]])
+        return found
+
+    def sample(self, problems, copies, *, temperature, module=None, purpose="rollout"):
         """`copies` responses to each problem, sampled in shares and gathered in every rank."""
         module = module or self.policy.module
         prompts = [self.vocabulary.prompt(p.prompt) for p in problems]
@@ -190,10 +204,10 @@ class Run:
         part = None
         if len(mine):
             part = generate(
-                module, [prompts[i] for i in mine], copies, room=room, eos=self.vocabulary.eos,
+                module, [prompts[i] for i in mine], copies, room=self.room, eos=self.vocabulary.eos,
                 pad=self.vocabulary.pad, temperature=temperature, seed=seed,
             )
-        rollout = gather(part, mine.start * copies, len(prompts) * copies, prompts, room,
+        rollout = gather(part, mine.start * copies, len(prompts) * copies, prompts, self.room,
                          self.vocabulary, module.device)
         self.tokens += int(rollout.mask.sum())
         return rollout

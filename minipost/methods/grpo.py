@@ -40,7 +40,6 @@ class Config:
     steps: int = 100            # rollouts to learn from
     prompts: int = 16           # prompts per rollout (P)
     group: int = 8              # answers per prompt (G), at least 2
-    room: int = 48              # longest answer, in tokens (L_max)
     temperature: float = 1.0    # sampling temperature (tau)
     minibatch: int = 128        # answers per gradient step
     epochs: int = 1             # passes over each rollout (mu)
@@ -99,7 +98,7 @@ def train(run, cfg):
     reference = run.reference() if cfg.beta else None
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.group, room=cfg.room, temperature=cfg.temperature)
+        rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
         adv = group_advantages(reward, cfg.group)                           # (B,)
 

@@ -84,6 +84,10 @@ class Facts:
         chosen = self.chosen()
         return [row for row in rows() if row["split"] == split and row["kind"] in chosen]
 
+    def training(self):
+        """All training problems, in the order of the file."""
+        return [as_problem(row) for row in self.split("train")]
+
     def sample(self, n, rng):
         """n training problems, drawn with replacement from all rows alike."""
         return [as_problem(row) for row in rng.choices(self.split("train"), k=n)]
@@ -97,6 +101,10 @@ class Facts:
         taught = [row for row in self.split("train") if row["kind"] != "arithmetic"]
         random.Random(0).shuffle(taught)
         return [as_problem(row) for row in taught[:n]]
+
+    def splits(self, n):
+        """What a run reports: recall of what was taught, then held-out arithmetic."""
+        return {"facts": self.known(n), "held-out arithmetic": self.heldout(n)}
 
     def demonstrate(self, problem, rng=None):
         """The answer; there is only one, so `rng` is not asked."""

@@ -1,0 +1,102 @@
+"""What a run shows on the screen, drawn with rich: header, live line, before and after."""
+
+import time
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from rich import box
+from rich.console import Console as Rich
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+LIVE = ("reward", "loss", "kl", "entropy")  # the metrics of the progress line, where a method has them
+
+
+def line(metrics, rate):
+    shown = [f"{name} {metrics[name]:.3f}" for name in LIVE
+             if name in metrics and not (name == "loss" and "reward" in metrics)]
+    return "  ".join([*shown, f"{rate:,.0f} tok/s"])
+
+
+class Console:
+    """All printing of a run.  A quiet one (every rank but the first) prints nothing."""
+
+    def __init__(self, quiet=False):
+        self.rich = Rich(quiet=quiet, highlight=False)
+        self.bar = None
+
+    def say(self, text):
+        self.rich.print(Text(text))
+
+    def header(self, algo, task, config, options, model, workers):
+        size = sum(p.numel() for p in model.parameters()) / 1e6
+        knobs = ", ".join(f"{k} {v}" for k, v in asdict(task).items())
+        recipe = ", ".join(f"{k} {v}" for k, v in asdict(config).items())
+        self.say(f"{algo} trains {options.model} ({size:.2f}M parameters) on {task.name} ({knobs})")
+        self.say(f"  {recipe}")
+        self.say(f"  seed {options.seed}, {workers} process{'es' if workers > 1 else ''}, "
+                 f"{model.device.type}, {options.dtype}")
+
+    def scores(self, when, results):
+        for split, metrics in results.items():
+            for metric, found in metrics.items():
+                s = found["score"]
+                self.say(f"{when}: {split}, {metric}: {s['value']:.3f} "
+                         f"[{s['low']:.3f}, {s['high']:.3f}] on {s['n']} problems")
+
+    @contextmanager
+    def progress(self, first, steps):
+        """A live line on a terminal; elsewhere a plain line ten times in a run."""
+        self.first, self.steps, self.started = first, steps, time.perf_counter()
+        if not self.rich.is_terminal:
+            yield
+            return
+        self.bar = Progress(
+            TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=16),
+            TextColumn("{task.fields[line]}"), TimeRemainingColumn(compact=True), TextColumn("left"),
+            console=self.rich,
+        )
+        with self.bar:
+            self.task = self.bar.add_task("", total=steps, completed=first, line="")
+            yield
+        self.bar = None
+
+    def step(self, step, metrics, rate):
+        if self.bar:
+            self.bar.update(self.task, completed=step, line=line(metrics, rate))
+        elif step == self.steps or (step - self.first) % max(1, (self.steps - self.first) // 10) == 0:
+            done = step - self.first
+            left = (time.perf_counter() - self.started) / done * (self.steps - step)
+            self.say(f"step {step}/{self.steps}  {line(metrics, rate)}  {left:.0f} s left")
+
+    def side_by_side(self, problems, before, after, metric):
+        """A few held-out problems with the answer before and the answer after."""
+        split = "held-out" if "held-out" in after else next(iter(after))
+        table = Table(box=box.SIMPLE_HEAD, title=f"held-out problems, {metric} answers",
+                      title_justify="left")
+        for name in ("problem", "before", "after"):
+            table.add_column(name, overflow="fold")
+        old, new = before[split][metric], after[split][metric]
+        for i, problem in enumerate(problems[: len(new["texts"])]):
+            table.add_row(Text(problem.prompt.strip()), answer(old, i), answer(new, i))
+        self.rich.print(table)
+
+    def result(self, summary, directory):
+        table = Table(box=box.SIMPLE_HEAD)
+        for name in ("reward", "n", "before [95%]", "after [95%]"):
+            table.add_column(name)
+        for name, row in summary["all"].items():
+            table.add_row(name, str(row["after"]["n"]), score(row["before"]), score(row["after"]))
+        self.rich.print(table)
+        self.say(f"{summary['seconds']:.0f} s of training, {summary['tokens']:,} tokens; "
+                 f"everything is in {directory}")
+
+
+def answer(found, i):
+    mark = "✓" if found["rewards"][i] > 0 else "✗"
+    return Text(f"{mark} " + found["texts"][i].strip().replace("\n", "; "))
+
+
+def score(s):
+    return f"{s['value']:.3f} [{s['low']:.3f}, {s['high']:.3f}]"

@@ -1,0 +1,146 @@
+"""Accuracy of a model directory on held-out problems, with 95% intervals.
+
+    python -m minipost.evaluate --model checkpoints/base                 the model card's table
+    python -m minipost.evaluate --model runs/x/model --task arithmetic --terms 8 --n 500
+
+Without --task every task that the base model was made for is measured, greedy and sampled.
+"""
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass
+
+from minipost.errors import MinipostError
+
+Z = 1.959963984540054  # two-sided 95%
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over n problems with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self):
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def interval(rewards):
+    """Mean and 95% interval: Wilson's for right and wrong, the normal one for other rewards."""
+    n, mean = len(rewards), sum(rewards) / len(rewards)
+    if set(rewards) <= {0.0, 1.0}:
+        middle = (mean + Z * Z / (2 * n)) / (1 + Z * Z / n)
+        half = Z / (1 + Z * Z / n) * math.sqrt(mean * (1 - mean) / n + Z * Z / (4 * n * n))
+        return Score(mean, max(0.0, middle - half), min(1.0, middle + half), n)
+    variance = sum((r - mean) ** 2 for r in rewards) / max(1, n - 1)
+    half = Z * math.sqrt(variance / n)
+    return Score(mean, mean - half, mean + half, n)
+
+
+def measure(run, problems, temperature):
+    """Answer each problem once and score it: (rewards, texts).  Temperature 0 is greedy.
+
+    The random streams are those of seed and problem, so two models are asked with the same luck.
+    """
+    step, run.step, tokens = run.step, 0, run.tokens
+    try:
+        rollout = run.sample(problems, 1, temperature=temperature, purpose="evaluation")
+        return run.score(problems, rollout).tolist(), run.texts(rollout)
+    finally:
+        run.step, run.tokens = step, tokens
+
+
+def splits(task, n):
+    """What to measure of a task: {name: problems}, the headline first."""
+    if hasattr(task, "splits"):
+        found = {name: rows for name, rows in task.splits(n).items() if rows}
+    else:
+        found = {"held-out": task.heldout(n)}
+    return found
+
+
+def standard_tasks():
+    """The tasks of the base model's card, by name."""
+    from minipost.tasks import Arithmetic, Countdown, Facts
+
+    return {
+        "arithmetic, 6 terms, worked": Arithmetic(),
+        "arithmetic, 6 terms, direct": Arithmetic(direct=True),
+        "arithmetic, 8 terms, worked": Arithmetic(terms=8),
+        "arithmetic, 3 terms, direct": Arithmetic(terms=3, direct=True),
+        "countdown, 3 numbers": Countdown(),
+        "countdown, 4 numbers": Countdown(numbers=4),
+        "Game of 24": Countdown(numbers=4, target=24),
+        "facts": Facts(),
+    }
+
+
+def main(argv=None):
+    from minipost.train import fail_in_one_sentence
+
+    parser = argparse.ArgumentParser(
+        prog="python -m minipost.evaluate", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", default="checkpoints/base", help="model directory")
+    parser.add_argument("--task", help="one task; its knobs are flags, as in minipost.train")
+    parser.add_argument("--n", type=int, default=400, help="problems per split")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--room", type=int, default=64, help="longest answer, in tokens")
+    parser.add_argument("--workers", type=int, default=None)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    args, rest = parser.parse_known_args(argv)
+    return fail_in_one_sentence(lambda: table(args, rest))
+
+
+def table(args, rest):
+    """Measure and print; `rest` are the knobs of --task."""
+    from minipost import parallel
+    from minipost.tasks import TASKS
+
+    if args.task is None:
+        if rest:
+            raise MinipostError(f"unknown option {rest[0]} (the knobs of a task need --task)")
+        tasks = standard_tasks()
+    else:
+        if args.task not in TASKS:
+            raise MinipostError(f"no task {args.task!r}; there are {', '.join(TASKS)}")
+        import tyro
+
+        tasks = {args.task: tyro.cli(TASKS[args.task], args=rest, prog="python -m minipost.evaluate")}
+    workers = parallel.default_workers("cpu") if args.workers is None else args.workers
+    found = parallel.launch(lambda: rows(args, tasks), workers)
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return
+    print("| task | split | n | greedy [95%] | sampled [95%] |\n|---|---|---|---|---|")
+    for row in found:
+        greedy, sampled = Score(**row["greedy"]), Score(**row["sampled"])
+        print(f"| {row['task']} | {row['split']} | {greedy.n} | {greedy} | {sampled} |")
+
+
+def rows(args, tasks):
+    """One row per task and split, as plain data."""
+    from minipost import checkpoint
+    from minipost.run import Learner, Run
+
+    model, vocabulary = checkpoint.load(args.model)
+    policy = Learner(model)
+    found = []
+    for title, task in tasks.items():
+        run = Run(policy, vocabulary, task, task.reward, seed=args.seed, room=args.room)
+        for split, problems in splits(task, args.n).items():
+            row = {"task": title, "split": split}
+            for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+                row[name] = asdict(interval(measure(run, problems, temperature)[0]))
+            found.append(row)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

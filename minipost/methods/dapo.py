@@ -1,0 +1,131 @@
+"""DAPO: Decoupled clip and dynamic sampling (Yu et al. 2025, arxiv.org/abs/2503.14476).
+
+GRPO with four changes, each against a way in which long runs stall:
+
+    clip-higher        clip(rho, 1-eps_low, 1+eps_high) with eps_high > eps_low, so that unlikely
+                       tokens can still gain                                          (sec. 3.1)
+    dynamic sampling   groups whose answers are all right or all wrong teach nothing: they are
+                       dropped and further prompts sampled in their place             (sec. 3.2)
+    token-level loss   the mean is over the tokens of the whole gradient step         (sec. 3.3)
+    soft overlong      a penalty that grows from 0 to -1 over the last L_c tokens before L_max:
+                       R = (L_max - L_c - |y|) / L_c, within [-1, 0]                  (sec. 3.4)
+
+    L = -(1/N) sum_t min(rho_t A, clip(rho_t, 1-eps_low, 1+eps_high) A),   A as in GRPO, no KL
+    dL/dlogp_t = -rho_t A / N   where the clip is not active, else 0
+
+Where we differ: an answer cut off at L_max gets the full penalty (the paper counts its length, which
+comes to the same), and after `rounds` rounds the step goes on with the groups that it has.
+"""
+
+from dataclasses import dataclass
+
+from minipost import ops
+from minipost.errors import MinipostError
+from minipost.ops import masked_sum, spread
+from minipost.rollout import concat, distribution, minibatches
+from minipost.run import Meter, describe
+
+TASK = "arithmetic"
+METRIC = "sampled"
+
+
+@dataclass(frozen=True)
+class Config:
+    """GRPO with clip-higher, dynamic sampling, token-level loss and a soft length penalty."""
+
+    steps: int = 60             # rollouts to learn from
+    prompts: int = 16           # groups per rollout with answers that differ (P)
+    group: int = 8              # answers per prompt (G), at least 2
+    rounds: int = 3             # how often to sample P prompts before going on with fewer groups
+    temperature: float = 1.0    # sampling temperature (tau)
+    minibatch: int = 128        # answers per gradient step
+    epochs: int = 1             # passes over each rollout (mu)
+    clip_low: float = 0.2       # how far a ratio may fall below 1 (eps_low)
+    clip_high: float = 0.28     # how far a ratio may rise above 1 (eps_high)
+    overlong: int = 8           # tokens before the longest length where the penalty begins (L_c)
+    lr: float = 1e-3            # learning rate (eta)
+    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+
+    def __post_init__(self):
+        if self.group < 2:
+            raise MinipostError(f"group is {self.group}; a group needs at least 2 answers")
+        if self.rounds < 1:
+            raise MinipostError(f"rounds is {self.rounds}; at least one round must be sampled")
+
+
+def group_advantages(reward, group):
+    """Reward relative to siblings; exactly 0 when all siblings tie.  (P*G,) -> (P*G,)"""
+    r = reward.view(-1, group)                                              # (P, G)
+    gap = r - r.mean(1, keepdim=True)
+    gap = gap.where((r != r[:, :1]).any(1, keepdim=True), 0.0)              # rounding of the mean
+    return (gap / (r.std(1, keepdim=True) + 1e-4)).flatten()
+
+
+def soft_overlong(lengths, longest, buffer):
+    """Penalty for length, from 0 at longest - buffer to -1 at longest.  (B,) -> (B,)"""
+    return ((longest - buffer - lengths) / max(1, buffer)).clamp(-1.0, 0.0)
+
+
+def loss(logp, logp_old, adv, mask, *, clip_low, clip_high, count):
+    """logp, logp_old, mask (B, T); adv (B,); count = N  ->  scalar loss, metrics that add up"""
+    adv = adv[:, None]
+    gain = ops.clipped_surrogate(logp, logp_old, adv, clip_low, clip_high)  # (B, T)
+    value = -masked_sum(gain, mask) / count
+    clipped = ops.is_clipped(logp, logp_old, adv, clip_low, clip_high)
+    return value, {
+        "loss": value.detach(),
+        "clip_ratio": masked_sum(clipped.to(logp), mask).detach() / count,
+    }
+
+
+def loss_grad(logp, logp_old, adv, mask, *, clip_low, clip_high, count):
+    """The derivative of `loss`: {"logp": (B, T)}."""
+    gain = ops.clipped_surrogate_grad(logp, logp_old, adv[:, None], clip_low, clip_high)
+    return {"logp": -gain * mask / count}
+
+
+def mixed_groups(run, cfg):
+    """Sample until P groups disagree within themselves, or the rounds are spent.
+
+    -> the Rollout of those groups, their rewards with the length penalty, and metrics of the
+    first round, which is the only one that is a fair sample of the prompts.
+    """
+    parts, rewards, groups, first = [], [], 0, None
+    for k in range(cfg.rounds):
+        problems = run.problems(cfg.prompts, again=k)
+        rollout = run.sample(problems, cfg.group, temperature=cfg.temperature,
+                             purpose=f"rollout {k}")
+        reward = run.score(problems, rollout)                               # (B,)
+        first = first or describe(rollout, reward, cfg.group)
+        mixed = (reward.view(-1, cfg.group) != reward.view(-1, cfg.group)[:, :1]).any(1)
+        rows = mixed.repeat_interleave(cfg.group).nonzero()[: (cfg.prompts - groups) * cfg.group, 0]
+        penalty = soft_overlong(rollout.lengths, run.room, cfg.overlong)
+        parts.append(rollout[rows])
+        rewards += (reward + penalty)[rows].tolist()
+        groups += len(rows) // cfg.group
+        if groups == cfg.prompts:
+            break
+    return concat(parts, run.vocabulary.pad), reward.new_tensor(rewards), {**first, "rounds": k + 1}
+
+
+def train(run, cfg):
+    """prompts -> mixed groups -> advantages -> loss -> update.  Yields metrics per step."""
+    policy = run.policy
+    while True:
+        rollout, reward, metrics = mixed_groups(run, cfg)
+        adv = group_advantages(reward, cfg.group)                           # (B,)
+
+        meter, updates = Meter("loss", "entropy", "clip_ratio"), []
+        for rows in minibatches(range(len(rollout)), cfg.minibatch, cfg.epochs, run.rng("order")):
+            count = int(rollout.mask[rows].sum())
+            for i in run.micro_batches(rows, rollout.lengths):
+                batch = rollout[i]
+                logp_all = distribution(policy.module, batch, cfg.temperature)   # (N, V)
+                logp = spread(ops.pick(logp_all, batch.targets[batch.mask]), batch.mask)
+                value, stats = loss(logp, batch.logp, adv[i], batch.mask, clip_low=cfg.clip_low,
+                                    clip_high=cfg.clip_high, count=count)
+                value.backward()
+                meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / count)
+            updates.append(policy.step(cfg.lr, cfg.max_grad_norm))
+        yield {**meter.means(len(updates)), **metrics,
+               "grad_norm": sum(updates) / max(1, len(updates)), "learning_rate": cfg.lr}

@@ -1,0 +1,96 @@
+"""Dr. GRPO: GRPO done right (Liu et al. 2025, arxiv.org/abs/2503.20783).
+
+Two divisions of GRPO bias its gradient: by the group's standard deviation, which gives very easy and
+very hard prompts more weight, and by the answer's length, which favours long wrong answers.  Without
+them
+
+    A_i = r_i - mean(r)                                                       (sec. 3.2)
+    L   = -1/(B L_max) sum_i sum_t min(rho_t A_i, clip(rho_t, 1-eps, 1+eps) A_i)
+
+    dL/dlogp_t = -rho_t A / (B L_max)   where the clip is not active, else 0
+
+At rho = 1 this is the policy gradient of the mean reward with a group-mean baseline, times the
+constants (G-1)/G (the mean includes the answer itself) and 1/L_max.  No KL, as in the paper.
+Answers whose group ties are not trained on: their gradient is exactly zero.
+"""
+
+from dataclasses import dataclass
+
+from minipost import ops
+from minipost.errors import MinipostError
+from minipost.ops import masked_sum, spread
+from minipost.rollout import distribution, minibatches
+from minipost.run import Meter, describe
+
+TASK = "arithmetic"
+METRIC = "sampled"
+
+
+@dataclass(frozen=True)
+class Config:
+    """GRPO without its two biased normalisers."""
+
+    steps: int = 100            # rollouts to learn from
+    prompts: int = 16           # prompts per rollout (P)
+    group: int = 8              # answers per prompt (G), at least 2
+    temperature: float = 1.0    # sampling temperature (tau)
+    minibatch: int = 128        # answers per gradient step (B)
+    epochs: int = 1             # passes over each rollout (mu)
+    clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
+    lr: float = 1e-3            # learning rate (eta)
+    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+
+    def __post_init__(self):
+        if self.group < 2:
+            raise MinipostError(f"group is {self.group}; a group needs at least 2 answers")
+
+
+def group_advantages(reward, group):
+    """Reward less the group's mean; exactly 0 when all siblings tie.  (P*G,) -> (P*G,)"""
+    r = reward.view(-1, group)                                              # (P, G)
+    gap = r - r.mean(1, keepdim=True)
+    return gap.where((r != r[:, :1]).any(1, keepdim=True), 0.0).flatten()   # rounding of the mean
+
+
+def loss(logp, logp_old, adv, mask, *, clip, rows, longest):
+    """logp, logp_old, mask (B, T); adv (B,); rows = B and longest = L_max of the gradient step"""
+    adv, scale = adv[:, None], rows * longest
+    gain = ops.clipped_surrogate(logp, logp_old, adv, clip, clip)           # (B, T)
+    value = -masked_sum(gain, mask) / scale
+    clipped = ops.is_clipped(logp, logp_old, adv, clip, clip)
+    return value, {
+        "loss": value.detach(),
+        "clip_ratio": masked_sum(clipped.to(logp), mask).detach() / scale,
+    }
+
+
+def loss_grad(logp, logp_old, adv, mask, *, clip, rows, longest):
+    """The derivative of `loss`: {"logp": (B, T)}."""
+    gain = ops.clipped_surrogate_grad(logp, logp_old, adv[:, None], clip, clip)
+    return {"logp": -gain * mask / (rows * longest)}
+
+
+def train(run, cfg):
+    """prompts -> rollout -> rewards -> advantages -> loss -> update.  Yields metrics per step."""
+    policy = run.policy
+    while True:
+        problems = run.problems(cfg.prompts)
+        rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
+        reward = run.score(problems, rollout)                               # (B,)
+        adv = group_advantages(reward, cfg.group)                           # (B,)
+
+        meter, updates = Meter("loss", "entropy", "clip_ratio"), []
+        for rows in minibatches(range(len(rollout)), cfg.minibatch, cfg.epochs, run.rng("order")):
+            live = [row for row in rows if adv[row] != 0]
+            seen = max(1, int(rollout.mask[live].sum()))
+            for i in run.micro_batches(live, rollout.lengths):
+                batch = rollout[i]
+                logp_all = distribution(policy.module, batch, cfg.temperature)   # (N, V)
+                logp = spread(ops.pick(logp_all, batch.targets[batch.mask]), batch.mask)
+                value, stats = loss(logp, batch.logp, adv[i], batch.mask, clip=cfg.clip,
+                                    rows=len(rows), longest=run.room)
+                value.backward()
+                meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / seen)
+            updates.append(policy.step(cfg.lr, cfg.max_grad_norm))
+        yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group),
+               "grad_norm": sum(updates) / len(updates), "learning_rate": cfg.lr}

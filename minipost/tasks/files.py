@@ -1,0 +1,126 @@
+"""Rows of a JSONL file as problems: `--data FILE`, with a reward of your own or with completions.
+
+    {"prompt": "7+5=? Answer:", "completion": " 12", "answer": 12}
+
+Every row needs a string `prompt`.  SFT needs a string `completion` too.  All keys but `prompt` are
+columns and reach the reward function as lists.  Blank lines are passed over.
+"""
+
+import json
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from minipost.errors import MinipostError
+from minipost.tasks.base import Problem, is_held_out
+
+
+def no_duplicates(pairs):
+    """A JSON object as a dict; a key that stands twice is an error, not a silent choice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
+def no_constant(name):
+    raise ValueError(f"{name} is not a JSON number")
+
+
+@lru_cache
+def read(path):
+    """The file's rows; MinipostError names file and line, and says what was expected."""
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise MinipostError(f"{path}: could not be read ({error.strerror})") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line.decode("utf-8"), object_pairs_hook=no_duplicates,
+                             parse_constant=no_constant)
+        except UnicodeDecodeError:
+            raise MinipostError(f"{where}: not UTF-8 text") from None
+        except (ValueError, RecursionError) as error:
+            raise MinipostError(f"{where}: expected one JSON object ({error})") from None
+        if not isinstance(row, dict):
+            raise MinipostError(
+                f"{where}: expected a JSON object, found {type(row).__name__}"
+            )
+        for key in ("prompt", "completion"):
+            value = row.get(key, "" if key == "completion" else None)
+            if not isinstance(value, str):
+                raise MinipostError(
+                    f"{where}: expected a string under {key!r}, found {value!r:.40}"
+                )
+            if any("\ud800" <= character <= "\udfff" for character in value):
+                raise MinipostError(f"{where}: {key!r} holds half of a surrogate pair")
+        rows.append(row)
+    if not rows:
+        raise MinipostError(f"{path}: holds no rows; expected one JSON object per line")
+    return tuple(rows)
+
+
+@dataclass(frozen=True)
+class File:
+    """The rows of --data as a task; without --eval-data, one prompt in ten is held out."""
+
+    data: str            # JSONL file to train on
+    eval_data: str = ""  # JSONL file of held-out problems
+
+    name = "file"
+
+    def __post_init__(self):
+        if not self.training() or not self.heldout(1):
+            raise MinipostError(f"{self.data}: too few rows to hold some out; name --eval-data")
+
+    def training(self):
+        """The training problems, in the order of the file."""
+        rows = read(self.data)
+        if self.eval_data:
+            tests = {row["prompt"] for row in read(self.eval_data)}
+            return [problem(row) for row in rows if row["prompt"] not in tests]
+        return [problem(row) for row in rows if not is_held_out([row["prompt"]])]
+
+    def sample(self, n, rng):
+        """n training problems, drawn with replacement."""
+        return rng.choices(self.training(), k=n)
+
+    def heldout(self, n):
+        """The first n held-out problems in a fixed shuffled order."""
+        rows = read(self.eval_data) if self.eval_data else [
+            row for row in read(self.data) if is_held_out([row["prompt"]])
+        ]
+        rows = list({row["prompt"]: row for row in rows}.values())
+        random.Random(0).shuffle(rows)
+        return [problem(row) for row in rows[:n]]
+
+    def demonstrate(self, problem, rng=None):
+        """The row's completion; MinipostError if it has none."""
+        completion = problem.columns.get("completion")
+        if not completion:
+            raise MinipostError(
+                f"{self.data}: the row with prompt {problem.prompt[:40]!r} has no completion to learn"
+            )
+        return completion
+
+    def parse(self, text):
+        """The completion without outer spaces, or None if nothing is left."""
+        return text.strip() or None
+
+    def reward(self, prompts, completions, completion=None, **columns):
+        """1.0 where the completion is the row's own, letter for letter but for outer spaces."""
+        if completion is None or not all(completion):
+            raise MinipostError(
+                f"{self.data}: rows without a completion need a reward function, --reward"
+            )
+        return [float(text.strip() == right.strip())
+                for text, right in zip(completions, completion, strict=True)]
+
+
+def problem(row):
+    return Problem(row["prompt"], {key: value for key, value in row.items() if key != "prompt"})
