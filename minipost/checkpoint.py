@@ -14,7 +14,8 @@ leaves its files unreadable to other users (we give them the usual mode).
 import json
 import os
 import shutil
-from dataclasses import asdict, fields
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -28,9 +29,18 @@ from minipost.tokenizer import BOS, EOS, PAD, Tokenizer
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json",
               "special_tokens_map.json", "chat_template.jinja")
+LARGEST = 10**8  # of any number in config.json; what lies above would only exhaust the memory
 
 
 # ---- files
+
+def make_directory(path):
+    """Make a directory and those above it; MinipostError where that is not possible."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MinipostError(f"{path}: could not be made a directory ({error.strerror})") from None
+
 
 def publish(path, write):
     """Let write(temporary path) make a file, then put it in place of `path` in one step."""
@@ -84,15 +94,16 @@ def read_json(path):
 
 def rope_theta(raw, path):
     """The rotary base, from the key of transformers 4 or of 5; refuses scaling we do not have."""
-    parameters = raw.get("rope_parameters") or {}
-    scaling = raw.get("rope_scaling") or {}
+    parameters, scaling = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
+    if not (isinstance(parameters, dict) and isinstance(scaling, dict)):
+        raise MinipostError(f"{path}: rope_parameters and rope_scaling must be objects or null")
     kind = parameters.get("rope_type") or scaling.get("rope_type") or scaling.get("type")
     if kind not in (None, "default"):
         raise MinipostError(f"{path}: rotary scaling of type {kind!r} is not supported")
     old, new = raw.get("rope_theta"), parameters.get("rope_theta")
     if old is not None and new is not None and old != new:
         raise MinipostError(f"{path}: rope_theta is {old} but rope_parameters says {new}")
-    return float(new or old or 10000.0)
+    return float(10000.0 if new is None and old is None else old if new is None else new)
 
 
 def read_config(directory):
@@ -127,12 +138,13 @@ def read_config(directory):
         )
     except KeyError as error:
         raise MinipostError(f"{path}: the key {error} is missing") from None
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except MinipostError:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise MinipostError(f"{path}: {error}") from None
-    small = [f.name for f in fields(config)
-             if f.name != "tie_word_embeddings" and not getattr(config, f.name) > 0]
-    if small:
-        raise MinipostError(f"{path}: {small[0]} must be positive")
+    for name, value in asdict(config).items():
+        if name != "tie_word_embeddings" and not 0 < value <= LARGEST:
+            raise MinipostError(f"{path}: {name} is {value}; expected more than 0, at most 10^8")
     return config, raw
 
 
@@ -180,52 +192,62 @@ def names(config):
 
 def shards(directory):
     """Tensor name -> the file that holds it, for one file or an indexed set of them."""
-    index = directory / "model.safetensors.index.json"
-    if not index.exists():
-        path = directory / "model.safetensors"
+    path, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if not index.exists() or path.is_file():
         if not path.is_file():
             raise MinipostError(f"{directory}: holds no model.safetensors")
-        with open_tensors(path) as file:
-            return {name: path for name in file.keys()}
-    table = {}
-    for name, file in dict(read_json(index).get("weight_map", {})).items():
+        return dict.fromkeys(open_tensors(path).keys(), path)
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict):
+        raise MinipostError(f"{index}: weight_map must be an object of tensor and file names")
+    for file in table.values():
         if not isinstance(file, str) or Path(file).name != file:
             raise MinipostError(f"{index}: weight_map names {file!r}, not a plain file beside it")
-        table[name] = directory / file
-    return table
+    return {name: directory / file for name, file in table.items()}
 
 
 def open_tensors(path):
     try:
         return safe_open(str(path), "pt")
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise MinipostError(f"{path}: not a whole safetensors file ({error})") from None
 
 
-def load_weights(model, directory):
-    """Fill the model from a directory; every tensor's presence, shape and values are checked."""
+def stored(config, directory):
+    """Tensor name -> the open file that holds it.
+
+    Names, shapes and types are held against config.json here, before anything is allocated.
+    """
     where = shards(directory)
+    if config.num_hidden_layers > len(where):
+        raise MinipostError(f"{directory}: config.json says {config.num_hidden_layers} layers, but "
+                            f"there are only {len(where)} tensors")
+    files = {path: open_tensors(path) for path in set(where.values())}
+    for part, shape in chain(*names(config).values()):
+        if part not in where:
+            raise MinipostError(f"{directory}: the tensor {part} is missing")
+        try:
+            found = files[where[part]].get_slice(part)
+        except SafetensorError as error:
+            raise MinipostError(f"{where[part]}: {error}") from None
+        if tuple(found.get_shape()) != shape:
+            raise MinipostError(f"{where[part]}: {part} has shape {tuple(found.get_shape())}, "
+                                f"config.json says {shape}")
+        if found.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+            raise MinipostError(f"{where[part]}: {part} has the type {found.get_dtype()}; expected "
+                                "float32, float16 or bfloat16")
+    return {name: files[path] for name, path in where.items()}
+
+
+@torch.no_grad()
+def load_weights(model, files, directory):
+    """Fill the model from what `stored` opened; every value must be finite."""
     state = model.state_dict()
-    with torch.no_grad():
-        for name, parts in names(model.config).items():
-            pieces = []
-            for part, shape in parts:
-                if part not in where:
-                    raise MinipostError(f"{directory}: the tensor {part} is missing")
-                with open_tensors(where[part]) as file:
-                    try:
-                        found = tuple(file.get_slice(part).get_shape())
-                    except SafetensorError as error:
-                        raise MinipostError(f"{where[part]}: {error}") from None
-                    if found != shape:
-                        raise MinipostError(
-                            f"{where[part]}: {part} has shape {found}, config.json says {shape}"
-                        )
-                    pieces.append(file.get_tensor(part))
-            whole = torch.cat(pieces)
-            if not torch.isfinite(whole).all():
-                raise MinipostError(f"{directory}: {name} holds values that are not finite")
-            state[name].copy_(whole)
+    for name, parts in names(model.config).items():
+        whole = torch.cat([files[part].get_tensor(part) for part, _ in parts])
+        if not torch.isfinite(whole).all():
+            raise MinipostError(f"{directory}: {name} holds values that are not finite")
+        state[name].copy_(whole)
 
 
 def weights(model):
@@ -264,30 +286,34 @@ def read_vocabulary(directory, raw, vocab_size):
     ids = {**raw, **{k: v for k, v in (read_json(side) if side.exists() else {}).items()
                      if v is not None}}
     bos, eos, pad = (ids.get(f"{kind}_token_id") for kind in ("bos", "eos", "pad"))
-    eos = eos if isinstance(eos, list) else [eos]
-    if not all(isinstance(i, int) and 0 <= i < vocab_size for i in eos):
+    eos, known = eos if isinstance(eos, list) else [eos], range(vocab_size)
+    if not eos or not all(i in known for i in eos):
         raise MinipostError(f"{directory}: eos_token_id is {eos}; expected ids below {vocab_size}")
-    if tokenizer.vocab_size > vocab_size:
+    if bos is not None and bos not in known:
+        raise MinipostError(f"{directory}: bos_token_id is {bos}; expected an id below {vocab_size}")
+    largest = max(tokenizer.backend.get_vocab().values(), default=0)
+    if largest not in known:
         raise MinipostError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} entries, the model {vocab_size}"
+            f"{directory}: the tokenizer has the id {largest}, the model only {vocab_size} ids"
         )
     # Masks come from lengths, so any id can fill the padding where a model names none.
-    return Vocabulary(tokenizer, bos, eos, 0 if pad is None else pad)
+    return Vocabulary(tokenizer, bos, eos, pad if pad in known else 0)
 
 
 def load(directory, device="cpu", dtype="float32"):
     """Open a model directory: (GPT, Vocabulary)."""
     directory = Path(directory)
     config, raw = read_config(directory)
+    files = stored(config, directory)
     model = GPT(config).to(DTYPES[dtype])
-    load_weights(model, directory)
+    load_weights(model, files, directory)
     return model.to(device), read_vocabulary(directory, raw, config.vocab_size)
 
 
 def create(directory, model, tokenizer, dtype="float32"):
     """Write a new model of our own, with all five files."""
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     ids = {f"{kind}_token_id": tokenizer.id(token)
            for kind, token in (("bos", BOS), ("eos", EOS), ("pad", PAD))}
     publish(directory / "tokenizer.json", lambda path: tokenizer.backend.save(str(path)))
@@ -304,7 +330,7 @@ def create(directory, model, tokenizer, dtype="float32"):
 def save(directory, model, like, dtype="float32"):
     """Write a trained model beside byte-for-byte copies of the other files of `like`."""
     directory, like = Path(directory), Path(like)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     for name in SIDE_FILES:
         if (like / name).is_file():
             publish(directory / name, lambda path, name=name: shutil.copyfile(like / name, path))
@@ -327,7 +353,7 @@ def save_weights(directory, model, dtype="float32"):
 
 def save_state(path, tensors, facts):
     """Everything a resumed run needs, in one file: named tensors and a dict that JSON can hold."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    make_directory(Path(path).parent)
     write_tensors(path, tensors, minipost=json.dumps(facts, sort_keys=True))
 
 
@@ -335,9 +361,9 @@ def load_state(path):
     """What `save_state` wrote: (tensors, facts)."""
     if not Path(path).is_file():
         raise MinipostError(f"{path}: no such file; there is nothing to resume from")
-    with open_tensors(path) as file:
-        try:
-            facts = json.loads((file.metadata() or {})["minipost"])
-        except (KeyError, ValueError):
-            raise MinipostError(f"{path}: not a run state of minipost") from None
-        return {name: file.get_tensor(name) for name in file.keys()}, facts
+    file = open_tensors(path)
+    try:
+        facts = json.loads((file.metadata() or {})["minipost"])
+    except (KeyError, ValueError):
+        raise MinipostError(f"{path}: not a run state of minipost") from None
+    return {name: file.get_tensor(name) for name in file.keys()}, facts

@@ -33,6 +33,13 @@ def spread(x, mask):
     return torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_scatter(mask, x)
 
 
+def group_centred(reward, group):
+    """Reward less the mean of its group; exactly 0 when all siblings tie.  (P*G,) -> (P, G)"""
+    r = reward.view(-1, group)
+    gap = r - r.mean(1, keepdim=True)
+    return gap.where((r != r[:, :1]).any(1, keepdim=True), 0.0)  # the mean of equals may round off
+
+
 def entropy(logp_all):
     """Entropy of each distribution, in nats.  (N, V) -> (N,)"""
     return -(logp_all.exp() * logp_all).sum(-1)

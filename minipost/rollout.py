@@ -150,30 +150,36 @@ def minibatches(rows, size, epochs, rng):
 ROOM_SHARE = 0.75  # the cache is compacted when fewer rows than this share are still open
 
 
-def streams(prompts, copies, seed):
+def repeats(prompts):
+    """How often each prompt has stood earlier in the list."""
+    seen, found = {}, []
+    for ids in prompts:
+        found.append(seen.get(tuple(ids), 0))
+        seen[tuple(ids)] = found[-1] + 1
+    return found
+
+
+def streams(prompts, copies, repeat, seed):
     """One random stream per sample, named by (seed, the prompt's own ids, which sample of it).
 
     A sample's stream does not depend on what else is in the batch, nor on its place there.  A
-    prompt that occurs twice goes on counting, so its second group differs from its first.
+    prompt that stands there twice goes on counting, so its second group differs from its first.
     """
-    seen, made = {}, []
-    for ids in prompts:
+    for ids, earlier in zip(prompts, repeat):
         name = zlib.crc32(np.asarray(ids, dtype=np.int64).tobytes())
-        for _ in range(copies):
-            sample = seen[name] = seen.get(name, -1) + 1
-            made.append(np.random.Generator(np.random.Philox(np.random.SeedSequence(
-                [*seed, name, sample]
-            ))))
-    return made
+        for k in range(copies):
+            key = np.random.SeedSequence([*seed, name, earlier * copies + k])
+            yield np.random.Generator(np.random.Philox(key))
 
 
 @torch.no_grad()
-def generate(model, prompts, copies=1, *, room, eos, pad, temperature=1.0, seed=(0,)):
+def generate(model, prompts, copies=1, *, room, eos, pad, temperature=1.0, seed=(0,), repeat=None):
     """Sample `copies` responses to each prompt, of at most `room` tokens.
 
     prompts: P lists of ids, BOS included.  eos: the set of ids that end a response.  seed: the
     integers that name this call, such as (run seed, step).  temperature 0 takes the likeliest
-    token.  Returns a Rollout of P*copies rows, the samples of one prompt side by side.
+    token.  repeat: how often each prompt has stood earlier, where these are a share of a longer
+    list.  Returns a Rollout of P*copies rows, the samples of one prompt side by side.
 
     Tokens are drawn by inverting the cumulative distribution at one uniform number, which is
     several times faster than torch.multinomial and keeps each row's draws its own.
@@ -190,7 +196,8 @@ def generate(model, prompts, copies=1, *, room, eos, pad, temperature=1.0, seed=
     read = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in prompts], device=device)
     uniform = None
     if temperature > 0:
-        drawn = np.stack([stream.random(room) for stream in streams(prompts, copies, seed)])
+        repeat = repeats(prompts) if repeat is None else repeat
+        drawn = np.stack([s.random(room) for s in streams(prompts, copies, repeat, seed)])
         uniform = torch.from_numpy(drawn).to(device)                        # (B, room) float64
     cache, hidden = model.prefill(read, lengths, room, copies)
     stop = torch.tensor(sorted(eos), device=device)

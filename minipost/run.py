@@ -18,7 +18,7 @@ import torch
 
 from minipost import parallel
 from minipost.errors import MinipostError
-from minipost.rollout import Rollout, generate
+from minipost.rollout import Rollout, generate, repeats
 
 SKIPS_ALLOWED = 5  # steps in a row that may be dropped for a gradient that is not finite
 
@@ -199,13 +199,14 @@ class Run:
         """`copies` responses to each problem, sampled in shares and gathered in every rank."""
         module = module or self.policy.module
         prompts = [self.vocabulary.prompt(p.prompt) for p in problems]
-        mine = parallel.share(range(len(prompts)))
+        mine, repeat = parallel.share(range(len(prompts))), repeats(prompts)
         seed = (self.seed, self.step, zlib.crc32(purpose.encode()))
         part = None
         if len(mine):
             part = generate(
                 module, [prompts[i] for i in mine], copies, room=self.room, eos=self.vocabulary.eos,
                 pad=self.vocabulary.pad, temperature=temperature, seed=seed,
+                repeat=[repeat[i] for i in mine],
             )
         rollout = gather(part, mine.start * copies, len(prompts) * copies, prompts, self.room,
                          self.vocabulary, module.device)

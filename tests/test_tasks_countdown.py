@@ -6,7 +6,7 @@ from functools import cache
 from itertools import combinations_with_replacement
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minipost.tasks.base import Problem, is_held_out
@@ -83,6 +83,7 @@ def test_fractions_are_found_where_nothing_else_works():
 
 
 @given(st.lists(small, min_size=1, max_size=3), st.integers(-30, 99))
+@example([0, 3, 7], 0)
 @settings(max_examples=150)
 def test_solvable_agrees_with_expression_trees(hand, target):
     values = tree_values(tuple(hand))
@@ -92,6 +93,7 @@ def test_solvable_agrees_with_expression_trees(hand, target):
 
 
 @given(st.lists(small, min_size=2, max_size=4), st.integers(1, 40))
+@example([-2, 3, 15], 24)  # only as (-2)*(3-15), by way of a negative difference
 @settings(max_examples=60, deadline=None)
 def test_the_target_is_in_reach_exactly_when_some_move_keeps_it_there(hand, target):
     state = tuple(sorted(hand))
@@ -147,12 +149,14 @@ def test_reward_wants_every_line_legal_and_the_target_alone():
                   SOLUTION.replace("13-9=4", "14-10=4"), "8*3=24:24",  # numbers not there
                   "4*6=24:24", "13-9=4:4 4 10\n4*4=16:10 16\n16+10=26:26"):
         assert reward(wrong) == 0.0, wrong
+    assert reward("12*2=24:5 24", Problem("", {"numbers": [2, 5, 12], "target": 24})) == 0.0
     assert reward("4*6=24:24", Problem("", {"numbers": [6, 4, 4], "target": 24})) == 0.0
 
 
 def test_one_number_is_not_used_twice_and_nothing_is_divided_by_zero():
     assert apply((4, 6), "4+4=8:6") is None
     assert apply((4, 4), "4+4=8:8") == (8,)
+    assert apply((4, 4), "4+4=8:8.") is None and apply((4, 4), "4+4=8:8\n") is None
     assert apply((0, 4), "4/0=4:4") is None and apply((0, 4), "4/0=0:0") is None
     assert apply((3, 8), "8/3=2:2") is None
     assert apply((3, 8), "8/3=(8/3):(8/3)") == (Fraction(8, 3),)

@@ -47,9 +47,7 @@ class Config:
 
 def group_advantages(reward, group):
     """Reward less the group's mean; exactly 0 when all siblings tie.  (P*G,) -> (P*G,)"""
-    r = reward.view(-1, group)                                              # (P, G)
-    gap = r - r.mean(1, keepdim=True)
-    return gap.where((r != r[:, :1]).any(1, keepdim=True), 0.0).flatten()   # rounding of the mean
+    return ops.group_centred(reward, group).flatten()
 
 
 def loss(logp, logp_old, adv, mask, *, clip, rows, longest):

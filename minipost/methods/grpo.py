@@ -56,10 +56,8 @@ class Config:
 
 def group_advantages(reward, group):
     """Reward relative to siblings; exactly 0 when all siblings tie.  (P*G,) -> (P*G,)"""
-    r = reward.view(-1, group)                                              # (P, G)
-    gap = r - r.mean(1, keepdim=True)
-    gap = gap.where((r != r[:, :1]).any(1, keepdim=True), 0.0)              # rounding of the mean
-    return (gap / (r.std(1, keepdim=True) + 1e-4)).flatten()
+    deviation = reward.view(-1, group).std(1, keepdim=True)                   # (P, 1)
+    return (ops.group_centred(reward, group) / (deviation + 1e-4)).flatten()
 
 
 def loss(logp, logp_old, kl, adv, mask, *, clip, beta, count):

@@ -42,7 +42,7 @@ class Arithmetic:
         for held, split in ((False, "training"), (True, "held-out")):
             if next(self._draws(random.Random(0), held), None) is None:
                 raise MinipostError(f"terms={self.terms}, largest={self.largest} leaves no problem "
-                                 f"for the {split} split; raise one of them")
+                                    f"for the {split} split; raise one of them")
 
     def sample(self, n, rng):
         """Draw n training problems with `rng`; none has held-out operands."""

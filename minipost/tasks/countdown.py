@@ -116,7 +116,7 @@ class Countdown:
         for held, split in ((False, "training"), (True, "held-out")):
             if next(self._draws(random.Random(0), held), None) is None:
                 raise MinipostError(f"numbers={self.numbers}, largest={self.largest} leaves no "
-                                 f"problem for the {split} split; raise one of them")
+                                    f"problem for the {split} split; raise one of them")
 
     def sample(self, n, rng):
         """Draw n training problems with `rng`; none has held-out numbers."""
@@ -256,7 +256,7 @@ def _solvable(state, target, whole):
     for small, large in _splits(state):
         reach = _values(large, whole)
         for x in _values(small, whole):
-            if x == target == 0 or not reach.isdisjoint(_partners(x, target)):
+            if not reach.isdisjoint(_partners(x, target)):
                 return True
     return False
 

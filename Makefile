@@ -1,0 +1,60 @@
+# Every target makes what it needs, the virtual environment in .venv first of all.
+#
+#   make demo-grpo          train, and see before and after on held-out problems (any method: demo-NAME)
+#   make demo-grpo STEPS=5  the same, cut short
+#   make demos              every method's demo and one table; LINES=10 trims what each one prints
+#   make test               the whole suite
+#   make base               train checkpoints/base again, from nothing
+#   make card               measure checkpoints/base and write its model card
+#   make data               write data/simple_tasks.jsonl again from its tables
+#   make bench              measure what BENCHMARKS.md says (installs TRL and transformers)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+STEPS ?=
+LINES ?=
+
+.PHONY: help test demos base card data bench clean
+.PRECIOUS: $(VENV)/.%
+
+help:
+	@sed -n 's/^#  *\(make .*\)/  \1/p' Makefile
+
+$(VENV)/.core: pyproject.toml constraints.txt
+	@echo "installing into $(VENV) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "minipost needs Python 3.11 or later")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) -e .
+	@touch $@
+
+# An extra of pyproject.toml: test, interop or bench.
+$(VENV)/.%: $(VENV)/.core
+	@echo "installing the extra $* ..."
+	@$(INSTALL) -e ".[$*]"
+	@touch $@
+
+demo-%: $(VENV)/.core
+	@$(BIN)/python -m minipost.train --algo $* --out runs/demo-$* $(if $(STEPS),--steps $(STEPS))
+
+demos: $(VENV)/.core
+	@$(BIN)/python -m scripts.demos $(if $(LINES),--lines $(LINES)) $(if $(STEPS),--steps $(STEPS))
+
+test: $(VENV)/.test
+	@$(BIN)/python -m pytest
+
+base: $(VENV)/.core
+	@$(BIN)/python -m scripts.pretrain
+
+card: $(VENV)/.core
+	@$(BIN)/python -m scripts.card
+
+data: $(VENV)/.core
+	@$(BIN)/python -m scripts.make_facts
+
+bench: $(VENV)/.bench
+	@$(BIN)/python -m scripts.bench
+
+clean:
+	rm -rf $(VENV) runs

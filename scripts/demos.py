@@ -1,0 +1,46 @@
+"""Run every method's demo, one after the other, and print one table: `make demos`."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from minipost.train import algorithms
+
+
+def demo(name, args):
+    """Run one demo, show the last lines of what it prints, and return its summary or None."""
+    out = Path("runs") / f"demo-{name}"
+    command = [sys.executable, "-m", "minipost.train", "--algo", name, "--out", str(out)]
+    if args.steps:
+        command += ["--steps", str(args.steps)]
+    print(f"== {name}", flush=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lines = done.stdout.splitlines()
+    print("\n".join(lines[-args.lines :] if args.lines else lines), flush=True)
+    if done.returncode:
+        return None
+    return json.loads((out / "summary.json").read_text())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lines", type=int, default=0, help="show only the last so many lines")
+    parser.add_argument("--steps", type=int, default=0, help="cut each demo to so many steps")
+    args = parser.parse_args()
+    found = {name: demo(name, args) for name in algorithms()}
+    print("\n| method | task | metric | before [95%] | after [95%] | seconds |")
+    print("|---|---|---|---|---|---|")
+    for name, s in found.items():
+        if s is None:
+            print(f"| {name} | failed | | | | |")
+            continue
+        before, after = (f"{s[k]['value']:.3f} [{s[k]['low']:.3f}, {s[k]['high']:.3f}]"
+                         for k in ("before", "after"))
+        print(f"| {name} | {s['task']} | {s['metric']} | {before} | {after} | {s['seconds']:.0f} |")
+    return 1 if None in found.values() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

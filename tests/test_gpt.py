@@ -1,0 +1,129 @@
+"""The nano-GPT: its cache, its attention paths, its derivatives."""
+
+import pytest
+import torch
+from fakes import BOS, PAD, sequences, tiny
+from torch.func import functional_call, jvp
+
+from minipost.gpt import GPT, GPTConfig, Scalar, rotate, rotary_table
+
+
+@pytest.mark.parametrize("kv", [1, 2])
+@pytest.mark.parametrize("tied", [True, False])
+def test_cached_decoding_equals_the_full_forward(kv, tied):
+    """Ragged prompts, copies, steps and dropped rows give the logits of the whole sequences."""
+    model = tiny(kv=kv, tied=tied)
+    generator = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(1, 11, (n,), generator=generator).tolist() for n in (5, 2, 7)]
+    padded = torch.tensor([p + [PAD] * (7 - len(p)) for p in prompts])
+    lengths = torch.tensor([len(p) for p in prompts])
+    with torch.no_grad():
+        cache, hidden = model.prefill(padded, lengths, room=6, copies=2)
+        rows = [list(p) for p in prompts for _ in range(2)]
+        for t in range(6):
+            for row, ids in enumerate(rows):
+                whole = model(torch.tensor([ids]))[0, -1]
+                assert torch.allclose(model.head(hidden)[row], whole, atol=1e-12)
+            if t == 2:
+                keep = torch.tensor([0, 3, 5])
+                cache.select(keep)
+                rows = [rows[i] for i in keep.tolist()]
+            if t == 5:
+                break
+            token = torch.randint(1, 11, (len(rows),), generator=generator)
+            for ids, new in zip(rows, token.tolist()):
+                ids.append(new)
+            hidden = model.step(token, cache)
+
+
+def test_explicit_attention_equals_the_fused_one():
+    model, seqs = tiny(), sequences(4)
+    with torch.no_grad():
+        assert torch.allclose(model(seqs.tokens), model(seqs.tokens, explicit=True), atol=1e-12)
+
+
+def test_no_token_sees_what_comes_after_it():
+    model, tokens = tiny(), sequences(3).tokens
+    changed = tokens.clone()
+    changed[:, 4:] = (changed[:, 4:] + 1) % 11
+    with torch.no_grad():
+        before, after = model(tokens), model(changed)
+    assert torch.allclose(before[:, :4], after[:, :4], atol=1e-12)
+    assert not torch.allclose(before[:, 4:], after[:, 4:], atol=1e-3)
+
+
+def test_rotation_keeps_lengths_and_depends_on_distance_alone():
+    config = GPTConfig(4, head_dim=8, max_position_embeddings=40)
+    cos, sin = rotary_table(config, torch.float64, "cpu")
+    q, k = torch.randn(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    turned = rotate(q.expand(40, 8), cos, sin)
+    assert torch.allclose(turned.norm(dim=-1), q.norm().expand(40))
+    scores = turned @ rotate(k.expand(40, 8), cos, sin).T
+    for distance in (0, 3, 7):
+        line = torch.diagonal(scores, -distance)
+        assert torch.allclose(line, line[:1].expand_as(line))
+    assert (scores[3, 0] - scores[0, 0]).abs() > 1e-3
+    # By the definition: pair (i, i + E/2) turns by position * theta^(-2i/E).
+    angle = 5 * 10000.0 ** (-2 * 1 / 8)
+    expected = q[1] * torch.cos(torch.tensor(angle)) - q[5] * torch.sin(torch.tensor(angle))
+    assert turned[5, 1] == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_double_backward_and_forward_mode_agree_with_differences():
+    """What Fisher-vector products need: (d/dtheta)(grad . v), and the Jacobian times v."""
+    model, seqs = tiny(), sequences(2)
+    params = {k: v.detach() for k, v in model.named_parameters()}
+    generator = torch.Generator().manual_seed(3)
+    v = {k: torch.randn(p.shape, generator=generator, dtype=p.dtype) for k, p in params.items()}
+
+    def out(p):
+        return functional_call(model, p, (seqs.tokens, True))
+
+    def moved(h):
+        return {k: p + h * v[k] for k, p in params.items()}
+
+    h = 1e-5
+    forward = jvp(out, (params,), (v,))[1]
+    assert torch.allclose(forward, (out(moved(h)) - out(moved(-h))) / (2 * h), atol=1e-6)
+
+    def grad(p):
+        p = {k: x.clone().requires_grad_() for k, x in p.items()}
+        return torch.autograd.grad(out(p).logsumexp(-1).sum(), list(p.values()))
+
+    leaves = {k: p.clone().requires_grad_() for k, p in params.items()}
+    first = torch.autograd.grad(
+        out(leaves).logsumexp(-1).sum(), list(leaves.values()), create_graph=True)
+    dot = sum((g * v[k]).sum() for g, k in zip(first, leaves))
+    second = torch.autograd.grad(dot, list(leaves.values()))
+    for a, plus, minus in zip(second, grad(moved(h)), grad(moved(-h))):
+        assert torch.allclose(a, (plus - minus) / (2 * h), atol=1e-4)
+
+
+def test_a_fresh_scalar_head_gives_zero_and_then_reads_every_position():
+    head = Scalar(tiny()).double()
+    tokens = sequences(3).tokens
+    assert head(tokens).shape == tokens.shape and not head(tokens).any()
+    torch.nn.init.ones_(head.score.weight)
+    assert torch.allclose(head(tokens), head.trunk.hidden(tokens).sum(-1))
+
+
+def test_bfloat16_stays_near_float32():
+    config = GPTConfig(50, hidden_size=32, intermediate_size=64, head_dim=8)
+    model = GPT(config).initialise(0)
+    tokens = torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        exact = model(tokens)
+        rough = model.to(torch.bfloat16)(tokens)
+    assert rough.dtype == torch.bfloat16
+    assert (rough.float() - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_too_long_a_sequence_is_refused():
+    with pytest.raises(ValueError, match="65 tokens does not fit .* context of 64"):
+        tiny().hidden(torch.full((1, 65), BOS))
+
+
+def test_the_same_seed_gives_the_same_fresh_model():
+    a, b, c = (GPT(GPTConfig(20)).initialise(s) for s in (0, 0, 1))
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
+    assert not torch.equal(a.embed_tokens.weight, c.embed_tokens.weight)

@@ -1,0 +1,195 @@
+"""Losses of the methods: hand gradients, masks, micro-batches, and what the papers promise."""
+
+import pytest
+import torch
+from fakes import sequences, tiny
+from hypothesis import given, settings, strategies as st
+from test_ops import central
+from torch.func import jacrev
+
+from minipost.methods import dapo, dr_grpo, grpo, sft
+from minipost.ops import kl_exact, pick, spread
+from minipost.rollout import distribution, logprobs
+
+settings.register_profile("minipost", deadline=None, max_examples=25)
+settings.load_profile("minipost")
+
+CASES = {
+    "sft": (sft, ["logp"], dict(count=7)),
+    "grpo": (grpo, ["logp", "kl"], dict(clip=0.2, beta=0.3, count=7)),
+    "dr_grpo": (dr_grpo, ["logp"], dict(clip=0.2, rows=3, longest=5)),
+    "dapo": (dapo, ["logp"], dict(clip_low=0.2, clip_high=0.28, count=7)),
+}
+
+
+def inputs(module, seed):
+    """Random arguments for a loss: ratios on both sides of every clip, none within 0.01 of one."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (3, 4)
+    old = -3 * torch.rand(shape, generator=generator, dtype=torch.float64)
+    steps = torch.tensor([-0.6, -0.3, -0.1, 0.0, 0.1, 0.2, 0.3, 0.6], dtype=torch.float64)
+    logp = old + steps[torch.randint(8, shape, generator=generator)]
+    mask = torch.rand(shape, generator=generator) < 0.6
+    mask[0, 1] = True
+    found = {"logp": logp, "mask": mask}
+    if module is not sft:
+        adv = torch.randn(3, generator=generator, dtype=torch.float64)
+        found |= {"logp_old": old, "adv": adv}
+    if module is grpo:
+        found["kl"] = torch.rand(shape, generator=generator, dtype=torch.float64)
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+@given(st.integers(0, 10_000))
+def test_hand_gradient_equals_autograd_and_differences(name, seed):
+    module, learnt, options = CASES[name]
+    given_ = inputs(module, seed)
+    hand = module.loss_grad(**given_, **options)
+    assert sorted(hand) == sorted(learnt)
+    for key in learnt:
+        def value(x):
+            return module.loss(**{**given_, key: x}, **options)[0]
+
+        assert torch.allclose(hand[key], jacrev(value)(given_[key]), atol=1e-12)
+        assert torch.allclose(hand[key], central(value, given_[key]), atol=1e-8)
+        assert not hand[key][~given_["mask"]].any()         # exactly zero off the mask
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_stands_off_the_mask_has_no_part(name):
+    module, _, options = CASES[name]
+    given_ = inputs(module, 3)
+    value = module.loss(**given_, **options)[0]
+    given_["logp"] = given_["logp"].where(given_["mask"], float("nan"))
+    assert torch.equal(module.loss(**given_, **options)[0], value)
+
+
+def gradient(model, seqs, cut, objective):
+    """Gradient of the sum of objective(rows) over the parts of a cut."""
+    model.zero_grad()
+    for rows in cut:
+        objective(seqs[rows], rows).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_micro_batches_change_no_gradient(name):
+    """Ragged rows cut 6, 3+3, 1+5 and 1 by 1: with a global count the pieces add up exactly."""
+    module, _, options = CASES[name]
+    model, reference, seqs = tiny(), tiny(seed=1), sequences(6, seed=4)
+    with torch.no_grad():
+        old = logprobs(model, seqs) + 0.15 * torch.randn(
+            seqs.mask.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    adv = torch.tensor([1.0, -0.5, 0.3, -1.2, 0.0, 0.4], dtype=torch.float64)
+    options = options | ({"rows": 6} if "rows" in options else {"count": int(seqs.mask.sum())})
+
+    def objective(part, rows):
+        logp_all = distribution(model, part)
+        logp = spread(pick(logp_all, part.targets[part.mask]), part.mask)
+        width = logp.shape[1]
+        given_ = {"logp": logp, "mask": part.mask}
+        if module is not sft:
+            given_ |= {"logp_old": old[rows][:, :width], "adv": adv[rows]}
+        if module is grpo:
+            with torch.no_grad():
+                logq_all = distribution(reference, part)
+            given_["kl"] = spread(kl_exact(logp_all, logq_all), part.mask)
+        return module.loss(**given_, **options)[0]
+
+    whole = gradient(model, seqs, [list(range(6))], objective)
+    assert whole.norm() > 1e-3
+    for cut in ([[0, 1, 2], [3, 4, 5]], [[5], [0, 1, 2, 3, 4]], [[i] for i in (3, 1, 0, 5, 4, 2)]):
+        assert torch.allclose(gradient(model, seqs, cut, objective), whole, atol=1e-12)
+
+
+def test_a_mean_per_micro_batch_would_change_it():
+    """The control of the test above: the popular mistake is visible on the same rows."""
+    model, seqs = tiny(), sequences(6, seed=4)
+
+    def mistaken(part, rows):
+        return sft.loss(logprobs(model, part), part.mask, count=int(part.mask.sum()))[0] / 2
+
+    def right(part, rows):
+        return sft.loss(logprobs(model, part), part.mask, count=int(seqs.mask.sum()))[0]
+
+    cut = [[0], [1, 2, 3, 4, 5]]
+    assert not torch.allclose(gradient(model, seqs, cut, mistaken),
+                              gradient(model, seqs, cut, right), rtol=0.05)
+
+
+def test_sft_equals_cross_entropy_and_log_v_when_uniform():
+    model, seqs = tiny(), sequences(5)
+    count = int(seqs.mask.sum())
+    value = sft.loss(logprobs(model, seqs), seqs.mask, count=count)[0]
+    expected = torch.nn.functional.cross_entropy(
+        model(seqs.inputs)[seqs.mask], seqs.targets[seqs.mask])
+    assert torch.allclose(value, expected)
+    uniform = torch.full(seqs.mask.shape, -torch.log(torch.tensor(11.0)))
+    assert sft.loss(uniform, seqs.mask, count=count)[0] == pytest.approx(2.3978953)
+
+
+rewards = st.lists(st.floats(-3, 3, width=32), min_size=8, max_size=8)
+
+
+@pytest.mark.parametrize("module", [grpo, dapo])
+@given(values=rewards, shift=st.floats(-5, 5), scale=st.floats(0.5, 4))
+def test_group_advantages(module, values, shift, scale):
+    """Zero-sum, blind to shifts, odd under a flip, blind to scale as far as eps allows."""
+    r = torch.tensor(values, dtype=torch.float64)
+    adv = module.group_advantages(r, 4)
+    assert adv.view(2, 4).sum(1).abs().max() < 1e-9
+    assert torch.allclose(module.group_advantages(r + shift, 4), adv, atol=1e-6)
+    assert torch.allclose(module.group_advantages(-r, 4), -adv)
+    if r.view(2, 4).std(1).min() > 0.1:
+        assert torch.allclose(module.group_advantages(r * scale, 4), adv, rtol=2e-3)
+        expected = (r[0] - r[:4].mean()) / (r[:4].std() + 1e-4)
+        assert adv[0] == pytest.approx(float(expected))
+
+
+@given(st.floats(-1e5, 1e5, width=32), st.sampled_from([grpo, dr_grpo, dapo]))
+def test_a_tied_group_has_advantage_exactly_zero(value, module):
+    assert not module.group_advantages(torch.full((6,), value), 3).any()
+
+
+@given(rewards)
+def test_dr_grpo_advantage_is_the_reward_less_its_mean(values):
+    r = torch.tensor(values, dtype=torch.float64)
+    adv = dr_grpo.group_advantages(r, 4)
+    assert torch.allclose(adv.view(2, 4), r.view(2, 4) - r.view(2, 4).mean(1, keepdim=True))
+
+
+@given(st.integers(0, 10_000))
+def test_at_ratio_one_every_variant_is_the_plain_policy_gradient(seed):
+    given_ = inputs(grpo, seed)
+    given_["logp_old"], kl = given_["logp"], given_.pop("kl")
+    plain = -given_["adv"][:, None] * given_["mask"]
+    assert torch.allclose(
+        grpo.loss_grad(**given_, kl=kl, clip=0.2, beta=0.0, count=7)["logp"], plain / 7)
+    assert torch.allclose(
+        dapo.loss_grad(**given_, clip_low=0.2, clip_high=0.28, count=7)["logp"], plain / 7)
+    assert torch.allclose(
+        dr_grpo.loss_grad(**given_, clip=0.2, rows=3, longest=5)["logp"], plain / 15)
+
+
+def test_dapo_clips_higher_than_grpo_where_the_advantage_is_positive():
+    """At ratio 1.25 GRPO's gain has stopped and DAPO's has not; at 0.75 both have."""
+    old = torch.zeros(2, 1, dtype=torch.float64)
+    logp = torch.tensor([[1.25], [0.75]], dtype=torch.float64).log()
+    common = dict(logp=logp, logp_old=old, adv=torch.tensor([1.0, -1.0], dtype=torch.float64),
+                  mask=torch.ones(2, 1, dtype=torch.bool), count=2)
+    assert not grpo.loss_grad(**common, kl=old, clip=0.2, beta=0.0)["logp"].any()
+    assert dapo.loss_grad(**common, clip_low=0.2, clip_high=0.28)["logp"].flatten().tolist() == [
+        pytest.approx(-1.25 / 2), 0.0]
+
+
+@given(st.integers(0, 40), st.integers(1, 20))
+def test_soft_overlong_penalty(length, buffer):
+    """Continuous, monotone, 0 up to longest - buffer, -1 at longest and beyond."""
+    lengths = torch.arange(0, 41)
+    penalty = dapo.soft_overlong(lengths, 40, buffer)
+    assert penalty.min() == -1 and penalty.max() == 0 and penalty[-1] == -1
+    assert penalty[40 - buffer] == 0 and (penalty.diff() <= 0).all()
+    assert penalty.diff().abs().max() <= 1 / buffer + 1e-6
+    expected = min(0.0, max(-1.0, (40 - buffer - length) / buffer))
+    assert float(penalty[length]) == pytest.approx(expected, abs=1e-6)

@@ -1,0 +1,139 @@
+"""Primitives against enumeration, autograd and central differences, in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch.func import jacrev
+
+from minipost import ops
+
+settings.register_profile("minipost", deadline=None, max_examples=30)
+settings.load_profile("minipost")
+
+
+def logits(seed, rows=5, vocab=6, scale=1.5):
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(rows, vocab, generator=generator, dtype=torch.float64)
+
+
+def central(f, x, h=1e-6):
+    """Central differences of a scalar function of a tensor."""
+    grad = torch.zeros_like(x)
+    for k in range(x.numel()):
+        step = torch.zeros_like(x).view(-1)
+        step[k] = h
+        step = step.view_as(x)
+        grad.view(-1)[k] = (f(x + step) - f(x - step)) / (2 * h)
+    return grad
+
+
+@given(st.integers(0, 10_000))
+def test_kl_exact_and_its_gradient(seed):
+    z, q = logits(seed), torch.log_softmax(logits(seed + 1), -1)
+    p = torch.log_softmax(z, -1)
+    assert torch.allclose(ops.kl_exact(p, q), torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=p), torch.distributions.Categorical(logits=q)))
+    assert (ops.kl_exact(p, q) > 0).all() and ops.kl_exact(p, p).abs().max() == 0
+
+    def total(x):
+        return ops.kl_exact(torch.log_softmax(x, -1), q).sum()
+
+    hand = ops.kl_exact_grad(p, q)
+    assert torch.allclose(hand, jacrev(total)(z), atol=1e-12)
+    assert torch.allclose(hand, central(total, z), atol=1e-8)
+    assert hand.sum(-1).abs().max() < 1e-12     # a constant on all logits changes nothing
+
+
+@given(st.integers(0, 10_000))
+def test_k3_is_unbiased_and_its_gradient_is_the_other_kl(seed):
+    z = logits(seed)
+    p, q = torch.log_softmax(z, -1), torch.log_softmax(logits(seed + 1), -1)
+    assert (ops.kl_k3(p, q) >= 0).all()
+    assert torch.allclose((p.exp() * ops.kl_k3(p, q)).sum(-1), ops.kl_exact(p, q))
+    assert torch.allclose(ops.kl_k3_grad(p, q), jacrev(lambda x: ops.kl_k3(x, q).sum())(p))
+    # E_p[ k3'(logp) dlogp/dz ] = p - q, the gradient of KL(q || p), and not that of KL(p || q).
+    vocab = z.shape[1]
+    mean = sum(
+        p[:, y : y + 1].exp() * ops.kl_k3_grad(p[:, y : y + 1], q[:, y : y + 1])
+        * ops.pick_grad(p, torch.full((len(z),), y))
+        for y in range(vocab)
+    )
+    assert torch.allclose(mean, p.exp() - q.exp(), atol=1e-12)
+    assert not torch.allclose(mean, ops.kl_exact_grad(p, q), atol=1e-3)
+
+
+@given(st.integers(0, 10_000))
+def test_pick_gradient(seed):
+    z = logits(seed)
+    ids = torch.arange(len(z)) % z.shape[1]
+
+    def total(x):
+        return ops.pick(torch.log_softmax(x, -1), ids).sum()
+
+    hand = ops.pick_grad(torch.log_softmax(z, -1), ids)
+    assert torch.allclose(hand, jacrev(total)(z), atol=1e-12)
+    assert torch.allclose(hand, central(total, z), atol=1e-8)
+
+
+@given(st.integers(0, 10_000))
+def test_entropy_by_definition(seed):
+    z = logits(seed)
+    expected = torch.distributions.Categorical(logits=z).entropy()
+    assert torch.allclose(ops.entropy(torch.log_softmax(z, -1)), expected)
+
+
+# Ratios on both sides of both clips, none on a kink: exp(0.3) > 1.28, exp(-0.3) < 0.8.
+gaps = st.lists(st.sampled_from([-0.5, -0.3, -0.1, 0.0, 0.1, 0.3, 0.5]), min_size=1, max_size=9)
+
+
+@given(gaps, st.sampled_from([-2.0, -0.5, 0.7, 1.5]))
+def test_clipped_surrogate_and_its_gradient(gap, adv):
+    old = -torch.linspace(0.5, 2, len(gap), dtype=torch.float64)
+    logp = old + torch.tensor(gap, dtype=torch.float64)
+    adv = torch.tensor(adv, dtype=torch.float64)
+    gain = ops.clipped_surrogate(logp, old, adv, 0.2, 0.28)
+    free = (logp - old).exp() * adv
+    assert (gain <= free + 1e-12).all()         # pessimism
+    assert torch.allclose(ops.clipped_surrogate(logp, old, adv, 1.0, 1e9), free)
+    hand = ops.clipped_surrogate_grad(logp, old, adv, 0.2, 0.28)
+
+    def total(x):
+        return ops.clipped_surrogate(x, old, adv, 0.2, 0.28).sum()
+
+    assert torch.allclose(hand, jacrev(total)(logp), atol=1e-12)
+    assert torch.allclose(hand, central(total, logp), atol=1e-8)
+    for k, step in enumerate(gap):              # by hand from the definition
+        expected = 0.0 if (adv > 0 and step >= 0.3) or (adv < 0 and step <= -0.3) else free[k]
+        assert hand[k] == pytest.approx(float(expected), abs=1e-12)
+
+
+def test_masked_sum_ignores_whatever_stands_off_the_mask():
+    x = torch.tensor([[1.0, float("nan")], [float("inf"), 2.0]], requires_grad=True)
+    mask = torch.tensor([[True, False], [False, True]])
+    total = ops.masked_sum(x, mask)
+    assert total == 3.0
+    assert torch.equal(torch.autograd.grad(total, x)[0], mask.float())
+
+
+def test_spread_puts_values_back_in_order():
+    mask = torch.tensor([[False, True, True], [True, False, False]])
+    assert ops.spread(torch.tensor([1.0, 2.0, 3.0]), mask).tolist() == [[0, 1, 2], [3, 0, 0]]
+
+
+rewards = st.lists(st.floats(-3, 3, width=32), min_size=6, max_size=6)
+
+
+@given(rewards, st.floats(-5, 5))
+def test_group_centred_is_zero_sum_and_blind_to_shifts(values, shift):
+    r = torch.tensor(values, dtype=torch.float64)
+    centred = ops.group_centred(r, 3)
+    assert centred.shape == (2, 3)
+    assert centred.sum(1).abs().max() < 1e-12
+    assert torch.allclose(ops.group_centred(r + shift, 3), centred, atol=1e-12)
+    assert torch.allclose(ops.group_centred(-r, 3), -centred, atol=1e-12)
+    assert centred[0, 0] == pytest.approx(values[0] - sum(values[:3]) / 3, abs=1e-12)
+
+
+@given(st.floats(-1e6, 1e6, width=32))
+def test_group_centred_is_exactly_zero_for_ties(value):
+    assert torch.equal(ops.group_centred(torch.full((7,), value), 7), torch.zeros(1, 7))
