@@ -74,7 +74,8 @@ def write_json(path, value):
 def write_tensors(path, tensors, **metadata):
     """A safetensors file; with exactly one metadata key its bytes are reproducible."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    publish(path, lambda temporary: save_file(tensors, str(temporary), metadata or {"format": "pt"}))
+    metadata = metadata or {"format": "pt"}
+    publish(path, lambda temporary: save_file(tensors, str(temporary), metadata))
 
 
 def read_json(path):
@@ -97,13 +98,14 @@ def rope_theta(raw, path):
     parameters, scaling = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
     if not (isinstance(parameters, dict) and isinstance(scaling, dict)):
         raise MinipostError(f"{path}: rope_parameters and rope_scaling must be objects or null")
-    kind = parameters.get("rope_type") or scaling.get("rope_type") or scaling.get("type")
-    if kind not in (None, "default"):
-        raise MinipostError(f"{path}: rotary scaling of type {kind!r} is not supported")
+    for kind in (parameters.get("rope_type"), scaling.get("rope_type"), scaling.get("type")):
+        if kind not in (None, "default"):
+            raise MinipostError(f"{path}: rotary scaling of type {kind!r} is not supported")
     old, new = raw.get("rope_theta"), parameters.get("rope_theta")
     if old is not None and new is not None and old != new:
         raise MinipostError(f"{path}: rope_theta is {old} but rope_parameters says {new}")
-    return float(10000.0 if new is None and old is None else old if new is None else new)
+    stated = [theta for theta in (new, old) if theta is not None]
+    return float(stated[0] if stated else 10000.0)
 
 
 def read_config(directory):
@@ -163,9 +165,9 @@ def hf_config(config, ids, dtype):
 # ---- weights
 
 def names(config):
-    """Our parameter -> the parts that Hugging Face stores for it: (name, shape), stacked by rows."""
-    d, e = config.hidden_size, config.head_dim
-    q, kv, ffn = config.num_attention_heads * e, config.num_key_value_heads * e, config.intermediate_size
+    """Our parameter -> the parts, stacked by rows, that Hugging Face stores: (name, shape)."""
+    d, e, ffn = config.hidden_size, config.head_dim, config.intermediate_size
+    q, kv = config.num_attention_heads * e, config.num_key_value_heads * e
     table = {"embed_tokens.weight": [("model.embed_tokens.weight", (config.vocab_size, d))]}
     for i in range(config.num_hidden_layers):
         ours, theirs = f"layers.{i}.", f"model.layers.{i}."
@@ -290,7 +292,7 @@ def read_vocabulary(directory, raw, vocab_size):
     if not eos or not all(i in known for i in eos):
         raise MinipostError(f"{directory}: eos_token_id is {eos}; expected ids below {vocab_size}")
     if bos is not None and bos not in known:
-        raise MinipostError(f"{directory}: bos_token_id is {bos}; expected an id below {vocab_size}")
+        raise MinipostError(f"{directory}: bos_token_id is {bos}; expected one below {vocab_size}")
     largest = max(tokenizer.backend.get_vocab().values(), default=0)
     if largest not in known:
         raise MinipostError(
@@ -363,7 +365,7 @@ def load_state(path):
         raise MinipostError(f"{path}: no such file; there is nothing to resume from")
     file = open_tensors(path)
     try:
-        facts = json.loads((file.metadata() or {})["minipost"])
-    except (KeyError, ValueError):
+        facts = dict(json.loads((file.metadata() or {})["minipost"]))
+    except (KeyError, TypeError, ValueError):
         raise MinipostError(f"{path}: not a run state of minipost") from None
     return {name: file.get_tensor(name) for name in file.keys()}, facts

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-LIVE = ("reward", "loss", "kl", "entropy")  # the metrics of the progress line, where a method has them
+LIVE = ("reward", "loss", "kl", "entropy")  # what the progress line shows of a method's metrics
 
 
 def line(metrics, rate):
@@ -54,8 +54,8 @@ class Console:
             return
         self.bar = Progress(
             TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=16),
-            TextColumn("{task.fields[line]}"), TimeRemainingColumn(compact=True), TextColumn("left"),
-            console=self.rich,
+            TextColumn("{task.fields[line]}"), TimeRemainingColumn(compact=True),
+            TextColumn("left"), console=self.rich,
         )
         with self.bar:
             self.task = self.bar.add_task("", total=steps, completed=first, line="")
@@ -63,23 +63,20 @@ class Console:
         self.bar = None
 
     def step(self, step, metrics, rate):
+        done, every = step - self.first, max(1, (self.steps - self.first) // 10)
         if self.bar:
             self.bar.update(self.task, completed=step, line=line(metrics, rate))
-        elif step == self.steps or (step - self.first) % max(1, (self.steps - self.first) // 10) == 0:
-            done = step - self.first
+        elif step == self.steps or done % every == 0:
             left = (time.perf_counter() - self.started) / done * (self.steps - step)
             self.say(f"step {step}/{self.steps}  {line(metrics, rate)}  {left:.0f} s left")
 
-    def side_by_side(self, problems, before, after, metric):
-        """A few held-out problems with the answer before and the answer after."""
-        split = "held-out" if "held-out" in after else next(iter(after))
-        table = Table(box=box.SIMPLE_HEAD, title=f"held-out problems, {metric} answers",
-                      title_justify="left")
+    def side_by_side(self, problems, before, after, title):
+        """A few problems with the answer before and the answer after."""
+        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
         for name in ("problem", "before", "after"):
             table.add_column(name, overflow="fold")
-        old, new = before[split][metric], after[split][metric]
-        for i, problem in enumerate(problems[: len(new["texts"])]):
-            table.add_row(Text(problem.prompt.strip()), answer(old, i), answer(new, i))
+        for i, problem in enumerate(problems[: len(after["texts"])]):
+            table.add_row(Text(problem.prompt.strip()), answer(before, i), answer(after, i))
         self.rich.print(table)
 
     def result(self, summary, directory):

@@ -92,7 +92,7 @@ def main(argv=None):
     parser.add_argument("--n", type=int, default=400, help="problems per split")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--room", type=int, default=64, help="longest answer, in tokens")
-    parser.add_argument("--workers", type=int, default=None)
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core, to 4")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args, rest = parser.parse_known_args(argv)
     return fail_in_one_sentence(lambda: table(args, rest))
@@ -103,6 +103,9 @@ def table(args, rest):
     from minipost import parallel
     from minipost.tasks import TASKS
 
+    for name in ("n", "room"):
+        if getattr(args, name) < 1:
+            raise MinipostError(f"--{name} is {getattr(args, name)}; expected at least 1")
     if args.task is None:
         if rest:
             raise MinipostError(f"unknown option {rest[0]} (the knobs of a task need --task)")
@@ -112,8 +115,10 @@ def table(args, rest):
             raise MinipostError(f"no task {args.task!r}; there are {', '.join(TASKS)}")
         import tyro
 
-        tasks = {args.task: tyro.cli(TASKS[args.task], args=rest, prog="python -m minipost.evaluate")}
-    workers = parallel.default_workers("cpu") if args.workers is None else args.workers
+        task = tyro.cli(TASKS[args.task], args=rest, prog="python -m minipost.evaluate",
+                        config=(tyro.conf.FlagConversionOff,))
+        tasks = {args.task: task}
+    workers = args.workers or parallel.default_workers("cpu")
     found = parallel.launch(lambda: rows(args, tasks), workers)
     if args.json:
         print(json.dumps(found, indent=2))

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import tempfile
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -40,7 +41,7 @@ def share(items):
 
 
 def default_workers(device):
-    """One process per core, at most four, on Linux CPUs; one elsewhere (forking is unsafe there)."""
+    """One process per core, at most 4, on Linux CPUs; one elsewhere (forking is unsafe there)."""
     if device != "cpu" or not sys.platform.startswith("linux"):
         return 1
     return min(4, len(os.sched_getaffinity(0)))
@@ -70,7 +71,8 @@ def join(rank_, world_, store):
 def launch(main, workers):
     """Run main() in `workers` ranks and return rank 0's result, which stays in this process.
 
-    An error in rank 0 ends the others; the death of another rank ends rank 0 with MinipostError.
+    An error in rank 0 ends the others; the end of another rank ends rank 0 with MinipostError,
+    which says what that rank met if it could say so.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
@@ -83,18 +85,17 @@ def launch(main, workers):
     torch.set_num_threads(1)
     keep_freed_memory()
     with tempfile.TemporaryDirectory(prefix="minipost-") as folder:
-        store = os.path.join(folder, "store")
-        children = [pid for r in range(1, workers) if (pid := fork(main, r, workers, store))]
+        children = [fork(main, r, workers, folder) for r in range(1, workers)]
         try:
-            join(0, workers, dist.FileStore(store, workers))
+            join(0, workers, store(folder, workers))
             return main()
         except RuntimeError as error:
-            if any(os.waitpid(pid, os.WNOHANG)[0] for pid in children):
-                children = []
-                raise MinipostError(f"a worker process died: {error}") from error
-            raise
+            said = [path.read_text() for path in sorted(Path(folder).glob("error*"))]
+            if not said and "Connection" not in str(error):
+                raise
+            raise MinipostError(said[0] if said else f"a worker process died ({error})") from error
         finally:
-            for pid in children:
+            for pid in children:  # one that has ended can be signalled until it is waited for
                 os.kill(pid, signal.SIGTERM)
             for pid in children:
                 os.waitpid(pid, 0)
@@ -102,7 +103,11 @@ def launch(main, workers):
                 dist.destroy_process_group()
 
 
-def fork(main, rank_, workers, store):
+def store(folder, workers):
+    return dist.FileStore(os.path.join(folder, "store"), workers)
+
+
+def fork(main, rank_, workers, folder):
     """Start one more rank.  It never returns here: whatever happens, it exits by itself."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -113,12 +118,12 @@ def fork(main, rank_, workers, store):
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides when all stop
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        join(rank_, workers, dist.FileStore(store, workers))
+        join(rank_, workers, store(folder, workers))
         main()
         code = 0
-    except MinipostError:
-        pass  # every rank meets the same error; rank 0 says it
-    except RuntimeError as error:
+    except MinipostError as error:  # rank 0 says it, whether it meets the same error or not
+        Path(folder, f"error{rank_}").write_text(str(error))
+    except Exception as error:
         if "Connection" not in str(error):  # a closed connection only says that rank 0 has gone
             print(f"worker {rank_}: {error}", file=sys.stderr)
     finally:

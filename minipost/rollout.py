@@ -147,7 +147,7 @@ def minibatches(rows, size, epochs, rng):
 
 # ---- sampling
 
-ROOM_SHARE = 0.75  # the cache is compacted when fewer rows than this share are still open
+COMPACT = 0.75  # finished rows leave the cache when fewer than this share are unfinished
 
 
 def repeats(prompts):
@@ -159,17 +159,28 @@ def repeats(prompts):
     return found
 
 
-def streams(prompts, copies, repeat, seed):
-    """One random stream per sample, named by (seed, the prompt's own ids, which sample of it).
+def uniforms(prompts, copies, room, seed, repeat):
+    """The random numbers of every sample, from a stream of its own.  (P*copies, room) float64
 
-    A sample's stream does not depend on what else is in the batch, nor on its place there.  A
-    prompt that stands there twice goes on counting, so its second group differs from its first.
+    A stream is named by (seed, the prompt's own ids, which sample of it), so what a sample draws
+    does not depend on what else is in the batch, nor on its place there.  A prompt that stands
+    there twice goes on counting, so its second group differs from its first.
     """
+    drawn = []
     for ids, earlier in zip(prompts, repeat):
         name = zlib.crc32(np.asarray(ids, dtype=np.int64).tobytes())
         for k in range(copies):
             key = np.random.SeedSequence([*seed, name, earlier * copies + k])
-            yield np.random.Generator(np.random.Philox(key))
+            drawn.append(np.random.Generator(np.random.Philox(key)).random(room))
+    return torch.from_numpy(np.stack(drawn))
+
+
+def check_fits(longest, room, limit):
+    if longest + room > limit:
+        raise MinipostError(
+            f"a prompt of {longest} tokens and a response of up to {room} do not fit the model's "
+            f"context of {limit}"
+        )
 
 
 @torch.no_grad()
@@ -185,48 +196,35 @@ def generate(model, prompts, copies=1, *, room, eos, pad, temperature=1.0, seed=
     several times faster than torch.multinomial and keeps each row's draws its own.
     """
     longest = max(map(len, prompts))
-    limit = model.config.max_position_embeddings
-    if longest + room > limit:
-        raise MinipostError(
-            f"a prompt of {longest} tokens and a response of up to {room} do not fit the model's "
-            f"context of {limit}"
-        )
+    check_fits(longest, room, model.config.max_position_embeddings)
     device, rows = model.device, len(prompts) * copies
     lengths = torch.tensor([len(ids) for ids in prompts], device=device)
     read = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in prompts], device=device)
     uniform = None
     if temperature > 0:
         repeat = repeats(prompts) if repeat is None else repeat
-        drawn = np.stack([s.random(room) for s in streams(prompts, copies, repeat, seed)])
-        uniform = torch.from_numpy(drawn).to(device)                        # (B, room) float64
-    cache, hidden = model.prefill(read, lengths, room, copies)
+        uniform = uniforms(prompts, copies, room, seed, repeat).to(device)  # (B, room)
     stop = torch.tensor(sorted(eos), device=device)
     response = torch.full((rows, room), pad, device=device)
     logp = torch.zeros(rows, room, device=device)
-    mask = torch.zeros(rows, room, dtype=torch.bool, device=device)
-    finished = torch.zeros(rows, dtype=torch.bool, device=device)
-    here = torch.arange(rows, device=device)                                # rows in the cache
-    open_ = torch.ones(rows, dtype=torch.bool, device=device)               # of those, still going
+    here = torch.arange(rows, device=device)                                # the cache's rows
+    going = torch.ones(rows, dtype=torch.bool, device=device)               # of those, unfinished
+    cache, hidden = model.prefill(read, lengths, room, copies)
     for t in range(room):
-        logp_all = next_logp(model.head(hidden), temperature)               # (open and late, V)
+        logp_all = next_logp(model.head(hidden), temperature)               # (here, V)
         token = draw(logp_all, None if uniform is None else uniform[here, t])
-        going = here[open_]
-        response[going, t] = token[open_]
-        logp[going, t] = pick(logp_all, token)[open_].to(logp.dtype)
-        mask[going, t] = True
-        ended = open_ & torch.isin(token, stop)
-        finished[here[ended]] = True
-        open_ = open_ & ~ended
-        left = int(open_.sum())
+        response[here, t], logp[here, t] = token, pick(logp_all, token).to(logp.dtype)
+        going = going & ~torch.isin(token, stop)
+        left = int(going.sum())
         if left == 0 or t == room - 1:
             break
-        if left < ROOM_SHARE * len(open_):
-            keep = open_.nonzero()[:, 0]
+        if left < COMPACT * len(going):
+            keep = going.nonzero()[:, 0]
             cache.select(keep)
-            here, token, open_ = here[keep], token[keep], open_[keep]
+            here, token, going = here[keep], token[keep], going[keep]
         hidden = model.step(token, cache)
     prompt = torch.arange(len(prompts), device=device).repeat_interleave(copies)
-    return assemble(read[prompt], lengths[prompt], response, logp, mask, prompt, finished, pad)
+    return assemble(read[prompt], lengths[prompt], response, logp, prompt, stop, t + 1, pad)
 
 
 def next_logp(logits, temperature):
@@ -248,19 +246,25 @@ def draw(logp_all, uniform):
     return torch.searchsorted(cumulative, point[:, None], right=True)[:, 0]
 
 
-def assemble(read, lengths, response, logp, mask, prompt, finished, pad):
-    """Close the gap between prompts of unequal length and their responses."""
-    rows, longest = read.shape
-    room = response.shape[1]
+def assemble(read, lengths, response, logp, prompt, stop, sampled, pad):
+    """Put each response right behind its prompt.
+
+    A row's response ends with its first EOS; what was drawn for it afterwards, while it waited
+    to leave the cache, is dropped.
+    """
+    (rows, longest), room = read.shape, response.shape[1]
+    column = torch.arange(room, device=read.device)
+    ended = torch.isin(response, stop)                                      # (B, room)
+    mask = (ended.cumsum(1) - ended.long() == 0) & (column < sampled)
+    place = lengths[:, None] + column
     tokens = torch.full((rows, longest + room), pad, device=read.device)
     tokens[:, :longest] = read
-    column = torch.arange(room, device=read.device)
-    place = lengths[:, None] + column                                       # (B, room)
-    tokens.scatter_(1, place, response)
+    tokens.scatter_(1, place, response.where(mask, pad))
     wide = torch.zeros(rows, longest + room - 1, device=read.device)
-    wide_logp = wide.scatter(1, place - 1, logp)
-    wide_mask = wide.bool().scatter(1, place - 1, mask)
-    return Rollout(tokens, wide_mask, wide_logp, prompt, finished)[torch.arange(rows)]
+    return Rollout(
+        tokens, wide.bool().scatter(1, place - 1, mask),
+        wide.scatter(1, place - 1, logp.where(mask, 0.0)), prompt, (ended & mask).any(1),
+    )[torch.arange(rows)]
 
 
 # ---- offline data

@@ -13,12 +13,15 @@ ends with the same bytes as a run that was never stopped (same machine and numbe
 import argparse
 import importlib
 import json
+import math
 import pkgutil
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass, fields, is_dataclass, make_dataclass
+from dataclasses import asdict, dataclass, fields, make_dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 from minipost import methods
 from minipost.errors import MinipostError
@@ -26,6 +29,8 @@ from minipost.tasks import TASKS
 from minipost.tasks.files import File
 
 PROG = "python -m minipost.train"
+PROBLEMS = f"""Problems: --task {{{','.join(sorted(TASKS))}}}, whose knobs are listed below, or
+--data FILE.jsonl, with --eval-data FILE.jsonl to hold out those (else one prompt in ten)."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +39,22 @@ class Options:
 
     model: str = "checkpoints/base"  # model directory to start from
     out: str = ""               # run directory; runs/ALGO-TASK-SEED if empty
-    reward: tuple[str, ...] = ()  # reward functions, FILE.py:FUNCTION, added up; else the task's own
+    reward: tuple[str, ...] = ()  # functions to add up, FILE.py:FUNCTION; the task's own if none
     seed: int = 0               # everything random follows from it
     room: int = 48              # longest response, in tokens (L_max)
     micro: int = 16             # sequences in one forward and backward pass; changes no gradient
     workers: int = 0            # processes on a CPU; 0: one per core, at most 4
-    device: str = "auto"        # cpu, cuda, mps; auto: the best there is
-    dtype: str = "float32"      # float32 or bfloat16; on most CPUs bfloat16 is far slower
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to run; auto: the best there is
+    dtype: Literal["float32", "bfloat16"] = "float32"  # on most CPUs bfloat16 is far slower
     eval_n: int = 400           # held-out problems measured before and after
     show: int = 4               # held-out problems shown before and after
     save_every: int = 50        # steps between saved states; 0: only at the end
+
+    def __post_init__(self):
+        for name, least in (("room", 1), ("micro", 1), ("workers", 0), ("eval_n", 1), ("show", 0),
+                            ("save_every", 0)):
+            if getattr(self, name) < least:
+                raise MinipostError(f"{name} is {getattr(self, name)}; expected at least {least}")
 
 
 # ---- command line
@@ -58,11 +69,12 @@ def method(algo):
 
 
 def parse(argv):
-    """The command line as (algo, options, method config, task).  tyro makes flags of dataclasses."""
+    """The command line as (algo, options, method config, task); tyro makes flags of dataclasses."""
     first = argparse.ArgumentParser(prog=PROG, add_help=False, allow_abbrev=False)
     first.add_argument("--algo", choices=algorithms())
     first.add_argument("--task", choices=sorted(TASKS))
-    first.add_argument("--data", default="")
+    first.add_argument("--data")
+    first.add_argument("--eval-data", default="")
     known, rest = first.parse_known_args(argv)
     if known.algo is None:
         if not rest or {"-h", "--help"} & set(rest):
@@ -72,23 +84,22 @@ def parse(argv):
                   f"`{PROG} --algo NAME --help` lists every option of a method.")
             raise SystemExit(0 if rest else 2)
         raise MinipostError(f"--algo is missing; choose one of {', '.join(algorithms())}")
-    import tyro
-
-    module = method(known.algo)
-    task = File if known.data else TASKS[known.task or module.TASK]
     if known.data and known.task:
         raise MinipostError("--task and --data exclude each other")
-    if known.data:
-        rest = [*rest, "--data", known.data]
-    flat = tyro.conf.OmitArgPrefixes
-    together = make_dataclass("Arguments", [
-        ("method", flat[module.Config], module.Config()),
-        ("task", flat[task]) if known.data else ("task", flat[task], task()),
-        ("options", flat[Options], Options()),
-    ][:: -1 if known.data else 1], frozen=True)
+    if known.eval_data and not known.data:
+        raise MinipostError("--eval-data goes with --data")
+    import tyro
+
+    module, flat = method(known.algo), tyro.conf.OmitArgPrefixes
+    parts = {"options": Options, "method": module.Config}
+    if not known.data:
+        parts["task"] = TASKS[known.task or module.TASK]
+    together = make_dataclass("Arguments", [(part, flat[c], c()) for part, c in parts.items()])
     found = tyro.cli(together, args=rest, prog=f"{PROG} --algo {known.algo}",
-                     description=module.__doc__, config=(tyro.conf.FlagConversionOff,))
-    return known.algo, found.options, found.method, found.task
+                     description=f"{module.__doc__}\n{PROBLEMS}",
+                     config=(tyro.conf.FlagConversionOff,))
+    task = File(known.data, known.eval_data) if known.data else found.task
+    return known.algo, found.options, found.method, task
 
 
 def resumed(directory):
@@ -102,13 +113,13 @@ def resumed(directory):
         task = {**TASKS, File.name: File}[saved["task"]["name"]]
         return (saved["algo"], build(Options, saved["options"]),
                 build(module.Config, saved["method"]), build(task, saved["task"]))
-    except (KeyError, TypeError, ModuleNotFoundError) as error:
-        raise MinipostError(f"{path}: not the settings of a run ({error})") from None
+    except (KeyError, TypeError, AttributeError, ModuleNotFoundError) as error:
+        raise MinipostError(f"{path}: not the settings of a run ({error!r})") from None
 
 
 def build(cls, saved):
-    names = {f.name for f in fields(cls)}
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in names})
+    known = {f.name: saved[f.name] for f in fields(cls) if f.name in saved}
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
 
 
 def fail_in_one_sentence(work):
@@ -128,10 +139,11 @@ def main(argv=None):
 
 
 def start(argv):
-    if "--resume" in argv:
+    resume = any(argument.partition("=")[0] == "--resume" for argument in argv)
+    if resume:
         if len(argv) != 2 or argv[0] != "--resume":
-            raise MinipostError("--resume takes the run directory and nothing else; every setting "
-                                "is read from its config.json")
+            raise MinipostError(f"write {PROG} --resume RUN_DIRECTORY and nothing else; every "
+                                "setting is read from the run's config.json")
         settings, directory = resumed(argv[1]), Path(argv[1])
     else:
         settings = parse(argv)
@@ -142,18 +154,18 @@ def start(argv):
     options = settings[1]
     device = pick_device(options.device)
     workers = options.workers or parallel.default_workers(device)
-    return parallel.launch(lambda: Session(directory, *settings, device, "--resume" in argv).go(),
-                           workers)
+    return parallel.launch(lambda: Session(directory, *settings, device, resume).go(), workers)
 
 
 def pick_device(name):
     import torch
 
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if name == "auto":
+        return next((device for device, found in there.items() if found()), "cpu")
+    if name in there and not there[name]():
+        raise MinipostError(f"--device {name}: this machine or this build of torch has none")
+    return name
 
 
 def load_reward(names, task):
@@ -166,7 +178,7 @@ def load_reward(names, task):
     for name in names:
         path, _, function = name.rpartition(":")
         if not path or not Path(path).is_file():
-            raise MinipostError(f"--reward {name}: expected FILE.py:FUNCTION with a file that exists")
+            raise MinipostError(f"--reward {name}: expected FILE.py:FUNCTION, the file existing")
         spec = importlib.util.spec_from_file_location(Path(path).stem, path)
         module = importlib.util.module_from_spec(spec)
         try:
@@ -185,6 +197,7 @@ def added(functions):
             raise ValueError(f"expected {len(prompts)} values from each of {len(lists)} functions")
         rows = [[v for v in row if v is not None] for row in zip(*lists)]
         return [sum(row) if row else None for row in rows]
+    total.__qualname__ = " + ".join(getattr(f, "__qualname__", str(f)) for f in functions)
     return total
 
 
@@ -202,21 +215,26 @@ class Session:
     def go(self):
         from minipost import checkpoint, parallel
         from minipost.console import Console
+        from minipost.evaluate import splits
         from minipost.run import Learner, Run
 
         self.lead = parallel.rank() == 0
         self.console = Console(quiet=not self.lead)
-        model, self.vocabulary = checkpoint.load(self.options.model, self.device, self.options.dtype)
+        model, self.vocabulary = checkpoint.load(
+            self.options.model, self.device, self.options.dtype)
+        self.splits = splits(self.task, self.options.eval_n)
         self.run = Run(Learner(model), self.vocabulary, self.task,
                        load_reward(self.options.reward, self.task), seed=self.options.seed,
                        micro=self.options.micro, room=self.options.room)
         self.check_room()
-        self.console.header(self.algo, self.task, self.config, self.options, model, parallel.world())
+        self.console.header(self.algo, self.task, self.config, self.options, model,
+                            parallel.world())
         if self.resume:
             self.restore()
         else:
-            self.open_directory()
+            checkpoint.make_directory(self.directory)
             self.before = self.measure()
+            self.open_directory()  # last, so that what fails before it costs no earlier run
         self.console.scores("before", self.before)
         code = self.train()
         if code == 0:
@@ -224,14 +242,16 @@ class Session:
         return code
 
     def check_room(self):
-        """Fail before any training where a prompt could never fit."""
+        """Fail before any training where a prompt does not fit; tasks without end are sampled."""
         limit = self.run.policy.module.config.max_position_embeddings
-        for problem in [*self.task.heldout(50), *self.run.problems(16)]:
+        known = self.task.training() if hasattr(self.task, "training") else self.run.problems(16)
+        for problem in chain(known, *self.splits.values()):
             length = len(self.vocabulary.prompt(problem.prompt))
             if length + self.options.room > limit:
                 raise MinipostError(
-                    f"a prompt of {length} tokens ({problem.prompt[:40]!r}) and a response of up to "
-                    f"{self.options.room} do not fit the model's context of {limit}; lower --room"
+                    f"a prompt of {length} tokens ({problem.prompt[:40]!r}) and a response of up "
+                    f"to {self.options.room} do not fit the model's context of {limit}; lower "
+                    "--room"
                 )
 
     def open_directory(self):
@@ -239,10 +259,6 @@ class Session:
 
         if not self.lead:
             return
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MinipostError(f"{self.directory}: could not be made ({error.strerror})") from None
         checkpoint.write_json(self.directory / "config.json", {
             "algo": self.algo, "options": asdict(self.options), "method": asdict(self.config),
             "task": {"name": self.task.name, **asdict(self.task)},
@@ -252,11 +268,11 @@ class Session:
             (self.directory / stale).unlink(missing_ok=True)
 
     def measure(self):
-        """Held-out results by split: {"split": {"greedy"|"sampled": {"score", "texts", "rewards"}}}."""
-        from minipost.evaluate import interval, measure, splits
+        """Results by split: {"split": {"greedy" or "sampled": {"score", "texts", "rewards"}}}."""
+        from minipost.evaluate import interval, measure
 
         found = {}
-        for split, problems in splits(self.task, self.options.eval_n).items():
+        for split, problems in self.splits.items():
             found[split] = {}
             for metric, temperature in (("greedy", 0.0), ("sampled", 1.0)):
                 rewards, texts = measure(self.run, problems, temperature)
@@ -315,6 +331,7 @@ class Session:
         if self.lead:
             line = {"step": self.run.step, **metrics, "num_tokens": self.run.tokens,
                     "seconds": round(self.spent + seconds, 3)}
+            line = {name: value if math.isfinite(value) else None for name, value in line.items()}
             append(self.directory / "metrics.jsonl", json.dumps(line) + "\n")
 
     def save(self):
@@ -336,22 +353,25 @@ class Session:
         try:
             self.run.restore(tensors, facts)
             self.before, self.spent = facts["before"], facts["seconds"]
-        except (KeyError, RuntimeError) as error:
-            raise MinipostError(f"{path}: does not belong to this run ({error})") from None
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise MinipostError(f"{path}: does not belong to this run ({error!r})") from None
         if self.lead:
             metrics = self.directory / "metrics.jsonl"
-            lines = metrics.read_text().splitlines(keepends=True)[: self.run.step]
-            checkpoint.publish(metrics, lambda temporary: temporary.write_text("".join(lines)))
+            try:
+                lines = metrics.read_bytes().splitlines(keepends=True)[: self.run.step]
+            except OSError as error:
+                raise MinipostError(f"{metrics}: could not be read ({error.strerror})") from None
+            checkpoint.publish(metrics, lambda temporary: temporary.write_bytes(b"".join(lines)))
 
     def finish(self):
         from minipost import checkpoint
 
         after = self.measure()
-        split, metric = next(iter(self.before)), self.module.METRIC
-        name = self.directory.name.removeprefix("demo-") if self.directory.name.startswith("demo-") \
-            else self.algo
+        split, metric = next(iter(after)), self.module.METRIC  # a saved `before` has lost its order
+        name = self.directory.name
         summary = {
-            "name": name, "task": self.task.name, "seed": self.options.seed,
+            "name": name.removeprefix("demo-") if name.startswith("demo-") else self.algo,
+            "task": self.task.name, "seed": self.options.seed,
             "metric": f"{metric} reward, {split}",
             "before": self.before[split][metric]["score"], "after": after[split][metric]["score"],
             "seconds": round(self.seconds, 1), "tokens": self.run.tokens,
@@ -361,8 +381,9 @@ class Session:
         }
         if self.lead:
             checkpoint.write_json(self.directory / "summary.json", summary)
-        problems = self.task.heldout(self.options.show)
-        self.console.side_by_side(problems, self.before, after, metric)
+        split = "held-out" if "held-out" in after else split
+        self.console.side_by_side(self.splits[split], self.before[split][metric],
+                                  after[split][metric], f"{split}, {metric} answers")
         self.console.result(summary, self.directory)
 
 

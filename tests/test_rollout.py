@@ -88,7 +88,7 @@ def test_rows_stop_at_eos_and_cost_nothing_after_it():
         assert done or length == 20
     assert 0 < rollout.finished.float().mean() < 1 or rollout.finished.all()
     alive = [int((rollout.lengths > t + 1).sum()) for t in range(len(seen))]
-    assert all(batch * ro.ROOM_SHARE <= max(open_, 1) for batch, open_ in zip(seen, alive))
+    assert all(batch * ro.COMPACT <= max(open_, 1) for batch, open_ in zip(seen, alive))
     assert seen[-1] < 128
 
 

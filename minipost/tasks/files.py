@@ -65,6 +65,18 @@ def read(path):
     return tuple(rows)
 
 
+@lru_cache
+def split(data, eval_data):
+    """(training problems, held-out problems); no held-out prompt is trained on."""
+    rows = read(data)
+    tests = read(eval_data) if eval_data else [r for r in rows if is_held_out([r["prompt"]])]
+    tests = {row["prompt"]: row for row in tests}
+    heldout = list(tests.values())
+    random.Random(0).shuffle(heldout)
+    return ([problem(row) for row in rows if row["prompt"] not in tests],
+            [problem(row) for row in heldout])
+
+
 @dataclass(frozen=True)
 class File:
     """The rows of --data as a task; without --eval-data, one prompt in ten is held out."""
@@ -80,11 +92,7 @@ class File:
 
     def training(self):
         """The training problems, in the order of the file."""
-        rows = read(self.data)
-        if self.eval_data:
-            tests = {row["prompt"] for row in read(self.eval_data)}
-            return [problem(row) for row in rows if row["prompt"] not in tests]
-        return [problem(row) for row in rows if not is_held_out([row["prompt"]])]
+        return split(self.data, self.eval_data)[0]
 
     def sample(self, n, rng):
         """n training problems, drawn with replacement."""
@@ -92,19 +100,15 @@ class File:
 
     def heldout(self, n):
         """The first n held-out problems in a fixed shuffled order."""
-        rows = read(self.eval_data) if self.eval_data else [
-            row for row in read(self.data) if is_held_out([row["prompt"]])
-        ]
-        rows = list({row["prompt"]: row for row in rows}.values())
-        random.Random(0).shuffle(rows)
-        return [problem(row) for row in rows[:n]]
+        return split(self.data, self.eval_data)[1][:n]
 
     def demonstrate(self, problem, rng=None):
         """The row's completion; MinipostError if it has none."""
         completion = problem.columns.get("completion")
         if not completion:
             raise MinipostError(
-                f"{self.data}: the row with prompt {problem.prompt[:40]!r} has no completion to learn"
+                f"{self.data}: the row with prompt {problem.prompt[:40]!r} has no completion to "
+                "learn from"
             )
         return completion
 

@@ -1,0 +1,320 @@
+"""One job of scripts.bench, done by minipost (`own`) or by TRL and transformers (`peer`).
+
+    python -m scripts.bench_peer own grpo --model DIR --steps 50 --out RESULT.json
+
+Both sides do a job with the same weights, prompts, reward, batch and optimiser, in float32 on the
+CPU.  The peer runs in its fastest settings: its defaults (bfloat16, gradient checkpointing) are
+about seven times slower on a CPU.  Clocks are time.monotonic(), which processes share on Linux.
+"""
+
+import argparse
+import json
+import os
+import random
+import tempfile
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean
+
+from minipost.tasks.base import Problem
+
+PROMPTS, GROUP, ROOM, LR = 8, 8, 48, 1e-5  # of a GRPO step; 64 completions
+PROMPT_DIGITS = 15                          # and BOS: prompts of 16 tokens
+ROWS, ROW_DIGITS = 64, 62                   # of an SFT step; BOS, digits and EOS: 64 tokens
+TARGET, EVERY, HELD_OUT = 0.90, 10, 400     # sampled accuracy to reach, steps between looks at it
+CORES = len(os.sched_getaffinity(0))
+
+
+@dataclass
+class Digits:
+    """Random digits, one token each, as prompts or completions; every process draws the same."""
+
+    prompt: int = 0
+    completion: int = 0
+    rng: random.Random = field(default_factory=lambda: random.Random(0))
+
+    def sample(self, n, rng=None):
+        """The next n problems; `rng` is not asked."""
+        return [Problem(self.draw(self.prompt), {"completion": self.draw(self.completion)})
+                for _ in range(n)]
+
+    def draw(self, n):
+        return "".join(self.rng.choices("0123456789", k=n))
+
+    def demonstrate(self, problem, rng=None):
+        return problem.columns["completion"]
+
+
+def letter_share(prompts, completions, **columns):
+    """A cheap reward that differs between siblings: the share of letters in a completion."""
+    return [sum(c.isalpha() for c in text) / max(1, len(text)) for text in completions]
+
+
+def prepare(folder):
+    """Write what the jobs work on: a model with random weights, and prompts as JSONL."""
+    from minipost import checkpoint
+    from minipost.gpt import GPT, GPTConfig
+    from scripts.pretrain import tokenizer
+
+    words = tokenizer()
+    model = GPT(GPTConfig(words.vocab_size)).initialise(seed=0)
+    checkpoint.create(folder / "model", model, words)
+    rows = [{"prompt": p.prompt} for p in Digits(PROMPT_DIGITS).sample(PROMPTS * 60)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"parameters": sum(p.numel() for p in model.parameters())}
+
+
+# ---- minipost
+
+def own(work, args, task, reward):
+    """Run work(run) as a user's run would be: in the default number of processes."""
+    from minipost import checkpoint, parallel
+    from minipost.run import Learner, Run
+
+    def main():
+        model, vocabulary = checkpoint.load(args.model)
+        return work(Run(Learner(model), vocabulary, task, reward, seed=args.seed, room=ROOM))
+
+    return parallel.launch(main, parallel.default_workers("cpu"))
+
+
+def follow(run, learn, steps):
+    """Make the steps; when each ended, and how long the completions were."""
+    ends, lengths = [], []
+    for run.step in range(steps):
+        metrics = next(learn)
+        ends.append(time.monotonic())
+        lengths.append(metrics.get("completions/mean_length", 0))
+    return {"ends": ends, "length": mean(lengths)}
+
+
+def own_grpo(args):
+    from minipost.methods import grpo
+
+    cfg = grpo.Config(steps=args.steps, prompts=PROMPTS, group=GROUP, minibatch=PROMPTS * GROUP,
+                      beta=0.0, lr=LR)
+    return own(lambda run: follow(run, grpo.train(run, cfg), args.steps), args,
+               Digits(PROMPT_DIGITS), letter_share)
+
+
+def own_sft(args):
+    from minipost.methods import sft
+
+    cfg = sft.Config(steps=args.steps, batch=ROWS, lr=LR, warmup=0)
+    def work(run):
+        first = sft.encode(run, Digits(0, ROW_DIGITS).sample(1), None).tokens[0].tolist()
+        return {**follow(run, sft.train(run, cfg), args.steps), "row": first}
+
+    return own(work, args, Digits(0, ROW_DIGITS), None)
+
+
+def own_sample(args):
+    def work(run):
+        run.vocabulary.eos = frozenset([run.vocabulary.tokenizer.vocab_size])  # never drawn
+        problems, seconds = run.task.sample(PROMPTS), []
+        for run.step in range(args.steps):
+            start = time.monotonic()
+            rollout = run.sample(problems, GROUP, temperature=1.0)
+            seconds.append(time.monotonic() - start)
+        ids = [run.vocabulary.prompt(problem.prompt) for problem in problems]
+        return {"seconds": seconds, "tokens": int(rollout.mask.sum()), "prompts": ids}
+
+    return own(work, args, Digits(PROMPT_DIGITS), None)
+
+
+def accuracy(run):
+    """Sampled accuracy on held-out problems, with the same luck on both sides."""
+    from minipost.evaluate import measure
+
+    return mean(measure(run, run.task.heldout(HELD_OUT), 1.0)[0])
+
+
+def own_reach(args):
+    from minipost.methods import grpo
+    from minipost.tasks import Arithmetic
+
+    def work(run):
+        learn, seconds = grpo.train(run, replace(grpo.Config(), beta=0.0)), 0.0
+        scores = [accuracy(run)]
+        for run.step in range(args.steps):
+            start = time.monotonic()
+            next(learn)
+            seconds += time.monotonic() - start
+            if (run.step + 1) % EVERY == 0:
+                scores.append(accuracy(run))
+                if scores[-1] >= TARGET:
+                    return {"scores": scores, "reached": seconds}
+        return {"scores": scores, "reached": None}
+
+    task = Arithmetic()
+    return own(work, args, task, task.reward)
+
+
+# ---- TRL and transformers
+
+def settings(args, **more):
+    """The trainers' settings, the fastest on a CPU, with nothing done beside training."""
+    import torch
+
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    torch.set_num_threads(max(1, CORES // world))
+    return {
+        "output_dir": args.scratch, "max_steps": args.steps, "seed": args.seed, "use_cpu": True,
+        "model_init_kwargs": {"dtype": "float32"}, "bf16": False, "gradient_checkpointing": False,
+        "optim": "adamw_torch_fused", "weight_decay": 0.0, "max_grad_norm": 1.0,
+        "learning_rate": LR, "lr_scheduler_type": "constant", "warmup_steps": 0,
+        "logging_strategy": "no", "save_strategy": "no", "eval_strategy": "no",
+        "report_to": "none", "disable_tqdm": True, "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False, "per_device_train_batch_size": PROMPTS * GROUP // world,
+        **more,
+    }
+
+
+def each_step(act):
+    """A callback that calls act(model, state, control) when training begins and after each step."""
+    from transformers import TrainerCallback
+
+    class Each(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **rest):
+            act(model, state, control)
+
+        on_step_end = on_train_begin
+
+    return Each()
+
+
+def grpo_trainer(args, problems, reward, callback, **more):
+    """TRL's trainer on these problems.  TRL encodes text as it stands, so BOS is written out."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    from minipost.tokenizer import BOS
+
+    rows = [{**problem.columns, "prompt": BOS + problem.prompt} for problem in problems]
+    config = GRPOConfig(**settings(args, **{
+        "num_generations": GROUP, "max_completion_length": ROOM, "temperature": 1.0, "beta": 0.0,
+        "shuffle_dataset": False, **more,
+    }))
+    return GRPOTrainer(model=args.model, reward_funcs=reward, args=config,
+                       train_dataset=Dataset.from_list(rows), callbacks=[callback])
+
+
+def peer_grpo(args):
+    lengths, ends = [], []
+
+    def reward(prompts, completions, completion_ids, **columns):
+        lengths.append(mean(map(len, completion_ids)))
+        return letter_share(prompts, completions)
+
+    problems = Digits(PROMPT_DIGITS).sample(PROMPTS * args.steps)
+    grpo_trainer(args, problems, reward, each_step(lambda *_: ends.append(time.monotonic()))).train()
+    return {"ends": ends[1:], "length": mean(lengths)}
+
+
+def peer_sft(args):
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer, ends = AutoTokenizer.from_pretrained(args.model), []
+    texts = [tokenizer.bos_token + p.columns["completion"] + tokenizer.eos_token
+             for p in Digits(0, ROW_DIGITS).sample(ROWS * args.steps)]
+    config = SFTConfig(**settings(args, lr_scheduler_type="cosine", max_length=None,
+                                  per_device_train_batch_size=ROWS))
+    rows = Dataset.from_dict({"input_ids": tokenizer(text=texts)["input_ids"]})
+    SFTTrainer(model=args.model, args=config, train_dataset=rows,
+               callbacks=[each_step(lambda *_: ends.append(time.monotonic()))]).train()
+    return {"ends": ends[1:], "row": rows["input_ids"][0]}
+
+
+def peer_sample(args):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    torch.set_num_threads(CORES)
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    model.generation_config.eos_token_id = None
+    config = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+                              max_new_tokens=ROOM, num_return_sequences=GROUP,
+                              pad_token_id=tokenizer.pad_token_id)
+    texts = [tokenizer.bos_token + p.prompt for p in Digits(PROMPT_DIGITS).sample(PROMPTS)]
+    read, seconds = tokenizer(text=texts, return_tensors="pt", return_token_type_ids=False), []
+    for _ in range(args.steps):
+        start = time.monotonic()
+        tokens = model.generate(**read, generation_config=config)
+        seconds.append(time.monotonic() - start)
+    prompts = read["input_ids"].tolist()
+    return {"seconds": seconds, "prompts": prompts,
+            "tokens": tokens[:, len(prompts[0]) :].numel()}
+
+
+def peer_reach(args):
+    from minipost import checkpoint
+    from minipost.methods.grpo import Config
+    from minipost.run import Learner, Run
+    from minipost.tasks import Arithmetic
+
+    cfg, task = replace(Config(), beta=0.0), Arithmetic()
+    gpt, vocabulary = checkpoint.load(args.model)
+    run = Run(Learner(gpt), vocabulary, task, task.reward, seed=args.seed, room=ROOM)
+    problems = []
+    for run.step in range(args.steps):
+        problems += run.problems(cfg.prompts)
+    answers = cfg.prompts * cfg.group
+    updates = cfg.epochs * answers // cfg.minibatch                 # gradient steps per rollout
+    scores, seconds, start = [], 0.0, None
+
+    def look(model, state, control):
+        nonlocal seconds, start
+        if state.global_step % (EVERY * updates):
+            return
+        seconds += time.monotonic() - start if start else 0.0
+        copy_weights(model, gpt)
+        scores.append(accuracy(run))
+        control.should_training_stop = scores[-1] >= TARGET
+        start = time.monotonic()
+
+    args.steps *= updates
+    grpo_trainer(
+        args, problems, task.reward, each_step(look), learning_rate=cfg.lr,
+        num_generations=cfg.group, temperature=cfg.temperature, epsilon=cfg.clip,
+        max_grad_norm=cfg.max_grad_norm, num_iterations=cfg.epochs,
+        per_device_train_batch_size=cfg.minibatch, generation_batch_size=answers,
+    ).train()
+    return {"scores": scores, "reached": seconds if scores[-1] >= TARGET else None}
+
+
+def copy_weights(theirs, gpt):
+    """Fill our model from a Llama of transformers."""
+    import torch
+
+    from minipost.checkpoint import names
+
+    source, state = theirs.state_dict(), gpt.state_dict()
+    for name, parts in names(gpt.config).items():
+        state[name].copy_(torch.cat([source[part] for part, _ in parts]))
+
+
+JOBS = {"own": {"grpo": own_grpo, "sft": own_sft, "sample": own_sample, "reach": own_reach},
+        "peer": {"grpo": peer_grpo, "sft": peer_sft, "sample": peer_sample, "reach": peer_reach}}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("side", choices=[*JOBS, "prepare"])
+    parser.add_argument("job", choices=[*JOBS["own"], "all"])
+    parser.add_argument("--model", help="model directory; with `prepare`, the folder to fill")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the result")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as args.scratch:
+        found = prepare(Path(args.model)) if args.side == "prepare" else JOBS[args.side][args.job](args)
+    if os.environ.get("RANK", "0") == "0":
+        args.out.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""A tiny model directory, a JSONL file and reward functions for the tests that need whole runs."""
+
+import json
+
+import pytest
+import torch
+
+from minipost import checkpoint
+from minipost.gpt import GPT, GPTConfig
+from minipost.tokenizer import Tokenizer
+
+torch.set_num_threads(1)
+
+TEXTS = ["7+5=? Answer: 12", "What is the capital of France?\nParis", "héhé straße 北京 ١٢٣"]
+
+
+def tiny_model(tied=True, context=64, vocab=280, **shape):
+    """A GPT with grouped queries and a head wider than hidden/heads, far from uniform."""
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+             "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 12,
+             "max_position_embeddings": context, "tie_word_embeddings": tied, **shape}
+    model = GPT(GPTConfig(vocab, **shape)).initialise(0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.2 * torch.randn(weight.shape, generator=generator)
+    return model
+
+
+@pytest.fixture(scope="session")
+def words():
+    return Tokenizer.train(TEXTS, 280)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, words):
+    """The directory of a tiny untrained model; not to be written to."""
+    directory = tmp_path_factory.mktemp("tiny")
+    checkpoint.create(directory, tiny_model(), words)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory):
+    """A JSONL file of 40 prompts with completions and a column `letter`."""
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{n}+5=?", "completion": f" {n + 5}",
+                                        "letter": "abcd"[n % 4]}) + "\n" for n in range(40)))
+    return path
+
+
+@pytest.fixture
+def reward(tmp_path):
+    """A reward file with `length`, which tells most completions of an untrained model apart."""
+    path = tmp_path / "reward.py"
+    path.write_text("def length(completions, **columns):\n"
+                    "    return [len(text) / 9 for text in completions]\n")
+    return f"{path}:length"
+
+
+@pytest.fixture
+def command(tiny, rows, tmp_path):
+    """command(algo, *flags) -> the arguments of a short run into tmp_path/run on one worker."""
+    def arguments(algo, *flags):
+        return ["--algo", algo, "--model", str(tiny), "--data", str(rows), "--out",
+                str(tmp_path / "run"), "--workers", "1", "--room", "4", "--eval-n", "3", "--show",
+                "1", *map(str, flags)]
+    return arguments

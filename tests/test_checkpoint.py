@@ -1,0 +1,310 @@
+"""A model directory survives the round trip, and a broken one is refused by name."""
+
+import errno
+import json
+import os
+import stat
+
+import pytest
+import torch
+from conftest import tiny_model
+from safetensors.torch import load_file, save_file
+
+from minipost import checkpoint
+from minipost.errors import MinipostError
+
+
+def change(path, edit):
+    """Rewrite a JSON file through edit(dict)."""
+    value = json.loads(path.read_text())
+    edit(value)
+    path.write_text(json.dumps(value))
+
+
+@pytest.fixture
+def directory(tmp_path, words):
+    """A fresh model directory, to be broken."""
+    checkpoint.create(tmp_path / "model", tiny_model(), words)
+    return tmp_path / "model"
+
+
+def refused(directory, *parts):
+    with pytest.raises(MinipostError) as error:
+        checkpoint.load(directory)
+    assert str(directory) in str(error.value)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def same(one, other):
+    assert one.config == other.config
+    mine, theirs = one.state_dict(), other.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+# ---- round trips
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kv", [1, 2])
+def test_round_trip_is_bit_equal(tmp_path, words, tied, kv):
+    model = tiny_model(tied, num_key_value_heads=kv, rope_theta=5e5, rms_norm_eps=1e-6)
+    checkpoint.create(tmp_path / "one", model, words)
+    first, vocabulary = checkpoint.load(tmp_path / "one")
+    same(first, model)
+    checkpoint.save(tmp_path / "two", first, tmp_path / "one")
+    second, again = checkpoint.load(tmp_path / "two")
+    same(second, model)
+    checkpoint.save(tmp_path / "three", second, tmp_path / "two")
+    for file in (tmp_path / "two").iterdir():
+        assert file.read_bytes() == (tmp_path / "three" / file.name).read_bytes()
+    assert (vocabulary.bos, vocabulary.eos, vocabulary.pad) == (again.bos, again.eos, again.pad)
+    assert len({vocabulary.bos, *vocabulary.eos, vocabulary.pad}) == 3
+    tensors = load_file(tmp_path / "three" / "model.safetensors")
+    assert ("lm_head.weight" in tensors) != tied
+
+
+def test_unknown_keys_and_the_tokenizer_are_kept(directory, tmp_path):
+    change(directory / "config.json", lambda raw: raw.update(mystery={"a": [1]}))
+    (directory / "chat_template.jinja").write_text("{{ messages }}")
+    model, _ = checkpoint.load(directory)
+    checkpoint.save(tmp_path / "copy", model, directory)
+    assert json.loads((tmp_path / "copy/config.json").read_text())["mystery"] == {"a": [1]}
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / "copy" / name).read_bytes() == (directory / name).read_bytes()
+
+
+def test_bfloat16_export(directory, tmp_path):
+    model, _ = checkpoint.load(directory)
+    checkpoint.save(tmp_path / "half", model, directory, dtype="bfloat16")
+    raw = json.loads((tmp_path / "half/config.json").read_text())
+    assert raw["dtype"] == raw["torch_dtype"] == "bfloat16"
+    tensors = load_file(tmp_path / "half/model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    half, _ = checkpoint.load(tmp_path / "half", dtype="bfloat16")
+    for mine, theirs in zip(model.parameters(), half.parameters()):
+        assert torch.equal(mine.bfloat16(), theirs)
+
+
+def test_files_have_the_usual_mode(directory):
+    before = os.umask(0o027)
+    try:
+        model, _ = checkpoint.load(directory)
+        checkpoint.save(directory, model, directory)
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in directory.iterdir()} == {0o640}
+
+
+def test_run_state_round_trip(tmp_path):
+    tensors = {"a/b": torch.randn(3, 2), "c": torch.arange(4)}
+    facts = {"step": 3, "before": {"x": [0.1, None]}}
+    checkpoint.save_state(tmp_path / "s/state.safetensors", tensors, facts)
+    checkpoint.save_state(tmp_path / "t/state.safetensors", tensors, facts)
+    found, kept = checkpoint.load_state(tmp_path / "s/state.safetensors")
+    assert kept == facts and found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert ((tmp_path / "s/state.safetensors").read_bytes()
+            == (tmp_path / "t/state.safetensors").read_bytes())
+
+
+# ---- shards
+
+def shard(directory):
+    """Cut the model file in two beside an index, as large models come."""
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    where = {}
+    for part in (0, 1):
+        mine = {name: tensors[name] for i, name in enumerate(sorted(tensors)) if i % 2 == part}
+        where |= dict.fromkeys(mine, f"part-{part}.safetensors")
+        save_file(mine, directory / f"part-{part}.safetensors", metadata={"format": "pt"})
+    index = directory / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return index
+
+
+def test_a_sharded_model_is_read(directory):
+    whole, _ = checkpoint.load(directory)
+    shard(directory)
+    same(checkpoint.load(directory)[0], whole)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b", "", ".", "..", 3,
+                                  None, "nul\0", "half\ud800"])
+def test_weight_map_names_plain_files_only(directory, name):
+    index = shard(directory)
+    change(index, lambda raw: raw["weight_map"].update({"model.norm.weight": name}))
+    refused(directory)
+
+
+@pytest.mark.parametrize("table", [[["a", "b"]], "x", None, 3])
+def test_weight_map_must_be_an_object(directory, table):
+    index = shard(directory)
+    change(index, lambda raw: raw.update(weight_map=table))
+    refused(directory, index.name, "weight_map")
+
+
+def test_a_shard_that_lacks_its_tensor(directory):
+    index = shard(directory)
+    change(index, lambda raw: raw["weight_map"].update(
+        {"model.norm.weight": "part-0.safetensors",
+         "model.embed_tokens.weight": "part-1.safetensors"}))
+    refused(directory, "part-")
+
+
+# ---- directories that are refused
+
+@pytest.mark.parametrize("key, value", [
+    ("model_type", "gpt2"), ("model_type", None), ("attention_bias", True), ("mlp_bias", True),
+    ("hidden_act", "gelu"), ("rope_theta", 5.0), ("rope_theta", 0), ("rope_parameters", [1]),
+    ("rope_parameters", {"rope_type": "yarn"}), ("rope_scaling", {"type": "linear"}),
+    ("hidden_size", None), ("hidden_size", "wide"), ("hidden_size", 10**12), ("vocab_size", -1),
+    ("num_hidden_layers", 10**8), ("num_attention_heads", 0), ("num_key_value_heads", 3),
+    ("head_dim", 7), ("rms_norm_eps", float("nan")), ("rms_norm_eps", float("inf")),
+    ("max_position_embeddings", float("inf")), ("max_position_embeddings", 0),
+    ("intermediate_size", 25), ("tie_word_embeddings", False),
+])
+def test_config_that_does_not_fit(directory, key, value):
+    change(directory / "config.json", lambda raw: raw.update({key: value}))
+    refused(directory)
+
+
+def test_error_messages_name_file_and_cause_once(directory):
+    change(directory / "config.json", lambda raw: raw.update(rope_theta=5.0))
+    with pytest.raises(MinipostError) as error:
+        checkpoint.load(directory)
+    assert str(error.value) == (f"{directory}/config.json: rope_theta is 5.0 but rope_parameters "
+                                "says 10000.0")
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "vocab_size", "num_attention_heads"])
+def test_config_without_a_key(directory, key):
+    change(directory / "config.json", lambda raw: raw.pop(key))
+    refused(directory, "config.json", key)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "directory"])
+def test_file_missing_or_not_whole(directory, name, damage):
+    path = directory / name
+    kept = path.read_bytes()
+    path.unlink()
+    if damage == "truncated":
+        path.write_bytes(kept[: len(kept) // 2])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "directory":
+        path.mkdir()
+    refused(directory, name)
+
+
+def test_no_such_directory(tmp_path):
+    refused(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("tensor, message", [
+    (None, "is missing"),
+    (torch.ones(8), "has shape (8,)"),
+    (torch.full((16,), float("nan")), "not finite"),
+    (torch.ones(16, dtype=torch.int64), "I64"),
+    (torch.ones(16).to(torch.float8_e4m3fn), "F8"),
+])
+def test_tensor_that_does_not_fit(directory, tensor, message):
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    tensors.pop("model.norm.weight")
+    if tensor is not None:
+        tensors["model.norm.weight"] = tensor
+    save_file(tensors, path, metadata={"format": "pt"})
+    refused(directory, "norm.weight", message)
+
+
+@pytest.mark.parametrize("change_to", [
+    {"eos_token_id": None}, {"eos_token_id": []}, {"eos_token_id": 280}, {"eos_token_id": [2, "x"]},
+    {"eos_token_id": -1}, {"bos_token_id": 280}, {"bos_token_id": "<bos>"},
+])
+def test_control_tokens_that_do_not_exist(directory, change_to):
+    (directory / "generation_config.json").unlink()
+    change(directory / "config.json", lambda raw: raw.update(change_to))
+    refused(directory, next(iter(change_to)))
+
+
+def test_a_list_of_eos_ids_and_no_pad(directory):
+    change(directory / "generation_config.json",
+           lambda raw: raw.update(eos_token_id=[2, 5], pad_token_id=-1))
+    _, vocabulary = checkpoint.load(directory)
+    assert vocabulary.eos == {2, 5} and vocabulary.pad == 0
+
+
+def test_a_tokenizer_with_ids_beyond_the_model(directory, words, tmp_path):
+    checkpoint.create(tmp_path / "small", tiny_model(vocab=words.vocab_size - 1), words)
+    refused(tmp_path / "small", "tokenizer")
+
+
+# ---- writing
+
+def contents(directory):
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+def full(*arguments, **options):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("where", ["os.fsync", "os.replace", "os.chmod",
+                                   "minipost.checkpoint.save_file", "shutil.copyfile"])
+def test_a_failed_write_changes_nothing(directory, monkeypatch, where):
+    before = contents(directory)
+    model = tiny_model(rope_theta=5e5)
+    monkeypatch.setattr(where, full)
+    with pytest.raises(MinipostError, match="No space left.*unchanged"):
+        checkpoint.save(directory, model, directory)
+    assert contents(directory) == before
+
+
+def test_half_a_file_is_never_published(directory):
+    before = contents(directory)
+
+    def half(path):
+        path.write_text("half")
+        full()
+
+    with pytest.raises(MinipostError, match="config.json"):
+        checkpoint.publish(directory / "config.json", half)
+    assert contents(directory) == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_is_not_finite_is_never_saved(directory, value):
+    before = contents(directory)
+    model, _ = checkpoint.load(directory)
+    with torch.no_grad():
+        model.layers[1].mlp.down_proj.weight[3, 4] = value
+    with pytest.raises(MinipostError, match="down_proj"):
+        checkpoint.save(directory, model, directory)
+    assert contents(directory) == before
+
+
+def test_a_directory_that_cannot_be_made(tmp_path, directory):
+    model, _ = checkpoint.load(directory)
+    (tmp_path / "file").write_text("")
+    for write in (lambda path: checkpoint.save(path, model, directory),
+                  lambda path: checkpoint.save_state(path / "state", {}, {})):
+        with pytest.raises(MinipostError, match="file"):
+            write(tmp_path / "file" / "model")
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "foreign", "not an object"])
+def test_a_run_state_that_is_not_whole(tmp_path, damage):
+    path = tmp_path / "state.safetensors"
+    checkpoint.save_state(path, {"a": torch.ones(4)}, {"step": 1})
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-4])
+    else:
+        metadata = {"format": "pt"} if damage == "foreign" else {"minipost": "[1]"}
+        save_file({"a": torch.ones(4)}, path, metadata=metadata)
+    with pytest.raises(MinipostError, match="state.safetensors"):
+        checkpoint.load_state(path)

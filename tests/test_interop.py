@@ -1,0 +1,121 @@
+"""transformers and this project open each other's directories and compute the same."""
+
+import json
+
+import pytest
+import torch
+from conftest import tiny_model
+
+from minipost import checkpoint, rollout
+from minipost.tokenizer import BOS, EOS, PAD
+
+transformers = pytest.importorskip(
+    "transformers", reason="the extra 'interop' installs transformers, which this compares with"
+)
+pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns of is not ours to mend
+
+NO_EOS = frozenset([10**6])
+STRINGS = [
+    "", " ", "\n", "a", "  two  spaces  ", "7+5-3=? Answer: 12", "1234567890", "٣٤ ४५ 𝟙𝟚",
+    "What is the capital of France?\nParis", "héhé straße", "北京 東京", "e\u0301 \u00e9", "👩‍👩‍👧 ok",
+    "tab\tnewline\r\nend", "\u200b\ufeff\u00a0", "\x00\x07", "don't -- stop... (13-9=4:4 4 10)",
+    "mixedCASE_snake-kebab", "a" * 200,
+]
+
+
+def theirs(directory):
+    return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+def greedy(model, prompts, room=64):
+    """The ids that our sampler takes without chance, one list per prompt."""
+    found = rollout.generate(model, prompts, room=room, eos=NO_EOS, pad=0, temperature=0)
+    return [row[mask].tolist() for row, mask in zip(found.targets, found.mask)]
+
+
+def greedy_theirs(model, prompt, room=64):
+    ids = torch.tensor([prompt])
+    settings = transformers.GenerationConfig(
+        max_new_tokens=room, min_new_tokens=room, do_sample=False, pad_token_id=0)
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+    return out[0, len(prompt):].tolist()
+
+
+def agree(ours, other, vocab):
+    """Same logits for a batch, same greedy ids for ragged prompts in one batch of ours."""
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randint(3, vocab, (3, 24), generator=generator)
+    with torch.no_grad():
+        assert (ours(tokens) - other(tokens).logits).abs().max() <= 1e-5
+    prompts = [row[:length].tolist() for row, length in zip(tokens, (24, 5, 1))]
+    assert greedy(ours, prompts) == [greedy_theirs(other, prompt) for prompt in prompts]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kv", [1, 2])
+def test_transformers_opens_ours(tmp_path, words, tied, kv):
+    model = tiny_model(tied, context=128, num_key_value_heads=kv, rope_theta=5e4)
+    checkpoint.create(tmp_path, model, words)
+    other = theirs(tmp_path)
+    assert type(other).__name__ == "LlamaForCausalLM"
+    agree(model, other, words.vocab_size)
+
+
+def llama(directory, tied, kv, shards="5GB"):
+    torch.manual_seed(3)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=280, hidden_size=16, intermediate_size=24, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=kv, head_dim=6, max_position_embeddings=128,
+        rms_norm_eps=1e-5, rope_theta=7e4, tie_word_embeddings=tied, initializer_range=0.5,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )).eval()
+    model.save_pretrained(directory, max_shard_size=shards)
+    return model
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kv", [1, 2, 4])
+@pytest.mark.parametrize("style", ["as written", "transformers 4", "transformers 5", "both"])
+def test_we_open_theirs(tmp_path, words, tied, kv, style):
+    other = llama(tmp_path, tied, kv)
+    words.backend.save(str(tmp_path / "tokenizer.json"))
+    path = tmp_path / "config.json"
+    raw = json.loads(path.read_text())
+    if style != "as written":
+        raw.pop("rope_parameters", None), raw.pop("rope_theta", None)
+    if style in ("transformers 4", "both"):
+        raw |= {"rope_theta": 7e4, "rope_scaling": None}
+    if style in ("transformers 5", "both"):
+        raw |= {"rope_parameters": {"rope_type": "default", "rope_theta": 7e4}}
+    path.write_text(json.dumps(raw))
+    agree(checkpoint.load(tmp_path)[0], other, 280)
+
+
+def test_we_open_their_shards_and_they_open_our_copy(tmp_path, words):
+    other = llama(tmp_path / "theirs", False, 2, shards="8KB")
+    assert (tmp_path / "theirs/model.safetensors.index.json").exists()
+    words.backend.save(str(tmp_path / "theirs/tokenizer.json"))
+    model, _ = checkpoint.load(tmp_path / "theirs")
+    agree(model, other, 280)
+    checkpoint.save(tmp_path / "ours", model, tmp_path / "theirs")
+    agree(model, theirs(tmp_path / "ours"), 280)
+
+
+def test_bfloat16_export_opens_there(tmp_path, tiny):
+    model, _ = checkpoint.load(tiny)
+    checkpoint.save(tmp_path, model, tiny, dtype="bfloat16")
+    other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert other.dtype == torch.bfloat16
+    assert torch.equal(other.model.norm.weight, model.norm.weight.bfloat16())
+
+
+def test_same_token_ids(tiny):
+    _, vocabulary = checkpoint.load(tiny)
+    other = transformers.AutoTokenizer.from_pretrained(tiny)
+    for text in STRINGS:
+        ids = other(text, add_special_tokens=False).input_ids
+        assert vocabulary.tokenizer.encode(text) == ids
+        assert vocabulary.decode(ids) == other.decode(ids, skip_special_tokens=True) == text
+    assert (other.pad_token, other.bos_token, other.eos_token) == (PAD, BOS, EOS)
+    assert (other.pad_token_id, other.bos_token_id, {other.eos_token_id}) == (
+        vocabulary.pad, vocabulary.bos, vocabulary.eos)
