@@ -27,7 +27,7 @@ class Console:
         self.bar = None
 
     def say(self, text):
-        self.rich.print(Text(text))
+        self.rich.print(Text(text), soft_wrap=True)  # a path or command must stay whole to copy
 
     def header(self, algo, task, config, options, model, workers):
         size = sum(p.numel() for p in model.parameters()) / 1e6

@@ -45,7 +45,7 @@ class Options:
     micro: int = 16             # sequences in one forward and backward pass; changes no gradient
     workers: int = 0            # processes on a CPU; 0: one per core, at most 4
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to run; auto: the best there is
-    dtype: Literal["float32", "bfloat16"] = "float32"  # on most CPUs bfloat16 is far slower
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; bfloat16 is slow on most CPUs
     eval_n: int = 400           # held-out problems measured before and after
     show: int = 4               # held-out problems shown before and after
     save_every: int = 50        # steps between saved states; 0: only at the end
@@ -91,9 +91,10 @@ def parse(argv):
     import tyro
 
     module, flat = method(known.algo), tyro.conf.OmitArgPrefixes
-    parts = {"options": Options, "method": module.Config}
+    parts = {"method": module.Config}
     if not known.data:
         parts["task"] = TASKS[known.task or module.TASK]
+    parts["options"] = Options
     together = make_dataclass("Arguments", [(part, flat[c], c()) for part, c in parts.items()])
     found = tyro.cli(together, args=rest, prog=f"{PROG} --algo {known.algo}",
                      description=f"{module.__doc__}\n{PROBLEMS}",
@@ -127,7 +128,7 @@ def fail_in_one_sentence(work):
     try:
         return work() or 0
     except MinipostError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped at once; the last saved state stands", file=sys.stderr)
@@ -263,9 +264,9 @@ class Session:
             "algo": self.algo, "options": asdict(self.options), "method": asdict(self.config),
             "task": {"name": self.task.name, **asdict(self.task)},
         })
-        checkpoint.publish(self.directory / "metrics.jsonl", lambda path: path.write_text(""))
         for stale in ("state/state.safetensors", "summary.json"):
             (self.directory / stale).unlink(missing_ok=True)
+        checkpoint.publish(self.directory / "metrics.jsonl", lambda path: path.write_text(""))
 
     def measure(self):
         """Results by split: {"split": {"greedy" or "sampled": {"score", "texts", "rewards"}}}."""

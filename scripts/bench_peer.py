@@ -51,13 +51,13 @@ def letter_share(prompts, completions, **columns):
     return [sum(c.isalpha() for c in text) / max(1, len(text)) for text in completions]
 
 
-def prepare(folder):
-    """Write what the jobs work on: a model with random weights, and prompts as JSONL."""
+def prepare(args):
+    """Fill the folder --model with what the jobs work on: random weights, and prompts as JSONL."""
     from minipost import checkpoint
     from minipost.gpt import GPT, GPTConfig
     from scripts.pretrain import tokenizer
 
-    words = tokenizer()
+    folder, words = Path(args.model), tokenizer()
     model = GPT(GPTConfig(words.vocab_size)).initialise(seed=0)
     checkpoint.create(folder / "model", model, words)
     rows = [{"prompt": p.prompt} for p in Digits(PROMPT_DIGITS).sample(PROMPTS * 60)]
@@ -118,7 +118,7 @@ def own_sample(args):
             rollout = run.sample(problems, GROUP, temperature=1.0)
             seconds.append(time.monotonic() - start)
         ids = [run.vocabulary.prompt(problem.prompt) for problem in problems]
-        return {"seconds": seconds, "tokens": int(rollout.mask.sum()), "prompts": ids}
+        return {"calls": seconds, "tokens": int(rollout.mask.sum()), "prompts": ids}
 
     return own(work, args, Digits(PROMPT_DIGITS), None)
 
@@ -208,7 +208,8 @@ def peer_grpo(args):
         return letter_share(prompts, completions)
 
     problems = Digits(PROMPT_DIGITS).sample(PROMPTS * args.steps)
-    grpo_trainer(args, problems, reward, each_step(lambda *_: ends.append(time.monotonic()))).train()
+    tick = each_step(lambda *_: ends.append(time.monotonic()))
+    grpo_trainer(args, problems, reward, tick).train()
     return {"ends": ends[1:], "length": mean(lengths)}
 
 
@@ -246,7 +247,7 @@ def peer_sample(args):
         tokens = model.generate(**read, generation_config=config)
         seconds.append(time.monotonic() - start)
     prompts = read["input_ids"].tolist()
-    return {"seconds": seconds, "prompts": prompts,
+    return {"calls": seconds, "prompts": prompts,
             "tokens": tokens[:, len(prompts[0]) :].numel()}
 
 
@@ -297,21 +298,22 @@ def copy_weights(theirs, gpt):
         state[name].copy_(torch.cat([source[part] for part, _ in parts]))
 
 
-JOBS = {"own": {"grpo": own_grpo, "sft": own_sft, "sample": own_sample, "reach": own_reach},
+JOBS = {"prepare": {"files": prepare},
+        "own": {"grpo": own_grpo, "sft": own_sft, "sample": own_sample, "reach": own_reach},
         "peer": {"grpo": peer_grpo, "sft": peer_sft, "sample": peer_sample, "reach": peer_reach}}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("side", choices=[*JOBS, "prepare"])
-    parser.add_argument("job", choices=[*JOBS["own"], "all"])
-    parser.add_argument("--model", help="model directory; with `prepare`, the folder to fill")
+    parser.add_argument("side", choices=JOBS)
+    parser.add_argument("job", choices=[job for jobs in JOBS.values() for job in jobs])
+    parser.add_argument("--model", required=True, help="model directory")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the result")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as args.scratch:
-        found = prepare(Path(args.model)) if args.side == "prepare" else JOBS[args.side][args.job](args)
+        found = JOBS[args.side][args.job](args)
     if os.environ.get("RANK", "0") == "0":
         args.out.write_text(json.dumps(found))
 

@@ -15,7 +15,7 @@ import json
 import random
 from pathlib import Path
 
-from minipost.tasks.base import is_held_out
+from minipost.tasks.facts import hold_out
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 LANGUAGES = ("french", "german", "spanish")
@@ -56,7 +56,7 @@ def arithmetic():
     sums = [(a, b, sign) for a in range(10, 100) for b in range(10, a + 1)
             for sign in ("plus", "minus")]
     rng.shuffle(sums)
-    held = [is_held_out((a, b), share=5) for a, b, _ in sums]
+    held = [hold_out((a, b)) for a, b, _ in sums]
     train = [s for s, out in zip(sums, held) if not out][:TRAIN]
     test = [s for s, out in zip(sums, held) if out][:TEST]
     rows = []

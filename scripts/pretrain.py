@@ -12,6 +12,7 @@ the seed, so the same machine and number of workers give the same file.
 import argparse
 import functools
 import random
+import re
 import time
 from pathlib import Path
 
@@ -20,13 +21,15 @@ from minipost.gpt import GPT, GPTConfig
 from minipost.methods import sft
 from minipost.run import Learner, Run
 from minipost.tasks.arithmetic import Arithmetic
-from minipost.tasks.base import Problem
-from minipost.tasks.countdown import Countdown
-from minipost.tasks.facts import rows
+from minipost.tasks.base import Problem, is_held_out
+from minipost.tasks.countdown import Countdown, held_out
+from minipost.tasks.facts import hold_out as facts_hold_out, rows
 from minipost.tokenizer import BOS, EOS, PAD, Tokenizer
 
 SLIP = 0.12     # chance that a worked step goes wrong, so 5 steps in a row are right half the time
 BAD = 0.3       # chance that a countdown move is drawn at random
+
+MOVE = re.compile("([0-9]+)([-+*/])([0-9]+)=[0-9]+:([0-9 ]+)")
 
 LISTS = {"capital": "Name a capital.\n", "french": "Name a French word.\n",
          "german": "Name a German word.\n", "spanish": "Name a Spanish word.\n"}
@@ -42,20 +45,46 @@ class Corpus:
         return [self.document(rng) for _ in range(n)]
 
     def document(self, rng):
+        """One document of a random kind, which shows no working of a held-out problem."""
         kind = rng.random()
         if kind < 0.06:
             row = rng.choice(self.words)
             return Problem(LISTS[row["kind"]], {"completion": row["completion"]})
-        if kind < 0.36:
-            return written(worked(rng.randint(2, 8)), rng, slip=SLIP)
-        if kind < 0.44:
-            return written(direct(rng.randint(2, 6)), rng)
-        if kind < 0.84:
-            return written(countdown(3, 0), rng, bad=BAD)
-        return written(countdown(4, rng.choice((0, 24))), rng, bad=BAD)
+        if kind < 0.34:
+            task, faults = worked(rng.randint(2, 8)), {"slip": SLIP}
+        elif kind < 0.39:
+            task, faults = direct(rng.randint(2, 6)), {}
+        elif kind < 0.83:
+            task, faults = countdown(3, 0), {"bad": BAD}
+        else:
+            task, faults = countdown(4, rng.choice((0, 24))), {"bad": BAD}
+        while leaks(found := written(task, rng, **faults)):
+            pass
+        return found
 
     def demonstrate(self, problem, rng):
         return problem.columns["completion"]
+
+
+def leaks(document):
+    """Whether a document holds a held-out problem within a longer one that may be trained on.
+
+    The first terms of a chain are a shorter chain; what a first countdown move leaves of four
+    numbers is a hand of three; a move may be one of the sums that the facts hold out.
+    """
+    columns = document.columns
+    if "chain" in columns:
+        operands = [int(n) for n in re.findall("[0-9]+", columns["chain"])]
+        return any(is_held_out(operands[:k]) for k in range(2, len(operands)))
+    for line in columns["completion"].split("\n"):
+        if (move := MOVE.fullmatch(line)) is None:
+            continue
+        pair, left = [int(move[1]), int(move[3])], [int(n) for n in move[4].split()]
+        if len(left) == 3 and held_out(left):
+            return True
+        if move[2] in "+-" and 10 <= min(pair) and max(pair) <= 99 and facts_hold_out(pair):
+            return True
+    return False
 
 
 @functools.cache
@@ -75,7 +104,8 @@ def countdown(numbers, target):
 
 def written(task, rng, **faults):
     problem = task.sample(1, rng)[0]
-    return Problem(problem.prompt, {"completion": task.demonstrate(problem, rng, **faults)})
+    completion = task.demonstrate(problem, rng, **faults)
+    return Problem(problem.prompt, {**problem.columns, "completion": completion})
 
 
 def tokenizer():

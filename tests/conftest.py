@@ -1,6 +1,10 @@
 """A tiny model directory, a JSONL file and reward functions for the tests that need whole runs."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,6 +51,17 @@ def rows(tmp_path_factory):
     path.write_text("".join(json.dumps({"prompt": f"{n}+5=?", "completion": f" {n + 5}",
                                         "letter": "abcd"[n % 4]}) + "\n" for n in range(40)))
     return path
+
+
+@pytest.fixture(scope="session")
+def python():
+    """python(*arguments) -> the finished process, with returncode, stdout and stderr."""
+    def start(*arguments):
+        root = Path(checkpoint.__file__).parents[1]
+        return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True,
+                              text=True, env={**os.environ, "PYTHONPATH": str(root)}, timeout=300,
+                              start_new_session=True)
+    return start
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def llama(directory, tied, kv, shards="5GB"):
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
         vocab_size=280, hidden_size=16, intermediate_size=24, num_hidden_layers=3,
         num_attention_heads=4, num_key_value_heads=kv, head_dim=6, max_position_embeddings=128,
-        rms_norm_eps=1e-5, rope_theta=7e4, tie_word_embeddings=tied, initializer_range=0.5,
+        rms_norm_eps=1e-5, rope_theta=7e4, tie_word_embeddings=tied, initializer_range=0.2,
         bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )).eval()
     model.save_pretrained(directory, max_shard_size=shards)

@@ -17,12 +17,17 @@ from functools import lru_cache
 from pathlib import Path
 
 from minipost.errors import MinipostError
-from minipost.tasks.base import Problem
+from minipost.tasks.base import Problem, is_held_out
 
 PATH = Path(__file__).resolve().parents[2] / "data" / "simple_tasks.jsonl"
 KINDS = ("capital", "french", "german", "spanish", "arithmetic")
 EXPECTED = (f'expected {{"kind": one of {KINDS}, "split": "train" or "test", "prompt": text '
             'ending in a newline, "completion": one NFC line without outer spaces}')
+
+
+def hold_out(operands):
+    """Whether sums and differences of these two operands belong to the held-out split."""
+    return is_held_out(operands, share=5)
 
 
 def parse(text):

@@ -1,0 +1,394 @@
+"""Whatever is wrong outside ends in one sentence and exit code 1, and costs nothing saved before."""
+
+import errno
+import json
+import math
+import os
+import resource
+import shutil
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from minipost import checkpoint, evaluate, train
+from minipost.errors import MinipostError
+from minipost.methods import sft
+from minipost.tasks import files
+
+GRPO = ("--steps", 2, "--prompts", 2, "--group", 4)
+
+
+@pytest.fixture
+def fails(capsys):
+    """fails(arguments, *parts): the run says one sentence that holds these parts and returns 1."""
+    def check(arguments, *parts, main=train.main):
+        capsys.readouterr()
+        assert main([str(a) for a in arguments]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("\n") == 1
+        for part in parts:
+            assert str(part) in said
+    return check
+
+
+# ---- models
+
+@pytest.mark.parametrize("damage, part", [
+    ("missing", "no such model directory"), ("no weights", "model.safetensors"),
+    ("truncated", "model.safetensors"), ("not JSON", "config.json"),
+    ("no tokenizer", "tokenizer.json"),
+])
+def test_model_directory(command, fails, tiny, tmp_path, damage, part):
+    broken = tmp_path / "broken"
+    if damage != "missing":
+        shutil.copytree(tiny, broken)
+    if damage == "no weights":
+        (broken / "model.safetensors").unlink()
+    if damage == "truncated":
+        os.truncate(broken / "model.safetensors", 5000)
+    if damage == "not JSON":
+        (broken / "config.json").write_text('{"model_type": "llama", ')
+    if damage == "no tokenizer":
+        (broken / "tokenizer.json").unlink()
+    fails([*command("sft"), "--model", broken], broken, part)
+    fails(["--model", broken, "--workers", 1], broken, part, main=evaluate.main)
+    assert not (tmp_path / "run").exists()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_config_json_of_any_content(tmp_path_factory, tiny, data):
+    raw = json.loads((tiny / "config.json").read_text())
+    anything = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+        lambda part: st.lists(part, max_size=2) | st.dictionaries(st.text(max_size=3), part))
+    for key in data.draw(st.lists(st.sampled_from(sorted(raw)), min_size=1, max_size=3)):
+        if data.draw(st.booleans()):
+            raw.pop(key, None)
+        else:
+            raw[key] = data.draw(anything)
+    directory = tmp_path_factory.getbasetemp() / "fuzzed"
+    if not directory.exists():
+        shutil.copytree(tiny, directory, ignore=shutil.ignore_patterns("generation_config.json"))
+    (directory / "config.json").write_text(json.dumps(raw))
+    try:
+        checkpoint.load(directory)
+    except MinipostError as error:
+        assert str(directory) in str(error)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
+def test_json_file_of_any_bytes(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_bytes(content)
+    try:
+        assert isinstance(checkpoint.read_json(path), dict)
+    except MinipostError as error:
+        assert str(path) in str(error)
+
+
+# ---- data
+
+GOOD = b'{"prompt": "a", "completion": "b"}\n'
+
+
+@pytest.mark.parametrize("line, part", [
+    (b"prompt: a", "expected one JSON object"), (b'{"prompt": "a"', "expected one JSON object"),
+    (b'["prompt"]', "found list"), (b'"prompt"', "found str"), (b"null", "found NoneType"),
+    (b'{"completion": "b"}', "'prompt'"), (b'{"prompt": 3}', "'prompt'"),
+    (b'{"prompt": "a", "completion": ["b"]}', "'completion'"),
+    (b'{"prompt": "a", "prompt": "b"}', "twice"), (b'{"prompt": "a", "x": NaN}', "NaN"),
+    (b'{"prompt": "a", "x": -Infinity}', "Infinity"), (b'{"prompt": "\xff"}', "UTF-8"),
+    (b'{"prompt": "\\ud800"}', "surrogate"), (b'\xef\xbb\xbf{"prompt": "a"}', "BOM"),
+    (b"[" * 100_000, "expected one JSON object"), (b'{"prompt": "a", "x": ' + b"9" * 5000 + b"}", ""),
+])
+def test_a_bad_row_is_named_by_file_and_line(command, fails, tmp_path, line, part):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(GOOD + b"\n" + line + b"\n" + GOOD)
+    fails([*command("sft"), "--data", path], f"{path}, line 3:", part)
+    fails([*command("sft"), "--eval-data", path], f"{path}, line 3:", part)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content, part", [(b"", "no rows"), (b"\n \n", "no rows"),
+                                           (GOOD, "too few rows")])
+def test_a_file_with_too_little(command, fails, tmp_path, content, part):
+    path = tmp_path / "short.jsonl"
+    path.write_bytes(content)
+    fails([*command("sft"), "--data", path], path, part)
+
+
+def test_a_file_that_is_not_there(command, fails, tmp_path):
+    fails([*command("sft"), "--data", tmp_path / "nowhere"], "nowhere", "No such file")
+    fails([*command("sft"), "--data", tmp_path], tmp_path, "directory")
+
+
+def test_rows_without_completions(command, fails, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(f'{{"prompt": "{n}"}}\n' for n in range(40)))
+    fails([*command("grpo", *GRPO), "--data", path], path, "--reward")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.binary(max_size=30) | st.sampled_from([GOOD, b"\r\n", b'{"prompt": "c"}'])
+                | st.dictionaries(st.sampled_from(["prompt", "completion", "x"]),
+                                  st.text(max_size=3) | st.none() | st.floats())
+                .map(lambda row: json.dumps(row).encode()), max_size=4))
+def test_jsonl_of_any_bytes(tmp_path_factory, lines):
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    files.read.cache_clear()
+    try:
+        rows = files.read(str(path))
+    except MinipostError as error:
+        assert str(path) in str(error)
+    else:
+        assert rows and all(isinstance(row["prompt"], str) for row in rows)
+
+
+# ---- prompts and rewards
+
+@pytest.mark.parametrize("algo", ["sft", "grpo"])
+def test_a_prompt_longer_than_the_context(command, fails, rows, tmp_path, algo):
+    path = tmp_path / "long.jsonl"
+    path.write_text(rows.read_text() + json.dumps({"prompt": "x" * 70, "completion": "b"}) + "\n")
+    fails([*command(algo), "--data", path], "71 tokens", "context of 64", "xxx")
+    fails([*command(algo), "--room", 64], "context of 64", "--room")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("body, part", [
+    ("raise RuntimeError('no\\nluck')", "RuntimeError: no luck"), ("return [1.0]", "1 values for"),
+    ("return [float('nan')] * len(prompts)", "returned nan for row 0"),
+    ("return [float('inf')] * len(prompts)", "returned inf for row 0"),
+    ("return ['1.0'] * len(prompts)", "returned '1.0' for row 0"), ("return None", "NoneType"),
+    ("return [None] * len(prompts)", "returned None for row 0"),
+])
+def test_a_reward_function_that_breaks_its_contract(command, fails, tmp_path, body, part):
+    path = tmp_path / "broken.py"
+    path.write_text(f"def broken(prompts, completions, **columns):\n    {body}\n")
+    fails([*command("grpo", *GRPO), "--reward", f"{path}:broken"], "reward function broken", part)
+    assert not (tmp_path / "run/config.json").exists()
+
+
+@pytest.mark.parametrize("name, part", [
+    ("nowhere.py:f", "nowhere.py"), ("f", "FILE.py:FUNCTION"), ("good.py:other", "other"),
+    ("good.py:number", "not callable"), ("typo.py:f", "SyntaxError"), ("raises.py:f", "KeyError"),
+])
+def test_a_reward_function_that_is_not_there(command, fails, tmp_path, monkeypatch, name, part):
+    (tmp_path / "good.py").write_text("number = 3\n")
+    (tmp_path / "typo.py").write_text("def f(:\n")
+    (tmp_path / "raises.py").write_text("{}['x']\n")
+    monkeypatch.chdir(tmp_path)
+    fails([*command("grpo", *GRPO), "--reward", name], part)
+
+
+def test_of_several_reward_functions_the_broken_one_is_named(command, fails, tmp_path, reward):
+    path = tmp_path / "broken.py"
+    path.write_text("def short(completions, **columns):\n    return [1.0]\n")
+    fails([*command("grpo", *GRPO), "--reward", reward, f"{path}:short"], "length + short")
+
+
+# ---- options
+
+@pytest.mark.parametrize("flags, part", [
+    (("--grop", "4"), "--group"), (("--max-gradnorm", "4"), "--max-grad-norm"),
+    (("--group", "many"), "--group"), (("--group", "1"), "at least 2"), (("--micro", "0"), "micro"),
+    (("--room", "0"), "room"), (("--eval-n", "0"), "eval_n"), (("--device", "abacus"), "--device"),
+    (("--dtype", "float7"), "--dtype"), (("--kl", "k9"), "exact"),
+])
+def test_a_wrong_flag_is_answered_with_the_right_one(command, capsys, flags, part):
+    with pytest.raises(SystemExit) as stop:
+        train.main([*command("grpo"), *flags])
+    assert stop.value.code != 0
+    assert part in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, part", [
+    (["--algo", "grop"], "grpo"), (["--algo", "grpo", "--task", "countdwn"], "countdown"),
+])
+def test_an_unknown_method_or_task(capsys, arguments, part):
+    with pytest.raises(SystemExit) as stop:
+        train.main(arguments)
+    assert stop.value.code != 0
+    assert part in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, part", [
+    (["--steps", "3"], "--algo is missing"), (["--algo", "sft", "--eval-data", "x"], "--data"),
+    (["--algo", "sft", "--task", "facts", "--data", "x"], "exclude"),
+    (["--resume=runs/x"], "--resume RUN_DIRECTORY"), (["--resume"], "--resume RUN_DIRECTORY"),
+    (["--resume", "runs/x", "--steps", "9"], "nothing else"), (["--resume", "nowhere"], "nowhere"),
+])
+def test_flags_that_do_not_go_together(fails, arguments, part):
+    fails(arguments, part)
+
+
+@pytest.mark.parametrize("arguments, part", [
+    (["--task", "chess"], "arithmetic"), (["--terms", "3"], "--task"), (["--n", "0"], "--n"),
+])
+def test_evaluate_names_what_is_wrong(fails, tiny, arguments, part):
+    fails(["--model", tiny, "--workers", 1, *arguments], part, main=evaluate.main)
+
+
+def test_a_device_that_is_not_there(command, fails, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    fails([*command("sft"), "--device", "cuda"], "--device cuda")
+
+
+# ---- writing
+
+def test_an_out_directory_that_cannot_be_made(command, fails, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        fails([*command("sft", "--steps", 1), "--out", out], out, "directory")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def fill_disk(monkeypatch, what, n):
+    """Let the disk fill at the n-th call of `what` from now on."""
+    module, name = what.rsplit(".", 1)
+    module = {"os": os, "checkpoint": checkpoint}[module]
+    real, calls = getattr(module, name), []
+
+    def limited(*arguments, **options):
+        calls.append(name)
+        if len(calls) > n:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, name, limited)
+    return calls
+
+
+@pytest.mark.parametrize("what", ["os.fsync", "os.replace", "checkpoint.save_file"])
+def test_a_disk_that_fills_at_any_moment_leaves_a_run_to_resume(
+        command, fails, tmp_path, monkeypatch, what):
+    run, arguments = tmp_path / "run", command("sft", "--steps", 3, "--batch", 4, "--save-every", 1)
+    with monkeypatch.context() as patch:
+        calls = fill_disk(patch, what, 1000)
+        assert train.main(arguments) == 0
+    last = (run / "model/model.safetensors").read_bytes()
+    for n in range(len(calls)):
+        shutil.rmtree(run)
+        with monkeypatch.context() as patch:
+            fill_disk(patch, what, n)
+            fails(arguments, "No space left on device", "unchanged")
+        assert not list(run.rglob(".*"))
+        if (run / "state/state.safetensors").exists():
+            checkpoint.load(run / "model")
+            assert train.main(["--resume", str(run)]) == 0
+            assert (run / "model/model.safetensors").read_bytes() == last
+
+
+def test_a_log_that_cannot_be_written(command, fails, tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(train, "open", full, raising=False)
+    fails(command("sft", "--steps", 1, "--batch", 4), "metrics.jsonl", "No space left")
+
+
+def test_files_that_grow_past_the_limit(command, fails, tmp_path):
+    """The system itself refuses the state, which is three times as large as the model."""
+    run, arguments = tmp_path / "run", command("sft", "--steps", 2, "--batch", 4)
+    assert train.main(arguments) == 0
+    model, state = (run / "model/model.safetensors"), (run / "state/state.safetensors")
+    kept = model.read_bytes(), state.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept[0]) + 10_000, hard))
+    try:
+        with pytest.raises(MinipostError, match="too large"):
+            checkpoint.save_state(state, {"x": torch.zeros(len(kept[1]))}, {})
+        fails(arguments, state, "too large")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert model.read_bytes() == kept[0]
+    assert not list(run.rglob(".*"))
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2])
+def test_an_earlier_run_survives_a_failed_one(command, fails, tmp_path, calls):
+    """Before the first step (the third call) its state stays too, then at least its model."""
+    run, arguments = tmp_path / "run", command("sft", "--steps", 2, "--batch", 4)
+    assert train.main(arguments) == 0
+    kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    path = tmp_path / "late.py"
+    path.write_text(f"""calls = []
+def late(completions, **columns):
+    calls.append(1)
+    assert len(calls) <= {calls}, "late"
+    return [1.0] * len(completions)
+""")
+    fails([*command("grpo", *GRPO), "--reward", f"{path}:late"], "AssertionError: late")
+    for file, content in kept.items():
+        if calls < 2 or file.parent.name == "model":
+            assert file.read_bytes() == content
+
+
+# ---- numbers
+
+def test_gradients_that_stay_not_finite_end_the_run(command, fails, tmp_path, monkeypatch):
+    def broken(logp, mask, *, count):
+        value, metrics = loss(logp, mask, count=count)
+        return value * (math.nan if len(calls) > 1 else 1.0), metrics
+
+    def log(session, metrics, seconds):
+        real(session, metrics, seconds)
+        calls.append(session.run.step)
+
+    loss, real, calls = sft.loss, train.Session.log, []
+    monkeypatch.setattr(sft, "loss", broken)
+    monkeypatch.setattr(train.Session, "log", log)
+    fails(command("sft", "--steps", 20, "--batch", 4, "--save-every", 1), "not finite 5 steps")
+    assert calls == [1, 2, 3, 4, 5, 6]
+    model, _ = checkpoint.load(tmp_path / "run/model")
+    assert all(torch.isfinite(weight).all() for weight in model.parameters())
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["grad_norm"] is None for line in lines] == [False] * 2 + [True] * 4
+
+
+def test_a_model_that_overflows_replaces_nothing(command, fails, tmp_path, monkeypatch):
+    def overflow(session, metrics, seconds):
+        if session.run.step == 2:
+            session.run.policy.flat[0] = math.inf
+        real(session, metrics, seconds)
+
+    real = train.Session.log
+    monkeypatch.setattr(train.Session, "log", overflow)
+    fails(command("sft", "--steps", 3, "--batch", 4, "--save-every", 1), "not saved", "not finite")
+    checkpoint.load(tmp_path / "run/model")
+    tensors, facts = checkpoint.load_state(tmp_path / "run/state/state.safetensors")
+    assert facts["step"] == 1 and torch.isfinite(tensors["learner/policy/weights"]).all()
+
+
+# ---- other processes
+
+def test_an_error_in_another_rank_is_said(python, tmp_path):
+    """The sentence of a rank that fails alone reaches the user through rank 0."""
+    script = tmp_path / "script.py"
+    script.write_text("""
+import os, torch
+from minipost import parallel, train
+from minipost.errors import MinipostError
+
+def raises():
+    if parallel.rank() == 1:
+        raise MinipostError("the second half is broken")
+    parallel.sum_(torch.ones(1))
+
+def dies():
+    if parallel.rank() == 1:
+        os._exit(9)
+    parallel.sum_(torch.ones(1))
+
+for work in (raises, dies):
+    assert train.fail_in_one_sentence(lambda: parallel.launch(work, 3)) == 1
+""")
+    done = python(script)
+    one, other = done.stderr.splitlines()
+    assert done.returncode == 0
+    assert one == "error: the second half is broken"
+    assert other.startswith("error: a worker process died")

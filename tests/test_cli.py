@@ -1,0 +1,168 @@
+"""The command lines: help, what a run writes, rewards of one's own, evaluation."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from minipost import checkpoint, evaluate, train
+from minipost.tasks import TASKS
+from minipost.tasks.files import File
+
+GRPO = ("--steps", 2, "--prompts", 2, "--group", 4)
+
+
+def names(cls):
+    return {field.name for field in dataclasses.fields(cls)}
+
+
+def helped(capsys, main, *arguments):
+    """The help text of a command line, as {flag: (kind and text, in one line)}."""
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--help"])
+    assert stop.value.code == 0
+    text = re.sub(r"[│╭╮╰╯─|+]", " ", capsys.readouterr().out)
+    flags = re.split(r"^\s+--(?=[a-z])", text, flags=re.MULTILINE)[1:]
+    return {flag.split()[0]: " ".join(flag.split()[1:]) for flag in flags}
+
+
+def check(flags, expected):
+    """Each expected knob is a flag with at least two words that say what it means."""
+    for name in expected:
+        text = flags[name.replace("_", "-")]
+        words = re.sub(r"\(default: .*?\)|\{.*?\}|\b[A-Z]+\b", "", text)
+        assert len(re.findall(r"[a-z]{2,}", words)) >= 2, (name, text)
+
+
+@pytest.mark.parametrize("algo", train.algorithms())
+def test_help_explains_every_knob(capsys, algo):
+    flags = helped(capsys, train.main, "--algo", algo)
+    check(flags, names(train.method(algo).Config) | names(train.Options))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_help_explains_every_knob_of_a_task(capsys, task):
+    flags = helped(capsys, train.main, "--algo", "sft", "--task", task)
+    check(flags, names(TASKS[task]))
+
+
+def test_help_without_a_method_names_them_all(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--help"])
+    said = capsys.readouterr().out
+    assert stop.value.code == 0 and all(algo in said for algo in train.algorithms())
+    assert "--resume" in said and "--data" in said
+
+
+def test_no_two_knobs_share_a_name():
+    """All of them become flags of one command line, beside those that it has itself."""
+    common = names(train.Options) | {"algo", "task", "resume", "help"} | names(File)
+    for algo in train.algorithms():
+        config = names(train.method(algo).Config)
+        assert not config & common
+        for task in TASKS.values():
+            assert not names(task) & (config | common)
+
+
+def test_a_run_writes_what_the_design_says(command, tmp_path, reward):
+    assert train.main([*command("grpo", *GRPO, "--seed", 3), "--reward", reward]) == 0
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} == {
+        "config.json", "metrics.jsonl", "summary.json", "model", "state"}
+    summary = json.loads((run / "summary.json").read_text())
+    assert {"name", "task", "seed", "metric", "before", "after", "seconds", "tokens"} <= set(summary)
+    assert [summary[key] for key in ("name", "task", "seed")] == ["grpo", "file", 3]
+    for when in ("before", "after"):
+        score = summary[when]
+        assert set(score) == {"value", "low", "high", "n"}
+        assert score["low"] <= score["value"] <= score["high"] and score["n"] == 3
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert summary["tokens"] == rows[-1]["num_tokens"] > 0
+    config = json.loads((run / "config.json").read_text())
+    assert config["options"]["seed"] == 3 and config["method"]["group"] == 4
+    assert config["task"]["name"] == "file"
+    checkpoint.load(run / "model")
+
+
+def test_a_demo_is_named_after_its_directory(command, tmp_path):
+    out = tmp_path / "demo-cot"
+    assert train.main([*command("sft", "--steps", 1, "--batch", 2), "--out", str(out)]) == 0
+    assert json.loads((out / "summary.json").read_text())["name"] == "cot"
+
+
+def test_answers_are_shown_beside_their_own_problems(command, tmp_path, capsys, monkeypatch):
+    """Also for a task whose headline is not its held-out problems."""
+    monkeypatch.setattr(File, "splits", lambda task, n: {"taught": task.training()[:n]},
+                        raising=False)
+    assert train.main(command("sft", "--steps", 1, "--batch", 2)) == 0
+    said = capsys.readouterr().out
+    shown = re.findall(r"^\s*(\d+\+5=\?)", said, re.MULTILINE)
+    assert shown == [File(str(command("sft")[5])).training()[0].prompt]
+
+
+def test_rewards_of_ones_own_add_up_and_none_does_not_apply(command, tmp_path):
+    """`odd` speaks of rows with letter b or d only; both see every column and the same texts."""
+    path = tmp_path / "mine.py"
+    path.write_text("""def always(prompts, completions, letter, completion, **columns):
+    assert len(prompts) == len(completions) == len(letter) == len(completion) and not columns
+    return [1.0] * len(prompts)
+
+def odd(prompts, completions, letter, **columns):
+    return [2.0 if x in "bd" else None for x in letter]
+""")
+    arguments = command("grpo", *GRPO, "--reward", f"{path}:always", f"{path}:odd")
+    assert train.main(arguments) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert {row["reward"] for row in rows} <= {1.0, 2.0, 3.0}
+    prompts = [f"{n}+5=?" for n in range(4)]
+    both = train.load_reward((f"{path}:always", f"{path}:odd"), None)
+    columns = {"letter": ["a", "b", "c", "d"], "completion": [""] * 4}
+    assert both(prompts, [""] * 4, **columns) == [1.0, 3.0, 1.0, 3.0]
+    alone = train.load_reward((f"{path}:odd", f"{path}:odd"), None)
+    assert alone(prompts, [""] * 4, **columns) == [None, 4.0, None, 4.0]
+
+
+def test_held_out_rows_of_a_file_of_their_own(command, tmp_path, rows):
+    path = tmp_path / "held.jsonl"
+    path.write_text("".join(rows.read_text().splitlines(keepends=True)[:5]))
+    task = File(str(rows), str(path))
+    held = {problem.prompt for problem in task.heldout(99)}
+    assert held == {f"{n}+5=?" for n in range(5)}
+    assert not held & {problem.prompt for problem in task.training()}
+    assert len(task.training()) == 35
+    arguments = command("sft", "--steps", 1, "--batch", 2, "--eval-data", path, "--eval-n", 99)
+    assert train.main(arguments) == 0
+    assert json.loads((tmp_path / "run/summary.json").read_text())["after"]["n"] == 5
+
+
+# ---- evaluate
+
+def test_wilson_interval_by_hand():
+    """8 right of 10: Wilson 1927 with z = 1.96 gives 0.490 to 0.943."""
+    found = evaluate.interval([1.0] * 8 + [0.0] * 2)
+    assert (found.value, found.n) == (0.8, 10)
+    assert found.low == pytest.approx(0.4901625, abs=1e-6)
+    assert found.high == pytest.approx(0.9433178, abs=1e-6)
+    none = evaluate.interval([0.0] * 10)
+    assert (none.low, none.high) == (0.0, pytest.approx(0.2775328, abs=1e-6))
+
+
+def test_normal_interval_by_hand():
+    """Of 0, 0.5 and 1 the mean is 0.5 and its standard error 0.5 / sqrt(3)."""
+    found = evaluate.interval([0.0, 0.5, 1.0])
+    assert found.value == 0.5
+    assert found.high - 0.5 == 0.5 - found.low == pytest.approx(1.959964 * 0.5 / 3**0.5, abs=1e-6)
+
+
+def test_evaluate_measures_a_model(capsys, tiny):
+    arguments = ["--model", str(tiny), "--workers", "1", "--room", "4", "--task", "arithmetic"]
+    knobs = ["--terms", "3", "--direct", "True", "--n", "6"]
+    assert evaluate.main([*arguments, *knobs, "--json"]) == 0
+    row, = json.loads(capsys.readouterr().out)
+    assert (row["task"], row["split"]) == ("arithmetic", "held-out")
+    assert row["greedy"] == row["sampled"] == {
+        "value": 0.0, "low": 0.0, "high": pytest.approx(0.390334, abs=1e-6), "n": 6}
+    assert evaluate.main([*arguments, *knobs]) == 0
+    assert "| arithmetic | held-out | 6 | 0.000 [0.000, 0.390] |" in capsys.readouterr().out

@@ -1,0 +1,73 @@
+"""Held-out problems never appear in training data: tasks, base corpus, and parts of longer problems."""
+
+import random
+import re
+
+import pytest
+
+from minipost.tasks import TASKS, Arithmetic, Countdown, Facts
+from minipost.tasks.base import Problem, is_held_out
+from minipost.tasks.countdown import held_out
+from minipost.tasks.facts import hold_out
+from scripts.pretrain import Corpus, leaks
+
+DOCUMENTS = Corpus().sample(6000, random.Random(1))
+
+
+@pytest.mark.parametrize("task", [
+    Arithmetic(), Arithmetic(terms=3), Arithmetic(terms=4, direct=True), Countdown(),
+    Countdown(numbers=4), Countdown(numbers=4, target=24), Facts(),
+], ids=str)
+def test_training_never_draws_a_held_out_problem(task):
+    tests = {p.prompt for p in task.heldout(10_000 if task.name == "facts" else 300)}
+    assert len(tests) >= 100
+    assert not tests & {p.prompt for p in task.sample(3000, random.Random(0))}
+
+
+def test_every_task_is_covered_here():
+    assert set(TASKS) == {"arithmetic", "countdown", "facts"}
+
+
+def test_the_base_corpus_holds_no_held_out_problem_in_any_order():
+    kinds = set()
+    for document in DOCUMENTS:
+        if (chain := document.columns.get("chain")) is not None:
+            kinds.add("chain")
+            assert not is_held_out([int(n) for n in re.findall("[0-9]+", chain)])
+        elif (hand := document.columns.get("numbers")) is not None:
+            kinds.add(len(hand))
+            assert not held_out(hand)
+    assert kinds == {"chain", 3, 4}
+
+
+def test_nor_does_any_document_show_the_working_of_one():
+    """A chain's first terms, three numbers left of four, a two-digit sum among the moves."""
+    sums = {p.prompt for p in Facts().heldout(1000)}
+    for document in DOCUMENTS:
+        text = document.prompt + document.columns["completion"]
+        numbers = [int(n) for n in re.findall("[0-9]+", document.columns.get("chain", ""))]
+        assert not any(is_held_out(numbers[:k]) for k in range(2, len(numbers)))
+        for a, sign, b in re.findall(r"(?m)^([0-9]{2})([+-])([0-9]{2})=", text):
+            if "numbers" in document.columns:
+                word = "plus" if sign == "+" else "minus"
+                assert f"What is {a} {word} {b}?\n" not in sums
+                assert not hold_out((int(a), int(b)))
+        for left in re.findall(r"(?m):([0-9]+ [0-9]+ [0-9]+)$", document.columns["completion"]):
+            assert not held_out(map(int, left.split()))
+
+
+def test_the_filter_sees_each_kind_of_leak():
+    chain = next(p for p in Arithmetic(terms=3).heldout(1)).columns["chain"]
+    hand = " ".join(map(str, Countdown().heldout(1)[0].columns["numbers"]))
+    a, word, b = re.fullmatch(r"What is (\d+) (\w+) (\d+)\?\n", Facts().heldout(1)[0].prompt).groups()
+    move = f"{a}{'+' if word == 'plus' else '-'}{b}=1:1"
+    for columns in ({"chain": chain + "+1", "completion": ""}, {"completion": f"1+1=2:{hand}"},
+                    {"completion": move}):
+        assert leaks(Problem("", columns)), columns
+    assert not leaks(Problem("", {"completion": "1+1=2:2 3"}))
+
+
+def test_the_facts_themselves_are_not_in_the_corpus():
+    """Names and words occur, but never a country or an English word with its answer."""
+    for document in DOCUMENTS:
+        assert "capital of" not in document.prompt and "What is" not in document.prompt

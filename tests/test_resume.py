@@ -1,0 +1,167 @@
+"""A run that is stopped and resumed ends with the bytes of one that was never stopped."""
+
+import json
+import os
+import shlex
+import signal
+
+import pytest
+import torch
+
+from minipost import checkpoint, train
+
+STEPS = 4
+GROUPS = ("--prompts", 3, "--group", 4, "--minibatch", 8, "--epochs", 2)
+RECIPES = {
+    "sft": ("--batch", 7, "--decay", 0.1, "--warmup", 2),
+    "grpo": GROUPS, "grpo --kl k3": GROUPS, "dr-grpo": GROUPS, "dapo": GROUPS,
+}
+
+
+def outcome(run):
+    """All that a finished run leaves, without the seconds."""
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((run / "summary.json").read_text())
+    tensors, facts = checkpoint.load_state(run / "state/state.safetensors")
+    for timed in (*metrics, summary, facts):
+        timed.pop("seconds")
+    return (run / "model/model.safetensors").read_bytes(), metrics, summary, tensors, facts
+
+
+def same(one, other):
+    assert one[:3] == other[:3]
+    assert one[4] == other[4]
+    assert one[3].keys() == other[3].keys()
+    assert all(torch.equal(one[3][name], other[3][name]) for name in one[3])
+
+
+@pytest.fixture
+def stopping(monkeypatch):
+    """stopping(k): runs that start from now on get a SIGINT while they make step k."""
+    log = train.Session.log
+
+    def stop_after(k):
+        def logging(session, metrics, seconds):
+            log(session, metrics, seconds)
+            if session.run.step == k:
+                os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.setattr(train.Session, "log", logging)
+    return stop_after
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_stopped_after_every_step(command, tmp_path, reward, capsys, stopping, recipe):
+    algo, *flags = recipe.split()
+    flags += ["--steps", STEPS, "--save-every", 0, *RECIPES[recipe]]
+    if algo != "sft":
+        flags += ["--reward", reward]
+    whole = tmp_path / "whole"
+    assert train.main([*command(algo, *flags), "--out", str(whole)]) == 0
+    for k in range(1, STEPS):
+        run = tmp_path / f"stopped-{k}"
+        stopping(k)
+        assert train.main([*command(algo, *flags), "--out", str(run)]) == 130
+        assert len((run / "metrics.jsonl").read_text().splitlines()) == k
+        assert not (run / "summary.json").exists()
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"stopped after step {k} of {STEPS}" in said and f"--resume {run}" in said
+        stopping(None)
+        assert train.main(["--resume", str(run)]) == 0
+        same(outcome(run), outcome(whole))
+
+
+def test_stopped_more_than_once(command, tmp_path, reward, stopping):
+    arguments = command("grpo", "--steps", STEPS, *GROUPS, "--reward", reward)
+    assert train.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    stopping(1)
+    assert train.main(arguments) == 130
+    for k in range(2, STEPS):
+        stopping(k)
+        assert train.main(["--resume", str(tmp_path / "run")]) == 130
+    stopping(None)
+    assert train.main(["--resume", str(tmp_path / "run")]) == 0
+    same(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
+
+
+def test_a_crash_between_saves_loses_only_what_came_after(command, tmp_path, stopping, monkeypatch):
+    arguments = command("sft", "--steps", 5, "--save-every", 2, "--batch", 4)
+    assert train.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    log = train.Session.log
+
+    def crash(session, metrics, seconds):
+        log(session, metrics, seconds)
+        if session.run.step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.Session, "log", crash)
+    assert train.main(arguments) == 130
+    monkeypatch.setattr(train.Session, "log", log)
+    run = tmp_path / "run"
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
+    assert train.main(["--resume", str(run)]) == 0
+    same(outcome(run), outcome(tmp_path / "whole"))
+    before = outcome(run)
+    assert train.main(["--resume", str(run)]) == 0
+    same(outcome(run), before)
+
+
+def test_the_headline_is_the_same_after_a_resume(command, tmp_path, stopping, monkeypatch):
+    """A task that names its splits out of alphabetical order."""
+    monkeypatch.setattr(train.File, "splits", lambda task, n: {
+        "z": task.heldout(n), "a": task.training()[:n]}, raising=False)
+    arguments = command("sft", "--steps", 2, "--batch", 4)
+    stopping(1)
+    assert train.main(arguments) == 130
+    stopping(None)
+    assert train.main(["--resume", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run/summary.json").read_text())["metric"] == "greedy reward, z"
+
+
+@pytest.mark.parametrize("damage, part", [
+    ("no state", "nothing to resume"), ("truncated", "state.safetensors"), ("no log", "metrics.jsonl"),
+    ("other state", "does not belong"), ("settings", "not the settings of a run"),
+])
+def test_a_run_that_cannot_be_resumed(command, tmp_path, capsys, stopping, damage, part):
+    stopping(1)
+    assert train.main(command("sft", "--steps", 2, "--batch", 4)) == 130
+    run = tmp_path / "run"
+    state = run / "state/state.safetensors"
+    if damage == "no state":
+        state.unlink()
+    if damage == "truncated":
+        os.truncate(state, 1000)
+    if damage == "no log":
+        (run / "metrics.jsonl").unlink()
+    if damage == "other state":
+        checkpoint.save_state(state, {"x": torch.ones(1)}, {"step": 1})
+    if damage == "settings":
+        (run / "config.json").write_text('{"algo": "sft", "task": [], "method": 3}')
+    capsys.readouterr()
+    assert train.main(["--resume", str(run)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and part in said
+
+
+def test_two_processes_and_a_real_signal(command, python, tmp_path):
+    """Ctrl-C reaches the whole process group; rank 0 decides when all of it stops."""
+    path = tmp_path / "length.py"
+    path.write_text("""import os, pathlib, signal
+def length(completions, **columns):
+    calls = pathlib.Path(__file__).with_name("calls")
+    calls.write_text("x" + (calls.read_text() if calls.exists() else ""))
+    if len(calls.read_text()) == 4:
+        os.killpg(0, signal.SIGINT)
+    return [len(text) / 9 for text in completions]
+""")
+    arguments = command("grpo", "--steps", 3, *GROUPS, "--reward", f"{path}:length")
+    arguments[arguments.index("--workers") + 1] = "2"
+    stopped = python("-m", "minipost.train", *arguments)
+    assert stopped.returncode == 130, stopped.stderr
+    said = " ".join(stopped.stdout.split())
+    resume = said.partition("go on with: ")[2]
+    assert stopped.stderr == "" and f"--resume {tmp_path / 'run'}" in resume
+    checkpoint.load(tmp_path / "run/model")
+    assert python(*shlex.split(resume)[1:]).returncode == 0
+    whole = python("-m", "minipost.train", *arguments, "--out", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    same(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
