@@ -71,13 +71,12 @@ def rotary_table(config, dtype, device):
     Pair i of a head turns by position * theta^(-2i/E).  The sine carries the minus sign of the
     rotation in its first half, so that `rotate` needs no negation.
     """
-    half = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float64)
-    angle = torch.outer(
-        torch.arange(config.max_position_embeddings, device=device, dtype=torch.float64),
-        config.rope_theta ** (-half / config.head_dim),
-    )
+    half = torch.arange(0, config.head_dim, 2, dtype=torch.float64)
+    place = torch.arange(config.max_position_embeddings, dtype=torch.float64)
+    angle = torch.outer(place, config.rope_theta ** (-half / config.head_dim))
     cos, sin = angle.cos(), angle.sin()
-    return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
+    tables = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+    return tuple(table.to(dtype).to(device) for table in tables)  # some devices have no float64
 
 
 def rotate(x, cos, sin):

@@ -160,7 +160,7 @@ def repeats(prompts):
 
 
 def uniforms(prompts, copies, room, seed, repeat):
-    """The random numbers of every sample, from a stream of its own.  (P*copies, room) float64
+    """The random numbers of every sample, from a stream of its own.  (P*copies, room)
 
     A stream is named by (seed, the prompt's own ids, which sample of it), so what a sample draws
     does not depend on what else is in the batch, nor on its place there.  A prompt that stands
@@ -172,7 +172,7 @@ def uniforms(prompts, copies, room, seed, repeat):
         for k in range(copies):
             key = np.random.SeedSequence([*seed, name, earlier * copies + k])
             drawn.append(np.random.Generator(np.random.Philox(key)).random(room))
-    return torch.from_numpy(np.stack(drawn))
+    return torch.from_numpy(np.stack(drawn)).float()  # some devices have no float64
 
 
 def check_fits(longest, room, limit):

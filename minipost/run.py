@@ -224,7 +224,7 @@ class Run:
             rows = [problems[i] for i in rollout.prompt.tolist()]
             reward = torch.tensor(ask(self.reward, rows, self.texts(rollout)), dtype=torch.float64)
         parallel.sum_(reward)
-        return reward.to(rollout.logp)
+        return reward.to(rollout.logp.dtype).to(rollout.logp.device)
 
     def micro_batches(self, rows, lengths):
         """This rank's part of these rows, cut into micro-batches of like length.

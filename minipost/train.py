@@ -45,7 +45,7 @@ class Options:
     micro: int = 16             # sequences in one forward and backward pass; changes no gradient
     workers: int = 0            # processes on a CPU; 0: one per core, at most 4
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to run; auto: the best there is
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; bfloat16 is slow on most CPUs
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; bfloat16 is slow on CPUs
     eval_n: int = 400           # held-out problems measured before and after
     show: int = 4               # held-out problems shown before and after
     save_every: int = 50        # steps between saved states; 0: only at the end

@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -146,7 +147,7 @@ def measure(command, watch=False, **environment):
         try:
             status, usage, peak = wait(child.pid, watch)
         except BaseException:
-            os.killpg(child.pid, 15)
+            os.killpg(child.pid, signal.SIGTERM)
             raise
         seconds = time.monotonic() - start
         child.returncode = os.waitstatus_to_exitcode(status)
@@ -448,6 +449,7 @@ def main():
     for name in args.parts:
         if name not in PARTS:
             parser.error(f"no part {name!r}; there are {', '.join(PARTS)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `measure` ends its child
     for name, part in PARTS.items():
         if name in args.parts or not args.parts:
             part(args)

@@ -71,7 +71,8 @@ def test_a_run_writes_what_the_design_says(command, tmp_path, reward):
     assert {path.name for path in run.iterdir()} == {
         "config.json", "metrics.jsonl", "summary.json", "model", "state"}
     summary = json.loads((run / "summary.json").read_text())
-    assert {"name", "task", "seed", "metric", "before", "after", "seconds", "tokens"} <= set(summary)
+    assert set(summary) == {"name", "task", "seed", "metric", "before", "after", "seconds",
+                            "tokens", "all"}
     assert [summary[key] for key in ("name", "task", "seed")] == ["grpo", "file", 3]
     for when in ("before", "after"):
         score = summary[when]

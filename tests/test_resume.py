@@ -63,8 +63,8 @@ def test_stopped_after_every_step(command, tmp_path, reward, capsys, stopping, r
         assert train.main([*command(algo, *flags), "--out", str(run)]) == 130
         assert len((run / "metrics.jsonl").read_text().splitlines()) == k
         assert not (run / "summary.json").exists()
-        said = " ".join(capsys.readouterr().out.split())
-        assert f"stopped after step {k} of {STEPS}" in said and f"--resume {run}" in said
+        assert (f"stopped after step {k} of {STEPS}; go on with: {train.PROG} --resume {run}\n"
+                in capsys.readouterr().out)
         stopping(None)
         assert train.main(["--resume", str(run)]) == 0
         same(outcome(run), outcome(whole))
@@ -118,8 +118,9 @@ def test_the_headline_is_the_same_after_a_resume(command, tmp_path, stopping, mo
 
 
 @pytest.mark.parametrize("damage, part", [
-    ("no state", "nothing to resume"), ("truncated", "state.safetensors"), ("no log", "metrics.jsonl"),
-    ("other state", "does not belong"), ("settings", "not the settings of a run"),
+    ("no state", "nothing to resume"), ("truncated", "state.safetensors"),
+    ("no log", "metrics.jsonl"), ("other state", "does not belong"),
+    ("settings", "not the settings of a run"),
 ])
 def test_a_run_that_cannot_be_resumed(command, tmp_path, capsys, stopping, damage, part):
     stopping(1)
@@ -157,8 +158,7 @@ def length(completions, **columns):
     arguments[arguments.index("--workers") + 1] = "2"
     stopped = python("-m", "minipost.train", *arguments)
     assert stopped.returncode == 130, stopped.stderr
-    said = " ".join(stopped.stdout.split())
-    resume = said.partition("go on with: ")[2]
+    resume = stopped.stdout.partition("go on with: ")[2]
     assert stopped.stderr == "" and f"--resume {tmp_path / 'run'}" in resume
     checkpoint.load(tmp_path / "run/model")
     assert python(*shlex.split(resume)[1:]).returncode == 0

@@ -33,7 +33,7 @@ METRIC = "sampled"
 class Config:
     """GRPO with clip-higher, dynamic sampling, token-level loss and a soft length penalty."""
 
-    steps: int = 60             # rollouts to learn from
+    steps: int = 30             # rollouts to learn from
     prompts: int = 16           # groups per rollout with answers that differ (P)
     group: int = 8              # answers per prompt (G), at least 2
     rounds: int = 3             # how often to sample P prompts before going on with fewer groups
@@ -43,7 +43,7 @@ class Config:
     clip_low: float = 0.2       # how far a ratio may fall below 1 (eps_low)
     clip_high: float = 0.28     # how far a ratio may rise above 1 (eps_high)
     overlong: int = 8           # tokens before the longest length where the penalty begins (L_c)
-    lr: float = 1e-3            # learning rate (eta)
+    lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     def __post_init__(self):

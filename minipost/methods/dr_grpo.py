@@ -30,14 +30,14 @@ METRIC = "sampled"
 class Config:
     """GRPO without its two biased normalisers."""
 
-    steps: int = 100            # rollouts to learn from
+    steps: int = 40             # rollouts to learn from
     prompts: int = 16           # prompts per rollout (P)
     group: int = 8              # answers per prompt (G), at least 2
     temperature: float = 1.0    # sampling temperature (tau)
     minibatch: int = 128        # answers per gradient step (B)
     epochs: int = 1             # passes over each rollout (mu)
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
-    lr: float = 1e-3            # learning rate (eta)
+    lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     def __post_init__(self):

@@ -37,7 +37,7 @@ METRIC = "sampled"
 class Config:
     """Group-relative policy optimisation against a task's reward or --reward."""
 
-    steps: int = 100            # rollouts to learn from
+    steps: int = 40             # rollouts to learn from
     prompts: int = 16           # prompts per rollout (P)
     group: int = 8              # answers per prompt (G), at least 2
     temperature: float = 1.0    # sampling temperature (tau)
@@ -46,7 +46,7 @@ class Config:
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
     beta: float = 0.01          # weight of the KL to the starting policy (beta)
     kl: Literal["exact", "k3"] = "exact"  # over the whole vocabulary, or Schulman's estimate
-    lr: float = 1e-3            # learning rate (eta)
+    lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     def __post_init__(self):
