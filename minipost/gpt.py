@@ -80,7 +80,7 @@ def rotary_table(config, dtype, device):
 
 
 def rotate(x, cos, sin):
-    """Turn each head's pairs (i, i + E/2) by their angle.  (..., E), broadcast cos, sin -> (..., E)"""
+    """Turn each head's pairs (i, i + E/2) by their angle.  (..., E) -> (..., E)"""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
@@ -244,7 +244,7 @@ class GPT(nn.Module):
     def prefill(self, tokens, lengths, room, copies=1):
         """Read prompts padded on the right; leave `room` columns for what follows.
 
-        (P, L), (P,) -> Cache of P*copies rows, and the last hidden state of each row, (P*copies, D).
+        (P, L), (P,) -> Cache of P*copies rows, and each row's last hidden state, (P*copies, D).
         Each prompt is read once and its keys and values are copied, so a group costs one prompt.
         """
         kept = []
@@ -256,7 +256,7 @@ class GPT(nn.Module):
     def step(self, tokens, cache):
         """Append one token to every row of the cache.  (B,) -> final hidden states (B, D)"""
         cos, sin = self.rotary()
-        here = cache.lengths + (cache.at - cache.width)                     # (B,) each row's position
+        here = cache.lengths + (cache.at - cache.width)                     # (B,) positions
         cos, sin = cos[here][:, None, None], sin[here][:, None, None]       # (B, 1, 1, E)
         x = F.embedding(tokens, self.embed_tokens.weight)[:, None]          # (B, 1, D)
         for layer, keys, values in zip(self.layers, cache.keys, cache.values):
@@ -289,7 +289,7 @@ class Cache:
             for store, new in zip((self.keys, self.values), pair):
                 flush = new.gather(2, source[:, None, :, None].expand_as(new))
                 whole = new.new_empty(
-                    len(self.lengths), config.num_key_value_heads, self.width + room, config.head_dim
+                    len(self.lengths), new.shape[1], self.width + room, config.head_dim
                 )
                 whole[:, :, : self.width] = flush.repeat_interleave(copies, 0)
                 store.append(whole)

@@ -29,7 +29,7 @@ def pick_grad(logp_all, ids):
 
 
 def spread(x, mask):
-    """Put one value per chosen token back into its place, zero elsewhere.  (N,), (B, T) -> (B, T)"""
+    """Put one value per chosen token into its place, zero elsewhere.  (N,), (B, T) -> (B, T)"""
     return torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_scatter(mask, x)
 
 
@@ -46,7 +46,7 @@ def entropy(logp_all):
 
 
 def kl_exact(logp_all, logq_all):
-    """KL(p || q) of each pair of distributions, summed over the vocabulary.  (N, V) twice -> (N,)"""
+    """KL(p || q) of each pair of distributions, over the whole vocabulary.  (N, V) twice -> (N,)"""
     return (logp_all.exp() * (logp_all - logq_all)).sum(-1)
 
 

@@ -1,6 +1,6 @@
 """The one buffer: token sequences with a mask, sampled here or loaded, and what reads them.
 
-    Sequences   tokens (B, T+1), mask (B, T)                       anything with a prompt and a response
+    Sequences   tokens (B, T+1), mask (B, T)                       prompts with responses
     Rollout     + logp (B, T), prompt (B,), finished (B,)          what a policy sampled
     Pairs       chosen and rejected Sequences of the same prompts  what somebody preferred
 

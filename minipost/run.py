@@ -164,7 +164,8 @@ class Run:
         """Continue from a saved state; learners that a method registers later find theirs here."""
         self.step, self.tokens = facts["step"], facts["tokens"]
         for name, numbers in facts["learners"].items():
-            saved = ({key: tensors[f"learner/{name}/{key}"] for key in ("weights", "m", "v")}, numbers)
+            found = {key: tensors[f"learner/{name}/{key}"] for key in ("weights", "m", "v")}
+            saved = (found, numbers)
             if name in self.learners:
                 self.learners[name].restore(*saved)
             else:

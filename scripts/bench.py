@@ -292,8 +292,8 @@ def grpo_rows(bench):
             column(step_time, found["ranks"]), ms),
         row("start to first finished GRPO step; TRL", column(first, own), column(first, peer), sec,
             (">=", 2.8)),
-        row(f"whole process of {steps} GRPO steps; TRL", column(whole, own), column(whole, peer), sec,
-            (">=", 2.2)),
+        row(f"whole process of {steps} GRPO steps; TRL", column(whole, own), column(whole, peer),
+            sec, (">=", 2.2)),
         row("the same as `python -m minipost.train`, which also evaluates, logs and saves; TRL "
             "does not", column(whole, found["cli"]), column(whole, peer), sec),
     ], note
@@ -428,7 +428,8 @@ def speed(args):
     write(args.out, "speed", [
         "## Speed, side by side", "", machine("transformers", "trl"), "",
         "`python -m scripts.bench speed`", "",
-        *table(["what; peer", "minipost", "peer", "ratio", "wanted", "reached"], rows), "",
+        *table(["what; peer", "minipost", "peer", "ratio [min, max over pairs]", "wanted",
+                "reached"], rows), "",
         NOTES.format(parameters=size), "", *notes,
         f"Rounds done again because something else took over {NOISE:.0%} of the CPUs: "
         f"{bench.discarded}; most that it took in a round that counts: {bench.worst:.0%}.",

@@ -1,4 +1,4 @@
-"""Held-out problems never appear in training data: tasks, base corpus, and parts of longer problems."""
+"""Held-out problems never appear in training data, nor within longer problems."""
 
 import random
 import re
@@ -59,7 +59,8 @@ def test_nor_does_any_document_show_the_working_of_one():
 def test_the_filter_sees_each_kind_of_leak():
     chain = next(p for p in Arithmetic(terms=3).heldout(1)).columns["chain"]
     hand = " ".join(map(str, Countdown().heldout(1)[0].columns["numbers"]))
-    a, word, b = re.fullmatch(r"What is (\d+) (\w+) (\d+)\?\n", Facts().heldout(1)[0].prompt).groups()
+    question = Facts().heldout(1)[0].prompt
+    a, word, b = re.fullmatch(r"What is (\d+) (\w+) (\d+)\?\n", question).groups()
     move = f"{a}{'+' if word == 'plus' else '-'}{b}=1:1"
     for columns in ({"chain": chain + "+1", "completion": ""}, {"completion": f"1+1=2:{hand}"},
                     {"completion": move}):

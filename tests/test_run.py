@@ -78,7 +78,8 @@ def test_a_reference_is_the_policy_as_it_was():
     reference, start = run.reference(), run.policy.flat.clone()
     run.policy.flat.add_(1.0)
     assert run.reference() is reference and not any(p.requires_grad for p in reference.parameters())
-    flat = torch.cat([p.flatten() for p in sorted(reference.parameters(), key=lambda p: p.dim() < 2)])
+    kept = sorted(reference.parameters(), key=lambda p: p.dim() < 2)
+    flat = torch.cat([p.flatten() for p in kept])
     assert torch.equal(flat, start)
 
 

@@ -13,14 +13,13 @@ GRPO with four changes, each against a way in which long runs stall:
     L = -(1/N) sum_t min(rho_t A, clip(rho_t, 1-eps_low, 1+eps_high) A),   A as in GRPO, no KL
     dL/dlogp_t = -rho_t A / N   where the clip is not active, else 0
 
-Where we differ: an answer cut off at L_max gets the full penalty (the paper counts its length, which
-comes to the same), and after `rounds` rounds the step goes on with the groups that it has.
+Where we differ: after `rounds` rounds of sampling the step goes on with the groups that it has.
 """
 
 from dataclasses import dataclass
 
 from minipost import ops
-from minipost.errors import MinipostError
+from minipost.errors import require
 from minipost.ops import masked_sum, spread
 from minipost.rollout import concat, distribution, minibatches
 from minipost.run import Meter, describe
@@ -33,12 +32,12 @@ METRIC = "sampled"
 class Config:
     """GRPO with clip-higher, dynamic sampling, token-level loss and a soft length penalty."""
 
-    steps: int = 30             # rollouts to learn from
-    prompts: int = 16           # groups per rollout with answers that differ (P)
+    steps: int = 20             # rollouts to learn from
+    prompts: int = 32           # groups per rollout with answers that differ (P)
     group: int = 8              # answers per prompt (G), at least 2
-    rounds: int = 3             # how often to sample P prompts before going on with fewer groups
+    rounds: int = 2             # how often to sample P prompts before going on with fewer groups
     temperature: float = 1.0    # sampling temperature (tau)
-    minibatch: int = 128        # answers per gradient step
+    minibatch: int = 256        # answers per gradient step
     epochs: int = 1             # passes over each rollout (mu)
     clip_low: float = 0.2       # how far a ratio may fall below 1 (eps_low)
     clip_high: float = 0.28     # how far a ratio may rise above 1 (eps_high)
@@ -47,16 +46,16 @@ class Config:
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     def __post_init__(self):
-        if self.group < 2:
-            raise MinipostError(f"group is {self.group}; a group needs at least 2 answers")
-        if self.rounds < 1:
-            raise MinipostError(f"rounds is {self.rounds}; at least one round must be sampled")
+        require(self, at_least=dict(steps=1, prompts=1, group=2, rounds=1, minibatch=1, epochs=1,
+                                    clip_low=0, clip_high=0, overlong=0, lr=0),
+                above=dict(temperature=0, max_grad_norm=0))
 
 
 def group_advantages(reward, group):
     """Reward relative to siblings; exactly 0 when all siblings tie.  (P*G,) -> (P*G,)"""
-    deviation = reward.view(-1, group).std(1, keepdim=True)                   # (P, 1)
-    return (ops.group_centred(reward, group) / (deviation + 1e-4)).flatten()
+    gap = ops.group_centred(reward, group)                                  # (P, G)
+    deviation = (gap.square().sum(1, keepdim=True) / (group - 1)).sqrt()    # (P, 1)
+    return (gap / (deviation + 1e-4)).flatten()
 
 
 def soft_overlong(lengths, longest, buffer):

@@ -1,8 +1,8 @@
 """Dr. GRPO: GRPO done right (Liu et al. 2025, arxiv.org/abs/2503.20783).
 
-Two divisions of GRPO bias its gradient: by the group's standard deviation, which gives very easy and
-very hard prompts more weight, and by the answer's length, which favours long wrong answers.  Without
-them
+Two divisions of GRPO bias its gradient: by the group's standard deviation, which gives very easy
+and very hard prompts more weight, and by the answer's length, which favours long wrong answers.
+Without them
 
     A_i = r_i - mean(r)                                                       (sec. 3.2)
     L   = -1/(B L_max) sum_i sum_t min(rho_t A_i, clip(rho_t, 1-eps, 1+eps) A_i)
@@ -17,7 +17,7 @@ Answers whose group ties are not trained on: their gradient is exactly zero.
 from dataclasses import dataclass
 
 from minipost import ops
-from minipost.errors import MinipostError
+from minipost.errors import require
 from minipost.ops import masked_sum, spread
 from minipost.rollout import distribution, minibatches
 from minipost.run import Meter, describe
@@ -30,19 +30,19 @@ METRIC = "sampled"
 class Config:
     """GRPO without its two biased normalisers."""
 
-    steps: int = 40             # rollouts to learn from
-    prompts: int = 16           # prompts per rollout (P)
+    steps: int = 28             # rollouts to learn from
+    prompts: int = 32           # prompts per rollout (P)
     group: int = 8              # answers per prompt (G), at least 2
     temperature: float = 1.0    # sampling temperature (tau)
-    minibatch: int = 128        # answers per gradient step (B)
+    minibatch: int = 256        # answers per gradient step (B)
     epochs: int = 1             # passes over each rollout (mu)
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
     lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     def __post_init__(self):
-        if self.group < 2:
-            raise MinipostError(f"group is {self.group}; a group needs at least 2 answers")
+        require(self, at_least=dict(steps=1, prompts=1, group=2, minibatch=1, epochs=1, clip=0,
+                                    lr=0), above=dict(temperature=0, max_grad_norm=0))
 
 
 def group_advantages(reward, group):

@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 
 from minipost import ops
-from minipost.errors import MinipostError
+from minipost.errors import require
 from minipost.ops import masked_sum, spread
 from minipost.rollout import distribution, minibatches
 from minipost.run import Meter, describe
@@ -37,11 +37,11 @@ METRIC = "sampled"
 class Config:
     """Group-relative policy optimisation against a task's reward or --reward."""
 
-    steps: int = 40             # rollouts to learn from
-    prompts: int = 16           # prompts per rollout (P)
+    steps: int = 28             # rollouts to learn from
+    prompts: int = 32           # prompts per rollout (P)
     group: int = 8              # answers per prompt (G), at least 2
     temperature: float = 1.0    # sampling temperature (tau)
-    minibatch: int = 128        # answers per gradient step
+    minibatch: int = 256        # answers per gradient step
     epochs: int = 1             # passes over each rollout (mu)
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
     beta: float = 0.01          # weight of the KL to the starting policy (beta)
@@ -50,18 +50,19 @@ class Config:
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     def __post_init__(self):
-        if self.group < 2:
-            raise MinipostError(f"group is {self.group}; a group needs at least 2 answers to compare")
+        require(self, at_least=dict(steps=1, prompts=1, group=2, minibatch=1, epochs=1, clip=0,
+                                    beta=0, lr=0), above=dict(temperature=0, max_grad_norm=0))
 
 
 def group_advantages(reward, group):
     """Reward relative to siblings; exactly 0 when all siblings tie.  (P*G,) -> (P*G,)"""
-    deviation = reward.view(-1, group).std(1, keepdim=True)                   # (P, 1)
-    return (ops.group_centred(reward, group) / (deviation + 1e-4)).flatten()
+    gap = ops.group_centred(reward, group)                                  # (P, G)
+    deviation = (gap.square().sum(1, keepdim=True) / (group - 1)).sqrt()    # (P, 1)
+    return (gap / (deviation + 1e-4)).flatten()
 
 
 def loss(logp, logp_old, kl, adv, mask, *, clip, beta, count):
-    """logp, logp_old, kl, mask (B, T); adv (B,)  ->  scalar loss, metrics that add up over a step"""
+    """logp, logp_old, kl, mask (B, T); adv (B,); count = N  ->  scalar loss, metrics that add up"""
     adv = adv[:, None]
     gain = ops.clipped_surrogate(logp, logp_old, adv, clip, clip)           # (B, T)
     value = masked_sum(beta * kl - gain, mask) / count

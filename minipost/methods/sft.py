@@ -12,6 +12,7 @@ the prompt is not.
 import math
 from dataclasses import dataclass
 
+from minipost.errors import MinipostError, require
 from minipost.ops import masked_sum
 from minipost.rollout import logprobs, pack
 from minipost.run import Meter
@@ -24,12 +25,16 @@ METRIC = "greedy"
 class Config:
     """Supervised fine-tuning on demonstrations of a task, or on --data with completions."""
 
-    steps: int = 1000           # gradient steps
+    steps: int = 800            # gradient steps
     batch: int = 64             # answers per gradient step (B)
-    lr: float = 3e-3            # peak learning rate (eta)
+    lr: float = 1e-3            # peak learning rate (eta)
     warmup: int = 20            # steps over which the learning rate climbs to its peak
     decay: float = 0.0          # weight decay of matrices (lambda)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+
+    def __post_init__(self):
+        require(self, at_least=dict(steps=1, batch=1, lr=0, warmup=0, decay=0),
+                above=dict(max_grad_norm=0))
 
 
 def loss(logp, mask, *, count):
@@ -52,13 +57,21 @@ def rate(cfg, step):
 
 
 def encode(run, problems, rng):
-    """Prompts with a demonstrated answer each, as Sequences."""
+    """Prompts with a demonstrated answer each, as Sequences.
+
+    MinipostError where one does not fit the model's context.
+    """
     vocabulary, task = run.vocabulary, run.task
-    return pack(
+    batch = pack(
         [vocabulary.prompt(p.prompt) for p in problems],
         [vocabulary.response(task.demonstrate(p, rng)) for p in problems],
         vocabulary.pad,
     )
+    limit, longest = run.policy.module.config.max_position_embeddings, batch.inputs.shape[1]
+    if longest > limit:
+        raise MinipostError(f"a prompt with its answer has {longest + 1} tokens; the model's "
+                            f"context holds {limit + 1}")
+    return batch
 
 
 def train(run, cfg):
