@@ -1,15 +1,20 @@
 """Losses of the methods: hand gradients, masks, micro-batches, and what the papers promise."""
 
+import random
+from dataclasses import fields
+
 import pytest
 import torch
-from fakes import sequences, tiny
+from fakes import Echo, Letters, sequences, tiny
 from hypothesis import given, settings, strategies as st
 from test_ops import central
 from torch.func import jacrev
 
+from minipost.errors import MinipostError
 from minipost.methods import dapo, dr_grpo, grpo, sft
 from minipost.ops import kl_exact, pick, spread
 from minipost.rollout import distribution, logprobs
+from minipost.run import Learner, Run
 
 settings.register_profile("minipost", deadline=None, max_examples=25)
 settings.load_profile("minipost")
@@ -193,3 +198,35 @@ def test_soft_overlong_penalty(length, buffer):
     assert penalty.diff().abs().max() <= 1 / buffer + 1e-6
     expected = min(0.0, max(-1.0, (40 - buffer - length) / buffer))
     assert float(penalty[length]) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("config, fault", [
+    (sft.Config, dict(batch=0)), (sft.Config, dict(steps=0)), (sft.Config, dict(lr=-1e-3)),
+    (grpo.Config, dict(group=1)), (grpo.Config, dict(temperature=0.0)),
+    (grpo.Config, dict(lr=float("nan"))), (grpo.Config, dict(max_grad_norm=0.0)),
+    (dr_grpo.Config, dict(minibatch=0)), (dr_grpo.Config, dict(clip=-0.1)),
+    (dapo.Config, dict(rounds=0)), (dapo.Config, dict(clip_high=float("inf"))),
+])
+def test_settings_that_make_no_sense_are_refused_by_name(config, fault):
+    name, value = next(iter(fault.items()))
+    with pytest.raises(MinipostError, match=f"{name} is {value}; expected (at least|more than) "):
+        config(**fault)
+
+
+def test_every_number_of_a_config_is_checked():
+    """A knob added without a bound fails here: each is refused when it is not finite."""
+    for config in (module.Config for module, _, _ in CASES.values()):
+        for field in fields(config):
+            if field.type in (int, float):
+                with pytest.raises(MinipostError, match=field.name):
+                    config(**{field.name: float("nan")})
+
+
+def test_an_answer_that_does_not_fit_the_context_is_refused():
+    task = Echo()
+    run = Run(Learner(tiny(context=8)), Letters(), task, task.reward)
+    task.demonstrate = lambda problem, rng: "a" * 7
+    with pytest.raises(MinipostError, match="10 tokens; the model's context holds 9"):
+        sft.encode(run, task.sample(2, random.Random(0)), None)
+    task.demonstrate = lambda problem, rng: "a" * 6
+    assert len(sft.encode(run, task.sample(2, random.Random(0)), None)) == 2
