@@ -70,13 +70,23 @@ class Console:
             left = (time.perf_counter() - self.started) / done * (self.steps - step)
             self.say(f"step {step}/{self.steps}  {line(metrics, rate)}  {left:.0f} s left")
 
-    def side_by_side(self, problems, before, after, title):
-        """A few problems with the answer before and the answer after."""
-        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    def side_by_side(self, problems, before, after, split, show):
+        """Problems with the answer before and the answer after, and how many changed.
+
+        Shown are the first whose reward rose, then the first whose reward fell, then others, each
+        kind in the split's fixed order; all counts stand above, so nothing is hidden by the choice.
+        """
+        change = [new - old for old, new in zip(before["rewards"], after["rewards"])]
+        rose, fell = (sum(sign * c > 0 for c in change) for sign in (1, -1))
+        table = Table(box=box.SIMPLE_HEAD, title_justify="left", title=(
+            f"{split}: of {len(change)} answers {rose} got better and {fell} got worse, such as"))
         for name in ("problem", "before", "after"):
             table.add_column(name, overflow="fold")
-        for i, problem in enumerate(problems[: len(after["texts"])]):
-            table.add_row(Text(problem.prompt.strip()), answer(before, i), answer(after, i))
+        better = sorted(range(len(change)), key=lambda i: change[i] <= 0)[: show - min(1, fell)]
+        worse = [i for i, c in enumerate(change) if c < 0 and i not in better]
+        rest = [i for i in range(len(change)) if i not in better and i not in worse]
+        for i in [*better, *worse, *rest][:show]:
+            table.add_row(Text(problems[i].prompt.strip()), answer(before, i), answer(after, i))
         self.rich.print(table)
 
     def result(self, summary, directory):

@@ -278,7 +278,7 @@ class Session:
             for metric, temperature in (("greedy", 0.0), ("sampled", 1.0)):
                 rewards, texts = measure(self.run, problems, temperature)
                 found[split][metric] = {"score": asdict(interval(rewards)),
-                                        "rewards": rewards, "texts": texts[: self.options.show]}
+                                        "rewards": rewards, "texts": texts}
         return found
 
     def train(self):
@@ -384,7 +384,8 @@ class Session:
             checkpoint.write_json(self.directory / "summary.json", summary)
         split = "held-out" if "held-out" in after else split
         self.console.side_by_side(self.splits[split], self.before[split][metric],
-                                  after[split][metric], f"{split}, {metric} answers")
+                                  after[split][metric], f"{split}, {metric}",
+                                  self.options.show)
         self.console.result(summary, self.directory)
 
 

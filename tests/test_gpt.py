@@ -5,7 +5,7 @@ import torch
 from fakes import BOS, PAD, sequences, tiny
 from torch.func import functional_call, jvp
 
-from minipost.gpt import GPT, GPTConfig, Scalar, rotate, rotary_table
+from minipost.gpt import HAS_ONEDNN, GPT, GPTConfig, Scalar, product, rotary_table, rotate
 
 
 @pytest.mark.parametrize("kv", [1, 2])
@@ -127,3 +127,24 @@ def test_the_same_seed_gives_the_same_fresh_model():
     a, b, c = (GPT(GPTConfig(20)).initialise(s) for s in (0, 0, 1))
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
     assert not torch.equal(a.embed_tokens.weight, c.embed_tokens.weight)
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="oneDNN's product is used on CPUs with AVX-512 only")
+def test_the_fast_product_and_its_derivatives_are_those_of_linear():
+    """Value, gradient, second gradient and forward mode, in float32, its only type."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 40, 24), (30, 24), (8, 40, 30), (8, 40, 24), (30, 24)]
+    x, w, g, dx, dw = (torch.randn(s, generator=generator) for s in shapes)
+    x.requires_grad_(), w.requires_grad_()
+
+    def derivatives(f):
+        y = f(x, w)
+        first = torch.autograd.grad(y, (x, w), g, retain_graph=True)
+        gx, gw = torch.autograd.grad(y.square().sum(), (x, w), create_graph=True)
+        second = torch.autograd.grad(gx.square().sum() + gw.square().sum(), (x, w))
+        return [y, *first, *second, jvp(f, (x.detach(), w.detach()), (dx, dw))[1]]
+
+    pairs = list(zip(derivatives(product), derivatives(torch.nn.functional.linear)))
+    for fast, plain in pairs:
+        assert (fast - plain).abs().max() <= 1e-5 * plain.abs().max()
+    assert "Product" in type(product(x, w).grad_fn).__name__
