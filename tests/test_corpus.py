@@ -2,6 +2,7 @@
 
 import random
 import re
+from argparse import Namespace
 
 import pytest
 
@@ -9,7 +10,7 @@ from minipost.tasks import TASKS, Arithmetic, Countdown, Facts
 from minipost.tasks.base import Problem, is_held_out
 from minipost.tasks.countdown import held_out
 from minipost.tasks.facts import hold_out
-from scripts.pretrain import Corpus, leaks
+from scripts.pretrain import Corpus, leaks, pretrain
 
 DOCUMENTS = Corpus().sample(6000, random.Random(1))
 
@@ -72,3 +73,13 @@ def test_the_facts_themselves_are_not_in_the_corpus():
     """Names and words occur, but never a country or an English word with its answer."""
     for document in DOCUMENTS:
         assert "capital of" not in document.prompt and "What is" not in document.prompt
+
+
+def test_the_same_seed_trains_the_same_base_model(tmp_path):
+    """One step of pre-training, twice from one seed and once from another, byte for byte."""
+    def weights(name, seed):
+        pretrain(Namespace(steps=1, seed=seed, out=tmp_path / name))
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    first = weights("a", 0)
+    assert weights("b", 0) == first and weights("c", 1) != first
