@@ -7,7 +7,6 @@ it started are joined instead.  Every rank holds the same parameters and draws t
 each samples and differentiates its share.
 """
 
-import ctypes
 import os
 import signal
 import sys
@@ -47,22 +46,6 @@ def default_workers(device):
     return min(4, len(os.sched_getaffinity(0)))
 
 
-def keep_freed_memory():
-    """Tell glibc to keep freed memory for the next step instead of handing it back.
-
-    A training step frees and asks again for the same large buffers; by default glibc returns
-    them to the system each time and every page faults anew (a tenth to a third of a step).
-    """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:
-        return
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
-    libc.mallopt(mmap_threshold, 1 << 30)
-    libc.mallopt(trim_threshold, (1 << 31) - 1)
-    libc.mallopt(top_pad, 64 << 20)
-
-
 def join(rank_, world_, store):
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", store=store, rank=rank_, world_size=world_)
@@ -83,7 +66,6 @@ def launch(main, workers):
     if workers == 1:
         return main()
     torch.set_num_threads(1)
-    keep_freed_memory()
     with tempfile.TemporaryDirectory(prefix="minipost-") as folder:
         children = [fork(main, r, workers, folder) for r in range(1, workers)]
         try:
