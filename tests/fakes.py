@@ -9,10 +9,10 @@ from minipost.tasks.base import Problem
 PAD, BOS, EOS = 0, 1, 2
 
 
-def tiny(vocab=11, kv=1, tied=True, seed=0, context=64):
+def tiny(vocab=11, kv=2, tied=True, seed=0, context=64):
     """A float64 GPT with grouped queries and weights large enough to be far from uniform."""
     model = GPT(GPTConfig(vocab, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-                          num_attention_heads=2, num_key_value_heads=kv, head_dim=8,
+                          num_attention_heads=4, num_key_value_heads=kv, head_dim=4,
                           max_position_embeddings=context, tie_word_embeddings=tied)).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -145,6 +145,11 @@ def test_minibatches_cover_every_row_once_per_epoch(rows, size, epochs, seed):
     assert all(1 <= len(part) <= size for part in cut)
 
 
+def test_minibatches_shuffle_anew_in_every_epoch():
+    first, second = minibatches(range(40), 40, 2, random.Random(0))
+    assert list(range(40)) != first != second != list(range(40))
+
+
 def test_rollouts_survive_saving_and_joining(tmp_path):
     model = tiny()
     a = generate(model, PROMPTS[:2], 2, seed=(1,), **KW)
