@@ -5,7 +5,9 @@ import torch
 from fakes import BOS, PAD, sequences, tiny
 from torch.func import functional_call, jvp
 
-from minipost.gpt import HAS_ONEDNN, GPT, GPTConfig, Scalar, product, rotary_table, rotate
+from minipost.gpt import (
+    HAS_ONEDNN, GPT, GPTConfig, RMSNorm, Scalar, product, rotary_table, rotate,
+)
 
 
 @pytest.mark.parametrize("kv", [1, 2, 4])
@@ -149,3 +151,14 @@ def test_the_fast_product_and_its_derivatives_are_those_of_linear():
     for fast, plain in pairs:
         assert (fast - plain).abs().max() <= 1e-5 * plain.abs().max()
     assert "Product" in type(product(x, w).grad_fn).__name__
+
+
+def test_rmsnorm_by_its_definition():
+    norm = RMSNorm(5, eps=0.1).double()
+    x = torch.arange(1.0, 11.0, dtype=torch.float64).view(2, 5)
+    torch.nn.init.constant_(norm.weight, 3.0)
+    expected = [[3 * v / (sum(u * u for u in row) / 5 + 0.1) ** 0.5 for v in row]
+                for row in x.tolist()]
+    assert torch.allclose(norm(x), torch.tensor(expected, dtype=torch.float64))
+    large = torch.full((1, 5), 3e4, dtype=torch.float16)    # its square overflows float16
+    assert torch.isfinite(RMSNorm(5, eps=0.1).half()(large)).all()
