@@ -161,4 +161,4 @@ def test_rmsnorm_by_its_definition():
                 for row in x.tolist()]
     assert torch.allclose(norm(x), torch.tensor(expected, dtype=torch.float64))
     large = torch.full((1, 5), 3e4, dtype=torch.float16)    # its square overflows float16
-    assert torch.isfinite(RMSNorm(5, eps=0.1).half()(large)).all()
+    assert torch.allclose(RMSNorm(5, eps=0.1).half()(large).float(), torch.ones(1, 5), atol=1e-2)
