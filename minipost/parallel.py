@@ -58,7 +58,9 @@ def launch(main, workers):
     which says what that rank met if it could say so.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         try:
             return main()
         finally:
