@@ -53,8 +53,8 @@ class Console:
             yield
             return
         self.bar = Progress(
-            TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=16),
-            TextColumn("{task.fields[line]}"), TimeRemainingColumn(compact=True),
+            TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=6),
+            TextColumn("{task.fields[line]} "), TimeRemainingColumn(compact=True),
             TextColumn("left"), console=self.rich,
         )
         with self.bar:
