@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from minipost.errors import MinipostError
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -278,7 +280,7 @@ class GPT(nn.Module):
         """
         length = tokens.shape[1]
         if length > self.config.max_position_embeddings:
-            raise ValueError(
+            raise MinipostError(
                 f"a sequence of {length} tokens does not fit the model's context of "
                 f"{self.config.max_position_embeddings}"
             )
