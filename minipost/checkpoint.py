@@ -23,12 +23,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from minipost.errors import MinipostError
-from minipost.gpt import GPT, GPTConfig
+from minipost.gpt import GPT, GPTConfig, RewardModel, Scalar
 from minipost.tokenizer import BOS, EOS, PAD, Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json",
               "special_tokens_map.json", "chat_template.jinja")
+REWARD_MODEL = "LlamaForSequenceClassification"
 LARGEST = 10**8  # of any number in config.json; what lies above would only exhaust the memory
 
 
@@ -192,6 +193,13 @@ def names(config):
     return table
 
 
+def scalar_names(config):
+    """The same for a Scalar: the trunk without a head for words, and `score`."""
+    table = {f"trunk.{name}": parts for name, parts in names(config).items()
+             if name != "lm_head.weight"}
+    return {**table, "score.weight": [("score.weight", (1, config.hidden_size))]}
+
+
 def shards(directory):
     """Tensor name -> the file that holds it, for one file or an indexed set of them."""
     path, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
@@ -215,8 +223,8 @@ def open_tensors(path):
         raise MinipostError(f"{path}: not a whole safetensors file ({error})") from None
 
 
-def stored(config, directory):
-    """Tensor name -> the open file that holds it.
+def stored(config, table, directory):
+    """Tensor name -> the open file that holds it, for a table that `names` gives.
 
     Names, shapes and types are held against config.json here, before anything is allocated.
     """
@@ -225,7 +233,7 @@ def stored(config, directory):
         raise MinipostError(f"{directory}: config.json says {config.num_hidden_layers} layers, but "
                             f"there are only {len(where)} tensors")
     files = {path: open_tensors(path) for path in set(where.values())}
-    for part, shape in chain(*names(config).values()):
+    for part, shape in chain(*table.values()):
         if part not in where:
             raise MinipostError(f"{directory}: the tensor {part} is missing")
         try:
@@ -242,10 +250,10 @@ def stored(config, directory):
 
 
 @torch.no_grad()
-def load_weights(model, files, directory):
+def load_weights(model, table, files, directory):
     """Fill the model from what `stored` opened; every value must be finite."""
     state = model.state_dict()
-    for name, parts in names(model.config).items():
+    for name, parts in table.items():
         whole = torch.cat([files[part].get_tensor(part) for part, _ in parts])
         if not torch.isfinite(whole).all():
             raise MinipostError(f"{directory}: {name} holds values that are not finite")
@@ -253,9 +261,11 @@ def load_weights(model, files, directory):
 
 
 def weights(model):
-    """Hugging Face's names and tensors of a model; a tied head is left out."""
+    """Hugging Face's names and tensors of a GPT or a Scalar; a tied head is left out."""
     state, found = model.state_dict(), {}
-    for name, parts in names(model.config).items():
+    scalar = isinstance(model, Scalar)
+    table = scalar_names(model.trunk.config) if scalar else names(model.config)
+    for name, parts in table.items():
         pieces = state[name].split([shape[0] for _, shape in parts])
         found |= {part: piece for (part, _), piece in zip(parts, pieces)}
     return found
@@ -279,6 +289,10 @@ class Vocabulary:
 
     def decode(self, ids):
         return self.tokenizer.decode(ids)
+
+    def kind(self):
+        """Equal for two vocabularies that give every text the same ids."""
+        return self.tokenizer.backend.to_str(), self.bos, self.eos
 
 
 def read_vocabulary(directory, raw, vocab_size):
@@ -306,10 +320,32 @@ def load(directory, device="cpu", dtype="float32"):
     """Open a model directory: (GPT, Vocabulary)."""
     directory = Path(directory)
     config, raw = read_config(directory)
-    files = stored(config, directory)
+    if raw.get("architectures") == [REWARD_MODEL]:
+        raise MinipostError(f"{directory}: is a reward model; expected a language model")
     model = GPT(config).to(DTYPES[dtype])
-    load_weights(model, files, directory)
+    load_weights(model, names(config), stored(config, names(config), directory), directory)
     return model.to(device), read_vocabulary(directory, raw, config.vocab_size)
+
+
+def load_reward_model(directory, vocabulary, device="cpu", dtype="float32"):
+    """Open a reward model that reads what `vocabulary` writes.
+
+    MinipostError where it has another tokenizer: its ids would be other words.
+    """
+    directory = Path(directory)
+    config, raw = read_config(directory)
+    if raw.get("architectures") != [REWARD_MODEL]:
+        raise MinipostError(f"{directory}: architectures is {raw.get('architectures')}; a reward "
+                            f"model is a {REWARD_MODEL}")
+    table = scalar_names(config)
+    files = stored(config, table, directory)
+    model = RewardModel(GPT(config).to(DTYPES[dtype]))
+    load_weights(model, table, files, directory)
+    own = read_vocabulary(directory, raw, config.vocab_size)
+    if own.kind() != vocabulary.kind():
+        raise MinipostError(f"{directory}: the reward model's tokenizer differs from the policy's; "
+                            "train it from the same model directory")
+    return model.to(device)
 
 
 def create(directory, model, tokenizer, dtype="float32"):
@@ -330,14 +366,18 @@ def create(directory, model, tokenizer, dtype="float32"):
 
 
 def save(directory, model, like, dtype="float32"):
-    """Write a trained model beside byte-for-byte copies of the other files of `like`."""
+    """Write a trained GPT or RewardModel beside byte-for-byte copies of the other files of `like`."""
     directory, like = Path(directory), Path(like)
     make_directory(directory)
     for name in SIDE_FILES:
         if (like / name).is_file():
             publish(directory / name, lambda path, name=name: shutil.copyfile(like / name, path))
+    kind = {}
+    if isinstance(model, Scalar):
+        kind = {"architectures": [REWARD_MODEL], "id2label": {"0": "score"},
+                "label2id": {"score": 0}}
     write_json(directory / "config.json",
-               {**read_json(like / "config.json"), "dtype": dtype, "torch_dtype": dtype})
+               {**read_json(like / "config.json"), **kind, "dtype": dtype, "torch_dtype": dtype})
     save_weights(directory, model, dtype)
 
 

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-LIVE = ("reward", "loss", "kl", "entropy")  # what the progress line shows of a method's metrics
+LIVE = ("reward", "gold", "accuracy", "loss", "kl", "entropy")  # of a method's metrics
 
 
 def line(metrics, rate):
@@ -73,9 +73,10 @@ class Console:
     def side_by_side(self, problems, before, after, split, show):
         """Problems with the answer before and the answer after, and how many changed.
 
-        Shown are the first whose reward rose, then the first whose reward fell, then others, each
+        A result whose `rows` are given is about those problems only.  Shown are the first whose reward rose, then the first whose reward fell, then others, each
         kind in the split's fixed order; all counts stand above, so nothing is hidden by the choice.
         """
+        problems = [problems[i] for i in after.get("rows", range(len(problems)))]
         change = [new - old for old, new in zip(before["rewards"], after["rewards"])]
         rose, fell = (sum(sign * c > 0 for c in change) for sign in (1, -1))
         table = Table(box=box.SIMPLE_HEAD, title_justify="left", title=(
@@ -87,6 +88,18 @@ class Console:
         rest = [i for i in range(len(change)) if i not in better and i not in worse]
         for i in [*better, *worse, *rest][:show]:
             table.add_row(Text(problems[i].prompt.strip()), answer(before, i), answer(after, i))
+        self.rich.print(table)
+
+    def trace(self, lines, columns):
+        """How some metrics went, at up to ten steps; `lines` are those of metrics.jsonl."""
+        columns = [name for name in columns if any(line.get(name) is not None for line in lines)]
+        table = Table(box=box.SIMPLE_HEAD, title="how it went", title_justify="left")
+        for name in ("step", *columns):
+            table.add_column(name, justify="right")
+        gap = max(1, -(-len(lines) // 10))
+        for line in [*lines[: -1 : gap], *lines[-1:]]:
+            values = (line.get(name) for name in columns)
+            table.add_row(str(line["step"]), *("" if v is None else f"{v:.3g}" for v in values))
         self.rich.print(table)
 
     def result(self, summary, directory):
@@ -101,7 +114,9 @@ class Console:
 
 
 def answer(found, i):
-    mark = "✓" if found["rewards"][i] > 0 else "✗"
+    """A completion with its mark, or with its reward where that is more than right or wrong."""
+    exact = set(found["rewards"]) <= {0.0, 1.0}
+    mark = ("✗", "✓")[int(found["rewards"][i])] if exact else f"{found['rewards'][i]:+.2f}"
     return Text(f"{mark} " + found["texts"][i].strip().replace("\n", "; "))
 
 

@@ -8,39 +8,11 @@ Without --task every task that the base model was made for is measured, greedy a
 
 import argparse
 import json
-import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from minipost.errors import MinipostError
-
-Z = 1.959963984540054  # two-sided 95%
-
-
-@dataclass(frozen=True)
-class Score:
-    """A mean over n problems with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self):
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-def interval(rewards):
-    """Mean and 95% interval: Wilson's for right and wrong, the normal one for other rewards."""
-    n, mean = len(rewards), sum(rewards) / len(rewards)
-    if set(rewards) <= {0.0, 1.0}:
-        middle = (mean + Z * Z / (2 * n)) / (1 + Z * Z / n)
-        half = Z / (1 + Z * Z / n) * math.sqrt(mean * (1 - mean) / n + Z * Z / (4 * n * n))
-        return Score(mean, max(0.0, middle - half), min(1.0, middle + half), n)
-    variance = sum((r - mean) ** 2 for r in rewards) / max(1, n - 1)
-    half = Z * math.sqrt(variance / n)
-    return Score(mean, mean - half, mean + half, n)
-
+from minipost.stats import Score, interval
 
 def measure(run, problems, temperature):
     """Answer each problem once and score it: (rewards, texts).  Temperature 0 is greedy.
@@ -50,7 +22,7 @@ def measure(run, problems, temperature):
     step, run.step, tokens = run.step, 0, run.tokens
     try:
         rollout = run.sample(problems, 1, temperature=temperature, purpose="evaluation")
-        return run.score(problems, rollout).tolist(), run.texts(rollout)
+        return run.grade(problems, rollout).tolist(), run.texts(rollout)
     finally:
         run.step, run.tokens = step, tokens
 
@@ -66,7 +38,7 @@ def splits(task, n):
 
 def standard_tasks():
     """The tasks of the base model's card, by name."""
-    from minipost.tasks import Arithmetic, Countdown, Facts
+    from minipost.tasks import Arithmetic, Countdown, Facts, Wording
 
     return {
         "arithmetic, 6 terms, worked": Arithmetic(),
@@ -77,6 +49,7 @@ def standard_tasks():
         "countdown, 4 numbers": Countdown(numbers=4),
         "Game of 24": Countdown(numbers=4, target=24),
         "facts": Facts(),
+        "wording, gold reward": Wording(),
     }
 
 

@@ -363,7 +363,7 @@ class Cache:
 
 
 class Scalar(nn.Module):
-    """A nano-GPT that gives one number per position: a value function or a reward model.
+    """A nano-GPT that gives one number per position: a value function, or a RewardModel.
 
     The head starts at zero, so a fresh critic predicts 0 and a fresh reward model is indifferent.
     """
@@ -371,9 +371,28 @@ class Scalar(nn.Module):
     def __init__(self, trunk):
         super().__init__()
         self.trunk = trunk
-        self.score = Linear(trunk.config.hidden_size, 1)
+        self.score = Linear(trunk.config.hidden_size, 1).to(trunk.embed_tokens.weight)
         nn.init.zeros_(self.score.weight)
 
     def forward(self, tokens, explicit=False):
         """(B, T) -> (B, T)"""
         return self.score(self.trunk.hidden(tokens, explicit))[..., 0]
+
+
+class RewardModel(Scalar):
+    """A score of a prompt with its response, read at the last real token (rollout.final_score)."""
+
+    def __init__(self, trunk):
+        super().__init__(trunk)
+        like = self.score.weight
+        self.register_buffer("mean", torch.zeros((), dtype=like.dtype, device=like.device))
+        self.register_buffer("deviation", torch.ones((), dtype=like.dtype, device=like.device))
+
+    def normalise(self, scores):
+        """Shift and scale so that these scores get mean 0 and deviation 1."""
+        self.mean += self.deviation * scores.mean()
+        self.deviation *= scores.std() + 1e-6
+
+    def forward(self, tokens, explicit=False):
+        """(B, T) -> (B, T)"""
+        return (super().forward(tokens, explicit) - self.mean) / self.deviation

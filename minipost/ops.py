@@ -93,3 +93,37 @@ def clipped_surrogate_grad(logp, logp_old, adv, low, high):
     """dS / d logp = rho A where the clip is not active, 0 where it is."""
     gain = (logp - logp_old).exp() * adv
     return gain.where(~is_clipped(logp, logp_old, adv, low, high), 0.0)
+
+
+def at_last(x, mask):
+    """Put one value per row on the row's last chosen token, zero elsewhere.  (B,), (B, T) -> (B, T)
+
+    The last chosen token is the EOS of a finished response, whatever padding follows it.
+    """
+    last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+    return x[:, None].where(last, 0.0)
+
+
+def gae(reward, value, mask, gamma, lam):
+    """Generalised advantage estimation (arxiv.org/abs/1506.02438, eq. 16), along each response.
+
+        delta_t = r_t + gamma V_(t+1) - V_t,    A_t = delta_t + gamma lam A_(t+1)
+
+    V_t is the value of the state in which token t is chosen; after the last chosen token V and A
+    are 0.  lam = 1 gives return less value, lam = 0 the one-step error.  (B, T) four times; the
+    mask of a row is one unbroken stretch.
+    """
+    reward, value = reward.where(mask, 0.0), value.where(mask, 0.0)
+    adv, next_adv, next_value = torch.zeros_like(value), 0.0, 0.0
+    for t in reversed(range(value.shape[1])):
+        delta = reward[:, t] + gamma * next_value - value[:, t]
+        next_adv, next_value = (delta + gamma * lam * next_adv).where(mask[:, t], 0.0), value[:, t]
+        adv[:, t] = next_adv
+    return adv
+
+
+def whiten(x, mask):
+    """Shift and scale x to mean 0 and variance 1 over chosen tokens; zero elsewhere.  (B, T)"""
+    count = mask.sum()
+    gap = (x - masked_sum(x, mask) / count).where(mask, 0.0)
+    return gap / (masked_sum(gap.square(), mask) / count + 1e-8).sqrt()

@@ -136,6 +136,12 @@ def logprobs(model, seqs, temperature=1.0):
     return spread(pick(logp_all, seqs.targets[seqs.mask]), seqs.mask)
 
 
+def final_score(model, seqs):
+    """A scalar model's output at the last real token of every row, the EOS if there is one.  (B,)"""
+    last = (seqs.mask * torch.arange(1, seqs.mask.shape[1] + 1, device=seqs.mask.device)).amax(1)
+    return model(seqs.tokens).gather(1, last[:, None])[:, 0]
+
+
 def minibatches(rows, size, epochs, rng):
     """Shuffled index lists that cover `rows` once per epoch, each of at most `size`."""
     for _ in range(epochs):

@@ -18,7 +18,7 @@ import torch
 
 from minipost import parallel
 from minipost.errors import MinipostError
-from minipost.rollout import Rollout, generate, repeats
+from minipost.rollout import Rollout, final_score, generate, repeats
 
 SKIPS_ALLOWED = 5  # steps in a row that may be dropped for a gradient that is not finite
 
@@ -48,25 +48,35 @@ class Learner:
         self.m, self.v = torch.zeros_like(self.master), torch.zeros_like(self.master)
         self.updates = self.skipped = self.skips_in_a_row = 0
 
-    @torch.no_grad()
-    def step(self, lr, max_grad_norm=1.0):
-        """One update from the gradients that backward() left; returns their norm before clipping.
+    def collect(self):
+        """Sum what backward() left over all ranks; returns its norm.
 
         A gradient that is not finite is dropped and counted; MinipostError after 5 in a row.
         """
         parallel.sum_(self.grad)
         norm = float(self.grad.norm())
-        if not norm < float("inf"):
-            self.skipped += 1
-            self.skips_in_a_row += 1
-            self.grad.zero_()
-            if self.skips_in_a_row >= SKIPS_ALLOWED:
-                raise MinipostError(
-                    f"the gradient was not finite {SKIPS_ALLOWED} steps in a row; lower the "
-                    "learning rate or look at the rewards"
-                )
+        if norm < float("inf"):
+            self.skips_in_a_row = 0
             return norm
-        self.skips_in_a_row = 0
+        self.skipped += 1
+        self.skips_in_a_row += 1
+        self.grad.zero_()
+        if self.skips_in_a_row >= SKIPS_ALLOWED:
+            raise MinipostError(
+                f"the gradient was not finite {SKIPS_ALLOWED} steps in a row; lower the "
+                "learning rate or look at the rewards"
+            )
+        return norm
+
+    @torch.no_grad()
+    def step(self, lr, max_grad_norm=1.0):
+        """One update from the gradients that backward() left; returns their norm before clipping.
+
+        A gradient that is not finite makes no update, see `collect`.
+        """
+        norm = self.collect()
+        if not norm < float("inf"):
+            return norm
         grad = self.grad.to(self.master.dtype)
         if norm > max_grad_norm:
             grad = grad * (max_grad_norm / norm)
@@ -77,10 +87,23 @@ class Learner:
         scale = (self.v / (1 - b2**self.updates)).sqrt_().add_(self.eps)
         self.master[: self.matrix_part].mul_(1 - lr * self.decay)
         self.master.addcdiv_(self.m, scale, value=-lr / (1 - b1**self.updates))
-        if self.master is not self.flat:
-            self.flat.copy_(self.master)
+        self.assign(self.master)
         self.grad.zero_()
         return norm
+
+    @torch.no_grad()
+    def assign(self, weights):
+        """Make this vector, in the order of `flat`, the weights."""
+        if weights is not self.master:
+            self.master.copy_(weights)
+        if self.master is not self.flat:
+            self.flat.copy_(self.master)
+
+    def forget(self):
+        """Start Adam afresh, for another loss."""
+        self.m.zero_()
+        self.v.zero_()
+        self.updates = 0
 
     def state(self):
         """Tensors and numbers that `restore` needs to continue exactly."""
@@ -90,7 +113,7 @@ class Learner:
     def restore(self, tensors, numbers):
         for mine, saved in ((self.master, "weights"), (self.m, "m"), (self.v, "v")):
             mine.copy_(tensors[saved])
-        self.flat.copy_(self.master)
+        self.assign(self.master)
         self.updates, self.skipped, self.skips_in_a_row = numbers
 
 
@@ -119,6 +142,7 @@ class Run:
     vocabulary: object
     task: object
     reward: object          # f(prompts, completions, **columns) -> list of float
+    hidden: bool = False    # whether `reward` only measures and labels, and no learner may score by it
     seed: int = 0
     step: int = 0
     room: int = 48          # longest response, in tokens
@@ -126,10 +150,12 @@ class Run:
     tokens: int = 0         # response tokens sampled or trained on so far
     learners: dict = field(default_factory=dict)
     frozen: dict = field(default_factory=dict)
+    carried: dict = field(default_factory=dict)  # numbers that a method carries from step to step
+    reward_model: object = None                  # what `score` asks instead of `reward`
 
     def __post_init__(self):
         self.learners["policy"] = self.policy
-        self.restored = {}
+        self.restored, self.thawed = {}, {}
 
     # ---- what a step depends on
 
@@ -137,18 +163,28 @@ class Run:
         """A fresh random.Random for this purpose at this step of this seed."""
         return random.Random(f"{self.seed}/{self.step}/{purpose}")
 
-    def learner(self, name, module, **options):
-        """Register a further module that learns (critic, reward model); resumed runs restore it."""
-        self.learners[name] = learner = Learner(module, **options)
-        if name in self.restored:
-            learner.restore(*self.restored.pop(name))
-        return learner
+    def learner(self, name, make, **options):
+        """The learner of this name; at first asking, make() is the module that it trains.
 
-    def reference(self, name="reference"):
-        """A frozen copy of the policy as the run began, also after a resume."""
+        Resumed runs find it as it was saved.
+        """
+        if name not in self.learners:
+            self.learners[name] = learner = Learner(make(), **options)
+            if name in self.restored:
+                learner.restore(*self.restored.pop(name))
+        return self.learners[name]
+
+    def keep(self, name, make):
+        """The frozen module of this name; at first asking it is make(), or as it was saved."""
         if name not in self.frozen:
-            self.frozen[name] = copy.deepcopy(self.policy.module).requires_grad_(False)
+            self.frozen[name] = module = make().requires_grad_(False)
+            if name in self.thawed:
+                module.load_state_dict(self.thawed.pop(name))
         return self.frozen[name]
+
+    def reference(self):
+        """A frozen copy of the policy as it was when a reference was first asked for."""
+        return self.keep("reference", lambda: copy.deepcopy(self.policy.module))
 
     def state(self):
         """(tensors, facts) for checkpoint.save_state."""
@@ -158,23 +194,21 @@ class Run:
             tensors |= {f"learner/{name}/{key}": value for key, value in found.items()}
         for name, module in self.frozen.items():
             tensors |= {f"frozen/{name}/{k}": v for k, v in module.state_dict().items()}
-        return tensors, {"step": self.step, "tokens": self.tokens, "learners": numbers}
+        return tensors, {"step": self.step, "tokens": self.tokens, "learners": numbers,
+                         "carried": self.carried}
 
     def restore(self, tensors, facts):
-        """Continue from a saved state; learners that a method registers later find theirs here."""
+        """Continue from a saved state; what a method registers later finds its part here."""
         self.step, self.tokens = facts["step"], facts["tokens"]
+        self.carried = dict(facts["carried"])
         for name, numbers in facts["learners"].items():
             found = {key: tensors[f"learner/{name}/{key}"] for key in ("weights", "m", "v")}
-            saved = (found, numbers)
-            if name in self.learners:
-                self.learners[name].restore(*saved)
-            else:
-                self.restored[name] = saved
-        for name in {key.split("/")[1] for key in tensors if key.startswith("frozen/")}:
-            head = f"frozen/{name}/"
-            self.reference(name).load_state_dict(
-                {k[len(head):]: v for k, v in tensors.items() if k.startswith(head)}
-            )
+            self.restored[name] = (found, numbers)
+        self.policy.restore(*self.restored.pop("policy"))
+        for key, value in tensors.items():
+            kind, name, part = key.split("/", 2)
+            if kind == "frozen":
+                self.thawed.setdefault(name, {})[part] = value
 
     # ---- problems, samples, rewards
 
@@ -218,14 +252,69 @@ class Run:
         """The completions as text."""
         return [self.vocabulary.decode(ids) for ids in rollout.responses()]
 
-    def score(self, problems, rollout):
-        """The reward of every row.  (B,)  Rank 0 asks the reward function and tells the others."""
+    def grade(self, problems, rollout):
+        """The reward function's value for every row.  (B,)  Rank 0 asks it and tells the others."""
         reward = torch.zeros(len(rollout), dtype=torch.float64)
         if parallel.rank() == 0:
             rows = [problems[i] for i in rollout.prompt.tolist()]
             reward = torch.tensor(ask(self.reward, rows, self.texts(rollout)), dtype=torch.float64)
         parallel.sum_(reward)
         return reward.to(rollout.logp.dtype).to(rollout.logp.device)
+
+    def score(self, problems, rollout):
+        """What learners are told of every row: the reward model's score if there is one, else the
+        reward.  (B,)
+
+        MinipostError where the task hides its reward, or a reward model's score is not finite.
+        """
+        if self.reward_model is None:
+            if self.hidden:
+                raise MinipostError(
+                    f"the reward of {self.task.name} is hidden from learners; train a reward model "
+                    f"(--algo reward --task {self.task.name}) and name it with --reward-model, or "
+                    "give a function with --reward"
+                )
+            return self.grade(problems, rollout)
+        score = self.final_scores(self.reward_model, rollout)
+        if not score.isfinite().all():
+            row = int((~score.isfinite()).nonzero()[0])
+            raise MinipostError(f"the reward model's score is {float(score[row])} for the "
+                                f"completion {self.texts(rollout)[row][:40]!r}")
+        return score
+
+    def score_by(self, model):
+        """Let `score` ask this reward model, normalised on samples of the policy as it is now.
+
+        Preferences determine a score only up to a shift, and nothing fixes its scale, so it is
+        shifted and scaled to mean 0 and deviation 1 (Ziegler et al. 2019, arxiv.org/abs/1909.08593,
+        sec. 2.1).
+        """
+        saved = "reward model" in self.thawed
+        self.reward_model = self.keep("reward model", lambda: copy.deepcopy(model))
+        if not saved:
+            rollout = self.sample(self.problems(128, again=1), 2, temperature=1.0,
+                                  purpose="normalise")
+            self.reward_model.normalise(self.final_scores(self.reward_model, rollout))
+
+    def final_scores(self, model, seqs):
+        """A scalar model's output at every row's last real token.  (B,)"""
+        found, = self.for_all(lambda batch: [final_score(model, batch)[:, None]], seqs)
+        return found[:, 0]
+
+    @torch.no_grad()
+    def for_all(self, f, seqs, outputs=1):
+        """What f(batch) gives for all rows, computed in shares and gathered in every rank.
+
+        f returns a list of `outputs` tensors (b, t) for a micro-batch of b rows; the result is as
+        many tensors (B, T), zero in columns beyond a micro-batch's t.
+        """
+        found = [torch.zeros(seqs.mask.shape, dtype=self.policy.master.dtype,
+                             device=seqs.mask.device) for _ in range(outputs)]
+        for i in self.micro_batches(range(len(seqs)), seqs.lengths):
+            for whole, part in zip(found, f(seqs[i]), strict=True):
+                whole[i, : part.shape[1]] = part.to(whole.dtype)
+        parallel.sum_(*found)
+        return found
 
     def micro_batches(self, rows, lengths):
         """This rank's part of these rows, cut into micro-batches of like length.
@@ -265,7 +354,7 @@ def describe(rollout, reward, group):
     by_group = reward.view(-1, group)
     return {
         "reward": float(reward.mean()),
-        "reward_std": float(by_group.std(1).mean()),
+        "reward_std": float(by_group.std(1).mean() if group > 1 else reward.std()),
         "frac_reward_zero_std": float((by_group == by_group[:, :1]).all(1).float().mean()),
         "completions/mean_length": float(rollout.lengths.float().mean()),
         "completions/clipped_ratio": float((~rollout.finished).float().mean()),

@@ -12,14 +12,9 @@ ends with the same bytes as a run that was never stopped (same machine and numbe
 
 import argparse
 import importlib
-import json
-import math
 import pkgutil
-import signal
 import sys
-import time
-from dataclasses import asdict, dataclass, fields, make_dataclass
-from itertools import chain
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +35,7 @@ class Options:
     model: str = "checkpoints/base"  # model directory to start from
     out: str = ""               # run directory; runs/ALGO-TASK-SEED if empty
     reward: tuple[str, ...] = ()  # functions to add up, FILE.py:FUNCTION; the task's own if none
+    reward_model: str = ""      # directory of a reward model to score with instead of a function
     seed: int = 0               # everything random follows from it
     room: int = 48              # longest response, in tokens (L_max)
     micro: int = 16             # sequences in one forward and backward pass; changes no gradient
@@ -49,10 +45,12 @@ class Options:
     eval_n: int = 400           # held-out problems measured before and after
     show: int = 4               # held-out problems shown before and after
     save_every: int = 50        # steps between saved states; 0: only at the end
+    eval_every: int = 0         # steps between held-out measurements into metrics.jsonl; 0: none
+    budget: int = 0             # response tokens after which the run stops early; 0: no such limit
 
     def __post_init__(self):
         for name, least in (("room", 1), ("micro", 1), ("workers", 0), ("eval_n", 1), ("show", 0),
-                            ("save_every", 0)):
+                            ("save_every", 0), ("eval_every", 0), ("budget", 0)):
             if getattr(self, name) < least:
                 raise MinipostError(f"{name} is {getattr(self, name)}; expected at least {least}")
 
@@ -151,11 +149,13 @@ def start(argv):
         algo, options, _, task = settings
         directory = Path(options.out or f"runs/{algo}-{task.name}-{options.seed}")
     from minipost import parallel
+    from minipost.session import Session
 
     options = settings[1]
     device = pick_device(options.device)
     workers = options.workers or parallel.default_workers(device)
-    return parallel.launch(lambda: Session(directory, *settings, device, resume).go(), workers)
+    session = Session(directory, settings[0], method(settings[0]), *settings[1:], device, resume)
+    return parallel.launch(session.go, workers)
 
 
 def pick_device(name):
@@ -167,236 +167,6 @@ def pick_device(name):
     if name in there and not there[name]():
         raise MinipostError(f"--device {name}: this machine or this build of torch has none")
     return name
-
-
-def load_reward(names, task):
-    """The reward function of the run: the task's, or the sum of those named FILE.py:FUNCTION."""
-    if not names:
-        return task.reward
-    import importlib.util
-
-    found = []
-    for name in names:
-        path, _, function = name.rpartition(":")
-        if not path or not Path(path).is_file():
-            raise MinipostError(f"--reward {name}: expected FILE.py:FUNCTION, the file existing")
-        spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-        module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-            found.append(getattr(module, function))
-        except Exception as error:  # whatever the user's file raises, one sentence names it
-            raise MinipostError(f"--reward {name}: {type(error).__name__}: {error}") from error
-    return found[0] if len(found) == 1 else added(found)
-
-
-def added(functions):
-    """One reward function that adds up several; None from one means that it does not apply."""
-    def total(prompts, completions, **columns):
-        lists = [f(prompts=prompts, completions=completions, **columns) for f in functions]
-        if any(len(values) != len(prompts) for values in lists):
-            raise ValueError(f"expected {len(prompts)} values from each of {len(lists)} functions")
-        rows = [[v for v in row if v is not None] for row in zip(*lists)]
-        return [sum(row) if row else None for row in rows]
-    total.__qualname__ = " + ".join(getattr(f, "__qualname__", str(f)) for f in functions)
-    return total
-
-
-# ---- one run
-
-class Session:
-    """One run from start, or from its saved state, to its summary."""
-
-    def __init__(self, directory, algo, options, config, task, device, resume):
-        self.directory, self.algo, self.options = directory, algo, options
-        self.config, self.task, self.device, self.resume = config, task, device, resume
-        self.module = method(algo)
-        self.stop = False
-
-    def go(self):
-        from minipost import checkpoint, parallel
-        from minipost.console import Console
-        from minipost.evaluate import splits
-        from minipost.run import Learner, Run
-
-        self.lead = parallel.rank() == 0
-        self.console = Console(quiet=not self.lead)
-        model, self.vocabulary = checkpoint.load(
-            self.options.model, self.device, self.options.dtype)
-        self.splits = splits(self.task, self.options.eval_n)
-        self.run = Run(Learner(model), self.vocabulary, self.task,
-                       load_reward(self.options.reward, self.task), seed=self.options.seed,
-                       micro=self.options.micro, room=self.options.room)
-        self.check_room()
-        self.console.header(self.algo, self.task, self.config, self.options, model,
-                            parallel.world())
-        if self.resume:
-            self.restore()
-        else:
-            checkpoint.make_directory(self.directory)
-            self.before = self.measure()
-            self.open_directory()  # last, so that what fails before it costs no earlier run
-        self.console.scores("before", self.before)
-        code = self.train()
-        if code == 0:
-            self.finish()
-        return code
-
-    def check_room(self):
-        """Fail before any training where a prompt does not fit; tasks without end are sampled."""
-        limit = self.run.policy.module.config.max_position_embeddings
-        known = self.task.training() if hasattr(self.task, "training") else self.run.problems(16)
-        for problem in chain(known, *self.splits.values()):
-            length = len(self.vocabulary.prompt(problem.prompt))
-            if length + self.options.room > limit:
-                raise MinipostError(
-                    f"a prompt of {length} tokens ({problem.prompt[:40]!r}) and a response of up "
-                    f"to {self.options.room} do not fit the model's context of {limit}; lower "
-                    "--room"
-                )
-
-    def open_directory(self):
-        from minipost import checkpoint
-
-        if not self.lead:
-            return
-        checkpoint.write_json(self.directory / "config.json", {
-            "algo": self.algo, "options": asdict(self.options), "method": asdict(self.config),
-            "task": {"name": self.task.name, **asdict(self.task)},
-        })
-        for stale in ("state/state.safetensors", "summary.json"):
-            (self.directory / stale).unlink(missing_ok=True)
-        checkpoint.publish(self.directory / "metrics.jsonl", lambda path: path.write_text(""))
-
-    def measure(self):
-        """Results by split: {"split": {"greedy" or "sampled": {"score", "texts", "rewards"}}}."""
-        from minipost.evaluate import interval, measure
-
-        found = {}
-        for split, problems in self.splits.items():
-            found[split] = {}
-            for metric, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-                rewards, texts = measure(self.run, problems, temperature)
-                found[split][metric] = {"score": asdict(interval(rewards)),
-                                        "rewards": rewards, "texts": texts}
-        return found
-
-    def train(self):
-        from minipost import parallel
-
-        import torch
-
-        previous = self.watch_signals()
-        learn, steps = self.module.train(self.run, self.config), self.config.steps
-        first, self.started = self.run.step, time.perf_counter()
-        tokens_before = self.run.tokens
-        try:
-            with self.console.progress(first, steps):
-                while self.run.step < steps:
-                    metrics = next(learn)
-                    self.run.step += 1
-                    seconds = time.perf_counter() - self.started
-                    rate = (self.run.tokens - tokens_before) / seconds
-                    self.log(metrics, seconds)
-                    self.console.step(self.run.step, metrics, rate)
-                    flag = torch.tensor([float(self.stop)])
-                    parallel.sum_(flag)
-                    every = self.options.save_every
-                    if flag or self.run.step == steps or (every and self.run.step % every == 0):
-                        self.save()
-                    if flag and self.run.step < steps:
-                        self.console.say(f"stopped after step {self.run.step} of {steps}; go on "
-                                         f"with: {PROG} --resume {self.directory}")
-                        return 130
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-        self.seconds = self.spent + time.perf_counter() - self.started
-        return 0
-
-    spent = 0.0  # seconds of training before a resume
-
-    def watch_signals(self):
-        """The first SIGINT or SIGTERM lets the step finish, the second stops at once."""
-        def handle(number, frame):
-            if self.stop:
-                raise KeyboardInterrupt
-            self.stop = True
-            self.console.say("finishing this step, then saving (once more: stop at once)")
-
-        if not self.lead:
-            return {}
-        return {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def log(self, metrics, seconds):
-        if self.lead:
-            line = {"step": self.run.step, **metrics, "num_tokens": self.run.tokens,
-                    "seconds": round(self.spent + seconds, 3)}
-            line = {name: value if math.isfinite(value) else None for name, value in line.items()}
-            append(self.directory / "metrics.jsonl", json.dumps(line) + "\n")
-
-    def save(self):
-        from minipost import checkpoint
-
-        tensors, facts = self.run.state()
-        if self.lead:
-            seconds = self.spent + time.perf_counter() - self.started
-            checkpoint.save(self.directory / "model", self.run.policy.module, self.options.model,
-                            self.options.dtype)
-            checkpoint.save_state(self.directory / "state" / "state.safetensors", tensors,
-                                  {**facts, "before": self.before, "seconds": seconds})
-
-    def restore(self):
-        from minipost import checkpoint
-
-        path = self.directory / "state" / "state.safetensors"
-        tensors, facts = checkpoint.load_state(path)
-        try:
-            self.run.restore(tensors, facts)
-            self.before, self.spent = facts["before"], facts["seconds"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise MinipostError(f"{path}: does not belong to this run ({error!r})") from None
-        if self.lead:
-            metrics = self.directory / "metrics.jsonl"
-            try:
-                lines = metrics.read_bytes().splitlines(keepends=True)[: self.run.step]
-            except OSError as error:
-                raise MinipostError(f"{metrics}: could not be read ({error.strerror})") from None
-            checkpoint.publish(metrics, lambda temporary: temporary.write_bytes(b"".join(lines)))
-
-    def finish(self):
-        from minipost import checkpoint
-
-        after = self.measure()
-        split, metric = next(iter(after)), self.module.METRIC  # a saved `before` has lost its order
-        name = self.directory.name
-        summary = {
-            "name": name.removeprefix("demo-") if name.startswith("demo-") else self.algo,
-            "task": self.task.name, "seed": self.options.seed,
-            "metric": f"{metric} reward, {split}",
-            "before": self.before[split][metric]["score"], "after": after[split][metric]["score"],
-            "seconds": round(self.seconds, 1), "tokens": self.run.tokens,
-            "all": {f"{metric}, {split}": {"before": self.before[split][metric]["score"],
-                                           "after": after[split][metric]["score"]}
-                    for split in after for metric in after[split]},
-        }
-        if self.lead:
-            checkpoint.write_json(self.directory / "summary.json", summary)
-        split = "held-out" if "held-out" in after else split
-        self.console.side_by_side(self.splits[split], self.before[split][metric],
-                                  after[split][metric], f"{split}, {metric}",
-                                  self.options.show)
-        self.console.result(summary, self.directory)
-
-
-def append(path, text):
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise MinipostError(
-            f"{path}: could not be written ({error.strerror}); the last saved state stands"
-        ) from None
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ CARD = """# The base model
 
 A nano-GPT of 0.86 million parameters in the Llama layout (4 layers, width 128, 4 heads, 512-entry
 byte-level tokenizer), trained from nothing by `make base` on a corpus that scripts/pretrain.py
-writes on the fly: worked sums whose steps slip 12 times in 100, sums answered directly, countdown
-moves of which 30 in 100 are drawn at random, and the words of the facts without the facts.  All
+writes on the fly: worked sums whose steps slip 13 times in 100, sums answered directly, countdown
+moves of which 30 in 100 are drawn at random, praise of things in words of which half are faults,
+comparisons of two such praises under a written principle, and the words of the facts without the
+facts.  All
 problems come from training splits, and none shows the working of a held-out one on its way.  It is
 a model to improve, not to use: its mistakes were taught to it.
 

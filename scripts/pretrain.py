@@ -1,8 +1,9 @@
 """Train checkpoints/base from nothing: `make base`.
 
 The corpus is written on the fly by the tasks: worked sums with slips, sums answered directly,
-countdown moves good and bad, and the words that the facts are made of, without the facts.  Problems
-come from the training splits only.  The slips and the bad moves are there on purpose: a base model
+countdown moves good and bad, praise in words good and bad, comparisons of two such praises under
+a written principle, and the words that the facts are made of, without the facts.  Problems come
+from the training splits only.  The slips and the bad moves are there on purpose: a base model
 that has seen mistakes makes them, and so leaves the methods something to mend.
 
 The model learns to answer and not to ask: the loss is on completions.  Everything is derived from
@@ -21,13 +22,15 @@ from minipost.gpt import GPT, GPTConfig
 from minipost.methods import sft
 from minipost.run import Learner, Run
 from minipost.tasks.arithmetic import Arithmetic
-from minipost.tasks.base import Problem, is_held_out
+from minipost.tasks.base import Problem, is_held_out, question
 from minipost.tasks.countdown import Countdown, held_out
 from minipost.tasks.facts import hold_out as facts_hold_out, rows
+from minipost.tasks.wording import PRINCIPLES, Wording
 from minipost.tokenizer import BOS, EOS, PAD, Tokenizer
 
-SLIP = 0.12     # chance that a worked step goes wrong, so 5 steps in a row are right half the time
+SLIP = 0.13     # chance that a worked step goes wrong, so 5 steps in a row are right half the time
 BAD = 0.3       # chance that a countdown move is drawn at random
+FAULTS = 0.5    # chance that a word of praise is a fault
 
 MOVE = re.compile("([0-9]+)([-+*/])([0-9]+)=[0-9]+:([0-9 ]+)")
 
@@ -50,11 +53,15 @@ class Corpus:
         if kind < 0.06:
             row = rng.choice(self.words)
             return Problem(LISTS[row["kind"]], {"completion": row["completion"]})
-        if kind < 0.34:
+        if kind < 0.20:
+            return judgement(rng)
+        if kind < 0.28:
+            task, faults = Wording(), {"faults": FAULTS}
+        elif kind < 0.54:
             task, faults = worked(rng.randint(2, 8)), {"slip": SLIP}
-        elif kind < 0.39:
+        elif kind < 0.59:
             task, faults = direct(rng.randint(2, 6)), {}
-        elif kind < 0.83:
+        elif kind < 0.87:
             task, faults = countdown(3, 0), {"bad": BAD}
         else:
             task, faults = countdown(4, rng.choice((0, 24))), {"bad": BAD}
@@ -64,6 +71,19 @@ class Corpus:
 
     def demonstrate(self, problem, rng):
         return problem.columns["completion"]
+
+
+def judgement(rng):
+    """Two answers to a wording question and which is better under a principle, never a tie."""
+    task = Wording()
+    principle = rng.choice(("fitting", "fitting", "fitting", "brief", "polite"))
+    while True:
+        problem, = task.sample(1, rng)
+        pair = [task.demonstrate(problem, rng, rng.choice((0.1, 0.3, 0.5, 0.7))) for _ in "AB"]
+        first, second = (task.merit(problem, text, principle) for text in pair)
+        if first != second:
+            return Problem(question(PRINCIPLES[principle], problem.prompt, *pair),
+                           {"completion": " A" if first > second else " B"})
 
 
 def leaks(document):

@@ -75,9 +75,12 @@ def reward(tmp_path):
 
 @pytest.fixture
 def command(tiny, rows, tmp_path):
-    """command(algo, *flags) -> the arguments of a short run into tmp_path/run on one worker."""
+    """command(algo, *flags) -> the arguments of a short run into tmp_path/run on one worker.
+
+    The problems are those of `rows`, unless the flags name a task.
+    """
     def arguments(algo, *flags):
-        return ["--algo", algo, "--model", str(tiny), "--data", str(rows), "--out",
-                str(tmp_path / "run"), "--workers", "1", "--room", "4", "--eval-n", "3", "--show",
-                "1", *map(str, flags)]
+        problems = [] if "--task" in flags else ["--data", str(rows)]
+        return ["--algo", algo, "--model", str(tiny), *problems, "--out", str(tmp_path / "run"),
+                "--workers", "1", "--room", "4", "--eval-n", "3", "--show", "1", *map(str, flags)]
     return arguments

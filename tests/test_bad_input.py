@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from minipost import checkpoint, evaluate, train
+from minipost import checkpoint, evaluate, session, train
 from minipost.errors import MinipostError
 from minipost.methods import sft
 from minipost.tasks import files
@@ -288,7 +288,7 @@ def test_a_log_that_cannot_be_written(command, fails, tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(train, "open", full, raising=False)
+    monkeypatch.setattr(session, "open", full, raising=False)
     fails(command("sft", "--steps", 1, "--batch", 4), "metrics.jsonl", "No space left")
 
 
@@ -336,13 +336,13 @@ def test_gradients_that_stay_not_finite_end_the_run(command, fails, tmp_path, mo
         value, metrics = loss(logp, mask, count=count)
         return value * (math.nan if len(calls) > 1 else 1.0), metrics
 
-    def log(session, metrics, seconds):
-        real(session, metrics, seconds)
-        calls.append(session.run.step)
+    def log(of, metrics):
+        real(of, metrics)
+        calls.append(of.run.step)
 
-    loss, real, calls = sft.loss, train.Session.log, []
+    loss, real, calls = sft.loss, session.Session.log, []
     monkeypatch.setattr(sft, "loss", broken)
-    monkeypatch.setattr(train.Session, "log", log)
+    monkeypatch.setattr(session.Session, "log", log)
     fails(command("sft", "--steps", 20, "--batch", 4, "--save-every", 1), "not finite 5 steps")
     assert calls == [1, 2, 3, 4, 5, 6]
     model, _ = checkpoint.load(tmp_path / "run/model")
@@ -352,13 +352,13 @@ def test_gradients_that_stay_not_finite_end_the_run(command, fails, tmp_path, mo
 
 
 def test_a_model_that_overflows_replaces_nothing(command, fails, tmp_path, monkeypatch):
-    def overflow(session, metrics, seconds):
-        if session.run.step == 2:
-            session.run.policy.flat[0] = math.inf
-        real(session, metrics, seconds)
+    def overflow(of, metrics):
+        if of.run.step == 2:
+            of.run.policy.flat[0] = math.inf
+        real(of, metrics)
 
-    real = train.Session.log
-    monkeypatch.setattr(train.Session, "log", overflow)
+    real = session.Session.log
+    monkeypatch.setattr(session.Session, "log", overflow)
     fails(command("sft", "--steps", 3, "--batch", 4, "--save-every", 1), "not saved", "not finite")
     checkpoint.load(tmp_path / "run/model")
     tensors, facts = checkpoint.load_state(tmp_path / "run/state/state.safetensors")

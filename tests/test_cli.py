@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from minipost import checkpoint, evaluate, train
+from minipost import checkpoint, evaluate, session, train
 from minipost.tasks import TASKS
 from minipost.tasks.files import File
 
@@ -118,10 +118,10 @@ def odd(prompts, completions, letter, **columns):
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert {row["reward"] for row in rows} <= {1.0, 2.0, 3.0}
     prompts = [f"{n}+5=?" for n in range(4)]
-    both = train.load_reward((f"{path}:always", f"{path}:odd"), None)
+    both = session.load_reward((f"{path}:always", f"{path}:odd"), None)
     columns = {"letter": ["a", "b", "c", "d"], "completion": [""] * 4}
     assert both(prompts, [""] * 4, **columns) == [1.0, 3.0, 1.0, 3.0]
-    alone = train.load_reward((f"{path}:odd", f"{path}:odd"), None)
+    alone = session.load_reward((f"{path}:odd", f"{path}:odd"), None)
     assert alone(prompts, [""] * 4, **columns) == [None, 4.0, None, 4.0]
 
 

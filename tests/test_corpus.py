@@ -6,7 +6,7 @@ from argparse import Namespace
 
 import pytest
 
-from minipost.tasks import TASKS, Arithmetic, Countdown, Facts
+from minipost.tasks import TASKS, Arithmetic, Countdown, Facts, Wording
 from minipost.tasks.base import Problem, is_held_out
 from minipost.tasks.countdown import held_out
 from minipost.tasks.facts import hold_out
@@ -17,7 +17,7 @@ DOCUMENTS = Corpus().sample(6000, random.Random(1))
 
 @pytest.mark.parametrize("task", [
     Arithmetic(), Arithmetic(terms=3), Arithmetic(terms=4, direct=True), Countdown(),
-    Countdown(numbers=4), Countdown(numbers=4, target=24), Facts(),
+    Countdown(numbers=4), Countdown(numbers=4, target=24), Facts(), Wording(),
 ], ids=str)
 def test_training_never_draws_a_held_out_problem(task):
     tests = {p.prompt for p in task.heldout(10_000 if task.name == "facts" else 300)}
@@ -26,7 +26,7 @@ def test_training_never_draws_a_held_out_problem(task):
 
 
 def test_every_task_is_covered_here():
-    assert set(TASKS) == {"arithmetic", "countdown", "facts"}
+    assert set(TASKS) == {"arithmetic", "countdown", "facts", "wording"}
 
 
 def test_the_base_corpus_holds_no_held_out_problem_in_any_order():
@@ -55,6 +55,21 @@ def test_nor_does_any_document_show_the_working_of_one():
                 assert not hold_out((int(a), int(b)))
         for left in re.findall(r"(?m):([0-9]+ [0-9]+ [0-9]+)$", document.columns["completion"]):
             assert not held_out(map(int, left.split()))
+
+
+def test_neither_praise_nor_judgement_is_about_a_held_out_wording_problem():
+    """A judge's question shows the prompt whole, so every prompt is found in either."""
+    held, kinds = {p.prompt for p in Wording().heldout(10_000)}, {"Praise": 0, "Judge:": 0}
+    for document in DOCUMENTS:
+        kind = document.prompt.split()[0]
+        if kind in kinds:
+            kinds[kind] += 1
+            praise, = re.findall(r"(?m)^Praise the .*\n", document.prompt)
+            thing, *avoid = re.fullmatch(r"Praise the (\w+)\. Avoid: (\w+), (\w+)\.\n", praise).groups()
+            assert praise not in held and not is_held_out([thing, *avoid])
+        assert kind in kinds or "Praise" not in document.prompt
+        assert "Praise" not in document.columns["completion"]
+    assert min(kinds.values()) > 300
 
 
 def test_the_filter_sees_each_kind_of_leak():

@@ -7,7 +7,9 @@ import torch
 from fakes import Echo, Letters
 
 from minipost.gpt import GPT, GPTConfig
-from minipost.methods import dapo, dr_grpo, grpo, sft
+from minipost.methods import (
+    a2c, dapo, dr_grpo, grpo, reinforce, reinforce_pp, rloo, self_critical, sft,
+)
 from minipost.run import Learner, Run
 
 RECIPES = {
@@ -15,6 +17,12 @@ RECIPES = {
     "dr_grpo": (dr_grpo, dr_grpo.Config(steps=30, prompts=8, group=8, minibatch=64, lr=1e-2)),
     "dapo": (dapo, dapo.Config(steps=30, prompts=8, group=8, minibatch=64, lr=1e-2, overlong=0)),
     "sft": (sft, sft.Config(steps=30, batch=16, lr=1e-2, warmup=3)),
+    "reinforce": (reinforce, reinforce.Config(steps=30, prompts=8, group=8, lr=1e-2)),
+    "self_critical": (self_critical, self_critical.Config(steps=30, prompts=16, group=8, lr=1e-2)),
+    "rloo": (rloo, rloo.Config(steps=30, prompts=8, group=8, lr=1e-2)),
+    "reinforce_pp": (reinforce_pp, reinforce_pp.Config(steps=30, prompts=8, group=8, minibatch=64,
+                                                       lr=1e-2)),
+    "a2c": (a2c, a2c.Config(steps=30, prompts=8, group=8, lr=1e-2, critic_lr=3e-2)),
 }
 
 

@@ -1,5 +1,6 @@
 """Losses of the methods: hand gradients, masks, micro-batches, and what the papers promise."""
 
+import inspect
 import random
 from dataclasses import fields
 
@@ -11,8 +12,10 @@ from test_ops import central
 from torch.func import jacrev
 
 from minipost.errors import MinipostError
-from minipost.methods import dapo, dr_grpo, grpo, sft
-from minipost.ops import kl_exact, pick, spread
+from minipost.methods import (
+    a2c, dapo, dr_grpo, grpo, reinforce, reinforce_pp, rloo, self_critical, sft,
+)
+from minipost.ops import entropy, kl_exact, pick, spread
 from minipost.rollout import distribution, logprobs
 from minipost.run import Learner, Run
 
@@ -24,7 +27,19 @@ CASES = {
     "grpo": (grpo, ["logp", "kl"], dict(clip=0.2, beta=0.3, count=7)),
     "dr_grpo": (dr_grpo, ["logp"], dict(clip=0.2, rows=3, longest=5)),
     "dapo": (dapo, ["logp"], dict(clip_low=0.2, clip_high=0.28, count=7)),
+    "reinforce": (reinforce, ["logp"], dict(count=7)),
+    "self_critical": (self_critical, ["logp"], dict(count=7)),
+    "rloo": (rloo, ["logp"], dict(count=7)),
+    "reinforce_pp": (reinforce_pp, ["logp"], dict(clip=0.2, count=7)),
+    "a2c": (a2c, ["entropy", "logp", "value"], dict(value_weight=0.7, entropy_weight=0.3, count=7)),
 }
+PER_TOKEN = (reinforce_pp, a2c)  # whose advantages are (B, T); those of the others are (B,)
+
+
+def tensors(module):
+    """The names of the tensors that a method's loss takes."""
+    parameters = inspect.signature(module.loss).parameters.values()
+    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
 
 
 def inputs(module, seed):
@@ -36,13 +51,12 @@ def inputs(module, seed):
     logp = old + steps[torch.randint(8, shape, generator=generator)]
     mask = torch.rand(shape, generator=generator) < 0.6
     mask[0, 1] = True
-    found = {"logp": logp, "mask": mask}
-    if module is not sft:
-        adv = torch.randn(3, generator=generator, dtype=torch.float64)
-        found |= {"logp_old": old, "adv": adv}
-    if module is grpo:
-        found["kl"] = torch.rand(shape, generator=generator, dtype=torch.float64)
-    return found
+    found = {"logp": logp, "logp_old": old, "mask": mask}
+    for name in ("adv", "kl", "entropy", "value", "ret"):
+        per_answer = name == "adv" and module not in PER_TOKEN
+        found[name] = torch.randn(shape[:1] if per_answer else shape, generator=generator,
+                                  dtype=torch.float64)
+    return {name: found[name] for name in tensors(module)}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -65,9 +79,11 @@ def test_hand_gradient_equals_autograd_and_differences(name, seed):
 def test_what_stands_off_the_mask_has_no_part(name):
     module, _, options = CASES[name]
     given_ = inputs(module, 3)
-    value = module.loss(**given_, **options)[0]
-    given_["logp"] = given_["logp"].where(given_["mask"], float("nan"))
-    assert torch.equal(module.loss(**given_, **options)[0], value)
+    value, mask = module.loss(**given_, **options)[0], given_["mask"]
+    for key, x in given_.items():
+        if x.shape == mask.shape and x is not mask:
+            spoilt = {**given_, key: x.where(mask, float("nan"))}
+            assert torch.equal(module.loss(**spoilt, **options)[0], value), key
 
 
 def gradient(model, seqs, cut, objective):
@@ -83,9 +99,10 @@ def test_micro_batches_change_no_gradient(name):
     """Ragged rows cut 6, 3+3, 1+5 and 1 by 1: with a global count the pieces add up exactly."""
     module, _, options = CASES[name]
     model, reference, seqs = tiny(), tiny(seed=1), sequences(6, seed=4)
+    noise = torch.randn(3, *seqs.mask.shape, generator=torch.Generator().manual_seed(0),
+                        dtype=torch.float64)
     with torch.no_grad():
-        old = logprobs(model, seqs) + 0.15 * torch.randn(
-            seqs.mask.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        old = logprobs(model, seqs) + 0.15 * noise[0]
     adv = torch.tensor([1.0, -0.5, 0.3, -1.2, 0.0, 0.4], dtype=torch.float64)
     options = options | ({"rows": 6} if "rows" in options else {"count": int(seqs.mask.sum())})
 
@@ -93,14 +110,16 @@ def test_micro_batches_change_no_gradient(name):
         logp_all = distribution(model, part)
         logp = spread(pick(logp_all, part.targets[part.mask]), part.mask)
         width = logp.shape[1]
-        given_ = {"logp": logp, "mask": part.mask}
-        if module is not sft:
-            given_ |= {"logp_old": old[rows][:, :width], "adv": adv[rows]}
-        if module is grpo:
-            with torch.no_grad():
-                logq_all = distribution(reference, part)
-            given_["kl"] = spread(kl_exact(logp_all, logq_all), part.mask)
-        return module.loss(**given_, **options)[0]
+        with torch.no_grad():
+            logq_all = distribution(reference, part)
+        found = {
+            "logp": logp, "mask": part.mask, "logp_old": old[rows, :width],
+            "adv": noise[1, rows, :width] if module in PER_TOKEN else adv[rows],
+            "kl": spread(kl_exact(logp_all, logq_all), part.mask),
+            "entropy": spread(entropy(logp_all), part.mask),
+            "value": model(part.inputs)[..., 0], "ret": noise[2, rows, :width],
+        }
+        return module.loss(**{k: found[k] for k in tensors(module)}, **options)[0]
 
     whole = gradient(model, seqs, [list(range(6))], objective)
     assert whole.norm() > 1e-3

@@ -8,14 +8,24 @@ import signal
 import pytest
 import torch
 
-from minipost import checkpoint, train
+from minipost import checkpoint, session, train
 
 STEPS = 4
 GROUPS = ("--prompts", 3, "--group", 4, "--minibatch", 8, "--epochs", 2)
+SAMPLES, WORDING = ("--prompts", 3, "--group", 4), ("--task", "wording")
 RECIPES = {
     "sft": ("--batch", 7, "--decay", 0.1, "--warmup", 2),
     "grpo": GROUPS, "grpo --kl k3": GROUPS, "dr-grpo": GROUPS, "dapo": GROUPS,
+    "reinforce": SAMPLES, "self-critical": SAMPLES, "rloo": SAMPLES, "a2c": SAMPLES,
+    "reinforce-pp": GROUPS, "trpo": (*SAMPLES, "--fisher", 5, "--iterations", 3),
+    "ppo": ("--prompts", 9, "--minibatch", 4),
+    "ppo --control adaptive": ("--prompts", 9, "--minibatch", 4, "--kl-target", 0.01),
+    "reward": (*WORDING, "--pairs", 9), "plackett-luce": (*WORDING, "--prompts", 5),
+    "orm": ("--task", "arithmetic", "--prompts", 5, "--copies", 2),
+    "prm": ("--task", "arithmetic", "--prompts", 5, "--copies", 2),
+    "dpo": (*WORDING, "--pairs", 9),
 }
+STAGES = (*WORDING, "--sft-steps", 2, "--reward-steps", 2, "--prompts", 9, "--minibatch", 4)
 
 
 def outcome(run):
@@ -38,14 +48,14 @@ def same(one, other):
 @pytest.fixture
 def stopping(monkeypatch):
     """stopping(k): runs that start from now on get a SIGINT while they make step k."""
-    log = train.Session.log
+    log = session.Session.log
 
     def stop_after(k):
-        def logging(session, metrics, seconds):
-            log(session, metrics, seconds)
-            if session.run.step == k:
+        def logging(of, metrics):
+            log(of, metrics)
+            if of.run.step == k:
                 os.kill(os.getpid(), signal.SIGINT)
-        monkeypatch.setattr(train.Session, "log", logging)
+        monkeypatch.setattr(session.Session, "log", logging)
     return stop_after
 
 
@@ -53,17 +63,36 @@ def stopping(monkeypatch):
 def test_stopped_after_every_step(command, tmp_path, reward, capsys, stopping, recipe):
     algo, *flags = recipe.split()
     flags += ["--steps", STEPS, "--save-every", 0, *RECIPES[recipe]]
-    if algo != "sft":
+    if algo != "sft" and "wording" not in flags:
         flags += ["--reward", reward]
+    stop_everywhere(command(algo, *flags), tmp_path, capsys, stopping, STEPS)
+
+
+@pytest.mark.parametrize("recipe, total", [("ppo", 6), ("rlaif", 6), ("rlaif --learner dpo", 4)])
+def test_stopped_in_every_stage(command, tmp_path, tiny, capsys, stopping, recipe, total):
+    """Fine-tuning, reward model, PPO: two steps each, stopped within and between them."""
+    algo, *flags = recipe.split()
+    flags += ["--steps", 2, "--save-every", 0, *STAGES]
+    flags += ["--judge", tiny] if algo == "rlaif" else []
+    arguments = command(algo, *flags)
+    stop_everywhere(arguments, tmp_path, capsys, stopping, total)
+    checkpoint.load(tmp_path / "whole/model")
+    if total == 6:
+        checkpoint.load_reward_model(tmp_path / "whole/reward_model",
+                                     checkpoint.load(tiny)[1])
+
+
+def stop_everywhere(arguments, tmp_path, capsys, stopping, steps):
+    """A whole run, and one stopped after each step and resumed: they must end the same."""
     whole = tmp_path / "whole"
-    assert train.main([*command(algo, *flags), "--out", str(whole)]) == 0
-    for k in range(1, STEPS):
+    assert train.main([*arguments, "--out", str(whole)]) == 0
+    for k in range(1, steps):
         run = tmp_path / f"stopped-{k}"
         stopping(k)
-        assert train.main([*command(algo, *flags), "--out", str(run)]) == 130
+        assert train.main([*arguments, "--out", str(run)]) == 130
         assert len((run / "metrics.jsonl").read_text().splitlines()) == k
         assert not (run / "summary.json").exists()
-        assert (f"stopped after step {k} of {STEPS}; go on with: {train.PROG} --resume {run}\n"
+        assert (f"stopped after step {k} of {steps}; go on with: {train.PROG} --resume {run}\n"
                 in capsys.readouterr().out)
         stopping(None)
         assert train.main(["--resume", str(run)]) == 0
@@ -86,16 +115,16 @@ def test_stopped_more_than_once(command, tmp_path, reward, stopping):
 def test_a_crash_between_saves_loses_only_what_came_after(command, tmp_path, stopping, monkeypatch):
     arguments = command("sft", "--steps", 5, "--save-every", 2, "--batch", 4)
     assert train.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
-    log = train.Session.log
+    log = session.Session.log
 
-    def crash(session, metrics, seconds):
-        log(session, metrics, seconds)
-        if session.run.step == 3:
+    def crash(of, metrics):
+        log(of, metrics)
+        if of.run.step == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.Session, "log", crash)
+    monkeypatch.setattr(session.Session, "log", crash)
     assert train.main(arguments) == 130
-    monkeypatch.setattr(train.Session, "log", log)
+    monkeypatch.setattr(session.Session, "log", log)
     run = tmp_path / "run"
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
     assert train.main(["--resume", str(run)]) == 0

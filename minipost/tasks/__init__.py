@@ -3,5 +3,6 @@
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.countdown import Countdown
 from minipost.tasks.facts import Facts
+from minipost.tasks.wording import Wording
 
-TASKS = {task.name: task for task in (Arithmetic, Countdown, Facts)}
+TASKS = {task.name: task for task in (Arithmetic, Countdown, Facts, Wording)}

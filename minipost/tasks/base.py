@@ -12,6 +12,9 @@ turns them into flags.  A task called `t` has
                           {name: problems}, the one to headline first
     t.reward(prompts, completions, **columns) -> list of floats, 1.0 where the answer is right
     t.parse(text)         the answer that a completion states, or None; never raises
+    t.hidden              only where it is True: `reward` labels preferences and measures results,
+                          and no learner may score by it
+    t.principles          only where a judge may compare answers: {name: what a judge is told}
 
 `reward` has the signature that TRL uses: every column of the problems arrives as a list beside
 the prompts and the completions, so any function of that form can stand in its place.
@@ -38,3 +41,8 @@ def is_held_out(numbers, share=10):
     """
     key = " ".join(str(n) for n in sorted(numbers))
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % share == 0
+
+
+def question(principle, prompt, first, second):
+    """What a judge reads to compare two answers; it goes on with " A" or " B"."""
+    return f"Judge: {principle}.\n{prompt}A: {first}\nB: {second}\nBetter:"

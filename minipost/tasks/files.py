@@ -2,8 +2,11 @@
 
     {"prompt": "7+5=? Answer:", "completion": " 12", "answer": 12}
 
-Every row needs a string `prompt`.  SFT needs a string `completion` too.  All keys but `prompt` are
-columns and reach the reward function as lists.  Blank lines are passed over.
+    {"prompt": "Praise the soup.\\n", "chosen": "fresh warm", "rejected": "nasty"}
+
+Every row needs a string `prompt`.  SFT needs a string `completion` too, a reward model the strings
+`chosen` and `rejected`.  All keys but `prompt` are columns and reach the reward function as lists.
+Blank lines are passed over.
 """
 
 import json
@@ -59,10 +62,23 @@ def read(path):
                 )
             if any("\ud800" <= character <= "\udfff" for character in value):
                 raise MinipostError(f"{where}: {key!r} holds half of a surrogate pair")
+        if any("chosen" in r or "rejected" in r for r in (row, *rows[:1])):
+            check_pair(row, where)
         rows.append(row)
     if not rows:
         raise MinipostError(f"{path}: holds no rows; expected one JSON object per line")
     return tuple(rows)
+
+
+def check_pair(row, where):
+    """MinipostError unless a row holds two different answers, as all do where one does."""
+    for key in ("chosen", "rejected"):
+        if not isinstance(row.get(key), str) or not row[key]:
+            raise MinipostError(f"{where}: expected a non-empty string under {key!r}, found "
+                                f"{row.get(key)!r:.40}")
+    if row["chosen"] == row["rejected"]:
+        raise MinipostError(f"{where}: chosen and rejected are equal; expected a pair of different "
+                            "answers")
 
 
 @lru_cache

@@ -1,0 +1,115 @@
+"""A2C: advantage actor-critic (Mnih et al. 2016, arxiv.org/abs/1602.01783).
+
+REINFORCE with a baseline that is learned, and a different one at every token: a critic V predicts
+from the prompt and the answer so far what the whole will score.
+
+    delta_t = r_t + gamma V_(t+1) - V_t,    A_t = delta_t + gamma lam A_(t+1)     r only at the end
+    R_t     = A_t + V_t                     what the critic should have said at t
+    L       = (1/N) [ -sum_t A_t logp_t + c_v/2 sum_t (V_t - R_t)^2 - c_e sum_t H_t ]
+
+with A whitened over the rollout after R is taken, H_t the policy's entropy at t and N the answer
+tokens in the gradient step.  By hand, A and R being numbers by then:
+
+    dL/dlogp_t = -A_t / N,      dL/dV_t = c_v (V_t - R_t) / N,      dL/dH_t = -c_e / N
+
+Where we differ from the paper: all ranks work in step, without its asynchrony; advantages are
+generalised (arxiv.org/abs/1506.02438) instead of n-step ones, and whitened; the critic is a
+network of its own, a copy of the policy with a head that starts at zero, and has its own Adam (so
+c_v hardly matters).  An answer that is cut off counts as ended: it is scored as it stands.
+"""
+
+import copy
+from dataclasses import dataclass
+
+from minipost import ops
+from minipost.errors import require
+from minipost.gpt import Scalar
+from minipost.ops import masked_sum, spread
+from minipost.rollout import distribution
+from minipost.run import Meter, describe
+
+TASK = "arithmetic"
+METRIC = "sampled"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Policy gradient with the predictions of a learned critic as its baseline."""
+
+    steps: int = 28             # rollouts to learn from
+    prompts: int = 32           # prompts per rollout (P)
+    group: int = 8              # answers per prompt (G)
+    temperature: float = 1.0    # sampling temperature (tau)
+    gamma: float = 1.0          # discount (gamma)
+    lam: float = 0.95           # GAE: 0 trusts the critic, 1 the rewards (lambda)
+    value_weight: float = 1.0   # weight of the critic's squared error (c_v)
+    entropy_weight: float = 0.01  # weight of the entropy bonus (c_e)
+    lr: float = 2e-4            # learning rate of the policy (eta)
+    critic_lr: float = 1e-3     # learning rate of the critic
+    max_grad_norm: float = 1.0  # both gradients are shortened to this norm
+
+    def __post_init__(self):
+        require(self, at_least=dict(steps=1, prompts=1, group=1, gamma=0, lam=0, value_weight=0,
+                                    entropy_weight=0, lr=0, critic_lr=0),
+                above=dict(temperature=0, max_grad_norm=0))
+
+
+def advantages(reward, value, mask, gamma, lam):
+    """Whitened advantages, and the returns for the critic.  (B,), (B, T) twice -> (B, T) twice"""
+    adv = ops.gae(ops.at_last(reward, mask), value, mask, gamma, lam)
+    return ops.whiten(adv, mask), adv + value
+
+
+def loss(logp, entropy, value, adv, ret, mask, *, value_weight, entropy_weight, count):
+    """All (B, T); count = N  ->  scalar loss, metrics that add up"""
+    error = masked_sum((value - ret).square(), mask) / (2 * count)
+    gain = masked_sum(adv * logp + entropy_weight * entropy, mask) / count
+    objective = value_weight * error - gain
+    return objective, {"loss": objective.detach(), "value_loss": error.detach()}
+
+
+def loss_grad(logp, entropy, value, adv, ret, mask, *, value_weight, entropy_weight, count):
+    """The derivative of `loss`: {"logp": (B, T), "entropy": (B, T), "value": (B, T)}."""
+    return {
+        "logp": -adv * mask / count,
+        "entropy": -entropy_weight * mask.to(entropy) / count,
+        "value": value_weight * (value - ret) * mask / count,
+    }
+
+
+def train(run, cfg):
+    """prompts -> rollout -> rewards -> advantages -> loss -> updates.  Yields metrics per step."""
+    policy = run.policy
+    critic = run.learner("critic", lambda: Scalar(copy.deepcopy(policy.module)))
+    while True:
+        problems = run.problems(cfg.prompts)
+        rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
+        reward = run.score(problems, rollout)                               # (B,)
+        value_old, = run.for_all(lambda batch: [critic.module(batch.inputs)], rollout)    # (B, T)
+        adv, ret = advantages(reward, value_old, rollout.mask, cfg.gamma, cfg.lam)
+
+        meter, count = Meter("loss", "value_loss", "entropy"), int(rollout.mask.sum())
+        for i in run.micro_batches(range(len(rollout)), rollout.lengths):
+            batch = rollout[i]
+            logp_all = distribution(policy.module, batch, cfg.temperature)  # (N, V)
+            logp = spread(ops.pick(logp_all, batch.targets[batch.mask]), batch.mask)
+            entropy = spread(ops.entropy(logp_all), batch.mask)             # (B, T)
+            width = batch.mask.shape[1]
+            objective, stats = loss(
+                logp, entropy, critic.module(batch.inputs), adv[i, :width], ret[i, :width],
+                batch.mask, value_weight=cfg.value_weight, entropy_weight=cfg.entropy_weight,
+                count=count)
+            objective.backward()
+            meter.add(**stats, entropy=entropy.detach().sum() / count)
+        norm = policy.step(cfg.lr, cfg.max_grad_norm)
+        critic.step(cfg.critic_lr, cfg.max_grad_norm)
+        yield {**meter.means(), **describe(rollout, reward, cfg.group),
+               "explained_variance": explained_variance(value_old, ret, rollout.mask),
+               "grad_norm": norm, "learning_rate": cfg.lr}
+
+
+def explained_variance(value, ret, mask):
+    """1 - Var(R - V) / Var(R) over chosen tokens; 0 where the returns do not vary.  -> float"""
+    value, ret = value[mask], ret[mask]
+    whole = ret.var(correction=0)
+    return float(1 - (ret - value).var(correction=0) / whole) if whole > 1e-8 else 0.0

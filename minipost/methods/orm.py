@@ -1,0 +1,99 @@
+"""ORM: an outcome reward model, which says how likely an answer is right (survey sec. 3.1.3).
+
+A score s(x, y) is read at the last real token of prompt and answer, and sigmoid(s) is the chance
+that the answer is right (Cobbe et al. 2021, arxiv.org/abs/2110.14168, sec. 4.2).  With y = 1 for a
+right answer and 0 for a wrong one, the loss is the binary cross-entropy
+
+    L = (1/B) sum [ log(1 + exp s) - y s ]
+
+    dL/ds = (sigmoid(s) - y) / B
+
+Unlike scores from pairs these have a zero of their own.  Of two answers one of which is right, the
+first is with chance sigmoid(s_1 - s_2), so pair accuracy and calibration mean what they do there.
+
+Where we differ from the paper: the score stands on the last token alone, not on every one; there is
+no language-model loss beside it; and answers are drawn afresh at every step, so none is seen twice.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+
+from minipost import preferences
+from minipost.errors import MinipostError, require
+from minipost.gpt import RewardModel
+from minipost.rollout import final_score
+from minipost.run import Meter
+
+TASK = "arithmetic"
+METRIC = "pair accuracy"
+UNIT = ""
+PRODUCT = "reward model"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A verifier of whole answers, from samples that a task's reward calls right or wrong."""
+
+    steps: int = 60             # gradient steps
+    prompts: int = 32           # prompts per step
+    copies: int = 4             # answers to each prompt (B = prompts * copies)
+    temperature: float = 1.0    # sampling temperature of the answers (tau)
+    lr: float = 3e-4            # learning rate (eta)
+    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+
+    def __post_init__(self):
+        require(self, at_least=dict(steps=1, prompts=1, copies=1, lr=0),
+                above=dict(temperature=0, max_grad_norm=0))
+
+
+def loss(score, right, *, count):
+    """score, right (b,), right within 0..1; count = B  ->  scalar loss, metrics that add up"""
+    value = -(torch.nn.functional.logsigmoid(-score) + right * score).sum() / count
+    hit = ((score > 0) == (right > 0.5)).to(score)
+    return value, {"loss": value.detach(), "accuracy": hit.where(score != 0, 0.5).sum() / count}
+
+
+def loss_grad(score, right, *, count):
+    """The derivative of `loss`: {"score": (b,)}."""
+    return {"score": (torch.sigmoid(score) - right) / count}
+
+
+def scorer(run):
+    """The learner of the run's reward model; it starts as the policy with a score for its head."""
+    return run.learner("reward model", lambda: RewardModel(copy.deepcopy(run.policy.module)))
+
+
+def measure(run, splits, cfg):
+    """Held-out pair accuracy, calibration and best-of-n of the model as it is."""
+    model = scorer(run).module
+    return preferences.report(run, splits, lambda seqs: run.final_scores(model, seqs))
+
+
+def outcomes(run, problems, rollout):
+    """The reward of every row, which must be a chance that it is right.  (B,)"""
+    right = run.grade(problems, rollout)
+    odd = right[(right < 0) | (right > 1)]
+    if len(odd):
+        raise MinipostError(f"the reward of an answer is {float(odd[0]):g}; an outcome reward "
+                            "model needs rewards within 0..1, wrong to right")
+    return right
+
+
+def train(run, cfg):
+    """answers -> outcomes -> scores -> loss -> update.  Yields metrics per step."""
+    model = scorer(run)
+    while True:
+        problems = run.problems(cfg.prompts)
+        rollout = run.sample(problems, cfg.copies, temperature=cfg.temperature)
+        right = outcomes(run, problems, rollout)                            # (B,)
+        meter = Meter("loss", "accuracy")
+        for i in run.micro_batches(range(len(rollout)), rollout.lengths):
+            value, stats = loss(final_score(model.module, rollout[i]), right[i],
+                                count=len(rollout))
+            value.backward()
+            meter.add(**stats)
+        norm = model.step(cfg.lr, cfg.max_grad_norm)
+        yield {**meter.means(), "right": float(right.mean()), "grad_norm": norm,
+               "learning_rate": cfg.lr}

@@ -1,0 +1,119 @@
+"""Plackett-Luce reward model: rankings of K answers instead of pairs (survey sec. 3.1-II).
+
+Whoever ranks is taken to pick the best answer, then the best of the rest, and so on, each with a
+probability proportional to exp(score) among those left (Luce 1959; Plackett 1975).  With s_1 .. s_K
+the scores of one prompt's answers from best to worst
+
+    L = -(1/B) sum over rankings  sum_k [ s_k - log sum_(j>=k) exp s_j ]            k = 1 .. K-1
+
+    dL/ds_j = ( sum_(k<=j) exp s_j / sum_(i>=k) exp s_i  -  1 ) / B                 k = 1 .. K
+
+The term k = K is zero in both, for a single answer is left.  With K = 2 this is Bradley-Terry
+(methods/reward.py).  A ranking fixes the scores up to one number per prompt, as pairs do.
+
+Answers of equal reward are ranked by chance, and a prompt whose answers all tie is left out.  The
+`noise` of a task turns whole rankings round.  --data FILE goes over the file's pairs, which are
+rankings of two.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+
+from minipost import preferences
+from minipost.errors import require
+from minipost.gpt import RewardModel
+from minipost.rollout import final_score
+from minipost.run import Meter
+
+TASK = "wording"
+METRIC = "pair accuracy"
+UNIT = ""
+PRODUCT = "reward model"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A reward model from rankings of several answers to a prompt."""
+
+    steps: int = 200            # gradient steps
+    prompts: int = 32           # prompts per step (B, less those whose answers all tie)
+    ranked: int = 4             # answers to each prompt that are ranked (K), at least 2
+    temperature: float = 1.0    # sampling temperature of the answers (tau)
+    lr: float = 3e-4            # learning rate (eta)
+    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+
+    def __post_init__(self):
+        require(self, at_least=dict(steps=1, prompts=1, ranked=2, lr=0),
+                above=dict(temperature=0, max_grad_norm=0))
+
+
+def left(scores):
+    """log sum exp of each place's score and those ranked below it.  (b, K) -> (b, K)"""
+    return scores.flip(1).logcumsumexp(1).flip(1)
+
+
+def loss(scores, *, count):
+    """scores (b, K), the best answer first; count = B  ->  scalar loss, metrics that add up"""
+    value = (left(scores) - scores).sum() / count
+    lead = scores[:, :, None] - scores[:, None, :]                          # (b, K, K)
+    upper = torch.ones(lead.shape[1:], dtype=torch.bool, device=lead.device).triu(1)
+    ordered = (lead > 0).to(scores) + 0.5 * (lead == 0)
+    return value, {"loss": value.detach(), "accuracy": ordered[:, upper].mean(1).sum() / count}
+
+
+def loss_grad(scores, *, count):
+    """The derivative of `loss`: {"scores": (b, K)}."""
+    chance = (scores[:, None, :] - left(scores)[:, :, None]).exp()          # (b, k, j)
+    return {"scores": (chance.triu().sum(1) - 1) / count}
+
+
+def scorer(run):
+    """The learner of the run's reward model; it starts as the policy with a score for its head."""
+    return run.learner("reward model", lambda: RewardModel(copy.deepcopy(run.policy.module)))
+
+
+def measure(run, splits, cfg):
+    """Held-out pair accuracy, calibration and best-of-n of the model as it is."""
+    model = scorer(run).module
+    return preferences.report(run, splits, lambda seqs: run.final_scores(model, seqs))
+
+
+def rank(reward, rng, noise=0.0):
+    """Each prompt's answers from best to worst, None where all tie.  (P, K) -> P lists of K"""
+    found = []
+    for values in reward.tolist():
+        sign = -1 if rng.random() < noise else 1
+        order = sorted(range(len(values)), key=lambda k: (-sign * values[k], rng.random()))
+        found.append(order if max(values) > min(values) else None)
+    return found
+
+
+def draw_rankings(run, cfg):
+    """This step's rankings as K Sequences: a row's best answers stand in the first of them."""
+    problems = run.problems(cfg.prompts)
+    if "chosen" in problems[0].columns:
+        pairs = preferences.file_pairs(run.vocabulary, problems).to(run.policy.module.device)
+        return [pairs.chosen, pairs.rejected]
+    rollout = run.sample(problems, cfg.ranked, temperature=cfg.temperature, purpose="rankings")
+    reward = run.grade(problems, rollout).view(-1, cfg.ranked)
+    orders = rank(reward, run.rng("ranks"), getattr(run.task, "noise", 0.0))
+    rows = [[p * cfg.ranked + k for k in order] for p, order in enumerate(orders) if order]
+    rows = torch.tensor(rows, dtype=torch.long, device=reward.device).view(-1, cfg.ranked)
+    return [rollout[place] for place in rows.unbind(1)]
+
+
+def train(run, cfg):
+    """answers -> rankings -> scores -> loss -> update.  Yields metrics per step."""
+    model = scorer(run)
+    while True:
+        places = draw_rankings(run, cfg)
+        count, meter = len(places[0]), Meter("loss", "accuracy")
+        for i in run.micro_batches(range(count), sum(place.lengths for place in places)):
+            scores = torch.stack([final_score(model.module, place[i]) for place in places], 1)
+            value, stats = loss(scores, count=count)                        # (b, K)
+            value.backward()
+            meter.add(**stats)
+        norm = model.step(cfg.lr, cfg.max_grad_norm)
+        yield {**meter.means(), "rankings": count, "grad_norm": norm, "learning_rate": cfg.lr}

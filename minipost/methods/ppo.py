@@ -1,0 +1,199 @@
+"""PPO: Proximal Policy Optimization (Schulman et al. 2017, arxiv.org/abs/1707.06347), and RLHF whole.
+
+One answer is an episode, one token an action.  The score s comes at the last token, and every token
+pays for leaving the reference (Ziegler et al. 2019, arxiv.org/abs/1909.08593, eq. 2):
+
+    r_t = -beta (logp_t - logp_ref_t) + [t last] s
+    A   = GAE(r, V; gamma, lam),    R = A + V,    then A is whitened over the rollout (R never is)
+
+    L_pi = -(1/N) sum_t min(rho_t A_t, clip(rho_t, 1-eps, 1+eps) A_t)                  (eq. 7)
+    L_V  = 1/(2N) sum_t max((V_t - R_t)^2, (V_old_t + clip(V_t - V_old_t, +-c) - R_t)^2)
+
+    dL/dlogp_t = -rho_t A_t / N   where the clip is not active, else 0
+    dL/dV_t    = (V_t - R_t) / N  where the clip is not active or changes nothing, else 0
+
+The critic V is a nano-GPT of its own that starts as the policy with a head of zeros.  beta is fixed,
+or (`--control adaptive`, Ziegler et al. sec. 2.2) moves so that the KL per answer meets a target:
+
+    beta <- beta (1 + clip(KL / target - 1, +-0.2) n / horizon)                     n answers
+
+RLHF whole (Ouyang et al. 2022, arxiv.org/abs/2203.02155; survey sec. 3.2.3) is what happens on a task
+whose reward is hidden, such as `wording`: supervised fine-tuning on demonstrations, a reward model
+from labelled pairs, then PPO against its score, which is why this file may call those two methods.
+With any other task, with --reward or with --reward-model, PPO starts at once.  `kl` in the metrics
+is exact over the vocabulary; `gold` is the hidden reward, which nothing here learns from.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+from minipost import ops, preferences
+from minipost.errors import require
+from minipost.gpt import Scalar
+from minipost.methods import reward, sft
+from minipost.ops import masked_sum, spread
+from minipost.rollout import distribution, minibatches
+from minipost.run import Meter, describe
+
+TASK = "wording"
+METRIC = "sampled"
+TRACE = ("loss", "accuracy", "reward", "gold", "kl_per_answer", "beta")
+
+
+@dataclass(frozen=True)
+class Config:
+    """PPO against a reward; where the task hides it, after SFT and a reward model."""
+
+    steps: int = 40             # rollouts to learn from
+    prompts: int = 256          # prompts per rollout, one answer each (B)
+    temperature: float = 1.0    # sampling temperature (tau)
+    minibatch: int = 128        # answers per gradient step
+    epochs: int = 2             # passes over each rollout
+    clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
+    value_clip: float = 0.2     # how far a value may go from its old one before its pull stops (c)
+    gamma: float = 1.0          # discount (gamma)
+    lam: float = 0.95           # GAE: 0 trusts the critic, 1 the rewards (lambda)
+    beta: float = 0.05          # price of a nat of KL to the reference, at first (beta)
+    control: Literal["fixed", "adaptive"] = "fixed"  # whether beta moves
+    kl_target: float = 6.0      # KL per answer in nats that an adaptive beta steers to
+    horizon: int = 10_000       # answers over which an adaptive beta moves by its whole error
+    missing_eos: float = 1.0    # taken from the score of an answer that was cut off
+    lr: float = 2e-4            # learning rate of the policy (eta)
+    critic_lr: float = 5e-4     # learning rate of the critic
+    max_grad_norm: float = 1.0  # both gradients are shortened to this norm
+    sft_steps: int = 60         # with a hidden reward: steps of supervised fine-tuning first
+    reward_steps: int = 120     # with a hidden reward: steps of the reward model, 64 pairs each
+
+    def __post_init__(self):
+        require(self, at_least=dict(steps=1, prompts=1, minibatch=1, epochs=1, clip=0, value_clip=0,
+                                    gamma=0, lam=0, beta=0, missing_eos=0, lr=0, critic_lr=0,
+                                    sft_steps=0, reward_steps=1),
+                above=dict(temperature=0, kl_target=0, horizon=0, max_grad_norm=0))
+
+
+def clipped_value(value, value_old, clip):
+    """The value, held within `clip` of the old one."""
+    return value_old + (value - value_old).clamp(-clip, clip)
+
+
+def loss(logp, value, logp_old, value_old, adv, ret, mask, *, clip, value_clip, count):
+    """All (B, T); count = N  ->  scalar loss of policy and critic, metrics that add up"""
+    gain = masked_sum(ops.clipped_surrogate(logp, logp_old, adv, clip, clip), mask)
+    held = clipped_value(value, value_old, value_clip)
+    error = masked_sum((value - ret).square().maximum((held - ret).square()), mask)
+    clipped = ops.is_clipped(logp, logp_old, adv, clip, clip)
+    return (error / 2 - gain) / count, {
+        "loss": (-gain / count).detach(), "value_loss": (error / 2 / count).detach(),
+        "clip_ratio": masked_sum(clipped.to(logp), mask).detach() / count,
+    }
+
+
+def loss_grad(logp, value, logp_old, value_old, adv, ret, mask, *, clip, value_clip, count):
+    """The derivative of `loss`: {"logp": (B, T), "value": (B, T)}."""
+    gain = ops.clipped_surrogate_grad(logp, logp_old, adv, clip, clip)
+    held = clipped_value(value, value_old, value_clip)
+    pulls = ((value - ret).square() > (held - ret).square()) | (held == value)
+    return {"logp": -gain * mask / count, "value": (value - ret) * (pulls & mask) / count}
+
+
+def token_rewards(score, logp, logp_ref, mask, beta):
+    """The score at each answer's last token less the price of KL at every one.  (B,) -> (B, T)"""
+    return (ops.at_last(score, mask) - beta * (logp - logp_ref)).where(mask, 0.0)
+
+
+def adapted(beta, kl, answers, cfg):
+    """beta after a rollout of so many answers with this KL per answer."""
+    error = min(0.2, max(-0.2, kl / cfg.kl_target - 1))
+    return beta * (1 + error * answers / cfg.horizon)
+
+
+def total(run, cfg):
+    """Steps of all stages."""
+    return cfg.steps + (cfg.sft_steps + cfg.reward_steps if learns_reward(run) else 0)
+
+
+def learns_reward(run):
+    """Whether the reward is hidden and no model of it was given."""
+    return run.hidden and run.reward_model is None
+
+
+def train(run, cfg):
+    """RLHF whole where the reward is hidden, PPO alone elsewhere.  Yields metrics per step."""
+    return rlhf(run, cfg, preferences.by_reward) if learns_reward(run) else optimise(run, cfg)
+
+
+def rlhf(run, cfg, label):
+    """Fine-tune, learn a reward from labels, optimise it.  run.step says which stage a step is in."""
+    tuned, judged = cfg.sft_steps, cfg.sft_steps + cfg.reward_steps
+    if run.step < tuned:
+        stage = sft.train(run, sft.Config(steps=cfg.sft_steps, lr=5e-4, warmup=5))
+        while run.step < tuned:
+            yield next(stage)
+    if run.step < judged:
+        stage = reward.train(run, reward.Config(steps=cfg.reward_steps), label)
+        while run.step < judged:
+            yield next(stage)
+    if run.step == judged:
+        run.policy.forget()  # what Adam remembers is about another loss
+    run.score_by(reward.scorer(run).module)
+    yield from optimise(run, cfg)
+
+
+def optimise(run, cfg):
+    """prompts -> rollout -> scores -> token rewards -> advantages -> loss -> update."""
+    policy, reference = run.policy, run.reference()
+    critic = run.learner("critic", lambda: Scalar(copy.deepcopy(policy.module)))
+    beta = run.carried.setdefault("beta", cfg.beta)
+
+    def look(batch):
+        """Reference log-prob, exact KL to the reference, value, each (b, T)."""
+        logp_all = distribution(policy.module, batch, cfg.temperature)           # (N, V)
+        logq_all = distribution(reference, batch, cfg.temperature)
+        each = ops.pick(logq_all, batch.targets[batch.mask]), ops.kl_exact(logp_all, logq_all)
+        return *(spread(x, batch.mask) for x in each), critic.module(batch.inputs)
+
+    while True:
+        problems = run.problems(cfg.prompts)
+        rollout = run.sample(problems, 1, temperature=cfg.temperature)
+        score, mask = run.score(problems, rollout), rollout.mask                 # (B,)
+        logp_ref, kl, value_old = run.for_all(look, rollout, outputs=3)          # (B, T)
+        charged = score - cfg.missing_eos * (~rollout.finished)
+        earned = token_rewards(charged, rollout.logp, logp_ref, mask, beta)
+        adv = ops.gae(earned, value_old, mask, cfg.gamma, cfg.lam)
+        ret = adv + value_old
+        adv = ops.whiten(adv, mask)
+
+        meter, norms = Meter("loss", "value_loss", "clip_ratio"), []
+        for rows in minibatches(range(len(rollout)), cfg.minibatch, cfg.epochs, run.rng("order")):
+            count = int(mask[rows].sum())
+            for i in run.micro_batches(rows, rollout.lengths):
+                batch = rollout[i]
+                width = batch.mask.shape[1]
+                logp_all = distribution(policy.module, batch, cfg.temperature)
+                logp = spread(ops.pick(logp_all, batch.targets[batch.mask]), batch.mask)
+                objective, stats = loss(
+                    logp, critic.module(batch.inputs), batch.logp, value_old[i, :width],
+                    adv[i, :width], ret[i, :width], batch.mask, clip=cfg.clip,
+                    value_clip=cfg.value_clip, count=count)
+                objective.backward()
+                meter.add(**stats)
+            norms.append(policy.step(cfg.lr, cfg.max_grad_norm))
+            critic.step(cfg.critic_lr, cfg.max_grad_norm)
+
+        per_answer = float(masked_sum(kl, mask) / len(rollout))
+        metrics = {"beta": beta, "kl": float(masked_sum(kl, mask) / mask.sum()),
+                   "kl_per_answer": per_answer}
+        if run.reward_model is not None:
+            metrics["gold"] = float(run.grade(problems, rollout).mean())
+        if cfg.control == "adaptive":
+            beta = run.carried["beta"] = adapted(beta, per_answer, len(rollout), cfg)
+        yield {**meter.means(len(norms)), **metrics, **describe(rollout, score, 1),
+               "explained_variance": explained_variance(value_old, ret, mask),
+               "grad_norm": sum(norms) / len(norms), "learning_rate": cfg.lr}
+
+
+def explained_variance(value, ret, mask):
+    """1 - Var(R - V) / Var(R) over chosen tokens: 1 is a perfect critic, 0 a useless one."""
+    value, ret = value[mask], ret[mask]
+    return float(1 - (ret - value).var() / (ret.var() + 1e-8))

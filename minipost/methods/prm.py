@@ -1,0 +1,200 @@
+"""PRM: a process reward model, which says of each step how likely it is right (survey sec. 3.1.4).
+
+A score s_t is read at the token in which a step ends and at the last real token; sigmoid(s_t) is
+the chance that the step, or there the answer, is right (Uesato et al. 2022,
+arxiv.org/abs/2211.14275; Lightman et al. 2023, arxiv.org/abs/2305.20050, sec. 2.6).  Over the N
+such tokens of a gradient step
+
+    L = (1/N) sum_t [ log(1 + exp s_t) - y_t s_t ]
+
+    dL/ds_t = (sigmoid(s_t) - y_t) / N   at those tokens, else 0
+
+y_t comes from the task: check_steps for a step, the reward for the answer.  `--last-only True`
+leaves the steps out and is an outcome reward model (methods/orm.py).  `aggregate` makes a
+solution's chance of its steps' chances.  What is saved is a reward model like any other, which
+others, PPO or transformers, read at the last token only, as an outcome reward model.
+
+Where we differ from Lightman et al.: their labels end at the first wrong step; check_steps holds a
+step against the one before it, so a right step after a wrong one is a right step.
+"""
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+
+from minipost import preferences
+from minipost.errors import MinipostError, require
+from minipost.gpt import RewardModel
+from minipost.ops import at_last, masked_sum
+from minipost.run import Meter
+from minipost.stats import interval
+
+TASK = "arithmetic"
+METRIC = "pair accuracy"
+UNIT = ""
+PRODUCT = "reward model"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A verifier of steps, from samples whose steps a task can check."""
+
+    steps: int = 60             # gradient steps
+    prompts: int = 32           # prompts per step
+    copies: int = 4             # answers to each prompt
+    temperature: float = 1.0    # sampling temperature of the answers (tau)
+    last_only: bool = False     # label the last token alone: an outcome reward model
+    aggregate: Literal["min", "last", "product"] = "min"  # a solution's chance from its steps'
+    lr: float = 3e-4            # learning rate (eta)
+    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+
+    def __post_init__(self):
+        require(self, at_least=dict(steps=1, prompts=1, copies=1, lr=0),
+                above=dict(temperature=0, max_grad_norm=0))
+
+
+def loss(score, right, mask, *, count):
+    """All (b, T), right within 0..1; count = N  ->  scalar loss, metrics that add up"""
+    value = -masked_sum(torch.nn.functional.logsigmoid(-score) + right * score, mask) / count
+    return value, {"loss": value.detach(), "accuracy": masked_sum(hits(score, right), mask) / count}
+
+
+def loss_grad(score, right, mask, *, count):
+    """The derivative of `loss`: {"score": (b, T)}."""
+    return {"score": (torch.sigmoid(score) - right).where(mask, 0.0) / count}
+
+
+def hits(score, right):
+    """1 where a score is on the right side of zero, 0 on the wrong one, 0.5 at zero itself."""
+    return ((score > 0) == (right > 0.5)).to(score).where(score != 0, 0.5)
+
+
+def final(mask):
+    """True at each row's last marked token.  (B, T) -> (B, T)"""
+    return at_last(torch.ones(len(mask), device=mask.device), mask) > 0
+
+
+def aggregate(chances, mask, how):
+    """A solution's chance from those of its steps.  (B, T), (B, T) -> (B,)"""
+    steps = chances.where(final(mask) if how == "last" else mask, 1.0)
+    return steps.amin(1) if how == "min" else steps.prod(1)
+
+
+# ---- where the steps end, and which are right
+
+def ends(vocabulary, ids, mark):
+    """Index of the token in which each `mark` of a response ends.
+
+    Growing prefixes are decoded, for a token may hold half a character, two marks, or half of one.
+    """
+    found = []
+    for k in range(len(ids)):
+        found += [k] * (vocabulary.decode(ids[: k + 1]).count(mark) - len(found))
+    return found
+
+
+def step_columns(run, rollout):
+    """The columns in which each row's steps end: B lists.  What follows the last step has none."""
+    task = run.task
+    if not hasattr(task, "check_steps"):
+        raise MinipostError(f"the task {task.name} cannot check steps (it has no check_steps); a "
+                            "process reward model needs one that can, such as arithmetic")
+    starts = rollout.mask.int().argmax(1).tolist()
+    return [[start + k for k in ends(run.vocabulary, ids, task.step_end)][: len(task.steps(text))]
+            for start, ids, text in zip(starts, rollout.responses(), run.texts(rollout))]
+
+
+def marks(run, rollout, last_only):
+    """True where a score is read: at each row's last token and where its steps end.  (B, T)"""
+    mask = final(rollout.mask)
+    if not last_only:
+        for row, columns in enumerate(step_columns(run, rollout)):
+            mask[row, columns] = True
+    return mask
+
+
+def labels(run, problems, rollout, last_only):
+    """Whether what ends at each marked token is right.  (B, T)
+
+    A token that ends two steps is right if both are; at the last one the answer counts alone.
+    """
+    outcome = run.grade(problems, rollout)                                  # (B,)
+    odd = outcome[(outcome < 0) | (outcome > 1)]
+    if len(odd):
+        raise MinipostError(f"the reward of an answer is {float(odd[0]):g}; a process reward "
+                            "model needs rewards within 0..1, wrong to right")
+    right = torch.ones_like(rollout.logp)
+    if not last_only:
+        texts = run.texts(rollout)
+        for row, columns in enumerate(step_columns(run, rollout)):
+            problem = problems[int(rollout.prompt[row])]
+            for column, good in zip(columns, run.task.check_steps(problem, texts[row])):
+                right[row, column] *= good
+    return outcome[:, None].where(final(rollout.mask), right)
+
+
+# ---- the model
+
+def scorer(run):
+    """The learner of the run's reward model; it starts as the policy with a score for its head."""
+    return run.learner("reward model", lambda: RewardModel(copy.deepcopy(run.policy.module)))
+
+
+def step_scores(model, seqs):
+    """The score after each predicted token has been read.  (B, T)"""
+    return model(seqs.tokens)[:, 1:]
+
+
+def measure(run, splits, cfg):
+    """preferences.report on the log-odds of whole solutions, and how well steps are told apart."""
+    model = scorer(run).module
+
+    def look(rollout):
+        return run.for_all(lambda batch: [step_scores(model, batch)], rollout)[0]
+
+    def odds(rollout):
+        chances = look(rollout).sigmoid()
+        return aggregate(chances, marks(run, rollout, cfg.last_only), cfg.aggregate).logit(1e-6)
+
+    found = preferences.report(run, splits, odds)
+    if not cfg.last_only:
+        for split, problems in splits.items():
+            rollout = preferences.at_start(run, problems, 1)
+            found[split] |= on_steps(run, problems, rollout, look(rollout))
+    return found
+
+
+def on_steps(run, problems, rollout, score):
+    """Which share of an answer's steps, and of its wrong steps, has a score on the right side."""
+    right = labels(run, problems, rollout, False)
+    steps = marks(run, rollout, False) & ~final(rollout.mask)
+    hit, texts, found = hits(score, right), run.texts(rollout), {}
+    for name, where in (("step accuracy", steps), ("wrong steps found", steps & (right < 0.5))):
+        rows = where.any(1).nonzero()[:, 0].tolist()
+        values = [float(hit[row][where[row]].mean()) for row in rows]
+        if rows:
+            found[name] = {"score": asdict(interval(values)), "rewards": values,
+                           "texts": [texts[row] for row in rows], "rows": rows}
+    return found
+
+
+def train(run, cfg):
+    """answers -> labels of their steps -> scores -> loss -> update.  Yields metrics per step."""
+    model = scorer(run)
+    while True:
+        problems = run.problems(cfg.prompts)
+        rollout = run.sample(problems, cfg.copies, temperature=cfg.temperature)
+        mask = marks(run, rollout, cfg.last_only)                           # (B, T)
+        right = labels(run, problems, rollout, cfg.last_only)               # (B, T)
+        count, meter = int(mask.sum()), Meter("loss", "accuracy")
+        for i in run.micro_batches(range(len(rollout)), rollout.lengths):
+            score = step_scores(model.module, rollout[i])                   # (b, t)
+            width = score.shape[1]
+            value, stats = loss(score, right[i, :width], mask[i, :width], count=count)
+            value.backward()
+            meter.add(**stats)
+        norm = model.step(cfg.lr, cfg.max_grad_norm)
+        yield {**meter.means(), "right": float(right[mask].mean()), "grad_norm": norm,
+               "learning_rate": cfg.lr}

@@ -1,0 +1,82 @@
+"""REINFORCE: the gradient of expected reward (Williams 1992, doi.org/10.1007/BF00992696).
+
+Each sampled answer becomes likelier by as much as it scored above a baseline b, and less likely
+where it scored below:
+
+    A_i = R_i - b,      then  b <- m b + (1-m) mean(R),  from b = 0
+    L   = -(1/N) sum_i sum_t A_i logp_t                        N answer tokens in the gradient step
+
+    dL/dlogp_t = -A_i / N on answer tokens, 0 elsewhere
+
+With B answers the mean of -dL over samples is B/N times the gradient of the mean reward, whatever
+b is, as long as b does not depend on the answers that it is subtracted from.  So b is a moving
+average of earlier steps; it takes away variance, not bias.
+
+Where we differ from the paper: a rollout of many answers makes one update, by Adam, and their
+sum is divided by their tokens.  Answers that score exactly b are left out: their gradient is zero.
+"""
+
+from dataclasses import dataclass
+
+from minipost import ops
+from minipost.errors import require
+from minipost.ops import masked_sum, spread
+from minipost.rollout import distribution
+from minipost.run import Meter, describe
+
+TASK = "arithmetic"
+METRIC = "sampled"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Policy gradient with a moving average of rewards as its baseline."""
+
+    steps: int = 28             # rollouts to learn from
+    prompts: int = 32           # prompts per rollout (P)
+    group: int = 8              # answers per prompt (G)
+    temperature: float = 1.0    # sampling temperature (tau)
+    momentum: float = 0.9       # share of the old baseline in the new one (m)
+    lr: float = 2e-4            # learning rate (eta)
+    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+
+    def __post_init__(self):
+        require(self, at_least=dict(steps=1, prompts=1, group=1, momentum=0, lr=0),
+                above=dict(temperature=0, max_grad_norm=0))
+
+
+def loss(logp, adv, mask, *, count):
+    """logp, mask (B, T); adv (B,); count = N  ->  scalar loss, metrics that add up"""
+    value = -masked_sum(adv[:, None] * logp, mask) / count
+    return value, {"loss": value.detach()}
+
+
+def loss_grad(logp, adv, mask, *, count):
+    """The derivative of `loss`: {"logp": (B, T)}."""
+    return {"logp": -adv[:, None] * mask / count}
+
+
+def train(run, cfg):
+    """prompts -> rollout -> rewards -> advantages -> loss -> update.  Yields metrics per step."""
+    policy = run.policy
+    while True:
+        problems = run.problems(cfg.prompts)
+        rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
+        reward = run.score(problems, rollout)                               # (B,)
+        baseline, mean = run.carried.get("baseline", 0.0), float(reward.mean())
+        adv = reward - baseline                                             # (B,)
+        run.carried["baseline"] = cfg.momentum * baseline + (1 - cfg.momentum) * mean
+
+        meter, count = Meter("loss", "entropy"), int(rollout.mask.sum())
+        live = [row for row in range(len(rollout)) if adv[row] != 0]
+        seen = max(1, int(rollout.mask[live].sum()))
+        for i in run.micro_batches(live, rollout.lengths):
+            batch = rollout[i]
+            logp_all = distribution(policy.module, batch, cfg.temperature)  # (N, V)
+            logp = spread(ops.pick(logp_all, batch.targets[batch.mask]), batch.mask)
+            value, stats = loss(logp, adv[i], batch.mask, count=count)
+            value.backward()
+            meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / seen)
+        norm = policy.step(cfg.lr, cfg.max_grad_norm)
+        yield {**meter.means(), **describe(rollout, reward, cfg.group), "baseline": baseline,
+               "grad_norm": norm, "learning_rate": cfg.lr}

@@ -1,0 +1,114 @@
+"""REINFORCE++ (Hu et al. 2025, arxiv.org/abs/2501.03262).
+
+REINFORCE with three things of PPO but without its critic: the KL is paid token by token, the clip
+lets a rollout be used more than once, and the returns are whitened, which is the baseline:
+
+    r_t = -beta log old/ref  + (score, at the last token)
+    R_t = r_t + r_(t+1) + ... to the end of the answer
+    A_t = (R_t - mean(R)) / std(R)                             over all tokens of the rollout
+    L   = -(1/N) sum_t min(rho_t A_t, clip(rho_t, 1-eps, 1+eps) A_t)
+
+    dL/dlogp_t = -rho_t A_t / N   where the clip is not active, else 0
+
+with rho_t = pi/old and N the answer tokens in the gradient step.  A token is charged only for the
+KL from itself on, since it has no part in what was paid before.  One mean and one deviation for
+the whole rollout: a prompt on which all answers tie still teaches, unlike in GRPO and RLOO, namely
+that it went better or worse than the others.
+
+Where we differ from the paper: there are G answers per prompt, to compare at an equal budget with
+methods that need them, and their group is not looked at (as it is in the paper's variant "w/
+baseline"); the score is not clipped.  With beta = 0 no reference is kept.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from minipost import ops
+from minipost.errors import require
+from minipost.ops import masked_sum, spread
+from minipost.rollout import distribution, logprobs, minibatches
+from minipost.run import Meter, describe
+
+TASK = "arithmetic"
+METRIC = "sampled"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Clipped policy gradient with per-token KL in the reward and whitened returns."""
+
+    steps: int = 28             # rollouts to learn from
+    prompts: int = 32           # prompts per rollout (P)
+    group: int = 8              # answers per prompt (G)
+    temperature: float = 1.0    # sampling temperature (tau)
+    minibatch: int = 256        # answers per gradient step
+    epochs: int = 1             # passes over each rollout (mu)
+    clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
+    beta: float = 0.01          # price of a token's log-ratio to the starting policy (beta)
+    lr: float = 2e-4            # learning rate (eta)
+    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+
+    def __post_init__(self):
+        require(self, at_least=dict(steps=1, prompts=1, group=1, minibatch=1, epochs=1, clip=0,
+                                    beta=0, lr=0), above=dict(temperature=0, max_grad_norm=0))
+
+
+def returns(reward, ratio, mask, beta):
+    """What is still to come at each token, its own KL included.  (B,), (B, T) twice -> (B, T)"""
+    paid = ops.at_last(reward, mask) - beta * ratio
+    return ops.gae(paid, torch.zeros_like(paid), mask, gamma=1.0, lam=1.0)
+
+
+def loss(logp, logp_old, adv, mask, *, clip, count):
+    """logp, logp_old, adv, mask (B, T); count = N  ->  scalar loss, metrics that add up"""
+    gain = ops.clipped_surrogate(logp, logp_old, adv, clip, clip)           # (B, T)
+    value = -masked_sum(gain, mask) / count
+    clipped = ops.is_clipped(logp, logp_old, adv, clip, clip)
+    return value, {
+        "loss": value.detach(),
+        "clip_ratio": masked_sum(clipped.to(logp), mask).detach() / count,
+    }
+
+
+def loss_grad(logp, logp_old, adv, mask, *, clip, count):
+    """The derivative of `loss`: {"logp": (B, T)}."""
+    gain = ops.clipped_surrogate_grad(logp, logp_old, adv, clip, clip)
+    return {"logp": -gain * mask / count}
+
+
+def log_ratio(run, cfg, reference, rollout):
+    """log old/ref of each sampled token, 0 where no reference is kept.  -> (B, T)"""
+    if reference is None:
+        return torch.zeros_like(rollout.logp)
+    logp_ref, = run.for_all(lambda batch: [logprobs(reference, batch, cfg.temperature)], rollout)
+    return rollout.logp - logp_ref
+
+
+def train(run, cfg):
+    """prompts -> rollout -> rewards -> advantages -> loss -> update.  Yields metrics per step."""
+    policy = run.policy
+    reference = run.reference() if cfg.beta else None
+    while True:
+        problems = run.problems(cfg.prompts)
+        rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
+        reward = run.score(problems, rollout)                               # (B,)
+        ratio = log_ratio(run, cfg, reference, rollout)                     # (B, T)
+        ret = returns(reward, ratio, rollout.mask, cfg.beta)                # (B, T)
+        adv = ops.whiten(ret, rollout.mask)                                 # (B, T)
+
+        meter, updates = Meter("loss", "entropy", "clip_ratio"), []
+        for rows in minibatches(range(len(rollout)), cfg.minibatch, cfg.epochs, run.rng("order")):
+            count = int(rollout.mask[rows].sum())
+            for i in run.micro_batches(rows, rollout.lengths):
+                batch = rollout[i]
+                logp_all = distribution(policy.module, batch, cfg.temperature)   # (N, V)
+                logp = spread(ops.pick(logp_all, batch.targets[batch.mask]), batch.mask)
+                value, stats = loss(logp, batch.logp, adv[i, : batch.mask.shape[1]], batch.mask,
+                                    clip=cfg.clip, count=count)
+                value.backward()
+                meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / count)
+            updates.append(policy.step(cfg.lr, cfg.max_grad_norm))
+        yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group),
+               "kl": float(ratio.sum() / rollout.mask.sum()),
+               "grad_norm": sum(updates) / len(updates), "learning_rate": cfg.lr}

@@ -1,0 +1,123 @@
+"""RLAIF: reinforcement learning from the preferences of a model (survey sec. 3.2.4).
+
+A judge, a language model of its own, reads a written principle, a prompt and two answers, and its
+next token says which is better (Bai et al. 2022, arxiv.org/abs/2212.08073, sec. 4; Lee et al. 2023,
+arxiv.org/abs/2309.00267, sec. 3).  It is asked in both orders, because judges favour a place:
+
+    lead = log P(" A")/P(" B") given (first, second)  +  log P(" B")/P(" A") given (second, first)
+
+The first answer is labelled better where lead > 0.  From there on it is RLHF with those labels in the
+place of a person's: a reward model (methods/reward.py has the loss and its gradient), then PPO on its
+score (methods/ppo.py), or, with `--learner dpo`, DPO on the labels at once (methods/dpo.py).
+
+`agreement` in the metrics is how often a label is the one that the exact reward would give; that only
+measures, and nothing here learns from it.  The judge is by default the base model itself, whose
+corpus taught it to compare by three principles, and only the first is what the gold reward means.
+"""
+
+from dataclasses import dataclass
+from os.path import commonprefix
+from typing import Literal
+
+import torch
+
+from minipost import checkpoint
+from minipost.errors import MinipostError, require
+from minipost.methods import dpo, ppo, sft
+from minipost.rollout import distribution, pack
+from minipost.tasks.base import question
+
+TASK = "wording"
+METRIC = "sampled"
+TRACE = ("loss", "agreement", "accuracy", "reward", "gold", "kl_per_answer")
+
+
+@dataclass(frozen=True)
+class Config(ppo.Config):
+    """PPO, or DPO, on the labels of a judge that is a model."""
+
+    judge: str = "checkpoints/base"  # model directory of the judge
+    principle: str = "fitting"  # what it is told: a name that the task knows, or a text of your own
+    learner: Literal["ppo", "dpo"] = "ppo"  # what learns from its labels
+    dpo_beta: float = 0.1       # with dpo: how closely the policy stays by the reference
+    dpo_lr: float = 1e-4        # with dpo: learning rate
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self, at_least=dict(dpo_lr=0), above=dict(dpo_beta=0))
+
+
+class Judge:
+    """A labeller (see preferences.py) that asks a model.  `seen` holds its latest metrics."""
+
+    def __init__(self, run, directory, principle):
+        self.model, self.vocabulary = checkpoint.load(directory, run.policy.module.device)
+        self.model.requires_grad_(False)
+        self.principle = getattr(run.task, "principles", {}).get(principle, principle)
+        first, second = (self.vocabulary.response(text) for text in (" A", " B"))
+        self.shared = commonprefix([first, second])
+        self.sides = first[len(self.shared)], second[len(self.shared)]  # where they part
+        self.seen = {}
+
+    def lead(self, run, prompts, firsts, seconds):
+        """Log-odds that the first answer is better, with the answers in this order.  (n,)"""
+        texts = [question(self.principle, *row) for row in zip(prompts, firsts, seconds)]
+        asked = pack([self.vocabulary.prompt(text) + self.shared for text in texts],
+                     [[self.sides[0]]] * len(texts), self.vocabulary.pad)
+        asked = asked.to(run.policy.module.device)
+        room = self.model.config.max_position_embeddings
+        if asked.inputs.shape[1] > room:
+            raise MinipostError(f"a question to the judge has {asked.inputs.shape[1]} tokens; its "
+                                f"context holds {room}; lower --room")
+
+        def odds(batch):
+            logp_all = distribution(self.model, batch)                      # (b, V)
+            gap = logp_all[:, self.sides[0]] - logp_all[:, self.sides[1]]
+            return [torch.zeros(batch.mask.shape).to(gap).masked_scatter(batch.mask, gap)]
+
+        found, = run.for_all(odds, asked)
+        return found.sum(1)
+
+    def __call__(self, run, problems, rollout):
+        """(P,) > 0 where the first of a prompt's two answers is better."""
+        prompts, texts = [p.prompt for p in problems], run.texts(rollout)
+        first, second = texts[::2], texts[1::2]
+        forth = self.lead(run, prompts, first, second)
+        back = self.lead(run, prompts, second, first)
+        gold = run.grade(problems, rollout).view(-1, 2)
+        gold = gold[:, 0] - gold[:, 1]
+        clear = gold != 0
+        lead = forth - back
+        self.seen = {
+            "agreement": float(((lead > 0) == (gold > 0))[clear].double().mean()),
+            "position_bias": float(((forth > 0) == (back > 0)).double().mean()),
+        }
+        return lead
+
+
+def total(run, cfg):
+    """Steps of all stages."""
+    return cfg.steps + cfg.sft_steps + (cfg.reward_steps if cfg.learner == "ppo" else 0)
+
+
+def train(run, cfg):
+    """Fine-tune, let the judge label, learn from the labels.  Yields metrics per step."""
+    if run.reward_model is not None:
+        raise MinipostError("rlaif makes its own reward model from the judge's labels; leave out "
+                            "--reward-model, or use --algo ppo with it")
+    judge = Judge(run, cfg.judge, cfg.principle)
+    stages = ppo.rlhf(run, cfg, judge) if cfg.learner == "ppo" else preferred(run, cfg, judge)
+    for metrics in stages:
+        yield {**metrics, **judge.seen}
+        judge.seen = {}
+
+
+def preferred(run, cfg, judge):
+    """Fine-tune, then DPO on the judge's labels."""
+    if run.step < cfg.sft_steps:
+        stage = sft.train(run, sft.Config(steps=cfg.sft_steps, lr=5e-4, warmup=5))
+        while run.step < cfg.sft_steps:
+            yield next(stage)
+    if run.step == cfg.sft_steps:
+        run.policy.forget()
+    yield from dpo.train(run, dpo.Config(beta=cfg.dpo_beta, lr=cfg.dpo_lr), judge)

@@ -1,0 +1,100 @@
+"""RLOO: REINFORCE leave-one-out (Ahmadian et al. 2024, arxiv.org/abs/2402.14740).
+
+REINFORCE with G answers to each prompt; the baseline of one is the mean score of its siblings
+(Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!"):
+
+    R_i = r_i - beta sum_t log pi/ref                          the KL as a price on the whole answer
+    A_i = R_i - mean of the other R_j of the group  =  G/(G-1) (R_i - mean(R))
+    L   = -(1/N) sum_i sum_t A_i logp_t                        N answer tokens in the gradient step
+
+    dL/dlogp_t = -A_i / N on answer tokens, 0 elsewhere
+
+The siblings say nothing about the answer itself, so the mean of -dL over samples is B/N times the
+gradient of E[r] - beta KL(pi || ref), without the (G-1)/G that a mean over the whole group brings.
+The price is a number by the time of the update, and rightly so: the part of the gradient that
+goes through log pi itself is zero on average.
+
+Where we differ from the paper: the sum is divided by the tokens of the step, not by its answers.
+With beta = 0 no reference is kept, and answers whose group ties are left out: their gradient is
+exactly zero.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from minipost import ops
+from minipost.errors import require
+from minipost.ops import masked_sum, spread
+from minipost.rollout import distribution, logprobs
+from minipost.run import Meter, describe
+
+TASK = "arithmetic"
+METRIC = "sampled"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Policy gradient with the mean reward of an answer's siblings as its baseline."""
+
+    steps: int = 28             # rollouts to learn from
+    prompts: int = 32           # prompts per rollout (P)
+    group: int = 8              # answers per prompt (G), at least 2
+    temperature: float = 1.0    # sampling temperature (tau)
+    beta: float = 0.01          # price of an answer's log-ratio to the starting policy (beta)
+    lr: float = 2e-4            # learning rate (eta)
+    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+
+    def __post_init__(self):
+        require(self, at_least=dict(steps=1, prompts=1, group=2, beta=0, lr=0),
+                above=dict(temperature=0, max_grad_norm=0))
+
+
+def leave_one_out(reward, group):
+    """Reward less the mean of its siblings; exactly 0 when all tie.  (P*G,) -> (P*G,)"""
+    return ops.group_centred(reward, group).flatten() * (group / (group - 1))
+
+
+def loss(logp, adv, mask, *, count):
+    """logp, mask (B, T); adv (B,); count = N  ->  scalar loss, metrics that add up"""
+    value = -masked_sum(adv[:, None] * logp, mask) / count
+    return value, {"loss": value.detach()}
+
+
+def loss_grad(logp, adv, mask, *, count):
+    """The derivative of `loss`: {"logp": (B, T)}."""
+    return {"logp": -adv[:, None] * mask / count}
+
+
+def log_ratio(run, cfg, reference, rollout):
+    """log pi/ref of each sampled token, 0 where no reference is kept.  -> (B, T)"""
+    if reference is None:
+        return torch.zeros_like(rollout.logp)
+    logp_ref, = run.for_all(lambda batch: [logprobs(reference, batch, cfg.temperature)], rollout)
+    return rollout.logp - logp_ref
+
+
+def train(run, cfg):
+    """prompts -> rollout -> rewards -> advantages -> loss -> update.  Yields metrics per step."""
+    policy = run.policy
+    reference = run.reference() if cfg.beta else None
+    while True:
+        problems = run.problems(cfg.prompts)
+        rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
+        reward = run.score(problems, rollout)                               # (B,)
+        ratio = log_ratio(run, cfg, reference, rollout)                     # (B, T)
+        adv = leave_one_out(reward - cfg.beta * ratio.sum(1), cfg.group)    # (B,)
+
+        meter, count = Meter("loss", "entropy"), int(rollout.mask.sum())
+        live = [row for row in range(len(rollout)) if adv[row] != 0]
+        seen = max(1, int(rollout.mask[live].sum()))
+        for i in run.micro_batches(live, rollout.lengths):
+            batch = rollout[i]
+            logp_all = distribution(policy.module, batch, cfg.temperature)  # (N, V)
+            logp = spread(ops.pick(logp_all, batch.targets[batch.mask]), batch.mask)
+            value, stats = loss(logp, adv[i], batch.mask, count=count)
+            value.backward()
+            meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / seen)
+        norm = policy.step(cfg.lr, cfg.max_grad_norm)
+        yield {**meter.means(), **describe(rollout, reward, cfg.group),
+               "kl": float(ratio.sum() / count), "grad_norm": norm, "learning_rate": cfg.lr}

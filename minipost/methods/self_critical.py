@@ -1,0 +1,82 @@
+"""Self-critical sequence training (Rennie et al. 2017, arxiv.org/abs/1612.00563).
+
+REINFORCE whose baseline is the score of the policy's own greedy answer to the same prompt, so an
+answer becomes likelier when it beats what the policy would say if it were asked in earnest:
+
+    A_i = R_i - R(greedy answer to the prompt of i)                                    (sec. 3.2)
+    L   = -(1/N) sum_i sum_t A_i logp_t                        N answer tokens in the gradient step
+
+    dL/dlogp_t = -A_i / N on answer tokens, 0 elsewhere
+
+The greedy answer depends on the prompt and the policy but not on the sample, so nothing is biased,
+and nothing is estimated over time: the baseline is as new as the policy.  ReMax (Li et al. 2023,
+arxiv.org/abs/2310.10505) is the same for language models.  Greedy decoding costs one more answer
+per prompt.
+
+Where we differ from the papers: G samples share a greedy answer, the sum is divided by their
+tokens, and there is no KL.  Answers that tie with it are left out: their gradient is zero.
+"""
+
+from dataclasses import dataclass
+
+from minipost import ops
+from minipost.errors import require
+from minipost.ops import masked_sum, spread
+from minipost.rollout import distribution
+from minipost.run import Meter, describe
+
+TASK = "arithmetic"
+METRIC = "sampled"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Policy gradient with the reward of the greedy answer as its baseline (also: ReMax)."""
+
+    steps: int = 28             # rollouts to learn from
+    prompts: int = 32           # prompts per rollout (P)
+    group: int = 8              # answers per prompt (G)
+    temperature: float = 1.0    # sampling temperature (tau)
+    lr: float = 2e-4            # learning rate (eta)
+    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+
+    def __post_init__(self):
+        require(self, at_least=dict(steps=1, prompts=1, group=1, lr=0),
+                above=dict(temperature=0, max_grad_norm=0))
+
+
+def loss(logp, adv, mask, *, count):
+    """logp, mask (B, T); adv (B,); count = N  ->  scalar loss, metrics that add up"""
+    value = -masked_sum(adv[:, None] * logp, mask) / count
+    return value, {"loss": value.detach()}
+
+
+def loss_grad(logp, adv, mask, *, count):
+    """The derivative of `loss`: {"logp": (B, T)}."""
+    return {"logp": -adv[:, None] * mask / count}
+
+
+def train(run, cfg):
+    """prompts -> rollout -> rewards -> advantages -> loss -> update.  Yields metrics per step."""
+    policy = run.policy
+    while True:
+        problems = run.problems(cfg.prompts)
+        rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
+        reward = run.score(problems, rollout)                               # (B,)
+        greedy = run.sample(problems, 1, temperature=0, purpose="greedy")
+        baseline = run.score(problems, greedy)                              # (P,)
+        adv = reward - baseline[rollout.prompt]                             # (B,)
+
+        meter, count = Meter("loss", "entropy"), int(rollout.mask.sum())
+        live = [row for row in range(len(rollout)) if adv[row] != 0]
+        seen = max(1, int(rollout.mask[live].sum()))
+        for i in run.micro_batches(live, rollout.lengths):
+            batch = rollout[i]
+            logp_all = distribution(policy.module, batch, cfg.temperature)  # (N, V)
+            logp = spread(ops.pick(logp_all, batch.targets[batch.mask]), batch.mask)
+            value, stats = loss(logp, adv[i], batch.mask, count=count)
+            value.backward()
+            meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / seen)
+        norm = policy.step(cfg.lr, cfg.max_grad_norm)
+        yield {**meter.means(), **describe(rollout, reward, cfg.group),
+               "baseline": float(baseline.mean()), "grad_norm": norm, "learning_rate": cfg.lr}

@@ -1,0 +1,124 @@
+r"""Wording: praise two things in up to eight words that fit, with an exact but hidden reward.
+
+    prompt      Praise the soup and the lake.\n
+    completion  fresh quiet creamy calm airy
+
+The gold reward of a completion counts its words: +1 for each of the first eight that fits one of the
+two things and was not said before, -1 for every other word, divided by eight.  It is what people would
+want and could not write down, so no learner sees it (`hidden`): it labels pairs, with `noise` as the
+share of labels that come out wrong, and it measures what was learnt from them.
+
+A judge compares two answers to the same question (tasks/base.py) by one of three principles: more
+fitting words and no others, which is the gold reward, fewer words, or fewer rude words.
+"""
+
+import random
+from dataclasses import dataclass
+from itertools import permutations
+
+from minipost.errors import MinipostError
+from minipost.tasks.base import Problem, is_held_out
+
+MOST = 8  # words that can earn something
+
+KINDS = {  # kind: (things, words that fit them)
+    "food": (
+        "soup bread apple cheese honey salad cake tea plum stew",
+        "fresh crisp sweet rich tasty ripe spicy warm juicy creamy"),
+    "person": (
+        "teacher doctor friend baker sister captain nurse farmer uncle singer",
+        "kind honest brave wise patient loyal clever gentle polite cheerful"),
+    "place": (
+        "garden beach forest valley harbour village island lake park hill",
+        "quiet green sunny wide calm airy lovely peaceful shady open"),
+    "tool": (
+        "hammer lamp ladder bicycle clock knife boat camera drill kettle",
+        "sturdy handy light sharp solid precise quick useful strong simple"),
+}
+RUDE = tuple("ugly stupid awful nasty lousy rotten".split())
+KIND = {thing: kind for kind, (things, _) in KINDS.items() for thing in things.split()}
+FITTING = {kind: tuple(words.split()) for kind, (_, words) in KINDS.items()}
+PRINCIPLES = {
+    "fitting": "fitting words, no others",
+    "brief": "fewer words",
+    "polite": "fewer rude words",
+}
+
+
+@dataclass(frozen=True)
+class Wording:
+    """Praise two things in fitting words; the gold reward is at most 1.0."""
+
+    noise: float = 0.0  # share of preference labels that come out wrong
+
+    name = "wording"
+    hidden = True
+    principles = PRINCIPLES
+
+    def __post_init__(self):
+        if not 0 <= self.noise < 0.5:
+            raise MinipostError(f"noise is {self.noise}; expected at least 0, less than 0.5")
+
+    def sample(self, n, rng):
+        """Draw n training problems with `rng`; none is held out."""
+        return [rng.choice(TRAINING) for _ in range(n)]
+
+    def heldout(self, n):
+        """The first n held-out problems in a fixed shuffled order."""
+        return HELD_OUT[:n]
+
+    def demonstrate(self, problem, rng=None, faults=0.25):
+        """A completion of 2 to 8 words, each of them a fault with probability `faults`.
+
+        Of faults, one in 25 repeats a word, the others are as often rude as fitting other things.
+        """
+        rng, kinds = rng or random.Random(0), [KIND[thing] for thing in problem.columns["things"]]
+        fitting = [word for kind in kinds for word in FITTING[kind]]
+        others = [word for kind in FITTING if kind not in kinds for word in FITTING[kind]]
+        rng.shuffle(fitting)
+        said = []
+        for _ in range(rng.randint(2, MOST)):
+            if rng.random() >= faults:
+                said.append(fitting.pop())
+            elif said and rng.random() < 0.04:
+                said.append(rng.choice(said))
+            else:
+                said.append(rng.choice((rng.choice(RUDE), rng.choice(others))))
+        return " ".join(said)
+
+    def parse(self, text):
+        """The words of a completion, or None if it has none."""
+        return tuple(text.split()) or None
+
+    def reward(self, prompts, completions, things, **columns):
+        """The gold reward of each completion: at most 1.0, and 0.0 for saying nothing."""
+        return [gold(text.split(), row) for text, row in zip(completions, things, strict=True)]
+
+    def merit(self, problem, text, principle):
+        """How good a completion is under a principle; more is better."""
+        words = text.split()
+        if principle == "brief":
+            return -len(words)
+        if principle == "polite":
+            return -sum(word in RUDE for word in words)
+        return gold(words, problem.columns["things"])
+
+
+def gold(words, things):
+    """+1 for each new fitting word among the first MOST, -1 for every other word, over MOST."""
+    fitting = {word for thing in things for word in FITTING[KIND[thing]]}
+    return (2 * len(fitting.intersection(words[:MOST])) - len(words)) / MOST
+
+
+def problems():
+    """Every two things of different kinds, in both orders: (training, held-out)."""
+    found = {False: [], True: []}
+    for things in permutations(KIND, 2):
+        if KIND[things[0]] != KIND[things[1]]:
+            found[is_held_out(things, share=4)].append(Problem(
+                f"Praise the {things[0]} and the {things[1]}.\n", {"things": things}))
+    random.Random(0).shuffle(found[True])
+    return tuple(found[False]), tuple(found[True])
+
+
+TRAINING, HELD_OUT = problems()

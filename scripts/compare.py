@@ -1,0 +1,478 @@
+"""Compare the RL methods at an equal budget of sampled tokens: `make compare`.
+
+    python -m scripts.compare --methods grpo,ppo --seeds 5
+
+Every method trains from the same checkpoint on the same task until it has sampled --budget response
+tokens, once per seed, with the default settings of its file; on the way its held-out accuracy is
+measured.  All that is sampled to learn from counts, also the greedy answers of self-critical and
+the groups that dapo throws away; what is sampled to measure does not.  The result is a part of
+BENCHMARKS.md and a plot.
+
+Ctrl-C stops after the step in progress, and the same command goes on from there.  A run that
+runs/compare holds with the same settings, from the same weights, is not made again.  A change to
+the code is not noticed: remove runs/compare after one.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import mean, median
+
+from minipost import train
+from minipost.errors import MinipostError
+from minipost.stats import Score, t_interval, weighted
+from minipost.tasks import TASKS
+from scripts.bench import last_line, machine, table, write
+
+ROOT = Path(__file__).resolve().parents[1]
+METHODS = ("reinforce", "self-critical", "rloo", "reinforce-pp", "a2c", "ppo", "trpo", "grpo",
+           "dr-grpo", "dapo")
+STEPS = 100_000     # more than any budget pays for, so the budget is what ends a run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one finished run tells."""
+
+    before: Score       # held-out, sampled
+    after: Score
+    greedy: Score       # held-out, greedy, after
+    tokens: int
+    seconds: float      # of training, without evaluation
+    curve: tuple        # (step, tokens, held-out sampled accuracy), first to last
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that ended with an error."""
+
+    seed: int
+    message: str
+
+
+# ---- the runs
+
+def flags(args, algo, seed):
+    """The options of one run for minipost.train."""
+    options = {
+        "algo": algo, "task": args.task, "seed": seed, "model": args.model, "budget": args.budget,
+        "steps": STEPS, "eval-every": args.eval_every, "eval-n": args.eval_n,
+        "save-every": args.eval_every, "workers": args.workers,
+    }
+    return [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+
+
+def place(args, algo, seed):
+    return args.runs / f"{args.task}-{algo}-{seed}"
+
+
+def fingerprint(model):
+    """A digest of what a model directory holds, but for its card."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(model).iterdir()):
+        if path.suffix in (".json", ".safetensors"):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def to_do(directory, wanted, origin):
+    """What a run still needs: "nothing", to "resume" or to "start".
+
+    wanted: its settings as train.parse gives them.  origin: the fingerprint of where it starts.
+    """
+    try:
+        algo, options, *rest = train.resumed(directory)
+        same = (algo, replace(options, out=""), *rest) == wanted
+        same = same and (directory / "origin").read_text() == origin
+    except (MinipostError, OSError):
+        same = False
+    if not same:
+        return "start"
+    if (directory / "summary.json").is_file():
+        return "nothing"
+    return "resume" if (directory / "state" / "state.safetensors").is_file() else "start"
+
+
+class Runner:
+    """Makes runs one after the other; after a signal to stop, the one in progress saves and ends.
+
+    A run has a session of its own, so that one Ctrl-C reaches it once, from here: a second signal
+    would make it stop without saving, which it should only where the user presses twice.
+    """
+
+    def __init__(self):
+        self.child, self.stopped = None, False
+
+    def handle(self, number, frame):
+        self.stopped = True
+        if self.child:
+            self.child.send_signal(signal.SIGINT)
+        print("finishing the step in progress, then saving", file=sys.stderr, flush=True)
+
+    def run(self, directory, arguments):
+        """Start or continue a run; None, or the last line of what it said before it failed."""
+        with open(directory / "log.txt", "a+", encoding="utf-8") as file:
+            start = file.seek(0, os.SEEK_END)
+            self.child = subprocess.Popen(
+                [sys.executable, "-m", "minipost.train", *arguments], cwd=ROOT, stdout=file,
+                stderr=file, stdin=subprocess.DEVNULL, start_new_session=True)
+            if self.stopped:  # the signal came while there was no child to tell
+                self.child.send_signal(signal.SIGINT)
+            code = self.child.wait()
+            self.child = None
+            file.seek(start)
+            return last_line(file.read()) if code else None
+
+
+def make(args, runner):
+    """All runs, as {method: [Outcome or Failure, one per seed]}; None where it was stopped."""
+    origin, total = fingerprint(ROOT / args.model), len(args.methods) * args.seeds
+    found = {algo: [] for algo in args.methods}
+    for seed in range(args.seeds):
+        for algo in args.methods:
+            directory = place(args, algo, seed)
+            shown = directory.relative_to(ROOT) if directory.is_relative_to(ROOT) else directory
+            given = flags(args, algo, seed)
+            needs, failed = to_do(directory, train.parse(given), origin), None
+            count = sum(map(len, found.values())) + 1
+            print(f"{count}/{total}  {algo}, seed {seed}: ", end="", flush=True)
+            if needs == "start":
+                clear(directory, origin)
+                failed = runner.run(directory, [*given, "--out", str(shown)])
+            elif needs == "resume":
+                failed = runner.run(directory, ["--resume", str(shown)])
+            if runner.stopped:
+                print("stopped")
+                return None
+            outcome = Failure(seed, failed) if failed else read(directory)
+            found[algo].append(outcome)
+            print(f"failed: {failed} (see {shown}/log.txt)" if failed else
+                  f"{outcome.before.value:.3f} -> {outcome.after.value:.3f}, "
+                  f"{outcome.tokens:,} tokens, {outcome.seconds:.0f} s"
+                  + (", made earlier" if needs == "nothing" else ""), flush=True)
+    return found
+
+
+def clear(directory, origin):
+    """Make room for a new run; what is left of an older one no longer looks finished."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for stale in ("summary.json", "config.json", "log.txt"):
+        (directory / stale).unlink(missing_ok=True)
+    (directory / "origin").write_text(origin)
+
+
+def read(directory):
+    """The Outcome of a finished run."""
+    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    metrics = [json.loads(line) for line in lines]
+    split = summary["metric"].partition(", ")[2]
+    sampled, greedy = (summary["all"][f"{name}, {split}"] for name in ("sampled", "greedy"))
+    before, after = Score(**sampled["before"]), Score(**sampled["after"])
+    name, last = f"eval/{split}/sampled", metrics[-1]["step"]
+    curve = [(0, 0, before.value),
+             *((m["step"], m["num_tokens"], m[name]) for m in metrics
+               if name in m and m["step"] < last),
+             (last, summary["tokens"], after.value)]
+    return Outcome(before, after, Score(**greedy["after"]), summary["tokens"], summary["seconds"],
+                   tuple(curve))
+
+
+# ---- what the runs say
+
+def over_seeds(values, scores, weights, least, most):
+    """A mean over seeds with its 95% interval: at either end the wider one of two.
+
+    Student's t over the seeds' values covers all that differs between seeds, training and sampled
+    answers alike, but three accuracies in steps of 1/400 can agree by chance, and then it has no
+    width; so it is never narrower than the evaluations' own intervals, put together, allow.
+    Nothing sharper can be had from summaries, which keep no reward per problem, and the second
+    interval errs to the wide side in a difference, since it takes the methods' answers to the same
+    problems as independent.
+    """
+    found = weighted(scores, weights)
+    both = [found, t_interval(values)] if len(values) > 1 else [found]
+    return Score(found.value, max(least, min(s.low for s in both)),
+                 min(most, max(s.high for s in both)), found.n)
+
+
+def average(scores):
+    """The mean over seeds of a method's accuracy, each seed measured once."""
+    n = len(scores)
+    return over_seeds([s.value for s in scores], scores, [1 / n] * n, 0.0, 1.0)
+
+
+def difference(ours, theirs):
+    """The mean over seeds of ours - theirs, paired: same seed, problems and random numbers."""
+    n = len(ours)
+    gaps = [a.value - b.value for a, b in zip(ours, theirs, strict=True)]
+    return over_seeds(gaps, [*ours, *theirs], [1 / n] * n + [-1 / n] * n, -1.0, 1.0)
+
+
+def ranked(found):
+    """The methods without a failed run, best final accuracy first."""
+    whole = [algo for algo, runs in found.items() if not failures(runs)]
+    return sorted(whole, key=lambda algo: -mean(run.after.value for run in found[algo]))
+
+
+def failures(runs):
+    return [run for run in runs if isinstance(run, Failure)]
+
+
+def gaps(found):
+    """{method: its difference to the best one}, for all but the best."""
+    best, *others = ranked(found) or [None]
+    return {algo: difference([run.after for run in found[algo]],
+                             [run.after for run in found[best]]) for algo in others}
+
+
+COLUMNS = ["method", "sampled before", "sampled after [95%]", "difference to the best [95%]",
+           "greedy after [95%]", "response tokens", "training s", "steps"]
+
+
+def rows(found):
+    """The table, best method first; a method of which a run failed shows no figures."""
+    order, behind, cells = ranked(found), gaps(found), []
+    for algo in order:
+        runs = found[algo]
+        steps = sorted(run.curve[-1][0] for run in runs)
+        cells.append([
+            algo, f"{mean(run.before.value for run in runs):.3f}",
+            str(average([run.after for run in runs])),
+            signed(behind[algo]) if algo in behind else "is the best",
+            str(average([run.greedy for run in runs])), f"{mean(run.tokens for run in runs):,.0f}",
+            f"{median(run.seconds for run in runs):.0f}",
+            f"{steps[0]}" if steps[0] == steps[-1] else f"{steps[0]}-{steps[-1]}",
+        ])
+    for algo in found:
+        said = [f"seed {run.seed}: {run.message}" for run in failures(found[algo])]
+        if said:
+            cells.append([algo, f"failed: {'; '.join(said)}".replace("|", "\\|"), *[""] * 6])
+    return cells
+
+
+def signed(s):
+    return f"{s.value:+.3f} [{s.low:+.3f}, {s.high:+.3f}]"
+
+
+def verdict(found):
+    """One sentence: which methods cannot be told from the best, and which can."""
+    order, behind = ranked(found), gaps(found)
+    if len(order) < 2:
+        return "There are no two methods to compare."
+    near = [algo for algo in order[1:] if behind[algo].low <= 0 <= behind[algo].high]
+    far = [algo for algo in order[1:] if algo not in near]
+    said = [f"{order[0]} comes out highest"]
+    if near:
+        said.append(f"{listed(near)} {'does' if len(near) == 1 else 'do'} not differ from it "
+                    "beyond noise (the interval of the paired difference contains 0)")
+    if far:
+        said.append(f"{listed(far)} {'is' if len(far) == 1 else 'are'} behind it by more than "
+                    "noise")
+    return "; ".join(said) + "."
+
+
+def listed(names):
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def report(args, found, given):
+    """The part of BENCHMARKS.md, as lines."""
+    order = ranked(found)
+    call = f"python -m scripts.compare {shlex.join(given)}".strip() if given else "make compare"
+    every = " ".join(flags(args, "METHOD", "SEED"))
+    answers = found[order[0]][0].after.n if order else args.eval_n
+    picture = Path(os.path.relpath(args.plot, args.out.resolve().parent)).as_posix()
+    away = [f"{algo} ({train.method(algo).TASK})" for algo in found
+            if train.method(algo).TASK != args.task]
+    notes = [
+        f"A run ends with the step that reaches {args.budget:,} response tokens, so it samples up "
+        "to one step more.  Everything sampled to learn from counts: self-critical's greedy "
+        "answers and the groups that dapo drops are in it, evaluations are not.  Seconds are the "
+        "median over seeds, of training and saving alone.",
+        "",
+        f"Sampled: one answer at temperature 1 to each of {answers} held-out problems per seed; "
+        "with the same seed all methods start from the same weights and answer the same problems "
+        "with the same random numbers.  " + (
+            "Intervals are for the mean over seeds, t over the seeds' values, but at neither end "
+            "narrower than the evaluations' own intervals put together; the difference to the best "
+            "is paired by seed, t over the seeds' differences, and likewise never narrower.  "
+            if args.seeds > 1 else
+            "With one seed the intervals know the noise of the evaluation only, not that of "
+            "training.  ") +
+        "The best method is picked from the same runs, and no interval is widened for the number "
+        "of comparisons.",
+        "",
+        "The default settings are those of each method's demo, which is on this task"
+        + (f" but for {listed(away)}." if away else "."),
+    ]
+    return [
+        "## RL methods at an equal budget of tokens", "", machine(), "",
+        f"`{call}`; each run is `python -m minipost.train {every}` with the default settings of "
+        f"its method, for {args.seeds} seed{'s' if args.seeds > 1 else ''}.", "",
+        *table(COLUMNS, rows(found)), "", verdict(found), "",
+        *([f"![Held-out accuracy against response tokens, by method]({picture})", ""]
+          if order else []),
+        *notes,
+    ]
+
+
+def title(args):
+    seeds = "one seed" if args.seeds == 1 else (
+        f"lines: mean of {args.seeds} seeds, bands: lowest to highest")
+    return (f"RL methods on {args.task}, {args.budget:,} response tokens each\n"
+            f"{seeds}; {args.eval_n} held-out problems")
+
+
+# ---- the plot
+
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#111111", "#8c564b", "#17becf",
+           "#e377c2", "#7f7f00")
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
+MARKS = "osD^v"
+TICKS = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
+
+
+def pooled(runs):
+    """The curves of several seeds as one: [(tokens, mean, lowest, highest), ...].
+
+    Seeds are put together step by step as far as all of them go, and then at their ends.
+    """
+    ends = min(run.curve[-1][0] for run in runs)
+    inner = [{step: point for step, *point in run.curve[:-1] if step < ends} for run in runs]
+    steps = sorted(set.intersection(*map(set, inner)))
+    points = [[curve[step] for curve in inner] for step in steps]
+    points.append([run.curve[-1][1:] for run in runs])
+    return [(mean(t for t, _ in at), mean(v for _, v in at), min(v for _, v in at),
+             max(v for _, v in at)) for at in points]
+
+
+def draw(path, found, heading):
+    """Write the plot as SVG, the same bytes for the same runs and matplotlib; PNG by its name.
+
+    The scale is the arcsine of the square root, on which the noise of a share is about the same at
+    every height; accuracies near 1 would lie on top of one another on a linear one.
+    """
+    import matplotlib
+    import numpy
+    from matplotlib.figure import Figure
+
+    scale = (lambda share: numpy.arcsin(numpy.clip(share, 0, 1) ** 0.5),
+             lambda height: numpy.sin(numpy.clip(height, 0, numpy.pi / 2)) ** 2)
+    with matplotlib.rc_context({"svg.hashsalt": "minipost", "font.size": 9}):
+        figure = Figure(figsize=(9, 5.5), layout="constrained")
+        axes = figure.add_subplot()
+        bottom = 1.0
+        for algo in reversed(ranked(found)):  # the best lies on top
+            k = METHODS.index(algo)
+            tokens, middle, low, high = zip(*pooled(found[algo]))
+            bottom = min(bottom, *low)
+            axes.fill_between(tokens, low, high, color=COLOURS[k], alpha=0.09, linewidth=0)
+            axes.plot(tokens, middle, color=COLOURS[k], linestyle=DASHES[k % len(DASHES)],
+                      marker=MARKS[k % len(MARKS)], markersize=4, linewidth=1.6,
+                      label=f"{algo}  {average([r.after for r in found[algo]]).value:.3f}")
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False,
+                      handlelength=4.5, title="method, final value")
+        axes.set_title(heading, loc="left", fontsize=10)
+        axes.set(xlabel="response tokens sampled",
+                 ylabel="held-out accuracy, sampled at temperature 1 (arcsine scale)")
+        axes.set_yscale("function", functions=scale)
+        bottom = max((tick for tick in TICKS if tick <= bottom - 0.01), default=0.0)
+        axes.set_yticks([tick for tick in TICKS if tick >= bottom])
+        axes.set_ylim(bottom, 1.0)
+        axes.set_xlim(left=0)
+        axes.yaxis.set_major_formatter("{x:.2f}")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        svg = path.suffix == ".svg"
+        figure.savefig(path, dpi=110, metadata={"Date": None} if svg else None)
+
+
+# ---- command line
+
+def parse(argv):
+    """The options; --quick changes the defaults to those of a try-out beside the real thing."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.compare", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    tasks = sorted(name for name, task in TASKS.items() if not getattr(task, "hidden", False))
+    parser.add_argument("--methods", default=",".join(METHODS), help="some of them, a,b,c")
+    parser.add_argument("--task", default="arithmetic", choices=tasks)
+    parser.add_argument("--model", default="checkpoints/base", help="model directory to start from")
+    parser.add_argument("--budget", type=int, help="response tokens of each run (280000)")
+    parser.add_argument("--seeds", type=int, help="how many, from 0 on (3)")
+    parser.add_argument("--eval-every", type=int, default=4, help="steps between evaluations (4)")
+    parser.add_argument("--eval-n", type=int, help="held-out problems (400)")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core, to 4")
+    parser.add_argument("--runs", type=Path, help="where the runs lie (runs/compare)")
+    parser.add_argument("--out", type=Path, help="report to write (BENCHMARKS.md)")
+    parser.add_argument("--plot", type=Path, help="plot to write (data/compare-TASK.svg)")
+    parser.add_argument("--quick", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    args.methods = list(dict.fromkeys(args.methods.split(",")))
+    for algo in args.methods:
+        if algo not in METHODS:
+            parser.error(f"no method {algo!r} to compare; there are {', '.join(METHODS)}")
+    folder = ROOT / "runs" / ("compare-quick" if args.quick else "compare")
+    picture = f"compare-{args.task}.svg"
+    fallback = {
+        "budget": 3_000, "seeds": 1, "eval_n": 10, "runs": folder, "out": folder / "report.md",
+        "plot": folder / picture,
+    } if args.quick else {
+        "budget": 280_000, "seeds": 3, "eval_n": 400, "runs": folder, "out": ROOT / "BENCHMARKS.md",
+        "plot": ROOT / "data" / picture,
+    }
+    for name, value in fallback.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    for name in ("budget", "seeds", "eval_every", "eval_n"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected at least "
+                         "1")
+    if not (ROOT / args.model / "config.json").is_file():
+        parser.error(f"--model {args.model}: holds no config.json")
+    args.runs, args.plot = args.runs.resolve(), args.plot.resolve()
+    return args
+
+
+def start(given):
+    args = parse(given)
+    if find_spec("matplotlib") is None:  # said before the runs, not after them
+        raise MinipostError("the plot needs matplotlib (pip install -e '.[plot]')")
+    runner = Runner()
+    before = {s: signal.signal(s, runner.handle)
+              for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        found = make(args, runner)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if found is None:
+        print("go on with:", shlex.join(["python", "-m", "scripts.compare", *given]),
+              file=sys.stderr)
+        return 130
+    if ranked(found):
+        draw(args.plot, found, title(args))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write(args.out, "compare", report(args, found, given))
+    return 1 if any(failures(runs) for runs in found.values()) else 0
+
+
+def main(argv=None):
+    return train.fail_in_one_sentence(lambda: start(sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

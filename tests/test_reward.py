@@ -1,0 +1,596 @@
+"""Reward models: their losses, where a score is read, how labels are made, what they learn."""
+
+import itertools
+import math
+import random
+from dataclasses import fields, replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fakes import BOS, EOS, PAD, Echo, Letters, sequences, tiny
+from hypothesis import given, settings, strategies as st
+from test_ops import central
+from torch.func import jacrev
+
+from minipost import preferences
+from minipost.errors import MinipostError
+from minipost.gpt import GPT, GPTConfig, RewardModel
+from minipost.methods import dpo, orm, plackett_luce, prm, reward
+from minipost.rollout import Rollout, final_score, pack
+from minipost.run import Learner, Run
+from minipost.tasks.arithmetic import Arithmetic
+from minipost.tasks.base import Problem
+
+settings.register_profile("minipost", deadline=None, max_examples=25)
+settings.load_profile("minipost")
+
+
+class Steps(Echo):
+    """Echo with answers in steps that end in h; a step is right if it holds the prompt's letter."""
+
+    name, step_end = "steps", "h"
+
+    def steps(self, text):
+        return text.split("h")[:-1]
+
+    def check_steps(self, problem, text):
+        return [problem.columns["letter"] in step for step in self.steps(text)]
+
+
+def make(task=None, model=None, **options):
+    task = task or Steps()
+    options = {"room": 5, **options}
+    return Run(Learner(model or tiny()), Letters(), task, task.reward, **options)
+
+
+def rollout_of(prompts, responses, finished=True):
+    """A Rollout of these ids, one row per prompt."""
+    seqs = pack(prompts, [[*r, EOS] if finished else r for r in responses], PAD)
+    return Rollout(seqs.tokens, seqs.mask, torch.zeros(seqs.mask.shape),
+                   torch.arange(len(prompts)), torch.full((len(prompts),), finished))
+
+
+def wide(x, columns, value):
+    """x with this many more columns on the right."""
+    return torch.nn.functional.pad(x, (0, columns), value=value)
+
+
+# ---- losses
+
+CASES = {  # name: (module, shapes of what the loss takes, what has a gradient, options)
+    "reward": (reward, dict(chosen=(5,), rejected=(5,)), ("chosen", "rejected"),
+               dict(margin=0.3, center=0.1, count=7)),
+    "plackett_luce": (plackett_luce, dict(scores=(5, 4)), ("scores",), dict(count=7)),
+    "orm": (orm, dict(score=(5,), right=(5,)), ("score",), dict(count=7)),
+    "prm": (prm, dict(score=(3, 4), right=(3, 4), mask=(3, 4)), ("score",), dict(count=7)),
+    "dpo": (dpo, dict(chosen=(3, 4), rejected=(3, 6), chosen_ref=(3, 4), rejected_ref=(3, 6),
+                      chosen_mask=(3, 4), rejected_mask=(3, 6)), ("chosen", "rejected"),
+            dict(beta=0.4, count=7)),
+}
+MODELS = {name: case for name, case in CASES.items() if name != "dpo"}
+
+
+def inputs(shapes, seed, scale=2.0):
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for name, shape in shapes.items():
+        x = torch.rand(shape, generator=generator, dtype=torch.float64)
+        if name.endswith("mask"):
+            x = x < 0.6
+            x[0, 1] = True
+        elif name == "right":
+            x = x.where(x > 0.3, 0.0).where(x < 0.7, 1.0)  # wrong, right and in between
+        else:
+            x = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+        found[name] = x
+    return found
+
+
+def mask_of(key, found):
+    """The mask of an argument, all true where it has none."""
+    return found.get(f"{key}_mask", found.get("mask", torch.ones_like(found[key]).bool()))
+
+
+@pytest.mark.parametrize("name", CASES)
+@given(st.integers(0, 10_000))
+def test_hand_gradient_equals_autograd_and_differences(name, seed):
+    module, shapes, learnt, options = CASES[name]
+    found = inputs(shapes, seed)
+    hand = module.loss_grad(**found, **options)
+    assert sorted(hand) == sorted(learnt)
+    for key in learnt:
+        def value(x):
+            return module.loss(**{**found, key: x}, **options)[0]
+
+        assert torch.allclose(hand[key], jacrev(value)(found[key]), atol=1e-12)
+        assert torch.allclose(hand[key], central(value, found[key]), atol=1e-8)
+        assert not hand[key][~mask_of(key, found)].any()
+        assert hand[key].norm() > 1e-6
+
+
+@pytest.mark.parametrize("name", ["prm", "dpo"])
+def test_what_stands_off_the_mask_has_no_part(name):
+    module, shapes, learnt, options = CASES[name]
+    found = inputs(shapes, 3)
+    value, hand = module.loss(**found, **options)[0], module.loss_grad(**found, **options)
+    for key in found:
+        if not key.endswith("mask"):
+            mask = mask_of(key.removesuffix("_ref"), found)
+            spoilt = {**found, key: found[key].where(mask, float("nan"))}
+            assert torch.equal(module.loss(**spoilt, **options)[0], value), key
+            spoilt[key] = found[key].where(mask, 9.0)
+            again = module.loss_grad(**spoilt, **options)
+            assert all(torch.equal(again[k], hand[k]) for k in learnt), key
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("scale", [1e2, 1e4, 1e6])
+def test_scores_of_any_size_give_finite_losses_and_gradients(name, scale):
+    module, shapes, learnt, options = CASES[name]
+    found = inputs(shapes, 5, scale)
+    value = module.loss(**found, **options)[0]
+    hand = module.loss_grad(**found, **options)
+    assert value.isfinite() and value > 0
+    for key in learnt:
+        back = jacrev(lambda x: module.loss(**{**found, key: x}, **options)[0])(found[key])
+        assert hand[key].isfinite().all() and torch.allclose(hand[key], back, atol=1e-12)
+
+
+def step_of(module, monkeypatch, micro=16, **knobs):
+    """Gradient and metrics of a method's first step, on a policy that has left its reference."""
+    seen, run = [], make(micro=micro)
+
+    def record(learner, lr, max_grad_norm):
+        seen.append(learner.grad.clone())
+        learner.grad.zero_()
+        return 1.0
+
+    monkeypatch.setattr(Learner, "step", record)
+    generator = torch.Generator().manual_seed(0)
+    if hasattr(module, "scorer"):
+        with torch.no_grad():
+            module.scorer(run).module.score.weight.normal_(generator=generator)
+    else:
+        run.reference()
+        run.policy.flat.add_(torch.randn(run.policy.flat.shape, generator=generator), alpha=0.1)
+    metrics = next(module.train(run, replace(module.Config(), **knobs)))
+    (grad,) = seen
+    return grad, metrics
+
+
+SIZES = {"reward": dict(pairs=12), "plackett_luce": dict(prompts=8), "orm": dict(prompts=8),
+         "prm": dict(prompts=8), "dpo": dict(pairs=12)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_micro_batches_change_neither_gradient_nor_metrics(name, monkeypatch):
+    """The method's own step, with all rows at once, in threes and one by one."""
+    whole, metrics = step_of(CASES[name][0], monkeypatch, 64, **SIZES[name])
+    assert whole.norm() > 1e-3
+    assert metrics.get("pairs", metrics.get("rankings", 9)) >= 5
+    for micro in (3, 1):
+        grad, again = step_of(CASES[name][0], monkeypatch, micro, **SIZES[name])
+        assert torch.allclose(grad, whole, atol=1e-12)
+        assert again == pytest.approx(metrics)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_number_of_a_config_is_checked(name):
+    config = CASES[name][0].Config
+    for field in fields(config):
+        if field.type in (int, float):
+            for value in (float("nan"), float("inf"), -1):
+                with pytest.raises(MinipostError, match=f"{field.name} is .*; expected "):
+                    config(**{field.name: value})
+    with pytest.raises(MinipostError, match="ranked is 1; expected at least 2"):
+        plackett_luce.Config(ranked=1)
+
+
+numbers = st.lists(st.floats(-5, 5), min_size=4, max_size=4).map(
+    lambda values: torch.tensor(values, dtype=torch.float64))
+
+
+@given(numbers, numbers, st.floats(0.5, 3))
+def test_pairs_fix_scores_up_to_a_shift_unless_centred(chosen, rejected, shift):
+    def value(c, by):
+        return reward.loss(chosen + by, rejected + by, margin=0.2, center=c, count=4)[0]
+
+    assert torch.allclose(value(0.0, shift), value(0.0, 0.0))
+    by = shift if (chosen + rejected).sum() >= 0 else -shift
+    assert value(0.1, by) > value(0.1, 0.0) + 0.09 * 4 * shift**2
+
+
+@given(numbers, numbers, st.floats(-2, 2))
+def test_bradley_terry_swapped_equal_and_with_a_margin(chosen, rejected, margin):
+    def value(w, l, m=0.0):
+        return reward.loss(w, l, margin=m, center=0.0, count=4)[0]
+
+    lead = chosen - rejected
+    assert torch.allclose(value(chosen, rejected) - value(rejected, chosen), -lead.mean())
+    assert float(value(chosen, chosen)) == pytest.approx(math.log(2))
+    assert torch.allclose(value(chosen, rejected, margin), value(chosen - margin, rejected))
+    chance = 1 / (1 + (-lead).exp())
+    assert torch.allclose(value(chosen, rejected), -chance.log().mean())
+
+
+@given(numbers, numbers)
+def test_plackett_luce_of_two_is_bradley_terry(chosen, rejected):
+    plain = dict(margin=0.0, center=0.0, count=3)
+    ranked = torch.stack([chosen, rejected], 1)
+    one, two = plackett_luce.loss(ranked, count=3), reward.loss(chosen, rejected, **plain)
+    assert torch.allclose(one[0], two[0])
+    assert torch.allclose(one[1]["accuracy"], two[1]["accuracy"])
+    hand = reward.loss_grad(chosen, rejected, **plain)
+    assert torch.allclose(plackett_luce.loss_grad(ranked, count=3)["scores"],
+                          torch.stack([hand["chosen"], hand["rejected"]], 1))
+
+
+@given(numbers, st.integers(2, 4), st.floats(-9, 9))
+def test_plackett_luce_is_a_distribution_over_orders(scores, k, shift):
+    """Each order's probability is a product of choices among what is left; together they are 1."""
+    scores, total = scores[:k], 0.0
+    for order in itertools.permutations(range(k)):
+        row = scores[list(order)]
+        expected = math.prod(float(row[i].exp() / row[i:].exp().sum()) for i in range(k))
+        chance = float((-plackett_luce.loss(row[None], count=1)[0]).exp())
+        assert chance == pytest.approx(expected)
+        assert chance == pytest.approx(
+            float((-plackett_luce.loss(row[None] + shift, count=1)[0]).exp()))
+        total += chance
+    assert total == pytest.approx(1)
+
+
+def test_accuracy_of_a_ranking_is_the_share_of_its_pairs_in_order():
+    scores = torch.tensor([[3.0, 1.0, 2.0], [1.0, 1.0, 0.0]])       # 2 of 3, and 2.5 of 3
+    assert float(plackett_luce.loss(scores, count=2)[1]["accuracy"]) == pytest.approx(4.5 / 6)
+
+
+@given(st.integers(0, 10_000))
+def test_orm_is_binary_cross_entropy(seed):
+    found = inputs(CASES["orm"][1], seed)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        found["score"], found["right"], reduction="sum")
+    assert torch.allclose(orm.loss(**found, count=7)[0], expected / 7)
+
+
+def test_prm_with_the_last_step_only_is_an_orm(monkeypatch):
+    """The same samples, the same labels, the same gradient; with the steps another one."""
+    outcome, metrics = step_of(orm, monkeypatch, prompts=8)
+    last, same = step_of(prm, monkeypatch, prompts=8, last_only=True)
+    assert torch.allclose(last, outcome, atol=1e-12) and same == pytest.approx(metrics)
+    assert not torch.allclose(step_of(prm, monkeypatch, prompts=8)[0], outcome, atol=1e-3)
+
+
+# ---- where a score is read
+
+def scalar(seed=0, trunk=None):
+    """A reward model whose head is not zero."""
+    model = RewardModel(trunk or tiny())
+    with torch.no_grad():
+        model.score.weight.normal_(generator=torch.Generator().manual_seed(seed))
+    return model
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_the_score_is_read_at_the_last_real_token(finished):
+    """Row by row without padding; then with more padding, longer neighbours and other ids there."""
+    model = scalar()
+    prompts = [[BOS, 3], [BOS, 4, 5, 6], [BOS], [BOS, 7, 7]]
+    rollout = rollout_of(prompts, [[5, 6, 7], [8], [9, 10], [3]], finished)
+    with torch.no_grad():
+        alone = []
+        for tokens, mask in zip(rollout.tokens, rollout.mask):
+            real = tokens[: int(mask.nonzero()[-1]) + 2]
+            assert (int(real[-1]) == EOS) == finished
+            alone.append(model(real[None])[0, -1])
+        alone = torch.stack(alone)
+        assert alone.unique().numel() == 4
+        assert torch.allclose(final_score(model, rollout), alone, atol=1e-12)
+        wider = replace(rollout, tokens=wide(rollout.tokens, 3, 9), mask=wide(rollout.mask, 3, False))
+        assert torch.allclose(final_score(model, wider), alone, atol=1e-12)
+        real = wide(rollout.mask.flip(1).cumsum(1).flip(1) > 0, 1, False).roll(1, 1)
+        real[:, 0] = True
+        other = replace(rollout, tokens=rollout.tokens.where(real, 10))
+        assert torch.allclose(final_score(model, other), alone, atol=1e-12)
+        for micro in (1, 2, 16):
+            assert torch.allclose(make(micro=micro).final_scores(model, rollout), alone, atol=1e-6)
+
+
+def test_step_scores_end_with_the_final_score():
+    model, seqs = scalar(), sequences(6)
+    with torch.no_grad():
+        steps = prm.step_scores(model, seqs)
+        assert steps.shape == seqs.mask.shape
+        assert torch.equal(steps[prm.final(seqs.mask)], final_score(model, seqs))
+
+
+def test_a_fresh_reward_model_is_indifferent():
+    assert not final_score(RewardModel(tiny()), sequences(4)).any()
+
+
+@given(st.integers(0, 10_000))
+def test_normalise_gives_mean_0_and_deviation_1_and_keeps_the_order(seed):
+    model, seqs, fresh = scalar(seed), sequences(8, seed), sequences(8, seed + 1)
+    with torch.no_grad():
+        raw, other = final_score(model, seqs), final_score(model, fresh)
+        model.normalise(raw)
+        once = final_score(model, seqs)
+        assert abs(once.mean()) < 1e-9 and float(once.std()) == pytest.approx(1, abs=1e-4)
+        assert torch.equal(once.argsort(), raw.argsort())
+        scaled = (other - raw.mean()) / (raw.std() + 1e-6)
+        assert torch.allclose(final_score(model, fresh), scaled)
+        model.normalise(scaled)                                     # a second time, on others
+        twice = final_score(model, fresh)
+        assert abs(twice.mean()) < 1e-9 and float(twice.std()) == pytest.approx(1, abs=1e-4)
+        assert torch.equal(twice.argsort(), other.argsort())
+
+
+# ---- labels
+
+class Bytes:
+    """A vocabulary whose tokens are any pieces of bytes."""
+
+    def __init__(self, pieces):
+        self.pieces = pieces
+
+    def decode(self, ids):
+        return b"".join(self.pieces[i] for i in ids).decode("utf-8", errors="replace")
+
+
+@given(st.text("a\n\né北", max_size=12), st.sampled_from(["\n", "\n\n", "é", "a\n"]), st.data())
+def test_a_step_ends_in_the_token_that_holds_the_last_byte_of_its_mark(text, mark, data):
+    raw = text.encode()
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(raw) - 1)))) & set(range(len(raw))))
+    pieces = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)])]
+    expected, at = [], raw.find(mark.encode())
+    while at >= 0:
+        at += len(mark.encode())
+        expected.append(next(k for k in range(len(pieces)) if len(b"".join(pieces[: k + 1])) >= at))
+        at = raw.find(mark.encode(), at)
+    assert prm.ends(Bytes(pieces), range(len(pieces)), mark) == expected
+
+
+def marked(run, problems, rollout, last_only=False):
+    """Each row's labels as {place in the response: label}."""
+    mask, right = (f for f in (prm.marks(run, rollout, last_only),
+                               prm.labels(run, problems, rollout, last_only)))
+    starts = rollout.mask.int().argmax(1).tolist()
+    return [{int(c) - start: float(right[row, c]) for c in mask[row].nonzero()[:, 0]}
+            for row, start in enumerate(starts)]
+
+
+def test_steps_of_a_toy_are_labelled_by_hand():
+    """Prompts of several lengths; the answer's own label stands on EOS, or on the token cut off."""
+    run, vocabulary = make(), Letters()
+    problems = [Problem(p, {"letter": p[0]}) for p in ("a", "bcc", "c", "d")]
+    prompts = [vocabulary.prompt(p.prompt) for p in problems]
+    rollout = rollout_of(prompts, [vocabulary.response(t)[:-1] for t in ("ahbh", "cbhh", "gg", "h")])
+    assert marked(run, problems, rollout) == [
+        {1: 1.0, 3: 0.0, 4: pytest.approx(1 / 4)}, {2: 1.0, 3: 0.0, 4: pytest.approx(1 / 4)},
+        {2: 0.0}, {0: 0.0, 1: 0.0}]
+    assert marked(run, problems, rollout, True) == [
+        {4: pytest.approx(1 / 4)}, {4: pytest.approx(1 / 4)}, {2: 0.0}, {1: 0.0}]
+    cut = rollout_of(prompts, [vocabulary.response(t)[:-1] for t in ("ahb", "bhbh", "cc", "g")],
+                     finished=False)
+    assert marked(run, problems, cut) == [
+        {1: 1.0, 2: pytest.approx(1 / 3)}, {1: 1.0, 3: pytest.approx(2 / 4)},
+        {1: pytest.approx(2 / 3)}, {0: 0.0}]
+
+
+def test_steps_of_arithmetic_are_labelled_by_hand(words):
+    """Lines behind the answer are no steps; a line that is cut off has no end."""
+    from minipost.checkpoint import Vocabulary
+
+    vocabulary = Vocabulary(words, BOS, {EOS}, PAD)
+    task = Arithmetic(terms=3)
+    run = Run(Learner(tiny()), vocabulary, task, task.reward)
+    problem = Problem("7+5-3=? Think:\n", {"chain": "7+5-3", "answer": 9})
+    texts = ["7+5=12\n12-3=9\nAnswer: 9", "7+5=11\n11-3=8\nAnswer: 9\n1+1=2\n", "7+5=12\n12-"]
+    ids = [vocabulary.response(text)[:-1] for text in texts]
+    rollout = rollout_of([vocabulary.prompt(problem.prompt)] * 3, ids)
+    newline = words.encode("\n")[0]
+    places = [[k for k, i in enumerate(row) if i == newline] for row in ids]
+    first, second, third = marked(run, [problem] * 3, rollout)
+    assert first == {places[0][0]: 1.0, places[0][1]: 1.0, len(ids[0]): 1.0}
+    assert second == {places[1][0]: 0.0, places[1][1]: 1.0, len(ids[1]): 1.0}
+    assert third == {places[2][0]: 1.0, len(ids[2]): 0.0}
+
+
+def test_a_token_that_ends_two_steps_is_right_if_both_are():
+    class Double(Letters):
+        def decode(self, ids):
+            return super().decode(ids).replace("g", "ahbh").replace("f", "ahah")
+
+    run, problem = make(), Problem("a", {"letter": "a"})
+    run.vocabulary = Double()
+    rollout = rollout_of([[BOS, 3]] * 2, [[9, 9], [8, 8]])              # two tokens g, two tokens f
+    assert [row[0] for row in marked(run, [problem] * 2, rollout)] == [0.0, 1.0]
+
+
+def test_a_reward_that_is_no_chance_and_a_task_without_steps_are_refused():
+    run = make()
+    run.reward = lambda completions, **columns: [1.5] * len(completions)
+    for module in (orm, prm):
+        with pytest.raises(MinipostError, match="is 1.5; .* within 0..1"):
+            next(module.train(run, module.Config(prompts=2)))
+    plain = make(Echo())
+    with pytest.raises(MinipostError, match="echo cannot check steps"):
+        next(prm.train(plain, prm.Config(prompts=2)))
+    with pytest.raises(MinipostError, match="echo cannot check steps"):
+        prm.measure(plain, {"held-out": Echo().heldout(4)}, prm.Config())
+    next(prm.train(plain, prm.Config(prompts=2, last_only=True)))       # needs none
+
+
+def test_a_solutions_chance_from_its_steps():
+    chances = torch.tensor([[0.5, 0.9, 0.4, 0.0], [float("nan"), 0.8, 0.0, 0.6]])
+    mask = torch.tensor([[True, True, True, False], [False, True, False, True]])
+    for how, expected in (("min", [0.4, 0.6]), ("last", [0.4, 0.6]), ("product", [0.18, 0.48])):
+        assert prm.aggregate(chances, mask, how).tolist() == pytest.approx(expected)
+    late = torch.tensor([[0.2, 0.9, 0.4, 0.0]])
+    assert prm.aggregate(late, mask[:1], "min") == pytest.approx(0.2)
+    assert prm.aggregate(late, mask[:1], "last") == pytest.approx(0.4)
+
+
+def asked(values, noise):
+    """What by_reward is given: a run that grades answers so, and problems."""
+    return SimpleNamespace(task=SimpleNamespace(noise=noise), rng=lambda purpose: random.Random(4),
+                           grade=lambda problems, rollout: torch.tensor(values)), values[::2], None
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_noise_turns_the_stated_share_of_labels(noise):
+    label = preferences.by_reward(*asked([2.0, 1.0] * 4000, noise))
+    assert set(label.tolist()) <= {1.0, -1.0}
+    assert float((label < 0).double().mean()) == pytest.approx(noise, abs=0.03 * (noise > 0))
+    assert not preferences.by_reward(*asked([1.0, 1.0] * 9, noise)).any()
+
+
+@given(st.lists(st.tuples(st.sampled_from([-0.5, 0.0, 2.0]), st.booleans()), min_size=1, max_size=6))
+def test_ranked_pairs(cases):
+    """The better first for either sign; no ties, and no two answers of the same words."""
+    prompts = [[BOS, 3 + i] for i in range(len(cases)) for _ in "ab"]
+    responses = [r for _, same in cases for r in ([7, 8], [7, 8] if same else [9])]
+    rollout = rollout_of(prompts, responses)
+    pairs = preferences.ranked_pairs(rollout, torch.tensor([label for label, _ in cases]))
+    expected = [(i, label) for i, (label, same) in enumerate(cases) if label and not same]
+    assert len(pairs) == len(expected)
+    rows = [[2 * i, 2 * i + 1][:: 1 if label > 0 else -1] for i, label in expected]
+    for side, wanted in ((pairs.chosen, 0), (pairs.rejected, 1)):
+        answers = [t[m].tolist() for t, m in zip(side.targets, side.mask)]
+        assert answers == [[*responses[row[wanted]], EOS] for row in rows]
+        assert side.tokens[:, 1].tolist() == [3 + i for i, _ in expected]
+
+
+def test_rankings_are_best_first_with_ties_by_chance():
+    values = torch.tensor([[0.1, 0.9, 0.5, 0.3], [0.2, 0.2, 0.7, 0.2], [0.4, 0.4, 0.4, 0.4]])
+    orders = [plackett_luce.rank(values, random.Random(seed)) for seed in range(300)]
+    assert {tuple(first) for first, _, _ in orders} == {(1, 2, 3, 0)}
+    assert {third for _, _, third in orders} == {None}
+    ties = [tuple(second) for _, second, _ in orders]
+    assert {order[0] for order in ties} == {2}
+    assert all(ties.count(order) > 20 for order in set(ties)) and len(set(ties)) == 6
+    turned = [plackett_luce.rank(values[:1], random.Random(s), 0.3)[0] for s in range(2000)]
+    assert {tuple(order) for order in turned} == {(1, 2, 3, 0), (0, 3, 2, 1)}
+    assert turned.count([0, 3, 2, 1]) / 2000 == pytest.approx(0.3, abs=0.04)
+
+
+def test_drawn_rankings_hold_the_same_prompts_in_the_order_of_their_reward():
+    run = make()
+    places = plackett_luce.draw_rankings(run, plackett_luce.Config(prompts=30))
+    assert len(places) == 4 and len(places[0]) >= 10
+    letters = [Letters().decode([i]) for i in places[0].tokens[:, 1].tolist()]
+    values = []
+    for place in places:
+        assert place.tokens[:, 1].tolist() == places[0].tokens[:, 1].tolist()
+        texts = [Letters().decode(t[m].tolist()) for t, m in zip(place.targets, place.mask)]
+        values.append(Echo().reward(None, texts, letters))
+    for row in zip(*values):
+        assert list(row) == sorted(row, reverse=True) and row[0] > row[-1]
+
+
+# ---- how good a scorer is
+
+def test_calibration_error_of_known_cases():
+    error = preferences.calibration_error
+    assert error([0.0, 1.0], [0, 1]) == 0
+    assert error([0.25] * 4, [0, 1, 0, 0]) == 0
+    assert error([0.9] * 10, [1, 0] * 5) == pytest.approx(0.4)
+    assert error([0.0, 1.0], [1, 0]) == 1
+    assert error([0.05, 0.95], [1, 1]) == pytest.approx((0.95 + 0.05) / 2)
+
+
+def test_report_of_no_perfect_and_reversed_scorers():
+    run = make(room=5)
+    problems = Echo().heldout(4)
+
+    def scores(score):
+        found = preferences.report(run, {"held-out": problems}, score)["held-out"]
+        return {name: metric["score"]["value"] for name, metric in found.items()}
+
+    def exact(rollout):
+        return run.grade(problems, rollout)
+
+    gold = exact(preferences.at_start(run, problems, preferences.BEST_OF)).view(4, -1)
+    none = scores(lambda rollout: run.final_scores(RewardModel(tiny()), rollout))
+    assert none["pair accuracy"] == 0.5
+    assert none["best of 8"] == none["one sample"] == pytest.approx(float(gold[:, 0].mean()))
+    best = scores(exact)
+    assert best["pair accuracy"] == 1.0
+    assert best["best of 8"] == best["exact best of 8"] == pytest.approx(float(gold.amax(1).mean()))
+    worst = scores(lambda rollout: -exact(rollout))
+    assert worst["pair accuracy"] == 0.0
+    assert worst["best of 8"] == pytest.approx(float(gold.amin(1).mean()))
+    assert best["best of 8"] > best["one sample"] > worst["best of 8"]
+    assert run.tokens == 0 and run.step == 0
+
+
+def test_report_where_nothing_can_be_ranked():
+    run = make()
+    run.reward = lambda completions, **columns: [1.0] * len(completions)
+    with pytest.raises(MinipostError, match="held-out: all answers .* same reward"):
+        preferences.report(run, {"held-out": Echo().heldout(4)},
+                           lambda rollout: torch.zeros(len(rollout)))
+
+
+def test_prm_reports_its_steps():
+    """Heads of zero know nothing; what a step is worth is counted on the first answers alone."""
+    run = make(room=12)
+    found = prm.measure(run, {"held-out": Echo().heldout(4)}, prm.Config())["held-out"]
+    for name in ("pair accuracy", "step accuracy", "wrong steps found"):
+        assert found[name]["score"]["value"] == 0.5, name
+    assert max(found["step accuracy"]["rows"]) < 4
+    rollout = preferences.at_start(run, Echo().heldout(4), 1)
+    right = prm.labels(run, Echo().heldout(4), rollout, False)
+    for sign in (1, -1):
+        steps = prm.on_steps(run, Echo().heldout(4), rollout, sign * (right - 0.5))
+        assert {m["score"]["value"] for m in steps.values()} == {float(sign > 0)}
+    assert "step accuracy" not in prm.measure(
+        run, {"held-out": Echo().heldout(4)}, prm.Config(last_only=True))["held-out"]
+
+
+# ---- learning
+
+def coin(run, problems, rollout):
+    """The control's labels: the true ones, each turned round by a coin."""
+    rng = run.rng("coin")
+    return preferences.by_reward(run, problems, rollout) * torch.tensor(
+        [rng.choice((-1.0, 1.0)) for _ in problems])
+
+
+def shuffled(prompts, completions, letter, **columns):
+    """The control's rewards: the true ones, handed to the wrong answers."""
+    values = Echo().reward(prompts, completions, letter)
+    random.Random("".join(completions)).shuffle(values)
+    return values
+
+
+LEARNT = {
+    "reward": lambda run, control: reward.train(
+        run, reward.Config(pairs=64, lr=1e-2), coin if control else preferences.by_reward),
+    "plackett_luce": lambda run, control: plackett_luce.train(
+        run, plackett_luce.Config(prompts=32, lr=1e-2)),
+    "orm": lambda run, control: orm.train(run, orm.Config(prompts=32, lr=1e-2)),
+    "prm": lambda run, control: prm.train(run, prm.Config(prompts=32, lr=1e-2)),
+}
+
+
+@pytest.mark.parametrize("control", [False, True])
+@pytest.mark.parametrize("name", LEARNT)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_it_learns_which_answer_is_better_and_not_from_shuffled_labels(name, seed, control):
+    model = GPT(GPTConfig(11, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+                          num_attention_heads=2, num_key_value_heads=2, head_dim=16,
+                          max_position_embeddings=16)).initialise(seed)
+    run = make(Steps(), model, room=3, seed=seed, micro=64)
+    if control and name != "reward":
+        run.reward = shuffled
+    steps = LEARNT[name](run, control)
+    for run.step in range(30):
+        next(steps)
+    run.reward, run.step = Echo().reward, 1000
+    pairs = preferences.draw_pairs(run, 400, preferences.by_reward, 1.0)
+    lead = (run.final_scores(run.learners["reward model"].module, pairs.chosen)
+            - run.final_scores(run.learners["reward model"].module, pairs.rejected))
+    accuracy = float((lead > 0).double().mean())
+    assert accuracy < 0.65 if control else accuracy > 0.85, accuracy

@@ -1,0 +1,108 @@
+"""Intervals against values that others published or that follow by hand."""
+
+import random
+
+import pytest
+
+from minipost.stats import Score, Z, bootstrap, interval, t_bound, t_interval, weighted
+
+
+def rewards(right, n):
+    return [1.0] * right + [0.0] * (n - right)
+
+
+@pytest.mark.parametrize("right, n, low, high", [
+    (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611),
+    (1, 29, 0.0061, 0.1718), (29, 29, 0.8830, 1.0),
+])
+def test_wilson_interval_as_published(right, n, low, high):
+    """Newcombe 1998, Statistics in Medicine 17:857, method 3; the last mirrors his 0 of 29."""
+    found = interval(rewards(right, n))
+    assert (found.value, found.n) == (right / n, n)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=6e-5)
+
+
+def test_normal_interval_of_other_rewards():
+    """Of 0, 0.25, 0.5, 0.75 and 1 the mean is 0.5 and its standard error sqrt(0.15625 / 5)."""
+    found = interval([0.0, 0.25, 0.5, 0.75, 1.0])
+    assert found == Score(0.5, pytest.approx(0.5 - Z * 0.03125**0.5),
+                          pytest.approx(0.5 + Z * 0.03125**0.5), 5)
+    assert interval([0.5]) == Score(0.5, 0.5, 0.5, 1)
+
+
+@pytest.mark.parametrize("first, second, low, high", [
+    ((56, 70), (48, 80), 0.0524, 0.3339), ((9, 10), (3, 10), 0.1705, 0.8090),
+    ((6, 7), (2, 7), 0.0582, 0.8062), ((5, 56), (0, 29), -0.0381, 0.1926),
+    ((10, 10), (0, 10), 0.6075, 1.0),
+])
+def test_difference_of_two_shares_as_published(first, second, low, high):
+    """Newcombe 1998, Statistics in Medicine 17:873, method 10."""
+    scores = [interval(rewards(*first)), interval(rewards(*second))]
+    found = weighted(scores, [1, -1])
+    assert found.value == pytest.approx(first[0] / first[1] - second[0] / second[1])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=6e-5)
+    assert found.n == first[1] + second[1]
+    turned = weighted(scores, [-1, 1])
+    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_mean_of_scores_by_hand():
+    """Halves of (0.5, 0.2 below, 0.1 above) and (0.7, 0.1 below, 0.3 above), in quadrature."""
+    found = weighted([Score(0.5, 0.3, 0.6, 4), Score(0.7, 0.6, 1.0, 6)], [0.5, 0.5])
+    assert found == Score(pytest.approx(0.6), pytest.approx(0.6 - 0.05**0.5 / 2),
+                          pytest.approx(0.6 + 0.1**0.5 / 2), 10)
+
+
+@pytest.mark.parametrize("df, bound", [
+    (1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (5, 2.5706), (9, 2.2622), (10, 2.2281),
+    (29, 2.0452), (100, 1.9840), (10_000, 1.9602),
+])
+def test_t_bound_as_tabulated(df, bound):
+    assert t_bound(df) == pytest.approx(bound, abs=6e-5)
+
+
+def test_t_interval_by_hand():
+    """Of 1, 2 and 3 the mean is 2, the deviation 1, and t with two degrees of freedom 4.3027."""
+    found = t_interval([1.0, 2.0, 3.0])
+    assert (found.value, found.n) == (2.0, 3)
+    assert (found.low, found.high) == pytest.approx((2 - 2.48414, 2 + 2.48414), abs=1e-4)
+    two = t_interval([0.4, 0.6])  # half of their distance is both deviation and half-width / t
+    assert two.high == pytest.approx(0.5 + 12.7062 * 0.1, abs=1e-4)
+
+
+def test_t_interval_covers_the_mean_95_times_in_100():
+    rng = random.Random(0)
+    samples = [[rng.gauss(0, 1) for _ in range(3)] for _ in range(4000)]
+    covered = sum(s.low <= 0 <= s.high for s in map(t_interval, samples)) / len(samples)
+    assert covered == pytest.approx(0.95, abs=0.01)
+
+
+def test_bootstrap_of_a_mean_is_the_normal_interval_of_a_large_sample():
+    rng = random.Random(1)
+    rows = [rng.gauss(3, 2) for _ in range(400)]
+    found, normal = bootstrap(lambda r: sum(r) / len(r), rows, rounds=2000), interval(rows)
+    assert (found.value, found.n) == (normal.value, 400)
+    half = normal.high - normal.value
+    assert found.low == pytest.approx(normal.low, abs=0.1 * half)
+    assert found.high == pytest.approx(normal.high, abs=0.1 * half)
+
+
+def test_bootstrap_takes_the_percentiles_of_its_rounds():
+    """A statistic that counts its calls 0, 1, 2, ...: the interval cuts 2.5% off either end."""
+    calls = iter(range(1000))
+    found = bootstrap(lambda rows: next(calls), [0], rounds=201)
+    assert found == Score(201, 5, 195, 1)
+
+
+def test_bootstrap_draws_whole_rows_and_the_same_ones_each_time():
+    rows = [(k, k) for k in range(20)]
+    sizes = set()
+
+    def statistic(picked):
+        assert all(a == b for a, b in picked)
+        sizes.add(len(picked))
+        return sum(a for a, _ in picked)
+
+    assert bootstrap(statistic, rows) == bootstrap(statistic, rows)
+    assert sizes == {20}
+    assert bootstrap(lambda picked: 7.0, rows) == Score(7.0, 7.0, 7.0, 20)
