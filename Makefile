@@ -8,6 +8,7 @@
 #   make card               measure checkpoints/base and write its model card
 #   make data               write data/simple_tasks.jsonl again from its tables
 #   make bench              measure what BENCHMARKS.md says (installs TRL and transformers)
+#   make compare            the RL methods at an equal budget of tokens: table and plot (matplotlib)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,7 +17,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 STEPS ?=
 LINES ?=
 
-.PHONY: help test demos base card data bench clean
+.PHONY: help test demos base card data bench compare clean
 .PRECIOUS: $(VENV)/.%
 
 help:
@@ -29,7 +30,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	@$(INSTALL) -e .
 	@touch $@
 
-# An extra of pyproject.toml: test, interop or bench.
+# An extra of pyproject.toml: test, interop, bench or plot.
 $(VENV)/.%: $(VENV)/.core
 	@echo "installing the extra $* ..."
 	@$(INSTALL) -e ".[$*]"
@@ -55,6 +56,9 @@ data: $(VENV)/.core
 
 bench: $(VENV)/.bench
 	@$(BIN)/python -m scripts.bench
+
+compare: $(VENV)/.plot
+	@$(BIN)/python -m scripts.compare
 
 clean:
 	rm -rf $(VENV) runs

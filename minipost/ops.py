@@ -127,3 +127,10 @@ def whiten(x, mask):
     count = mask.sum()
     gap = (x - masked_sum(x, mask) / count).where(mask, 0.0)
     return gap / (masked_sum(gap.square(), mask) / count + 1e-8).sqrt()
+
+
+def explained_variance(value, ret, mask):
+    """1 - Var(R - V) / Var(R) over chosen tokens; 0 where the returns do not vary.  -> float"""
+    value, ret = value[mask], ret[mask]
+    whole = ret.var(correction=0)
+    return float(1 - (ret - value).var(correction=0) / whole) if whole > 1e-8 else 0.0

@@ -1,6 +1,8 @@
 """Measure minipost and write BENCHMARKS.md: `make bench`, or one part of it by name.
 
     python -m scripts.bench learning     held-out accuracy before and after, three seeds a method
+    python -m scripts.bench alignment    reward models, RLHF and RLAIF, with and without a KL price
+    python -m scripts.bench fisher       TRPO's Fisher-vector product in its two forms
     python -m scripts.bench speed        side by side with TRL and transformers (extra `bench`)
 
 Each part is written between markers of its own, so one can be made again without the other.  The
@@ -24,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from scripts import bench_alignment
 from scripts.bench_peer import CORES, EVERY, GROUP, HELD_OUT, PROMPTS, ROOM, TARGET
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,7 +71,7 @@ def table(columns, rows):
 
 # ---- learning
 
-METHODS = ("grpo", "sft", "dr-grpo", "dapo")
+METHODS = ("grpo", "sft")
 
 
 def learning(args):
@@ -436,13 +439,20 @@ def speed(args):
     ])
 
 
-PARTS = {"learning": learning, "speed": speed}
+def other(name):
+    """A part that lies in bench_alignment.py."""
+    return lambda args: getattr(bench_alignment, name)(args, machine, table, write)
+
+
+PARTS = {"learning": learning, "alignment": other("alignment"), "fisher": other("fisher"),
+         "speed": speed}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="part", help="learning, speed; both if none")
+    parser.add_argument("parts", nargs="*", metavar="part",
+                        help=f"{', '.join(PARTS)}; all if none")
     parser.add_argument("--model", default="checkpoints/base", help="base model to start from")
     parser.add_argument("--out", type=Path, default=ROOT / "BENCHMARKS.md", help="file to write")
     parser.add_argument("--quick", action="store_true", help=argparse.SUPPRESS)

@@ -115,7 +115,7 @@ class Runner:
         self.stopped = True
         if self.child:
             self.child.send_signal(signal.SIGINT)
-        print("finishing the step in progress, then saving", file=sys.stderr, flush=True)
+        print("\nfinishing the step in progress, then saving", file=sys.stderr, flush=True)
 
     def run(self, directory, arguments):
         """Start or continue a run; None, or the last line of what it said before it failed."""

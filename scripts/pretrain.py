@@ -55,11 +55,11 @@ class Corpus:
             return Problem(LISTS[row["kind"]], {"completion": row["completion"]})
         if kind < 0.20:
             return judgement(rng)
-        if kind < 0.28:
+        if kind < 0.30:
             task, faults = Wording(), {"faults": FAULTS}
-        elif kind < 0.54:
+        elif kind < 0.56:
             task, faults = worked(rng.randint(2, 8)), {"slip": SLIP}
-        elif kind < 0.59:
+        elif kind < 0.61:
             task, faults = direct(rng.randint(2, 6)), {}
         elif kind < 0.87:
             task, faults = countdown(3, 0), {"bad": BAD}
@@ -158,7 +158,7 @@ def pretrain(args):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1800, help="gradient steps of 256 documents")
+    parser.add_argument("--steps", type=int, default=1600, help="gradient steps of 256 documents")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("checkpoints/base"))
     parser.add_argument("--workers", type=int, default=parallel.default_workers("cpu"))

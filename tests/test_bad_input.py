@@ -10,11 +10,14 @@ import shutil
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from safetensors.torch import load_file, save_file
 
 from minipost import checkpoint, evaluate, session, train
 from minipost.errors import MinipostError
+from minipost.gpt import RewardModel
 from minipost.methods import sft
 from minipost.tasks import files
+from minipost.tokenizer import Tokenizer
 
 GRPO = ("--steps", 2, "--prompts", 2, "--group", 4)
 
@@ -132,6 +135,34 @@ def test_rows_without_completions(command, fails, tmp_path):
     fails([*command("grpo", *GRPO), "--data", path], path, "--reward")
 
 
+PAIR = b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
+
+
+@pytest.mark.parametrize("algo", ["reward", "dpo"])
+@pytest.mark.parametrize("line, part", [
+    (b'{"prompt": "a", "chosen": "b"}', "'rejected', found None"),
+    (b'{"prompt": "a", "rejected": "b"}', "'chosen', found None"),
+    (b'{"prompt": "a", "chosen": "", "rejected": "c"}', "'chosen', found ''"),
+    (b'{"prompt": "a", "chosen": "b", "rejected": ""}', "'rejected', found ''"),
+    (b'{"prompt": "a", "chosen": "b", "rejected": 3}', "'rejected', found 3"),
+    (b'{"prompt": "a", "chosen": "b", "rejected": "b"}', "equal"),
+    (b'{"prompt": "a", "completion": "b"}', "'chosen', found None"), (b'{"prompt": "a"}', "chosen"),
+])
+def test_a_row_that_is_no_pair_among_pairs(command, fails, tmp_path, algo, line, part):
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(PAIR + b"\n" + line + b"\n" + PAIR * 40)
+    fails([*command(algo), "--data", path], f"{path}, line 3:", part)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("algo", ["reward", "dpo"])
+def test_a_first_row_that_is_no_pair(command, fails, tmp_path, algo):
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(b'{"prompt": "a"}\n' + PAIR * 40)
+    fails([*command(algo), "--data", path], f"{path}, line ", "chosen")
+    assert not (tmp_path / "run").exists()
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.binary(max_size=30) | st.sampled_from([GOOD, b"\r\n", b'{"prompt": "c"}'])
                 | st.dictionaries(st.sampled_from(["prompt", "completion", "x"]),
@@ -190,6 +221,57 @@ def test_of_several_reward_functions_the_broken_one_is_named(command, fails, tmp
     path = tmp_path / "broken.py"
     path.write_text("def short(completions, **columns):\n    return [1.0]\n")
     fails([*command("grpo", *GRPO), "--reward", reward, f"{path}:short"], "length + short")
+
+
+# ---- reward models
+
+@pytest.fixture
+def scorer(tiny, tmp_path):
+    """The directory of a reward model that reads what the tiny model writes."""
+    trunk, _ = checkpoint.load(tiny)
+    model = RewardModel(trunk)
+    torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(3))
+    checkpoint.save(tmp_path / "scorer", model, tiny)
+    return tmp_path / "scorer"
+
+
+@pytest.mark.parametrize("damage, part", [
+    ("missing", "no such model directory"), ("language model", "reward model is a"),
+    ("tokenizer", "tokenizer differs"), ("inf", "not finite"),
+    ("huge", "the reward model's score is nan for the completion"),
+])
+def test_a_reward_model_that_cannot_score(command, fails, tiny, scorer, tmp_path, damage, part):
+    if damage == "missing":
+        shutil.rmtree(scorer)
+    if damage == "language model":
+        shutil.rmtree(scorer)
+        shutil.copytree(tiny, scorer)
+    if damage == "tokenizer":
+        Tokenizer.train(["other words"] * 3, 280).backend.save(str(scorer / "tokenizer.json"))
+    if damage in ("inf", "huge"):
+        tensors = load_file(scorer / "model.safetensors")
+        tensors["score.weight"].fill_(math.inf if damage == "inf" else 3e38)
+        save_file(tensors, scorer / "model.safetensors", metadata={"format": "pt"})
+    named = () if damage == "huge" else (scorer,)
+    fails([*command("grpo", *GRPO), "--task", "wording", "--reward-model", scorer], *named, part)
+    assert not (tmp_path / "run/model").exists()
+
+
+def test_a_reward_model_is_no_policy(command, fails, scorer):
+    fails([*command("sft"), "--model", scorer], scorer, "is a reward model")
+
+
+@pytest.mark.parametrize("algo", ["grpo", "dapo"])
+def test_a_hidden_reward_scores_no_learner(command, fails, algo):
+    fails(command(algo, "--steps", 1, "--prompts", 2, "--group", 2, "--task", "wording"),
+          "the reward of wording is hidden", "--algo reward --task wording", "--reward-model")
+
+
+@pytest.mark.parametrize("algo, task, part", [
+    ("prm", "facts", "facts cannot check steps"), ("orm", "wording", "within 0..1"),
+])
+def test_a_verifier_on_a_task_that_cannot_label_for_it(command, fails, algo, task, part):
+    fails(command(algo, "--steps", 1, "--task", task), part)
 
 
 # ---- options

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from minipost import checkpoint
 from minipost.errors import MinipostError
+from minipost.gpt import RewardModel
+from minipost.tokenizer import Tokenizer
 
 
 def change(path, edit):
@@ -106,6 +108,69 @@ def test_run_state_round_trip(tmp_path):
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
     assert ((tmp_path / "s/state.safetensors").read_bytes()
             == (tmp_path / "t/state.safetensors").read_bytes())
+
+
+# ---- reward models
+
+def scorer(trunk):
+    """A reward model of this trunk whose head is not zero."""
+    model = RewardModel(trunk)
+    torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(3))
+    return model
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_reward_model_gives_the_same_scores_after_a_round_trip(tmp_path, words, tied):
+    checkpoint.create(tmp_path / "base", tiny_model(tied), words)
+    trunk, vocabulary = checkpoint.load(tmp_path / "base")
+    model = scorer(trunk)
+    checkpoint.save(tmp_path / "scorer", model, tmp_path / "base")
+    again = checkpoint.load_reward_model(tmp_path / "scorer", vocabulary)
+    tokens = torch.randint(3, 280, (3, 24), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        assert torch.equal(model(tokens), again(tokens)) and model(tokens).std() > 0.1
+    tensors = load_file(tmp_path / "scorer/model.safetensors")
+    assert tensors["score.weight"].shape == (1, 16) and "lm_head.weight" not in tensors
+    checkpoint.save(tmp_path / "copy", again, tmp_path / "scorer")
+    for file in (tmp_path / "scorer").iterdir():
+        assert file.read_bytes() == (tmp_path / "copy" / file.name).read_bytes()
+
+
+def test_reward_models_and_language_models_are_told_apart(directory, tmp_path):
+    trunk, vocabulary = checkpoint.load(directory)
+    checkpoint.save(tmp_path / "scorer", scorer(trunk), directory)
+    refused(tmp_path / "scorer", "is a reward model; expected a language model")
+    with pytest.raises(MinipostError, match=r"architectures is \['LlamaForCausalLM'\]; a reward"):
+        checkpoint.load_reward_model(directory, vocabulary)
+
+
+@pytest.mark.parametrize("change_to", [{}, {"bos_token_id": 5}, {"eos_token_id": [2, 5]}])
+def test_a_reward_model_that_reads_other_ids_is_refused(directory, tmp_path, words, change_to):
+    """Another tokenizer of the same size, another BOS, another EOS."""
+    trunk, vocabulary = checkpoint.load(directory)
+    checkpoint.save(tmp_path / "scorer", scorer(trunk), directory)
+    if change_to:
+        change(tmp_path / "scorer/generation_config.json", lambda raw: raw.update(change_to))
+    else:
+        other = Tokenizer.train(["other words make other merges, of course they do"] * 3, 280)
+        other.backend.save(str(tmp_path / "scorer/tokenizer.json"))
+    with pytest.raises(MinipostError, match="scorer: .* tokenizer differs"):
+        checkpoint.load_reward_model(tmp_path / "scorer", vocabulary)
+
+
+@pytest.mark.parametrize("head, message", [
+    (None, "score.weight is missing"), (torch.ones(2, 16), r"score.weight has shape \(2, 16\)"),
+    (torch.full((1, 16), float("inf")), "score.weight holds values that are not finite"),
+])
+def test_a_reward_model_whose_head_does_not_fit(directory, tmp_path, head, message):
+    trunk, vocabulary = checkpoint.load(directory)
+    checkpoint.save(tmp_path / "scorer", scorer(trunk), directory)
+    path = tmp_path / "scorer/model.safetensors"
+    tensors = {name: x for name, x in load_file(path).items() if name != "score.weight"}
+    save_file(tensors | ({} if head is None else {"score.weight": head}), path,
+              metadata={"format": "pt"})
+    with pytest.raises(MinipostError, match=message):
+        checkpoint.load_reward_model(tmp_path / "scorer", vocabulary)
 
 
 # ---- shards

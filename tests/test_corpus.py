@@ -65,8 +65,8 @@ def test_neither_praise_nor_judgement_is_about_a_held_out_wording_problem():
         if kind in kinds:
             kinds[kind] += 1
             praise, = re.findall(r"(?m)^Praise the .*\n", document.prompt)
-            thing, *avoid = re.fullmatch(r"Praise the (\w+)\. Avoid: (\w+), (\w+)\.\n", praise).groups()
-            assert praise not in held and not is_held_out([thing, *avoid])
+            things = re.fullmatch(r"Praise the (\w+) and the (\w+)\.\n", praise).groups()
+            assert praise not in held and not is_held_out(things, share=4)
         assert kind in kinds or "Praise" not in document.prompt
         assert "Praise" not in document.columns["completion"]
     assert min(kinds.values()) > 300

@@ -7,6 +7,7 @@ import torch
 from conftest import tiny_model
 
 from minipost import checkpoint, rollout
+from minipost.gpt import RewardModel
 from minipost.tokenizer import BOS, EOS, PAD
 
 transformers = pytest.importorskip(
@@ -107,6 +108,35 @@ def test_bfloat16_export_opens_there(tmp_path, tiny):
     other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
     assert other.dtype == torch.bfloat16
     assert torch.equal(other.model.norm.weight, model.norm.weight.bfloat16())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_reward_models_open_on_both_sides(tmp_path, words, tied):
+    """The same score for each row of a padded batch; what they save opens here again."""
+    checkpoint.create(tmp_path / "base", tiny_model(tied), words)
+    trunk, vocabulary = checkpoint.load(tmp_path / "base")
+    model = RewardModel(trunk)
+    torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(3))
+    checkpoint.save(tmp_path / "scorer", model, tmp_path / "base")
+    other = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "scorer", dtype=torch.float32).eval()
+    assert type(other).__name__ == checkpoint.REWARD_MODEL
+    assert other.num_labels == 1 and other.config.id2label == {0: "score"}
+    generator = torch.Generator().manual_seed(2)
+    ids = [torch.randint(3, 280, (n,), generator=generator).tolist() for n in (9, 4, 6, 2)]
+    prompt = vocabulary.prompt("7+5=?")
+    seqs = rollout.pack([prompt] * 4, [[*row, 2] for row in ids], vocabulary.pad)
+    lengths = torch.tensor([[len(prompt) + len(row) + 1] for row in ids])
+    real = torch.arange(seqs.tokens.shape[1]) < lengths
+    with torch.no_grad():
+        ours = rollout.final_score(model, seqs)
+        found = other(seqs.tokens, attention_mask=real.long()).logits
+        assert found.shape == (4, 1) and ours.std() > 0.1
+        assert (found[:, 0] - ours).abs().max() <= 1e-5
+        other.save_pretrained(tmp_path / "theirs")
+        words.backend.save(str(tmp_path / "theirs/tokenizer.json"))
+        again = checkpoint.load_reward_model(tmp_path / "theirs", vocabulary)
+        assert (rollout.final_score(again, seqs) - ours).abs().max() <= 1e-6
 
 
 def test_same_token_ids(tiny):

@@ -9,77 +9,74 @@ from hypothesis import given, strategies as st
 from minipost.errors import MinipostError
 from minipost.tasks.base import Problem, is_held_out
 from minipost.tasks.wording import (
-    FITTING, HELD_OUT, KIND, KINDS, MOST, PRINCIPLES, RUDE, TRAINING, Wording, gold,
+    FITTING, HELD_OUT, KIND, KINDS, MOST, NAMES, PRINCIPLES, RUDE, TRAINING, Wording,
 )
 
 TASK = Wording()
-SOUP = Problem("Praise the soup. Avoid: ripe, sweet.\n", {"thing": "soup", "avoid": ("ripe", "sweet")})
+SOUP = Problem("Praise the soup for Anna.\n", {"thing": "soup"})
 WORDS = sorted({word for words in FITTING.values() for word in words} | set(RUDE) | {"soup", "the"})
 said = st.lists(st.sampled_from(WORDS), max_size=12)
 
 
 def reward(text, problem=SOUP):
-    value, = TASK.reward([problem.prompt], [text],
-                         **{key: [value] for key, value in problem.columns.items()})
+    value, = TASK.reward([problem.prompt], [text], thing=[problem.columns["thing"]])
     return value
+
+
+def fitting(problem):
+    return FITTING[KIND[problem.columns["thing"]]]
 
 
 # ---- the gold reward
 
-@pytest.mark.parametrize("text, sixths", [
-    ("fresh crisp tasty rich spicy warm", 6),               # the docstring's example
-    ("", 0), ("   \n", 0), ("fresh", 1), ("fresh crisp", 2), (" fresh\n crisp ", 2),
-    ("fresh fresh", 0),                                     # a repetition costs what it earned
-    ("sweet", -1), ("fresh sweet", 0),                      # to be avoided
-    ("ugly", -1), ("kind", -1), ("soup", -1), ("Fresh", -1), ("fresh,", -1),
-    ("fresh crisp tasty rich spicy warm juicy", 5),         # a seventh word, though it fits
-    ("ugly fresh crisp tasty rich spicy warm", 3),          # it pushes a sixth fitting one out
-    ("fresh ugly crisp sweet kind warm", 0), ("ugly nasty lousy", -3),
+@pytest.mark.parametrize("text, eighths", [
+    ("fresh creamy rich tasty", 4),                         # the docstring's example
+    ("", 0), ("   \n", 0), ("fresh", 1), (" fresh\n warm ", 2),
+    ("fresh fresh", 0), ("fresh warm fresh fresh", 0),      # a repetition costs a word
+    ("ugly", -1), ("kind", -1), ("sturdy", -1), ("soup", -1), ("Fresh", -1), ("fresh,", -1),
+    ("fresh crisp sweet rich tasty ripe spicy warm", 8),
+    ("fresh crisp sweet rich tasty ripe spicy warm juicy", 7),      # a ninth word, though it fits
+    ("ugly fresh crisp sweet rich tasty ripe spicy warm", 5),       # pushes a fitting one out
+    ("fresh ugly warm kind", 0), ("ugly nasty lousy", -3),
 ])
-def test_gold_by_hand(text, sixths):
-    assert reward(text) == sixths / MOST
+def test_gold_by_hand(text, eighths):
+    assert reward(text) == eighths / 8
 
 
 @given(said)
 def test_gold_is_counted_word_by_word(words):
-    """From left to right: +1/6 for a new fitting word among the first six, -1/6 for any other."""
+    """From left to right: +1 for a new fitting word among the first eight, -1 for any other."""
     total, seen = 0, set()
     for place, word in enumerate(words):
-        fits = (word in FITTING["food"] and word not in ("ripe", "sweet") and word not in seen
-                and place < MOST)
-        total += 1 if fits else -1
+        total += 1 if word in FITTING["food"] and word not in seen and place < 8 else -1
         seen.add(word)
-    assert reward(" ".join(words)) == pytest.approx(total / MOST)
-    assert -len(words) / MOST <= reward(" ".join(words)) <= 1.0
+    assert reward(" ".join(words)) == pytest.approx(total / 8)
+    assert -len(words) / 8 <= reward(" ".join(words)) <= 1.0
 
 
 @given(said, st.sampled_from(WORDS))
-def test_each_further_word_costs_or_earns_a_sixth(words, word):
-    change = gold([*words, word], "soup", ("ripe", "sweet")) - gold(words, "soup", ("ripe", "sweet"))
+def test_each_further_word_costs_or_earns_an_eighth(words, word):
+    change = reward(" ".join([*words, word])) - reward(" ".join(words))
     assert abs(change) == pytest.approx(1 / MOST)
 
 
-@given(said.filter(lambda words: len(words) <= MOST), st.randoms())
-def test_up_to_six_words_may_stand_in_any_order(words, rng):
-    value = gold(words, "soup", ("ripe", "sweet"))
+@given(said.filter(lambda words: len(words) <= MOST), st.randoms(use_true_random=False))
+def test_up_to_eight_words_may_stand_in_any_order(words, rng):
+    value = reward(" ".join(words))
     rng.shuffle(words)
-    assert gold(words, "soup", ("ripe", "sweet")) == value
+    assert reward(" ".join(words)) == value
 
 
 def test_every_problem_can_earn_everything():
     for problem in TRAINING + HELD_OUT:
-        fitting = [w for w in FITTING[KIND[problem.columns["thing"]]]
-                   if w not in problem.columns["avoid"]]
-        assert len(fitting) >= 8                            # demonstrate takes up to 8
-        assert reward(" ".join(fitting[:MOST]), problem) == 1.0
+        assert len(set(fitting(problem))) == 10             # demonstrate takes up to 8 of them
+        assert reward(" ".join(fitting(problem)[:MOST]), problem) == 1.0
 
 
 def test_reward_takes_columns_as_lists():
-    baker = Problem("", {"thing": "baker", "avoid": ("kind", "wise")})
-    assert TASK.reward(["", ""], ["brave", "brave"], thing=["baker", "soup"],
-                       avoid=[baker.columns["avoid"], ("ripe", "sweet")]) == [1 / 6, -1 / 6]
+    assert TASK.reward(["", ""], ["brave", "brave"], thing=["baker", "soup"]) == [1 / 8, -1 / 8]
     with pytest.raises(ValueError):
-        TASK.reward([""], ["a", "b"], thing=["soup"], avoid=[("ripe", "sweet")])
+        TASK.reward([""], ["a", "b"], thing=["soup"])
 
 
 # ---- the words
@@ -94,16 +91,15 @@ def test_no_word_fits_two_kinds_and_none_is_rude():
 
 # ---- splits
 
-def test_splits_share_no_problem_and_prompts_say_what_columns_hold():
+def test_splits_share_no_problem():
     prompts = [p.prompt for p in TRAINING + HELD_OUT]
-    assert len(set(prompts)) == len(prompts) == 40 * 45
-    assert 120 <= len(HELD_OUT) <= 240
+    assert len(set(prompts)) == len(prompts) == 40 * 30 == 40 * len(set(NAMES))
+    assert 200 <= len(HELD_OUT) <= 400
     for held, problems in ((False, TRAINING), (True, HELD_OUT)):
         for problem in problems:
-            thing, (first, second) = problem.columns["thing"], problem.columns["avoid"]
-            assert problem.prompt == f"Praise the {thing}. Avoid: {first}, {second}.\n"
-            assert is_held_out([thing, first, second]) == held
-            assert {first, second} < set(FITTING[KIND[thing]])
+            thing, name = problem.columns["thing"], problem.prompt.split()[-1].strip(".")
+            assert problem.prompt == f"Praise the {thing} for {name}.\n"
+            assert is_held_out([thing, name], share=4) == held
 
 
 def test_held_out_problems_are_never_sampled():
@@ -128,27 +124,27 @@ def mean_gold(faults):
 
 
 def test_more_faults_earn_less():
+    """Without faults each of 2 to 8 words earns an eighth, with nothing else each costs one."""
     means = [mean_gold(faults) for faults in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    assert all(low < high - 0.1 for high, low in zip(means, means[1:])), means
-    assert means[0] > 0.5 and means[-1] < -0.6
+    assert all(low < high - 0.2 for high, low in zip(means, means[1:])), means
+    assert [means[0], means[-1]] == pytest.approx([5 / 8, -5 / 8], abs=0.03)
 
 
 @pytest.mark.parametrize("faults", [0.0, 0.5, 1.0])
 def test_a_demonstration_has_2_to_8_words_with_faults_of_every_kind(faults):
-    rng, found = random.Random(2), Counter()
+    rng, found, lengths = random.Random(2), Counter(), Counter()
     for problem in TASK.sample(800, rng):
         words = TASK.demonstrate(problem, rng, faults).split()
-        assert 2 <= len(words) <= 8
-        fitting, avoid = FITTING[KIND[problem.columns["thing"]]], problem.columns["avoid"]
+        lengths[len(words)] += 1
         for k, word in enumerate(words):
-            found["repeated" if word in words[:k] else "rude" if word in RUDE else "avoid"
-                  if word in avoid else "fitting" if word in fitting else "other"] += 1
-    if faults == 0:
-        assert set(found) == {"fitting"}
-    elif faults == 1:
-        assert set(found) == {"repeated", "rude", "avoid", "other"}
-    else:
-        assert all(found[kind] > 100 for kind in ("repeated", "rude", "avoid", "fitting", "other"))
+            found["repeated" if word in words[:k] else "rude" if word in RUDE else "fitting"
+                  if word in fitting(problem) else "other"] += 1
+    assert set(lengths) == set(range(2, MOST + 1)) and min(lengths.values()) > 60
+    total = sum(found.values())
+    assert found["fitting"] / total == pytest.approx(1 - faults, abs=0.03)
+    if faults:
+        assert found["other"] > 300 and found["rude"] > 300 and found["repeated"] > 30
+        assert found["rude"] / found["other"] == pytest.approx(1, abs=0.4)
 
 
 def test_demonstrations_follow_from_the_generator():
@@ -168,21 +164,18 @@ def test_merit_under_each_principle(words):
 
 
 def test_principles_disagree():
-    long, short, rude = "fresh crisp tasty", "fresh", "fresh crisp tasty rich ugly"
-    merit = {name: [TASK.merit(SOUP, text, name) for text in (long, short, rude)]
-             for name in PRINCIPLES}
-    assert set(TASK.principles) == set(PRINCIPLES) == {"fitting", "brief", "polite"}
-    best = {name: max(range(3), key=lambda k: values[k]) for name, values in merit.items()}
-    assert best["fitting"] == 0 and best["brief"] == 1
-    assert merit["polite"][2] < merit["polite"][0] == merit["polite"][1]
+    texts = "fresh crisp warm", "fresh", "fresh crisp warm rich ripe ugly"
+    merit = {name: [TASK.merit(SOUP, text, name) for text in texts] for name in PRINCIPLES}
+    assert set(TASK.principles) == set(merit) == {"fitting", "brief", "polite"}
+    assert [values.index(max(values)) for values in merit.values()] == [2, 1, 0]
+    assert merit["polite"][0] == merit["polite"][1]
 
 
 # ---- knobs and parsing
 
 @given(st.text())
 def test_parse_never_raises(text):
-    found = TASK.parse(text)
-    assert found == (tuple(text.split()) or None)
+    assert TASK.parse(text) == (tuple(text.split()) or None)
     assert reward(text) <= 1.0
 
 
@@ -193,5 +186,5 @@ def test_noise_that_makes_no_sense_is_refused(noise):
 
 
 def test_the_reward_is_hidden_and_noise_does_not_touch_it():
-    assert TASK.hidden and Wording(noise=0.4).reward([""], ["fresh"], thing=["soup"],
-                                                     avoid=[("ripe", "sweet")]) == [1 / 6]
+    assert TASK.hidden
+    assert Wording(noise=0.4).reward([""], ["fresh"], thing=["soup"]) == [1 / 8]

@@ -104,12 +104,5 @@ def train(run, cfg):
         norm = policy.step(cfg.lr, cfg.max_grad_norm)
         critic.step(cfg.critic_lr, cfg.max_grad_norm)
         yield {**meter.means(), **describe(rollout, reward, cfg.group),
-               "explained_variance": explained_variance(value_old, ret, rollout.mask),
+               "explained_variance": ops.explained_variance(value_old, ret, rollout.mask),
                "grad_norm": norm, "learning_rate": cfg.lr}
-
-
-def explained_variance(value, ret, mask):
-    """1 - Var(R - V) / Var(R) over chosen tokens; 0 where the returns do not vary.  -> float"""
-    value, ret = value[mask], ret[mask]
-    whole = ret.var(correction=0)
-    return float(1 - (ret - value).var(correction=0) / whole) if whole > 1e-8 else 0.0

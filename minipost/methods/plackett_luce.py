@@ -51,7 +51,8 @@ class Config:
 
 def left(scores):
     """log sum exp of each place's score and those ranked below it.  (b, K) -> (b, K)"""
-    return scores.flip(1).logcumsumexp(1).flip(1)
+    above = torch.ones(scores.shape[1], scores.shape[1], device=scores.device).tril(-1).bool()
+    return torch.where(above, -torch.inf, scores[:, None, :]).logsumexp(2)
 
 
 def loss(scores, *, count):

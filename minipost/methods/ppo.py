@@ -189,11 +189,5 @@ def optimise(run, cfg):
         if cfg.control == "adaptive":
             beta = run.carried["beta"] = adapted(beta, per_answer, len(rollout), cfg)
         yield {**meter.means(len(norms)), **metrics, **describe(rollout, score, 1),
-               "explained_variance": explained_variance(value_old, ret, mask),
+               "explained_variance": ops.explained_variance(value_old, ret, mask),
                "grad_norm": sum(norms) / len(norms), "learning_rate": cfg.lr}
-
-
-def explained_variance(value, ret, mask):
-    """1 - Var(R - V) / Var(R) over chosen tokens: 1 is a perfect critic, 0 a useless one."""
-    value, ret = value[mask], ret[mask]
-    return float(1 - (ret - value).var() / (ret.var() + 1e-8))

@@ -8,12 +8,13 @@ where it scored below:
 
     dL/dlogp_t = -A_i / N on answer tokens, 0 elsewhere
 
-With B answers the mean of -dL over samples is B/N times the gradient of the mean reward, whatever
-b is, as long as b does not depend on the answers that it is subtracted from.  So b is a moving
-average of earlier steps; it takes away variance, not bias.
+For B answers (1/B) sum_i A_i grad log pi(y_i) is on average the gradient of the mean reward,
+whatever b is, as long as b does not depend on the answers that it is subtracted from.  So b is a
+moving average of earlier steps; it takes away variance and brings no bias.
 
-Where we differ from the paper: a rollout of many answers makes one update, by Adam, and their
-sum is divided by their tokens.  Answers that score exactly b are left out: their gradient is zero.
+Where we differ from the paper: a rollout of many answers makes one update, by Adam, and their sum
+is divided by their tokens N, not by their number B, so that a step is as large for long answers as
+for short ones.  Answers that score exactly b are left out: their gradient is zero.
 """
 
 from dataclasses import dataclass

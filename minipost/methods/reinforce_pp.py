@@ -1,7 +1,7 @@
 """REINFORCE++ (Hu et al. 2025, arxiv.org/abs/2501.03262).
 
 REINFORCE with three things of PPO but without its critic: the KL is paid token by token, the clip
-lets a rollout be used more than once, and the returns are whitened, which is the baseline:
+lets a rollout be used more than once, and the returns are whitened; their mean is the baseline:
 
     r_t = -beta log old/ref  + (score, at the last token)
     R_t = r_t + r_(t+1) + ... to the end of the answer
@@ -15,9 +15,11 @@ KL from itself on, since it has no part in what was paid before.  One mean and o
 the whole rollout: a prompt on which all answers tie still teaches, unlike in GRPO and RLOO, namely
 that it went better or worse than the others.
 
-Where we differ from the paper: there are G answers per prompt, to compare at an equal budget with
-methods that need them, and their group is not looked at (as it is in the paper's variant "w/
-baseline"); the score is not clipped.  With beta = 0 no reference is kept.
+The G answers per prompt are there to compare at an equal budget with methods that need them; they
+are treated as G prompts.  (The paper's variant "w/ baseline" takes their mean off first.)
+
+Where we differ from the authors' code (OpenRLHF): neither the score nor the KL is cut off at 10.
+With beta = 0 no reference is kept.
 """
 
 from dataclasses import dataclass

@@ -9,12 +9,12 @@ REINFORCE with G answers to each prompt; the baseline of one is the mean score o
 
     dL/dlogp_t = -A_i / N on answer tokens, 0 elsewhere
 
-The siblings say nothing about the answer itself, so the mean of -dL over samples is B/N times the
-gradient of E[r] - beta KL(pi || ref), without the (G-1)/G that a mean over the whole group brings.
-The price is a number by the time of the update, and rightly so: the part of the gradient that
-goes through log pi itself is zero on average.
+What the siblings score does not depend on the answer, so (1/B) sum_i A_i grad log pi(y_i) is on
+average the gradient of E[r] - beta KL(pi || ref), without the factor (G-1)/G that the mean of the
+whole group would bring.  The price counts as a number: the part of the gradient that goes through
+its own log pi is zero on average.
 
-Where we differ from the paper: the sum is divided by the tokens of the step, not by its answers.
+Where we differ from the paper: the sum is divided by its answer tokens N, not by its answers B.
 With beta = 0 no reference is kept, and answers whose group ties are left out: their gradient is
 exactly zero.
 """

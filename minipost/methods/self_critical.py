@@ -3,7 +3,7 @@
 REINFORCE whose baseline is the score of the policy's own greedy answer to the same prompt, so an
 answer becomes likelier when it beats what the policy would say if it were asked in earnest:
 
-    A_i = R_i - R(greedy answer to the prompt of i)                                    (sec. 3.2)
+    A_i = R_i - R(greedy answer to the prompt of i)
     L   = -(1/N) sum_i sum_t A_i logp_t                        N answer tokens in the gradient step
 
     dL/dlogp_t = -A_i / N on answer tokens, 0 elsewhere
@@ -13,8 +13,9 @@ and nothing is estimated over time: the baseline is as new as the policy.  ReMax
 arxiv.org/abs/2310.10505) is the same for language models.  Greedy decoding costs one more answer
 per prompt.
 
-Where we differ from the papers: G samples share a greedy answer, the sum is divided by their
-tokens, and there is no KL.  Answers that tie with it are left out: their gradient is zero.
+Where we differ from the papers: G samples share a greedy answer, their sum is divided by their
+tokens N, not by their number B, and there is no KL.  Answers that score as the greedy one does are
+left out: their gradient is zero.
 """
 
 from dataclasses import dataclass

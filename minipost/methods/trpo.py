@@ -27,9 +27,9 @@ old weights are put back bit for bit.  Hence every accepted step keeps the bound
 
     dL/dlogp_t = rho_t A_t / N    (`loss` is -L)
 
-Where we differ from the paper: the advantage is what an answer's reward exceeds its siblings' mean by,
-which is the vine estimate (sec. 5.2) with the prompt as the only branching state, and needs no critic;
-F is taken over some of the rollout's answers, as there.
+Where we differ from the paper: the advantage of an answer is its reward less its group's mean, which
+is the vine estimate (sec. 5.2) with the prompt as the only branching state, and needs no critic.  As
+there, F is taken over some of the rollout's answers, and K and L over all.
 """
 
 import math
@@ -70,11 +70,6 @@ class Config:
                                     tries=1), above=dict(temperature=0, delta=0, shrink=0))
         if self.shrink >= 1:
             raise MinipostError(f"shrink is {self.shrink}; expected less than 1")
-
-
-def leave_one_out(reward, group):
-    """Reward less the mean of the siblings; exactly 0 when all tie.  (P*G,) -> (P*G,)"""
-    return ops.group_centred(reward, group).flatten() * (group / (group - 1))
 
 
 def loss(logp, logp_old, adv, mask, *, count):
@@ -192,7 +187,7 @@ def train(run, cfg):
         problems = run.problems(cfg.prompts)
         rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
-        adv = leave_one_out(reward, cfg.group)
+        adv = ops.group_centred(reward, cfg.group).flatten()
         count = int(rollout.mask.sum())
         batches = [(i, rollout[i]) for i in run.micro_batches(range(len(rollout)),
                                                               rollout.lengths)]

@@ -1,12 +1,12 @@
-r"""Wording: praise two things in up to eight words that fit, with an exact but hidden reward.
+r"""Wording: praise a thing in up to eight words that fit, with an exact but hidden reward.
 
-    prompt      Praise the soup and the lake.\n
-    completion  fresh quiet creamy calm airy
+    prompt      Praise the soup for Anna.\n
+    completion  fresh creamy rich tasty
 
-The gold reward of a completion counts its words: +1 for each of the first eight that fits one of the
-two things and was not said before, -1 for every other word, divided by eight.  It is what people would
-want and could not write down, so no learner sees it (`hidden`): it labels pairs, with `noise` as the
-share of labels that come out wrong, and it measures what was learnt from them.
+The gold reward of a completion counts its words: +1 for each of the first eight that fits the kind of
+thing and was not said before, -1 for every other word, divided by eight.  It is what people would want
+and could not write down, so no learner sees it (`hidden`): it labels pairs, with `noise` as the share
+of labels that come out wrong, and it measures what was learnt from them.
 
 A judge compares two answers to the same question (tasks/base.py) by one of three principles: more
 fitting words and no others, which is the gold reward, fewer words, or fewer rude words.
@@ -14,7 +14,7 @@ fitting words and no others, which is the gold reward, fewer words, or fewer rud
 
 import random
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import product
 
 from minipost.errors import MinipostError
 from minipost.tasks.base import Problem, is_held_out
@@ -38,6 +38,8 @@ KINDS = {  # kind: (things, words that fit them)
 RUDE = tuple("ugly stupid awful nasty lousy rotten".split())
 KIND = {thing: kind for kind, (things, _) in KINDS.items() for thing in things.split()}
 FITTING = {kind: tuple(words.split()) for kind, (_, words) in KINDS.items()}
+NAMES = ("Anna Ben Clara David Emma Felix Greta Hugo Ida Jonas Karl Laura Max Nina Oskar Paula Ralf "
+         "Sara Tom Ute Viktor Wanda Yara Zoe Erik Fred Hans Jana Lena Mara").split()
 PRINCIPLES = {
     "fitting": "fitting words, no others",
     "brief": "fewer words",
@@ -47,7 +49,7 @@ PRINCIPLES = {
 
 @dataclass(frozen=True)
 class Wording:
-    """Praise two things in fitting words; the gold reward is at most 1.0."""
+    """Praise a thing in fitting words; the gold reward is at most 1.0."""
 
     noise: float = 0.0  # share of preference labels that come out wrong
 
@@ -72,9 +74,9 @@ class Wording:
 
         Of faults, one in 25 repeats a word, the others are as often rude as fitting other things.
         """
-        rng, kinds = rng or random.Random(0), [KIND[thing] for thing in problem.columns["things"]]
-        fitting = [word for kind in kinds for word in FITTING[kind]]
-        others = [word for kind in FITTING if kind not in kinds for word in FITTING[kind]]
+        rng, own = rng or random.Random(0), KIND[problem.columns["thing"]]
+        fitting = list(FITTING[own])
+        others = [word for kind in FITTING if kind != own for word in FITTING[kind]]
         rng.shuffle(fitting)
         said = []
         for _ in range(rng.randint(2, MOST)):
@@ -90,9 +92,9 @@ class Wording:
         """The words of a completion, or None if it has none."""
         return tuple(text.split()) or None
 
-    def reward(self, prompts, completions, things, **columns):
+    def reward(self, prompts, completions, thing, **columns):
         """The gold reward of each completion: at most 1.0, and 0.0 for saying nothing."""
-        return [gold(text.split(), row) for text, row in zip(completions, things, strict=True)]
+        return [gold(text.split(), row) for text, row in zip(completions, thing, strict=True)]
 
     def merit(self, problem, text, principle):
         """How good a completion is under a principle; more is better."""
@@ -101,22 +103,21 @@ class Wording:
             return -len(words)
         if principle == "polite":
             return -sum(word in RUDE for word in words)
-        return gold(words, problem.columns["things"])
+        return gold(words, problem.columns["thing"])
 
 
-def gold(words, things):
+def gold(words, thing):
     """+1 for each new fitting word among the first MOST, -1 for every other word, over MOST."""
-    fitting = {word for thing in things for word in FITTING[KIND[thing]]}
-    return (2 * len(fitting.intersection(words[:MOST])) - len(words)) / MOST
+    good = set(words[:MOST]).intersection(FITTING[KIND[thing]])
+    return (2 * len(good) - len(words)) / MOST
 
 
 def problems():
-    """Every two things of different kinds, in both orders: (training, held-out)."""
+    """Every thing for everybody: (training, held-out)."""
     found = {False: [], True: []}
-    for things in permutations(KIND, 2):
-        if KIND[things[0]] != KIND[things[1]]:
-            found[is_held_out(things, share=4)].append(Problem(
-                f"Praise the {things[0]} and the {things[1]}.\n", {"things": things}))
+    for thing, name in product(KIND, NAMES):
+        found[is_held_out([thing, name], share=4)].append(
+            Problem(f"Praise the {thing} for {name}.\n", {"thing": thing}))
     random.Random(0).shuffle(found[True])
     return tuple(found[False]), tuple(found[True])
 

@@ -1,0 +1,166 @@
+"""The alignment and Fisher parts of BENCHMARKS.md: `python -m scripts.bench alignment fisher`.
+
+alignment: reward models, RLHF from gold labels beside RLAIF at an equal budget, and what happens to
+the gold reward when the price of KL is taken away.  fisher: TRPO's Fisher-vector product both ways.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SEEDS = (0, 1, 2)
+REWARD_MODELS = {"reward": (), "reward, 20% of labels wrong": ("--noise", "0.2"),
+                 "plackett-luce": (), "orm": (), "prm": ()}
+ALIGNED = {
+    "ppo": (), "rlaif": (), "rlaif --learner dpo": (), "ppo --beta 0": (),
+    "rlaif --principle brief": (),
+}
+LAST = 4  # rollouts at the end over which a run's last values are averaged
+
+
+def trained(args, name, extra, seed):
+    """One run with default settings: (summary, lines of metrics.jsonl), or its last error line."""
+    algo, *flags = name.partition(",")[0].split()
+    out = ROOT / "runs" / f"bench-{name.replace(' ', '_').replace(',', '').replace('%', '')}-{seed}"
+    command = [sys.executable, "-m", "minipost.train", "--algo", algo, *flags, *extra, "--seed",
+               str(seed), "--model", args.model, "--out", str(out)]
+    command += ["--steps", "2", "--eval-n", "20"] if args.quick else []
+    done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.PIPE)
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or ["no message"])[-1]
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return json.loads((out / "summary.json").read_text()), [json.loads(line) for line in lines]
+
+
+def show(s):
+    return f"{s['value']:.3f} [{s['low']:.3f}, {s['high']:.3f}]"
+
+
+def reward_rows(args):
+    """Held-out pair accuracy, calibration and best-of-n of every reward model."""
+    for name, extra in REWARD_MODELS.items():
+        for seed in SEEDS[:1] if args.quick else SEEDS:
+            found = trained(args, name, extra, seed)
+            if isinstance(found, str):
+                yield [name, str(seed), f"failed: {found}", *[""] * 5]
+                continue
+            summary, all_ = found[0], found[0]["all"]
+            after = {key.partition(",")[0]: row["after"] for key, row in all_.items()}
+            yield [name, str(seed), summary["task"], show(after["pair accuracy"]),
+                   show(after["calibration error"]), show(after["one sample"]),
+                   show(after["best of 8"]), show(after["exact best of 8"]),
+                   f"{summary['seconds']:.0f}"]
+
+
+def last(lines, name):
+    """A metric's mean over the last rollouts, or None where it was never logged."""
+    values = [line[name] for line in lines if line.get(name) is not None][-LAST:]
+    return statistics.mean(values) if values else None
+
+
+def aligned_rows(args, gains):
+    """Score, gold and KL of the pipelines; `gains` receives {name: [gold gain per seed]}."""
+    for name, extra in ALIGNED.items():
+        for seed in SEEDS[:1] if args.quick else SEEDS:
+            found = trained(args, name, extra, seed)
+            if isinstance(found, str):
+                yield [name, str(seed), f"failed: {found}", *[""] * 7]
+                continue
+            summary, lines = found
+            gold = [line["gold"] for line in lines if line.get("gold") is not None]
+            agreement = [line["agreement"] for line in lines if line.get("agreement") is not None]
+            labelled = sum(line.get("pairs", 0) for line in lines)
+            if gold:
+                gains.setdefault(name, []).append(last(lines, "gold") - gold[0])
+            cells = [last(lines, key) if gold else None for key in ("reward", "kl_per_answer")]
+            yield [name, str(seed), show(summary["before"]), f"{gold[0]:.3f}" if gold else "",
+                   show(summary["after"]), *("" if c is None else f"{c:.2f}" for c in cells),
+                   f"{statistics.mean(agreement):.3f}" if agreement else "", f"{labelled:,}",
+                   f"{summary['seconds']:.0f}"]
+
+
+def alignment(args, machine, table, write):
+    rewards = []
+    for row in reward_rows(args):
+        print(" | ".join(row), flush=True)
+        rewards.append(row)
+    gains, aligned = {}, []
+    for row in aligned_rows(args, gains):
+        print(" | ".join(row), flush=True)
+        aligned.append(row)
+    notes = []
+    if gains.get("ppo") and gains.get("rlaif"):
+        ratios = [ai / gold for ai, gold in zip(gains["rlaif"], gains["ppo"])]
+        notes = ["", "Gold gained by PPO over the fine-tuned policy (last four rollouts less the "
+                 "first), from the judge's labels over from gold labels, by seed: "
+                 + ", ".join(f"{ratio:.2f}" for ratio in ratios)
+                 + f"; wanted at least 0.90, mean {statistics.mean(ratios):.2f}."]
+    write(args.out, "alignment", [
+        "## Reward models, RLHF and RLAIF", "", machine(), "",
+        "`python -m scripts.bench alignment`; each row is `python -m minipost.train --algo METHOD "
+        "--seed SEED` with default settings and what the row says.  Held out, 95% intervals.", "",
+        "Reward models: which of two different answers of the base model to a held-out prompt is "
+        "better (noise-free), how far the stated chance is from the truth, and the exact reward of "
+        "one sample, of the best of 8 by the model, and of the truly best of the 8.", "",
+        *table(["method", "seed", "task", "pair accuracy", "calibration error", "one sample",
+                "best of 8", "exact best of 8", "training s"], rewards), "",
+        "RLHF (`ppo`: labels from the hidden gold reward) and RLAIF (labels from the judge), with "
+        "the same number of steps, prompts and labels.  Gold is held out before and after, sampled; "
+        "the fine-tuned policy's is that of the first PPO rollout.  The score is the reward model's "
+        "own, in deviations of the fine-tuned policy's answers; KL is exact, in nats per answer, "
+        "over the last four rollouts.", "",
+        *table(["method", "seed", "gold before", "gold after SFT", "gold after", "score",
+                "KL per answer", "judge agrees with gold", "labels", "training s"], aligned),
+        *notes,
+    ])
+
+
+def fisher(args, machine, table, write):
+    """Seconds of one Fisher-vector product in both forms, alternated, and of a gradient."""
+    import torch
+
+    from minipost import checkpoint
+    from minipost.methods import trpo
+    from minipost.rollout import logprobs
+    from minipost.run import Learner, Run
+    from minipost.tasks import Arithmetic
+
+    torch.set_num_threads(1)
+    model, vocabulary = checkpoint.load(ROOT / args.model)
+    task = Arithmetic()
+    run = Run(Learner(model), vocabulary, task, task.reward)
+    rollout = run.sample(run.problems(8), 4, temperature=1.0)
+    batches = [rollout[i] for i in run.micro_batches(range(len(rollout)), rollout.lengths)]
+    vector = torch.randn(run.policy.flat.shape, generator=torch.Generator().manual_seed(0))
+
+    def gradient(learner, batch, temperature, vector):
+        logprobs(learner.module, batch, temperature).sum().backward()
+        return learner.grad
+
+    forms = {"jacobian": trpo.product_jacobian, "hessian": trpo.product_hessian,
+             "gradient": gradient}
+    seconds, values = {name: [] for name in forms}, {}
+    for _ in range(2 if args.quick else 9):
+        for name, form in forms.items():
+            start = time.perf_counter()
+            values[name] = sum(form(run.policy, batch, 1.0, vector) for batch in batches)
+            seconds[name].append(time.perf_counter() - start)
+    gap = float((values["jacobian"] - values["hessian"]).norm() / values["hessian"].norm())
+    middle = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    pairs = [h / j for j, h in zip(seconds["jacobian"][1:], seconds["hessian"][1:])]
+    rows = [[name, f"{1000 * value:.0f} ms", f"{value / middle['gradient']:.2f}"]
+            for name, value in middle.items()]
+    write(args.out, "fisher", [
+        "## TRPO's Fisher-vector product, two ways", "", machine(), "",
+        "`python -m scripts.bench fisher`: one product over 32 answers of the base model, one "
+        "process of one thread, the forms alternated; medians.", "",
+        *table(["form", "time", "of a gradient"], rows), "",
+        f"The gradient of a gradient takes {statistics.median(pairs):.2f} times as long "
+        f"[{min(pairs):.2f}, {max(pairs):.2f}] as the Jacobian form, so TRPO uses the latter; their "
+        f"results differ by {gap:.0e} of their norm in float32.",
+    ])
