@@ -7,14 +7,18 @@ class MinipostError(ValueError):
     """Something the user can mend, said in one sentence; the command lines print it and exit 1."""
 
 
-def require(settings, *, at_least=None, above=None):
-    """Hold named fields of a dataclass to a least value, or to more than one; inf and nan fail.
+def require(settings, *, at_least=None, above=None, at_most=None):
+    """Hold named fields of a dataclass to their bounds; inf and nan fail those of every kind.
 
     MinipostError names the field, its value and what was expected.
     """
-    for bounds, words in ((at_least or {}, "at least"), (above or {}, "more than")):
-        for name, bound in bounds.items():
+    holds = {
+        "at least": (at_least, lambda value, bound: value >= bound),
+        "more than": (above, lambda value, bound: value > bound),
+        "at most": (at_most, lambda value, bound: value <= bound),
+    }
+    for words, (bounds, within) in holds.items():
+        for name, bound in (bounds or {}).items():
             value = getattr(settings, name)
-            enough = value >= bound if bounds is at_least else value > bound
-            if not (enough and math.isfinite(value)):
+            if not (math.isfinite(value) and within(value, bound)):
                 raise MinipostError(f"{name} is {value}; expected {words} {bound}")

@@ -123,9 +123,12 @@ def gae(reward, value, mask, gamma, lam):
 
 
 def whiten(x, mask):
-    """Shift and scale x to mean 0 and variance 1 over chosen tokens; zero elsewhere.  (B, T)"""
-    count = mask.sum()
-    gap = (x - masked_sum(x, mask) / count).where(mask, 0.0)
+    """Shift and scale x to mean 0 and variance 1 over chosen tokens; zero elsewhere.  (B, T)
+
+    Exactly zero everywhere when all are equal: their mean may round off.
+    """
+    count, some = mask.sum(), x[mask]
+    gap = (x - masked_sum(x, mask) / count).where(mask & (some != some[:1]).any(), 0.0)
     return gap / (masked_sum(gap.square(), mask) / count + 1e-8).sqrt()
 
 

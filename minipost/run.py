@@ -18,7 +18,7 @@ import torch
 
 from minipost import parallel
 from minipost.errors import MinipostError
-from minipost.rollout import Rollout, final_score, generate, repeats
+from minipost.rollout import Rollout, final_score, generate, logprobs, repeats
 
 SKIPS_ALLOWED = 5  # steps in a row that may be dropped for a gradient that is not finite
 
@@ -115,6 +115,13 @@ class Learner:
             mine.copy_(tensors[saved])
         self.assign(self.master)
         self.updates, self.skipped, self.skips_in_a_row = numbers
+
+
+def cosine(peak, step, steps, warmup):
+    """Learning rate of a step: a linear climb to `peak`, then a cosine that ends at zero."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup)))) / 2
 
 
 class Meter:
@@ -301,6 +308,13 @@ class Run:
         found, = self.for_all(lambda batch: [final_score(model, batch)[:, None]], seqs)
         return found[:, 0]
 
+    def log_ratio(self, rollout, reference, temperature):
+        """log pi/ref of each sampled token, 0 where no reference is kept.  (B, T)"""
+        if reference is None:
+            return torch.zeros_like(rollout.logp)
+        logp_ref, = self.for_all(lambda batch: [logprobs(reference, batch, temperature)], rollout)
+        return rollout.logp - logp_ref
+
     @torch.no_grad()
     def for_all(self, f, seqs, outputs=1):
         """What f(batch) gives for all rows, computed in shares and gathered in every rank.
@@ -354,7 +368,7 @@ def describe(rollout, reward, group):
     by_group = reward.view(-1, group)
     return {
         "reward": float(reward.mean()),
-        "reward_std": float(by_group.std(1).mean() if group > 1 else reward.std()),
+        "reward_std": float(by_group.std(1).mean() if group > 1 else reward.std(correction=0)),
         "frac_reward_zero_std": float((by_group == by_group[:, :1]).all(1).float().mean()),
         "completions/mean_length": float(rollout.lengths.float().mean()),
         "completions/clipped_ratio": float((~rollout.finished).float().mean()),

@@ -112,13 +112,15 @@ class Runner:
         self.child, self.stopped = None, False
 
     def handle(self, number, frame):
-        self.stopped = True
+        again, self.stopped = self.stopped, True
         if self.child:
             self.child.send_signal(signal.SIGINT)
-        print("\nfinishing the step in progress, then saving", file=sys.stderr, flush=True)
+        print("\nstopping at once" if again else
+              "\nfinishing the step in progress, then saving (once more: stop at once)",
+              file=sys.stderr, flush=True)
 
     def run(self, directory, arguments):
-        """Start or continue a run; None, or the last line of what it said before it failed."""
+        """Start or continue a run; None, or what it said last before it failed."""
         with open(directory / "log.txt", "a+", encoding="utf-8") as file:
             start = file.seek(0, os.SEEK_END)
             self.child = subprocess.Popen(
@@ -129,7 +131,10 @@ class Runner:
             code = self.child.wait()
             self.child = None
             file.seek(start)
-            return last_line(file.read()) if code else None
+            said = last_line(file.read())
+        if code < 0:
+            return f"ended by signal {-code} after saying: {said}"
+        return said if code else None
 
 
 def make(args, runner):
@@ -164,7 +169,7 @@ def make(args, runner):
 def clear(directory, origin):
     """Make room for a new run; what is left of an older one no longer looks finished."""
     directory.mkdir(parents=True, exist_ok=True)
-    for stale in ("summary.json", "config.json", "log.txt"):
+    for stale in ("summary.json", "config.json", "state/state.safetensors", "log.txt"):
         (directory / stale).unlink(missing_ok=True)
     (directory / "origin").write_text(origin)
 
@@ -346,8 +351,7 @@ def pooled(runs):
 
     Seeds are put together step by step as far as all of them go, and then at their ends.
     """
-    ends = min(run.curve[-1][0] for run in runs)
-    inner = [{step: point for step, *point in run.curve[:-1] if step < ends} for run in runs]
+    inner = [{step: point for step, *point in run.curve[:-1]} for run in runs]
     steps = sorted(set.intersection(*map(set, inner)))
     points = [[curve[step] for curve in inner] for step in steps]
     points.append([run.curve[-1][1:] for run in runs])

@@ -1,7 +1,7 @@
 """Train checkpoints/base from nothing: `make base`.
 
-The corpus is written on the fly by the tasks: worked sums with slips, sums answered directly,
-countdown moves good and bad, praise in words good and bad, comparisons of two such praises under
+The corpus is written on the fly by the tasks: worked sums with slips, sums whose steps are
+checked and mended on the way, sums answered directly, countdown moves good and bad, praise in words good and bad, comparisons of two such praises under
 a written principle, and the words that the facts are made of, without the facts.  Problems come
 from the training splits only.  The slips and the bad moves are there on purpose: a base model
 that has seen mistakes makes them, and so leaves the methods something to mend.
@@ -29,6 +29,7 @@ from minipost.tasks.wording import PRINCIPLES, Wording
 from minipost.tokenizer import BOS, EOS, PAD, Tokenizer
 
 SLIP = 0.13     # chance that a worked step goes wrong, so 5 steps in a row are right half the time
+CHECKED = 0.25  # the same where every step is checked at once and written again if it is wrong
 BAD = 0.3       # chance that a countdown move is drawn at random
 FAULTS = 0.5    # chance that a word of praise is a fault
 
@@ -57,11 +58,13 @@ class Corpus:
             return judgement(rng)
         if kind < 0.30:
             task, faults = Wording(), {"faults": FAULTS}
-        elif kind < 0.56:
+        elif kind < 0.52:
             task, faults = worked(rng.randint(2, 8)), {"slip": SLIP}
-        elif kind < 0.61:
+        elif kind < 0.57:
             task, faults = direct(rng.randint(2, 6)), {}
-        elif kind < 0.87:
+        elif kind < 0.71:
+            task, faults = worked(rng.randint(2, 6)), {"checked": True}
+        elif kind < 0.89:
             task, faults = countdown(3, 0), {"bad": BAD}
         else:
             task, faults = countdown(4, rng.choice((0, 24))), {"bad": BAD}
@@ -122,10 +125,13 @@ def countdown(numbers, target):
     return Countdown(numbers=numbers, target=target)
 
 
-def written(task, rng, **faults):
+def written(task, rng, checked=False, **faults):
     problem = task.sample(1, rng)[0]
-    completion = task.demonstrate(problem, rng, **faults)
-    return Problem(problem.prompt, {**problem.columns, "completion": completion})
+    if checked:
+        prompt, completion = task.checked(problem, rng, CHECKED)
+    else:
+        prompt, completion = problem.prompt, task.demonstrate(problem, rng, **faults)
+    return Problem(prompt, {**problem.columns, "completion": completion})
 
 
 def tokenizer():
@@ -158,7 +164,7 @@ def pretrain(args):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1600, help="gradient steps of 256 documents")
+    parser.add_argument("--steps", type=int, default=1800, help="gradient steps of 256 documents")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("checkpoints/base"))
     parser.add_argument("--workers", type=int, default=parallel.default_workers("cpu"))

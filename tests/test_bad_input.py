@@ -158,8 +158,9 @@ def test_a_row_that_is_no_pair_among_pairs(command, fails, tmp_path, algo, line,
 @pytest.mark.parametrize("algo", ["reward", "dpo"])
 def test_a_first_row_that_is_no_pair(command, fails, tmp_path, algo):
     path = tmp_path / "pairs.jsonl"
-    path.write_bytes(b'{"prompt": "a"}\n' + PAIR * 40)
-    fails([*command(algo), "--data", path], f"{path}, line ", "chosen")
+    rows = [PAIR.replace(b'"a"', b'"%d"' % n) for n in range(40)]
+    path.write_bytes(b"".join([b'{"prompt": "a"}\n', *rows]))
+    fails([*command(algo), "--data", path], f"{path}, line 1:", "'chosen', found None")
     assert not (tmp_path / "run").exists()
 
 
@@ -253,7 +254,7 @@ def test_a_reward_model_that_cannot_score(command, fails, tiny, scorer, tmp_path
         tensors["score.weight"].fill_(math.inf if damage == "inf" else 3e38)
         save_file(tensors, scorer / "model.safetensors", metadata={"format": "pt"})
     named = () if damage == "huge" else (scorer,)
-    fails([*command("grpo", *GRPO), "--task", "wording", "--reward-model", scorer], *named, part)
+    fails(command("grpo", *GRPO, "--task", "wording", "--reward-model", scorer), *named, part)
     assert not (tmp_path / "run/model").exists()
 
 
@@ -267,11 +268,13 @@ def test_a_hidden_reward_scores_no_learner(command, fails, algo):
           "the reward of wording is hidden", "--algo reward --task wording", "--reward-model")
 
 
-@pytest.mark.parametrize("algo, task, part", [
-    ("prm", "facts", "facts cannot check steps"), ("orm", "wording", "within 0..1"),
-])
-def test_a_verifier_on_a_task_that_cannot_label_for_it(command, fails, algo, task, part):
-    fails(command(algo, "--steps", 1, "--task", task), part)
+def test_a_verifier_on_a_task_that_cannot_label_for_it(command, fails, tmp_path):
+    fails(command("prm", "--steps", 1, "--task", "facts"), "facts cannot check steps")
+    path = tmp_path / "large.py"
+    path.write_text("def large(completions, **columns):\n"
+                    "    return [len(text) + 1 for text in completions]\n")
+    fails([*command("orm", "--steps", 1), "--reward", f"{path}:large"], "within 0..1")
+    assert not (tmp_path / "run/model").exists()
 
 
 # ---- options

@@ -125,8 +125,8 @@ class Fake:
     def run(self, directory, arguments):
         self.asked.append((directory.name, arguments[0]))
         self.stopped = len(self.asked) == self.stop_at
-        left = {path.name for path in directory.iterdir()}
-        assert arguments[0] == "--resume" or left <= {"origin", "state", "metrics.jsonl"}
+        left = {path.name for path in directory.rglob("*") if path.is_file()}
+        assert arguments[0] == "--resume" or left <= {"origin", "metrics.jsonl"}
         assert (directory / "origin").read_text() == "o"
         return self.says.get(directory.name)
 
@@ -189,15 +189,35 @@ sys.exit(130)
 
 def test_a_run_that_fails_says_its_last_line(tmp_path, monkeypatch):
     """Of this start alone: the log keeps what earlier ones said."""
-    folder = sleeper(tmp_path, monkeypatch, "import sys; print(sys.argv[1]); sys.exit(sys.argv[2])")
+    folder = sleeper(tmp_path, monkeypatch, """
+import sys
+if sys.argv[1:]:
+    print("loading", *sys.argv[1:], sep="\\n")
+sys.exit(1)
+""")
     runner = compare.Runner()
-    assert runner.run(folder, ["first", "error: no model"]) == "error: no model"
-    assert runner.run(folder, ["second", "0"]) == "0"
+    assert runner.run(folder, ["error: no model"]) == "error: no model"
+    assert runner.run(folder, []) == "no message"
     assert not runner.stopped
-    assert (folder / "log.txt").read_text().startswith("first\nerror: no model\nsecond\n")
+    assert (folder / "log.txt").read_text() == "loading\nerror: no model\n"
+
+
+def test_a_run_that_was_killed_has_failed(tmp_path, monkeypatch):
+    folder = sleeper(tmp_path, monkeypatch, """
+import os
+print("step 3", flush=True)
+os.kill(os.getpid(), 9)
+""")
+    assert compare.Runner().run(folder, []) == "ended by signal 9 after saying: step 3"
+
+
+def test_a_run_that_ends_well_says_nothing(tmp_path, monkeypatch):
+    folder = sleeper(tmp_path, monkeypatch, "print('31 s of training')")
+    assert compare.Runner().run(folder, []) is None
 
 
 def test_a_finished_run_is_read(args):
+    """The curve starts before training, and its end is measured once though it is logged twice."""
     found = compare.read(fabricate(args, "grpo", 0))
     assert found == compare.Outcome(score(200), score(390), score(396), 40, 4.5, (
         (0, 0, 0.5), (2, 20, 0.25), (4, 40, 0.975)))

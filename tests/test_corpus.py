@@ -10,6 +10,7 @@ from minipost.tasks import TASKS, Arithmetic, Countdown, Facts, Wording
 from minipost.tasks.base import Problem, is_held_out
 from minipost.tasks.countdown import held_out
 from minipost.tasks.facts import hold_out
+from minipost.tasks.wording import HELD_OUT, TRAINING
 from scripts.pretrain import Corpus, leaks, pretrain
 
 DOCUMENTS = Corpus().sample(6000, random.Random(1))
@@ -59,14 +60,14 @@ def test_nor_does_any_document_show_the_working_of_one():
 
 def test_neither_praise_nor_judgement_is_about_a_held_out_wording_problem():
     """A judge's question shows the prompt whole, so every prompt is found in either."""
-    held, kinds = {p.prompt for p in Wording().heldout(10_000)}, {"Praise": 0, "Judge:": 0}
+    held, trained = {p.prompt for p in HELD_OUT}, {p.prompt for p in TRAINING}
+    kinds = {"Praise": 0, "Judge:": 0}
     for document in DOCUMENTS:
         kind = document.prompt.split()[0]
         if kind in kinds:
             kinds[kind] += 1
             praise, = re.findall(r"(?m)^Praise the .*\n", document.prompt)
-            things = re.fullmatch(r"Praise the (\w+) and the (\w+)\.\n", praise).groups()
-            assert praise not in held and not is_held_out(things, share=4)
+            assert praise not in held and praise in trained
         assert kind in kinds or "Praise" not in document.prompt
         assert "Praise" not in document.columns["completion"]
     assert min(kinds.values()) > 300

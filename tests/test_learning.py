@@ -8,7 +8,7 @@ from fakes import Echo, Letters
 
 from minipost.gpt import GPT, GPTConfig
 from minipost.methods import (
-    a2c, dapo, dr_grpo, grpo, reinforce, reinforce_pp, rloo, self_critical, sft,
+    a2c, dapo, dr_grpo, grpo, ppo, reinforce, reinforce_pp, rloo, self_critical, sft, trpo,
 )
 from minipost.run import Learner, Run
 
@@ -23,6 +23,10 @@ RECIPES = {
     "reinforce_pp": (reinforce_pp, reinforce_pp.Config(steps=30, prompts=8, group=8, minibatch=64,
                                                        lr=1e-2)),
     "a2c": (a2c, a2c.Config(steps=30, prompts=8, group=8, lr=1e-2, critic_lr=3e-2)),
+    "ppo": (ppo, ppo.Config(steps=20, prompts=64, minibatch=64, lr=1e-2, critic_lr=1e-2, beta=0.01,
+                            missing_eos=0.0)),
+    "trpo": (trpo, trpo.Config(steps=20, prompts=8, group=8, delta=0.05, damping=0.01, fisher=16,
+                               iterations=5)),
 }
 
 

@@ -13,7 +13,7 @@ from torch.func import jacrev
 
 from minipost.errors import MinipostError
 from minipost.methods import (
-    a2c, dapo, dr_grpo, grpo, reinforce, reinforce_pp, rloo, self_critical, sft,
+    a2c, dapo, dr_grpo, grpo, reinforce, reinforce_pp, rloo, self_critical, sft, trpo,
 )
 from minipost.ops import entropy, kl_exact, pick, spread
 from minipost.rollout import distribution, logprobs
@@ -32,6 +32,7 @@ CASES = {
     "rloo": (rloo, ["logp"], dict(count=7)),
     "reinforce_pp": (reinforce_pp, ["logp"], dict(clip=0.2, count=7)),
     "a2c": (a2c, ["entropy", "logp", "value"], dict(value_weight=0.7, entropy_weight=0.3, count=7)),
+    "trpo": (trpo, ["logp"], dict(count=7)),
 }
 PER_TOKEN = (reinforce_pp, a2c)  # whose advantages are (B, T); those of the others are (B,)
 

@@ -15,7 +15,8 @@ from minipost.tasks.wording import (
 TASK = Wording()
 SOUP = Problem("Praise the soup for Anna.\n", {"thing": "soup"})
 WORDS = sorted({word for words in FITTING.values() for word in words} | set(RUDE) | {"soup", "the"})
-said = st.lists(st.sampled_from(WORDS), max_size=12)
+said = st.lists(st.sampled_from(WORDS), max_size=12) | st.lists(
+    st.sampled_from([*FITTING["food"], "ugly", "calm"]), max_size=12)  # with many repetitions
 
 
 def reward(text, problem=SOUP):
@@ -32,8 +33,8 @@ def fitting(problem):
 @pytest.mark.parametrize("text, eighths", [
     ("fresh creamy rich tasty", 4),                         # the docstring's example
     ("", 0), ("   \n", 0), ("fresh", 1), (" fresh\n warm ", 2),
-    ("fresh fresh", 0), ("fresh warm fresh fresh", 0),      # a repetition costs a word
-    ("ugly", -1), ("kind", -1), ("sturdy", -1), ("soup", -1), ("Fresh", -1), ("fresh,", -1),
+    ("fresh fresh", 1), ("fresh warm fresh fresh", 2),      # said again: nothing earned or lost
+    ("ugly", -1), ("ugly ugly", -2), ("kind", -1), ("sturdy", -1), ("soup", -1), ("Fresh", -1), ("fresh,", -1),
     ("fresh crisp sweet rich tasty ripe spicy warm", 8),
     ("fresh crisp sweet rich tasty ripe spicy warm juicy", 7),      # a ninth word, though it fits
     ("ugly fresh crisp sweet rich tasty ripe spicy warm", 5),       # pushes a fitting one out
@@ -45,19 +46,20 @@ def test_gold_by_hand(text, eighths):
 
 @given(said)
 def test_gold_is_counted_word_by_word(words):
-    """From left to right: +1 for a new fitting word among the first eight, -1 for any other."""
+    """From left to right: +1 for a new fitting word among the first eight, 0 again, else -1."""
     total, seen = 0, set()
     for place, word in enumerate(words):
-        total += 1 if word in FITTING["food"] and word not in seen and place < 8 else -1
+        total += (word not in seen) if word in FITTING["food"] and place < 8 else -1
         seen.add(word)
     assert reward(" ".join(words)) == pytest.approx(total / 8)
     assert -len(words) / 8 <= reward(" ".join(words)) <= 1.0
 
 
 @given(said, st.sampled_from(WORDS))
-def test_each_further_word_costs_or_earns_an_eighth(words, word):
+def test_each_further_word_costs_or_earns_an_eighth_unless_said_before(words, word):
     change = reward(" ".join([*words, word])) - reward(" ".join(words))
-    assert abs(change) == pytest.approx(1 / MOST)
+    again = word in words and word in FITTING["food"] and len(words) < MOST
+    assert abs(change) == pytest.approx(0 if again else 1 / MOST)
 
 
 @given(said.filter(lambda words: len(words) <= MOST), st.randoms(use_true_random=False))
@@ -158,7 +160,9 @@ def test_demonstrations_follow_from_the_generator():
 @given(said)
 def test_merit_under_each_principle(words):
     text = " ".join(words)
-    assert TASK.merit(SOUP, text, "fitting") == reward(text)
+    good = len({word for word in words[:MOST] if word in FITTING["food"]})
+    assert TASK.merit(SOUP, text, "fitting") == good - (len(words) - good)
+    assert TASK.merit(SOUP, text, "fitting") <= MOST * reward(text)     # stricter on repetitions
     assert TASK.merit(SOUP, text, "brief") == -len(words)
     assert TASK.merit(SOUP, text, "polite") == -sum(word in RUDE for word in words)
 

@@ -51,7 +51,7 @@ class Config:
     def __post_init__(self):
         require(self, at_least=dict(steps=1, prompts=1, group=1, gamma=0, lam=0, value_weight=0,
                                     entropy_weight=0, lr=0, critic_lr=0),
-                above=dict(temperature=0, max_grad_norm=0))
+                above=dict(temperature=0, max_grad_norm=0), at_most=dict(gamma=1, lam=1))
 
 
 def advantages(reward, value, mask, gamma, lam):

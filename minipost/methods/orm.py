@@ -24,7 +24,7 @@ from minipost import preferences
 from minipost.errors import MinipostError, require
 from minipost.gpt import RewardModel
 from minipost.rollout import final_score
-from minipost.run import Meter
+from minipost.run import Meter, cosine
 
 TASK = "arithmetic"
 METRIC = "pair accuracy"
@@ -40,11 +40,12 @@ class Config:
     prompts: int = 32           # prompts per step
     copies: int = 4             # answers to each prompt (B = prompts * copies)
     temperature: float = 1.0    # sampling temperature of the answers (tau)
-    lr: float = 3e-4            # learning rate (eta)
+    lr: float = 1e-3            # peak learning rate (eta); it ends at zero
+    warmup: int = 20            # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, copies=1, lr=0),
+        require(self, at_least=dict(steps=1, prompts=1, copies=1, lr=0, warmup=0),
                 above=dict(temperature=0, max_grad_norm=0))
 
 
@@ -94,6 +95,7 @@ def train(run, cfg):
                                 count=len(rollout))
             value.backward()
             meter.add(**stats)
-        norm = model.step(cfg.lr, cfg.max_grad_norm)
+        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup)
+        norm = model.step(rate, cfg.max_grad_norm)
         yield {**meter.means(), "right": float(right.mean()), "grad_norm": norm,
-               "learning_rate": cfg.lr}
+               "learning_rate": rate}

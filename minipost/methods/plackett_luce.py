@@ -25,7 +25,7 @@ from minipost import preferences
 from minipost.errors import require
 from minipost.gpt import RewardModel
 from minipost.rollout import final_score
-from minipost.run import Meter
+from minipost.run import Meter, cosine
 
 TASK = "wording"
 METRIC = "pair accuracy"
@@ -41,11 +41,12 @@ class Config:
     prompts: int = 32           # prompts per step (B, less those whose answers all tie)
     ranked: int = 4             # answers to each prompt that are ranked (K), at least 2
     temperature: float = 1.0    # sampling temperature of the answers (tau)
-    lr: float = 3e-4            # learning rate (eta)
+    lr: float = 1e-3            # peak learning rate (eta); it ends at zero
+    warmup: int = 20            # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, ranked=2, lr=0),
+        require(self, at_least=dict(steps=1, prompts=1, ranked=2, lr=0, warmup=0),
                 above=dict(temperature=0, max_grad_norm=0))
 
 
@@ -116,5 +117,6 @@ def train(run, cfg):
             value, stats = loss(scores, count=count)                        # (b, K)
             value.backward()
             meter.add(**stats)
-        norm = model.step(cfg.lr, cfg.max_grad_norm)
-        yield {**meter.means(), "rankings": count, "grad_norm": norm, "learning_rate": cfg.lr}
+        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup)
+        norm = model.step(rate, cfg.max_grad_norm)
+        yield {**meter.means(), "rankings": count, "grad_norm": norm, "learning_rate": rate}

@@ -46,9 +46,9 @@ class Config:
     """PPO against a reward; where the task hides it, after SFT and a reward model."""
 
     steps: int = 40             # rollouts to learn from
-    prompts: int = 256          # prompts per rollout, one answer each (B)
+    prompts: int = 128          # prompts per rollout, one answer each (B)
     temperature: float = 1.0    # sampling temperature (tau)
-    minibatch: int = 128        # answers per gradient step
+    minibatch: int = 64         # answers per gradient step
     epochs: int = 2             # passes over each rollout
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
     value_clip: float = 0.2     # how far a value may go from its old one before its pull stops (c)
@@ -59,17 +59,18 @@ class Config:
     kl_target: float = 6.0      # KL per answer in nats that an adaptive beta steers to
     horizon: int = 10_000       # answers over which an adaptive beta moves by its whole error
     missing_eos: float = 1.0    # taken from the score of an answer that was cut off
-    lr: float = 2e-4            # learning rate of the policy (eta)
+    lr: float = 1e-4            # learning rate of the policy (eta)
     critic_lr: float = 5e-4     # learning rate of the critic
     max_grad_norm: float = 1.0  # both gradients are shortened to this norm
     sft_steps: int = 60         # with a hidden reward: steps of supervised fine-tuning first
-    reward_steps: int = 120     # with a hidden reward: steps of the reward model, 64 pairs each
+    reward_steps: int = 150     # with a hidden reward: steps of the reward model, 64 pairs each
 
     def __post_init__(self):
         require(self, at_least=dict(steps=1, prompts=1, minibatch=1, epochs=1, clip=0, value_clip=0,
                                     gamma=0, lam=0, beta=0, missing_eos=0, lr=0, critic_lr=0,
                                     sft_steps=0, reward_steps=1),
-                above=dict(temperature=0, kl_target=0, horizon=0, max_grad_norm=0))
+                above=dict(temperature=0, kl_target=0, horizon=0, max_grad_norm=0),
+                at_most=dict(gamma=1, lam=1))
 
 
 def clipped_value(value, value_old, clip):
@@ -131,7 +132,7 @@ def rlhf(run, cfg, label):
         while run.step < tuned:
             yield next(stage)
     if run.step < judged:
-        stage = reward.train(run, reward.Config(steps=cfg.reward_steps), label)
+        stage = reward.train(run, reward.Config(steps=cfg.reward_steps), label, tuned)
         while run.step < judged:
             yield next(stage)
     if run.step == judged:

@@ -28,7 +28,7 @@ from minipost import preferences
 from minipost.errors import MinipostError, require
 from minipost.gpt import RewardModel
 from minipost.ops import at_last, masked_sum
-from minipost.run import Meter
+from minipost.run import Meter, cosine
 from minipost.stats import interval
 
 TASK = "arithmetic"
@@ -47,11 +47,12 @@ class Config:
     temperature: float = 1.0    # sampling temperature of the answers (tau)
     last_only: bool = False     # label the last token alone: an outcome reward model
     aggregate: Literal["min", "last", "product"] = "min"  # a solution's chance from its steps'
-    lr: float = 3e-4            # learning rate (eta)
+    lr: float = 1e-3            # peak learning rate (eta); it ends at zero
+    warmup: int = 20            # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, copies=1, lr=0),
+        require(self, at_least=dict(steps=1, prompts=1, copies=1, lr=0, warmup=0),
                 above=dict(temperature=0, max_grad_norm=0))
 
 
@@ -195,6 +196,7 @@ def train(run, cfg):
             value, stats = loss(score, right[i, :width], mask[i, :width], count=count)
             value.backward()
             meter.add(**stats)
-        norm = model.step(cfg.lr, cfg.max_grad_norm)
+        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup)
+        norm = model.step(rate, cfg.max_grad_norm)
         yield {**meter.means(), "right": float(right[mask].mean()), "grad_norm": norm,
-               "learning_rate": cfg.lr}
+               "learning_rate": rate}

@@ -43,7 +43,7 @@ class Config:
 
     def __post_init__(self):
         require(self, at_least=dict(steps=1, prompts=1, group=1, momentum=0, lr=0),
-                above=dict(temperature=0, max_grad_norm=0))
+                above=dict(temperature=0, max_grad_norm=0), at_most=dict(momentum=1))
 
 
 def loss(logp, adv, mask, *, count):

@@ -29,7 +29,7 @@ import torch
 from minipost import ops
 from minipost.errors import require
 from minipost.ops import masked_sum, spread
-from minipost.rollout import distribution, logprobs, minibatches
+from minipost.rollout import distribution, minibatches
 from minipost.run import Meter, describe
 
 TASK = "arithmetic"
@@ -79,14 +79,6 @@ def loss_grad(logp, logp_old, adv, mask, *, clip, count):
     return {"logp": -gain * mask / count}
 
 
-def log_ratio(run, cfg, reference, rollout):
-    """log old/ref of each sampled token, 0 where no reference is kept.  -> (B, T)"""
-    if reference is None:
-        return torch.zeros_like(rollout.logp)
-    logp_ref, = run.for_all(lambda batch: [logprobs(reference, batch, cfg.temperature)], rollout)
-    return rollout.logp - logp_ref
-
-
 def train(run, cfg):
     """prompts -> rollout -> rewards -> advantages -> loss -> update.  Yields metrics per step."""
     policy = run.policy
@@ -95,7 +87,7 @@ def train(run, cfg):
         problems = run.problems(cfg.prompts)
         rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
-        ratio = log_ratio(run, cfg, reference, rollout)                     # (B, T)
+        ratio = run.log_ratio(rollout, reference, cfg.temperature)                     # (B, T)
         ret = returns(reward, ratio, rollout.mask, cfg.beta)                # (B, T)
         adv = ops.whiten(ret, rollout.mask)                                 # (B, T)
 

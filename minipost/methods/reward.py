@@ -26,7 +26,7 @@ from minipost import preferences
 from minipost.errors import require
 from minipost.gpt import RewardModel
 from minipost.rollout import final_score
-from minipost.run import Meter
+from minipost.run import Meter, cosine
 
 TASK = "wording"
 METRIC = "pair accuracy"
@@ -38,16 +38,17 @@ PRODUCT = "reward model"
 class Config:
     """A reward model from pairs that a task's hidden reward, or a file, puts in order."""
 
-    steps: int = 200            # gradient steps
+    steps: int = 300            # gradient steps
     pairs: int = 64             # prompts with two answers each per step (B, less ties)
     temperature: float = 1.0    # sampling temperature of the answers (tau)
     margin: float = 0.0         # lead that the better answer should have
     center: float = 0.01        # weight of the pull of both scores to zero (c)
-    lr: float = 3e-4            # learning rate (eta)
+    lr: float = 1e-3            # peak learning rate (eta); it ends at zero
+    warmup: int = 20            # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     def __post_init__(self):
-        require(self, at_least=dict(steps=1, pairs=1, margin=0, center=0, lr=0),
+        require(self, at_least=dict(steps=1, pairs=1, margin=0, center=0, lr=0, warmup=0),
                 above=dict(temperature=0, max_grad_norm=0))
 
 
@@ -77,8 +78,11 @@ def measure(run, splits, cfg):
     return preferences.report(run, splits, lambda seqs: run.final_scores(model, seqs))
 
 
-def train(run, cfg, label=preferences.by_reward):
-    """answers -> labels -> pairs -> scores -> loss -> update.  Yields metrics per step."""
+def train(run, cfg, label=preferences.by_reward, first=0):
+    """answers -> labels -> pairs -> scores -> loss -> update.  Yields metrics per step.
+
+    `first` is the run's step at which this begins, where other stages come before.
+    """
     model = scorer(run)
     while True:
         pairs = preferences.draw_pairs(run, cfg.pairs, label, cfg.temperature)
@@ -91,5 +95,6 @@ def train(run, cfg, label=preferences.by_reward):
                                 margin=cfg.margin, center=cfg.center, count=len(pairs))
             value.backward()
             meter.add(**stats)
-        norm = model.step(cfg.lr, cfg.max_grad_norm)
-        yield {**meter.means(), "pairs": len(pairs), "grad_norm": norm, "learning_rate": cfg.lr}
+        rate = cosine(cfg.lr, run.step - first, cfg.steps, cfg.warmup)
+        norm = model.step(rate, cfg.max_grad_norm)
+        yield {**meter.means(), "pairs": len(pairs), "grad_norm": norm, "learning_rate": rate}

@@ -21,12 +21,10 @@ exactly zero.
 
 from dataclasses import dataclass
 
-import torch
-
 from minipost import ops
 from minipost.errors import require
 from minipost.ops import masked_sum, spread
-from minipost.rollout import distribution, logprobs
+from minipost.rollout import distribution
 from minipost.run import Meter, describe
 
 TASK = "arithmetic"
@@ -66,14 +64,6 @@ def loss_grad(logp, adv, mask, *, count):
     return {"logp": -adv[:, None] * mask / count}
 
 
-def log_ratio(run, cfg, reference, rollout):
-    """log pi/ref of each sampled token, 0 where no reference is kept.  -> (B, T)"""
-    if reference is None:
-        return torch.zeros_like(rollout.logp)
-    logp_ref, = run.for_all(lambda batch: [logprobs(reference, batch, cfg.temperature)], rollout)
-    return rollout.logp - logp_ref
-
-
 def train(run, cfg):
     """prompts -> rollout -> rewards -> advantages -> loss -> update.  Yields metrics per step."""
     policy = run.policy
@@ -82,7 +72,7 @@ def train(run, cfg):
         problems = run.problems(cfg.prompts)
         rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
-        ratio = log_ratio(run, cfg, reference, rollout)                     # (B, T)
+        ratio = run.log_ratio(rollout, reference, cfg.temperature)                     # (B, T)
         adv = leave_one_out(reward - cfg.beta * ratio.sum(1), cfg.group)    # (B,)
 
         meter, count = Meter("loss", "entropy"), int(rollout.mask.sum())

@@ -9,13 +9,12 @@ micro-batches or ranks change nothing.  EOS is an answer token (or the model nev
 the prompt is not.
 """
 
-import math
 from dataclasses import dataclass
 
 from minipost.errors import MinipostError, require
 from minipost.ops import masked_sum
 from minipost.rollout import logprobs, pack
-from minipost.run import Meter
+from minipost.run import Meter, cosine
 
 TASK = "facts"
 METRIC = "greedy"
@@ -46,14 +45,6 @@ def loss(logp, mask, *, count):
 def loss_grad(logp, mask, *, count):
     """The derivative of `loss`: {"logp": (B, T)}."""
     return {"logp": -mask.to(logp) / count}
-
-
-def rate(cfg, step):
-    """Learning rate of a step: a linear climb, then a cosine that ends at zero."""
-    if step < cfg.warmup:
-        return cfg.lr * (step + 1) / cfg.warmup
-    part = (step - cfg.warmup) / max(1, cfg.steps - cfg.warmup)
-    return cfg.lr * (1 + math.cos(math.pi * min(1.0, part))) / 2
 
 
 def encode(run, problems, rng):
@@ -89,5 +80,6 @@ def train(run, cfg):
             value, stats = loss(logprobs(policy.module, part), part.mask, count=count)
             value.backward()
             meter.add(**stats)
-        norm = policy.step(rate(cfg, run.step), cfg.max_grad_norm)
-        yield {**meter.means(), "grad_norm": norm, "learning_rate": rate(cfg, run.step)}
+        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup)
+        norm = policy.step(rate, cfg.max_grad_norm)
+        yield {**meter.means(), "grad_norm": norm, "learning_rate": rate}

@@ -58,10 +58,10 @@ class Config:
     prompts: int = 32           # prompts per rollout (P)
     group: int = 8              # answers per prompt (G), at least 2
     temperature: float = 1.0    # sampling temperature (tau)
-    delta: float = 0.01         # bound on the mean KL per token of a step, in nats (delta)
-    damping: float = 0.01       # added to the diagonal of the Fisher matrix
-    iterations: int = 10        # conjugate-gradient iterations
-    fisher: int = 64            # answers of the rollout that the Fisher matrix is taken over
+    delta: float = 0.003        # bound on the mean KL per token of a step, in nats (delta)
+    damping: float = 1.0        # added to the diagonal of the Fisher matrix
+    iterations: int = 8         # conjugate-gradient iterations
+    fisher: int = 32            # answers of the rollout that the Fisher matrix is taken over
     shrink: float = 0.6         # factor between one try of the line search and the next (kappa)
     tries: int = 10             # tries of the line search
 

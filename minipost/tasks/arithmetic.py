@@ -8,7 +8,15 @@ With worked steps (the default) a problem and its demonstration read
     9+8=17
     Answer: 17
 
-and with `direct` the prompt is "7+5-3+8=? Answer:" and the completion is " 17".
+and with `direct` the prompt is "7+5-3+8=? Answer:" and the completion is " 17".  Who checks the
+steps on the way writes a verdict behind each, and a wrong one again (`checked`):
+
+    7+5-3+8=? Check:
+    7+5=13
+    no
+    7+5=12
+    ok
+    ...
 """
 
 import random
@@ -70,6 +78,22 @@ class Arithmetic:
             off = _slip(off, totals[k:], rng, slip)
             lines.append(f"{before}{operands[k]:+d}={totals[k] + off}")
         return "\n".join([*lines, f"Answer: {totals[-1] + off}"])
+
+    def checked(self, problem, rng, slip):
+        """Write the problem as (prompt, completion) with a verdict behind every step.
+
+        A result is wrong by 1..3 with probability `slip`; such a step is written again.
+        """
+        chain = problem.columns["chain"]
+        total, *rest = _operands(chain)
+        lines = []
+        for term in rest:
+            off = 1
+            while off:
+                off = _slip(0, [total + term], rng, slip)
+                lines += [f"{total}{term:+d}={total + term + off}", "no" if off else "ok"]
+            total += term
+        return f"{chain}=? Check:\n", "\n".join([*lines, f"Answer: {total}"])
 
     def parse(self, text):
         """Return the integer after the last "Answer:", or the whole text if that is one."""

@@ -4,12 +4,13 @@ r"""Wording: praise a thing in up to eight words that fit, with an exact but hid
     completion  fresh creamy rich tasty
 
 The gold reward of a completion counts its words: +1 for each of the first eight that fits the kind of
-thing and was not said before, -1 for every other word, divided by eight.  It is what people would want
+thing, 0 if it was said before, -1 for every other word, divided by eight.  It is what people would want
 and could not write down, so no learner sees it (`hidden`): it labels pairs, with `noise` as the share
 of labels that come out wrong, and it measures what was learnt from them.
 
 A judge compares two answers to the same question (tasks/base.py) by one of three principles: more
-fitting words and no others, which is the gold reward, fewer words, or fewer rude words.
+fitting words and no others, fewer words, or fewer rude words.  The first is nearly the gold reward,
+but stricter, as a written principle may be: for it a repeated word is one of the others.
 """
 
 import random
@@ -103,13 +104,14 @@ class Wording:
             return -len(words)
         if principle == "polite":
             return -sum(word in RUDE for word in words)
-        return gold(words, problem.columns["thing"])
+        fitting = FITTING[KIND[problem.columns["thing"]]]
+        return 2 * len(set(words[:MOST]).intersection(fitting)) - len(words)
 
 
 def gold(words, thing):
-    """+1 for each new fitting word among the first MOST, -1 for every other word, over MOST."""
-    good = set(words[:MOST]).intersection(FITTING[KIND[thing]])
-    return (2 * len(good) - len(words)) / MOST
+    """+1 for each different fitting word of the first MOST, -1 for each other word, over MOST."""
+    good = [word for word in words[:MOST] if word in FITTING[KIND[thing]]]
+    return (len(set(good)) - (len(words) - len(good))) / MOST
 
 
 def problems():

@@ -1,0 +1,518 @@
+"""PPO and RLHF whole: the loss by hand, what each token earns, the stages, and exact resume."""
+
+import copy
+import inspect
+import json
+from dataclasses import fields
+
+import pytest
+import torch
+from fakes import Echo, Letters, sequences, tiny
+from hypothesis import given, settings, strategies as st
+from test_ops import central
+from torch.func import jacrev
+
+from minipost.errors import MinipostError
+from minipost.gpt import RewardModel, Scalar
+from minipost.methods import (
+    a2c, dapo, dpo, dr_grpo, grpo, ppo, reinforce, reinforce_pp, rlaif, rloo, self_critical, trpo,
+)
+from minipost.ops import kl_exact
+from minipost.rollout import distribution, logprobs
+from minipost.run import Learner, Run
+
+settings.register_profile("minipost", deadline=None, max_examples=25)
+settings.load_profile("minipost")
+
+seeds = st.integers(0, 10_000)
+OPTIONS = dict(clip=0.2, value_clip=0.2, count=7)
+
+
+# ---- the loss
+
+def arguments(seed, shape=(3, 4)):
+    """Random arguments of the loss, none nearer to a kink than 0.01, so that derivatives exist.
+
+    The ratio has kinks at 0.8 and 1.2.  The value has them 0.2 from the old one, and where the held
+    value is as far from the return: for steps of 0.3 and 0.5 at returns 0.25 and 0.35 from the old.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def one_of(*values):
+        signed = torch.tensor([0.0, *values, *(-v for v in values)], dtype=torch.float64)
+        return signed[torch.randint(len(signed), shape, generator=generator)]
+
+    old = -3 * torch.rand(shape, generator=generator, dtype=torch.float64)
+    value, adv = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+    value_old = value - one_of(0.1, 0.15, 0.3, 0.5)
+    mask = torch.rand(shape, generator=generator) < 0.6
+    mask[0, 0] = True
+    return {"logp": old + one_of(0.1, 0.3, 0.6), "value": value, "logp_old": old,
+            "value_old": value_old, "adv": adv, "ret": value_old + one_of(0.1, 0.3, 0.6, 1.0),
+            "mask": mask}
+
+
+@given(seeds)
+@settings(max_examples=60)
+def test_hand_gradients_equal_autograd_and_differences(seed):
+    given_ = arguments(seed)
+    hand = ppo.loss_grad(**given_, **OPTIONS)
+    assert sorted(hand) == ["logp", "value"]
+    for key in hand:
+        def value(x):
+            return ppo.loss(**{**given_, key: x}, **OPTIONS)[0]
+
+        assert torch.allclose(hand[key], jacrev(value)(given_[key]), atol=1e-12)
+        assert torch.allclose(hand[key], central(value, given_[key]), atol=1e-8)
+        assert not hand[key][~given_["mask"]].any()         # exactly zero off the mask
+
+
+def test_what_stands_off_the_mask_has_no_part():
+    given_ = arguments(3)
+    mask = given_["mask"]
+    leaves = [given_[key].clone().requires_grad_() for key in ("logp", "value")]
+    value, stats = ppo.loss(**{**given_, "logp": leaves[0], "value": leaves[1]}, **OPTIONS)
+    expected = [g[mask] for g in torch.autograd.grad(value, leaves)]
+    assert all(g.abs().sum() > 0.1 for g in expected)
+    for key in set(given_) - {"mask"}:
+        spoilt = {**given_, "logp": leaves[0], "value": leaves[1]}
+        spoilt[key] = spoilt[key].where(mask, float("nan"))
+        again, stats_again = ppo.loss(**spoilt, **OPTIONS)
+        assert torch.equal(again, value) and stats_again == stats, key
+        for found, g in zip(torch.autograd.grad(again, leaves), expected):
+            assert torch.equal(found[mask], g), key
+
+
+def valuer(seed=2):
+    """A critic whose head is not zero."""
+    critic = Scalar(tiny(seed=seed))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        critic.score.weight.copy_(torch.randn(1, 16, generator=generator))
+    return critic
+
+
+def test_micro_batches_change_neither_gradient():
+    """Ragged rows cut 6, 3+3, 1+5 and 1 by 1, through a policy and a critic."""
+    policy, critic, seqs = tiny(), valuer(), sequences(6, seed=4)
+    noise = torch.randn(4, *seqs.mask.shape, generator=torch.Generator().manual_seed(0),
+                        dtype=torch.float64)
+    with torch.no_grad():
+        logp_old = logprobs(policy, seqs) + 0.15 * noise[0]
+        value_old = critic(seqs.inputs) + 0.3 * noise[1]
+    ret, count = value_old + noise[3], int(seqs.mask.sum())
+
+    def gradient(cut):
+        policy.zero_grad()
+        critic.zero_grad()
+        for rows in cut:
+            part = seqs[rows]
+            old, value, adv, to = (x[rows, : part.mask.shape[1]]
+                                   for x in (logp_old, value_old, noise[2], ret))
+            ppo.loss(logprobs(policy, part), critic(part.inputs), old, value, adv, to, part.mask,
+                     clip=0.2, value_clip=0.2, count=count)[0].backward()
+        return [torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (policy, critic)]
+
+    whole = gradient([list(range(6))])
+    assert all(g.norm() > 1e-2 for g in whole)
+    for cut in ([[0, 1, 2], [3, 4, 5]], [[5], [0, 1, 2, 3, 4]], [[i] for i in (3, 1, 0, 5, 4, 2)]):
+        for found, g in zip(gradient(cut), whole):
+            assert torch.allclose(found, g, atol=1e-12)
+
+
+def policy_loss(logp, logp_old, adv, clip=0.2):
+    """The policy's loss of each token, the critic's being zero.  (N,) three times -> (N,)"""
+    zero, one = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.bool)
+    rows = zip(*(x.view(-1, 1, 1) for x in (logp, logp_old, adv)))
+    return torch.stack([ppo.loss(new, zero, old, zero, a, zero, one, clip=clip, value_clip=0.2,
+                                 count=1)[0] for new, old, a in rows])
+
+
+@given(seeds)
+def test_the_policy_part_is_pessimistic_importance_sampling(seed):
+    """-min(rho A, clip(rho) A): never below -rho A, and just that where the clip is far away."""
+    logp, old, adv = (arguments(seed)[key].flatten() for key in ("logp", "logp_old", "adv"))
+    sampled = -(logp - old).exp() * adv
+    found, free = policy_loss(logp, old, adv), policy_loss(logp, old, adv, clip=1e9)
+    assert (found >= sampled - 1e-12).all() and torch.allclose(free, sampled, atol=1e-12)
+    by_hand = [-min(r * a, min(1.2, max(0.8, r)) * a)
+               for r, a in zip((logp - old).exp().tolist(), adv.tolist())]
+    assert found.tolist() == pytest.approx(by_hand, abs=1e-12)
+
+
+@given(seeds)
+def test_at_ratio_one_the_gradient_is_the_plain_policy_gradient(seed):
+    given_ = arguments(seed)
+    given_["logp_old"] = given_["logp"]
+    for clip in (0.0, 0.2, 5.0):
+        found = ppo.loss_grad(**given_, **{**OPTIONS, "clip": clip})["logp"]
+        assert torch.equal(found, -given_["adv"] * given_["mask"] / 7)
+
+
+@given(seeds)
+def test_where_the_clip_is_active_there_is_no_gradient(seed):
+    given_ = arguments(seed)
+    ratio, adv = (given_["logp"] - given_["logp_old"]).exp(), given_["adv"]
+    clipped = ((ratio > 1.2) & (adv > 0)) | ((ratio < 0.8) & (adv < 0))
+    found = jacrev(lambda x: ppo.loss(**{**given_, "logp": x}, **OPTIONS)[0])(given_["logp"])
+    assert torch.equal(found != 0, given_["mask"] & ~clipped)
+    _, stats = ppo.loss(**given_, **OPTIONS)
+    assert float(stats["clip_ratio"]) == pytest.approx(int((clipped & given_["mask"]).sum()) / 7)
+
+
+@given(seeds)
+def test_a_held_value_costs_no_less_and_inside_the_clip_the_same(seed):
+    """Half the squared error, token by token; and far from the old value it pulls only back."""
+    given_ = arguments(seed, shape=(1, 1))
+    given_.update(mask=torch.ones(1, 1, dtype=torch.bool), adv=torch.zeros(1, 1))
+    value, old, ret = (float(given_[key]) for key in ("value", "value_old", "ret"))
+    plain, held = (value - ret) ** 2 / 2, (max(old - 0.2, min(old + 0.2, value)) - ret) ** 2 / 2
+    found, stats = ppo.loss(**given_, clip=0.2, value_clip=0.2, count=1)
+    assert float(found) == pytest.approx(max(plain, held), abs=1e-12)
+    assert float(found) >= plain - 1e-12 and stats["value_loss"] == found
+    if abs(value - old) <= 0.2:
+        assert float(found) == pytest.approx(plain, abs=1e-12)
+    pull = float(ppo.loss_grad(**given_, clip=0.2, value_clip=0.2, count=1)["value"])
+    assert pull == pytest.approx(value - ret, abs=1e-12) or (abs(value - old) > 0.2 and pull == 0
+                                                             and held > plain)
+
+
+@pytest.mark.parametrize("config", [ppo.Config, rlaif.Config, dpo.Config, trpo.Config])
+def test_every_number_of_a_config_is_checked(config):
+    """A knob added without a bound fails here: each is refused when it is not finite."""
+    numbers = [field.name for field in fields(config) if field.type in (int, float)]
+    assert len(numbers) >= 6 and "steps" in numbers
+    for name in numbers:
+        for value in (float("nan"), float("inf"), -1.0):
+            with pytest.raises(MinipostError, match=f"^{name} is {value}; expected "):
+                config(**{name: value})
+
+
+# ---- what a token earns, and what that is worth
+
+@given(seeds, st.floats(0, 2))
+def test_token_rewards(seed, beta):
+    """The score on the last real token of ragged rows, the price of KL on each, else nothing."""
+    seqs = sequences(5, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    logp, ref = torch.randn(2, *seqs.mask.shape, generator=generator, dtype=torch.float64)
+    score = torch.randn(5, generator=generator, dtype=torch.float64)
+    found = ppo.token_rewards(score, logp, ref, seqs.mask, beta)
+    assert not found[~seqs.mask].any()
+    for row in range(5):
+        places = seqs.mask[row].nonzero()[:, 0].tolist()
+        charge = [-beta * float(logp[row, t] - ref[row, t]) for t in places]
+        expected = [*charge[:-1], charge[-1] + float(score[row])]
+        assert found[row, places].tolist() == pytest.approx(expected, abs=1e-12)
+    total = score - beta * ((logp - ref) * seqs.mask).sum(1)
+    assert torch.allclose(found.sum(1), total, atol=1e-12)
+
+
+@given(st.floats(0.01, 1), st.floats(0, 50), st.integers(1, 500), st.floats(0.5, 10))
+def test_an_adaptive_beta_steers_to_its_target(beta, kl, answers, target):
+    """It stays at the target, rises above it, falls below it, and never by more than a fifth."""
+    cfg = ppo.Config(kl_target=target, horizon=1000)
+    assert ppo.adapted(beta, target, answers, cfg) == beta
+    change = ppo.adapted(beta, kl, answers, cfg) / beta - 1
+    assert change * (kl - target) >= 0
+    assert abs(change) <= 0.2 * answers / 1000 + 1e-12
+    assert ppo.adapted(beta, 1.5 * target, answers, cfg) == pytest.approx(
+        beta * (1 + 0.2 * answers / 1000))
+    assert ppo.adapted(beta, 0.9 * target, answers, cfg) == pytest.approx(
+        beta * (1 - 0.1 * answers / 1000))
+
+
+class Hidden(Echo):
+    hidden = True
+
+
+def length(prompts, completions, **columns):
+    """A reward that tells most answers of an untrained model apart."""
+    return [len(text) / 4 for text in completions]
+
+
+def toy(task=None, dtype=torch.float64, seed=0, **options):
+    task = task or Echo()
+    options = {"room": 4, "hidden": getattr(task, "hidden", False), **options}
+    return Run(Learner(tiny(seed=seed).to(dtype)), Letters(), task, task.reward, **options)
+
+
+def drive(run, learn, steps):
+    """What Session does: so many steps of a method; returns their metrics."""
+    found = []
+    for _ in range(steps):
+        found.append(next(learn))
+        run.step += 1
+    return found
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    """spy(owner, name) -> a list that receives (arguments by name, result) of every call."""
+    def watch(owner, name):
+        real, calls = getattr(owner, name), []
+
+        def called(*args, **kwargs):
+            result = real(*args, **kwargs)
+            calls.append((inspect.signature(real).bind(*args, **kwargs).arguments, result))
+            return result
+        monkeypatch.setattr(owner, name, called)
+        return calls
+    return watch
+
+
+def test_a_step_learns_from_what_the_docstring_says(spy):
+    """Rewards, advantages, returns and whitening of one step, each anew in plain Python.
+
+    The reference and the critic are other networks, so that neither KL nor value is zero.
+    """
+    run = toy(micro=50)
+    run.reward = length
+    reference = run.keep("reference", lambda: tiny(seed=1))
+    critic = copy.deepcopy(run.learner("critic", valuer).module)
+    samples, losses = spy(Run, "sample"), spy(ppo, "loss")
+    cfg = ppo.Config(prompts=12, minibatch=12, epochs=1, temperature=0.7, gamma=0.9, lam=0.8,
+                     beta=0.3, missing_eos=0.5, clip=0.1, value_clip=0.4)
+    policy = copy.deepcopy(run.policy.module)
+    metrics = next(ppo.optimise(run, cfg))
+    (_, rollout), = samples
+    (found, _), = losses
+    assert (found["clip"], found["value_clip"]) == (0.1, 0.4)
+    rows = sorted(range(12), key=lambda row: (int(rollout.lengths[row]), row))
+    score = run.grade(run.problems(12), rollout).tolist()
+    assert 2 < rollout.finished.sum() < 10 and len(set(score)) > 2
+    with torch.no_grad():
+        logp_ref, value = logprobs(reference, rollout, 0.7), critic(rollout.inputs)
+        kl = kl_exact(distribution(policy, rollout, 0.7), distribution(reference, rollout, 0.7))
+
+    advs, rets, values = [], [], []
+    for k, row in enumerate(rows):
+        places = rollout.mask[row].nonzero()[:, 0].tolist()
+        v = [float(value[row, t]) for t in places] + [0.0]
+        r = [-0.3 * float(rollout.logp[row, t] - logp_ref[row, t]) for t in places]
+        r[-1] += score[row] - 0.5 * (not rollout.finished[row])
+        delta = [r[t] + 0.9 * v[t + 1] - v[t] for t in range(len(places))]
+        adv = [sum((0.9 * 0.8) ** (j - t) * delta[j] for j in range(t, len(places)))
+               for t in range(len(places))]
+        ret = [a + b for a, b in zip(adv, v)]
+        assert found["ret"][k, places].tolist() == pytest.approx(ret, abs=1e-6)
+        assert found["value_old"][k, places].tolist() == pytest.approx(v[:-1], abs=1e-9)
+        advs, rets, values = advs + adv, rets + ret, values + v[:-1]
+
+    advs, rets, values = (torch.tensor(x, dtype=torch.float64) for x in (advs, rets, values))
+    whitened = found["adv"][found["mask"]]
+    assert float(whitened.mean()) == pytest.approx(0, abs=1e-12)
+    assert float(whitened.square().mean()) == pytest.approx(1, abs=1e-6)
+    assert torch.allclose(whitened, (advs - advs.mean()) / advs.std(correction=0), atol=1e-5)
+    assert advs.mean().abs() > 0.02 and rets.mean().abs() > 0.02    # and the returns never are
+
+    assert metrics["kl"] == pytest.approx(float(kl.mean()), rel=1e-6)
+    assert metrics["kl_per_answer"] == pytest.approx(float(kl.sum()) / 12, rel=1e-6)
+    assert metrics["reward"] == pytest.approx(sum(score) / 12, rel=1e-6)
+    assert metrics["explained_variance"] == pytest.approx(
+        float(1 - (rets - values).var() / rets.var()), abs=1e-5)
+    assert metrics["beta"] == 0.3 and metrics["clip_ratio"] == 0.0 and "gold" not in metrics
+
+
+def test_an_answer_that_was_cut_off_pays_for_it(spy):
+    """The same rollout with and without the penalty: only unfinished answers score less."""
+    calls, samples = spy(ppo, "token_rewards"), spy(Run, "sample")
+    for penalty in (0.0, 0.75):
+        metrics = next(ppo.optimise(toy(), ppo.Config(prompts=12, missing_eos=penalty)))
+        assert metrics["completions/clipped_ratio"] == pytest.approx(
+            float((~samples[0][1].finished).double().mean()))
+    (free, _), (charged, _) = calls
+    cut = ~samples[0][1].finished
+    assert torch.equal(samples[0][1].tokens, samples[1][1].tokens) and 0 < cut.sum() < 12
+    assert torch.allclose(charged["score"], free["score"] - 0.75 * cut)
+
+
+# ---- every method that samples
+
+COMMON = dict(steps=4, prompts=4, temperature=0.7)
+SAMPLING = {
+    "grpo": (grpo, grpo.Config(**COMMON, group=4)),
+    "dr_grpo": (dr_grpo, dr_grpo.Config(**COMMON, group=4)),
+    "dapo": (dapo, dapo.Config(**COMMON, group=4)),
+    "reinforce": (reinforce, reinforce.Config(**COMMON, group=4)),
+    "self_critical": (self_critical, self_critical.Config(**COMMON, group=4)),
+    "rloo": (rloo, rloo.Config(**COMMON, group=4)),
+    "reinforce_pp": (reinforce_pp, reinforce_pp.Config(**COMMON, group=4)),
+    "a2c": (a2c, a2c.Config(**COMMON, group=4)),
+    "ppo": (ppo, ppo.Config(**{**COMMON, "prompts": 16})),
+    "trpo": (trpo, trpo.Config(**COMMON, group=4, iterations=2, tries=2, fisher=4)),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLING)
+def test_the_first_update_of_a_run_has_ratio_one(spy, name):
+    """What the loss is given is what the sampler recorded, at its temperature, row by row."""
+    module, cfg = SAMPLING[name]
+    run = toy(dtype=torch.float32, micro=5)
+    run.reward = length
+    batches, losses = spy(module, "distribution"), spy(module, "loss")
+    next(module.train(run, cfg))
+    found = losses[0][0]
+    batch = next(call["seqs"] for call, _ in batches if call["seqs"].mask.shape ==
+                 found["mask"].shape and torch.equal(call["seqs"].mask, found["mask"]) and
+                 call["model"] is run.policy.module)
+    recorded, mask = batch.logp[batch.mask], batch.mask
+    assert (found["logp"].detach()[mask] - recorded).abs().max() < 1e-5 < 1 < recorded.abs().max()
+    if "logp_old" in found:
+        gap = (found["logp"].detach() - found["logp_old"])[mask]
+        assert (gap.exp() - 1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLING if name != "ppo"])
+def test_a_hidden_reward_is_refused(name):
+    module, cfg = SAMPLING[name]
+    with pytest.raises(MinipostError, match="the reward of echo is hidden from learners"):
+        next(module.train(toy(Hidden()), cfg))
+
+
+# ---- RLHF whole
+
+RLHF = ppo.Config(steps=2, sft_steps=2, reward_steps=2, prompts=8, minibatch=4, epochs=2,
+                  control="adaptive", horizon=40, kl_target=0.05, lr=1e-2, critic_lr=1e-2)
+
+
+def weights(module):
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def test_the_stages_of_rlhf(monkeypatch):
+    """Fine-tuning, then a reward model with the policy at rest, then PPO with that at rest."""
+    run, entered = toy(Hidden()), []
+    real = ppo.optimise
+
+    def optimise(run, cfg):
+        policy = run.policy
+        entered.append((policy.m.any() or policy.v.any(), policy.updates))
+        yield from real(run, cfg)
+
+    monkeypatch.setattr(ppo, "optimise", optimise)
+    assert ppo.total(run, RLHF) == 6 and ppo.total(toy(), RLHF) == 2
+    learn, policy, metrics = ppo.train(run, RLHF), [run.policy.flat.clone()], []
+    scorer, frozen = [], []
+    for k in range(6):
+        metrics += drive(run, learn, 1)
+        policy.append(run.policy.flat.clone())
+        scorer.append(run.learners["reward model"].flat.clone() if k > 1 else None)
+        frozen.append(run.frozen.get("reward model") and {
+            key: x.clone() for key, x in run.frozen["reward model"].state_dict().items()})
+        assert ("critic" in run.learners) == ("reference" in run.frozen) == (k > 3)
+        assert (run.reward_model is not None) == (k > 3)
+
+    sft_keys, reward_keys = {"loss", "grad_norm", "learning_rate"}, {"accuracy", "margin", "pairs"}
+    for k, found in enumerate(metrics):
+        assert (set(found) == sft_keys) == (k < 2)
+        assert (reward_keys <= set(found)) == (k in (2, 3))
+        assert ({"reward", "gold", "beta", "value_loss"} <= set(found)) == (k > 3)
+    moved = [not torch.equal(a, b) for a, b in zip(policy, policy[1:])]
+    assert moved == [True, True, False, False, True, True]
+
+    # PPO starts from the fine-tuned policy, which is the reference, and with a fresh Adam.
+    tuned = toy()
+    tuned.policy.assign(policy[4])
+    assert torch.equal(weights(run.frozen["reference"]), weights(tuned.policy.module))
+    assert entered == [(False, 0)] and run.policy.updates == 2 * 2 * 2
+
+    # The reward model learns in its own stage only, and is asked as it then was, but normalised.
+    assert not torch.equal(scorer[2], scorer[3])
+    assert torch.equal(scorer[3], scorer[4]) and torch.equal(scorer[3], scorer[5])
+    assert run.reward_model is run.frozen["reward model"]
+    assert not any(p.requires_grad for p in run.reward_model.parameters())
+    assert frozen[4].keys() == frozen[5].keys()
+    assert all(torch.equal(frozen[4][key], frozen[5][key]) for key in frozen[4])
+    learnt = run.learners["reward model"].module
+    assert torch.equal(weights(learnt), weights(run.reward_model))
+    assert learnt.mean == 0 and learnt.deviation == 1 != run.reward_model.deviation
+    run.step = 4                                            # the samples that normalised it
+    rollout = run.sample(run.problems(128, again=1), 2, temperature=1.0, purpose="normalise",
+                         module=run.frozen["reference"])
+    score = run.final_scores(run.reward_model, rollout)
+    assert float(score.mean()) == pytest.approx(0, abs=1e-9)
+    assert float(score.std()) == pytest.approx(1, abs=1e-3)
+    # What PPO calls the reward is this score, and gold is what nobody sees.
+    rollout = run.sample(run.problems(8), 1, temperature=1.0, module=run.frozen["reference"])
+    assert metrics[4]["reward"] == pytest.approx(
+        float(run.final_scores(run.reward_model, rollout).mean()), rel=1e-5)
+    assert metrics[4]["gold"] == pytest.approx(
+        float(run.grade(run.problems(8), rollout).mean()), rel=1e-5)
+
+
+def test_the_hidden_reward_never_reaches_ppo(monkeypatch):
+    """Whatever it says while PPO learns, the same weights come out; while pairs are labelled,
+    another ordering makes others."""
+    real, finals, gold = Run.grade, [], []
+    for garbage in ((), (4, 5), (2, 3)):
+        def grade(run, problems, rollout):
+            found = real(run, problems, rollout)
+            return found.flip(0) * 7 - 100 if run.step in garbage else found
+
+        monkeypatch.setattr(Run, "grade", grade)
+        run = toy(Hidden())
+        gold.append(drive(run, ppo.train(run, RLHF), 6)[-1]["gold"])
+        finals.append(run.state()[0])
+    honest, in_ppo, in_labels = finals
+    assert gold[0] >= 0 and gold[1] < -50
+    assert all(torch.equal(honest[key], in_ppo[key]) for key in honest)
+    for name in ("policy", "reward model", "critic"):
+        assert not torch.equal(honest[f"learner/{name}/weights"],
+                               in_labels[f"learner/{name}/weights"])
+
+
+# ---- exact resume
+
+def given_model(run):
+    """As --reward-model does: the score of a model that was trained before."""
+    model = RewardModel(tiny(seed=5))
+    with torch.no_grad():
+        model.score.weight.copy_(valuer(5).score.weight)
+    run.score_by(model)
+
+
+RESUMED = {  # method, Config, task, what Session does before the first step
+    "rlhf": (ppo, RLHF, Hidden, None),
+    "ppo adaptive": (ppo, ppo.Config(steps=4, prompts=8, minibatch=4, control="adaptive",
+                                     horizon=40, kl_target=1e-3, lr=1e-2), Echo, None),
+    "ppo on a given score": (ppo, ppo.Config(steps=3, prompts=8, lr=1e-2), Hidden, given_model),
+    "trpo": (trpo, trpo.Config(steps=3, prompts=3, group=4, fisher=6, iterations=3), Echo, None),
+    "a2c": (a2c, a2c.Config(steps=3, prompts=4, group=3, lr=1e-2), Echo, None),
+    "reinforce": (reinforce, reinforce.Config(steps=3, prompts=4, group=3, lr=1e-2), Echo, None),
+}
+
+
+def saved(run):
+    """The state as a file would hold it."""
+    tensors, facts = run.state()
+    return {key: x.clone() for key, x in tensors.items()}, json.loads(json.dumps(facts))
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_resumed_after_any_step_ends_with_the_same_bits(name):
+    """Into a fresh Run on other weights, so that all that counts must come from the state."""
+    module, cfg, task, start = RESUMED[name]
+    whole = toy(task())
+    if start:
+        start(whole)
+    steps = module.total(whole, cfg) if hasattr(module, "total") else cfg.steps
+    learn, states, metrics = module.train(whole, cfg), [], []
+    for _ in range(steps):
+        metrics += drive(whole, learn, 1)
+        states.append(saved(whole))
+    tensors, facts = states[-1]
+    assert facts["step"] == steps and not torch.equal(
+        tensors["learner/policy/weights"], states[-2][0]["learner/policy/weights"])
+    if cfg.__dict__.get("control") == "adaptive":
+        assert facts["carried"]["beta"] != cfg.beta
+    for k in range(1, steps):
+        run = toy(task(), seed=9)
+        run.restore(*states[k - 1])
+        if start:
+            start(run)
+        again = drive(run, module.train(run, cfg), steps - k)
+        assert again == metrics[k:], k
+        found, numbers = saved(run)
+        assert numbers == facts and found.keys() == tensors.keys(), k
+        assert all(torch.equal(found[key], tensors[key]) for key in tensors), k
