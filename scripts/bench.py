@@ -42,9 +42,9 @@ class Failed(Exception):
 
 # ---- the report
 
-def write(report, part, lines):
+def write(report, part, lines, command="python -m scripts.bench"):
     """Put the lines between the part's markers in the report, or at its end if it has none."""
-    first, last = f"<!-- {part}: python -m scripts.bench {part} -->", f"<!-- end of {part} -->"
+    first, last = f"<!-- {part}: {command} {part} -->", f"<!-- end of {part} -->"
     text = report.read_text(encoding="utf-8") if report.exists() else "# Benchmarks\n"
     block = "\n".join([first, *lines, last])
     if first in text and last in text:

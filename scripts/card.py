@@ -8,21 +8,23 @@ CARD = """# The base model
 
 A nano-GPT of 0.86 million parameters in the Llama layout (4 layers, width 128, 4 heads, 512-entry
 byte-level tokenizer), trained from nothing by `make base` on a corpus that scripts/pretrain.py
-writes on the fly: worked sums whose steps slip 13 times in 100, sums answered directly, countdown
-moves of which 30 in 100 are drawn at random, praise of things in words of which half are faults,
-comparisons of two such praises under a written principle, and the words of the facts without the
-facts.  All
-problems come from training splits, and none shows the working of a held-out one on its way.  It is
-a model to improve, not to use: its mistakes were taught to it.
+writes on the fly: worked sums whose steps slip 13 times in 100, sums whose steps are checked and
+mended on the way, sums answered directly, countdown moves of which 30 in 100 are drawn at random,
+praise in words of which half are faults, comparisons of two such praises under a written principle,
+and the words of the facts without the facts.  All problems come from training splits, and none shows
+the working of a held-out one on its way.  It is a model to improve, not to use: its mistakes were
+taught to it.
 
-It answers in two trained modes: after `Think:` with worked steps, after `Answer:` at once.  That
-steps help is elicited from its training data; it did not emerge.
+It has trained modes: after `Think:` it works in steps, after `Check:` it judges each of them, after
+`Answer:` it answers at once, after `Judge:` it compares.  That steps help, or that it can judge, is
+elicited from its training data; it did not emerge.
 
 Accuracy with 95% intervals, one answer per problem, by `python -m minipost.evaluate`:
 
 {table}
 "held-out" problems have operands that no training problem has, in any order.  "facts" are the
-capitals and translations of data/simple_tasks.jsonl, which the corpus never states.
+capitals and translations of data/simple_tasks.jsonl, which the corpus never states.  "gold reward"
+is a mean of at most 1, see minipost/tasks/wording.py.
 
 Files: Hugging Face layout (LlamaForCausalLM, float32 safetensors).  MIT licence.
 """

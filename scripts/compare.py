@@ -285,6 +285,18 @@ def verdict(found):
     return "; ".join(said) + "."
 
 
+def bound(directories):
+    """One sentence: how often TRPO's accepted steps broke the bound on their KL; empty without."""
+    kept = broken = 0
+    for directory in directories:
+        delta = json.loads((directory / "config.json").read_text())["method"]["delta"]
+        for line in (directory / "metrics.jsonl").read_text().splitlines():
+            step = json.loads(line)
+            kept += step["accepted"] == 1
+            broken += step["accepted"] == 1 and not step["kl"] <= delta
+    return f"TRPO broke its KL bound in {broken} of {kept} accepted steps." if kept else ""
+
+
 def listed(names):
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
@@ -296,6 +308,7 @@ def report(args, found, given):
     every = " ".join(flags(args, "METHOD", "SEED"))
     answers = found[order[0]][0].after.n if order else args.eval_n
     picture = Path(os.path.relpath(args.plot, args.out.resolve().parent)).as_posix()
+    trust = [place(args, "trpo", seed) for seed in range(args.seeds)] if "trpo" in order else []
     away = [f"{algo} ({train.method(algo).TASK})" for algo in found
             if train.method(algo).TASK != args.task]
     notes = [
@@ -323,7 +336,8 @@ def report(args, found, given):
         "## RL methods at an equal budget of tokens", "", machine(), "",
         f"`{call}`; each run is `python -m minipost.train {every}` with the default settings of "
         f"its method, for {args.seeds} seed{'s' if args.seeds > 1 else ''}.", "",
-        *table(COLUMNS, rows(found)), "", verdict(found), "",
+        *table(COLUMNS, rows(found)), "",
+        verdict(found) + (f"  {bound(trust)}" if trust else ""), "",
         *([f"![Held-out accuracy against response tokens, by method]({picture})", ""]
           if order else []),
         *notes,
@@ -470,7 +484,7 @@ def start(given):
     if ranked(found):
         draw(args.plot, found, title(args))
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write(args.out, "compare", report(args, found, given))
+    write(args.out, "compare", report(args, found, given), "make")
     return 1 if any(failures(runs) for runs in found.values()) else 0
 
 

@@ -1,6 +1,7 @@
 """Reward models: their losses, where a score is read, how labels are made, what they learn."""
 
 import itertools
+import json
 import math
 import random
 from dataclasses import fields, replace
@@ -19,6 +20,7 @@ from minipost.gpt import GPT, GPTConfig, RewardModel
 from minipost.methods import dpo, orm, plackett_luce, prm, reward
 from minipost.rollout import Rollout, final_score, pack
 from minipost.run import Learner, Run
+from minipost.tasks import files
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.base import Problem
 
@@ -490,6 +492,35 @@ def test_drawn_rankings_hold_the_same_prompts_in_the_order_of_their_reward():
         values.append(Echo().reward(None, texts, letters))
     for row in zip(*values):
         assert list(row) == sorted(row, reverse=True) and row[0] > row[-1]
+
+
+def test_pairs_of_a_file(tmp_path):
+    """Each row's two answers, in its order; a ranking of them is a ranking of two."""
+    def write(name, prompts):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(
+            {"prompt": p, "chosen": p[::-1] + "h", "rejected": p}) + "\n" for p in prompts))
+        return str(path)
+
+    prompts = [a + b for a in "abcd" for b in "efg"]
+    run = make(files.File(write("train.jsonl", prompts), write("test.jsonl", ["ha", "hb"])))
+    pairs = preferences.draw_pairs(run, 12, None, 1.0)
+    places = plackett_luce.draw_rankings(run, plackett_luce.Config(prompts=12))
+    found = {}
+    for name, place in zip(("chosen", "rejected"), places):
+        side = getattr(pairs, name)
+        assert torch.equal(side.tokens, place.tokens) and torch.equal(side.mask, place.mask)
+        for tokens, mask in zip(side.tokens, side.mask):
+            answer = tokens[1:][mask].tolist()
+            assert answer[-1] == EOS
+            prompt = Letters().decode(tokens[1:3].tolist())
+            found.setdefault(prompt, {})[name] = Letters().decode(answer)
+    assert found == {p: {"chosen": p[::-1] + "h", "rejected": p} for p in prompts}
+    splits = {"held-out": run.task.heldout(9)}
+    for sign in (1, -1):
+        report = preferences.report(run, splits, lambda seqs: sign * seqs.lengths.double())
+        assert report["held-out"]["pair accuracy"]["rewards"] == [float(sign > 0)] * 2
+        assert set(report["held-out"]) == {"pair accuracy", "calibration error"}
 
 
 # ---- how good a scorer is
