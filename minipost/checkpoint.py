@@ -224,7 +224,7 @@ def open_tensors(path):
 
 
 def stored(config, table, directory):
-    """Tensor name -> the open file that holds it, for a table that `names` gives.
+    """Tensor name -> the open file that holds it; table is `names` or `scalar_names`.
 
     Names, shapes and types are held against config.json here, before anything is allocated.
     """
@@ -233,7 +233,7 @@ def stored(config, table, directory):
         raise MinipostError(f"{directory}: config.json says {config.num_hidden_layers} layers, but "
                             f"there are only {len(where)} tensors")
     files = {path: open_tensors(path) for path in set(where.values())}
-    for part, shape in chain(*table.values()):
+    for part, shape in chain(*table(config).values()):
         if part not in where:
             raise MinipostError(f"{directory}: the tensor {part} is missing")
         try:
@@ -322,8 +322,9 @@ def load(directory, device="cpu", dtype="float32"):
     config, raw = read_config(directory)
     if raw.get("architectures") == [REWARD_MODEL]:
         raise MinipostError(f"{directory}: is a reward model; expected a language model")
+    files = stored(config, names, directory)
     model = GPT(config).to(DTYPES[dtype])
-    load_weights(model, names(config), stored(config, names(config), directory), directory)
+    load_weights(model, names(config), files, directory)
     return model.to(device), read_vocabulary(directory, raw, config.vocab_size)
 
 
@@ -337,10 +338,9 @@ def load_reward_model(directory, vocabulary, device="cpu", dtype="float32"):
     if raw.get("architectures") != [REWARD_MODEL]:
         raise MinipostError(f"{directory}: architectures is {raw.get('architectures')}; a reward "
                             f"model is a {REWARD_MODEL}")
-    table = scalar_names(config)
-    files = stored(config, table, directory)
+    files = stored(config, scalar_names, directory)
     model = RewardModel(GPT(config).to(DTYPES[dtype]))
-    load_weights(model, table, files, directory)
+    load_weights(model, scalar_names(config), files, directory)
     own = read_vocabulary(directory, raw, config.vocab_size)
     if own.kind() != vocabulary.kind():
         raise MinipostError(f"{directory}: the reward model's tokenizer differs from the policy's; "

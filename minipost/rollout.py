@@ -91,6 +91,9 @@ class Pairs:
     def __getitem__(self, rows):
         return Pairs(self.chosen[rows], self.rejected[rows])
 
+    def to(self, device):
+        return Pairs(self.chosen.to(device), self.rejected.to(device))
+
 
 def pack(prompts, responses, pad):
     """Sequences from lists of ids; each response already ends in EOS where it should."""

@@ -45,6 +45,14 @@ def tiny(tmp_path_factory, words):
 
 
 @pytest.fixture(scope="session")
+def wide(tmp_path_factory, words):
+    """The same with room for a question to a judge."""
+    directory = tmp_path_factory.mktemp("wide")
+    checkpoint.create(directory, tiny_model(context=256), words)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def rows(tmp_path_factory):
     """A JSONL file of 40 prompts with completions and a column `letter`."""
     path = tmp_path_factory.mktemp("data") / "rows.jsonl"

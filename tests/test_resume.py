@@ -12,7 +12,8 @@ from minipost import checkpoint, session, train
 
 STEPS = 4
 GROUPS = ("--prompts", 3, "--group", 4, "--minibatch", 8, "--epochs", 2)
-SAMPLES, WORDING = ("--prompts", 3, "--group", 4), ("--task", "wording")
+SAMPLES = ("--prompts", 3, "--group", 4)
+WORDING = ("--task", "wording", "--room", 12, "--eval-n", 12)  # answers of more than one word
 RECIPES = {
     "sft": ("--batch", 7, "--decay", 0.1, "--warmup", 2),
     "grpo": GROUPS, "grpo --kl k3": GROUPS, "dr-grpo": GROUPS, "dapo": GROUPS,
@@ -60,26 +61,28 @@ def stopping(monkeypatch):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_stopped_after_every_step(command, tmp_path, reward, capsys, stopping, recipe):
+def test_stopped_after_every_step(command, tmp_path, wide, reward, capsys, stopping, recipe):
     algo, *flags = recipe.split()
     flags += ["--steps", STEPS, "--save-every", 0, *RECIPES[recipe]]
     if algo != "sft" and "wording" not in flags:
         flags += ["--reward", reward]
+    if "wording" in flags:
+        flags += ["--model", wide]
     stop_everywhere(command(algo, *flags), tmp_path, capsys, stopping, STEPS)
 
 
 @pytest.mark.parametrize("recipe, total", [("ppo", 6), ("rlaif", 6), ("rlaif --learner dpo", 4)])
-def test_stopped_in_every_stage(command, tmp_path, tiny, capsys, stopping, recipe, total):
+def test_stopped_in_every_stage(command, tmp_path, wide, capsys, stopping, recipe, total):
     """Fine-tuning, reward model, PPO: two steps each, stopped within and between them."""
     algo, *flags = recipe.split()
-    flags += ["--steps", 2, "--save-every", 0, *STAGES]
-    flags += ["--judge", tiny] if algo == "rlaif" else []
+    flags += ["--steps", 2, "--save-every", 0, *STAGES, "--model", wide]
+    flags += ["--judge", wide] if algo == "rlaif" else []
     arguments = command(algo, *flags)
     stop_everywhere(arguments, tmp_path, capsys, stopping, total)
     checkpoint.load(tmp_path / "whole/model")
     if total == 6:
         checkpoint.load_reward_model(tmp_path / "whole/reward_model",
-                                     checkpoint.load(tiny)[1])
+                                     checkpoint.load(wide)[1])
 
 
 def stop_everywhere(arguments, tmp_path, capsys, stopping, steps):

@@ -177,6 +177,16 @@ def test_micro_batches_change_neither_gradient_nor_metrics(name, monkeypatch):
         assert again == pytest.approx(metrics)
 
 
+@pytest.mark.parametrize("name, loss", [("reward", math.log(2)), ("orm", math.log(2)),
+                                        ("plackett_luce", math.log(24)), ("prm", math.log(2))])
+def test_a_fresh_model_finds_all_equally_likely(name, loss):
+    """Two sides of a pair, of an answer or of a step, and the 24 orders of four answers."""
+    module = CASES[name][0]
+    metrics = next(module.train(make(micro=5), replace(module.Config(), **SIZES[name])))
+    assert metrics["loss"] == pytest.approx(loss, abs=1e-6)
+    assert metrics["accuracy"] == pytest.approx(0.5, abs=1e-6)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_every_number_of_a_config_is_checked(name):
     config = CASES[name][0].Config
@@ -258,10 +268,11 @@ def test_orm_is_binary_cross_entropy(seed):
 
 def test_prm_with_the_last_step_only_is_an_orm(monkeypatch):
     """The same samples, the same labels, the same gradient; with the steps another one."""
-    outcome, metrics = step_of(orm, monkeypatch, prompts=8)
-    last, same = step_of(prm, monkeypatch, prompts=8, last_only=True)
+    knobs = dict(prompts=8, copies=4, temperature=1.0, steps=9, lr=1e-3, warmup=0)
+    outcome, metrics = step_of(orm, monkeypatch, **knobs)
+    last, same = step_of(prm, monkeypatch, **knobs, last_only=True)
     assert torch.allclose(last, outcome, atol=1e-12) and same == pytest.approx(metrics)
-    assert not torch.allclose(step_of(prm, monkeypatch, prompts=8)[0], outcome, atol=1e-3)
+    assert not torch.allclose(step_of(prm, monkeypatch, **knobs)[0], outcome, atol=1e-3)
 
 
 # ---- where a score is read
@@ -404,12 +415,13 @@ def test_steps_of_arithmetic_are_labelled_by_hand(words):
 def test_a_token_that_ends_two_steps_is_right_if_both_are():
     class Double(Letters):
         def decode(self, ids):
-            return super().decode(ids).replace("g", "ahbh").replace("f", "ahah")
+            text = super().decode(ids)
+            return text.replace("e", "ahah").replace("f", "ahbh").replace("g", "bhah")
 
     run, problem = make(), Problem("a", {"letter": "a"})
     run.vocabulary = Double()
-    rollout = rollout_of([[BOS, 3]] * 2, [[9, 9], [8, 8]])              # two tokens g, two tokens f
-    assert [row[0] for row in marked(run, [problem] * 2, rollout)] == [0.0, 1.0]
+    rollout = rollout_of([[BOS, 3]] * 3, [[7, 7], [8, 8], [9, 9]])      # each e, f or g twice
+    assert [row[0] for row in marked(run, [problem] * 3, rollout)] == [1.0, 0.0, 0.0]
 
 
 def test_a_reward_that_is_no_chance_and_a_task_without_steps_are_refused():
@@ -531,6 +543,7 @@ def test_calibration_error_of_known_cases():
     assert error([0.25] * 4, [0, 1, 0, 0]) == 0
     assert error([0.9] * 10, [1, 0] * 5) == pytest.approx(0.4)
     assert error([0.0, 1.0], [1, 0]) == 1
+    assert error([0.95, 1.0], [1, 0]) == pytest.approx((1 - 0.05) / 2)      # one bin
     assert error([0.05, 0.95], [1, 1]) == pytest.approx((0.95 + 0.05) / 2)
 
 
@@ -577,7 +590,8 @@ def test_prm_reports_its_steps():
     rollout = preferences.at_start(run, Echo().heldout(4), 1)
     right = prm.labels(run, Echo().heldout(4), rollout, False)
     for sign in (1, -1):
-        steps = prm.on_steps(run, Echo().heldout(4), rollout, sign * (right - 0.5))
+        score = (sign * (right - 0.5)).where(~prm.final(rollout.mask), 0.0)     # answers: no part
+        steps = prm.on_steps(run, Echo().heldout(4), rollout, score)
         assert {m["score"]["value"] for m in steps.values()} == {float(sign > 0)}
     assert "step accuracy" not in prm.measure(
         run, {"held-out": Echo().heldout(4)}, prm.Config(last_only=True))["held-out"]

@@ -285,7 +285,8 @@ def test_the_bounds_of_the_line_search_are_exact():
 
 # ---- whole steps on a toy
 
-CONFIG = trpo.Config(prompts=4, group=3, temperature=0.8, fisher=6, iterations=5, delta=0.02)
+CONFIG = trpo.Config(prompts=4, group=3, temperature=0.8, fisher=6, iterations=5, delta=0.02,
+                     damping=0.01, shrink=0.6, tries=10)
 
 
 def toy(task=None, dtype=torch.float64, seed=0):
@@ -353,7 +354,7 @@ def test_the_step_solves_for_the_fisher_matrix_of_the_rollout(monkeypatch, sampl
     monkeypatch.setattr(trpo, "full_step", full_step)
     run = toy(seed=1)
     cfg = trpo.Config(prompts=4, group=3, temperature=0.8, fisher=answers, damping=1e-3, delta=2.0,
-                      iterations=9, tries=30)
+                      iterations=9, tries=30, shrink=0.6)
     metrics, before, old = step(run, cfg)
     old, rollout = Learner(old), sampled[0]
     rows = run.rng("fisher").sample(range(12), min(answers, 12))
@@ -414,7 +415,7 @@ def test_a_step_that_is_too_long_is_shortened_or_not_taken():
 
 def test_bfloat16_weights_follow_their_float32_copy():
     run = toy(dtype=torch.bfloat16)
-    metrics, before, _ = step(run, trpo.Config(prompts=4, group=3, fisher=6, delta=0.05))
+    metrics, before, _ = step(run, trpo.Config(prompts=4, group=3, fisher=6, delta=0.05, damping=0.01))
     assert metrics["accepted"] == 1 and not torch.equal(run.policy.master, before)
     assert run.policy.master.dtype == torch.float32
     assert torch.equal(run.policy.flat, run.policy.master.to(torch.bfloat16))

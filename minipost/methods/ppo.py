@@ -94,7 +94,8 @@ def loss_grad(logp, value, logp_old, value_old, adv, ret, mask, *, clip, value_c
     """The derivative of `loss`: {"logp": (B, T), "value": (B, T)}."""
     gain = ops.clipped_surrogate_grad(logp, logp_old, adv, clip, clip)
     held = clipped_value(value, value_old, value_clip)
-    pulls = ((value - ret).square() > (held - ret).square()) | (held == value)
+    inside = (value - value_old).abs() <= value_clip
+    pulls = inside | ((value - ret).square() > (held - ret).square())
     return {"logp": -gain * mask / count, "value": (value - ret) * (pulls & mask) / count}
 
 

@@ -38,7 +38,7 @@ def read(path):
         lines = Path(path).read_bytes().split(b"\n")
     except OSError as error:
         raise MinipostError(f"{path}: could not be read ({error.strerror})") from None
-    rows = []
+    rows, places = [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -62,9 +62,11 @@ def read(path):
                 )
             if any("\ud800" <= character <= "\udfff" for character in value):
                 raise MinipostError(f"{where}: {key!r} holds half of a surrogate pair")
-        if any("chosen" in r or "rejected" in r for r in (row, *rows[:1])):
-            check_pair(row, where)
         rows.append(row)
+        places.append(where)
+    if any("chosen" in row or "rejected" in row for row in rows):
+        for row, where in zip(rows, places):
+            check_pair(row, where)
     if not rows:
         raise MinipostError(f"{path}: holds no rows; expected one JSON object per line")
     return tuple(rows)
