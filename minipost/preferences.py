@@ -36,7 +36,9 @@ def draw_pairs(run, n, label, temperature, policy=None):
     """
     problems = run.problems(n)
     if "chosen" in problems[0].columns:
-        return file_pairs(run.vocabulary, problems).to(run.policy.module.device)
+        pairs = file_pairs(run.vocabulary, problems).to(run.policy.module.device)
+        run.tokens += int(pairs.chosen.mask.sum() + pairs.rejected.mask.sum())
+        return pairs
     rollout = run.sample(problems, 2, temperature=temperature, module=policy,
                          purpose="pairs")
     return ranked_pairs(rollout, label(run, problems, rollout))

@@ -415,7 +415,8 @@ def test_a_step_that_is_too_long_is_shortened_or_not_taken():
 
 def test_bfloat16_weights_follow_their_float32_copy():
     run = toy(dtype=torch.bfloat16)
-    metrics, before, _ = step(run, trpo.Config(prompts=4, group=3, fisher=6, delta=0.05, damping=0.01))
+    cfg = trpo.Config(prompts=4, group=3, fisher=6, delta=0.05, damping=0.01)
+    metrics, before, _ = step(run, cfg)
     assert metrics["accepted"] == 1 and not torch.equal(run.policy.master, before)
     assert run.policy.master.dtype == torch.float32
     assert torch.equal(run.policy.flat, run.policy.master.to(torch.bfloat16))

@@ -160,10 +160,14 @@ def conjugate_gradient(product, b, iterations, tolerance=1e-10):
 
 
 def full_step(product, gradient, delta, iterations):
-    """sqrt(2 delta / x.F x) x with x = F^-1 g, and |F x - g| / |g|."""
+    """sqrt(2 delta / x.F x) x with x = F^-1 g, and |F x - g| / |g|.
+
+    No step at all where rounding leaves x.F x without a positive value, as it can undamped.
+    """
     x, residual = conjugate_gradient(product, gradient, iterations)
     curvature = float(x @ (gradient - residual))                            # x.F x
-    return x * math.sqrt(2 * delta / curvature), float(residual.norm() / gradient.norm())
+    length = math.sqrt(2 * delta / curvature) if curvature > 0 else 0.0
+    return x * length, float(residual.norm() / gradient.norm())
 
 
 def line_search(evaluate, old, step, delta, shrink, tries):
