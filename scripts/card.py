@@ -15,9 +15,10 @@ and the words of the facts without the facts.  All problems come from training s
 the working of a held-out one on its way.  It is a model to improve, not to use: its mistakes were
 taught to it.
 
-It has trained modes: after `Think:` it works in steps, after `Check:` it judges each of them, after
-`Answer:` it answers at once, after `Judge:` it compares.  That steps help, or that it can judge, is
-elicited from its training data; it did not emerge.
+It has trained modes: after `Think:` it works in steps, after `Answer:` it answers at once, after
+`Judge:` it compares.  That steps help, or that it can compare, is elicited from its training data;
+it did not emerge.  After `Check:` it should judge every step, but that it did not learn: it calls
+all of them right.
 
 Accuracy with 95% intervals, one answer per problem, by `python -m minipost.evaluate`:
 
