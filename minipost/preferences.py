@@ -9,12 +9,14 @@ to each prompt, which a labeller compares.  A labeller is a function
 What a scorer is worth is measured on held-out prompts, against the exact reward and without noise.
 """
 
+import copy
 import random
 from dataclasses import asdict
 
 import torch
 
 from minipost.errors import MinipostError
+from minipost.gpt import RewardModel
 from minipost.rollout import Pairs, pack
 from minipost.stats import bootstrap, interval
 
@@ -61,6 +63,11 @@ def file_pairs(vocabulary, problems):
     prompts = [vocabulary.prompt(problem.prompt) for problem in problems]
     return Pairs(*(pack(prompts, [vocabulary.response(p.columns[key]) for p in problems],
                         vocabulary.pad) for key in ("chosen", "rejected")))
+
+
+def scorer(run):
+    """The learner of the run's reward model; it starts as the policy with a score for its head."""
+    return run.learner("reward model", lambda: RewardModel(copy.deepcopy(run.policy.module)))
 
 
 # ---- how good a scorer is

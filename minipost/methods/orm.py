@@ -15,14 +15,13 @@ Where we differ from the paper: the score stands on the last token alone, not on
 no language-model loss beside it; and answers are drawn afresh at every step, so none is seen twice.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
 
 from minipost import preferences
 from minipost.errors import MinipostError, require
-from minipost.gpt import RewardModel
+from minipost.preferences import scorer
 from minipost.rollout import final_score
 from minipost.run import Meter, cosine
 
@@ -59,11 +58,6 @@ def loss(score, right, *, count):
 def loss_grad(score, right, *, count):
     """The derivative of `loss`: {"score": (b,)}."""
     return {"score": (torch.sigmoid(score) - right) / count}
-
-
-def scorer(run):
-    """The learner of the run's reward model; it starts as the policy with a score for its head."""
-    return run.learner("reward model", lambda: RewardModel(copy.deepcopy(run.policy.module)))
 
 
 def measure(run, splits, cfg):

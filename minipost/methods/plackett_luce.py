@@ -16,14 +16,13 @@ Answers of equal reward are ranked by chance, and a prompt whose answers all tie
 rankings of two.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
 
 from minipost import preferences
 from minipost.errors import require
-from minipost.gpt import RewardModel
+from minipost.preferences import scorer
 from minipost.rollout import final_score
 from minipost.run import Meter, cosine
 
@@ -69,11 +68,6 @@ def loss_grad(scores, *, count):
     """The derivative of `loss`: {"scores": (b, K)}."""
     chance = (scores[:, None, :] - left(scores)[:, :, None]).exp()          # (b, k, j)
     return {"scores": (chance.triu().sum(1) - 1) / count}
-
-
-def scorer(run):
-    """The learner of the run's reward model; it starts as the policy with a score for its head."""
-    return run.learner("reward model", lambda: RewardModel(copy.deepcopy(run.policy.module)))
 
 
 def measure(run, splits, cfg):

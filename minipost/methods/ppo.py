@@ -138,7 +138,7 @@ def rlhf(run, cfg, label):
             yield next(stage)
     if run.step == judged:
         run.policy.forget()  # what Adam remembers is about another loss
-    run.score_by(reward.scorer(run).module)
+    run.score_by(preferences.scorer(run).module)
     yield from optimise(run, cfg)
 
 

@@ -18,7 +18,6 @@ Where we differ from Lightman et al.: their labels end at the first wrong step; 
 step against the one before it, so a right step after a wrong one is a right step.
 """
 
-import copy
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -26,8 +25,8 @@ import torch
 
 from minipost import preferences
 from minipost.errors import MinipostError, require
-from minipost.gpt import RewardModel
 from minipost.ops import at_last, masked_sum
+from minipost.preferences import scorer
 from minipost.run import Meter, cosine
 from minipost.stats import interval
 
@@ -137,11 +136,6 @@ def labels(run, problems, rollout, last_only):
 
 
 # ---- the model
-
-def scorer(run):
-    """The learner of the run's reward model; it starts as the policy with a score for its head."""
-    return run.learner("reward model", lambda: RewardModel(copy.deepcopy(run.policy.module)))
-
 
 def step_scores(model, seqs):
     """The score after each predicted token has been read.  (B, T)"""

@@ -17,14 +17,13 @@ Where we differ from InstructGPT: pairs are drawn afresh at every step instead o
 so no label is used twice and nothing can be learnt by heart; --data FILE goes over the file's pairs.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
 
 from minipost import preferences
 from minipost.errors import require
-from minipost.gpt import RewardModel
+from minipost.preferences import scorer
 from minipost.rollout import final_score
 from minipost.run import Meter, cosine
 
@@ -65,11 +64,6 @@ def loss_grad(chosen, rejected, *, margin, center, count):
     """The derivative of `loss`: {"chosen": (b,), "rejected": (b,)}."""
     push, pull = torch.sigmoid(margin - chosen + rejected), 2 * center * (chosen + rejected)
     return {"chosen": (pull - push) / count, "rejected": (pull + push) / count}
-
-
-def scorer(run):
-    """The learner of the run's reward model; it starts as the policy with a score for its head."""
-    return run.learner("reward model", lambda: RewardModel(copy.deepcopy(run.policy.module)))
 
 
 def measure(run, splits, cfg):
