@@ -366,10 +366,15 @@ def gather(part, start, rows, prompts, room, vocabulary, device):
 def describe(rollout, reward, group):
     """What people look for first in a rollout, under TRL's names."""
     by_group = reward.view(-1, group)
+    found = {"reward": float(reward.mean())}
+    if group > 1:
+        ties = (by_group == by_group[:, :1]).all(1)
+        found |= {"reward_std": float(by_group.std(1).mean()),
+                  "frac_reward_zero_std": float(ties.float().mean())}
+    else:  # a single answer has no siblings to tie with
+        found["reward_std"] = float(reward.std(correction=0))
     return {
-        "reward": float(reward.mean()),
-        "reward_std": float(by_group.std(1).mean() if group > 1 else reward.std(correction=0)),
-        "frac_reward_zero_std": float((by_group == by_group[:, :1]).all(1).float().mean()),
+        **found,
         "completions/mean_length": float(rollout.lengths.float().mean()),
         "completions/clipped_ratio": float((~rollout.finished).float().mean()),
     }

@@ -96,7 +96,8 @@ def loss_grad(logp, value, logp_old, value_old, adv, ret, mask, *, clip, value_c
     held = clipped_value(value, value_old, value_clip)
     inside = (value - value_old).abs() <= value_clip
     pulls = inside | ((value - ret).square() > (held - ret).square())
-    return {"logp": -gain * mask / count, "value": (value - ret) * (pulls & mask) / count}
+    return {"logp": -gain.where(mask, 0.0) / count,
+            "value": (value - ret).where(pulls & mask, 0.0) / count}
 
 
 def token_rewards(score, logp, logp_ref, mask, beta):
