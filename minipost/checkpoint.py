@@ -372,12 +372,14 @@ def save(directory, model, like, dtype="float32"):
     for name in SIDE_FILES:
         if (like / name).is_file():
             publish(directory / name, lambda path, name=name: shutil.copyfile(like / name, path))
-    kind = {}
+    raw, kind = read_json(like / "config.json"), {}
     if isinstance(model, Scalar):
         kind = {"architectures": [REWARD_MODEL], "id2label": {"0": "score"},
                 "label2id": {"score": 0}}
-    write_json(directory / "config.json",
-               {**read_json(like / "config.json"), **kind, "dtype": dtype, "torch_dtype": dtype})
+        if raw.get("pad_token_id") == raw.get("eos_token_id"):
+            # transformers reads a score at the last token that is not padding: before the EOS.
+            kind["pad_token_id"] = None
+    write_json(directory / "config.json", {**raw, **kind, "dtype": dtype, "torch_dtype": dtype})
     save_weights(directory, model, dtype)
 
 

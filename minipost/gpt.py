@@ -391,7 +391,7 @@ class RewardModel(Scalar):
     def normalise(self, scores):
         """Shift and scale so that these scores get mean 0 and deviation 1."""
         self.mean += self.deviation * scores.mean()
-        self.deviation *= scores.std() + 1e-6
+        self.deviation *= scores.std()
 
     def forward(self, tokens, explicit=False):
         """(B, T) -> (B, T)"""

@@ -12,6 +12,7 @@ What a scorer is worth is measured on held-out prompts, against the exact reward
 import copy
 import random
 from dataclasses import asdict
+from math import isfinite
 
 import torch
 
@@ -38,7 +39,7 @@ def draw_pairs(run, n, label, temperature, policy=None):
     """
     problems = run.problems(n)
     if "chosen" in problems[0].columns:
-        pairs = file_pairs(run.vocabulary, problems).to(run.policy.module.device)
+        pairs = file_pairs(run, problems)
         run.tokens += int(pairs.chosen.mask.sum() + pairs.rejected.mask.sum())
         return pairs
     rollout = run.sample(problems, 2, temperature=temperature, module=policy,
@@ -58,11 +59,21 @@ def ranked_pairs(rollout, label):
     return Pairs(rollout[first + (label < 0)], rollout[first + (label > 0)])
 
 
-def file_pairs(vocabulary, problems):
-    """Pairs of rows with the columns `chosen` and `rejected`."""
+def file_pairs(run, problems):
+    """Pairs of rows with the columns `chosen` and `rejected`.
+
+    MinipostError where an answer does not fit the model's context.
+    """
+    vocabulary, policy = run.vocabulary, run.policy.module
     prompts = [vocabulary.prompt(problem.prompt) for problem in problems]
-    return Pairs(*(pack(prompts, [vocabulary.response(p.columns[key]) for p in problems],
-                        vocabulary.pad) for key in ("chosen", "rejected")))
+    pairs = Pairs(*(pack(prompts, [vocabulary.response(p.columns[key]) for p in problems],
+                         vocabulary.pad) for key in ("chosen", "rejected")))
+    limit = policy.config.max_position_embeddings
+    longest = max(pairs.chosen.tokens.shape[1], pairs.rejected.tokens.shape[1])
+    if longest > limit:
+        raise MinipostError(f"a prompt with one of its answers has {longest} tokens; the model's "
+                            f"context holds {limit}")
+    return pairs.to(policy.device)
 
 
 def scorer(run):
@@ -82,7 +93,7 @@ def report(run, splits, score):
     found = {}
     for split, problems in splits.items():
         if "chosen" in problems[0].columns:
-            pairs = file_pairs(run.vocabulary, problems).to(run.policy.module.device)
+            pairs = file_pairs(run, problems)
             gap = score(pairs.chosen) - score(pairs.rejected)
             found[split] = on_pairs(gap.tolist(), list(range(len(problems))))
             continue
@@ -117,8 +128,11 @@ def at_start(run, problems, copies):
 
 def on_pairs(gaps, rows):
     """Accuracy and calibration of score differences that should all be positive."""
+    if any(not isfinite(gap) for gap in gaps):
+        raise MinipostError("the difference of two scores is not finite; the model that gives them "
+                            "is broken")
     right = [float(gap > 0) + 0.5 * (gap == 0) for gap in gaps]
-    texts = [f"better answer ahead by {gap:.2f}" for gap in gaps]
+    texts = [f"better answer ahead by {round(gap, 2) + 0.0:.2f}" for gap in gaps]
     # Which of a pair stands first is arbitrary, and calibration needs both outcomes.
     coins = [random.Random(row).random() < 0.5 for row in rows]
     chance = torch.tensor(gaps, dtype=torch.float64).mul(

@@ -301,7 +301,12 @@ class Run:
         if not saved:
             rollout = self.sample(self.problems(128, again=1), 2, temperature=1.0,
                                   purpose="normalise")
-            self.reward_model.normalise(self.final_scores(self.reward_model, rollout))
+            scores = self.final_scores(self.reward_model, rollout)
+            if not scores.std() > 0:
+                raise MinipostError(f"the reward model scores {len(scores)} answers of the policy "
+                                    f"all alike ({float(scores[0]):g}); nothing can be learnt from "
+                                    "it")
+            self.reward_model.normalise(scores)
 
     def final_scores(self, model, seqs):
         """A scalar model's output at every row's last real token.  (B,)"""

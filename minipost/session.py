@@ -23,6 +23,7 @@ from minipost.run import Learner, Run
 from minipost.stats import interval
 
 PROG = "python -m minipost.train"
+ANSWERS = {"greedy": 0.0, "sampled": 1.0}  # how held-out problems are answered: temperatures
 
 
 def load_reward(names, task):
@@ -123,14 +124,16 @@ class Session:
     def measure(self):
         """Results by split: {"split": {"greedy" or "sampled": {"score", "texts", "rewards"}}}.
 
-        A method whose product is not a policy measures it by a `measure` of its own.
+        A method may measure what it makes by a `measure` of its own, which may return None.
         """
         if hasattr(self.module, "measure"):
-            return self.module.measure(self.run, self.splits, self.config)
+            found = self.module.measure(self.run, self.splits, self.config)
+            if found is not None:
+                return found
         found = {}
         for split, problems in self.splits.items():
             found[split] = {}
-            for metric, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+            for metric, temperature in ANSWERS.items():
                 rewards, texts = measure(self.run, problems, temperature)
                 found[split][metric] = {"score": asdict(interval(rewards)),
                                         "rewards": rewards, "texts": texts}
@@ -241,12 +244,13 @@ class Session:
     def finish(self):
         self.trained = self.seconds()
         after = self.measure()
-        split, metric = next(iter(after)), self.module.METRIC  # a saved `before` has lost its order
+        split = next(iter(after))  # not of `before`, which has lost its order where it was saved
+        metric = self.module.METRIC if self.module.METRIC in after[split] else next(iter(after[split]))
         name = self.directory.name
         summary = {
             "name": name.removeprefix("demo-") if name.startswith("demo-") else self.algo,
             "task": self.task.name, "seed": self.options.seed,
-            "metric": f"{metric}{getattr(self.module, 'UNIT', ' reward')}, {split}",
+            "metric": f"{metric}{' reward' if metric in ANSWERS else ''}, {split}",
             "before": self.before[split][metric]["score"], "after": after[split][metric]["score"],
             "seconds": round(self.trained, 1), "tokens": self.run.tokens,
             "all": {f"{metric}, {split}": {"before": self.before[split][metric]["score"],

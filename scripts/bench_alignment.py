@@ -12,12 +12,15 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SEEDS = (0, 1, 2)
-REWARD_MODELS = {"reward": (), "reward, 20% of labels wrong": ("--noise", "0.2"),
-                 "plackett-luce": (), "orm": (), "prm": ()}
+THREE, ONE = (0, 1, 2), (0,)
+REWARD_MODELS = {  # name: (further options, seeds)
+    "reward": ((), THREE), "orm": ((), THREE), "prm": ((), THREE), "plackett-luce": ((), ONE),
+    "reward, 20% of labels wrong": (("--noise", "0.2"), ONE),
+}
+PPO_STARTS, DPO_STARTS = ("--eval-every", "210"), ("--eval-every", "60")  # steps of what is before
 ALIGNED = {
-    "ppo": (), "rlaif": (), "rlaif --learner dpo": (), "ppo --beta 0": (),
-    "rlaif --principle brief": (),
+    "ppo": (PPO_STARTS, THREE), "rlaif": (PPO_STARTS, THREE), "ppo --beta 0": (PPO_STARTS, THREE),
+    "rlaif --learner dpo": (DPO_STARTS, ONE), "rlaif --principle brief": (PPO_STARTS, ONE),
 }
 LAST = 4  # rollouts at the end over which a run's last values are averaged
 
@@ -37,14 +40,17 @@ def trained(args, name, extra, seed):
     return json.loads((out / "summary.json").read_text()), [json.loads(line) for line in lines]
 
 
+TUNED = "eval/held-out/sampled"  # in the line of the step before PPO or DPO
+
+
 def show(s):
     return f"{s['value']:.3f} [{s['low']:.3f}, {s['high']:.3f}]"
 
 
 def reward_rows(args):
     """Held-out pair accuracy, calibration and best-of-n of every reward model."""
-    for name, extra in REWARD_MODELS.items():
-        for seed in SEEDS[:1] if args.quick else SEEDS:
+    for name, (extra, seeds) in REWARD_MODELS.items():
+        for seed in seeds[:1] if args.quick else seeds:
             found = trained(args, name, extra, seed)
             if isinstance(found, str):
                 yield [name, str(seed), f"failed: {found}", *[""] * 5]
@@ -64,21 +70,22 @@ def last(lines, name):
 
 
 def aligned_rows(args, gains):
-    """Score, gold and KL of the pipelines; `gains` receives {name: [gold gain per seed]}."""
-    for name, extra in ALIGNED.items():
-        for seed in SEEDS[:1] if args.quick else SEEDS:
+    """Score, gold and KL of the pipelines; `gains` receives {name: [(before, tuned, after)]}."""
+    for name, (extra, seeds) in ALIGNED.items():
+        for seed in seeds[:1] if args.quick else seeds:
             found = trained(args, name, extra, seed)
             if isinstance(found, str):
                 yield [name, str(seed), f"failed: {found}", *[""] * 7]
                 continue
             summary, lines = found
-            gold = [line["gold"] for line in lines if line.get("gold") is not None]
+            tuned, = [line[TUNED] for line in lines if TUNED in line]
             agreement = [line["agreement"] for line in lines if line.get("agreement") is not None]
             labelled = sum(line.get("pairs", 0) for line in lines)
-            if gold:
-                gains.setdefault(name, []).append(last(lines, "gold") - gold[0])
-            cells = [last(lines, key) if gold else None for key in ("reward", "kl_per_answer")]
-            yield [name, str(seed), show(summary["before"]), f"{gold[0]:.3f}" if gold else "",
+            gains.setdefault(name, []).append(
+                (summary["before"]["value"], tuned, summary["after"]["value"]))
+            cells = [last(lines, key) if "kl_per_answer" in lines[-1] else None
+                     for key in ("reward", "kl_per_answer")]
+            yield [name, str(seed), show(summary["before"]), f"{tuned:.3f}",
                    show(summary["after"]), *("" if c is None else f"{c:.2f}" for c in cells),
                    f"{statistics.mean(agreement):.3f}" if agreement else "", f"{labelled:,}",
                    f"{summary['seconds']:.0f}"]
@@ -95,11 +102,9 @@ def alignment(args, machine, table, write):
         aligned.append(row)
     notes = []
     if gains.get("ppo") and gains.get("rlaif"):
-        ratios = [ai / gold for ai, gold in zip(gains["rlaif"], gains["ppo"])]
-        notes = ["", "Gold gained by PPO over the fine-tuned policy (last four rollouts less the "
-                 "first), from the judge's labels over from gold labels, by seed: "
-                 + ", ".join(f"{ratio:.2f}" for ratio in ratios)
-                 + f"; wanted at least 0.90, mean {statistics.mean(ratios):.2f}."]
+        notes = ["", "Held-out gold gained with the judge's labels over that gained with gold "
+                 f"labels, by seed: over the base model {ratios(gains, 0)}; over the fine-tuned "
+                 f"policy {ratios(gains, 1)}.  Wanted: at least 0.90."]
     write(args.out, "alignment", [
         "## Reward models, RLHF and RLAIF", "", machine(), "",
         "`python -m scripts.bench alignment`; each row is `python -m minipost.train --algo METHOD "
@@ -110,14 +115,21 @@ def alignment(args, machine, table, write):
         *table(["method", "seed", "task", "pair accuracy", "calibration error", "one sample",
                 "best of 8", "exact best of 8", "training s"], rewards), "",
         "RLHF (`ppo`: labels from the hidden gold reward) and RLAIF (labels from the judge), with "
-        "the same number of steps, prompts and labels.  Gold is held out before and after, sampled; "
-        "the fine-tuned policy's is that of the first PPO rollout.  The score is the reward model's "
-        "own, in deviations of the fine-tuned policy's answers; KL is exact, in nats per answer, "
-        "over the last four rollouts.", "",
+        "the same number of steps, prompts and labels.  Gold is held out, one sampled answer to "
+        "each prompt: before, after fine-tuning (`--eval-every` at the last step before PPO or DPO) "
+        "and at the end.  The score is the reward model's own, in deviations of the fine-tuned "
+        "policy's answers; KL is exact, in nats per answer; both over the last four rollouts.", "",
         *table(["method", "seed", "gold before", "gold after SFT", "gold after", "score",
                 "KL per answer", "judge agrees with gold", "labels", "training s"], aligned),
         *notes,
     ])
+
+
+def ratios(gains, start):
+    """What rlaif gained over what ppo did, from `start` on: by seed, and of the sums."""
+    ours, theirs = ([row[2] - row[start] for row in gains[name]] for name in ("rlaif", "ppo"))
+    each = ", ".join(f"{a / b:.2f}" for a, b in zip(ours, theirs, strict=True))
+    return f"{each}, together {sum(ours) / sum(theirs):.2f}"
 
 
 def fisher(args, machine, table, write):

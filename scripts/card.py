@@ -16,9 +16,9 @@ the working of a held-out one on its way.  It is a model to improve, not to use:
 taught to it.
 
 It has trained modes: after `Think:` it works in steps, after `Answer:` it answers at once, after
-`Judge:` it compares.  That steps help, or that it can compare, is elicited from its training data;
-it did not emerge.  After `Check:` it should judge every step, but that it did not learn: it calls
-all of them right.
+`Check:` it says of every step whether it is right and mends it where it is not, after `Judge:` it
+compares.  That steps help, or that it can check and compare, is elicited from its training data; it
+did not emerge.
 
 Accuracy with 95% intervals, one answer per problem, by `python -m minipost.evaluate`:
 

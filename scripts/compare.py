@@ -293,7 +293,7 @@ def bound(directories):
         for line in (directory / "metrics.jsonl").read_text().splitlines():
             step = json.loads(line)
             kept += step["accepted"] == 1
-            broken += step["accepted"] == 1 and not step["kl"] <= delta
+            broken += step["accepted"] == 1 and (step["kl"] is None or step["kl"] > delta)
     return f"TRPO broke its KL bound in {broken} of {kept} accepted steps." if kept else ""
 
 

@@ -29,7 +29,7 @@ from minipost.tasks.wording import PRINCIPLES, Wording
 from minipost.tokenizer import BOS, EOS, PAD, Tokenizer
 
 SLIP = 0.13     # chance that a worked step goes wrong, so 5 steps in a row are right half the time
-CHECKED = 0.25  # the same where every step is checked at once and written again if it is wrong
+CHECKED = 0.5   # the same where every step is checked at once and written again if it is wrong
 BAD = 0.3       # chance that a countdown move is drawn at random
 FAULTS = 0.5    # chance that a word of praise is a fault
 

@@ -140,23 +140,6 @@ def test_held_out_rows_of_a_file_of_their_own(command, tmp_path, rows):
 
 # ---- evaluate
 
-def test_wilson_interval_by_hand():
-    """8 right of 10: Wilson 1927 with z = 1.96 gives 0.490 to 0.943."""
-    found = evaluate.interval([1.0] * 8 + [0.0] * 2)
-    assert (found.value, found.n) == (0.8, 10)
-    assert found.low == pytest.approx(0.4901625, abs=1e-6)
-    assert found.high == pytest.approx(0.9433178, abs=1e-6)
-    none = evaluate.interval([0.0] * 10)
-    assert (none.low, none.high) == (0.0, pytest.approx(0.2775328, abs=1e-6))
-
-
-def test_normal_interval_by_hand():
-    """Of 0, 0.5 and 1 the mean is 0.5 and its standard error 0.5 / sqrt(3)."""
-    found = evaluate.interval([0.0, 0.5, 1.0])
-    assert found.value == 0.5
-    assert found.high - 0.5 == 0.5 - found.low == pytest.approx(1.959964 * 0.5 / 3**0.5, abs=1e-6)
-
-
 def test_evaluate_measures_a_model(capsys, tiny):
     arguments = ["--model", str(tiny), "--workers", "1", "--room", "4", "--task", "arithmetic"]
     knobs = ["--terms", "3", "--direct", "True", "--n", "6"]

@@ -60,6 +60,19 @@ def args(tmp_path):
                           str(tmp_path / "plots/x.svg")])
 
 
+def test_how_often_the_bound_was_broken(tmp_path):
+    """Of the accepted steps alone; a KL that was not finite broke it."""
+    assert compare.bound([]) == ""
+    for name, delta, steps in (("a", 0.1, [(1, 0.1), (1, 0.11), (0, 0.3)]),
+                               ("b", 0.2, [(1, 0.11), (1, None), (0, 0.0)])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"method": {"delta": delta}}))
+        (tmp_path / name / "metrics.jsonl").write_text("".join(
+            json.dumps({"accepted": accepted, "kl": kl}) + "\n" for accepted, kl in steps))
+    assert compare.bound([tmp_path / "a"]) == "TRPO broke its KL bound in 1 of 2 accepted steps."
+    assert compare.bound([tmp_path / "a", tmp_path / "b"]).endswith("in 2 of 4 accepted steps.")
+
+
 # ---- which runs are made
 
 @pytest.mark.parametrize("change, needs", [

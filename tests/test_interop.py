@@ -139,6 +139,23 @@ def test_reward_models_open_on_both_sides(tmp_path, words, tied):
         assert (rollout.final_score(again, seqs) - ours).abs().max() <= 1e-6
 
 
+def test_a_reward_model_whose_padding_is_its_eos(tmp_path, words):
+    """transformers takes the EOS at the end for padding, so no id is named as padding there."""
+    checkpoint.create(tmp_path / "base", tiny_model(), words)
+    for name in ("config.json", "generation_config.json"):
+        found = checkpoint.read_json(tmp_path / "base" / name)
+        checkpoint.write_json(tmp_path / "base" / name, {**found, "pad_token_id": 2})
+    trunk, vocabulary = checkpoint.load(tmp_path / "base")
+    model = RewardModel(trunk)
+    torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(3))
+    checkpoint.save(tmp_path / "scorer", model, tmp_path / "base")
+    other = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "scorer", dtype=torch.float32).eval()
+    seqs = rollout.pack([vocabulary.prompt("7+5=?")], [[9, 8, 7, 2]], vocabulary.pad)
+    with torch.no_grad():
+        assert (other(seqs.tokens).logits[:, 0] - rollout.final_score(model, seqs)).abs() <= 1e-5
+
+
 def test_same_token_ids(tiny):
     _, vocabulary = checkpoint.load(tiny)
     other = transformers.AutoTokenizer.from_pretrained(tiny)

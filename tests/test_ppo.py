@@ -472,7 +472,7 @@ def test_the_stages_of_rlhf(monkeypatch):
     rollout = run.sample(run.problems(128, again=1), 2, temperature=1.0, purpose="normalise",
                          module=run.frozen["reference"])
     raw, score = (run.final_scores(m, rollout) for m in (learnt, run.reward_model))
-    assert raw.std() > 1e-4 and torch.allclose(score, (raw - raw.mean()) / (raw.std() + 1e-6))
+    assert raw.std() > 1e-4 and torch.allclose(score, (raw - raw.mean()) / raw.std())
     # What PPO calls the reward is this score, and gold is what nobody sees.
     rollout = run.sample(run.problems(8), 1, temperature=1.0, module=run.frozen["reference"])
     assert metrics[4]["reward"] == pytest.approx(
@@ -510,6 +510,11 @@ def given_model(run):
     with torch.no_grad():
         model.score.weight.copy_(valuer(5).score.weight)
     run.score_by(model)
+
+
+def test_a_score_that_is_the_same_for_all_answers_is_refused():
+    with pytest.raises(MinipostError, match="scores 256 answers of the policy all alike"):
+        toy(Hidden()).score_by(RewardModel(tiny(seed=5)))
 
 
 @pytest.mark.parametrize("task", [Echo, Hidden])

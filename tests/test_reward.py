@@ -18,7 +18,7 @@ from minipost import preferences
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig, RewardModel
 from minipost.methods import dpo, orm, plackett_luce, prm, reward
-from minipost.rollout import Rollout, final_score, pack
+from minipost.rollout import Rollout, final_score, logprobs, pack
 from minipost.run import Learner, Run
 from minipost.tasks import files
 from minipost.tasks.arithmetic import Arithmetic
@@ -332,7 +332,7 @@ def test_normalise_gives_mean_0_and_deviation_1_and_keeps_the_order(seed):
         once = final_score(model, seqs)
         assert abs(once.mean()) < 1e-9 and float(once.std()) == pytest.approx(1, abs=1e-4)
         assert torch.equal(once.argsort(), raw.argsort())
-        scaled = (other - raw.mean()) / (raw.std() + 1e-6)
+        scaled = (other - raw.mean()) / raw.std()
         assert torch.allclose(final_score(model, fresh), scaled)
         model.normalise(scaled)                                     # a second time, on others
         twice = final_score(model, fresh)
@@ -535,7 +535,78 @@ def test_pairs_of_a_file(tmp_path):
         assert set(report["held-out"]) == {"pair accuracy", "calibration error"}
 
 
+def pair_file(path, rows):
+    path.write_text("".join(json.dumps(dict(zip(("prompt", "chosen", "rejected"), row))) + "\n"
+                            for row in rows))
+    return str(path)
+
+
+def test_pairs_of_a_file_that_do_not_fit_the_context(tmp_path):
+    """BOS, 2 of the prompt, 6 of the longer answer and EOS are 10 tokens."""
+    held = pair_file(tmp_path / "test.jsonl", [("hh", "a", "b")])
+    for context in (9, 10):
+        for side in (("aaaaaa", "b"), ("b", "aaaaaa")):
+            data = pair_file(tmp_path / f"{context}{side[0]}.jsonl", [("ef", *side)])
+            run = make(files.File(data, held), tiny(context=context))
+            if context == 10:
+                assert len(preferences.draw_pairs(run, 1, None, 1.0)) == 1
+                continue
+            with pytest.raises(MinipostError, match="has 10 tokens; .* holds 9"):
+                preferences.draw_pairs(run, 1, None, 1.0)
+
+
+def test_dpo_on_a_file_is_measured_by_the_reward_that_the_policy_implies(tmp_path):
+    """Half right while it is the reference; then by what it makes likelier, one way or the other."""
+    held = pair_file(tmp_path / "test.jsonl", [("hh", "a", "b"), ("gg", "aa", "c")])
+    data = pair_file(tmp_path / "train.jsonl", [("ef", "a", "b")])
+    task = files.File(data, held)
+    run, cfg = make(task), dpo.Config(steps=1, pairs=1)
+    splits = {"held-out": task.heldout(9)}
+
+    def measured():
+        found = dpo.measure(run, splits, cfg)["held-out"]
+        return found["pair accuracy"]["rewards"], found["pair accuracy"]["texts"]
+
+    assert measured()[0] == [0.5, 0.5]
+    with torch.no_grad():                                  # tied: "a" where it is written or read
+        run.policy.module.embed_tokens.weight[3] *= 1.3
+    right, texts = measured()
+    policy, reference = run.policy.module, run.reference()
+    pairs = preferences.file_pairs(run, splits["held-out"])
+    with torch.no_grad():
+        gain = [torch.stack([(logprobs(policy, side[[i]]) - logprobs(reference, side[[i]])).sum()
+                             for i in range(2)]) for side in (pairs.chosen, pairs.rejected)]
+    lead = 0.1 * (gain[0] - gain[1])
+    assert right == (lead > 0).double().tolist() and lead.abs().min() > 0.01
+    assert texts == [f"better answer ahead by {gap:.2f}" for gap in lead.tolist()]
+    assert dpo.measure(run, {"held-out": Echo().heldout(4)}, cfg) is None
+
+
+@pytest.mark.parametrize("module", [reward, plackett_luce, dpo])
+def test_a_step_in_which_all_tie_moves_nothing(module):
+    """Not even by what Adam remembers of the step before."""
+    run = make(Echo())
+    learn = module.train(run, module.Config(steps=9, lr=1e-2))
+    counted, learnt, weights = [], run.policy if module is dpo else None, []
+    for run.step in range(3):
+        if run.step == 2:
+            run.reward = lambda completions, **columns: [1.0] * len(completions)
+        metrics = next(learn)
+        learnt = learnt or run.learners["reward model"]
+        counted.append(metrics["rankings" if module is plackett_luce else "pairs"])
+        weights.append(learnt.master.clone())
+    assert counted[0] and counted[1] and counted[2] == 0 == metrics["loss"] == metrics["grad_norm"]
+    assert not torch.equal(weights[0], weights[1]) and torch.equal(weights[1], weights[2])
+
+
 # ---- how good a scorer is
+
+def test_scores_that_are_not_finite_are_refused():
+    run, splits = make(room=5), {"held-out": Echo().heldout(4)}
+    for broken in (math.nan, math.inf):
+        with pytest.raises(MinipostError, match="not finite"):
+            preferences.report(run, splits, lambda rollout: torch.full((len(rollout),), broken))
+
 
 def test_calibration_error_of_known_cases():
     error = preferences.calibration_error

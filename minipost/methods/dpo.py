@@ -72,6 +72,22 @@ def loss_grad(chosen, rejected, chosen_ref, rejected_ref, chosen_mask, rejected_
     return {"chosen": -push * chosen_mask, "rejected": push * rejected_mask}
 
 
+def measure(run, splits, cfg):
+    """On a file's pairs, how well the reward that the policy implies ranks them; else None."""
+    if not all("chosen" in problems[0].columns for problems in splits.values()):
+        return None
+    policy, reference = run.policy.module, run.reference()
+
+    def gap(batch):
+        return [logprobs(policy, batch) - logprobs(reference, batch)]       # (b, T)
+
+    def implied(seqs):
+        found, = run.for_all(gap, seqs)
+        return cfg.beta * row_sums(found, seqs.mask)
+
+    return preferences.report(run, splits, implied)
+
+
 def train(run, cfg, label=preferences.by_reward):
     """answers of the reference -> labels -> pairs -> log-probs -> loss -> update."""
     policy, reference = run.policy, run.reference()
@@ -88,5 +104,5 @@ def train(run, cfg, label=preferences.by_reward):
                                 *(side.mask for side in sides), beta=cfg.beta, count=len(pairs))
             value.backward()
             meter.add(**stats)
-        norm = policy.step(cfg.lr, cfg.max_grad_norm)
+        norm = policy.step(cfg.lr, cfg.max_grad_norm) if len(pairs) else 0.0
         yield {**meter.means(), "pairs": len(pairs), "grad_norm": norm, "learning_rate": cfg.lr}

@@ -27,7 +27,6 @@ from minipost.run import Meter, cosine
 
 TASK = "arithmetic"
 METRIC = "pair accuracy"
-UNIT = ""
 PRODUCT = "reward model"
 
 

@@ -28,7 +28,6 @@ from minipost.run import Meter, cosine
 
 TASK = "wording"
 METRIC = "pair accuracy"
-UNIT = ""
 PRODUCT = "reward model"
 
 
@@ -90,7 +89,8 @@ def draw_rankings(run, cfg):
     """This step's rankings as K Sequences: a row's best answers stand in the first of them."""
     problems = run.problems(cfg.prompts)
     if "chosen" in problems[0].columns:
-        pairs = preferences.file_pairs(run.vocabulary, problems).to(run.policy.module.device)
+        pairs = preferences.file_pairs(run, problems)
+        run.tokens += int(pairs.chosen.mask.sum() + pairs.rejected.mask.sum())
         return [pairs.chosen, pairs.rejected]
     rollout = run.sample(problems, cfg.ranked, temperature=cfg.temperature, purpose="rankings")
     reward = run.grade(problems, rollout).view(-1, cfg.ranked)
@@ -112,5 +112,5 @@ def train(run, cfg):
             value.backward()
             meter.add(**stats)
         rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup)
-        norm = model.step(rate, cfg.max_grad_norm)
+        norm = model.step(rate, cfg.max_grad_norm) if count else 0.0
         yield {**meter.means(), "rankings": count, "grad_norm": norm, "learning_rate": rate}

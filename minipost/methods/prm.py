@@ -32,7 +32,6 @@ from minipost.stats import interval
 
 TASK = "arithmetic"
 METRIC = "pair accuracy"
-UNIT = ""
 PRODUCT = "reward model"
 
 

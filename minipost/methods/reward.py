@@ -29,7 +29,6 @@ from minipost.run import Meter, cosine
 
 TASK = "wording"
 METRIC = "pair accuracy"
-UNIT = ""
 PRODUCT = "reward model"
 
 
@@ -90,5 +89,5 @@ def train(run, cfg, label=preferences.by_reward, first=0):
             value.backward()
             meter.add(**stats)
         rate = cosine(cfg.lr, run.step - first, cfg.steps, cfg.warmup)
-        norm = model.step(rate, cfg.max_grad_norm)
+        norm = model.step(rate, cfg.max_grad_norm) if len(pairs) else 0.0
         yield {**meter.means(), "pairs": len(pairs), "grad_norm": norm, "learning_rate": rate}

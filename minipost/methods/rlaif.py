@@ -34,7 +34,11 @@ TRACE = ("loss", "agreement", "accuracy", "reward", "gold", "kl_per_answer")
 
 @dataclass(frozen=True)
 class Config(ppo.Config):
-    """PPO, or DPO, on the labels of a judge that is a model."""
+    """PPO, or DPO, on the labels of a judge that is a model.
+
+    DPO takes of PPO's settings steps, sft_steps, temperature and max_grad_norm only, and 64 pairs per
+    step as the reward model does.
+    """
 
     judge: str = "checkpoints/base"  # model directory of the judge
     principle: str = "fitting"  # what it is told: a name that the task knows, or a text of your own
@@ -120,4 +124,6 @@ def preferred(run, cfg, judge):
             yield next(stage)
     if run.step == cfg.sft_steps:
         run.policy.forget()
-    yield from dpo.train(run, dpo.Config(beta=cfg.dpo_beta, lr=cfg.dpo_lr), judge)
+    yield from dpo.train(run, dpo.Config(
+        temperature=cfg.temperature, beta=cfg.dpo_beta, lr=cfg.dpo_lr,
+        max_grad_norm=cfg.max_grad_norm), judge)
