@@ -270,9 +270,17 @@ def test_prm_with_the_last_step_only_is_an_orm(monkeypatch):
     """The same samples, the same labels, the same gradient; with the steps another one."""
     knobs = dict(prompts=8, copies=4, temperature=1.0, steps=9, lr=1e-3, warmup=0)
     outcome, metrics = step_of(orm, monkeypatch, **knobs)
-    last, same = step_of(prm, monkeypatch, **knobs, last_only=True)
+    knobs_prm = dict(knobs, hot=1.0)
+    last, same = step_of(prm, monkeypatch, **knobs_prm, last_only=True)
+    assert same.pop("temperature") == 1.0
     assert torch.allclose(last, outcome, atol=1e-12) and same == pytest.approx(metrics)
-    assert not torch.allclose(step_of(prm, monkeypatch, **knobs)[0], outcome, atol=1e-3)
+    assert not torch.allclose(step_of(prm, monkeypatch, **knobs_prm)[0], outcome, atol=1e-3)
+
+
+def test_prm_samples_hot_and_then_cools():
+    cfg = prm.Config(steps=10, hot=2.0, temperature=1.0)
+    found = [prm.cooled(cfg, step) for step in range(11)]
+    assert found == pytest.approx([2.0] * 6 + [1.8, 1.6, 1.4, 1.2, 1.0])
 
 
 # ---- where a score is read

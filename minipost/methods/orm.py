@@ -11,6 +11,10 @@ right answer and 0 for a wrong one, the loss is the binary cross-entropy
 Unlike scores from pairs these have a zero of their own.  Of two answers one of which is right, the
 first is with chance sigmoid(s_1 - s_2), so pair accuracy and calibration mean what they do there.
 
+One number per answer says little about where it went wrong: moves of countdown, whose last line shows
+whether the target was met, are judged after a minute; six-term sums, of which any step may be
+the wrong one, are not (methods/prm.py, told of every step, judges them in less).
+
 Where we differ from the paper: the score stands on the last token alone, not on every one; there is
 no language-model loss beside it; and answers are drawn afresh at every step, so none is seen twice.
 """
@@ -25,7 +29,7 @@ from minipost.preferences import scorer
 from minipost.rollout import final_score
 from minipost.run import Meter, cosine
 
-TASK = "arithmetic"
+TASK = "countdown"
 METRIC = "pair accuracy"
 PRODUCT = "reward model"
 
@@ -34,11 +38,11 @@ PRODUCT = "reward model"
 class Config:
     """A verifier of whole answers, from samples that a task's reward calls right or wrong."""
 
-    steps: int = 60             # gradient steps
+    steps: int = 220            # gradient steps
     prompts: int = 32           # prompts per step
     copies: int = 4             # answers to each prompt (B = prompts * copies)
-    temperature: float = 1.0    # sampling temperature of the answers (tau)
-    lr: float = 1e-3            # peak learning rate (eta); it ends at zero
+    temperature: float = 1.3    # sampling temperature of the answers (tau)
+    lr: float = 5e-4            # peak learning rate (eta); it ends at zero
     warmup: int = 20            # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 

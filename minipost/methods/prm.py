@@ -14,6 +14,11 @@ leaves the steps out and is an outcome reward model (methods/orm.py).  `aggregat
 solution's chance of its steps' chances.  What is saved is a reward model like any other, which
 others, PPO or transformers, read at the last token only, as an outcome reward model.
 
+Few steps of a good policy are wrong, and from few a scorer learns at first only to call every step
+right.  So answers are sampled hot, when about half of the steps are wrong, for the first half of the
+run; from there the temperature falls in a line to the one at which the scorer will be used, so that
+its chances become those of the policy's own answers.
+
 Where we differ from Lightman et al.: their labels end at the first wrong step; check_steps holds a
 step against the one before it, so a right step after a wrong one is a right step.
 """
@@ -39,19 +44,20 @@ PRODUCT = "reward model"
 class Config:
     """A verifier of steps, from samples whose steps a task can check."""
 
-    steps: int = 60             # gradient steps
+    steps: int = 110            # gradient steps
     prompts: int = 32           # prompts per step
     copies: int = 4             # answers to each prompt
-    temperature: float = 1.0    # sampling temperature of the answers (tau)
+    hot: float = 1.6            # sampling temperature of the answers in the first half
+    temperature: float = 1.0    # what it has come down to at the end (tau)
     last_only: bool = False     # label the last token alone: an outcome reward model
     aggregate: Literal["min", "last", "product"] = "min"  # a solution's chance from its steps'
-    lr: float = 1e-3            # peak learning rate (eta); it ends at zero
+    lr: float = 4e-4            # peak learning rate (eta); it ends at zero
     warmup: int = 20            # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     def __post_init__(self):
         require(self, at_least=dict(steps=1, prompts=1, copies=1, lr=0, warmup=0),
-                above=dict(temperature=0, max_grad_norm=0))
+                above=dict(hot=0, temperature=0, max_grad_norm=0))
 
 
 def loss(score, right, mask, *, count):
@@ -174,12 +180,18 @@ def on_steps(run, problems, rollout, score):
     return found
 
 
+def cooled(cfg, step):
+    """The sampling temperature of a step."""
+    past = max(0.0, 2 * step / cfg.steps - 1)                               # 0 .. 1
+    return cfg.hot + past * (cfg.temperature - cfg.hot)
+
+
 def train(run, cfg):
     """answers -> labels of their steps -> scores -> loss -> update.  Yields metrics per step."""
     model = scorer(run)
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.copies, temperature=cfg.temperature)
+        rollout = run.sample(problems, cfg.copies, temperature=cooled(cfg, run.step))
         mask = marks(run, rollout, cfg.last_only)                           # (B, T)
         right = labels(run, problems, rollout, cfg.last_only)               # (B, T)
         count, meter = int(mask.sum()), Meter("loss", "accuracy")
@@ -191,5 +203,6 @@ def train(run, cfg):
             meter.add(**stats)
         rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup)
         norm = model.step(rate, cfg.max_grad_norm)
-        yield {**meter.means(), "right": float(right[mask].mean()), "grad_norm": norm,
+        yield {**meter.means(), "right": float(right[mask].mean()),
+               "temperature": cooled(cfg, run.step), "grad_norm": norm,
                "learning_rate": rate}
