@@ -282,6 +282,10 @@ class Run:
                     "give a function with --reward"
                 )
             return self.grade(problems, rollout)
+        return self.finite_scores(rollout)
+
+    def finite_scores(self, rollout):
+        """The reward model's score of every row.  (B,)  MinipostError where one is not finite."""
         score = self.final_scores(self.reward_model, rollout)
         if not score.isfinite().all():
             row = int((~score.isfinite()).nonzero()[0])
@@ -301,7 +305,7 @@ class Run:
         if not saved:
             rollout = self.sample(self.problems(128, again=1), 2, temperature=1.0,
                                   purpose="normalise")
-            scores = self.final_scores(self.reward_model, rollout)
+            scores = self.finite_scores(rollout)
             if not scores.std() > 0:
                 raise MinipostError(f"the reward model scores {len(scores)} answers of the policy "
                                     f"all alike ({float(scores[0]):g}); nothing can be learnt from "
