@@ -1,8 +1,14 @@
 """Measure checkpoints/base and write its model card: `make card`."""
 
+import random
 import subprocess
 import sys
 from pathlib import Path
+
+from minipost import checkpoint
+from minipost.rollout import distribution, pack
+from minipost.stats import interval
+from minipost.tasks import Arithmetic
 
 CARD = """# The base model
 
@@ -23,6 +29,9 @@ did not emerge.
 Accuracy with 95% intervals, one answer per problem, by `python -m minipost.evaluate`:
 
 {table}
+After `Check:` {verdicts} of its verdicts on {n} steps of held-out sums are right, half of the steps
+being wrong.
+
 "held-out" problems have operands that no training problem has, in any order.  "facts" are the
 capitals and translations of data/simple_tasks.jsonl, which the corpus never states.  "gold reward"
 is a mean of at most 1, see minipost/tasks/wording.py.
@@ -31,10 +40,27 @@ Files: Hugging Face layout (LlamaForCausalLM, float32 safetensors).  MIT licence
 """
 
 
+def verdicts(directory, n=400):
+    """How often the model says rightly of a step of a held-out sum whether it is right."""
+    model, vocabulary = checkpoint.load(directory)
+    task, rng = Arithmetic(), random.Random(0)
+    prompts, right = [], []
+    for problem in task.heldout(n):
+        prompt, text = task.checked(problem, rng, 0.5)
+        lines = text.split("\n")
+        k = rng.choice([k for k, line in enumerate(lines) if line in ("ok", "no")])
+        prompts.append(vocabulary.prompt(prompt + "\n".join([*lines[:k], ""])))
+        right.append(vocabulary.response(lines[k])[:1])
+    said = distribution(model, pack(prompts, right, vocabulary.pad)).argmax(1).tolist()
+    return interval([float([word] == word_right) for word, word_right in zip(said, right)])
+
+
 def main():
     done = subprocess.run([sys.executable, "-m", "minipost.evaluate", *sys.argv[1:]],
                           stdout=subprocess.PIPE, text=True, check=True)
-    Path("checkpoints/base/README.md").write_text(CARD.format(table=done.stdout))
+    found = verdicts("checkpoints/base")
+    Path("checkpoints/base/README.md").write_text(
+        CARD.format(table=done.stdout, verdicts=found, n=found.n))
     print(done.stdout)
 
 
