@@ -10,8 +10,9 @@ What a scorer is worth is measured on held-out prompts, against the exact reward
 """
 
 import copy
+import itertools
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import isfinite
 
 import torch
@@ -45,6 +46,37 @@ def draw_pairs(run, n, label, temperature, policy=None):
     rollout = run.sample(problems, 2, temperature=temperature, module=policy,
                          purpose="pairs")
     return ranked_pairs(rollout, label(run, problems, rollout))
+
+
+def draw_comparisons(run, prompts, answers, label, temperature):
+    """This step's answers, `answers` (K) to each prompt, and which is better than which.
+
+    -> K Sequences of P rows each, wins (P, K, K): true where a row's i-th is better than its j-th.
+    From a file they are its pairs (K = 2), else samples of the policy, every two of which the
+    labeller compares in one call; two answers of the same words are a tie whatever it says.
+    """
+    problems = run.problems(prompts)
+    if "chosen" in problems[0].columns:
+        pairs = file_pairs(run, problems)
+        run.tokens += int(pairs.chosen.mask.sum() + pairs.rejected.mask.sum())
+        places, wins = [pairs.chosen, pairs.rejected], torch.zeros(len(pairs), 2, 2, dtype=bool)
+        wins[:, 0, 1] = True
+        return places, wins.to(pairs.chosen.mask.device)
+    rollout = run.sample(problems, answers, temperature=temperature, purpose="pairs")
+    sides = list(itertools.combinations(range(answers), 2))                 # C of them
+    rows = torch.tensor([[p * answers + k for k in side] for p in range(len(problems))
+                         for side in sides]).flatten().to(rollout.prompt.device)
+    asked = [problem for problem in problems for _ in sides]
+    matches = replace(rollout[rows], prompt=torch.arange(len(asked)).repeat_interleave(2)
+                      .to(rows.device))
+    words = matches.responses()
+    same = torch.tensor([a == b for a, b in zip(words[::2], words[1::2])])
+    lead = label(run, asked, matches).where(~same.to(rollout.mask.device), 0.0)
+    lead = lead.view(len(problems), len(sides))
+    wins = torch.zeros(len(problems), answers, answers, dtype=torch.bool, device=lead.device)
+    for c, (i, j) in enumerate(sides):
+        wins[:, i, j], wins[:, j, i] = lead[:, c] > 0, lead[:, c] < 0
+    return [rollout[k::answers] for k in range(answers)], wins
 
 
 def ranked_pairs(rollout, label):

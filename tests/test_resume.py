@@ -21,7 +21,7 @@ RECIPES = {
     "reinforce-pp": GROUPS, "trpo": (*SAMPLES, "--fisher", 5, "--iterations", 3),
     "ppo": ("--prompts", 9, "--minibatch", 4),
     "ppo --control adaptive": ("--prompts", 9, "--minibatch", 4, "--kl-target", 0.01),
-    "reward": (*WORDING, "--pairs", 9), "plackett-luce": (*WORDING, "--prompts", 5),
+    "reward": (*WORDING, "--prompts", 5), "plackett-luce": (*WORDING, "--prompts", 5),
     "orm": ("--task", "arithmetic", "--prompts", 5, "--copies", 2),
     "prm": ("--task", "arithmetic", "--prompts", 5, "--copies", 2),
     "dpo": (*WORDING, "--pairs", 9),

@@ -161,7 +161,7 @@ def step_of(module, monkeypatch, micro=16, **knobs):
     return grad, metrics
 
 
-SIZES = {"reward": dict(pairs=12), "plackett_luce": dict(prompts=8), "orm": dict(prompts=8),
+SIZES = {"reward": dict(prompts=6), "plackett_luce": dict(prompts=8), "orm": dict(prompts=8),
          "prm": dict(prompts=8), "dpo": dict(pairs=12)}
 
 
@@ -526,6 +526,9 @@ def test_pairs_of_a_file(tmp_path):
     run = make(files.File(write("train.jsonl", prompts), write("test.jsonl", ["ha", "hb"])))
     pairs = preferences.draw_pairs(run, 12, None, 1.0)
     places = plackett_luce.draw_rankings(run, plackett_luce.Config(prompts=12))
+    compared, wins = preferences.draw_comparisons(run, 12, 4, None, 1.0)
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(compared, places, strict=True))
+    assert wins.tolist() == [[[False, True], [False, False]]] * 12
     found = {}
     for name, place in zip(("chosen", "rejected"), places):
         side = getattr(pairs, name)
@@ -541,6 +544,47 @@ def test_pairs_of_a_file(tmp_path):
         report = preferences.report(run, splits, lambda seqs: sign * seqs.lengths.double())
         assert report["held-out"]["pair accuracy"]["rewards"] == [float(sign > 0)] * 2
         assert set(report["held-out"]) == {"pair accuracy", "calibration error"}
+
+
+def test_every_two_answers_of_a_prompt_are_compared():
+    """By their reward, in the order in which they stand; the same words tie."""
+    run, asked = make(), []
+
+    def label(run, problems, rollout):
+        asked.append(len(rollout))
+        return preferences.by_reward(run, problems, rollout)
+
+    places, wins = preferences.draw_comparisons(run, 12, 3, label, 1.0)
+    rollout = run.sample(run.problems(12), 3, temperature=1.0, purpose="pairs")
+    gold, words = run.grade(run.problems(12), rollout).view(12, 3), rollout.responses()
+    assert asked == [12 * 3 * 2] and wins.shape == (12, 3, 3)
+    for k, place in enumerate(places):
+        assert torch.equal(place.tokens, rollout[k::3].tokens)
+    for p in range(12):
+        for i in range(3):
+            for j in range(3):
+                same = words[3 * p + i] == words[3 * p + j]
+                assert bool(wins[p, i, j]) == (not same and bool(gold[p, i] > gold[p, j]))
+    assert wins.sum() > 12
+    always = preferences.draw_comparisons(run, 12, 3, lambda r, p, rollout: torch.ones(len(p)), 1.0)
+    for p in range(12):
+        same = [words[3 * p + i] == words[3 * p + j] for i, j in ((0, 1), (0, 2), (1, 2))]
+        assert (~always[1][p, [0, 0, 1], [1, 2, 2]]).tolist() == same
+    assert not always[1].tril().any()
+
+
+def test_noise_turns_each_comparison_by_itself():
+    class Noisy(Echo):
+        noise = 0.3
+
+    run, clean = make(Noisy()), make(Echo())
+    turned = preferences.draw_comparisons(run, 300, 4, preferences.by_reward, 1.0)[1]
+    right = preferences.draw_comparisons(clean, 300, 4, preferences.by_reward, 1.0)[1]
+    assert torch.equal(turned | turned.mT, right | right.mT)
+    share = (turned & ~right).sum((1, 2)) / right.sum((1, 2)).clamp(min=1)
+    full = right.sum((1, 2)) >= 3
+    assert full.sum() > 60 and float(share[full].mean()) == pytest.approx(0.3, abs=0.06)
+    assert float(((share[full] > 0) & (share[full] < 1)).double().mean()) > 0.5
 
 
 def pair_file(path, rows):

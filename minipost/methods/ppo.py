@@ -134,8 +134,8 @@ def rlhf(run, cfg, label):
         while run.step < tuned:
             yield next(stage)
     if run.step < judged:
-        stage = reward.train(run, reward.Config(steps=cfg.reward_steps, temperature=cfg.temperature),
-                             label, tuned)
+        stage = reward.train(run, reward.Config(
+            steps=cfg.reward_steps, prompts=64, answers=2, temperature=cfg.temperature), label, tuned)
         while run.step < judged:
             yield next(stage)
     if run.step == judged:

@@ -13,8 +13,10 @@ Pairs fix r only up to a number per prompt; the centring term c (arxiv.org/abs/2
 holds that near zero, and Run.score_by shifts and scales the score before any learner uses it.  A
 margin (arxiv.org/abs/2307.09288, eq. 2) asks for more than a bare lead.
 
-Where we differ from InstructGPT: pairs are drawn afresh at every step instead of going over one set,
-so no label is used twice and nothing can be learnt by heart; --data FILE goes over the file's pairs.
+As in InstructGPT (sec. 3.5) a prompt has several answers, each is scored once, and all of the prompt's
+pairs are in one step.  Where we differ: answers are drawn afresh at every step instead of going over
+one set, so no label is used twice and nothing can be learnt by heart; --data FILE goes over the
+file's pairs.
 """
 
 from dataclasses import dataclass
@@ -36,17 +38,18 @@ PRODUCT = "reward model"
 class Config:
     """A reward model from pairs that a task's hidden reward, or a file, puts in order."""
 
-    steps: int = 300            # gradient steps
-    pairs: int = 64             # prompts with two answers each per step (B, less ties)
+    steps: int = 350            # gradient steps
+    prompts: int = 32           # prompts per step
+    answers: int = 4            # answers to each, of which every two make a pair (B pairs, less ties)
     temperature: float = 1.0    # sampling temperature of the answers (tau)
     margin: float = 0.0         # lead that the better answer should have
-    center: float = 0.01        # weight of the pull of both scores to zero (c)
+    center: float = 0.001       # weight of the pull of both scores to zero (c)
     lr: float = 1e-3            # peak learning rate (eta); it ends at zero
     warmup: int = 20            # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     def __post_init__(self):
-        require(self, at_least=dict(steps=1, pairs=1, margin=0, center=0, lr=0, warmup=0),
+        require(self, at_least=dict(steps=1, prompts=1, answers=2, margin=0, center=0, lr=0, warmup=0),
                 above=dict(temperature=0, max_grad_norm=0))
 
 
@@ -72,22 +75,22 @@ def measure(run, splits, cfg):
 
 
 def train(run, cfg, label=preferences.by_reward, first=0):
-    """answers -> labels -> pairs -> scores -> loss -> update.  Yields metrics per step.
+    """answers -> labels of every two -> scores -> loss -> update.  Yields metrics per step.
 
     `first` is the run's step at which this begins, where other stages come before.
     """
     model = scorer(run)
     while True:
-        pairs = preferences.draw_pairs(run, cfg.pairs, label, cfg.temperature)
-        meter = Meter("loss", "accuracy", "margin")
-        lengths = pairs.chosen.lengths + pairs.rejected.lengths
-        for i in run.micro_batches(range(len(pairs)), lengths):
-            part = pairs[i]
-            value, stats = loss(final_score(model.module, part.chosen),
-                                final_score(model.module, part.rejected),
-                                margin=cfg.margin, center=cfg.center, count=len(pairs))
+        places, wins = preferences.draw_comparisons(run, cfg.prompts, cfg.answers, label,
+                                                    cfg.temperature)
+        pairs, meter = int(wins.sum()), Meter("loss", "accuracy", "margin")
+        for i in run.micro_batches(range(len(wins)), sum(place.lengths for place in places)):
+            scores = torch.stack([final_score(model.module, place[i]) for place in places], 1)
+            p, better, worse = wins[i].nonzero(as_tuple=True)               # (b,) each
+            value, stats = loss(scores[p, better], scores[p, worse], margin=cfg.margin,
+                                center=cfg.center, count=max(1, pairs))
             value.backward()
             meter.add(**stats)
         rate = cosine(cfg.lr, run.step - first, cfg.steps, cfg.warmup)
-        norm = model.step(rate, cfg.max_grad_norm) if len(pairs) else 0.0
-        yield {**meter.means(), "pairs": len(pairs), "grad_norm": norm, "learning_rate": rate}
+        norm = model.step(rate, cfg.max_grad_norm) if pairs else 0.0
+        yield {**meter.means(), "pairs": pairs, "grad_norm": norm, "learning_rate": rate}
