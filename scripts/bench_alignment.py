@@ -19,7 +19,7 @@ REWARD_MODELS = {  # name: (further options, seeds)
 }
 PPO_STARTS, DPO_STARTS = ("--eval-every", "210"), ("--eval-every", "60")  # steps of what is before
 ALIGNED = {
-    "ppo": (PPO_STARTS, THREE), "rlaif": (PPO_STARTS, THREE), "ppo --beta 0": (PPO_STARTS, THREE),
+    "ppo": (PPO_STARTS, THREE), "rlaif": (PPO_STARTS, THREE), "ppo --beta 0": (PPO_STARTS, ONE),
     "rlaif --learner dpo": (DPO_STARTS, ONE), "rlaif --principle brief": (PPO_STARTS, ONE),
 }
 LAST = 4  # rollouts at the end over which a run's last values are averaged
