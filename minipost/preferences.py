@@ -1,7 +1,7 @@
 """Preference data and how good a scorer is: shared by everything that learns or uses a reward model.
 
-Pairs come from a file (rows with `chosen` and `rejected`) or are sampled: two answers of the policy
-to each prompt, which a labeller compares.  A labeller is a function
+Pairs come from a file (rows with `chosen` and `rejected`) or are sampled: answers of the policy to
+each prompt, which a labeller compares two by two.  A labeller is a function
 
     label(run, problems, rollout) -> (P,)    > 0 where a prompt's first answer is better, < 0 where
                                              its second is, 0 for a tie, which makes no pair

@@ -20,7 +20,8 @@ REWARD_MODELS = {  # name: (further options, seeds)
 PPO_STARTS, DPO_STARTS = ("--eval-every", "210"), ("--eval-every", "60")  # steps of what is before
 ALIGNED = {
     "ppo": (PPO_STARTS, THREE), "rlaif": (PPO_STARTS, THREE), "ppo --beta 0": (PPO_STARTS, ONE),
-    "rlaif --learner dpo": (DPO_STARTS, ONE), "rlaif --principle brief": (PPO_STARTS, ONE),
+    "dpo": ((), THREE), "rlaif --learner dpo": (DPO_STARTS, ONE),
+    "rlaif --principle brief": (PPO_STARTS, ONE),
 }
 LAST = 4  # rollouts at the end over which a run's last values are averaged
 
@@ -78,14 +79,14 @@ def aligned_rows(args, gains):
                 yield [name, str(seed), f"failed: {found}", *[""] * 7]
                 continue
             summary, lines = found
-            tuned, = [line[TUNED] for line in lines if TUNED in line]
+            tuned = next((line[TUNED] for line in lines if TUNED in line), None)
             agreement = [line["agreement"] for line in lines if line.get("agreement") is not None]
             labelled = sum(line.get("pairs", 0) for line in lines)
             gains.setdefault(name, []).append(
                 (summary["before"]["value"], tuned, summary["after"]["value"]))
             cells = [last(lines, key) if "kl_per_answer" in lines[-1] else None
                      for key in ("reward", "kl_per_answer")]
-            yield [name, str(seed), show(summary["before"]), f"{tuned:.3f}",
+            yield [name, str(seed), show(summary["before"]), "" if tuned is None else f"{tuned:.3f}",
                    show(summary["after"]), *("" if c is None else f"{c:.2f}" for c in cells),
                    f"{statistics.mean(agreement):.3f}" if agreement else "", f"{labelled:,}",
                    f"{summary['seconds']:.0f}"]
@@ -111,13 +112,14 @@ def alignment(args, machine, table, write):
         "--seed SEED` with default settings and what the row says.  Held out, 95% intervals.", "",
         "Reward models: which of two different answers of the base model to a held-out prompt is "
         "better (noise-free), how far the stated chance is from the truth, and the exact reward of "
-        "one sample, of the best of 8 by the model, and of the truly best of the 8.", "",
+        "one sample, of the best of 8 by the model, and of the truly best of the 8.  A resampled "
+        "calibration error is larger than the sample's, so its interval lies high.", "",
         *table(["method", "seed", "task", "pair accuracy", "calibration error", "one sample",
                 "best of 8", "exact best of 8", "training s"], rewards), "",
         "RLHF (`ppo`: labels from the hidden gold reward) and RLAIF (labels from the judge), with "
-        "the same number of steps, prompts and labels.  Gold is held out, one sampled answer to "
-        "each prompt: before, after fine-tuning (`--eval-every` at the last step before PPO or DPO) "
-        "and at the end.  The score is the reward model's own, in deviations of the fine-tuned "
+        "the same number of steps, prompts and labels; `dpo` begins at the base model and has gold "
+        "labels.  Gold is held out, one sampled answer to each prompt: before, after fine-tuning "
+        "(`--eval-every` at the last step before PPO or DPO) and at the end.  The score is the reward model's own, in deviations of the fine-tuned "
         "policy's answers; KL is exact, in nats per answer; both over the last four rollouts.", "",
         *table(["method", "seed", "gold before", "gold after SFT", "gold after", "score",
                 "KL per answer", "judge agrees with gold", "labels", "training s"], aligned),

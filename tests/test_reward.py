@@ -612,7 +612,7 @@ def test_dpo_on_a_file_is_measured_by_the_reward_that_the_policy_implies(tmp_pat
     held = pair_file(tmp_path / "test.jsonl", [("hh", "a", "b"), ("gg", "aa", "c")])
     data = pair_file(tmp_path / "train.jsonl", [("ef", "a", "b")])
     task = files.File(data, held)
-    run, cfg = make(task), dpo.Config(steps=1, pairs=1)
+    run, cfg = make(task), dpo.Config(steps=1, pairs=1, beta=0.1)
     splits = {"held-out": task.heldout(9)}
 
     def measured():

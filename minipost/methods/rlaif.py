@@ -43,8 +43,8 @@ class Config(ppo.Config):
     judge: str = "checkpoints/base"  # model directory of the judge
     principle: str = "fitting"  # what it is told: a name that the task knows, or a text of your own
     learner: Literal["ppo", "dpo"] = "ppo"  # what learns from its labels
-    dpo_beta: float = 0.1       # with dpo: how closely the policy stays by the reference
-    dpo_lr: float = 1e-4        # with dpo: learning rate
+    dpo_beta: float = 0.5       # with dpo: how closely the policy stays by the reference
+    dpo_lr: float = 5e-5        # with dpo: learning rate
 
     def __post_init__(self):
         super().__post_init__()
