@@ -19,7 +19,7 @@ F has a row per weight and is never written down.  Conjugate gradient finds x fr
     F v = J' ((diag p - p p') J v)     forward mode gives J v, reverse mode J'    `product_jacobian`
         = d/dw (dK/dw . v)             a gradient of a gradient                   `product_hessian`
 
-The first is used: the second takes 1.4 times as long (`python -m scripts.bench fisher`).
+The first is used: the second takes about 1.5 times as long (`python -m scripts.bench fisher`).
 
 F is singular (a constant added to all logits changes nothing), so it is damped: F + damping I.
 
