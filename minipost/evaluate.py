@@ -14,19 +14,6 @@ from dataclasses import asdict
 from minipost.errors import MinipostError
 from minipost.stats import Score, interval
 
-def measure(run, problems, temperature):
-    """Answer each problem once and score it: (rewards, texts).  Temperature 0 is greedy.
-
-    The random streams are those of seed and problem, so two models are asked with the same luck.
-    """
-    step, run.step, tokens = run.step, 0, run.tokens
-    try:
-        rollout = run.sample(problems, 1, temperature=temperature, purpose="evaluation")
-        return run.grade(problems, rollout).tolist(), run.texts(rollout)
-    finally:
-        run.step, run.tokens = step, tokens
-
-
 def splits(task, n):
     """What to measure of a task: {name: problems}, the headline first."""
     if hasattr(task, "splits"):
@@ -115,7 +102,7 @@ def rows(args, tasks):
         for split, problems in splits(task, args.n).items():
             row = {"task": title, "split": split}
             for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-                row[name] = asdict(interval(measure(run, problems, temperature)[0]))
+                row[name] = asdict(interval(run.evaluate(problems, temperature)[0]))
             found.append(row)
     return found
 

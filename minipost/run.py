@@ -12,14 +12,16 @@ import copy
 import math
 import random
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 
 from minipost import parallel
 from minipost.errors import MinipostError
 from minipost.rollout import Rollout, final_score, generate, logprobs, repeats
+from minipost.stats import interval
 
+ANSWERS = {"greedy": 0.0, "sampled": 1.0}  # how held-out problems are answered: temperatures
 SKIPS_ALLOWED = 5  # steps in a row that may be dropped for a gradient that is not finite
 
 
@@ -254,6 +256,31 @@ class Run:
                          self.vocabulary, module.device)
         self.tokens += int(rollout.mask.sum())
         return rollout
+
+    def evaluate(self, problems, temperature, module=None, purpose="evaluation"):
+        """Answer each problem once: (rewards, texts).  Temperature 0 is greedy.
+
+        The random streams are those of seed, problem and purpose at step 0, and nothing is counted,
+        so two models are asked with the same luck, at any time.
+        """
+        step, self.step, tokens = self.step, 0, self.tokens
+        try:
+            rollout = self.sample(problems, 1, temperature=temperature, module=module,
+                                  purpose=purpose)
+            return self.grade(problems, rollout).tolist(), self.texts(rollout)
+        finally:
+            self.step, self.tokens = step, tokens
+
+    def results(self, splits):
+        """{split: {"greedy" or "sampled": {"score", "rewards", "texts"}}} of the policy as it is."""
+        found = {}
+        for split, problems in splits.items():
+            found[split] = {}
+            for metric, temperature in ANSWERS.items():
+                rewards, texts = self.evaluate(problems, temperature)
+                found[split][metric] = {"score": asdict(interval(rewards)), "rewards": rewards,
+                                        "texts": texts}
+        return found
 
     def texts(self, rollout):
         """The completions as text."""

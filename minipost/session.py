@@ -17,13 +17,11 @@ import torch
 from minipost import checkpoint, parallel
 from minipost.console import Console
 from minipost.errors import MinipostError
-from minipost.evaluate import measure, splits
+from minipost.evaluate import splits
 from minipost.gpt import RewardModel
-from minipost.run import Learner, Run
-from minipost.stats import interval
+from minipost.run import ANSWERS, Learner, Run
 
 PROG = "python -m minipost.train"
-ANSWERS = {"greedy": 0.0, "sampled": 1.0}  # how held-out problems are answered: temperatures
 
 
 def load_reward(names, task):
@@ -122,22 +120,10 @@ class Session:
         checkpoint.publish(self.directory / "metrics.jsonl", lambda path: path.write_text(""))
 
     def measure(self):
-        """Results by split: {"split": {"greedy" or "sampled": {"score", "texts", "rewards"}}}.
-
-        A method may measure what it makes by a `measure` of its own, which may return None.
-        """
+        """Results by split, as Run.results gives them or a `measure` of the method's own."""
         if hasattr(self.module, "measure"):
-            found = self.module.measure(self.run, self.splits, self.config)
-            if found is not None:
-                return found
-        found = {}
-        for split, problems in self.splits.items():
-            found[split] = {}
-            for metric, temperature in ANSWERS.items():
-                rewards, texts = measure(self.run, problems, temperature)
-                found[split][metric] = {"score": asdict(interval(rewards)),
-                                        "rewards": rewards, "texts": texts}
-        return found
+            return self.module.measure(self.run, self.splits, self.config)
+        return self.run.results(self.splits)
 
     def train(self):
         previous = self.watch_signals()
@@ -263,9 +249,13 @@ class Session:
         self.console.side_by_side(self.splits[split], self.before[split][metric],
                                   after[split][metric], f"{split}, {metric}",
                                   self.options.show)
-        if self.lead and hasattr(self.module, "TRACE"):
+        if self.lead and (hasattr(self.module, "TRACE") or hasattr(self.module, "remark")):
             text = (self.directory / "metrics.jsonl").read_text(encoding="utf-8")
-            self.console.trace([json.loads(line) for line in text.splitlines()], self.module.TRACE)
+            lines = [json.loads(line) for line in text.splitlines()]
+            if hasattr(self.module, "TRACE"):
+                self.console.trace(lines, self.module.TRACE)
+            if hasattr(self.module, "remark") and (said := self.module.remark(lines)):
+                self.console.say(said)
         self.console.result(summary, self.directory)
 
 

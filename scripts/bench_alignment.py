@@ -82,12 +82,13 @@ def aligned_rows(args, gains):
             tuned = next((line[TUNED] for line in lines if TUNED in line), None)
             agreement = [line["agreement"] for line in lines if line.get("agreement") is not None]
             labelled = sum(line.get("pairs", 0) for line in lines)
+            gold = summary["all"]["sampled, held-out"]
             gains.setdefault(name, []).append(
-                (summary["before"]["value"], tuned, summary["after"]["value"]))
+                (gold["before"]["value"], tuned, gold["after"]["value"]))
             cells = [last(lines, key) if "kl_per_answer" in lines[-1] else None
                      for key in ("reward", "kl_per_answer")]
-            yield [name, str(seed), show(summary["before"]), "" if tuned is None else f"{tuned:.3f}",
-                   show(summary["after"]), *("" if c is None else f"{c:.2f}" for c in cells),
+            yield [name, str(seed), show(gold["before"]), "" if tuned is None else f"{tuned:.3f}",
+                   show(gold["after"]), *("" if c is None else f"{c:.2f}" for c in cells),
                    f"{statistics.mean(agreement):.3f}" if agreement else "", f"{labelled:,}",
                    f"{summary['seconds']:.0f}"]
 

@@ -125,9 +125,8 @@ def own_sample(args):
 
 def accuracy(run):
     """Sampled accuracy on held-out problems, with the same luck on both sides."""
-    from minipost.evaluate import measure
 
-    return mean(measure(run, run.task.heldout(HELD_OUT), 1.0)[0])
+    return mean(run.evaluate(run.task.heldout(HELD_OUT), 1.0)[0])
 
 
 def own_reach(args):

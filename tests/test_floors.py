@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1] / "minipost"
 FLOORS = {
     "errors": 0, "ops": 0, "parallel": 0, "stats": 0,
     "gpt": 1, "tokenizer": 1, "tasks": 1,
-    "rollout": 2, "checkpoint": 2, "run": 2, "preferences": 2,
+    "rollout": 2, "checkpoint": 2, "run": 2, "preferences": 2.5,
     "methods": 3, "test_time": 3,
     "console": 4, "session": 4, "train": 4, "evaluate": 4,
 }

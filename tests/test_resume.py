@@ -25,6 +25,9 @@ RECIPES = {
     "orm": ("--task", "arithmetic", "--prompts", 5, "--copies", 2),
     "prm": ("--task", "arithmetic", "--prompts", 5, "--copies", 2),
     "dpo": (*WORDING, "--pairs", 9),
+    "ipo": (*WORDING, "--pairs", 9), "simpo": (*WORDING, "--pairs", 9, "--likeliest", 0.8),
+    "orpo": (*WORDING, "--pairs", 9), "kto": (*WORDING, "--answers", 9),
+    "mdpo": (*WORDING, "--prompts", 5),
 }
 STAGES = (*WORDING, "--sft-steps", 2, "--reward-steps", 2, "--prompts", 9, "--minibatch", 4)
 

@@ -4,9 +4,11 @@
 
     {"prompt": "Praise the soup.\\n", "chosen": "fresh warm", "rejected": "nasty"}
 
-Every row needs a string `prompt`.  SFT needs a string `completion` too, a reward model the strings
-`chosen` and `rejected`.  All keys but `prompt` are columns and reach the reward function as lists.
-Blank lines are passed over.
+    {"prompt": "Praise the soup.\\n", "completion": "fresh warm", "label": true}
+
+Every row needs a string `prompt`.  SFT needs a string `completion` too; what learns from pairs the
+strings `chosen` and `rejected`; KTO those, or a `completion` with a `label`, true or false.  All
+keys but `prompt` are columns and reach the reward function as lists.  Blank lines are passed over.
 """
 
 import json
@@ -64,6 +66,9 @@ def read(path):
                 raise MinipostError(f"{where}: {key!r} holds half of a surrogate pair")
         rows.append(row)
         places.append(where)
+    if any("label" in row for row in rows):
+        for row, where in zip(rows, places):
+            check_label(row, where)
     if any("chosen" in row or "rejected" in row for row in rows):
         for row, where in zip(rows, places):
             check_pair(row, where)
@@ -81,6 +86,15 @@ def check_pair(row, where):
     if row["chosen"] == row["rejected"]:
         raise MinipostError(f"{where}: chosen and rejected are equal; expected a pair of different "
                             "answers")
+
+
+def check_label(row, where):
+    """MinipostError unless a row says of its completion whether it is good, as all do where one does."""
+    if not row.get("completion"):
+        raise MinipostError(f"{where}: a row with a label needs a non-empty string under 'completion'")
+    if not isinstance(row.get("label"), bool):
+        raise MinipostError(f"{where}: expected true or false under 'label', found "
+                            f"{row.get('label')!r:.40}")
 
 
 @lru_cache

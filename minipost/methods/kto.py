@@ -1,0 +1,149 @@
+"""KTO: Kahneman-Tversky Optimization (Ethayarajh et al. 2024, arxiv.org/abs/2402.01306).
+
+No pairs: every answer is called good or bad by itself.  A person feels what an answer is worth
+against what could be expected, and feels a loss more than a gain.  With h = sum_t log pi/ref of an
+answer and z0 an estimate of KL(pi || ref), which has no gradient,
+
+    v = sigmoid(beta (h - z0)) if good, sigmoid(beta (z0 - h)) if bad
+    L = (1/B) sum w (1 - v),    w = good_weight or bad_weight                        (eq. 8)
+
+    dL/dlogp_t = -w beta v (1 - v) / B if good, +w beta v (1 - v) / B if bad
+
+z0 is max(0, mean of h) over answers put to the wrong prompts: row i's prompt with row i+1's answer
+(sec. 4.1).  It is the same for the whole step, so a batch needs both kinds of answers only for its
+direction, not to be defined.
+
+Where we differ from the paper: unless --data has rows with a `label`, or pairs, whose sides are taken
+apart, answers are sampled from the starting policy and those with more than the step's mean reward are
+good.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from minipost import preferences
+from minipost.errors import require
+from minipost.preferences import row_sums
+from minipost.rollout import logprobs, pack
+from minipost.run import Meter
+from minipost.stats import interval
+
+TASK = "wording"
+METRIC = "win rate"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Preference optimisation on answers that are good or bad by themselves."""
+
+    steps: int = 150            # gradient steps
+    answers: int = 128          # answers per step (B)
+    temperature: float = 1.0    # sampling temperature of the answers
+    beta: float = 0.5           # how fast worth saturates (beta)
+    good_weight: float = 1.0    # weight of good answers (lambda_D)
+    bad_weight: float = 1.0     # weight of bad answers (lambda_U)
+    lr: float = 5e-5            # learning rate (eta)
+    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+
+    def __post_init__(self):
+        require(self, at_least=dict(steps=1, answers=2, good_weight=0, bad_weight=0, lr=0),
+                above=dict(temperature=0, beta=0, max_grad_norm=0))
+
+
+def worth(logp, logp_ref, mask, good, z0, beta):
+    """v of each answer.  (b,)"""
+    lead = beta * (row_sums(logp - logp_ref, mask) - z0)
+    return torch.sigmoid(torch.where(good, lead, -lead))
+
+
+def loss(logp, logp_ref, mask, good, *, z0, beta, good_weight, bad_weight, count):
+    """Log-probs and mask (b, T), good (b,) bool; count = B  ->  scalar loss, metrics that add up"""
+    weight = torch.where(good, good_weight, bad_weight).to(logp)
+    value = (weight * (1 - worth(logp, logp_ref, mask, good, z0, beta))).sum() / count
+    return value, {"loss": value.detach()}
+
+
+def loss_grad(logp, logp_ref, mask, good, *, z0, beta, good_weight, bad_weight, count):
+    """The derivative of `loss`: {"logp": (b, T)}."""
+    weight = torch.where(good, -good_weight, bad_weight).to(logp)
+    v = worth(logp, logp_ref, mask, good, z0, beta)
+    return {"logp": (weight * beta * v * (1 - v) / count)[:, None] * mask}
+
+
+def measure(run, splits, cfg):
+    """Win rate against the starting policy; on a file's labels how often the log-ratio has their
+    sign, on its pairs how it ranks them."""
+    if not all("label" in problems[0].columns for problems in splits.values()):
+        return preferences.report_policy(run, splits, cfg.beta)
+    policy, reference, found = run.policy.module, run.reference(), {}
+    for split, problems in splits.items():
+        texts = [p.columns["completion"] for p in problems]
+        seqs = preferences.file_answers(run, [p.prompt for p in problems], texts)
+        drift, = run.for_all(
+            lambda batch: [logprobs(policy, batch) - logprobs(reference, batch)], seqs)
+        right = [0.5 if h == 0 else float((h > 0) == p.columns["label"])
+                 for h, p in zip(row_sums(drift, seqs.mask).tolist(), problems)]
+        found[split] = {"label accuracy": {"score": asdict(interval(right)), "rewards": right,
+                                           "texts": texts}}
+    return found
+
+
+def draw(run, cfg, reference):
+    """This step's answers and which of them are good: Sequences of B rows, (B,) bool."""
+    first = run.problems(1)[0].columns
+    if "chosen" in first:
+        rows = [(p.prompt, p.columns[side], side == "chosen")
+                for p in run.problems(max(1, cfg.answers // 2)) for side in ("chosen", "rejected")]
+    elif "label" in first:
+        rows = [(p.prompt, p.columns["completion"], p.columns["label"])
+                for p in run.problems(cfg.answers)]
+    else:
+        problems = run.problems(cfg.answers)
+        rollout = run.sample(problems, 1, temperature=cfg.temperature, module=reference)
+        reward = run.grade(problems, rollout)
+        return rollout, reward > reward.mean()
+    prompts, answers, good = zip(*rows)
+    seqs = preferences.file_answers(run, prompts, answers)
+    run.tokens += int(seqs.mask.sum())
+    return seqs, torch.tensor(good, device=seqs.mask.device)
+
+
+def mismatched(seqs, pad, limit):
+    """Each row's prompt with the next row's answer, cut where it would pass the context."""
+    starts = (seqs.mask.int().argmax(1) + 1).tolist()
+    prompts = [row[:start] for row, start in zip(seqs.tokens.tolist(), starts)]
+    answers = [row[mask].tolist() for row, mask in zip(seqs.targets, seqs.mask)]
+    turned = answers[1:] + answers[:1]
+    return pack(prompts, [answer[: limit - len(prompt)] for prompt, answer in zip(prompts, turned)],
+                pad).to(seqs.mask.device)
+
+
+def train(run, cfg):
+    """answers -> log-probs, z0 from mismatched ones -> loss -> update.  Yields metrics per step."""
+    policy, reference = run.policy, run.reference()
+    limit = policy.module.config.max_position_embeddings
+
+    def drift(batch):
+        """log pi/ref of each token.  (b, t)"""
+        return [logprobs(policy.module, batch) - logprobs(reference, batch)]
+
+    while True:
+        seqs, good = draw(run, cfg, reference)
+        wrong = mismatched(seqs, run.vocabulary.pad, limit)
+        z0 = max(0.0, float(row_sums(run.for_all(drift, wrong)[0], wrong.mask).mean()))
+        count, meter = len(seqs), Meter("loss", "drift/good", "drift/bad")
+        for i in run.micro_batches(range(count), seqs.lengths):
+            batch = seqs[i]
+            with torch.no_grad():
+                logp_ref = logprobs(reference, batch)
+            logp = logprobs(policy.module, batch)
+            value, stats = loss(logp, logp_ref, batch.mask, good[i], z0=z0, beta=cfg.beta,
+                                good_weight=cfg.good_weight, bad_weight=cfg.bad_weight, count=count)
+            value.backward()
+            h = row_sums(logp.detach() - logp_ref, batch.mask)
+            meter.add(**stats, **{"drift/good": h[good[i]].sum() / max(1, int(good.sum())),
+                                  "drift/bad": h[~good[i]].sum() / max(1, int((~good).sum()))})
+        norm = policy.step(cfg.lr, cfg.max_grad_norm)
+        yield {**meter.means(), "z0": z0, "good": float(good.double().mean()), "grad_norm": norm,
+               "learning_rate": cfg.lr}

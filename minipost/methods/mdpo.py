@@ -1,0 +1,97 @@
+"""mDPO: preferences between sets of answers (Wang et al. 2024, arxiv.org/abs/2410.12138; survey 3.2.9).
+
+How varied or how even answers are shows only in several of them.  So two sets of K answers to a prompt
+are compared, and the mean of a set's log-ratios takes the place of one answer's in DPO.  With
+h = sum_t log pi/ref of an answer
+
+    u = beta ( mean of h over the better set - mean of h over the worse )
+    L = -(1/B) sum log sigmoid(u)                                                     (eq. 5)
+
+    dL/dlogp_t = -beta sigmoid(-u) / (K B) on the better set, +beta sigmoid(-u) / (K B) on the worse
+
+With K = 1 this is DPO.  Sets are compared by the mean of the task's reward over each.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from minipost import preferences
+from minipost.errors import require
+from minipost.preferences import row_sums
+from minipost.rollout import logprobs
+from minipost.run import Meter
+
+TASK = "wording"
+METRIC = "win rate"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Preference optimisation between sets of several answers."""
+
+    steps: int = 150            # gradient steps
+    prompts: int = 32           # prompts with two sets each per step (B, less ties)
+    answers: int = 2            # answers in a set (K)
+    temperature: float = 1.0    # sampling temperature of the answers
+    beta: float = 1.0           # how closely the policy stays by the reference (beta)
+    lr: float = 5e-5            # learning rate (eta)
+    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+
+    def __post_init__(self):
+        require(self, at_least=dict(steps=1, prompts=1, answers=1, lr=0),
+                above=dict(temperature=0, beta=0, max_grad_norm=0))
+
+
+def lead(logp, logp_ref, mask, beta, answers):
+    """u of each comparison.  (b,)"""
+    h = row_sums(logp - logp_ref, mask).view(-1, 2, answers).mean(2)        # better, worse
+    return beta * (h[:, 0] - h[:, 1])
+
+
+def loss(logp, logp_ref, mask, *, beta, answers, count):
+    """Log-probs and mask (2Kb, T), a comparison's better set first; count = B
+
+    ->  scalar loss, metrics that add up
+    """
+    u = lead(logp, logp_ref, mask, beta, answers)
+    value = -torch.nn.functional.logsigmoid(u).sum() / count
+    return value, {"loss": value.detach(), **preferences.margins(u, count)}
+
+
+def loss_grad(logp, logp_ref, mask, *, beta, answers, count):
+    """The derivative of `loss`: {"logp": (2Kb, T)}."""
+    push = beta * torch.sigmoid(-lead(logp, logp_ref, mask, beta, answers)) / (answers * count)
+    sides = torch.stack([-push, push], 1).repeat_interleave(answers, 1)     # (b, 2K)
+    return {"logp": sides.view(-1, 1) * mask}
+
+
+def measure(run, splits, cfg):
+    """Win rate against the starting policy."""
+    return preferences.report_policy(run, splits, cfg.beta)
+
+
+def train(run, cfg):
+    """answers of the reference -> sets in order -> log-probs -> loss -> update."""
+    policy, reference, k = run.policy, run.reference(), cfg.answers
+    while True:
+        problems = run.problems(cfg.prompts)
+        rollout = run.sample(problems, 2 * k, temperature=cfg.temperature, module=reference,
+                             purpose="sets")
+        value = run.grade(problems, rollout).view(-1, 2, k).mean(2)         # (P, 2)
+        order = torch.stack([value.argmax(1), value.argmin(1)], 1)
+        rows = torch.arange(len(rollout), device=value.device).view(-1, 2, k)
+        rows = rows.gather(1, order[:, :, None].expand(-1, -1, k))
+        rows = rows[value[:, 0] != value[:, 1]].flatten(1)                  # (B, 2K)
+        count, meter = len(rows), Meter("loss", "rewards/margins", "rewards/accuracies")
+        lengths = rollout.lengths[rows].sum(1)
+        for i in run.micro_batches(range(count), lengths):
+            batch = rollout[rows[i].flatten()]
+            with torch.no_grad():
+                logp_ref = logprobs(reference, batch)
+            objective, stats = loss(logprobs(policy.module, batch), logp_ref, batch.mask,
+                                    beta=cfg.beta, answers=k, count=count)
+            objective.backward()
+            meter.add(**stats)
+        norm = policy.step(cfg.lr, cfg.max_grad_norm) if count else 0.0
+        yield {**meter.means(), "comparisons": count, "grad_norm": norm, "learning_rate": cfg.lr}

@@ -1,0 +1,89 @@
+"""ORPO: Odds Ratio Preference Optimization (Hong et al. 2024, arxiv.org/abs/2403.07691; survey 3.2.1).
+
+Fine-tuning on chosen answers also makes rejected ones likelier, for they look alike.  ORPO adds to
+that loss a term on the odds of the two, and so needs neither a stage before it nor a reference.  With
+l = (1/|y|) sum_t log pi(y_t), P = exp(l) and log odds(P) = l - log(1 - P)
+
+    D = log odds(P_w) - log odds(P_l)
+    L = -(1/B) sum [ l_w + lam log sigmoid(D) ]                                  (eqs. 6 and 7)
+
+    dL/dl_w = -(1 + lam sigmoid(-D) / (1 - P_w)) / B,    dL/dl_l = +lam sigmoid(-D) / ((1 - P_l) B)
+    dL/dlogp_t = dL/dl / |y|
+
+log(1 - exp l) is taken by expm1 where l is near 0: at the character level some answers are nearly
+certain, and log1p(-exp l) would be -inf there.  An answer of probability exactly 1 has infinite odds;
+l is held below -1e-6.  The likelihood is of the answer alone, not of the prompt as in the authors' code.
+"""
+
+from dataclasses import dataclass
+from math import log
+
+import torch
+
+from minipost import preferences
+from minipost.errors import require
+from minipost.preferences import row_means
+
+TASK = "wording"
+METRIC = "win rate"
+CERTAIN = -1e-6  # a mean log-prob above this counts as this
+
+
+@dataclass(frozen=True)
+class Config:
+    """Fine-tuning on chosen answers with a penalty on the odds of rejected ones."""
+
+    steps: int = 150            # gradient steps
+    pairs: int = 64             # prompts with two answers each per step (B, less ties)
+    temperature: float = 1.0    # sampling temperature of the answers
+    lam: float = 3.0            # weight of the odds ratio (lambda)
+    likeliest: float = 1.0      # share of the pairs kept, those whose chosen answer is likeliest
+    lr: float = 2e-4            # learning rate (eta)
+    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+
+    def __post_init__(self):
+        require(self, at_least=dict(steps=1, pairs=1, lam=0, lr=0),
+                above=dict(temperature=0, likeliest=0, max_grad_norm=0),
+                at_most=dict(likeliest=1))
+
+
+def log_odds(mean):
+    """log P - log(1 - P) of P = exp(mean), mean < 0.  (b,) -> (b,)"""
+    mean = mean.clamp(max=CERTAIN)
+    near = mean > -log(2)
+    # Each branch sees only arguments at which it and its derivative are finite.
+    small = torch.log(-torch.expm1(mean.where(near, -0.1)))
+    large = torch.log1p(-torch.exp(mean.where(~near, -1.0)))
+    return mean - small.where(near, large)
+
+
+def loss(chosen, rejected, chosen_mask, rejected_mask, *, lam, count):
+    """Log-probs and masks (b, T), of two widths; count = B  ->  scalar loss, metrics that add up"""
+    l_w, l_l = row_means(chosen, chosen_mask), row_means(rejected, rejected_mask)
+    lead = log_odds(l_w) - log_odds(l_l)
+    value = -(l_w + lam * torch.nn.functional.logsigmoid(lead)).sum() / count
+    return value, {"loss": value.detach(), **preferences.margins(lead, count)}
+
+
+def loss_grad(chosen, rejected, chosen_mask, rejected_mask, *, lam, count):
+    """The derivative of `loss`: {"chosen": (b, T), "rejected": (b, T)}."""
+    l_w, l_l = row_means(chosen, chosen_mask), row_means(rejected, rejected_mask)
+    push = lam * torch.sigmoid(log_odds(l_l) - log_odds(l_w)) / count       # (b,)
+    g_w = -1 / count - (push / -torch.expm1(l_w)).where(l_w < CERTAIN, 0.0)
+    g_l = (push / -torch.expm1(l_l)).where(l_l < CERTAIN, 0.0)
+    return {"chosen": g_w[:, None] * chosen_mask / chosen_mask.sum(1, keepdim=True),
+            "rejected": g_l[:, None] * rejected_mask / rejected_mask.sum(1, keepdim=True)}
+
+
+def measure(run, splits, cfg):
+    """Win rate against the starting policy; on a file's pairs, how mean log-probs rank them."""
+    return preferences.report_policy(run, splits, None)
+
+
+def train(run, cfg, label=preferences.by_reward):
+    """pairs -> log-probs of the policy -> loss -> update.  Yields metrics per step."""
+    return preferences.learn_pairs(
+        run, cfg, lambda *xs, count: loss(*xs, lam=cfg.lam, count=count), label)
+
+
+remark = preferences.remark
