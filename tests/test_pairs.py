@@ -12,6 +12,7 @@ from test_ops import central
 from torch.func import jacrev
 
 from minipost import preferences
+from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig
 from minipost.methods import dpo, ipo, kto, mdpo, orpo, reward, simpo
 from minipost.rollout import logprobs, pack
@@ -373,6 +374,20 @@ def test_what_kto_takes_from_a_file(tmp_path, key):
         assert [labels[text] for text in texts] == good.tolist() and 0 < sum(good) < 12
     found = kto.measure(run, {"held-out": run.task.heldout(3)}, kto.Config())["held-out"]
     assert set(found[{"chosen": "pair accuracy", "label": "label accuracy"}[key]]["rewards"]) == {0.5}
+
+
+@pytest.mark.parametrize("row, part", [
+    ({"completion": "b", "label": 1}, "expected true or false under 'label', found 1"),
+    ({"completion": "b"}, "found None"), ({"label": True}, "non-empty string under 'completion'"),
+    ({"completion": "", "label": True}, "non-empty string under 'completion'"),
+])
+def test_a_row_without_a_label_among_labelled_ones(tmp_path, row, part):
+    path = tmp_path / "rows.jsonl"
+    good = {"prompt": "a", "completion": "b", "label": False}
+    path.write_text("".join(json.dumps(r) + "\n" for r in (good, {"prompt": "a", **row}, good)))
+    with pytest.raises(MinipostError, match="line 2: ") as caught:
+        files.read(str(path))
+    assert part in str(caught.value)
 
 
 class Early(Echo):
