@@ -342,7 +342,7 @@ def test_the_win_rate_is_half_at_the_reference_and_knows_who_is_better():
     run, problems = make(Long()), Echo().sample(200, random.Random(1))
     run.reference()
     wins, texts = preferences.win_rate(run, problems)
-    assert set(wins) <= {0.0, 0.5, 1.0} and 0.35 < sum(wins) / 200 < 0.65 and 0.5 in wins
+    assert set(wins) == {0.0, 0.5, 1.0} and 0.35 < sum(wins) / 200 < 0.65
     with torch.no_grad():                                   # never EOS: as long as there is room
         run.policy.module.embed_tokens.weight[EOS] = -30 * run.policy.module.norm.weight
     better, texts = preferences.win_rate(run, problems)
