@@ -9,10 +9,10 @@ Without --task every task that the base model was made for is measured, greedy a
 import argparse
 import json
 import sys
-from dataclasses import asdict
 
 from minipost.errors import MinipostError
-from minipost.stats import Score, interval
+from minipost.stats import Score
+
 
 def splits(task, n):
     """What to measure of a task: {name: problems}, the headline first."""
@@ -99,11 +99,9 @@ def rows(args, tasks):
     found = []
     for title, task in tasks.items():
         run = Run(policy, vocabulary, task, task.reward, seed=args.seed, room=args.room)
-        for split, problems in splits(task, args.n).items():
-            row = {"task": title, "split": split}
-            for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-                row[name] = asdict(interval(run.evaluate(problems, temperature)[0]))
-            found.append(row)
+        for split, metrics in run.results(splits(task, args.n)).items():
+            found.append({"task": title, "split": split,
+                          **{name: result["score"] for name, result in metrics.items()}})
     return found
 
 

@@ -148,16 +148,17 @@ class Reference:
         if self.place:
             pairs = file_pairs(run, rows)
             self.known = self.logps(pairs)
-            self.limit = self.perplexity(pairs, self.known).quantile(cfg.likeliest)
+            self.kept = self.likely(pairs, self.known)
 
     def logps(self, pairs):
         """[chosen (P, T), rejected (P, T')], zero off the masks."""
         return [self.run.for_all(lambda batch: [logprobs(self.model, batch)], side)[0]
                 for side in (pairs.chosen, pairs.rejected)]
 
-    def perplexity(self, pairs, logps):
-        """exp of minus the mean log-prob of each chosen answer.  (P,)"""
-        return (-row_means(logps[0], pairs.chosen.mask)).exp()
+    def likely(self, pairs, logps):
+        """True for the share of the pairs whose chosen answer has the least perplexity.  (P,)"""
+        value = (-row_means(logps[0], pairs.chosen.mask)).exp()
+        return value <= value.quantile(self.cfg.likeliest) if len(pairs) else value > 0
 
     def draw(self, label):
         """This step's pairs and their log-probs, without those that the filter drops."""
@@ -168,12 +169,11 @@ class Reference:
             run.tokens += int(pairs.chosen.mask.sum() + pairs.rejected.mask.sum())
             logps = [whole[rows, : side.mask.shape[1]]
                      for whole, side in zip(self.known, (pairs.chosen, pairs.rejected))]
-            kept = self.perplexity(pairs, logps) <= self.limit
+            kept = self.kept[rows]
         else:
             pairs = draw_pairs(run, cfg.pairs, label, cfg.temperature, self.model)
             logps = self.logps(pairs)
-            value = self.perplexity(pairs, logps)
-            kept = value <= value.quantile(cfg.likeliest) if len(pairs) else value > 0
+            kept = self.likely(pairs, logps)
         rows = kept.nonzero()[:, 0]
         pairs = pairs[rows]
         return pairs, [x[rows, : side.mask.shape[1]]
@@ -211,11 +211,16 @@ def learn_pairs(run, cfg, loss, label, scale=None):
 
 def remark(lines):
     """A sentence on what became of the chosen answers, from a run's metrics."""
-    drifts = [line["drift/chosen"] for line in lines[-5:] if line.get("drift/chosen") is not None]
-    if not drifts or (drift := sum(drifts) / len(drifts)) >= 0:
+    last = [line for line in lines[-5:] if line.get("drift/chosen") is not None]
+    if not last:
         return ""
-    return (f"The chosen answers became less likely than under the starting policy, by {-drift:.1f} "
-            "nats each: the loss asks only that they gain on the rejected ones, and those fell more.")
+    chosen, rejected = (sum(line[f"drift/{side}"] for line in last) / len(last)
+                        for side in ("chosen", "rejected"))
+    if chosen >= 0:
+        return ""
+    return (f"The chosen answers became less likely than under the starting policy, by {-chosen:.1f} "
+            "nats each: the loss asks only that they gain on the rejected ones, which moved by "
+            f"{rejected:+.1f}.")
 
 
 def win_rate(run, problems):

@@ -120,8 +120,9 @@ def alignment(args, machine, table, write):
         "RLHF (`ppo`: labels from the hidden gold reward) and RLAIF (labels from the judge), with "
         "the same number of steps, prompts and labels; `dpo` begins at the base model and has gold "
         "labels.  Gold is held out, one sampled answer to each prompt: before, after fine-tuning "
-        "(`--eval-every` at the last step before PPO or DPO) and at the end.  The score is the reward model's own, in deviations of the fine-tuned "
-        "policy's answers; KL is exact, in nats per answer; both over the last four rollouts.", "",
+        "(`--eval-every` at the last step before PPO or DPO) and at the end.  The score is the "
+        "reward model's own, in deviations of the fine-tuned policy's answers; KL is exact, in nats "
+        "per answer; both over the last four rollouts.", "",
         *table(["method", "seed", "gold before", "gold after SFT", "gold after", "score",
                 "KL per answer", "judge agrees with gold", "labels", "training s"], aligned),
         *notes,

@@ -125,7 +125,6 @@ def own_sample(args):
 
 def accuracy(run):
     """Sampled accuracy on held-out problems, with the same luck on both sides."""
-
     return mean(run.evaluate(run.task.heldout(HELD_OUT), 1.0)[0])
 
 

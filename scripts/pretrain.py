@@ -3,8 +3,9 @@
 The corpus is written on the fly by the tasks: worked sums with slips, sums whose steps are checked
 and mended on the way, sums answered directly, countdown moves good and bad, praise in words good
 and bad, comparisons of two such praises under a written principle, and the words that the facts are
-made of, without the facts.  Problems come from the training splits only.  The slips and the bad moves are there on purpose: a base model
-that has seen mistakes makes them, and so leaves the methods something to mend.
+made of, without the facts.  Problems come from the training splits only.  The slips and the bad moves
+are there on purpose: a base model that has seen mistakes makes them, and so leaves the methods
+something to mend.
 
 The model learns to answer and not to ask: the loss is on completions.  Everything is derived from
 the seed, so the same machine and number of workers give the same file.

@@ -422,5 +422,7 @@ def test_it_learns_what_is_preferred_and_nothing_from_shuffled_rewards(module, c
 
 
 def test_the_remark_speaks_up_where_the_chosen_fell():
-    assert preferences.remark([{"drift/chosen": 1.0}] * 9) == preferences.remark([]) == ""
-    assert "by 2.0 nats" in preferences.remark([{"drift/chosen": 1.0}, *[{"drift/chosen": -2.0}] * 5])
+    assert preferences.remark([{"drift/chosen": 1.0, "drift/rejected": 0.0}] * 9) == preferences.remark([]) == ""
+    fell = {"drift/chosen": -2.0, "drift/rejected": -7.5}
+    said = preferences.remark([{"drift/chosen": 1.0, "drift/rejected": 0.0}, *[fell] * 5])
+    assert "by 2.0 nats" in said and said.endswith("moved by -7.5.")
