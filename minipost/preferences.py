@@ -35,15 +35,23 @@ def by_reward(run, problems, rollout):
     return (first - second) * turned.to(first)
 
 
+def step_pairs(run, n):
+    """This step's n problems and, where they are rows of pairs, those pairs, counted; else None."""
+    problems = run.problems(n)
+    if "chosen" not in problems[0].columns:
+        return problems, None
+    pairs = file_pairs(run, problems)
+    run.tokens += int(pairs.chosen.mask.sum() + pairs.rejected.mask.sum())
+    return problems, pairs
+
+
 def draw_pairs(run, n, label, temperature, policy=None):
     """Up to n pairs of this step: from the task's file, or sampled from a policy and labelled.
 
     The policy is the run's unless another module is given.
     """
-    problems = run.problems(n)
-    if "chosen" in problems[0].columns:
-        pairs = file_pairs(run, problems)
-        run.tokens += int(pairs.chosen.mask.sum() + pairs.rejected.mask.sum())
+    problems, pairs = step_pairs(run, n)
+    if pairs is not None:
         return pairs
     rollout = run.sample(problems, 2, temperature=temperature, module=policy,
                          purpose="pairs")
@@ -57,10 +65,8 @@ def draw_comparisons(run, prompts, answers, label, temperature):
     From a file they are its pairs (K = 2), else samples of the policy, every two of which the
     labeller compares in one call; two answers of the same words are a tie whatever it says.
     """
-    problems = run.problems(prompts)
-    if "chosen" in problems[0].columns:
-        pairs = file_pairs(run, problems)
-        run.tokens += int(pairs.chosen.mask.sum() + pairs.rejected.mask.sum())
+    problems, pairs = step_pairs(run, prompts)
+    if pairs is not None:
         places, wins = [pairs.chosen, pairs.rejected], torch.zeros(len(pairs), 2, 2, dtype=bool)
         wins[:, 0, 1] = True
         return places, wins.to(pairs.chosen.mask.device)
@@ -164,9 +170,8 @@ class Reference:
         """This step's pairs and their log-probs, without those that the filter drops."""
         run, cfg = self.run, self.cfg
         if self.place:
-            problems = run.problems(cfg.pairs)
-            pairs, rows = file_pairs(run, problems), [self.place[id(p)] for p in problems]
-            run.tokens += int(pairs.chosen.mask.sum() + pairs.rejected.mask.sum())
+            problems, pairs = step_pairs(run, cfg.pairs)
+            rows = [self.place[id(p)] for p in problems]
             logps = [whole[rows, : side.mask.shape[1]]
                      for whole, side in zip(self.known, (pairs.chosen, pairs.rejected))]
             kept = self.kept[rows]
@@ -271,7 +276,7 @@ def report(run, splits, score):
             gap = score(pairs.chosen) - score(pairs.rejected)
             found[split] = on_pairs(gap.tolist(), list(range(len(problems))))
             continue
-        rollout = at_start(run, problems, BEST_OF)
+        rollout = run.look(problems, BEST_OF, 1.0)
         gold, guess = run.grade(problems, rollout), score(rollout)
         gold, guess = gold.view(-1, BEST_OF), guess.view(-1, BEST_OF)
         rows, gaps = [], []
@@ -289,15 +294,6 @@ def report(run, splits, score):
                         "one sample": result(gold[:, 0].tolist(), rollout, run),
                         f"exact best of {BEST_OF}": result(gold.amax(1).tolist(), rollout, run)}
     return found
-
-
-def at_start(run, problems, copies):
-    """Answers of the policy that depend on the seed and the problems only."""
-    step, run.step, tokens = run.step, 0, run.tokens
-    try:
-        return run.sample(problems, copies, temperature=1.0, purpose="evaluation")
-    finally:
-        run.step, run.tokens = step, tokens
 
 
 def on_pairs(gaps, rows):

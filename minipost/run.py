@@ -257,19 +257,23 @@ class Run:
         self.tokens += int(rollout.mask.sum())
         return rollout
 
-    def evaluate(self, problems, temperature, module=None, purpose="evaluation"):
-        """Answer each problem once: (rewards, texts).  Temperature 0 is greedy.
+    def look(self, problems, copies, temperature, module=None, purpose="evaluation"):
+        """Answers to be measured and not to be learnt from: a Rollout, not counted.
 
-        The random streams are those of seed, problem and purpose at step 0, and nothing is counted,
-        so two models are asked with the same luck, at any time.
+        The random streams are those of seed, problem and purpose at step 0, so two models are asked
+        with the same luck, at any time.
         """
         step, self.step, tokens = self.step, 0, self.tokens
         try:
-            rollout = self.sample(problems, 1, temperature=temperature, module=module,
-                                  purpose=purpose)
-            return self.grade(problems, rollout).tolist(), self.texts(rollout)
+            return self.sample(problems, copies, temperature=temperature, module=module,
+                               purpose=purpose)
         finally:
             self.step, self.tokens = step, tokens
+
+    def evaluate(self, problems, temperature, module=None, purpose="evaluation"):
+        """Answer each problem once: (rewards, texts).  Temperature 0 is greedy."""
+        rollout = self.look(problems, 1, temperature, module, purpose)
+        return self.grade(problems, rollout).tolist(), self.texts(rollout)
 
     def results(self, splits):
         """{split: {"greedy" or "sampled": {"score", "rewards", "texts"}}} of the policy as it is."""

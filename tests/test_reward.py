@@ -680,7 +680,7 @@ def test_report_of_no_perfect_and_reversed_scorers():
     def exact(rollout):
         return run.grade(problems, rollout)
 
-    gold = exact(preferences.at_start(run, problems, preferences.BEST_OF)).view(4, -1)
+    gold = exact(run.look(problems, preferences.BEST_OF, 1.0)).view(4, -1)
     none = scores(lambda rollout: run.final_scores(RewardModel(tiny()), rollout))
     assert none["pair accuracy"] == 0.5
     assert none["best of 8"] == none["one sample"] == pytest.approx(float(gold[:, 0].mean()))
@@ -709,7 +709,7 @@ def test_prm_reports_its_steps():
     for name in ("pair accuracy", "step accuracy", "wrong steps found"):
         assert found[name]["score"]["value"] == 0.5, name
     assert max(found["step accuracy"]["rows"]) < 4
-    rollout = preferences.at_start(run, Echo().heldout(4), 1)
+    rollout = run.look(Echo().heldout(4), 1, 1.0)
     right = prm.labels(run, Echo().heldout(4), rollout, False)
     for sign in (1, -1):
         score = (sign * (right - 0.5)).where(~prm.final(rollout.mask), 0.0)     # answers: no part

@@ -87,10 +87,8 @@ def rank(reward, rng, noise=0.0):
 
 def draw_rankings(run, cfg):
     """This step's rankings as K Sequences: a row's best answers stand in the first of them."""
-    problems = run.problems(cfg.prompts)
-    if "chosen" in problems[0].columns:
-        pairs = preferences.file_pairs(run, problems)
-        run.tokens += int(pairs.chosen.mask.sum() + pairs.rejected.mask.sum())
+    problems, pairs = preferences.step_pairs(run, cfg.prompts)
+    if pairs is not None:
         return [pairs.chosen, pairs.rejected]
     rollout = run.sample(problems, cfg.ranked, temperature=cfg.temperature, purpose="rankings")
     reward = run.grade(problems, rollout).view(-1, cfg.ranked)

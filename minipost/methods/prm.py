@@ -161,7 +161,7 @@ def measure(run, splits, cfg):
     found = preferences.report(run, splits, odds)
     if not cfg.last_only:
         for split, problems in splits.items():
-            rollout = preferences.at_start(run, problems, 1)
+            rollout = run.look(problems, 1, 1.0)
             found[split] |= on_steps(run, problems, rollout, look(rollout))
     return found
 
