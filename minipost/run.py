@@ -12,6 +12,7 @@ import copy
 import math
 import random
 import zlib
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -100,6 +101,12 @@ class Learner:
             self.master.copy_(weights)
         if self.master is not self.flat:
             self.flat.copy_(self.master)
+
+    def become(self, module):
+        """Take over the weights of a module of the same shape, and start Adam afresh."""
+        params = sorted(module.parameters(), key=lambda p: p.dim() < 2)
+        self.assign(torch.cat([p.detach().flatten() for p in params]).to(self.master))
+        self.forget()
 
     def forget(self):
         """Start Adam afresh, for another loss."""
@@ -229,9 +236,13 @@ class Run:
         """
         if again or not hasattr(self.task, "training"):
             return self.task.sample(n, self.rng(f"problems {again}"))
-        rows = self.task.training()
+        return self.deal(self.task.training(), n)
+
+    def deal(self, rows, n, since=0):
+        """The step's n of these rows, which are gone through in epochs from step `since` on, each
+        in an order of its own."""
         found = []
-        for place in range(self.step * n, (self.step + 1) * n):
+        for place in range((self.step - since) * n, (self.step - since + 1) * n):
             epoch, k = divmod(place, len(rows))
             if k == 0 or not found:
                 order = list(range(len(rows)))
@@ -239,8 +250,12 @@ class Run:
             found.append(rows[order[k]])
         return found
 
-    def sample(self, problems, copies, *, temperature, module=None, purpose="rollout"):
-        """`copies` responses to each problem, sampled in shares and gathered in every rank."""
+    def sample(self, problems, copies, *, temperature, module=None, purpose="rollout",
+               stop=frozenset()):
+        """`copies` responses to each problem, sampled in shares and gathered in every rank.
+
+        `stop`: ids that end a response besides EOS.
+        """
         module = module or self.policy.module
         prompts = [self.vocabulary.prompt(p.prompt) for p in problems]
         mine, repeat = parallel.share(range(len(prompts))), repeats(prompts)
@@ -248,8 +263,9 @@ class Run:
         part = None
         if len(mine):
             part = generate(
-                module, [prompts[i] for i in mine], copies, room=self.room, eos=self.vocabulary.eos,
-                pad=self.vocabulary.pad, temperature=temperature, seed=seed,
+                module, [prompts[i] for i in mine], copies, room=self.room,
+                eos={*self.vocabulary.eos, *stop}, pad=self.vocabulary.pad,
+                temperature=temperature, seed=seed,
                 repeat=[repeat[i] for i in mine],
             )
         rollout = gather(part, mine.start * copies, len(prompts) * copies, prompts, self.room,
@@ -257,31 +273,43 @@ class Run:
         self.tokens += int(rollout.mask.sum())
         return rollout
 
-    def look(self, problems, copies, temperature, module=None, purpose="evaluation"):
+    @contextmanager
+    def at(self, step):
+        """What is random in here is so as it is at this step."""
+        now, self.step = self.step, step
+        try:
+            yield
+        finally:
+            self.step = now
+
+    def look(self, problems, copies, temperature, module=None, purpose="evaluation",
+             stop=frozenset()):
         """Answers to be measured and not to be learnt from: a Rollout, not counted.
 
         The random streams are those of seed, problem and purpose at step 0, so two models are asked
         with the same luck, at any time.
         """
-        step, self.step, tokens = self.step, 0, self.tokens
+        tokens = self.tokens
         try:
-            return self.sample(problems, copies, temperature=temperature, module=module,
-                               purpose=purpose)
+            with self.at(0):
+                return self.sample(problems, copies, temperature=temperature, module=module,
+                                   purpose=purpose, stop=stop)
         finally:
-            self.step, self.tokens = step, tokens
+            self.tokens = tokens
 
     def evaluate(self, problems, temperature, module=None, purpose="evaluation"):
         """Answer each problem once: (rewards, texts).  Temperature 0 is greedy."""
         rollout = self.look(problems, 1, temperature, module, purpose)
         return self.grade(problems, rollout).tolist(), self.texts(rollout)
 
-    def results(self, splits):
-        """{split: {"greedy" or "sampled": {"score", "rewards", "texts"}}} of the policy as it is."""
+    def results(self, splits, module=None):
+        """{split: {"greedy" or "sampled": {"score", "rewards", "texts"}}} of the policy as it is, or
+        of another module."""
         found = {}
         for split, problems in splits.items():
             found[split] = {}
             for metric, temperature in ANSWERS.items():
-                rewards, texts = self.evaluate(problems, temperature)
+                rewards, texts = self.evaluate(problems, temperature, module)
                 found[split][metric] = {"score": asdict(interval(rewards)), "rewards": rewards,
                                         "texts": texts}
         return found
@@ -291,13 +319,17 @@ class Run:
         return [self.vocabulary.decode(ids) for ids in rollout.responses()]
 
     def grade(self, problems, rollout):
-        """The reward function's value for every row.  (B,)  Rank 0 asks it and tells the others."""
-        reward = torch.zeros(len(rollout), dtype=torch.float64)
+        """The reward function's value for every row.  (B,)"""
+        rows = [problems[i] for i in rollout.prompt.tolist()]
+        return self.grade_texts(rows, self.texts(rollout)).to(rollout.logp)
+
+    def grade_texts(self, problems, texts):
+        """The reward of one text to each problem.  (B,)  Rank 0 asks for it and tells the others."""
+        reward = torch.zeros(len(texts), dtype=torch.float64)
         if parallel.rank() == 0:
-            rows = [problems[i] for i in rollout.prompt.tolist()]
-            reward = torch.tensor(ask(self.reward, rows, self.texts(rollout)), dtype=torch.float64)
+            reward = torch.tensor(ask(self.reward, problems, texts), dtype=torch.float64)
         parallel.sum_(reward)
-        return reward.to(rollout.logp.dtype).to(rollout.logp.device)
+        return reward
 
     def score(self, problems, rollout):
         """What learners are told of every row: the reward model's score if there is one, else the

@@ -81,6 +81,8 @@ class Session:
         self.check_room()
         self.console.header(self.algo, self.task, self.config, self.options, model,
                             parallel.world())
+        for sentence in getattr(self.task, "skipped", list)():
+            self.console.say(sentence)
         if self.resume:
             self.restore()
         else:

@@ -25,7 +25,8 @@ from minipost.tasks.files import File
 
 PROG = "python -m minipost.train"
 PROBLEMS = f"""Problems: --task {{{','.join(sorted(TASKS))}}}, whose knobs are listed below, or
---data FILE.jsonl, with --eval-data FILE.jsonl to hold out those (else one prompt in ten)."""
+--data FILE.jsonl, with --eval-data FILE.jsonl to hold out those (else one prompt in ten) and
+--on-bad-row skip to leave out rows that are not as they should be."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def parse(argv):
     first.add_argument("--task", choices=sorted(TASKS))
     first.add_argument("--data")
     first.add_argument("--eval-data", default="")
+    first.add_argument("--on-bad-row", choices=("stop", "skip"))
     known, rest = first.parse_known_args(argv)
     if known.algo is None:
         if not rest or {"-h", "--help"} & set(rest):
@@ -84,8 +86,9 @@ def parse(argv):
         raise MinipostError(f"--algo is missing; choose one of {', '.join(algorithms())}")
     if known.data and known.task:
         raise MinipostError("--task and --data exclude each other")
-    if known.eval_data and not known.data:
-        raise MinipostError("--eval-data goes with --data")
+    for flag in ("eval_data", "on_bad_row"):
+        if getattr(known, flag) and not known.data:
+            raise MinipostError(f"--{flag.replace('_', '-')} goes with --data")
     import tyro
 
     module, flat = method(known.algo), tyro.conf.OmitArgPrefixes
@@ -93,11 +96,16 @@ def parse(argv):
     if not known.data:
         parts["task"] = TASKS[known.task or module.TASK]
     parts["options"] = Options
-    together = make_dataclass("Arguments", [(part, flat[c], c()) for part, c in parts.items()])
+    defaults = {part: c() for part, c in parts.items()}
+    if hasattr(module, "MODEL"):
+        defaults["options"] = Options(model=module.MODEL)
+    together = make_dataclass("Arguments", [(part, flat[c], defaults[part])
+                                            for part, c in parts.items()])
     found = tyro.cli(together, args=rest, prog=f"{PROG} --algo {known.algo}",
                      description=f"{module.__doc__}\n{PROBLEMS}",
                      config=(tyro.conf.FlagConversionOff,))
-    task = File(known.data, known.eval_data) if known.data else found.task
+    task = found.task if not known.data else File(known.data, known.eval_data,
+                                                   known.on_bad_row or "stop")
     return known.algo, found.options, found.method, task
 
 

@@ -1,4 +1,4 @@
-"""Train checkpoints/base from nothing: `make base`.
+"""Train checkpoints/base and checkpoints/student from nothing: `make base`, `make student`.
 
 The corpus is written on the fly by the tasks: worked sums with slips, sums whose steps are checked
 and mended on the way, sums answered directly, countdown moves good and bad, praise in words good
@@ -33,6 +33,12 @@ SLIP = 0.13     # chance that a worked step goes wrong, so 5 steps in a row are 
 CHECKED = 0.5   # the same where every step is checked at once and written again if it is wrong
 BAD = 0.3       # chance that a countdown move is drawn at random
 FAULTS = 0.5    # chance that a word of praise is a fault
+
+SHAPES = {  # name: what differs from a GPTConfig's own
+    "base": {},
+    "student": dict(hidden_size=64, intermediate_size=172, num_hidden_layers=2,
+                    num_attention_heads=2, num_key_value_heads=2),
+}
 
 MOVE = re.compile("([0-9]+)([-+*/])([0-9]+)=[0-9]+:([0-9 ]+)")
 
@@ -145,7 +151,8 @@ def tokenizer():
 
 def pretrain(args):
     words = tokenizer()
-    model = GPT(GPTConfig(words.vocab_size, max_position_embeddings=512)).initialise(args.seed)
+    model = GPT(GPTConfig(words.vocab_size, max_position_embeddings=512, **SHAPES[args.shape]))
+    model.initialise(args.seed)
     vocabulary = checkpoint.Vocabulary(words, words.id(BOS), [words.id(EOS)], words.id(PAD))
     cfg = sft.Config(steps=args.steps, batch=256, lr=3e-3, warmup=100, decay=0.1)
     run = Run(Learner(model, betas=(0.9, 0.95)), vocabulary, Corpus(), None, seed=args.seed,
@@ -159,15 +166,18 @@ def pretrain(args):
             print(f"step {run.step + 1}/{args.steps}  loss {metrics['loss']:.3f}  "
                   f"{run.tokens / seconds:,.0f} answer tokens/s  {left:.0f} s left", flush=True)
     if parallel.rank() == 0:
-        checkpoint.create(args.out, model, words)
-        print(f"wrote {args.out}")
+        out = args.out or Path("checkpoints") / args.shape
+        checkpoint.create(out, model, words)
+        print(f"wrote {out}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="base",
+                        help="the base model, or the student that distillation starts from")
     parser.add_argument("--steps", type=int, default=1800, help="gradient steps of 256 documents")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("checkpoints/base"))
+    parser.add_argument("--out", type=Path, help="checkpoints/SHAPE if not given")
     parser.add_argument("--workers", type=int, default=parallel.default_workers("cpu"))
     args = parser.parse_args()
     parallel.launch(lambda: pretrain(args), args.workers)

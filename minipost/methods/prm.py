@@ -34,6 +34,7 @@ from minipost.ops import at_last, masked_sum
 from minipost.preferences import scorer
 from minipost.run import Meter, cosine
 from minipost.stats import interval
+from minipost.trajectories import ends
 
 TASK = "arithmetic"
 METRIC = "pair accuracy"
@@ -88,17 +89,6 @@ def aggregate(chances, mask, how):
 
 
 # ---- where the steps end, and which are right
-
-def ends(vocabulary, ids, mark):
-    """Index of the token in which each `mark` of a response ends.
-
-    Growing prefixes are decoded, for a token may hold half a character, two marks, or half of one.
-    """
-    found = []
-    for k in range(len(ids)):
-        found += [k] * (vocabulary.decode(ids[: k + 1]).count(mark) - len(found))
-    return found
-
 
 def step_columns(run, rollout):
     """The columns in which each row's steps end: B lists.  What follows the last step has none."""

@@ -13,9 +13,12 @@ keys but `prompt` are columns and reach the reward function as lists.  Blank lin
 
 import json
 import random
+from codecs import BOM_UTF8
 from dataclasses import dataclass
 from functools import lru_cache
+from os.path import commonprefix
 from pathlib import Path
+from typing import Literal
 
 from minipost.errors import MinipostError
 from minipost.tasks.base import Problem, is_held_out
@@ -34,74 +37,118 @@ def no_constant(name):
 
 
 @lru_cache
-def read(path):
-    """The file's rows; MinipostError names file and line, and says what was expected."""
+def read(path, skip=False):
+    """The file's rows and what is wrong with others: (rows, complaints), each a tuple.
+
+    A complaint names file and line and says what was expected.  Unless bad rows are to be skipped,
+    the first of them is raised as a MinipostError.
+    """
     try:
         lines = Path(path).read_bytes().split(b"\n")
     except OSError as error:
         raise MinipostError(f"{path}: could not be read ({error.strerror})") from None
-    rows, places = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line.decode("utf-8"), object_pairs_hook=no_duplicates,
-                             parse_constant=no_constant)
-        except UnicodeDecodeError:
-            raise MinipostError(f"{where}: not UTF-8 text") from None
-        except (ValueError, RecursionError) as error:
-            raise MinipostError(f"{where}: expected one JSON object ({error})") from None
-        if not isinstance(row, dict):
-            raise MinipostError(
-                f"{where}: expected a JSON object, found {type(row).__name__}"
-            )
-        for key in ("prompt", "completion"):
-            value = row.get(key, "" if key == "completion" else None)
-            if not isinstance(value, str):
-                raise MinipostError(
-                    f"{where}: expected a string under {key!r}, found {value!r:.40}"
-                )
-            if any("\ud800" <= character <= "\udfff" for character in value):
-                raise MinipostError(f"{where}: {key!r} holds half of a surrogate pair")
-        rows.append(row)
-        places.append(where)
-    if any("label" in row for row in rows):
-        for row, where in zip(rows, places):
-            check_label(row, where)
-    if any("chosen" in row or "rejected" in row for row in rows):
-        for row, where in zip(rows, places):
-            check_pair(row, where)
+    lines[0] = lines[0].removeprefix(BOM_UTF8)  # which some editors put before the first line
+    complaints = []
+
+    def good(rows, check):
+        """check(row) of those rows, with their places, of which it finds nothing to complain."""
+        found = []
+        for where, row in rows:
+            try:
+                found.append((where, check(row)))
+            except ValueError as error:
+                complaints.append(f"{where}: {error}")
+                if not skip:
+                    raise MinipostError(complaints[0]) from None
+        return found
+
+    rows = good(((f"{path}, line {number}", line) for number, line in enumerate(lines, 1)
+                 if line.strip()), parse)
+    # One row says what all of them must have: answers in pairs, with a label, with a reward.
+    for keys, check in ((("chosen", "rejected"), check_pair), (("label",), check_label),
+                        (("reward",), check_reward)):
+        if any(key in row for _, row in rows for key in keys):
+            rows = good(rows, check)
+    rows = good(rows, check_texts)
     if not rows:
-        raise MinipostError(f"{path}: holds no rows; expected one JSON object per line")
-    return tuple(rows)
+        raise MinipostError(f"{path}: holds no rows; expected one JSON object per line" + (
+            f" (skipped {len(complaints)}; the first was {complaints[0]})" if complaints else ""))
+    return tuple(row for _, row in rows), tuple(complaints)
 
 
-def check_pair(row, where):
-    """MinipostError unless a row holds two different answers, as all do where one does."""
+def parse(line):
+    """A line's JSON object; ValueError says what else it is."""
+    try:
+        row = json.loads(line.decode(), object_pairs_hook=no_duplicates,
+                         parse_constant=no_constant)
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8 text") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"expected one JSON object ({error})") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"expected a JSON object, found {type(row).__name__}")
+    return row
+
+
+def check_texts(row):
+    """The row, if its prompt and completion are texts."""
+    for key in ("prompt", "completion"):
+        value = row.get(key, "" if key == "completion" else None)
+        if not isinstance(value, str):
+            raise ValueError(f"expected a string under {key!r}, found {value!r:.40}")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError(f"{key!r} holds half of a surrogate pair")
+    return row
+
+
+def check_pair(row):
+    """The row, if it holds two different answers; without a prompt, what both begin with is one."""
     for key in ("chosen", "rejected"):
         if not isinstance(row.get(key), str) or not row[key]:
-            raise MinipostError(f"{where}: expected a non-empty string under {key!r}, found "
-                                f"{row.get(key)!r:.40}")
+            raise ValueError(f"expected a non-empty string under {key!r}, found "
+                             f"{row.get(key)!r:.40}")
     if row["chosen"] == row["rejected"]:
-        raise MinipostError(f"{where}: chosen and rejected are equal; expected a pair of different "
-                            "answers")
+        raise ValueError("chosen and rejected are equal; expected a pair of different answers")
+    if "prompt" in row:
+        return row
+    prompt = commonprefix([row["chosen"], row["rejected"]])
+    prompt = prompt.removesuffix(" ")  # a space belongs to the word behind it
+    answers = {key: row[key][len(prompt):] for key in ("chosen", "rejected")}
+    if not prompt or not all(answers.values()):
+        raise ValueError("a pair without a prompt needs two texts that begin alike, with the prompt, "
+                         f"and go on in different ways; found {row['chosen']!r:.30} and "
+                         f"{row['rejected']!r:.30}")
+    return {**row, "prompt": prompt, **answers}
 
 
-def check_label(row, where):
-    """MinipostError unless a row says of its completion whether it is good, as all do where one does."""
-    if not row.get("completion"):
-        raise MinipostError(f"{where}: a row with a label needs a non-empty string under 'completion'")
+def check_label(row):
+    """The row, if it says whether its completion is good."""
+    check_completion(row, "label")
     if not isinstance(row.get("label"), bool):
-        raise MinipostError(f"{where}: expected true or false under 'label', found "
-                            f"{row.get('label')!r:.40}")
+        raise ValueError(f"expected true or false under 'label', found {row.get('label')!r:.40}")
+    return row
+
+
+def check_reward(row):
+    """The row, if it says what its completion is worth."""
+    check_completion(row, "reward")
+    value = row.get("reward")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"expected a number within 0..1 under 'reward', found {value!r:.40}")
+    return row
+
+
+def check_completion(row, key):
+    if not row.get("completion"):
+        raise ValueError(f"a row with a {key} needs a non-empty string under 'completion'")
 
 
 @lru_cache
-def split(data, eval_data):
+def split(data, eval_data, skip):
     """(training problems, held-out problems); no held-out prompt is trained on."""
-    rows = read(data)
-    tests = read(eval_data) if eval_data else [r for r in rows if is_held_out([r["prompt"]])]
+    rows = read(data, skip)[0]
+    tests = read(eval_data, skip)[0] if eval_data else [
+        row for row in rows if is_held_out([row["prompt"]])]
     tests = {row["prompt"]: row for row in tests}
     heldout = list(tests.values())
     random.Random(0).shuffle(heldout)
@@ -115,16 +162,19 @@ class File:
 
     data: str            # JSONL file to train on
     eval_data: str = ""  # JSONL file of held-out problems
+    on_bad_row: Literal["stop", "skip"] = "stop"  # what to do about a row that is not as it should be
 
     name = "file"
 
     def __post_init__(self):
+        if self.on_bad_row not in ("stop", "skip"):
+            raise MinipostError(f"on_bad_row is {self.on_bad_row!r}; expected stop or skip")
         if not self.training() or not self.heldout(1):
             raise MinipostError(f"{self.data}: too few rows to hold some out; name --eval-data")
 
     def training(self):
         """The training problems, in the order of the file."""
-        return split(self.data, self.eval_data)[0]
+        return self.split()[0]
 
     def sample(self, n, rng):
         """n training problems, drawn with replacement."""
@@ -132,7 +182,21 @@ class File:
 
     def heldout(self, n):
         """The first n held-out problems in a fixed shuffled order."""
-        return split(self.data, self.eval_data)[1][:n]
+        return self.split()[1][:n]
+
+    def split(self):
+        """(training problems, held-out problems)."""
+        return split(self.data, self.eval_data, self.on_bad_row == "skip")
+
+    def skipped(self):
+        """A sentence for each file of which rows were skipped."""
+        found = []
+        for path in filter(None, (self.data, self.eval_data)):
+            rows, complaints = read(path, self.on_bad_row == "skip")
+            if complaints:
+                found.append(f"skipped {len(complaints)} of {len(rows) + len(complaints)} rows of "
+                             f"{path}; the first was {complaints[0]}")
+        return found
 
     def demonstrate(self, problem, rng=None):
         """The row's completion; MinipostError if it has none."""

@@ -1,0 +1,149 @@
+"""Distillation: a small student learns from the distributions of a larger teacher (survey sec. 4.2).
+
+At every token of an answer, with q the teacher's distribution over the vocabulary and p = softmax(z) the
+student's, over N tokens of a gradient step
+
+    L = (1/N) sum_t D(q_t, p_t)
+
+    --mix 0      D = KL(q || p)                         word-level forward (Hinton et al. 2015)
+    --mix 1      D = KL(p || q)                         reverse: seeks what the teacher is sure of
+    --mix b      D = b KL(q || m) + (1-b) KL(p || m),   m = b q + (1-b) p
+                                                        generalised Jensen-Shannon (Agarwal et al.
+                                                        2024, arxiv.org/abs/2306.13649, eq. 3)
+
+    dL/dz_t = (p - q) / N,   p (log p/q - KL(p||q)) / N,   (1-b) p (log p/m - KL(p||m)) / N
+
+Between the ends D is not the limit of its ends' formulas: D/b -> KL(q||p) as b -> 0, so a small b is a
+small loss, not forward KL.  Answers come from the teacher, a share `on_policy` of them from the student
+itself (GKD, algorithm 1), which learns there what to do after its own mistakes.  No gradient goes
+through the sampling.  `--level sequence` takes the teacher's answers as if they were certain, q = 1 on
+each token said: fine-tuning on them (Kim & Rush 2016, arxiv.org/abs/1606.07947).
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+
+from minipost import checkpoint
+from minipost.errors import MinipostError, require
+from minipost.ops import kl_exact, kl_exact_grad
+from minipost.rollout import concat, distribution
+from minipost.run import Meter, cosine
+
+TASK = "arithmetic"
+METRIC = "greedy"
+MODEL = "checkpoints/student"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A small model learns a larger one's distributions, on the larger one's answers and its own."""
+
+    steps: int = 150            # gradient steps
+    teacher: str = "checkpoints/base"  # model directory of the teacher, of the same tokenizer
+    level: Literal["word", "sequence"] = "word"  # the teacher's distributions, or just its answers
+    mix: float = 0.0            # between forward KL (0) and reverse KL (1) (beta of GKD)
+    on_policy: float = 0.5      # share of the answers that the student gives itself (lambda)
+    batch: int = 64             # answers per gradient step
+    temperature: float = 1.0    # sampling temperature of the answers
+    lr: float = 1e-3            # peak learning rate (eta); it ends at zero
+    warmup: int = 10            # steps over which the learning rate climbs to its peak
+    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+
+    def __post_init__(self):
+        require(self, at_least=dict(steps=1, batch=1, mix=0, on_policy=0, lr=0, warmup=0),
+                above=dict(temperature=0, max_grad_norm=0), at_most=dict(mix=1, on_policy=1))
+        if self.level == "sequence" and (self.on_policy or self.mix):
+            raise MinipostError("level is sequence, which learns the teacher's answers alone; "
+                                "expected on_policy 0 and mix 0")
+
+
+def mixture(logp_all, logq_all, mix):
+    """log m.  (N, V)"""
+    weights = torch.tensor([mix, 1 - mix]).to(logp_all).log()
+    return torch.logaddexp(logq_all + weights[0], logp_all + weights[1])
+
+
+def forward_kl(logq_all, logp_all):
+    """KL(q || p), where q may be a certainty.  (N, V) twice -> (N,)"""
+    q = logq_all.exp()
+    return (q * (logq_all - logp_all)).where(q > 0, 0.0).sum(-1)
+
+
+def loss(logits, logq_all, *, mix, count):
+    """Both (N, V), logq_all log-probs; count = N of the step  ->  scalar loss, metrics that add up"""
+    logp_all = logits.log_softmax(-1)
+    if mix == 0:
+        value = forward_kl(logq_all, logp_all).sum() / count
+    elif mix == 1:
+        value = kl_exact(logp_all, logq_all).sum() / count
+    else:
+        log_m = mixture(logp_all, logq_all, mix)
+        value = (mix * forward_kl(logq_all, log_m)
+                 + (1 - mix) * kl_exact(logp_all, log_m)).sum() / count
+    return value, {"loss": value.detach()}
+
+
+def loss_grad(logits, logq_all, *, mix, count):
+    """The derivative of `loss`: {"logits": (N, V)}."""
+    logp_all = logits.log_softmax(-1)
+    if mix == 0:
+        return {"logits": (logp_all.exp() - logq_all.exp()) / count}
+    if mix == 1:
+        return {"logits": kl_exact_grad(logp_all, logq_all) / count}
+    log_m = mixture(logp_all, logq_all, mix)
+    return {"logits": (1 - mix) * kl_exact_grad(logp_all, log_m) / count}
+
+
+def load_teacher(run, directory):
+    """The teacher, frozen.  MinipostError where it splits texts into other tokens."""
+    teacher, vocabulary = checkpoint.load(directory, run.policy.module.device)
+    if vocabulary.kind() != run.vocabulary.kind():
+        raise MinipostError(f"{directory}: its tokenizer is not the student's; distributions can "
+                            "be compared over the same vocabulary only")
+    return teacher.requires_grad_(False)
+
+
+def measure(run, splits, cfg):
+    """The student's results and, beside them, the teacher's."""
+    found, teacher = run.results(splits), load_teacher(run, cfg.teacher)
+    for split, problems in splits.items():
+        for metric, result in run.results({split: problems}, teacher)[split].items():
+            found[split][f"teacher {metric}"] = result
+    return found
+
+
+def certain(seqs, like):
+    """log q of a teacher that is sure of every token of these answers.  (N, V)"""
+    ids = seqs.targets[seqs.mask]
+    return torch.nn.functional.one_hot(ids, like.shape[-1]).to(like).log()
+
+
+def answers(run, cfg, teacher):
+    """This step's answers, one to each of `batch` problems, the student's among them."""
+    problems = run.problems(cfg.batch)
+    own = round(cfg.on_policy * cfg.batch)
+    sides = [(problems[:own], None, "student"), (problems[own:], teacher, "teacher")]
+    return concat([run.sample(some, 1, temperature=cfg.temperature, module=module, purpose=purpose)
+                   for some, module, purpose in sides if some], run.vocabulary.pad)
+
+
+def train(run, cfg):
+    """answers -> both distributions -> loss -> update.  Yields metrics per step."""
+    policy, teacher = run.policy, load_teacher(run, cfg.teacher)
+    while True:
+        batch = answers(run, cfg, teacher)
+        count, meter = int(batch.mask.sum()), Meter("loss")
+        for i in run.micro_batches(range(len(batch)), batch.lengths):
+            part = batch[i]
+            logp_all = distribution(policy.module, part)                    # (N, V)
+            with torch.no_grad():
+                logq_all = certain(part, logp_all) if cfg.level == "sequence" else \
+                    distribution(teacher, part)
+            value, stats = loss(logp_all, logq_all, mix=cfg.mix, count=count)
+            value.backward()
+            meter.add(**stats)
+        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup)
+        norm = policy.step(rate, cfg.max_grad_norm)
+        yield {**meter.means(), "grad_norm": norm, "learning_rate": rate}

@@ -1,0 +1,206 @@
+"""OREO: Offline REasoning Optimization (Wang et al. 2024, arxiv.org/abs/2412.16145; survey sec. 3.2.7).
+
+Reward less beta KL(pi || ref) is greatest at a policy and a value that satisfy the soft Bellman
+equation on every trajectory, whoever made it (theorem 1): with l = log pi/ref and the reward R at the
+end, V(s_t) = R - beta sum_(i>=t) l_i.  So policy and value learn from one fixed set of answers, right
+and wrong, by making the residual of each state small.  A state begins an action; with K of them in an
+answer, action k being the tokens from t_k up to t_(k+1),
+
+    d_k = V(s_(t_k)) + beta sum_(i >= t_k) l_i - R
+
+    L_V  = (1/B) sum over answers (1/K) sum_k d_k^2        its l held fixed                 (eq. 6)
+    L_pi = the same number, with V and the l of later actions held fixed                   (eq. 8, 10)
+    L    = L_V + L_pi + (alpha/B) sum over answers (1/T) sum_t KL(pi || ref)(s_t)          T tokens
+
+    dL/dV_(t_k) = 2 d_k / (K B)     dL/dlogp_t = 2 beta d_k / (K B), t in action k
+    dL/dKL_t = alpha / (T B)        (the printed value counts d_k^2 once, since L_V = L_pi)
+
+An action is a token, a step (what ends in the task's `step_end`) or the whole response (`--level`).
+V is a nano-GPT of its own that starts as the policy with a head of zeros; both are updated from one
+forward pass, each on the other as it was.  KL is exact over the vocabulary.
+
+At test time V guides a beam search over the policy's steps (test_time/beam.py), for which it reads
+the prompt and the answer so far, without an EOS: that is the last state it was taught.
+
+With `--iterations` the policy answers anew at the start of each part of the run (sec. 4.4); the
+reference stays the first one.  With --data, rows of `completion` and `reward` are the answers.
+"""
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+
+from minipost.errors import require
+from minipost.gpt import RewardModel
+from minipost.ops import kl_exact, masked_sum, pick, spread
+from minipost.preferences import file_answers
+from minipost.rollout import distribution, logprobs
+from minipost.run import Meter, cosine
+from minipost.stats import interval
+from minipost.texts import searched
+from minipost.trajectories import Trajectories, ends, reward_of, stated
+
+TASK = "countdown"
+METRIC = "sampled"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Policy and value from one fixed set of answers with rewards, by soft Bellman consistency."""
+
+    steps: int = 200            # gradient steps
+    prompts: int = 512          # problems that are answered before learning, unless --data has answers
+    copies: int = 8             # answers to each
+    iterations: int = 1         # how often they are answered anew, by the policy as it is then
+    batch: int = 64             # answers per gradient step (B)
+    temperature: float = 1.0    # sampling temperature of the answers
+    level: Literal["token", "step", "response"] = "step"  # what an action is
+    beta: float = 0.05          # price of leaving the reference (beta)
+    alpha: float = 0.1          # weight of the KL regulariser (alpha)
+    lr: float = 2e-4            # peak learning rate of the policy (eta); it ends at zero
+    critic_lr: float = 5e-4     # the same of the value
+    warmup: int = 10            # steps over which the learning rates climb to their peaks
+    max_grad_norm: float = 1.0  # a gradient is shortened to this norm
+    width: int = 4              # beams of the search that measures the value
+    tries: int = 4              # samples to go on with each of them
+
+    def __post_init__(self):
+        require(self, at_least=dict(steps=1, prompts=1, copies=1, iterations=1, batch=1, alpha=0,
+                                    lr=0, critic_lr=0, warmup=0, width=1, tries=1),
+                above=dict(temperature=0, beta=0, max_grad_norm=0))
+
+
+def of_action(x, starts):
+    """Sum of x over the action that each token belongs to.  (b, T), (b, T) -> (b, T)"""
+    action = starts.cumsum(1)                               # 1, 2, ...; 0 before the first
+    return torch.zeros_like(x).new_zeros(len(x), x.shape[1] + 1).scatter_add(1, action, x).gather(
+        1, action)
+
+
+def residuals(logp, value, logp_held, value_held, logp_ref, reward, mask, starts, beta):
+    """d_k as the policy's equation and as the value's, where actions start, else 0.  (b, T) twice"""
+    ratio, ratio_held = ((x - logp_ref).where(mask, 0.0) for x in (logp, logp_held))
+    rest = ratio_held.flip(1).cumsum(1).flip(1)             # of this token and all that follow
+    later = rest - of_action(ratio_held, starts)
+    target = reward[:, None]
+    return ((value_held + beta * (of_action(ratio, starts) + later) - target).where(starts, 0.0),
+            (value + beta * rest - target).where(starts, 0.0))
+
+
+def loss(logp, value, kl, logp_held, value_held, logp_ref, reward, mask, starts, *, beta, alpha,
+         count):
+    """reward (b,), mask and starts (b, T) bool, the rest (b, T); count = B  ->  scalar loss, metrics
+
+    logp_held and value_held are logp and value without a gradient.
+    """
+    for_policy, for_value = residuals(logp, value, logp_held, value_held, logp_ref, reward, mask,
+                                      starts, beta)
+    share = starts.sum(1, keepdim=True) * count
+    l_policy, l_value = ((d.square() / share).sum() for d in (for_policy, for_value))
+    price = alpha * masked_sum(kl / (mask.sum(1, keepdim=True) * count), mask)
+    total = l_policy + l_value + price
+    return total, {"loss": total.detach(), "residual": l_value.detach()}
+
+
+def loss_grad(logp, value, kl, logp_held, value_held, logp_ref, reward, mask, starts, *, beta, alpha,
+              count):
+    """The derivative of `loss`: {"logp": (b, T), "value": (b, T), "kl": (b, T)}."""
+    for_policy, for_value = residuals(logp, value, logp_held, value_held, logp_ref, reward, mask,
+                                      starts, beta)
+    share = starts.sum(1, keepdim=True) * count
+    return {"logp": (2 * beta * of_action(for_policy / share, starts)).where(mask, 0.0),
+            "value": 2 * for_value / share,
+            "kl": alpha * mask / (mask.sum(1, keepdim=True) * count)}
+
+
+def starts(run, seqs, level):
+    """True where an action begins.  (B, T)"""
+    mask = seqs.mask
+    if level == "token":
+        return mask
+    found = mask & (mask.cumsum(1) == 1)
+    if level == "step":
+        mark = getattr(run.task, "step_end", "\n")
+        columns = found.int().argmax(1).tolist()
+        for row, (start, targets, chosen) in enumerate(zip(columns, seqs.targets, mask)):
+            ids = targets[chosen].tolist()
+            over = [len(ids) - 1] if ids[-1] in run.vocabulary.eos else []
+            for k in [*(k + 1 for k in ends(run.vocabulary, ids, mark)), *over]:
+                if k < len(ids):
+                    found[row, start + k] = True
+    return found
+
+
+def learner(run):
+    """The learner of V, a directory beside the policy's when it is saved."""
+    return run.learner("critic", lambda: RewardModel(copy.deepcopy(run.policy.module)))
+
+
+def measure(run, splits, cfg):
+    """The policy greedy, sampled and searched with V; on a file's rewards, whether V(s_0) + beta
+    sum l, the reward that policy and value imply, is on the right side of a half."""
+    critic = learner(run).module
+    if all(stated(problems[0]) for problems in splits.values()):
+        return {split: outcomes(run, problems, cfg, critic)
+                for split, problems in splits.items()}
+    found = run.results(splits)
+    for split, problems in splits.items():
+        rewards, texts = searched(run, problems, critic, cfg.width, cfg.tries)
+        found[split]["value-guided beam"] = {"score": asdict(interval(rewards)), "rewards": rewards,
+                                "texts": texts}
+    return found
+
+
+def outcomes(run, problems, cfg, critic):
+    """How often the implied reward of a file's answer is on the same side of 1/2 as the stated."""
+    reference, policy = run.reference(), run.policy.module
+    texts = [p.columns["completion"] for p in problems]
+    seqs = file_answers(run, [p.prompt for p in problems], texts)
+
+    def implied(batch):
+        ratio = logprobs(policy, batch) - logprobs(reference, batch)
+        first = batch.mask & (batch.mask.cumsum(1) == 1)
+        return [cfg.beta * ratio + critic(batch.inputs).where(first, 0.0)]
+
+    guess = run.for_all(implied, seqs)[0].sum(1).tolist()
+    right = [float((g > 0.5) == (reward_of(p) > 0.5)) for g, p in zip(guess, problems)]
+    return {"outcome accuracy": {"score": asdict(interval(right)), "rewards": right,
+                                 "texts": texts}}
+
+
+def train(run, cfg):
+    """answers of the set -> log-probs, values -> loss -> two updates.  Yields metrics per step."""
+    policy, reference = run.policy, run.reference()
+    critic = learner(run)
+    data = Trajectories(run, cfg)
+    while True:
+        if data.refresh():
+            begins = starts(run, data.seqs, cfg.level)                      # (N, T)
+        rows = run.deal(range(len(data.seqs)), cfg.batch, data.since)
+        batch, reward = data.seqs[rows], data.reward[rows]
+        begin = begins[rows][:, : batch.mask.shape[1]]
+        meter = Meter("loss", "residual", "kl")
+        for i in run.micro_batches(range(len(batch)), batch.lengths):
+            part = batch[i]
+            mask, width = part.mask, part.mask.shape[1]
+            with torch.no_grad():
+                logq_all = distribution(reference, part)                    # (N, V)
+            logp_all = distribution(policy.module, part)
+            ids = part.targets[mask]
+            logp, logp_ref = (spread(pick(x, ids), mask) for x in (logp_all, logq_all))
+            kl = spread(kl_exact(logp_all, logq_all), mask)
+            value = critic.module(part.inputs)                              # (b, t)
+            total, stats = loss(logp, value, kl, logp.detach(), value.detach(), logp_ref, reward[i],
+                                mask, begin[i, :width], beta=cfg.beta, alpha=cfg.alpha,
+                                count=len(batch))
+            total.backward()
+            meter.add(**stats, kl=kl.detach().sum() / batch.mask.sum())
+        rates = [cosine(peak, run.step, cfg.steps, cfg.warmup) for peak in (cfg.lr, cfg.critic_lr)]
+        norms = [learner.step(rate, cfg.max_grad_norm)
+                 for learner, rate in zip((policy, critic), rates)]
+        yield {**meter.means(), "reward": float(reward.mean()), "grad_norm": norms[0],
+               "critic_grad_norm": norms[1], "learning_rate": rates[0]}
+
+

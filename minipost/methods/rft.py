@@ -1,0 +1,136 @@
+"""RFT: rejection-sampling fine-tuning, expert iteration and STaR (survey sec. 3.1.5 and 4).
+
+The policy answers each problem several times, what a reward finds right is kept, each text once, and
+is learnt like a demonstration (Yuan et al. 2023, arxiv.org/abs/2308.01825).  With weights w_i of the
+kept answers of a gradient step
+
+    L = -sum_i w_i sum_t logp_t / W,    W = sum_i w_i |y_i|
+
+    dL/dlogp_t = -w_i / W on the tokens of answer i
+
+`--weigh answer`, w = 1, follows REINFORCE's gradient with a reward of 0 or 1 and no baseline;
+`--weigh prompt`, w = 1 / (kept answers to the prompt), that of the log of each prompt's chance of
+success (expectation maximisation), so hard prompts count as much as easy ones.
+
+--iterations 3            expert iteration: the policy answers anew at the start of each third, and
+                          goes on from there (Anthony et al. 2017, arxiv.org/abs/1705.08439)
+--iterations 3 --restart  STaR: it learns each third from the first weights again (Zelikman et al.
+                          2022, arxiv.org/abs/2203.14465, algorithm 1)
+--hint                    STaR's rationalisation: prompts without a right answer are asked again
+                          with the answer in the prompt, and learnt without it (sec. 3.3)
+
+With --data, rows of `completion` and `reward` are the answers to choose from.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from minipost.errors import MinipostError, require
+from minipost.ops import masked_sum
+from minipost.rollout import logprobs, pack
+from minipost.run import Meter, cosine
+from minipost.tasks.base import Problem
+from minipost.trajectories import Trajectories
+
+TASK = "arithmetic"
+METRIC = "sampled"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Fine-tuning on those of the policy's own answers that a reward finds right."""
+
+    steps: int = 100            # gradient steps
+    prompts: int = 512          # problems that are answered before learning, unless --data has answers
+    copies: int = 8             # answers to each
+    iterations: int = 1         # how often they are answered anew, by the policy as it is then
+    restart: bool = False       # learn each time from the first weights (STaR)
+    hint: bool = False          # where no answer is right, ask again with the answer in the prompt
+    least: float = 1.0          # reward from which on an answer is kept
+    weigh: Literal["answer", "prompt"] = "answer"  # what counts alike
+    batch: int = 64             # answers per gradient step (B)
+    temperature: float = 1.0    # sampling temperature of the answers
+    lr: float = 2e-4            # peak learning rate (eta); it ends at zero
+    warmup: int = 10            # steps over which the learning rate climbs to its peak
+    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+
+    def __post_init__(self):
+        require(self, at_least=dict(steps=1, prompts=1, copies=1, iterations=1, batch=1, lr=0,
+                                    warmup=0), above=dict(temperature=0, max_grad_norm=0))
+
+
+def loss(logp, mask, weight, *, count):
+    """logp, mask (b, T), weight (b,); count = W  ->  scalar loss, metrics that add up over a step"""
+    value = -masked_sum(weight[:, None] * logp, mask) / count
+    return value, {"loss": value.detach()}
+
+
+def loss_grad(logp, mask, weight, *, count):
+    """The derivative of `loss`: {"logp": (b, T)}."""
+    return {"logp": -weight[:, None] * mask / count}
+
+
+def keep(run, cfg, data):
+    """The right answers, each text once: Sequences of M rows, their weights (M,), prompts solved.
+
+    MinipostError where there is none.
+    """
+    found = {}                                              # prompt: {ids of an answer}
+    collect(found, data, data.problems, data.seqs, data.reward, cfg.least)
+    if cfg.hint:
+        rationalise(run, cfg, data, found)
+    rows = [(prompt, ids) for prompt, answers in found.items() for ids in answers]
+    if not rows:
+        raise MinipostError(f"none of {len(data.reward)} answers has a reward of at least "
+                            f"{cfg.least:g} (the best has {float(data.reward.max()):g}); there is "
+                            "nothing to learn from")
+    seqs = pack([run.vocabulary.prompt(prompt) for prompt, _ in rows],
+                [list(ids) for _, ids in rows], run.vocabulary.pad).to(data.reward.device)
+    each = [1 / len(found[p]) if cfg.weigh == "prompt" else 1.0 for p, _ in rows]
+    return seqs, torch.tensor(each, device=data.reward.device), len(found)
+
+
+def collect(found, data, problems, seqs, reward, least):
+    """Put the answers of at least this reward to those found, by their problems' prompts."""
+    for problem, targets, mask, value in zip(problems, seqs.targets, seqs.mask, reward.tolist()):
+        if value >= least:
+            found.setdefault(problem.prompt, {})[tuple(targets[mask].tolist())] = True
+
+
+def rationalise(run, cfg, data, found):
+    """Ask the problems without a right answer again, each with its answer told."""
+    if not hasattr(run.task, "hint"):
+        raise MinipostError(f"the task {run.task.name} tells no hints (it has no `hint`)")
+    failed = list({p.prompt: p for p in data.problems if p.prompt not in found}.values())
+    if failed:
+        told = [Problem(run.task.hint(p), p.columns) for p in failed]
+        rollout, reward = data.answers(told, "hints")
+        collect(found, data, [failed[i] for i in rollout.prompt.tolist()], rollout, reward,
+                cfg.least)
+
+
+def train(run, cfg):
+    """answers -> the right ones -> log-probs -> loss -> update.  Yields metrics per step."""
+    policy, first = run.policy, run.reference() if cfg.restart else None
+    data = Trajectories(run, cfg)
+    while True:
+        if data.refresh():
+            kept, weight, solved = keep(run, cfg, data)
+            if cfg.restart and run.step == data.since:
+                policy.become(first)
+        rows = run.deal(range(len(kept)), cfg.batch, data.since)
+        batch, w = kept[rows], weight[rows]
+        count = float((w * batch.lengths).sum())
+        meter = Meter("loss")
+        for i in run.micro_batches(range(len(batch)), batch.lengths):
+            part = batch[i]
+            value, stats = loss(logprobs(policy.module, part), part.mask, w[i], count=count)
+            value.backward()
+            meter.add(**stats)
+        rate = cosine(cfg.lr, run.step - data.since, data.part, cfg.warmup)
+        norm = policy.step(rate, cfg.max_grad_norm)
+        yield {**meter.means(), "kept": len(kept), "reward": float(data.reward.mean()),
+               "solved": solved / len({p.prompt for p in data.problems}), "grad_norm": norm,
+               "learning_rate": rate}

@@ -1,0 +1,92 @@
+"""A fixed set of answers with their rewards: what is learnt from without sampling on the way.
+
+They come from a file, rows with `completion` and a `reward` within 0..1 (or a `label`, true or false),
+or are sampled once: `copies` answers to each of `prompts` problems, by a frozen copy of the policy.
+With `iterations` the run is cut into as many parts; at the start of each the frozen copy becomes what
+the policy has become, and answers anew.  A resumed run draws the same answers again, so no state holds
+them.
+"""
+
+import copy
+
+import torch
+
+from minipost.preferences import file_answers
+
+
+class Trajectories:
+    """The answers of a run.  cfg has steps, prompts, copies, temperature and iterations.
+
+    After `refresh` they are: problems, the N answers' own; seqs, N Sequences; reward (N,).
+    """
+
+    def __init__(self, run, cfg):
+        self.run, self.cfg, self.since = run, cfg, None
+        self.part = -(-cfg.steps // cfg.iterations)         # steps from one set to the next
+        rows = run.task.training() if hasattr(run.task, "training") else []
+        self.given = [row for row in rows if stated(row)]
+
+    def refresh(self):
+        """Make, at the start of a part or after a resume, the set that this step learns from.
+
+        -> whether it is a new one.
+        """
+        since = self.run.step // self.part * self.part
+        if since == self.since or (self.given and self.since is not None):
+            return False
+        self.since = since
+        self.load() if self.given else self.sample()
+        return True
+
+    def load(self):
+        """The file's answers."""
+        self.problems, run = self.given, self.run
+        self.seqs = file_answers(run, [p.prompt for p in self.given],
+                                 [p.columns["completion"] for p in self.given])
+        self.reward = torch.tensor([reward_of(p) for p in self.given],
+                                   device=run.policy.module.device)
+
+    def sample(self):
+        """The frozen copy's answers to this part's problems."""
+        run = self.run
+        self.sampler = run.keep("sampler", lambda: copy.deepcopy(run.policy.module))
+        if run.step == self.since > 0:
+            self.sampler.load_state_dict(run.policy.module.state_dict())
+        with run.at(self.since):
+            asked = run.problems(self.cfg.prompts)
+        self.seqs, self.reward = self.answers(asked, "trajectories")
+        self.problems = [asked[i] for i in self.seqs.prompt.tolist()]
+
+    def answers(self, problems, purpose):
+        """The frozen copy's answers to any problems: a Rollout, (N,) rewards.
+
+        Their tokens count once, however often a run is resumed.
+        """
+        run, cfg, counted = self.run, self.cfg, self.run.tokens
+        with run.at(self.since):
+            rollout = run.sample(problems, cfg.copies, temperature=cfg.temperature,
+                                 module=self.sampler, purpose=purpose)
+        if run.step != self.since:
+            run.tokens = counted
+        return rollout, run.score(problems, rollout)
+
+
+def stated(problem):
+    """Whether a row of a file comes with the reward of its completion."""
+    return "reward" in problem.columns or "label" in problem.columns
+
+
+def reward_of(problem):
+    """The reward that a row of a file states."""
+    return float(problem.columns.get("reward", problem.columns.get("label")))
+
+
+def ends(vocabulary, ids, mark):
+    """Index of the token in which each `mark` of a response ends.
+
+    Growing prefixes are decoded, for a token may hold half a character, two marks, or half of one.
+    """
+    found = []
+    for k in range(len(ids)):
+        found += [k] * (vocabulary.decode(ids[: k + 1]).count(mark) - len(found))
+    return found
