@@ -2,16 +2,19 @@
 
     python -m minipost.evaluate --model checkpoints/base                 the model card's table
     python -m minipost.evaluate --model runs/x/model --task arithmetic --terms 8 --n 500
+    python -m minipost.evaluate --model runs/oreo/model --value runs/oreo/critic --task countdown
 
-Without --task every task that the base model was made for is measured, greedy and sampled.
+Without --task every task that the base model was made for is measured, greedy and sampled.  With
+--value, what OREO saves beside its policy, or any reward model, a beam search over steps too.
 """
 
 import argparse
 import json
 import sys
+from dataclasses import asdict
 
 from minipost.errors import MinipostError
-from minipost.stats import Score
+from minipost.stats import Score, interval
 
 
 def splits(task, n):
@@ -48,6 +51,9 @@ def main(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", default="checkpoints/base", help="model directory")
+    parser.add_argument("--value", help="directory of a value or reward model to guide a beam search")
+    parser.add_argument("--width", type=int, default=4, help="beams of that search")
+    parser.add_argument("--tries", type=int, default=4, help="samples to go on with each beam")
     parser.add_argument("--task", help="one task; its knobs are flags, as in minipost.train")
     parser.add_argument("--n", type=int, default=400, help="problems per split")
     parser.add_argument("--seed", type=int, default=0)
@@ -63,7 +69,7 @@ def table(args, rest):
     from minipost import parallel
     from minipost.tasks import TASKS
 
-    for name in ("n", "room"):
+    for name in ("n", "room", "width", "tries"):
         if getattr(args, name) < 1:
             raise MinipostError(f"--{name} is {getattr(args, name)}; expected at least 1")
     if args.task is None:
@@ -83,25 +89,32 @@ def table(args, rest):
     if args.json:
         print(json.dumps(found, indent=2))
         return
-    print("| task | split | n | greedy [95%] | sampled [95%] |\n|---|---|---|---|---|")
+    metrics = [name for name in found[0] if name not in ("task", "split")]
+    print("".join(f"| {name} " for name in ("task", "split", "n", *(f"{m} [95%]" for m in metrics)))
+          + "|\n" + "|---" * (3 + len(metrics)) + "|")
     for row in found:
-        greedy, sampled = Score(**row["greedy"]), Score(**row["sampled"])
-        print(f"| {row['task']} | {row['split']} | {greedy.n} | {greedy} | {sampled} |")
+        scores = [Score(**row[name]) for name in metrics]
+        print(f"| {row['task']} | {row['split']} | {scores[0].n} | {' | '.join(map(str, scores))} |")
 
 
 def rows(args, tasks):
     """One row per task and split, as plain data."""
     from minipost import checkpoint
     from minipost.run import Learner, Run
+    from minipost.texts import searched
 
     model, vocabulary = checkpoint.load(args.model)
-    policy = Learner(model)
-    found = []
+    policy, found = Learner(model), []
+    value = checkpoint.load_reward_model(args.value, vocabulary) if args.value else None
     for title, task in tasks.items():
         run = Run(policy, vocabulary, task, task.reward, seed=args.seed, room=args.room)
-        for split, metrics in run.results(splits(task, args.n)).items():
-            found.append({"task": title, "split": split,
-                          **{name: result["score"] for name, result in metrics.items()}})
+        parts = splits(task, args.n)
+        for split, metrics in run.results(parts).items():
+            row = {name: result["score"] for name, result in metrics.items()}
+            if value is not None:
+                rewards, _ = searched(run, parts[split], value, args.width, args.tries)
+                row["beam"] = asdict(interval(rewards))
+            found.append({"task": title, "split": split, **row})
     return found
 
 

@@ -11,6 +11,7 @@ import copy
 
 import torch
 
+from minipost.errors import MinipostError
 from minipost.preferences import file_answers
 
 
@@ -25,6 +26,9 @@ class Trajectories:
         self.part = -(-cfg.steps // cfg.iterations)         # steps from one set to the next
         rows = run.task.training() if hasattr(run.task, "training") else []
         self.given = [row for row in rows if stated(row)]
+        if self.given and cfg.iterations > 1:
+            raise MinipostError(f"iterations is {cfg.iterations}, which asks the policy for answers "
+                                "again and again; the answers of a file are given once")
 
     def refresh(self):
         """Make, at the start of a part or after a resume, the set that this step learns from.
@@ -32,11 +36,20 @@ class Trajectories:
         -> whether it is a new one.
         """
         since = self.run.step // self.part * self.part
-        if since == self.since or (self.given and self.since is not None):
+        if since == self.since:
             return False
         self.since = since
         self.load() if self.given else self.sample()
         return True
+
+    def deal(self, rows, n):
+        """This step's n of the rows of a set, in epochs."""
+        return self.run.deal(rows, n, self.since)
+
+    def count(self, batch):
+        """Count a file's answers as they are learnt from; others were when they were sampled."""
+        if self.given:
+            self.run.tokens += int(batch.mask.sum())
 
     def load(self):
         """The file's answers."""
@@ -84,9 +97,11 @@ def reward_of(problem):
 def ends(vocabulary, ids, mark):
     """Index of the token in which each `mark` of a response ends.
 
-    Growing prefixes are decoded, for a token may hold half a character, two marks, or half of one.
+    A token may hold half a character, two marks, or half of one, so growing prefixes are decoded, but
+    only where a token's own text may end a mark: each takes time by its length.
     """
     found = []
-    for k in range(len(ids)):
-        found += [k] * (vocabulary.decode(ids[: k + 1]).count(mark) - len(found))
+    for k, token in enumerate(ids):
+        if {mark[-1], "\ufffd"} & set(vocabulary.decode([token])):
+            found += [k] * (vocabulary.decode(ids[: k + 1]).count(mark) - len(found))
     return found

@@ -1,4 +1,4 @@
-"""Distillation: a small student learns from the distributions of a larger teacher (survey sec. 4.2).
+"""Distillation: a small student learns from the distributions of a larger teacher (survey sec. 3.3.5, 4.5).
 
 At every token of an answer, with q the teacher's distribution over the vocabulary and p = softmax(z) the
 student's, over N tokens of a gradient step

@@ -1,29 +1,32 @@
 """OREO: Offline REasoning Optimization (Wang et al. 2024, arxiv.org/abs/2412.16145; survey sec. 3.2.7).
 
 Reward less beta KL(pi || ref) is greatest at a policy and a value that satisfy the soft Bellman
-equation on every trajectory, whoever made it (theorem 1): with l = log pi/ref and the reward R at the
+equation on every trajectory, whoever made it (theorems 1 and 2): with l = log pi/ref and the reward R at the
 end, V(s_t) = R - beta sum_(i>=t) l_i.  So policy and value learn from one fixed set of answers, right
 and wrong, by making the residual of each state small.  A state begins an action; with K of them in an
 answer, action k being the tokens from t_k up to t_(k+1),
 
     d_k = V(s_(t_k)) + beta sum_(i >= t_k) l_i - R
 
-    L_V  = (1/B) sum over answers (1/K) sum_k d_k^2        its l held fixed                 (eq. 6)
-    L_pi = the same number, with V and the l of later actions held fixed                   (eq. 8, 10)
+    L_V  = (1/B) sum over answers (1/K) sum_k d_k^2        its l held fixed                 (eq. 8)
+    L_pi = the same number, with V and the l of later actions held fixed                   (eq. 9)
     L    = L_V + L_pi + (alpha/B) sum over answers (1/T) sum_t KL(pi || ref)(s_t)          T tokens
 
     dL/dV_(t_k) = 2 d_k / (K B)     dL/dlogp_t = 2 beta d_k / (K B), t in action k
-    dL/dKL_t = alpha / (T B)        (the printed value counts d_k^2 once, since L_V = L_pi)
+    dL/dKL_t = alpha / (T B)
 
-An action is a token, a step (what ends in the task's `step_end`) or the whole response (`--level`).
+The survey prints L_pi without the l of later actions; the optimum does not satisfy that.
+
+An action is a token, a step, which ends in the task's `step_end`, or the whole response (`--level`,
+eq. 10).  Among the steps EOS is an action of its own, so that V learns what a finished answer is worth.
 V is a nano-GPT of its own that starts as the policy with a head of zeros; both are updated from one
 forward pass, each on the other as it was.  KL is exact over the vocabulary.
 
 At test time V guides a beam search over the policy's steps (test_time/beam.py), for which it reads
 the prompt and the answer so far, without an EOS: that is the last state it was taught.
 
-With `--iterations` the policy answers anew at the start of each part of the run (sec. 4.4); the
-reference stays the first one.  With --data, rows of `completion` and `reward` are the answers.
+With `--iterations` the policy answers anew at the start of each part of the run; the reference stays
+the first one, so the optimum stays the same.  With --data, rows of `completion` and `reward` are the answers.
 """
 
 import copy
@@ -148,8 +151,8 @@ def measure(run, splits, cfg):
     found = run.results(splits)
     for split, problems in splits.items():
         rewards, texts = searched(run, problems, critic, cfg.width, cfg.tries)
-        found[split]["value-guided beam"] = {"score": asdict(interval(rewards)), "rewards": rewards,
-                                "texts": texts}
+        found[split]["value-guided beam"] = {"score": asdict(interval(rewards)),
+                                             "rewards": rewards, "texts": texts}
     return found
 
 
@@ -172,19 +175,19 @@ def outcomes(run, problems, cfg, critic):
 
 def train(run, cfg):
     """answers of the set -> log-probs, values -> loss -> two updates.  Yields metrics per step."""
-    policy, reference = run.policy, run.reference()
-    critic = learner(run)
+    policy, critic, reference = run.policy, learner(run), run.reference()
     data = Trajectories(run, cfg)
     while True:
         if data.refresh():
             begins = starts(run, data.seqs, cfg.level)                      # (N, T)
-        rows = run.deal(range(len(data.seqs)), cfg.batch, data.since)
+        rows = data.deal(range(len(data.seqs)), cfg.batch)
         batch, reward = data.seqs[rows], data.reward[rows]
-        begin = begins[rows][:, : batch.mask.shape[1]]
+        data.count(batch)
+        begin, tokens = begins[rows], batch.mask.sum()
         meter = Meter("loss", "residual", "kl")
         for i in run.micro_batches(range(len(batch)), batch.lengths):
             part = batch[i]
-            mask, width = part.mask, part.mask.shape[1]
+            mask = part.mask
             with torch.no_grad():
                 logq_all = distribution(reference, part)                    # (N, V)
             logp_all = distribution(policy.module, part)
@@ -193,13 +196,13 @@ def train(run, cfg):
             kl = spread(kl_exact(logp_all, logq_all), mask)
             value = critic.module(part.inputs)                              # (b, t)
             total, stats = loss(logp, value, kl, logp.detach(), value.detach(), logp_ref, reward[i],
-                                mask, begin[i, :width], beta=cfg.beta, alpha=cfg.alpha,
+                                mask, begin[i, : mask.shape[1]], beta=cfg.beta, alpha=cfg.alpha,
                                 count=len(batch))
             total.backward()
-            meter.add(**stats, kl=kl.detach().sum() / batch.mask.sum())
+            meter.add(**stats, kl=kl.detach().sum() / tokens)
         rates = [cosine(peak, run.step, cfg.steps, cfg.warmup) for peak in (cfg.lr, cfg.critic_lr)]
-        norms = [learner.step(rate, cfg.max_grad_norm)
-                 for learner, rate in zip((policy, critic), rates)]
+        norms = [each.step(rate, cfg.max_grad_norm)
+                 for each, rate in zip((policy, critic), rates)]
         yield {**meter.means(), "reward": float(reward.mean()), "grad_norm": norms[0],
                "critic_grad_norm": norms[1], "learning_rate": rates[0]}
 

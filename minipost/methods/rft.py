@@ -1,4 +1,4 @@
-"""RFT: rejection-sampling fine-tuning, expert iteration and STaR (survey sec. 3.1.5 and 4).
+"""RFT: rejection-sampling fine-tuning, expert iteration and STaR (survey sec. 3.3.2).
 
 The policy answers each problem several times, what a reward finds right is kept, each text once, and
 is learnt like a demonstration (Yuan et al. 2023, arxiv.org/abs/2308.01825).  With weights w_i of the
@@ -120,8 +120,9 @@ def train(run, cfg):
             kept, weight, solved = keep(run, cfg, data)
             if cfg.restart and run.step == data.since:
                 policy.become(first)
-        rows = run.deal(range(len(kept)), cfg.batch, data.since)
+        rows = data.deal(range(len(kept)), cfg.batch)
         batch, w = kept[rows], weight[rows]
+        data.count(batch)
         count = float((w * batch.lengths).sum())
         meter = Meter("loss")
         for i in run.micro_batches(range(len(batch)), batch.lengths):

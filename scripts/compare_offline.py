@@ -1,0 +1,274 @@
+"""Compare methods that learn from one fixed set of answers: `make compare-offline`.
+
+    python -m scripts.compare_offline --tasks countdown --seeds 3
+
+Per seed the start checkpoint answers training problems several times; the answers and whether each is
+right go into JSONL files, and every method trains on those and nothing else, with as many gradient
+steps on as many answers.  What a run made is then measured on held-out problems of the task, with the
+same problems and the same luck for all.  The value that OREO learns also guides a beam search.
+
+The result is a part of BENCHMARKS.md.  Ctrl-C stops after the step in progress, and the same command
+goes on from there; runs that are there with the same settings and data are not made again.  A change
+to the code is not noticed: remove runs/compare-offline after one.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import shlex
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+
+from minipost import checkpoint, parallel, train
+from minipost.errors import MinipostError
+from minipost.run import Learner, Run
+from minipost.stats import Score
+from minipost.tasks import Arithmetic, Countdown
+from scripts.bench import last_line, machine, table, write
+from scripts.compare import (
+    Runner, average, clear, difference, fingerprint, listed, signed, to_do,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+PAIRS = 4   # pairs at most of a prompt's answers, each answer in one pair
+SPARE = 16  # training problems whose answers the runs are shown as held out, and do not learn from
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A task, its flags, the longest answer in tokens, and the gradient steps of every method."""
+
+    task: object
+    flags: tuple
+    room: int
+    steps: int
+
+
+SETTINGS = {
+    "arithmetic": Setting(Arithmetic(terms=8), ("--terms", "8"), 72, 100),
+    "countdown": Setting(Countdown(), (), 48, 200),
+}
+METHODS = {  # name: (its file, its settings where they are not the defaults; 64 answers per step)
+    "sft": ("answers", {"lr": 2e-4, "batch": 64}),
+    "rft": ("answers", {"batch": 64}),
+    "dpo": ("pairs", {"pairs": 32, "beta": 1.0, "lr": 5e-5}),
+    "kto": ("answers", {"answers": 64, "beta": 1.0, "lr": 2e-5}),
+    "oreo": ("answers", {"batch": 64}),
+}
+START = "start"
+
+
+# ---- the fixed set
+
+def answers(args, setting, seed):
+    """The start checkpoint's answers: {prompt: [(completion, right)]}."""
+    model, vocabulary = checkpoint.load(ROOT / args.model)
+    task = setting.task
+    run = Run(Learner(model), vocabulary, task, task.reward, seed=seed, room=setting.room)
+    problems = task.sample(args.prompts + SPARE, random.Random(f"compare-offline {seed}"))
+    rollout = run.look(problems, args.copies, 1.0, purpose="compare-offline")
+    found, rewards = defaultdict(list), run.grade(problems, rollout).tolist()
+    for place, text, reward in zip(rollout.prompt.tolist(), run.texts(rollout), rewards):
+        if text:
+            found[problems[place].prompt].append((text, reward == 1.0))
+    return list(found.items())
+
+
+def collect(args, setting, seed, folder):
+    """Write the set: answers.jsonl and pairs.jsonl, and of each the few that are not learnt from."""
+    found = parallel.launch(lambda: answers(args, setting, seed), args.workers)
+    for name, part in (("", found[:-SPARE]), ("-spare", found[-SPARE:])):
+        rows = [{"prompt": prompt, "completion": text, "label": right}
+                for prompt, said in part for text, right in said]
+        pairs = []
+        for prompt, said in part:
+            right, wrong = ([text for text, good in said if good == side] for side in (True, False))
+            pairs += [{"prompt": prompt, "chosen": a, "rejected": b}
+                      for a, b in list(zip(right, wrong))[:PAIRS]]
+        for kind, lines in (("answers", rows), ("pairs", pairs)):
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            checkpoint.publish(folder / f"{kind}{name}.jsonl", lambda path: path.write_text(text))
+
+
+def digest(folder):
+    """A digest of the set's files."""
+    found = hashlib.sha256()
+    for path in sorted(folder.glob("*.jsonl")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+# ---- the runs
+
+def flags(args, setting, folder, algo, seed):
+    """The options of one run for minipost.train."""
+    kind, settings = METHODS[algo]
+    options = {
+        "algo": algo, "data": folder / f"{kind}.jsonl", "eval-data": folder / f"{kind}-spare.jsonl",
+        "seed": seed, "model": args.model, "steps": args.steps or setting.steps, "eval-n": 8,
+        "room": setting.room, "show": 0, "save-every": 0, "workers": args.workers, **settings,
+    }
+    return [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+
+
+def measure(args, setting, seed, model, value=None):
+    """{metric: Score} of a model directory on the task's held-out problems."""
+    command = [sys.executable, "-m", "minipost.evaluate", "--model", str(model), "--task",
+               setting.task.name, *setting.flags, "--n", str(args.eval_n), "--seed", str(seed),
+               "--room", str(setting.room), "--workers", str(args.workers), "--json",
+               *(["--value", str(value)] if value else [])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise MinipostError(f"{shlex.join(command)}: {last_line(done.stderr)}")
+    row, = json.loads(done.stdout)
+    return {name: Score(**score) for name, score in row.items() if isinstance(score, dict)}
+
+
+def make(args, runner, name):
+    """{method: [({metric: Score}, seconds), one per seed]}; None where it was stopped."""
+    setting, found = SETTINGS[name], defaultdict(list)
+    for seed in range(args.seeds):
+        folder = args.runs / f"{name}-{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "pairs-spare.jsonl").is_file():
+            collect(args, setting, seed, folder)
+        origin = fingerprint(ROOT / args.model) + digest(folder)
+        found[START].append((measure(args, setting, seed, args.model), 0.0))
+        for algo in METHODS:
+            given, directory = flags(args, setting, folder, algo, seed), folder / algo
+            needs, failed = to_do(directory, train.parse(given), origin), None
+            if needs == "start":
+                clear(directory, origin)
+                failed = runner.run(directory, [*given, "--out", str(directory)])
+            elif needs == "resume":
+                failed = runner.run(directory, ["--resume", str(directory)])
+            if runner.stopped:
+                return None
+            if failed:
+                raise MinipostError(f"{directory}: {failed}")
+            value = directory / "critic"
+            scores = measure(args, setting, seed, directory / "model",
+                             value if value.is_dir() else None)
+            seconds = json.loads((directory / "summary.json").read_text())["seconds"]
+            found[algo].append((scores, seconds))
+            print(f"{name}, seed {seed}, {algo}: " + ", ".join(
+                f"{metric} {score}" for metric, score in scores.items()), flush=True)
+    return found
+
+
+# ---- what they say
+
+COLUMNS = ["method", "sampled [95%]", "oreo less this, paired [95%]", "greedy [95%]",
+           "value-guided beam [95%]", "training s"]
+
+
+def scores(runs, metric):
+    return [run[0][metric] for run in runs if metric in run[0]]
+
+
+def rows(found):
+    """The table, in the order of sampled accuracy."""
+    best, cells = scores(found["oreo"], "sampled"), []
+    for algo in sorted(found, key=lambda algo: -mean(s.value for s in scores(found[algo], "sampled"))):
+        runs = found[algo]
+        beam = scores(runs, "beam")
+        cells.append([
+            algo, str(average(scores(runs, "sampled"))),
+            "" if algo == "oreo" else signed(difference(best, scores(runs, "sampled"))),
+            str(average(scores(runs, "greedy"))), str(average(beam)) if beam else "",
+            "" if algo == START else f"{median(run[1] for run in runs):.0f}",
+        ])
+    return cells
+
+
+def verdict(found):
+    """Sentences: whom OREO is ahead of, and what its value adds to its policy."""
+    ours = scores(found["oreo"], "sampled")
+    gaps = {algo: difference(ours, scores(runs, "sampled")) for algo, runs in found.items()
+            if algo != "oreo"}
+    said = [(f"OREO's policy is ahead of {{}} beyond the interval", [a for a, g in gaps.items()
+                                                                    if g.low > 0]),
+            ("not told from {}", [a for a, g in gaps.items() if g.low <= 0 <= g.high]),
+            ("behind {} beyond the interval", [a for a, g in gaps.items() if g.high < 0])]
+    gain = difference(scores(found["oreo"], "beam"), scores(found["oreo"], "greedy"))
+    return ("; ".join(text.format(listed(names)) for text, names in said if names)
+            + f".  Value-guided beam less greedy, of OREO: {signed(gain)}.")
+
+
+def report(args, found, given):
+    """The part of BENCHMARKS.md, as lines."""
+    call = f"python -m scripts.compare_offline {shlex.join(given)}" if given else \
+        "make compare-offline"
+    lines = [
+        "## Learning from one fixed set of answers", "", machine(), "",
+        f"`{call}`.  Per seed ({args.seeds}) {args.copies} answers of {args.model} to each of "
+        f"{args.prompts} training problems, right and wrong; every method makes the same number of "
+        "gradient steps on 64 of those answers each (dpo on 32 pairs).  sft learns all answers, rft "
+        "the right ones, dpo pairs of a right and a wrong one, kto and oreo all answers with "
+        "whether they are right.  Settings that are not the defaults stand in METHODS of the "
+        "script.  Held out, one answer per problem; intervals are over seeds, never narrower than "
+        "the evaluations' own put together; differences are paired by seed.  No interval is "
+        "widened for the number of comparisons.", "",
+    ]
+    for name, runs in found.items():
+        setting = SETTINGS[name]
+        knobs = " ".join((setting.task.name, *setting.flags))
+        lines += [f"`{knobs}`, {args.steps or setting.steps} steps, {args.eval_n} held-out problems:",
+                  "", *table(COLUMNS, rows(runs)), "", verdict(runs), ""]
+    return lines[:-1]
+
+
+def start(given):
+    parser = argparse.ArgumentParser(prog="python -m scripts.compare_offline", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    parser.add_argument("--tasks", default=",".join(SETTINGS), help="some of them, a,b")
+    parser.add_argument("--model", default="checkpoints/base", help="model directory to start from")
+    parser.add_argument("--prompts", type=int, default=512, help="training problems answered")
+    parser.add_argument("--copies", type=int, default=8, help="answers to each")
+    parser.add_argument("--steps", type=int, default=0, help="gradient steps; 0: the task's own")
+    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on")
+    parser.add_argument("--eval-n", type=int, default=400, help="held-out problems")
+    parser.add_argument("--workers", type=int, default=parallel.default_workers("cpu"))
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "compare-offline")
+    parser.add_argument("--out", type=Path, default=ROOT / "BENCHMARKS.md", help="report to write")
+    args = parser.parse_args(given)
+    args.runs = args.runs.resolve()
+    names = list(dict.fromkeys(args.tasks.split(",")))
+    for name in names:
+        if name not in SETTINGS:
+            parser.error(f"no task {name!r} to compare on; there are {', '.join(SETTINGS)}")
+    for name, least in (("prompts", 1), ("copies", 2), ("steps", 0), ("seeds", 1), ("eval_n", 1)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected at least "
+                         f"{least}")
+    runner, found = Runner(), {}
+    before = {s: signal.signal(s, runner.handle)
+              for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        for name in names:
+            found[name] = make(args, runner, name)
+            if found[name] is None:
+                print("go on with:", shlex.join(["python", "-m", "scripts.compare_offline", *given]),
+                      file=sys.stderr)
+                return 130
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write(args.out, "compare-offline", report(args, found, given), "make")
+    return 0
+
+
+def main(argv=None):
+    return train.fail_in_one_sentence(lambda: start(sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
