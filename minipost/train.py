@@ -96,9 +96,10 @@ def parse(argv):
     if not known.data:
         parts["task"] = TASKS[known.task or module.TASK]
     parts["options"] = Options
-    defaults = {part: c() for part, c in parts.items()}
-    if hasattr(module, "MODEL"):
-        defaults["options"] = Options(model=module.MODEL)
+    # What a demo starts from and which knobs its task has, where they are not as usual.
+    ours = {"options": {"model": getattr(module, "MODEL", Options.model)},
+            "task": getattr(module, "KNOBS", {}) if not known.task else {}}
+    defaults = {part: c(**ours.get(part, {})) for part, c in parts.items()}
     together = make_dataclass("Arguments", [(part, flat[c], defaults[part])
                                             for part, c in parts.items()])
     found = tyro.cli(together, args=rest, prog=f"{PROG} --algo {known.algo}",

@@ -101,7 +101,8 @@ GOOD = b'{"prompt": "a", "completion": "b"}\n'
     (b"prompt: a", "expected one JSON object"), (b'{"prompt": "a"', "expected one JSON object"),
     (b'["prompt"]', "found list"), (b'"prompt"', "found str"), (b"null", "found NoneType"),
     (b'{"completion": "b"}', "'prompt'"), (b'{"prompt": 3}', "'prompt'"),
-    (b'{"prompt": "a", "completion": ["b"]}', "'completion'"),
+    (b'{"prompt": "a", "completion": ["b"]}', "'completion'"), (b'{"prompt": "a"}', "'completion'"),
+    (b'{"prompt": "a", "completion": ""}', "'completion', found ''"),
     (b'{"prompt": "a", "prompt": "b"}', "twice"), (b'{"prompt": "a", "x": NaN}', "NaN"),
     (b'{"prompt": "a", "x": -Infinity}', "Infinity"), (b'{"prompt": "\xff"}', "UTF-8"),
     (b'{"prompt": "\\ud800"}', "surrogate"), (b'\xef\xbb\xbf{"prompt": "a"}', "BOM"),
@@ -147,12 +148,75 @@ PAIR = b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
     (b'{"prompt": "a", "chosen": "b", "rejected": 3}', "'rejected', found 3"),
     (b'{"prompt": "a", "chosen": "b", "rejected": "b"}', "equal"),
     (b'{"prompt": "a", "completion": "b"}', "'chosen', found None"), (b'{"prompt": "a"}', "chosen"),
+    (b'{"prompt": "a", "chosen": "\\ud800", "rejected": "c"}', "'chosen' holds half"),
+    (b'{"chosen": "a", "rejected": "b"}', "begin alike"),
+    (b'{"chosen": "a b", "rejected": "a b c"}', "begin alike"),
+    (b'{"prompt": null, "chosen": "a", "rejected": "b"}', "'prompt', found None"),
 ])
 def test_a_row_that_is_no_pair_among_pairs(command, fails, tmp_path, algo, line, part):
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(PAIR + b"\n" + line + b"\n" + PAIR * 40)
     fails([*command(algo), "--data", path], f"{path}, line 3:", part)
     assert not (tmp_path / "run").exists()
+
+
+ANSWER = b'{"prompt": "a", "completion": "b", "reward": 0.5}\n'
+
+
+@pytest.mark.parametrize("algo", ["oreo", "rft"])
+@pytest.mark.parametrize("line, part", [
+    (b'{"prompt": "a", "completion": "b"}', "'reward', found None"),
+    (b'{"prompt": "a", "reward": 1}', "'completion', found None"),
+    (b'{"prompt": "a", "completion": "", "reward": 1}', "'completion', found ''"),
+    (b'{"prompt": "a", "completion": "b", "reward": true}', "'reward', found True"),
+    (b'{"prompt": "a", "completion": "b", "reward": "1"}', "'reward', found '1'"),
+    (b'{"prompt": "a", "completion": "b", "reward": 1.01}', "within 0..1 under 'reward', found 1.01"),
+    (b'{"prompt": "a", "completion": "b", "reward": -1e-9}', "within 0..1"),
+    (b'{"prompt": "a", "completion": "b", "reward": NaN}', "NaN"),
+])
+def test_an_answer_without_a_reward_among_such(command, fails, tmp_path, algo, line, part):
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(ANSWER + b"\n" + line + b"\n" + ANSWER * 40)
+    fails([*command(algo), "--data", path], f"{path}, line 3:", part)
+    assert not (tmp_path / "run").exists()
+
+
+def test_skipped_rows_are_counted_and_reported(command, tmp_path, capsys):
+    path, test = tmp_path / "rows.jsonl", tmp_path / "test.jsonl"
+    bad = [b"no JSON", b"[]", b'{"prompt": "\xff"}', b'{"prompt": "c"}',
+           b'{"prompt": "c", "completion": ""}', "{}".encode("utf-16")]
+    good = [GOOD.strip().replace(b'"a"', b'"%d"' % n) for n in range(5)]
+    path.write_bytes(b"\n".join([b"\xef\xbb\xbf" + good[0], bad[0], b"", *bad[1:], *good[1:]]))
+    test.write_bytes(GOOD)
+    arguments = command("sft", "--steps", 1, "--batch", 4, "--on-bad-row", "skip")
+    assert train.main([*arguments, "--data", str(path), "--eval-data", str(test)]) == 0
+    said = capsys.readouterr().out
+    assert f"skipped 6 of 11 rows of {path}; the first was {path}, line 2: expected one JSON" in said
+    assert said.count("\nskipped") == 1
+    saved = json.loads((tmp_path / "run/config.json").read_text())["task"]
+    assert saved["on_bad_row"] == "skip"
+    task = files.File(str(path), str(test), "skip")
+    assert [row.prompt for row in task.training()] == list("01234")
+
+
+def test_nothing_is_left_when_all_rows_are_skipped(command, fails, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"x\ny\n")
+    fails([*command("sft", "--on-bad-row", "skip"), "--data", path], "no rows", "skipped 2",
+          f"{path}, line 1")
+    fails(["--algo", "sft", "--on-bad-row", "skip"], "--on-bad-row goes with --data")
+
+
+def test_a_pair_without_a_prompt_begins_with_it(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"chosen": "Praise the soup. Fresh!", "rejected": "Praise the soup. Nasty."},
+            {"chosen": "7+5=12", "rejected": "7+5=13", "x": 1},
+            {"prompt": "", "chosen": "ab", "rejected": "ac"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert files.read(str(path))[0] == (
+        {"prompt": "Praise the soup.", "chosen": " Fresh!", "rejected": " Nasty."},
+        {"prompt": "7+5=1", "chosen": "2", "rejected": "3", "x": 1},
+        {"prompt": "", "chosen": "ab", "rejected": "ac"})
 
 
 @pytest.mark.parametrize("algo", ["reward", "dpo"])

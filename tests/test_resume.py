@@ -28,6 +28,11 @@ RECIPES = {
     "ipo": (*WORDING, "--pairs", 9), "simpo": (*WORDING, "--pairs", 9, "--likeliest", 0.8),
     "orpo": (*WORDING, "--pairs", 9), "kto": (*WORDING, "--answers", 9),
     "mdpo": (*WORDING, "--prompts", 5),
+    "oreo": ("--prompts", 5, "--copies", 2, "--batch", 7),
+    "oreo --iterations 2": ("--prompts", 5, "--copies", 2, "--batch", 7),
+    "rft": ("--prompts", 5, "--copies", 2, "--batch", 7, "--least", 0),
+    "rft --iterations 2 --restart True": ("--prompts", 5, "--copies", 2, "--least", 0),
+    "distill": ("--batch", 6), "distill --mix 0.3 --on-policy 1": ("--batch", 6),
 }
 STAGES = (*WORDING, "--sft-steps", 2, "--reward-steps", 2, "--prompts", 9, "--minibatch", 4)
 
@@ -64,13 +69,15 @@ def stopping(monkeypatch):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_stopped_after_every_step(command, tmp_path, wide, reward, capsys, stopping, recipe):
+def test_stopped_after_every_step(command, tmp_path, tiny, wide, reward, capsys, stopping, recipe):
     algo, *flags = recipe.split()
     flags += ["--steps", STEPS, "--save-every", 0, *RECIPES[recipe]]
     if algo != "sft" and "wording" not in flags:
         flags += ["--reward", reward]
     if "wording" in flags:
         flags += ["--model", wide]
+    if algo == "distill":
+        flags += ["--model", tiny, "--teacher", wide]
     stop_everywhere(command(algo, *flags), tmp_path, capsys, stopping, STEPS)
 
 

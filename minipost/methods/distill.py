@@ -20,7 +20,8 @@ through the sampling.  `--level sequence` takes the teacher's answers as if they
 each token said: fine-tuning on them (Kim & Rush 2016, arxiv.org/abs/1606.07947).
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from math import log
 from typing import Literal
 
 import torch
@@ -33,6 +34,7 @@ from minipost.run import Meter, cosine
 
 TASK = "arithmetic"
 METRIC = "greedy"
+KNOBS = {"direct": True}
 MODEL = "checkpoints/student"
 
 
@@ -40,12 +42,12 @@ MODEL = "checkpoints/student"
 class Config:
     """A small model learns a larger one's distributions, on the larger one's answers and its own."""
 
-    steps: int = 150            # gradient steps
+    steps: int = 400            # gradient steps
     teacher: str = "checkpoints/base"  # model directory of the teacher, of the same tokenizer
     level: Literal["word", "sequence"] = "word"  # the teacher's distributions, or just its answers
     mix: float = 0.0            # between forward KL (0) and reverse KL (1) (beta of GKD)
     on_policy: float = 0.5      # share of the answers that the student gives itself (lambda)
-    batch: int = 64             # answers per gradient step
+    batch: int = 128            # answers per gradient step
     temperature: float = 1.0    # sampling temperature of the answers
     lr: float = 1e-3            # peak learning rate (eta); it ends at zero
     warmup: int = 10            # steps over which the learning rate climbs to its peak
@@ -61,8 +63,7 @@ class Config:
 
 def mixture(logp_all, logq_all, mix):
     """log m.  (N, V)"""
-    weights = torch.tensor([mix, 1 - mix]).to(logp_all).log()
-    return torch.logaddexp(logq_all + weights[0], logp_all + weights[1])
+    return torch.logaddexp(logq_all + log(mix), logp_all + log(1 - mix))
 
 
 def forward_kl(logq_all, logp_all):

@@ -78,8 +78,7 @@ class Config:
 def of_action(x, starts):
     """Sum of x over the action that each token belongs to.  (b, T), (b, T) -> (b, T)"""
     action = starts.cumsum(1)                               # 1, 2, ...; 0 before the first
-    return torch.zeros_like(x).new_zeros(len(x), x.shape[1] + 1).scatter_add(1, action, x).gather(
-        1, action)
+    return x.new_zeros(len(x), x.shape[1] + 1).scatter_add(1, action, x).gather(1, action)
 
 
 def residuals(logp, value, logp_held, value_held, logp_ref, reward, mask, starts, beta):
@@ -115,7 +114,7 @@ def loss_grad(logp, value, kl, logp_held, value_held, logp_ref, reward, mask, st
     share = starts.sum(1, keepdim=True) * count
     return {"logp": (2 * beta * of_action(for_policy / share, starts)).where(mask, 0.0),
             "value": 2 * for_value / share,
-            "kl": alpha * mask / (mask.sum(1, keepdim=True) * count)}
+            "kl": alpha * mask.to(kl) / (mask.sum(1, keepdim=True) * count)}
 
 
 def starts(run, seqs, level):

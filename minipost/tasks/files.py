@@ -64,12 +64,12 @@ def read(path, skip=False):
 
     rows = good(((f"{path}, line {number}", line) for number, line in enumerate(lines, 1)
                  if line.strip()), parse)
-    # One row says what all of them must have: answers in pairs, with a label, with a reward.
-    for keys, check in ((("chosen", "rejected"), check_pair), (("label",), check_label),
+    # One row says what all of them must have: answers, in pairs, with a label, with a reward.
+    for keys, check in ((("chosen", "rejected"), check_pair), ((), check_texts),
+                        (("completion",), check_completion), (("label",), check_label),
                         (("reward",), check_reward)):
-        if any(key in row for _, row in rows for key in keys):
+        if not keys or any(key in row for _, row in rows for key in keys):
             rows = good(rows, check)
-    rows = good(rows, check_texts)
     if not rows:
         raise MinipostError(f"{path}: holds no rows; expected one JSON object per line" + (
             f" (skipped {len(complaints)}; the first was {complaints[0]})" if complaints else ""))
@@ -91,13 +91,20 @@ def parse(line):
 
 
 def check_texts(row):
-    """The row, if its prompt and completion are texts."""
-    for key in ("prompt", "completion"):
-        value = row.get(key, "" if key == "completion" else None)
-        if not isinstance(value, str):
-            raise ValueError(f"expected a string under {key!r}, found {value!r:.40}")
-        if any("\ud800" <= character <= "\udfff" for character in value):
+    """The row, if it has a prompt and all of its texts are valid."""
+    if not isinstance(row.get("prompt"), str):
+        raise ValueError(f"expected a string under 'prompt', found {row.get('prompt')!r:.40}")
+    for key in ("prompt", "completion", "chosen", "rejected"):
+        if any("\ud800" <= character <= "\udfff" for character in str(row.get(key))):
             raise ValueError(f"{key!r} holds half of a surrogate pair")
+    return row
+
+
+def check_completion(row):
+    """The row, if it has an answer."""
+    if not isinstance(row.get("completion"), str) or not row["completion"]:
+        raise ValueError("expected a non-empty string under 'completion', found "
+                         f"{row.get('completion')!r:.40}")
     return row
 
 
@@ -123,7 +130,7 @@ def check_pair(row):
 
 def check_label(row):
     """The row, if it says whether its completion is good."""
-    check_completion(row, "label")
+    check_completion(row)
     if not isinstance(row.get("label"), bool):
         raise ValueError(f"expected true or false under 'label', found {row.get('label')!r:.40}")
     return row
@@ -131,16 +138,11 @@ def check_label(row):
 
 def check_reward(row):
     """The row, if it says what its completion is worth."""
-    check_completion(row, "reward")
+    check_completion(row)
     value = row.get("reward")
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ValueError(f"expected a number within 0..1 under 'reward', found {value!r:.40}")
     return row
-
-
-def check_completion(row, key):
-    if not row.get("completion"):
-        raise ValueError(f"a row with a {key} needs a non-empty string under 'completion'")
 
 
 @lru_cache

@@ -1,0 +1,520 @@
+"""Fixed sets of answers, RFT, distillation, beam search, and models as functions of texts."""
+
+import itertools
+import json
+import math
+import random
+
+import pytest
+import torch
+from fakes import EOS, Echo, Letters, sequences, tiny
+from hypothesis import given, settings, strategies as st
+from test_ops import central
+from torch.func import jacrev
+
+from minipost import checkpoint
+from minipost.errors import MinipostError
+from minipost.gpt import GPT, GPTConfig, RewardModel
+from minipost.methods import distill, oreo, rft
+from minipost.ops import kl_exact
+from minipost.rollout import distribution
+from minipost.run import Learner, Run
+from minipost.tasks import files
+from minipost.tasks.base import Problem
+from minipost.test_time.beam import beam
+from minipost.texts import reader, sampler, searched
+from minipost.trajectories import Trajectories, ends
+
+settings.register_profile("minipost", deadline=None, max_examples=25)
+settings.load_profile("minipost")
+
+
+def make(task=None, model=None, **options):
+    task = task or Echo()
+    return Run(Learner(model or tiny()), Letters(), task, task.reward, **{"room": 4, **options})
+
+
+def small(seed=0):
+    return GPT(GPTConfig(11, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+                         num_attention_heads=2, num_key_value_heads=2, head_dim=16,
+                         max_position_embeddings=16)).initialise(seed)
+
+
+# ---- the set
+
+CFG = rft.Config(steps=7, prompts=5, copies=3, iterations=3, batch=4)
+
+
+def moved(run):
+    """Something that learning would do to the policy."""
+    run.policy.assign(run.policy.flat * 1.1)
+
+
+def test_a_set_is_drawn_once_per_part_by_the_policy_of_then():
+    run = make()
+    data, drawn, weights = Trajectories(run, CFG), [], []
+    for run.step in range(7):
+        weights.append(run.policy.flat.clone())
+        if data.refresh():
+            drawn.append((run.step, data.seqs, data.reward))
+            asked = [p.prompt for p in data.problems]
+            assert asked == [p for p in asked[::3] for _ in range(3)]
+            assert data.reward.tolist() == pytest.approx(Echo().reward(
+                None, run.texts(data.seqs), [p.columns["letter"] for p in data.problems]))
+            sampler = torch.cat([p.flatten() for p in data.sampler.parameters()])
+            mine = torch.cat([p.flatten() for p in run.policy.module.parameters()])
+            assert torch.equal(sampler, mine)
+            assert not any(p.requires_grad for p in data.sampler.parameters())
+        moved(run)
+    assert [step for step, *_ in drawn] == [0, 3, 6]
+    assert all(len(seqs) == 15 for _, seqs, _ in drawn)
+    assert drawn[0][1].tokens.shape != drawn[1][1].tokens.shape or not torch.equal(
+        drawn[0][1].tokens, drawn[1][1].tokens)
+    assert run.tokens == sum(int(seqs.mask.sum()) for _, seqs, _ in drawn)
+
+
+@pytest.mark.parametrize("step", range(7))
+def test_a_resumed_run_finds_the_same_set_and_counts_it_once(step):
+    """At whatever step it goes on, with the policy that it had there."""
+    def drive(run, first, last, data):
+        for run.step in range(first, last):
+            data.refresh()
+            moved(run)
+
+    whole, run = make(), make()
+    data = Trajectories(whole, CFG)
+    drive(whole, 0, step, data)
+    whole.step = step
+    tensors, facts = whole.state()
+    tensors = {k: v.clone() for k, v in tensors.items()}
+    run.restore(tensors, facts)
+    again = Trajectories(run, CFG)
+    for one, other in ((whole, data), (run, again)):
+        one.step = step
+        other.refresh()
+    assert torch.equal(data.seqs.tokens, again.seqs.tokens)
+    assert torch.equal(data.reward, again.reward) and data.since == again.since
+    assert whole.tokens == run.tokens
+    assert data.deal(range(15), 4) == again.deal(range(15), 4)
+
+
+def answer_file(folder, key="reward"):
+    rows = [{"prompt": a + b, "completion": b + a,
+             key: (k % 5 / 4 if key == "reward" else k % 2 == 0)}
+            for k, (a, b) in enumerate(itertools.product("abcd", "efg"))]
+    for name, part in (("train", rows[:9]), ("test", rows[9:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return files.File(str(folder / "train.jsonl"), str(folder / "test.jsonl"))
+
+
+@pytest.mark.parametrize("key", ["reward", "label"])
+def test_a_files_answers_and_rewards(tmp_path, key):
+    run = make(answer_file(tmp_path, key))
+    data = Trajectories(run, oreo.Config(steps=5))
+    assert data.refresh() and run.tokens == 0
+    texts = [Letters().decode(t[m].tolist()) for t, m in zip(data.seqs.targets, data.seqs.mask)]
+    expected = [p.prompt[::-1] for p in run.task.training()]
+    assert texts == expected
+    assert data.reward.tolist() == [float(p.columns[key]) for p in run.task.training()]
+    run.step = 4
+    assert not data.refresh()
+    data.count(data.seqs[[0, 1]])
+    assert run.tokens == 6
+    with pytest.raises(MinipostError, match="iterations is 2"):
+        Trajectories(run, oreo.Config(iterations=2))
+
+
+def test_oreo_on_a_file_says_how_often_the_implied_reward_is_right(tmp_path):
+    run = make(answer_file(tmp_path, "label"))
+    steps = oreo.train(run, oreo.Config(steps=30, batch=9, lr=1e-2, critic_lr=1e-2, warmup=1))
+    splits = {"seen": run.task.training()}
+    before = oreo.measure(run, splits, oreo.Config())["seen"]["outcome accuracy"]
+    for run.step in range(30):
+        next(steps)
+    after = oreo.measure(run, splits, oreo.Config())["seen"]["outcome accuracy"]
+    assert sum(before["rewards"]) == sum(not p.columns["label"] for p in run.task.training()) == 4
+    assert sum(after["rewards"]) == 9
+
+
+def test_a_files_answers_may_be_chosen_from(tmp_path):
+    run = make(answer_file(tmp_path))
+    metrics = next(rft.train(run, rft.Config(steps=5, least=0.75)))
+    assert metrics["kept"] == sum(p.columns["reward"] >= 0.75 for p in run.task.training()) > 0
+
+
+@given(st.lists(st.sampled_from(["a", "b", "##", "#", "é", "aé#"]), max_size=8))
+def test_marks_end_where_growing_prefixes_say(pieces):
+    """The short cut, that only some tokens can end a mark, changes nothing."""
+    class Bytes:
+        def decode(self, ids):
+            return bytes(ids).decode(errors="replace")
+
+    ids = list("".join(pieces).encode())
+    for mark in ("#", "##", "é", "b"):
+        slow = []
+        for k in range(len(ids)):
+            slow += [k] * (Bytes().decode(ids[: k + 1]).count(mark) - len(slow))
+        assert ends(Bytes(), ids, mark) == slow
+
+
+# ---- rft
+
+def rft_inputs(seed):
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(3, 4, generator=generator) < 0.6
+    return {"logp": -torch.rand(3, 4, generator=generator, dtype=torch.float64), "mask": mask,
+            "weight": torch.rand(3, generator=generator, dtype=torch.float64)}
+
+
+@given(st.integers(0, 10_000))
+def test_rft_gradient(seed):
+    found = rft_inputs(seed)
+    hand = rft.loss_grad(**found, count=2.5)["logp"]
+
+    def value(x):
+        return rft.loss(**{**found, "logp": x}, count=2.5)[0]
+
+    assert torch.allclose(hand, jacrev(value)(found["logp"]), atol=1e-12)
+    assert torch.allclose(hand, central(value, found["logp"]), atol=1e-8)
+    assert not hand[~found["mask"]].any()
+    spoilt = {**found, "logp": found["logp"].where(found["mask"], float("nan"))}
+    assert torch.equal(rft.loss(**spoilt, count=2.5)[0], value(found["logp"]))
+
+
+class Half(Echo):
+    """Right where the answer has the prompt's letter, which an untrained model often says."""
+
+    def reward(self, prompts, completions, letter, **columns):
+        return [float(c in text) for text, c in zip(completions, letter)]
+
+
+@pytest.mark.parametrize("weigh", ["answer", "prompt"])
+def test_what_is_kept(weigh):
+    run, cfg = make(Half(), room=2), rft.Config(prompts=6, copies=20, weigh=weigh)
+    data = Trajectories(run, cfg)
+    data.refresh()
+    kept, weight, solved = rft.keep(run, cfg, data)
+    right = {}
+    for p, t, m, r in zip(data.problems, data.seqs.targets, data.seqs.mask, data.reward):
+        if r == 1:
+            right.setdefault(p.prompt, set()).add(tuple(t[m].tolist()))
+    rows = [(Letters().decode(row[:2].tolist()), tuple(t[m].tolist()), float(w))
+            for row, t, m, w in zip(kept.tokens, kept.targets, kept.mask, weight)]
+    assert {(p, ids) for p, ids, _ in rows} == {(p, ids) for p in right for ids in right[p]}
+    assert len(rows) == sum(map(len, right.values())) < int((data.reward == 1).sum())
+    assert solved == len(right)
+    for prompt, ids, w in rows:
+        assert w == pytest.approx(1.0 if weigh == "answer" else 1 / len(right[prompt]))
+
+
+def test_nothing_right_is_said():
+    run = make()
+    with pytest.raises(MinipostError, match="none of 6 answers has a reward of at least 2 "):
+        next(rft.train(run, rft.Config(prompts=2, copies=3, least=2.0)))
+
+
+def test_star_starts_each_part_from_the_first_weights():
+    seen = {}
+    for restart in (False, True):
+        run = make(Half(), seed=3)
+        first = run.policy.flat.clone()
+        cfg = rft.Config(steps=4, prompts=8, copies=8, iterations=2, restart=restart, lr=1e-2,
+                         warmup=0)
+        steps = rft.train(run, cfg)
+        for run.step in range(4):
+            before = run.policy.flat.clone()
+            metrics = next(steps)
+            seen[restart, run.step] = (before, run.policy.flat.clone(), metrics["learning_rate"])
+        assert run.policy.updates == (2 if restart else 4)
+    assert torch.equal(seen[True, 1][1], seen[False, 1][1])
+    expected = Learner(tiny())
+    assert torch.equal(expected.flat, first)
+    # What step 2 moved is small beside what the first part had moved; it began at the first weights.
+    moved = [(seen[restart, 2][1] - first).norm() for restart in (True, False)]
+    assert moved[0] < 0.7 * moved[1]
+    assert [seen[True, k][2] for k in range(4)] == [1e-2, 0.5e-2, 1e-2, 0.5e-2]
+
+
+def test_hints_are_told_to_problems_without_a_right_answer_and_learnt_without():
+    class Told(Half):
+        asked = []
+
+        def hint(self, problem):
+            return problem.prompt + "h"
+
+        def reward(self, prompts, completions, letter, **columns):
+            self.asked.append(list(prompts))
+            return [float(p.endswith("h") and bool(text)) if c in "ab" else float(bool(text))
+                    for p, text, c in zip(prompts, completions, letter)]
+
+    run, cfg = make(Told()), rft.Config(prompts=12, copies=4, hint=True)
+    data = Trajectories(run, cfg)
+    data.refresh()
+    kept, _, solved = rft.keep(run, cfg, data)
+    prompts = {Letters().decode(row[1: 1 + int(m.int().argmax())].tolist())
+               for row, m in zip(kept.tokens, kept.mask)}
+    assert {p[-1] for p in Told.asked[-1]} == {"h"} and {p[0] for p in Told.asked[-1]} == {"a", "b"}
+    assert prompts == {"a", "b", "c", "d"} and solved == 4
+    with pytest.raises(MinipostError, match="the task echo tells no hints"):
+        run = make(Half())
+        data = Trajectories(run, cfg)
+        data.refresh()
+        rft.keep(run, cfg, data)
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_rft_learns_what_is_right_and_nothing_from_shuffled_rewards(control):
+    torch.set_num_threads(1)
+    run = make(Half(), small(), room=3, micro=256)
+    if control:
+        def shuffled(prompts, completions, **columns):
+            values = Half().reward(prompts, completions, **columns)
+            random.Random("".join(completions)).shuffle(values)
+            return values
+        run.reward = shuffled
+    cfg = rft.Config(steps=40, prompts=64, copies=8, iterations=2, lr=1e-2)
+    steps = rft.train(run, cfg)
+    for run.step in range(40):
+        next(steps)
+    run.reward = Half().reward
+    rewards, _ = run.evaluate(Half().sample(300, random.Random(1)), 1.0)
+    rate = sum(rewards) / 300
+    assert rate < 0.45 if control else rate > 0.7, rate
+
+
+# ---- distillation
+
+def distributions(seed, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    z, q = torch.randn(2, 4, 5, generator=generator, dtype=torch.float64) * scale
+    return z, q.log_softmax(-1)
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("sure", [False, True])
+@given(st.integers(0, 10_000))
+def test_distillation_gradient(mix, sure, seed):
+    z, logq = distributions(seed)
+    if sure:
+        if mix == 1:
+            return                                          # KL(p || q) of a certain q is infinite
+        logq = torch.eye(5, dtype=torch.float64)[:4].log()
+    hand = distill.loss_grad(z, logq, mix=mix, count=7)["logits"]
+
+    def value(x):
+        return distill.loss(x, logq, mix=mix, count=7)[0]
+
+    assert torch.allclose(hand, jacrev(value)(z), atol=1e-12)
+    assert torch.allclose(hand, central(value, z), atol=1e-8)
+    assert hand.sum(-1).abs().max() < 1e-12                 # invariant 1
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1))
+def test_distillation_is_zero_at_the_teacher_and_positive_elsewhere(seed, mix):
+    """Invariant 42, with the limits at both ends."""
+    z, logq = distributions(seed)
+    assert float(distill.loss(z, logq, mix=mix, count=4)[0]) > (0 if mix in (0, 1) else -1e-15)
+    assert abs(float(distill.loss(logq, logq, mix=mix, count=4)[0])) < 1e-12
+    logp = z.log_softmax(-1)
+    turned = distill.loss(logq, logp, mix=0.5, count=4)[0]
+    assert torch.allclose(turned, distill.loss(z, logq, mix=0.5, count=4)[0])
+    forward, reverse = kl_exact(logq, logp).sum() / 4, kl_exact(logp, logq).sum() / 4
+    assert torch.allclose(distill.loss(z, logq, mix=0.0, count=4)[0], forward)
+    assert torch.allclose(distill.loss(z, logq, mix=1.0, count=4)[0], reverse)
+    small = 1e-5
+    assert float(distill.loss(z, logq, mix=small, count=4)[0]) / small == pytest.approx(
+        float(forward), rel=1e-2)
+    assert float(distill.loss(z, logq, mix=1 - small, count=4)[0]) / small == pytest.approx(
+        float(reverse), rel=1e-2)
+
+
+def test_a_certain_teacher_is_fine_tuning():
+    seqs, model = sequences(4), tiny()
+    logp_all = distribution(model, seqs).detach()
+    value, _ = distill.loss(logp_all, distill.certain(seqs, logp_all), mix=0, count=9)
+    said = logp_all.gather(1, seqs.targets[seqs.mask][:, None])
+    assert torch.allclose(value, -said.sum() / 9)
+    for wrong in (dict(on_policy=0.5), dict(on_policy=0, mix=0.5)):
+        with pytest.raises(MinipostError, match="level is sequence"):
+            distill.Config(level="sequence", **wrong)
+
+
+class Teacher:
+    """In place of a directory: the model and vocabulary that checkpoint.load would give."""
+
+    def __init__(self, monkeypatch, model, kind="letters"):
+        vocabulary = Letters()
+        vocabulary.kind = lambda: kind
+        monkeypatch.setattr(Letters, "kind", lambda self: "letters", raising=False)
+        monkeypatch.setattr(checkpoint, "load", lambda directory, device: (model, vocabulary))
+
+
+@pytest.mark.parametrize("options", [{}, {"mix": 1.0}, {"mix": 0.5, "on_policy": 1.0},
+                                     {"on_policy": 0.0}, {"on_policy": 0.0, "level": "sequence"}])
+def test_a_student_comes_to_its_teacher(monkeypatch, options):
+    """Distance in KL on the teacher's answers; a teacher of another mind is the control."""
+    torch.set_num_threads(1)
+    teacher, other = small(1), small(2)
+    for model in (teacher, other):                          # far from uniform, and from each other
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(4.0 if p.dim() == 2 else 1.0)
+    gaps = {}
+    for taught_by in (teacher, other):
+        Teacher(monkeypatch, taught_by)
+        run = make(Echo(), small(), room=4, micro=256)
+        cfg = distill.Config(steps=60, batch=64, lr=1e-2, **options)
+        steps = distill.train(run, cfg)
+        for run.step in range(60):
+            next(steps)
+        seqs = run.sample(Echo().sample(64, random.Random(1)), 1, temperature=1.0, module=teacher)
+        with torch.no_grad():
+            logp, logq = (distribution(m, seqs) for m in (run.policy.module, teacher))
+        gaps[taught_by is teacher] = float(kl_exact(logq, logp).mean())
+    assert gaps[True] < 0.25 * gaps[False], gaps
+
+
+def test_a_teacher_of_other_words_is_refused(monkeypatch):
+    Teacher(monkeypatch, small(1), kind="other letters")
+    with pytest.raises(MinipostError, match="its tokenizer is not the student's"):
+        next(distill.train(make(), distill.Config()))
+
+
+def test_the_share_of_the_students_own_answers(monkeypatch):
+    Teacher(monkeypatch, small(1))
+    run, seen = make(), []
+    whole = Run.sample
+
+    def spy(self, problems, *args, module=None, **options):
+        seen.append((len(problems), module is not None))
+        return whole(self, problems, *args, module=module, **options)
+
+    monkeypatch.setattr(Run, "sample", spy)
+    for share, expected in ((0.0, [(8, True)]), (0.25, [(2, False), (6, True)]),
+                            (1.0, [(8, False)])):
+        seen.clear()
+        batch = distill.answers(run, distill.Config(batch=8, on_policy=share), small(1))
+        assert seen == expected and len(batch) == 8
+
+
+# ---- beam search
+
+class Tree:
+    """Steps are single digits below `width`, `depth` of them; the last has no mark."""
+
+    def __init__(self, seed, width=3, depth=3):
+        self.rng, self.width, self.depth = random.Random(seed), width, depth
+        self.worth, self.asked, self.judged = {}, 0, []
+
+    def sample(self, texts, n):
+        self.asked += len(texts) * n
+        nexts = [[f"{k % self.width}" + ("," if text.count(",") < self.depth - 1 else "")
+                  for k in range(n)] for text in texts]
+        return nexts
+
+    def value(self, texts):
+        self.judged += texts
+        return [self.worth.setdefault(text, self.rng.random()) for text in texts]
+
+
+def leaves(tree):
+    return [",".join(map(str, path)) for path in
+            itertools.product(range(tree.width), repeat=tree.depth)]
+
+
+@given(st.integers(0, 10_000))
+def test_without_bounds_it_is_exhaustive_search(seed):
+    tree = Tree(seed)
+    found, = beam(["?"], tree.sample, tree.value, mark=",", width=99, copies=3, depth=9)
+    assert found == max(leaves(tree), key=lambda text: tree.worth["?" + text])
+    assert len(tree.judged) == len(set(tree.judged)) == 3 + 9 + 27
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 5))
+def test_it_keeps_the_best_and_spends_what_it_says(seed, width, copies):
+    tree = Tree(seed, width=4)
+    found, = beam(["?"], tree.sample, tree.value, mark=",", width=width, copies=copies, depth=9)
+    kept, spent, asked = [""], 0, tree.asked
+    for _ in range(3):
+        spent += len(kept) * copies
+        nexts = {text + more for text in kept for more in tree.sample([text], copies)[0]}
+        kept = sorted(nexts, key=lambda text: -tree.worth["?" + text])[:width]
+    assert found == kept[0] and asked == spent
+    assert len(tree.judged) == len(set(tree.judged))
+
+
+def test_finished_answers_wait_for_better_ones_and_win_over_unfinished():
+    worth = {"a": 5.0, "b,": 1.0, "b,c": 9.0, "x,": 3.0, "x,x,": 4.0}
+
+    def sample(texts, n):
+        return [{"": ["a", "b,"], "b,": ["c", "c"], "x": ["x,"]}[text][:n] for text in texts]
+
+    def value(texts):
+        return [worth[text] for text in texts]
+
+    assert beam([""], sample, value, mark=",", width=2, copies=2, depth=5) == ["b,c"]
+    assert beam([""], sample, value, mark=",", width=1, copies=2, depth=5) == ["a"]
+
+    def endless(texts, n):
+        return [["x,"] * n for _ in texts]
+
+    assert beam(["", ""], endless, lambda texts: [1.0] * len(texts), mark=",", width=2, copies=2,
+                depth=3) == ["x,x,x,"] * 2
+    nothing = beam([""], lambda texts, n: [[""] * n for _ in texts], lambda texts: [0.0] * len(texts),
+                   mark=",", width=2, copies=2, depth=3)
+    assert nothing == [""]
+
+
+# ---- models as functions of texts
+
+def test_continuations_end_at_the_mark_and_are_drawn_afresh_each_time():
+    run = make(room=6)
+    sample = sampler(run, mark="c")
+    first, second = sample(["ab", "a"], 40), sample(["ab", "a"], 40)
+    assert [len(said) for said in first] == [40, 40] and first != second
+    assert any(text.endswith("c") for said in first for text in said)
+    for text in itertools.chain(*first):
+        assert "c" not in text[:-1]
+    again = sampler(run, mark="c")
+    assert again(["ab", "a"], 40) == first and again(["ab", "a"], 40) == second
+    assert run.tokens == 0
+    whole = sampler(run)(["ab"], 40)[0]
+    assert any("c" in text[:-1] for text in whole)
+    plain = run.texts(run.look([Problem("ab")], 40, 1.0, purpose="search 1"))
+    assert whole == plain
+
+
+def test_where_there_is_no_room_nothing_is_said():
+    run = make(model=tiny(context=12), room=6)
+    long = "abcdef"
+    assert len(Letters().prompt(long)) + 6 > 12 >= len(Letters().prompt(long[:-1])) + 6
+    said = sampler(run)([long, long[:-1]], 30)
+    assert said[0] == [""] * 30 and any(said[1])
+
+
+def test_a_value_is_read_after_the_last_token():
+    run = make()
+    model = RewardModel(tiny(seed=4))
+    with torch.no_grad():
+        model.score.weight.normal_(generator=torch.Generator().manual_seed(0))
+    texts = ["abc", "d", "hgfedcba"]
+    with torch.no_grad():
+        expected = [float(model(torch.tensor([Letters().prompt(text)]))[0, -1]) for text in texts]
+    assert reader(run, model)(texts) == pytest.approx(expected)
+
+
+def test_searching_with_an_exact_value_finds_better_answers():
+    run, problems = make(room=5), Echo().sample(40, random.Random(0))
+    before, _ = run.evaluate(problems, 1.0)
+
+    class Exact(torch.nn.Module):
+        """The reward itself, as far as tokens tell: the share of the prompt's letter."""
+
+        def forward(self, tokens):
+            same = (tokens[:, 2:] == tokens[:, 1:2]).double().cumsum(1)
+            count = torch.arange(1, tokens.shape[1] - 1).clamp(min=3)
+            return torch.nn.functional.pad(same / count, (2, 0))
+
+    after, texts = searched(run, problems, Exact(), 2, 8)
+    assert sum(after) > 2 * sum(before)
+    assert after == Echo().reward(None, texts, [p.columns["letter"] for p in problems])

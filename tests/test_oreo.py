@@ -1,0 +1,287 @@
+"""OREO: closed forms, the soft optimum of a tree, invariants 37-41, what its recipe does."""
+
+import itertools
+import random
+
+import pytest
+import torch
+from fakes import EOS, Echo, Letters, tiny
+from hypothesis import given, settings, strategies as st
+from test_ops import central
+from torch.func import jacrev
+
+from minipost.errors import MinipostError
+from minipost.gpt import GPT, GPTConfig
+from minipost.methods import oreo
+from minipost.rollout import pack
+from minipost.run import Learner, Run
+
+settings.register_profile("minipost", deadline=None, max_examples=25)
+settings.load_profile("minipost")
+
+LEARNT = ("logp", "value", "kl")
+OPTIONS = dict(beta=0.4, alpha=0.3, count=5)
+
+
+def inputs(seed, level="step", shape=(3, 6)):
+    """Random arguments; each row's mask is one stretch, its first token starts an action."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand():
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    column = torch.arange(shape[1])
+    first = torch.randint(0, 2, (shape[0], 1), generator=generator)
+    length = torch.randint(1, 5, (shape[0], 1), generator=generator)
+    mask = (column >= first) & (column < first + length)
+    starts = {"token": mask, "response": column == first,
+              "step": mask & ((rand() > 0) | (column == first))}[level]
+    return {"logp": -rand().abs(), "value": rand(), "kl": rand().abs(), "logp_held": -rand().abs(),
+            "value_held": rand(), "logp_ref": -rand().abs(), "reward": rand()[:, 0], "mask": mask,
+            "starts": starts}
+
+
+@pytest.mark.parametrize("level", ["token", "step", "response"])
+@given(st.integers(0, 10_000))
+def test_hand_gradient_equals_autograd_and_differences(level, seed):
+    found = inputs(seed, level)
+    hand = oreo.loss_grad(**found, **OPTIONS)
+    assert sorted(hand) == sorted(LEARNT)
+    for key in LEARNT:
+        def value(x):
+            return oreo.loss(**{**found, key: x}, **OPTIONS)[0]
+
+        assert torch.allclose(hand[key], jacrev(value)(found[key]), atol=1e-12)
+        assert torch.allclose(hand[key], central(value, found[key]), atol=1e-7)
+        assert not hand[key][~found["mask"]].any()
+
+
+def test_what_stands_off_the_mask_has_no_part():
+    found = inputs(3)
+    value, hand = oreo.loss(**found, **OPTIONS)[0], oreo.loss_grad(**found, **OPTIONS)
+    for key, x in found.items():
+        if x.shape == found["mask"].shape and x.dtype != torch.bool:
+            spoilt = {**found, key: x.where(found["mask"], float("nan"))}
+            assert torch.equal(oreo.loss(**spoilt, **OPTIONS)[0], value), key
+            again = oreo.loss_grad(**spoilt, **OPTIONS)
+            assert all(torch.equal(again[k], hand[k]) for k in LEARNT), key
+
+
+@given(st.integers(0, 10_000), st.integers(1, 2))
+def test_rows_and_padding_add_up(seed, cut):
+    """With a global count, micro-batches and columns of padding change nothing."""
+    found = inputs(seed)
+    whole = oreo.loss(**found, **OPTIONS)[0]
+    pieces = [oreo.loss(**{k: x[rows] for k, x in found.items()}, **OPTIONS)[0]
+              for rows in (slice(0, cut), slice(cut, 3))]
+    assert torch.allclose(sum(pieces), whole)
+    wide = {k: torch.nn.functional.pad(x, (1, 2)) if x.dim() == 2 else x for k, x in found.items()}
+    assert torch.allclose(oreo.loss(**wide, **OPTIONS)[0], whole)
+
+
+# ---- the soft optimum of a tree
+
+DEPTH, WIDTH = 4, 3
+
+
+def tree(seed, beta):
+    """All trajectories of a random tree at its soft optimum, as rows of `loss`'s arguments.
+
+    V*(s) = beta log sum_a ref(a|s) exp(V*(s,a) / beta),  pi*(a|s) = ref(a|s) exp((V*(s,a) - V*(s)) / beta)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ref, reward = {}, {}
+    for depth in range(DEPTH + 1):
+        for state in itertools.product(range(WIDTH), repeat=depth):
+            if depth < DEPTH:
+                ref[state] = torch.randn(WIDTH, generator=generator, dtype=torch.float64).softmax(0)
+            else:
+                reward[state] = torch.randn((), generator=generator, dtype=torch.float64)
+    value = dict(reward)
+    for state in sorted(ref, key=len, reverse=True):
+        below = torch.stack([value[*state, a] for a in range(WIDTH)])
+        value[state] = beta * (ref[state].log() + below / beta).logsumexp(0)
+    leaves = list(reward)
+
+    def rows(f):
+        return torch.stack([torch.stack([f(leaf[:t], leaf[t]) for t in range(DEPTH)])
+                            for leaf in leaves])
+
+    logp_ref = rows(lambda state, a: ref[state][a].log())
+    logp = rows(lambda state, a: ref[state][a].log() + (value[*state, a] - value[state]) / beta)
+    v = rows(lambda state, a: value[state])
+    return dict(logp=logp, value=v, kl=torch.zeros_like(v), logp_held=logp, value_held=v,
+                logp_ref=logp_ref, reward=torch.stack([reward[leaf] for leaf in leaves]),
+                mask=torch.ones_like(v).bool())
+
+
+def levels(mask, seed=0):
+    """Starts of each kind: token, response, and random steps that differ from row to row."""
+    first = torch.zeros_like(mask)
+    first[:, 0] = True
+    some = torch.rand(mask.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    return {"token": mask, "response": first, "step": first | some}
+
+
+@given(st.integers(0, 1000), st.floats(0.05, 2.0))
+def test_the_residual_is_zero_at_the_soft_optimum_on_every_trajectory(seed, beta):
+    """Invariant 37, at every level and with any stop-gradient; the survey's equation is not."""
+    found = tree(seed, beta)
+    assert torch.allclose(found["logp"].sum(1).exp().sum(), torch.ones(()).double())
+    for starts in levels(found["mask"], seed).values():
+        both = oreo.residuals(found["logp"], found["value"], found["logp"], found["value"],
+                              found["logp_ref"], found["reward"], found["mask"], starts, beta)
+        assert max(float(d.abs().max()) for d in both) < 1e-10
+        hand = oreo.loss_grad(**found, starts=starts, beta=beta, alpha=0.0, count=1)
+        assert max(float(g.abs().max()) for g in hand.values()) < 1e-10
+    printed = found["value"] + beta * (found["logp"] - found["logp_ref"]) - found["reward"][:, None]
+    assert printed.abs().max() > 0.01
+
+
+def tabular(found, beta, level, steps=3000):
+    """A free policy and value for every state, trained on all trajectories with uneven weights."""
+    depth = 2
+    states = [s for d in range(depth) for s in itertools.product(range(WIDTH), repeat=d)]
+    place = {s: k for k, s in enumerate(states)}
+    leaves = list(itertools.product(range(WIDTH), repeat=depth))
+    index = torch.tensor([[place[leaf[:t]] for t in range(depth)] for leaf in leaves])
+    act = torch.tensor(leaves)
+    generator = torch.Generator().manual_seed(5)
+    ref = torch.randn(len(states), WIDTH, generator=generator, dtype=torch.float64).log_softmax(1)
+    reward = torch.randn(len(leaves), generator=generator, dtype=torch.float64)
+    weight = torch.tensor([1 + k % 3 for k in range(len(leaves))])      # not the policy's own data
+    rows = torch.arange(len(leaves)).repeat_interleave(weight)
+    z = ref.clone().requires_grad_()
+    v = torch.zeros(len(states), dtype=torch.float64, requires_grad=True)
+    mask = torch.ones(len(rows), depth).bool()
+    starts = levels(mask)[level]
+    optimiser = torch.optim.Adam([z, v], lr=0.05)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = 0.05 * (1 - step / steps)
+        logp = z.log_softmax(1)[index, act][rows]
+        value = v[index][rows]
+        total, _ = oreo.loss(logp, value, torch.zeros_like(value), logp.detach(), value.detach(),
+                             ref[index, act][rows], reward[rows], mask, starts, beta=beta,
+                             alpha=0.0, count=len(rows))
+        optimiser.zero_grad()
+        total.backward()
+        optimiser.step()
+    sequence = z.detach().log_softmax(1)[index, act].sum(1).softmax(0)
+    best = (ref[index, act].sum(1) + reward / beta).softmax(0)
+    return sequence, best
+
+
+@pytest.mark.parametrize("level", ["token", "response"])
+def test_it_reaches_the_closed_form_optimum_from_uneven_data(level):
+    """pi ~ ref exp(R / beta) over whole answers, from data that no policy made."""
+    found, best = tabular(None, 0.7, level)
+    assert (found - best).abs().max() < 1e-5
+
+
+def test_nothing_to_learn_where_all_is_alike():
+    """Invariant 38: at the reference with a constant reward as the value."""
+    found = inputs(1)
+    same = {**found, "logp": found["logp_ref"], "logp_held": found["logp_ref"],
+            "value": torch.full_like(found["value"], 0.7), "reward": torch.full_like(found["reward"], 0.7),
+            "kl": torch.zeros_like(found["kl"])}
+    same["value_held"] = same["value"]
+    assert float(oreo.loss(**same, **OPTIONS)[0]) < 1e-30
+
+
+@given(st.integers(0, 10_000))
+def test_without_holding_anything_the_policy_gets_the_sum_of_earlier_residuals(seed):
+    """Invariant 39, token level: d/dlogp_t = (2 beta / (K B)) sum_(j<=t) d_j."""
+    found = inputs(seed, "token")
+    found["value_held"] = found["value"]
+
+    def whole(logp):
+        return oreo.loss(**{**found, "logp": logp, "logp_held": logp}, **{**OPTIONS, "alpha": 0})[0]
+
+    d = oreo.residuals(found["logp"], found["value"], found["logp"], found["value"],
+                       found["logp_ref"], found["reward"], found["mask"], found["starts"], 0.4)[0]
+    k = found["mask"].sum(1, keepdim=True)
+    # The value's equation moves with every later token too, and so adds the same once more, but for
+    # what the policy's own equation says of its own token alone.
+    sums = (2 * 0.4 / (k * 5)) * 2 * d.cumsum(1).where(found["mask"], 0.0)
+    assert torch.allclose(jacrev(whole)(found["logp"]), sums)
+
+
+@given(st.integers(0, 10_000))
+def test_the_best_value_is_the_mean_of_what_is_left(seed):
+    """Invariant 40: with a fixed policy, L_V is least where V is the mean of R - beta sum l."""
+    found = inputs(seed, "token", (4, 5))
+    found = {**{k: x[:1].expand_as(x) if k in ("mask", "starts") else x for k, x in found.items()}}
+    mask = found["mask"]
+    ratio = (found["logp_held"] - found["logp_ref"]).where(mask, 0.0)
+    left = found["reward"][:, None] - 0.4 * ratio.flip(1).cumsum(1).flip(1)
+    value = left.mean(0, keepdim=True).expand_as(left)      # one state per column
+    grad = oreo.loss_grad(**{**found, "value": value}, **OPTIONS)["value"]
+    assert grad.sum(0).abs().max() < 1e-12
+
+
+# ---- what the recipe does
+
+class Rows(Echo):
+    step_end = "h"
+
+
+def make(task=None, model=None, **options):
+    task = task or Echo()
+    return Run(Learner(model or tiny()), Letters(), task, task.reward, **{"room": 5, **options})
+
+
+def test_where_actions_begin():
+    run = make(Rows())
+    # a b h c h d EOS,   then h a without EOS,   then EOS alone
+    h = 3 + Letters.letters.index("h")
+    seqs = pack([[1, 3], [1, 3, 4], [1]], [[3, 4, h, 5, h, 6, EOS], [h, 3], [EOS]], 0)
+
+    def found(level):
+        return [(row.nonzero()[:, 0] - int(m.int().argmax())).tolist()
+                for row, m in zip(oreo.starts(run, seqs, level), seqs.mask)]
+
+    assert found("token") == [[0, 1, 2, 3, 4, 5, 6], [0, 1], [0]]
+    assert found("step") == [[0, 3, 5, 6], [0, 1], [0]]
+    assert found("response") == [[0], [0], [0]]
+
+
+class Early(Echo):
+    """The better, the more of the answer's letters come early in the alphabet."""
+
+    def reward(self, prompts, completions, **columns):
+        return [sum(c in "abcd" for c in text) / 3 for text in completions]
+
+
+def learn(seed, control):
+    torch.set_num_threads(1)
+    model = GPT(GPTConfig(11, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+                          num_attention_heads=2, num_key_value_heads=2, head_dim=16,
+                          max_position_embeddings=16)).initialise(seed)
+    run = make(Early(), model, room=3, seed=seed, micro=256)
+    if control:
+        def shuffled(prompts, completions, **columns):
+            values = Early().reward(prompts, completions)
+            random.Random("".join(completions)).shuffle(values)
+            return values
+        run.reward = shuffled
+    cfg = oreo.Config(steps=60, prompts=64, lr=1e-2, critic_lr=1e-2, alpha=0.01, tries=8)
+    steps = oreo.train(run, cfg)
+    for run.step in range(cfg.steps):
+        next(steps)
+    run.reward = Early().reward
+    found = oreo.measure(run, {"x": Early().sample(200, random.Random(1))}, cfg)["x"]
+    return {name: result["score"]["value"] for name, result in found.items()}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_policy_and_value_learn_and_neither_does_from_shuffled_rewards(seed):
+    found, control = learn(seed, False), learn(seed, True)
+    assert found["sampled"] > 0.7 and control["sampled"] < 0.45, (found, control)
+    assert found["value-guided beam"] > 0.8 and control["value-guided beam"] < 0.6
+
+
+def test_a_config_is_checked():
+    for wrong in (dict(beta=0), dict(alpha=-1), dict(iterations=0), dict(width=0), dict(copies=0)):
+        with pytest.raises(MinipostError, match=next(iter(wrong))):
+            oreo.Config(**wrong)
