@@ -5,10 +5,12 @@
 #   make demos              every method's demo and one table; LINES=10 trims what each one prints
 #   make test               the whole suite
 #   make base               train checkpoints/base again, from nothing
-#   make card               measure checkpoints/base and write its model card
+#   make student            the same for checkpoints/student, from which distillation starts
+#   make card               measure both and write their model cards
 #   make data               write data/simple_tasks.jsonl again from its tables
 #   make bench              measure what BENCHMARKS.md says (installs TRL and transformers)
 #   make compare            the RL methods at an equal budget of tokens: table and plot (matplotlib)
+#   make compare-offline    SFT, RFT, DPO, KTO and OREO on one fixed set of answers: table
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,7 +19,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 STEPS ?=
 LINES ?=
 
-.PHONY: help test demos base card data bench compare clean
+.PHONY: help test demos base student card data bench compare compare-offline clean
 .PRECIOUS: $(VENV)/.%
 
 help:
@@ -48,6 +50,9 @@ test: $(VENV)/.test
 base: $(VENV)/.core
 	@$(BIN)/python -m scripts.pretrain
 
+student: $(VENV)/.core
+	@$(BIN)/python -m scripts.pretrain --shape student
+
 card: $(VENV)/.core
 	@$(BIN)/python -m scripts.card
 
@@ -59,6 +64,9 @@ bench: $(VENV)/.bench
 
 compare: $(VENV)/.plot
 	@$(BIN)/python -m scripts.compare
+
+compare-offline: $(VENV)/.core
+	@$(BIN)/python -m scripts.compare_offline
 
 clean:
 	rm -rf $(VENV) runs

@@ -2,6 +2,7 @@
 
     python -m scripts.bench learning     held-out accuracy before and after, three seeds a method
     python -m scripts.bench alignment    reward models, RLHF and RLAIF, with and without a KL price
+    python -m scripts.bench offline      pairs, fixed sets of answers, teachers: DPO to distillation
     python -m scripts.bench fisher       TRPO's Fisher-vector product in its two forms
     python -m scripts.bench speed        side by side with TRL and transformers (extra `bench`)
 
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from scripts import bench_alignment
+from scripts import bench_alignment, bench_offline
 from scripts.bench_peer import CORES, EVERY, GROUP, HELD_OUT, PROMPTS, ROOM, TARGET
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -439,12 +440,13 @@ def speed(args):
     ])
 
 
-def other(name):
-    """A part that lies in bench_alignment.py."""
-    return lambda args: getattr(bench_alignment, name)(args, machine, table, write)
+def other(part):
+    """A part that lies in a file of its own."""
+    return lambda args: part(args, machine, table, write)
 
 
-PARTS = {"learning": learning, "alignment": other("alignment"), "fisher": other("fisher"),
+PARTS = {"learning": learning, "alignment": other(bench_alignment.alignment),
+         "offline": other(bench_offline.offline), "fisher": other(bench_alignment.fisher),
          "speed": speed}
 
 

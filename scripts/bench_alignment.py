@@ -29,9 +29,12 @@ LAST = 4  # rollouts at the end over which a run's last values are averaged
 def trained(args, name, extra, seed):
     """One run with default settings: (summary, lines of metrics.jsonl), or its last error line."""
     algo, *flags = name.partition(",")[0].split()
-    out = ROOT / "runs" / f"bench-{name.replace(' ', '_').replace(',', '').replace('%', '')}-{seed}"
+    folder = "".join("_" if c in " /" else c for c in name if c not in ",%")
+    out = ROOT / "runs" / f"bench-{folder}-{seed}"
     command = [sys.executable, "-m", "minipost.train", "--algo", algo, *flags, *extra, "--seed",
-               str(seed), "--model", args.model, "--out", str(out)]
+               str(seed), "--out", str(out)]
+    if algo != "distill" and "--model" not in flags:  # which start from the student
+        command += ["--model", args.model]
     command += ["--steps", "2", "--eval-n", "20"] if args.quick else []
     done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.DEVNULL,
                           stderr=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""Measure checkpoints/base and write its model card: `make card`."""
+"""Measure checkpoints/base and checkpoints/student and write their model cards: `make card`."""
 
 import random
 import subprocess
@@ -39,6 +39,20 @@ is a mean of at most 1, see minipost/tasks/wording.py.
 Files: Hugging Face layout (LlamaForCausalLM, float32 safetensors).  MIT licence.
 """
 
+STUDENT = """# The student
+
+A nano-GPT of 0.13 million parameters (2 layers, width 64, 2 heads), trained from nothing by `make
+student` on the corpus, the steps and the tokenizer of checkpoints/base, whose [model
+card](../base/README.md) says what they are.  It is what distillation starts from: a small model
+trained alone.
+
+Accuracy with 95% intervals, one answer per problem, by `python -m minipost.evaluate --model
+checkpoints/student`:
+
+{table}
+Files: Hugging Face layout (LlamaForCausalLM, float32 safetensors).  MIT licence.
+"""
+
 
 def verdicts(directory, n=400):
     """How often the model says rightly of a step of a held-out sum whether it is right."""
@@ -55,13 +69,20 @@ def verdicts(directory, n=400):
     return interval([float([word] == word_right) for word, word_right in zip(said, right)])
 
 
+def measured(directory):
+    """The table of all standard tasks."""
+    done = subprocess.run([sys.executable, "-m", "minipost.evaluate", "--model", directory,
+                           *sys.argv[1:]], stdout=subprocess.PIPE, text=True, check=True)
+    print(directory, done.stdout, sep="\n", flush=True)
+    return done.stdout
+
+
 def main():
-    done = subprocess.run([sys.executable, "-m", "minipost.evaluate", *sys.argv[1:]],
-                          stdout=subprocess.PIPE, text=True, check=True)
     found = verdicts("checkpoints/base")
     Path("checkpoints/base/README.md").write_text(
-        CARD.format(table=done.stdout, verdicts=found, n=found.n))
-    print(done.stdout)
+        CARD.format(table=measured("checkpoints/base"), verdicts=found, n=found.n))
+    Path("checkpoints/student/README.md").write_text(
+        STUDENT.format(table=measured("checkpoints/student")))
 
 
 if __name__ == "__main__":

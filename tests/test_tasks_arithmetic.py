@@ -48,6 +48,15 @@ def test_problems_state_their_answer_and_stay_in_range(task):
         assert problem.prompt.startswith(problem.columns["chain"] + "=?")
 
 
+def test_a_hint_tells_the_answer():
+    for task in (WORKED, DIRECT):
+        problem = task.sample(1, random.Random(1))[0]
+        chain, answer = problem.columns["chain"], problem.columns["answer"]
+        told = task.hint(problem)
+        assert told.startswith(f"{chain}={answer}? ")
+        assert told.replace(f"={answer}?", "=?") == problem.prompt
+
+
 def test_the_format_of_a_demonstration():
     problem = WORKED.sample(1, random.Random(1))[0]
     chain = problem.columns["chain"]

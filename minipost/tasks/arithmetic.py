@@ -79,6 +79,10 @@ class Arithmetic:
             lines.append(f"{before}{operands[k]:+d}={totals[k] + off}")
         return "\n".join([*lines, f"Answer: {totals[-1] + off}"])
 
+    def hint(self, problem):
+        """The prompt with the answer told, for STaR; checkpoints/base was not taught to read it."""
+        return problem.prompt.replace("=?", f"={problem.columns['answer']}?", 1)
+
     def checked(self, problem, rng, slip):
         """Write the problem as (prompt, completion) with a verdict behind every step.
 

@@ -7,6 +7,8 @@ turns them into flags.  A task called `t` has
     t.sample(n, rng)      n problems to train on, drawn with `rng`; never a held-out one
     t.heldout(n)          the first n held-out problems in a fixed order (fewer if there are fewer)
     t.demonstrate(p, rng) a completion that answers problem p, as training data shows it
+    t.step_end            only where answers are made of steps: the text with which one ends
+    t.hint(p)             only where a prompt can tell its answer (STaR): that prompt
     t.training()          only where the training problems are a finite list: that list
     t.splits(n)           only where a run should report more than the held-out problems:
                           {name: problems}, the one to headline first

@@ -1,0 +1,79 @@
+"""The offline part of BENCHMARKS.md: `python -m scripts.bench offline`.
+
+Methods that learn from pairs, from a fixed set of answers, or from a teacher, each with its demo's
+settings and with some of its switches.
+"""
+
+from scripts.bench_alignment import ONE, THREE, show, trained
+
+STUDENT = ("--model", "checkpoints/student", "--task", "arithmetic", "--direct", "True")
+RUNS = {  # what: (options, seeds, metrics to show, the first of them first)
+    "preferences": ({
+        "dpo": THREE, "ipo": ONE, "simpo": ONE, "orpo": ONE, "kto": ONE, "mdpo": ONE,
+        "dpo --noise 0.2": ONE, "dpo --noise 0.2 --flip 0.2": ONE,
+        "dpo --noise 0.2 --flip 0.2 --robust True": ONE, "dpo --likeliest 0.9": ONE,
+    }, ("win rate", "sampled", "greedy")),
+    "oreo": ({
+        "oreo": THREE, "oreo --level token --alpha 0.01": ONE,
+        "oreo --level response --alpha 0.3": ONE, "oreo --iterations 2": ONE,
+    }, ("sampled", "greedy", "value-guided beam")),
+    "rft": ({
+        "rft": THREE, "rft --weigh prompt": ONE, "rft --iterations 3": ONE,
+        "rft --iterations 3 --restart True": ONE,
+        "rft --iterations 3 --restart True --hint True": ONE,
+    }, ("sampled", "greedy")),
+    "distill": ({
+        "distill": THREE, "distill --mix 0.5": ONE, "distill --mix 1": ONE,
+        "distill --on-policy 0": ONE, "distill --on-policy 1": ONE,
+        "distill --on-policy 0 --level sequence": ONE,
+        " ".join(("sft", *STUDENT, "--steps 400 --batch 128")): ONE,
+    }, ("greedy", "sampled", "teacher greedy", "teacher sampled")),
+}
+WANTED = {
+    "preferences": "Wanted of dpo: a win rate against the starting policy of at least 0.85.",
+    "oreo": "Wanted: value-guided beam above greedy, beyond the interval.",
+    "rft": "",
+    "distill": "Wanted: at least half of the gap between student and teacher closed.  The last row "
+               "is no distillation: the student learns the exact answers.",
+}
+
+
+def closed(rows):
+    """How much of the gap between student and teacher was closed, greedy and sampled."""
+    found = []
+    for metric in ("greedy", "sampled"):
+        before, after = (rows[metric][when]["value"] for when in ("before", "after"))
+        teacher = rows[f"teacher {metric}"]["after"]["value"]
+        found.append(f"{metric} {(after - before) / (teacher - before):.2f}")
+    return ", ".join(found)
+
+
+def offline(args, machine, table, write):
+    lines, gaps = [], []
+    for part, (runs, metrics) in RUNS.items():
+        rows = []
+        for name, seeds in runs.items():
+            for seed in seeds[:1] if args.quick else seeds:
+                found = trained(args, name, (), seed)
+                if isinstance(found, str):
+                    rows.append([f"`{name}`", str(seed), f"failed: {found}",
+                                 *[""] * len(metrics)])
+                    continue
+                summary = found[0]
+                scores = {key.partition(",")[0]: row for key, row in summary["all"].items()}
+                cells = [f"{scores[m]['before']['value']:.3f} -> {show(scores[m]['after'])}"
+                         if m in scores else "" for m in metrics]
+                rows.append([f"`{name}`", str(seed), *cells, f"{summary['seconds']:.0f}"])
+                print(" | ".join(rows[-1]), flush=True)
+                if part == "distill" and "teacher greedy" in scores:
+                    gaps.append(f"`{name}`, seed {seed}: {closed(scores)}")
+        lines += [*table(["run", "seed", *metrics, "training s"], rows), ""]
+        if part == "distill" and gaps:
+            lines += ["Share of the gap closed: " + "; ".join(gaps) + ".", ""]
+        if WANTED[part]:
+            lines += [WANTED[part], ""]
+    write(args.out, "offline", [
+        "## Pairs, fixed sets of answers, teachers", "", machine(), "",
+        "`python -m scripts.bench offline`; each row is `python -m minipost.train --algo RUN --seed "
+        "SEED`.  Held out, before and after, 95% intervals of the evaluation.", "", *lines[:-1],
+    ])
