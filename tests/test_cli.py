@@ -150,3 +150,36 @@ def test_evaluate_measures_a_model(capsys, tiny):
         "value": 0.0, "low": 0.0, "high": pytest.approx(0.390334, abs=1e-6), "n": 6}
     assert evaluate.main([*arguments, *knobs]) == 0
     assert "| arithmetic | held-out | 6 | 0.000 [0.000, 0.390] |" in capsys.readouterr().out
+
+
+def test_evaluate_searches_with_what_oreo_saved(command, tmp_path, tiny, reward, capsys):
+    """The value lies beside the policy; with width and tries of 1 the search is one sample."""
+    flags = ("--steps", 2, "--prompts", 3, "--copies", 2, "--batch", 4, "--task", "arithmetic",
+             "--reward", reward)
+    assert train.main(command("oreo", *flags)) == 0
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} == {
+        "config.json", "metrics.jsonl", "summary.json", "model", "critic", "state"}
+    capsys.readouterr()
+    arguments = ["--model", str(run / "model"), "--value", str(run / "critic"), "--workers", "1",
+                 "--room", "4", "--task", "arithmetic", "--n", "3"]
+    assert evaluate.main([*arguments, "--json"]) == 0
+    row, = json.loads(capsys.readouterr().out)
+    assert row["beam"]["n"] == 3 and set(row) == {"task", "split", "greedy", "sampled", "beam"}
+    assert evaluate.main(arguments) == 0
+    assert "| greedy [95%] | sampled [95%] | beam [95%] |" in capsys.readouterr().out
+    assert evaluate.main([*arguments, "--width", "0"]) == 1
+    assert "--width is 0; expected at least 1" in capsys.readouterr().err
+    assert evaluate.main([*arguments[:2], "--value", str(tiny), *arguments[4:]]) == 1
+    assert "a reward model is a" in capsys.readouterr().err
+
+
+def test_a_method_may_have_a_start_and_knobs_of_its_own():
+    _, options, _, task = train.parse(["--algo", "distill"])
+    assert options.model == "checkpoints/student" and task.direct
+    _, options, _, task = train.parse(["--algo", "distill", "--model", "m", "--direct", "False"])
+    assert options.model == "m" and not task.direct
+    _, options, _, task = train.parse(["--algo", "distill", "--task", "arithmetic"])
+    assert options.model == "checkpoints/student" and not task.direct
+    _, options, _, task = train.parse(["--algo", "sft", "--task", "arithmetic"])
+    assert options.model == "checkpoints/base" and not task.direct
