@@ -9,7 +9,8 @@ ROOT = Path(__file__).resolve().parents[1] / "minipost"
 FLOORS = {
     "errors": 0, "ops": 0, "parallel": 0, "stats": 0,
     "gpt": 1, "tokenizer": 1, "tasks": 1, "test_time": 1,
-    "rollout": 2, "checkpoint": 2, "run": 2, "preferences": 2.3, "texts": 2.3, "trajectories": 2.6,
+    "rollout": 2, "checkpoint": 2, "run": 2, "texts": 2.2, "preferences": 2.2, "trajectories": 2.4, "scorers": 2.4,
+    "pairwise": 2.6,
     "methods": 3,
     "console": 4, "session": 4, "train": 4, "evaluate": 4,
 }

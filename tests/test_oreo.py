@@ -1,20 +1,24 @@
 """OREO: closed forms, the soft optimum of a tree, invariants 37-41, what its recipe does."""
 
+import copy
 import itertools
+import json
 import random
 
 import pytest
 import torch
-from fakes import EOS, Echo, Letters, tiny
+from fakes import EOS, Echo, Letters, sequences, tiny
 from hypothesis import given, settings, strategies as st
 from test_ops import central
 from torch.func import jacrev
 
 from minipost.errors import MinipostError
-from minipost.gpt import GPT, GPTConfig
+from minipost.gpt import GPT, GPTConfig, RewardModel
 from minipost.methods import oreo
-from minipost.rollout import pack
+from minipost.ops import kl_exact, pick
+from minipost.rollout import distribution, logprobs, pack
 from minipost.run import Learner, Run
+from minipost.tasks import files
 
 settings.register_profile("minipost", deadline=None, max_examples=25)
 settings.load_profile("minipost")
@@ -235,15 +239,74 @@ def test_where_actions_begin():
     run = make(Rows())
     # a b h c h d EOS,   then h a without EOS,   then EOS alone
     h = 3 + Letters.letters.index("h")
-    seqs = pack([[1, 3], [1, 3, 4], [1]], [[3, 4, h, 5, h, 6, EOS], [h, 3], [EOS]], 0)
+    seqs = pack([[1, 3], [1, 3, 4], [1], [1]],
+                [[3, 4, h, 5, h, 6, EOS], [h, 3], [EOS], [3, h]], 0)
 
     def found(level):
         return [(row.nonzero()[:, 0] - int(m.int().argmax())).tolist()
                 for row, m in zip(oreo.starts(run, seqs, level), seqs.mask)]
 
-    assert found("token") == [[0, 1, 2, 3, 4, 5, 6], [0, 1], [0]]
-    assert found("step") == [[0, 3, 5, 6], [0, 1], [0]]
-    assert found("response") == [[0], [0], [0]]
+    assert found("token") == [[0, 1, 2, 3, 4, 5, 6], [0, 1], [0], [0, 1]]
+    assert found("step") == [[0, 3, 5, 6], [0, 1], [0], [0]]
+    assert found("response") == [[0], [0], [0], [0]]
+
+
+def test_a_step_learns_from_what_the_docstring_says(monkeypatch, tmp_path):
+    """Every row that the loss is given, told by its reward, against a recomputation alone."""
+    rows = [{"prompt": "abc"[: 1 + k % 3], "completion": "dhefhg"[: 1 + k], "reward": k / 5}
+            for k in range(6)]
+    path, test = tmp_path / "rows.jsonl", tmp_path / "test.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    test.write_text(json.dumps({"prompt": "h", "completion": "a", "reward": 1}))
+    task = files.File(str(path), str(test))
+    monkeypatch.setattr(files.File, "step_end", "h", raising=False)
+    run, whole, seen = make(task, micro=4), oreo.loss, []
+
+    def spy(*args, **options):
+        seen.append((args, options))
+        return whole(*args, **options)
+
+    monkeypatch.setattr(oreo, "loss", spy)
+    steps = oreo.train(run, oreo.Config(steps=3, batch=6, lr=1e-2, critic_lr=1e-2, warmup=0))
+    next(steps)
+    run.step = 1
+    seen.clear()
+    policy, critic = (copy.deepcopy(run.learners[name].module) for name in ("policy", "critic"))
+    next(steps)
+    assert len(seen) == 2                                   # micro-batches of 4 and 2
+    known = {}
+    for (logp, value, kl, logp_held, value_held, logp_ref, reward, mask, starts), options in seen:
+        assert options == dict(beta=0.05, alpha=0.1, count=6)
+        assert not logp_held.requires_grad and not value_held.requires_grad
+        assert torch.equal(logp_held, logp) and torch.equal(value_held, value)
+        for k, r in enumerate(reward.tolist()):
+            known[round(5 * r)] = [x[k][mask[k]] for x in (logp, value, kl, logp_ref, starts)]
+    assert sorted(known) == list(range(6))
+    for k, row in enumerate(rows):
+        seqs = pack([Letters().prompt(row["prompt"])], [Letters().response(row["completion"])], 0)
+        logp_all, logq_all = (distribution(m, seqs) for m in (policy, run.reference()))
+        ids = seqs.targets[seqs.mask]
+        expected = [pick(logp_all, ids), critic(seqs.inputs)[seqs.mask],
+                    kl_exact(logp_all, logq_all), pick(logq_all, ids)]
+        for mine, theirs in zip(known[k], expected):
+            assert torch.allclose(mine, theirs, atol=1e-6), k
+        assert torch.equal(known[k][4], oreo.starts(run, seqs, "step")[seqs.mask])
+        assert not torch.allclose(known[k][0], known[k][3], atol=1e-3)
+
+
+def test_the_reward_that_policy_and_value_imply():
+    run, seqs, critic = make(), sequences(5), RewardModel(tiny(seed=3))
+    run.reference()
+    run.policy.assign(run.policy.flat * 1.2)
+    with torch.no_grad():
+        critic.score.weight.fill_(0.3)
+        found = oreo.implied(run, seqs, critic, 0.7)
+        for k in range(5):
+            row = seqs[[k]]
+            ratio = logprobs(run.policy.module, row) - logprobs(run.reference(), row)
+            start = row.tokens[:, : int(row.mask.int().argmax()) + 1]
+            assert float(found[k]) == pytest.approx(
+                float(critic(start)[0, -1] + 0.7 * ratio.sum()), abs=1e-6)
 
 
 class Early(Echo):

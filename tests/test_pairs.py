@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from test_ops import central
 from torch.func import jacrev
 
-from minipost import preferences
+from minipost import pairwise, preferences
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig
 from minipost.methods import dpo, ipo, kto, mdpo, orpo, reward, simpo
@@ -304,7 +304,7 @@ def pair_task(folder, n=12, key="chosen"):
 
 def test_a_files_reference_is_computed_once_and_is_that_of_each_pair(tmp_path):
     run, cfg = make(pair_task(tmp_path)), dpo.Config(pairs=5)
-    reference = preferences.Reference(run, cfg)
+    reference = pairwise.Reference(run, cfg)
     calls = []
     reference.logps = lambda pairs: calls.append(pairs)
     for run.step in range(4):
@@ -319,12 +319,12 @@ def test_a_files_reference_is_computed_once_and_is_that_of_each_pair(tmp_path):
 @pytest.mark.parametrize("source", ["file", "samples"])
 def test_the_filter_drops_what_the_reference_finds_unlikely(tmp_path, source):
     run = make(pair_task(tmp_path) if source == "file" else None)
-    everything, _ = preferences.Reference(run, dpo.Config(pairs=12)).draw(preferences.by_reward)
+    everything, _ = pairwise.Reference(run, dpo.Config(pairs=12)).draw(preferences.by_reward)
     with torch.no_grad():
         logp = logprobs(run.policy.module, everything.chosen)
-    mean = preferences.row_means(logp, everything.chosen.mask)
+    mean = pairwise.row_means(logp, everything.chosen.mask)
     order = mean.argsort(descending=True)[: (len(mean) + 1) // 2]
-    kept, logps = preferences.Reference(run, dpo.Config(pairs=12, likeliest=0.5)).draw(
+    kept, logps = pairwise.Reference(run, dpo.Config(pairs=12, likeliest=0.5)).draw(
         preferences.by_reward)
     likely = {tuple(everything.chosen.tokens[i].tolist()) for i in order}
 
@@ -341,11 +341,11 @@ def test_the_win_rate_is_half_at_the_reference_and_knows_who_is_better():
 
     run, problems = make(Long()), Echo().sample(200, random.Random(1))
     run.reference()
-    wins, texts = preferences.win_rate(run, problems)
+    wins, texts = pairwise.win_rate(run, problems)
     assert set(wins) == {0.0, 0.5, 1.0} and 0.35 < sum(wins) / 200 < 0.65
     with torch.no_grad():                                   # never EOS: as long as there is room
         run.policy.module.embed_tokens.weight[EOS] = -30 * run.policy.module.norm.weight
-    better, texts = preferences.win_rate(run, problems)
+    better, texts = pairwise.win_rate(run, problems)
     assert sum(better) / 200 > sum(wins) / 200 + 0.1
 
 
@@ -416,13 +416,13 @@ def test_it_learns_what_is_preferred_and_nothing_from_shuffled_rewards(module, c
     for run.step in range(20):
         next(learn)
     run.reward = Early().reward
-    wins, _ = preferences.win_rate(run, Early().sample(300, random.Random(2)))
+    wins, _ = pairwise.win_rate(run, Early().sample(300, random.Random(2)))
     rate = sum(wins) / len(wins)
     assert rate < 0.65 if control else rate > 0.75, rate
 
 
 def test_the_remark_speaks_up_where_the_chosen_fell():
-    assert preferences.remark([{"drift/chosen": 1.0, "drift/rejected": 0.0}] * 9) == preferences.remark([]) == ""
+    assert pairwise.remark([{"drift/chosen": 1.0, "drift/rejected": 0.0}] * 9) == pairwise.remark([]) == ""
     fell = {"drift/chosen": -2.0, "drift/rejected": -7.5}
-    said = preferences.remark([{"drift/chosen": 1.0, "drift/rejected": 0.0}, *[fell] * 5])
+    said = pairwise.remark([{"drift/chosen": 1.0, "drift/rejected": 0.0}, *[fell] * 5])
     assert "by 2.0 nats" in said and said.endswith("moved by -7.5.")

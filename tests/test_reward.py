@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 from test_ops import central
 from torch.func import jacrev
 
-from minipost import preferences
+from minipost import preferences, scorers
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig, RewardModel
 from minipost.methods import dpo, orm, plackett_luce, prm, reward
@@ -541,7 +541,7 @@ def test_pairs_of_a_file(tmp_path):
     assert found == {p: {"chosen": p[::-1] + "h", "rejected": p} for p in prompts}
     splits = {"held-out": run.task.heldout(9)}
     for sign in (1, -1):
-        report = preferences.report(run, splits, lambda seqs: sign * seqs.lengths.double())
+        report = scorers.report(run, splits, lambda seqs: sign * seqs.lengths.double())
         assert report["held-out"]["pair accuracy"]["rewards"] == [float(sign > 0)] * 2
         assert set(report["held-out"]) == {"pair accuracy", "calibration error"}
 
@@ -656,11 +656,11 @@ def test_scores_that_are_not_finite_are_refused():
     run, splits = make(room=5), {"held-out": Echo().heldout(4)}
     for broken in (math.nan, math.inf):
         with pytest.raises(MinipostError, match="not finite"):
-            preferences.report(run, splits, lambda rollout: torch.full((len(rollout),), broken))
+            scorers.report(run, splits, lambda rollout: torch.full((len(rollout),), broken))
 
 
 def test_calibration_error_of_known_cases():
-    error = preferences.calibration_error
+    error = scorers.calibration_error
     assert error([0.0, 1.0], [0, 1]) == 0
     assert error([0.25] * 4, [0, 1, 0, 0]) == 0
     assert error([0.9] * 10, [1, 0] * 5) == pytest.approx(0.4)
@@ -674,13 +674,13 @@ def test_report_of_no_perfect_and_reversed_scorers():
     problems = Echo().heldout(4)
 
     def scores(score):
-        found = preferences.report(run, {"held-out": problems}, score)["held-out"]
+        found = scorers.report(run, {"held-out": problems}, score)["held-out"]
         return {name: metric["score"]["value"] for name, metric in found.items()}
 
     def exact(rollout):
         return run.grade(problems, rollout)
 
-    gold = exact(run.look(problems, preferences.BEST_OF, 1.0)).view(4, -1)
+    gold = exact(run.look(problems, scorers.BEST_OF, 1.0)).view(4, -1)
     none = scores(lambda rollout: run.final_scores(RewardModel(tiny()), rollout))
     assert none["pair accuracy"] == 0.5
     assert none["best of 8"] == none["one sample"] == pytest.approx(float(gold[:, 0].mean()))
@@ -698,7 +698,7 @@ def test_report_where_nothing_can_be_ranked():
     run = make()
     run.reward = lambda completions, **columns: [1.0] * len(completions)
     with pytest.raises(MinipostError, match="held-out: all answers .* same reward"):
-        preferences.report(run, {"held-out": Echo().heldout(4)},
+        scorers.report(run, {"held-out": Echo().heldout(4)},
                            lambda rollout: torch.zeros(len(rollout)))
 
 

@@ -30,9 +30,9 @@ from dataclasses import dataclass
 
 import torch
 
-from minipost import preferences
+from minipost import pairwise, preferences
 from minipost.errors import require
-from minipost.preferences import row_sums
+from minipost.pairwise import row_sums
 
 TASK = "wording"
 METRIC = "win rate"
@@ -72,7 +72,7 @@ def loss(chosen, rejected, chosen_ref, rejected_ref, chosen_mask, rejected_mask,
     value = (1 - flip) * right + (-flip if robust else flip) * wrong
     if robust:
         value = value / (1 - 2 * flip)
-    return value, {"loss": value.detach(), **preferences.margins(u, count)}
+    return value, {"loss": value.detach(), **pairwise.margins(u, count)}
 
 
 def loss_grad(chosen, rejected, chosen_ref, rejected_ref, chosen_mask, rejected_mask, *, beta,
@@ -86,14 +86,14 @@ def loss_grad(chosen, rejected, chosen_ref, rejected_ref, chosen_mask, rejected_
 
 def measure(run, splits, cfg):
     """Win rate against the starting policy; on a file's pairs, how the implied reward ranks them."""
-    return preferences.report_policy(run, splits, cfg.beta)
+    return pairwise.report_policy(run, splits, cfg.beta)
 
 
 def train(run, cfg, label=preferences.by_reward):
     """pairs -> log-probs of policy and reference -> loss -> update.  Yields metrics per step."""
-    return preferences.learn_pairs(
+    return pairwise.learn_pairs(
         run, cfg, lambda *xs, count: loss(*xs, beta=cfg.beta, flip=cfg.flip, robust=cfg.robust,
                                           count=count), label, scale=cfg.beta)
 
 
-remark = preferences.remark
+remark = pairwise.remark

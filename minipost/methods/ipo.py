@@ -7,16 +7,16 @@ gap of one size.  With h = sum_t log pi/ref of an answer
 
     dL/dlogp_t = +2 (h_w - h_l - 1/(2 tau)) / B on the chosen answer, minus that on the rejected
 
-The file reads beside methods/dpo.py; what learns from pairs is preferences.learn_pairs in both.  Here h
+The file reads beside methods/dpo.py; what learns from pairs is pairwise.learn_pairs in both.  Here h
 is a sum as in the paper; libraries that take the mean over tokens need a tau as many times larger as
 answers are long.
 """
 
 from dataclasses import dataclass
 
-from minipost import preferences
+from minipost import pairwise, preferences
 from minipost.errors import require
-from minipost.preferences import row_sums
+from minipost.pairwise import row_sums
 
 TASK = "wording"
 METRIC = "win rate"
@@ -50,7 +50,7 @@ def loss(chosen, rejected, chosen_ref, rejected_ref, chosen_mask, rejected_mask,
     """Log-probs and masks (b, T), of two widths; count = B  ->  scalar loss, metrics that add up"""
     h = gap(chosen, rejected, chosen_ref, rejected_ref, chosen_mask, rejected_mask)
     value = (h - 1 / (2 * tau)).square().sum() / count
-    return value, {"loss": value.detach(), **preferences.margins(tau * h, count)}
+    return value, {"loss": value.detach(), **pairwise.margins(tau * h, count)}
 
 
 def loss_grad(chosen, rejected, chosen_ref, rejected_ref, chosen_mask, rejected_mask, *, tau,
@@ -63,13 +63,13 @@ def loss_grad(chosen, rejected, chosen_ref, rejected_ref, chosen_mask, rejected_
 
 def measure(run, splits, cfg):
     """Win rate against the starting policy; on a file's pairs, how the implied reward ranks them."""
-    return preferences.report_policy(run, splits, cfg.tau)
+    return pairwise.report_policy(run, splits, cfg.tau)
 
 
 def train(run, cfg, label=preferences.by_reward):
     """pairs -> log-probs of policy and reference -> loss -> update.  Yields metrics per step."""
-    return preferences.learn_pairs(run, cfg, lambda *xs, count: loss(*xs, tau=cfg.tau, count=count),
+    return pairwise.learn_pairs(run, cfg, lambda *xs, count: loss(*xs, tau=cfg.tau, count=count),
                                    label, scale=cfg.tau)
 
 
-remark = preferences.remark
+remark = pairwise.remark

@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from minipost import preferences
+from minipost import pairwise, preferences
 from minipost.errors import require
-from minipost.preferences import row_sums
+from minipost.pairwise import row_sums
 from minipost.rollout import logprobs, pack
 from minipost.run import Meter
 from minipost.stats import interval
@@ -75,7 +75,7 @@ def measure(run, splits, cfg):
     """Win rate against the starting policy; on a file's labels how often the log-ratio has their
     sign, on its pairs how it ranks them."""
     if not all("label" in problems[0].columns for problems in splits.values()):
-        return preferences.report_policy(run, splits, cfg.beta)
+        return pairwise.report_policy(run, splits, cfg.beta)
     policy, reference, found = run.policy.module, run.reference(), {}
     for split, problems in splits.items():
         texts = [p.columns["completion"] for p in problems]

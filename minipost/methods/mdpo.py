@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import torch
 
-from minipost import preferences
+from minipost import pairwise
 from minipost.errors import require
-from minipost.preferences import row_sums
+from minipost.pairwise import row_sums
 from minipost.rollout import logprobs
 from minipost.run import Meter
 
@@ -56,7 +56,7 @@ def loss(logp, logp_ref, mask, *, beta, answers, count):
     """
     u = lead(logp, logp_ref, mask, beta, answers)
     value = -torch.nn.functional.logsigmoid(u).sum() / count
-    return value, {"loss": value.detach(), **preferences.margins(u, count)}
+    return value, {"loss": value.detach(), **pairwise.margins(u, count)}
 
 
 def loss_grad(logp, logp_ref, mask, *, beta, answers, count):
@@ -68,7 +68,7 @@ def loss_grad(logp, logp_ref, mask, *, beta, answers, count):
 
 def measure(run, splits, cfg):
     """Win rate against the starting policy."""
-    return preferences.report_policy(run, splits, cfg.beta)
+    return pairwise.report_policy(run, splits, cfg.beta)
 
 
 def train(run, cfg):

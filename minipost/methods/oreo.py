@@ -155,19 +155,23 @@ def measure(run, splits, cfg):
     return found
 
 
-def outcomes(run, problems, cfg, critic):
-    """How often the implied reward of a file's answer is on the same side of 1/2 as the stated."""
+def implied(run, seqs, critic, beta):
+    """V(s_0) + beta sum l of each answer.  (B,)"""
     reference, policy = run.reference(), run.policy.module
-    texts = [p.columns["completion"] for p in problems]
-    seqs = file_answers(run, [p.prompt for p in problems], texts)
 
-    def implied(batch):
+    def pieces(batch):
         ratio = logprobs(policy, batch) - logprobs(reference, batch)
         first = batch.mask & (batch.mask.cumsum(1) == 1)
-        return [cfg.beta * ratio + critic(batch.inputs).where(first, 0.0)]
+        return [beta * ratio + critic(batch.inputs).where(first, 0.0)]
 
-    guess = run.for_all(implied, seqs)[0].sum(1).tolist()
-    right = [float((g > 0.5) == (reward_of(p) > 0.5)) for g, p in zip(guess, problems)]
+    return run.for_all(pieces, seqs)[0].sum(1)
+
+
+def outcomes(run, problems, cfg, critic):
+    """How often the implied reward of a file's answer is on the same side of 1/2 as the stated."""
+    texts = [p.columns["completion"] for p in problems]
+    guess = implied(run, file_answers(run, [p.prompt for p in problems], texts), critic, cfg.beta)
+    right = [float((g > 0.5) == (reward_of(p) > 0.5)) for g, p in zip(guess.tolist(), problems)]
     return {"outcome accuracy": {"score": asdict(interval(right)), "rewards": right,
                                  "texts": texts}}
 

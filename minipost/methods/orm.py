@@ -23,9 +23,9 @@ from dataclasses import dataclass
 
 import torch
 
-from minipost import preferences
+from minipost import scorers
 from minipost.errors import MinipostError, require
-from minipost.preferences import scorer
+from minipost.scorers import scorer
 from minipost.rollout import final_score
 from minipost.run import Meter, cosine
 
@@ -66,7 +66,7 @@ def loss_grad(score, right, *, count):
 def measure(run, splits, cfg):
     """Held-out pair accuracy, calibration and best-of-n of the model as it is."""
     model = scorer(run).module
-    return preferences.report(run, splits, lambda seqs: run.final_scores(model, seqs))
+    return scorers.report(run, splits, lambda seqs: run.final_scores(model, seqs))
 
 
 def outcomes(run, problems, rollout):

@@ -20,9 +20,9 @@ from math import log
 
 import torch
 
-from minipost import preferences
+from minipost import pairwise, preferences
 from minipost.errors import require
-from minipost.preferences import row_means
+from minipost.pairwise import row_means
 
 TASK = "wording"
 METRIC = "win rate"
@@ -62,7 +62,7 @@ def loss(chosen, rejected, chosen_mask, rejected_mask, *, lam, count):
     l_w, l_l = row_means(chosen, chosen_mask), row_means(rejected, rejected_mask)
     lead = log_odds(l_w) - log_odds(l_l)
     value = -(l_w + lam * torch.nn.functional.logsigmoid(lead)).sum() / count
-    return value, {"loss": value.detach(), **preferences.margins(lead, count)}
+    return value, {"loss": value.detach(), **pairwise.margins(lead, count)}
 
 
 def loss_grad(chosen, rejected, chosen_mask, rejected_mask, *, lam, count):
@@ -77,13 +77,13 @@ def loss_grad(chosen, rejected, chosen_mask, rejected_mask, *, lam, count):
 
 def measure(run, splits, cfg):
     """Win rate against the starting policy; on a file's pairs, how mean log-probs rank them."""
-    return preferences.report_policy(run, splits, None)
+    return pairwise.report_policy(run, splits, None)
 
 
 def train(run, cfg, label=preferences.by_reward):
     """pairs -> log-probs of the policy -> loss -> update.  Yields metrics per step."""
-    return preferences.learn_pairs(
+    return pairwise.learn_pairs(
         run, cfg, lambda *xs, count: loss(*xs, lam=cfg.lam, count=count), label)
 
 
-remark = preferences.remark
+remark = pairwise.remark

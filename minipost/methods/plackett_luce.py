@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 import torch
 
-from minipost import preferences
+from minipost import preferences, scorers
 from minipost.errors import require
-from minipost.preferences import scorer
+from minipost.scorers import scorer
 from minipost.rollout import final_score
 from minipost.run import Meter, cosine
 
@@ -72,7 +72,7 @@ def loss_grad(scores, *, count):
 def measure(run, splits, cfg):
     """Held-out pair accuracy, calibration and best-of-n of the model as it is."""
     model = scorer(run).module
-    return preferences.report(run, splits, lambda seqs: run.final_scores(model, seqs))
+    return scorers.report(run, splits, lambda seqs: run.final_scores(model, seqs))
 
 
 def rank(reward, rng, noise=0.0):

@@ -28,7 +28,7 @@ import copy
 from dataclasses import dataclass
 from typing import Literal
 
-from minipost import ops, preferences
+from minipost import ops, preferences, scorers
 from minipost.errors import require
 from minipost.gpt import Scalar
 from minipost.methods import reward, sft
@@ -140,7 +140,7 @@ def rlhf(run, cfg, label):
             yield next(stage)
     if run.step == judged:
         run.policy.forget()  # what Adam remembers is about another loss
-    run.score_by(preferences.scorer(run).module)
+    run.score_by(scorers.scorer(run).module)
     yield from optimise(run, cfg)
 
 

@@ -28,10 +28,10 @@ from typing import Literal
 
 import torch
 
-from minipost import preferences
+from minipost import scorers
 from minipost.errors import MinipostError, require
 from minipost.ops import at_last, masked_sum
-from minipost.preferences import scorer
+from minipost.scorers import scorer
 from minipost.run import Meter, cosine
 from minipost.stats import interval
 from minipost.trajectories import ends
@@ -138,7 +138,7 @@ def step_scores(model, seqs):
 
 
 def measure(run, splits, cfg):
-    """preferences.report on the log-odds of whole solutions, and how well steps are told apart."""
+    """scorers.report on the log-odds of whole solutions, and how well steps are told apart."""
     model = scorer(run).module
 
     def look(rollout):
@@ -148,7 +148,7 @@ def measure(run, splits, cfg):
         chances = look(rollout).sigmoid()
         return aggregate(chances, marks(run, rollout, cfg.last_only), cfg.aggregate).logit(1e-6)
 
-    found = preferences.report(run, splits, odds)
+    found = scorers.report(run, splits, odds)
     if not cfg.last_only:
         for split, problems in splits.items():
             rollout = run.look(problems, 1, 1.0)

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import torch
 
-from minipost import preferences
+from minipost import pairwise, preferences
 from minipost.errors import require
-from minipost.preferences import row_means
+from minipost.pairwise import row_means
 
 TASK = "wording"
 METRIC = "win rate"
@@ -47,7 +47,7 @@ def loss(chosen, rejected, chosen_mask, rejected_mask, *, beta, gamma, count):
     """Log-probs and masks (b, T), of two widths; count = B  ->  scalar loss, metrics that add up"""
     lead = beta * (row_means(chosen, chosen_mask) - row_means(rejected, rejected_mask))
     value = -torch.nn.functional.logsigmoid(lead - gamma).sum() / count
-    return value, {"loss": value.detach(), **preferences.margins(lead, count)}
+    return value, {"loss": value.detach(), **pairwise.margins(lead, count)}
 
 
 def loss_grad(chosen, rejected, chosen_mask, rejected_mask, *, beta, gamma, count):
@@ -60,13 +60,13 @@ def loss_grad(chosen, rejected, chosen_mask, rejected_mask, *, beta, gamma, coun
 
 def measure(run, splits, cfg):
     """Win rate against the starting policy; on a file's pairs, how mean log-probs rank them."""
-    return preferences.report_policy(run, splits, None)
+    return pairwise.report_policy(run, splits, None)
 
 
 def train(run, cfg, label=preferences.by_reward):
     """pairs -> log-probs of the policy -> loss -> update.  Yields metrics per step."""
-    return preferences.learn_pairs(
+    return pairwise.learn_pairs(
         run, cfg, lambda *xs, count: loss(*xs, beta=cfg.beta, gamma=cfg.gamma, count=count), label)
 
 
-remark = preferences.remark
+remark = pairwise.remark
