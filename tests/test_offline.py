@@ -207,6 +207,16 @@ def test_what_is_kept(weigh):
         assert w == pytest.approx(1.0 if weigh == "answer" else 1 / len(right[prompt]))
 
 
+def test_a_step_is_divided_by_the_weight_of_its_tokens(monkeypatch):
+    run, whole, seen = make(Half(), micro=2), rft.loss, []
+    monkeypatch.setattr(rft, "loss", lambda logp, mask, w, *, count: seen.append(
+        (w @ mask.sum(1).to(w), count)) or whole(logp, mask, w, count=count))
+    next(rft.train(run, rft.Config(prompts=9, copies=20, batch=7, weigh="prompt")))
+    assert len(seen) == 4 and len({count for _, count in seen}) == 1
+    assert sum(float(tokens) for tokens, _ in seen) == pytest.approx(seen[0][1])
+    assert seen[0][1] != round(seen[0][1])                  # the weights are not all one
+
+
 def test_nothing_right_is_said():
     run = make()
     with pytest.raises(MinipostError, match="none of 6 answers has a reward of at least 2 "):
