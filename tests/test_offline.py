@@ -65,12 +65,26 @@ def test_a_set_is_drawn_once_per_part_by_the_policy_of_then():
             mine = torch.cat([p.flatten() for p in run.policy.module.parameters()])
             assert torch.equal(sampler, mine)
             assert not any(p.requires_grad for p in data.sampler.parameters())
+        data.count(data.seqs)                               # counted when they were sampled
         moved(run)
     assert [step for step, *_ in drawn] == [0, 3, 6]
     assert all(len(seqs) == 15 for _, seqs, _ in drawn)
     assert drawn[0][1].tokens.shape != drawn[1][1].tokens.shape or not torch.equal(
         drawn[0][1].tokens, drawn[1][1].tokens)
     assert run.tokens == sum(int(seqs.mask.sum()) for _, seqs, _ in drawn)
+
+
+def test_each_part_begins_an_epoch():
+    run, rows = make(), []
+    data = Trajectories(run, CFG)
+    for run.step in range(3, 6):
+        data.refresh()
+        rows += data.deal(range(15), 5)
+    assert sorted(rows) == list(range(15))
+    run.step = 4
+    part = data.deal(range(13), 6)
+    run.step = 3
+    assert not set(part) & set(data.deal(range(13), 6))
 
 
 @pytest.mark.parametrize("step", range(7))
