@@ -251,24 +251,24 @@ class Run:
         return found
 
     def sample(self, problems, copies, *, temperature, module=None, purpose="rollout",
-               stop=frozenset()):
+               stop=frozenset(), room=None):
         """`copies` responses to each problem, sampled in shares and gathered in every rank.
 
-        `stop`: ids that end a response besides EOS.
+        `stop`: ids that end a response besides EOS.  `room`: the longest response, self.room if None.
         """
-        module = module or self.policy.module
+        module, room = module or self.policy.module, room or self.room
         prompts = [self.vocabulary.prompt(p.prompt) for p in problems]
         mine, repeat = parallel.share(range(len(prompts))), repeats(prompts)
         seed = (self.seed, self.step, zlib.crc32(purpose.encode()))
         part = None
         if len(mine):
             part = generate(
-                module, [prompts[i] for i in mine], copies, room=self.room,
+                module, [prompts[i] for i in mine], copies, room=room,
                 eos={*self.vocabulary.eos, *stop}, pad=self.vocabulary.pad,
                 temperature=temperature, seed=seed,
                 repeat=[repeat[i] for i in mine],
             )
-        rollout = gather(part, mine.start * copies, len(prompts) * copies, prompts, self.room,
+        rollout = gather(part, mine.start * copies, len(prompts) * copies, prompts, room,
                          self.vocabulary, module.device)
         self.tokens += int(rollout.mask.sum())
         return rollout
@@ -283,7 +283,7 @@ class Run:
             self.step = now
 
     def look(self, problems, copies, temperature, module=None, purpose="evaluation",
-             stop=frozenset()):
+             **options):
         """Answers to be measured and not to be learnt from: a Rollout, not counted.
 
         The random streams are those of seed, problem and purpose at step 0, so two models are asked
@@ -293,7 +293,7 @@ class Run:
         try:
             with self.at(0):
                 return self.sample(problems, copies, temperature=temperature, module=module,
-                                   purpose=purpose, stop=stop)
+                                   purpose=purpose, **options)
         finally:
             self.tokens = tokens
 

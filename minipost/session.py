@@ -79,6 +79,8 @@ class Session:
             reward_model = checkpoint.load_reward_model(
                 self.options.reward_model, self.vocabulary, self.device, self.options.dtype)
         self.check_room()
+        if hasattr(self.module, "check"):
+            self.module.check(self.run, self.config)
         self.console.header(self.algo, self.task, self.config, self.options, model,
                             parallel.world())
         for sentence in getattr(self.task, "skipped", list)():

@@ -2,12 +2,13 @@
 
 They come from a file, rows with `completion` and a `reward` within 0..1 (or a `label`, true or false),
 or are sampled once: `copies` answers to each of `prompts` problems, by a frozen copy of the policy.
-With `iterations` the run is cut into as many parts; at the start of each the frozen copy becomes what
-the policy has become, and answers anew.  A resumed run draws the same answers again, so no state holds
-them.
+With `iterations` the run is cut into as many parts, as equal as whole steps can be; at the start of each
+the frozen copy becomes what the policy has become, and answers anew.  A resumed run draws the same
+answers again, so no state holds them.  What a file states is learnt from, whatever --reward says of it.
 """
 
 import copy
+from bisect import bisect_right
 
 import torch
 
@@ -18,27 +19,37 @@ from minipost.preferences import file_answers
 class Trajectories:
     """The answers of a run.  cfg has steps, prompts, copies, temperature and iterations.
 
-    After `refresh` they are: problems, the N answers' own; seqs, N Sequences; reward (N,).
+    After `refresh` they are: problems, the N answers' own; seqs, N Sequences; reward (N,).  This part
+    of the run began at step `since` and has `length` steps.
     """
 
     def __init__(self, run, cfg):
         self.run, self.cfg, self.since = run, cfg, None
-        self.part = -(-cfg.steps // cfg.iterations)         # steps from one set to the next
+        if cfg.iterations > cfg.steps:
+            raise MinipostError(f"iterations is {cfg.iterations}; expected at most one per step, of "
+                                f"which there are {cfg.steps}")
         rows = run.task.training() if hasattr(run.task, "training") else []
         self.given = [row for row in rows if stated(row)]
         if self.given and cfg.iterations > 1:
             raise MinipostError(f"iterations is {cfg.iterations}, which asks the policy for answers "
                                 "again and again; the answers of a file are given once")
 
+    def check(self):
+        """MinipostError where a file's answers do not fit the model; for before a run begins."""
+        if self.given:
+            self.load()
+
     def refresh(self):
         """Make, at the start of a part or after a resume, the set that this step learns from.
 
         -> whether it is a new one.
         """
-        since = self.run.step // self.part * self.part
-        if since == self.since:
+        steps, parts = self.cfg.steps, self.cfg.iterations
+        starts = [k * steps // parts for k in range(parts + 1)]
+        k = bisect_right(starts, min(self.run.step, steps - 1)) - 1
+        if starts[k] == self.since:
             return False
-        self.since = since
+        self.since, self.length = starts[k], starts[k + 1] - starts[k]
         self.load() if self.given else self.sample()
         return True
 
@@ -92,16 +103,3 @@ def stated(problem):
 def reward_of(problem):
     """The reward that a row of a file states."""
     return float(problem.columns.get("reward", problem.columns.get("label")))
-
-
-def ends(vocabulary, ids, mark):
-    """Index of the token in which each `mark` of a response ends.
-
-    A token may hold half a character, two marks, or half of one, so growing prefixes are decoded, but
-    only where a token's own text may end a mark: each takes time by its length.
-    """
-    found = []
-    for k, token in enumerate(ids):
-        if {mark[-1], "\ufffd"} & set(vocabulary.decode([token])):
-            found += [k] * (vocabulary.decode(ids[: k + 1]).count(mark) - len(found))
-    return found

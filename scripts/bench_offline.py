@@ -44,7 +44,8 @@ def closed(rows):
     for metric in ("greedy", "sampled"):
         before, after = (rows[metric][when]["value"] for when in ("before", "after"))
         teacher = rows[f"teacher {metric}"]["after"]["value"]
-        found.append(f"{metric} {(after - before) / (teacher - before):.2f}")
+        found.append(f"{metric} {(after - before) / (teacher - before):.2f}"
+                     if teacher != before else f"{metric}: there is none")
     return ", ".join(found)
 
 

@@ -91,6 +91,9 @@ def collect(args, setting, seed, folder):
             right, wrong = ([text for text, good in said if good == side] for side in (True, False))
             pairs += [{"prompt": prompt, "chosen": a, "rejected": b}
                       for a, b in list(zip(right, wrong))[:PAIRS]]
+        if not pairs:
+            raise MinipostError("no prompt of a set has a right and a wrong answer; ask for more "
+                                "with --prompts or --copies")
         for kind, lines in (("answers", rows), ("pairs", pairs)):
             text = "".join(json.dumps(line) + "\n" for line in lines)
             checkpoint.publish(folder / f"{kind}{name}.jsonl", lambda path: path.write_text(text))
@@ -119,11 +122,13 @@ def flags(args, setting, folder, algo, seed):
 
 def measure(args, setting, seed, model, value=None):
     """{metric: Score} of a model directory on the task's held-out problems."""
+    # A session of its own, as the runs have, so that Ctrl-C lets it finish.
     command = [sys.executable, "-m", "minipost.evaluate", "--model", str(model), "--task",
                setting.task.name, *setting.flags, "--n", str(args.eval_n), "--seed", str(seed),
                "--room", str(setting.room), "--workers", str(args.workers), "--json",
                *(["--value", str(value)] if value else [])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
+                          start_new_session=True)
     if done.returncode:
         raise MinipostError(f"{shlex.join(command)}: {last_line(done.stderr)}")
     row, = json.loads(done.stdout)
@@ -136,11 +141,18 @@ def make(args, runner, name):
     for seed in range(args.seeds):
         folder = args.runs / f"{name}-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "pairs-spare.jsonl").is_file():
+        start = fingerprint(ROOT / args.model)
+        made = json.dumps({"prompts": args.prompts, "copies": args.copies, "model": start,
+                           "setting": repr(setting), "seed": seed})
+        if not (folder / "set.json").is_file() or (folder / "set.json").read_text() != made:
             collect(args, setting, seed, folder)
-        origin = fingerprint(ROOT / args.model) + digest(folder)
-        found[START].append((measure(args, setting, seed, args.model), 0.0))
+            checkpoint.publish(folder / "set.json", lambda path: path.write_text(made))
+        origin = start + digest(folder)
+        if not runner.stopped:
+            found[START].append((measure(args, setting, seed, args.model), 0.0))
         for algo in METHODS:
+            if runner.stopped:
+                return None
             given, directory = flags(args, setting, folder, algo, seed), folder / algo
             needs, failed = to_do(directory, train.parse(given), origin), None
             if needs == "start":
@@ -235,11 +247,14 @@ def start(given):
     parser.add_argument("--steps", type=int, default=0, help="gradient steps; 0: the task's own")
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on")
     parser.add_argument("--eval-n", type=int, default=400, help="held-out problems")
-    parser.add_argument("--workers", type=int, default=parallel.default_workers("cpu"))
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core, to 4")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "compare-offline")
     parser.add_argument("--out", type=Path, default=ROOT / "BENCHMARKS.md", help="report to write")
     args = parser.parse_args(given)
     args.runs = args.runs.resolve()
+    args.workers = args.workers or parallel.default_workers("cpu")
+    if not (ROOT / args.model / "config.json").is_file():
+        parser.error(f"--model {args.model}: holds no config.json")
     names = list(dict.fromkeys(args.tasks.split(",")))
     for name in names:
         if name not in SETTINGS:

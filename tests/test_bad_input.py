@@ -173,12 +173,20 @@ ANSWER = b'{"prompt": "a", "completion": "b", "reward": 0.5}\n'
     (b'{"prompt": "a", "completion": "b", "reward": 1.01}', "within 0..1 under 'reward', found 1.01"),
     (b'{"prompt": "a", "completion": "b", "reward": -1e-9}', "within 0..1"),
     (b'{"prompt": "a", "completion": "b", "reward": NaN}', "NaN"),
+    (b'{"prompt": "a", "completion": "b", "label": true}', "has 'label', which most rows lack"),
+    (b'{"prompt": "a", "chosen": "b", "rejected": "c"}', "has 'chosen', which most rows lack"),
 ])
 def test_an_answer_without_a_reward_among_such(command, fails, tmp_path, algo, line, part):
     path = tmp_path / "answers.jsonl"
     path.write_bytes(ANSWER + b"\n" + line + b"\n" + ANSWER * 40)
     fails([*command(algo), "--data", path], f"{path}, line 3:", part)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_reward_and_a_label_say_the_same_twice_or_not_the_same(command, fails, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(ANSWER.replace(b"}", b', "label": true}') * 9)
+    fails([*command("oreo"), "--data", path], f"{path}, line 1:", "both 'label' and 'reward'")
 
 
 def test_skipped_rows_are_counted_and_reported(command, tmp_path, capsys):
@@ -197,6 +205,19 @@ def test_skipped_rows_are_counted_and_reported(command, tmp_path, capsys):
     assert saved["on_bad_row"] == "skip"
     task = files.File(str(path), str(test), "skip")
     assert [row.prompt for row in task.training()] == list("01234")
+
+
+def test_the_odd_row_out_is_the_one_that_is_skipped(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    plain = [{"prompt": str(k), "completion": "b"} for k in range(9)]
+    odd = [{"prompt": "x", "completion": "b", "label": True}, {"prompt": "y", "reward": 9}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*odd, *plain, "no object"]))
+    rows, said = files.read(str(path), True)
+    assert rows == tuple(plain)
+    assert [int(s.partition("line ")[2].partition(":")[0]) for s in said] == [1, 2, 12]
+    # Without completions a reward is a column like any other.
+    path.write_text("".join(json.dumps({"prompt": str(k), "reward": 5}) + "\n" for k in range(9)))
+    assert len(files.read(str(path), False)[0]) == 9
 
 
 def test_nothing_is_left_when_all_rows_are_skipped(command, fails, tmp_path):

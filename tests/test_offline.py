@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,13 +18,14 @@ from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig, RewardModel
 from minipost.methods import distill, oreo, rft
 from minipost.ops import kl_exact
-from minipost.rollout import distribution
+from minipost.preferences import file_answers
+from minipost.rollout import distribution, logprobs
 from minipost.run import Learner, Run
 from minipost.tasks import files
 from minipost.tasks.base import Problem
 from minipost.test_time.beam import beam
-from minipost.texts import reader, sampler, searched
-from minipost.trajectories import Trajectories, ends
+from minipost.texts import ends, reader, sampler, searched
+from minipost.trajectories import Trajectories
 
 settings.register_profile("minipost", deadline=None, max_examples=25)
 settings.load_profile("minipost")
@@ -67,7 +69,7 @@ def test_a_set_is_drawn_once_per_part_by_the_policy_of_then():
             assert not any(p.requires_grad for p in data.sampler.parameters())
         data.count(data.seqs)                               # counted when they were sampled
         moved(run)
-    assert [step for step, *_ in drawn] == [0, 3, 6]
+    assert [step for step, *_ in drawn] == [0, 2, 4]
     assert all(len(seqs) == 15 for _, seqs, _ in drawn)
     assert drawn[0][1].tokens.shape != drawn[1][1].tokens.shape or not torch.equal(
         drawn[0][1].tokens, drawn[1][1].tokens)
@@ -77,14 +79,29 @@ def test_a_set_is_drawn_once_per_part_by_the_policy_of_then():
 def test_each_part_begins_an_epoch():
     run, rows = make(), []
     data = Trajectories(run, CFG)
-    for run.step in range(3, 6):
+    for run.step in range(4, 7):
         data.refresh()
         rows += data.deal(range(15), 5)
-    assert sorted(rows) == list(range(15))
-    run.step = 4
+    assert sorted(rows) == list(range(15)) and data.length == 3
+    run.step = 5
     part = data.deal(range(13), 6)
-    run.step = 3
+    run.step = 4
     assert not set(part) & set(data.deal(range(13), 6))
+
+
+@given(st.integers(1, 60), st.integers(1, 60))
+def test_a_run_is_cut_into_as_many_parts_as_equal_as_can_be(steps, parts):
+    cfg, run, found = replace(CFG, steps=max(steps, parts), iterations=parts), make(), []
+    data = Trajectories(run, cfg)
+    data.sample = lambda: found.append((data.since, data.length))
+    for run.step in range(cfg.steps):
+        data.refresh()
+    starts, lengths = zip(*found)
+    assert len(found) == parts and sum(lengths) == cfg.steps and starts[0] == 0
+    assert max(lengths) - min(lengths) <= 1
+    assert list(starts[1:]) == list(itertools.accumulate(lengths))[:-1]
+    with pytest.raises(MinipostError, match="at most one per step"):
+        Trajectories(run, replace(CFG, steps=parts, iterations=parts + 1))
 
 
 @pytest.mark.parametrize("step", range(7))
@@ -151,9 +168,40 @@ def test_oreo_on_a_file_says_how_often_the_implied_reward_is_right(tmp_path):
 
 
 def test_a_files_answers_may_be_chosen_from(tmp_path):
-    run = make(answer_file(tmp_path))
-    metrics = next(rft.train(run, rft.Config(steps=5, least=0.75)))
-    assert metrics["kept"] == sum(p.columns["reward"] >= 0.75 for p in run.task.training()) > 0
+    run, cfg = make(answer_file(tmp_path)), rft.Config(steps=5, least=0.7)
+    rows = run.task.training()
+    metrics = next(rft.train(run, cfg))
+    assert metrics["kept"] == sum(p.columns["reward"] >= 0.7 for p in rows) > 0
+    assert run.tokens > 0 and run.tokens % 3 == 0           # two letters and EOS, each time learnt
+    found = rft.measure(run, {"seen": rows}, cfg)["seen"]["log-prob of right answers"]
+    assert [rows[k].columns["reward"] >= 0.7 for k in found["rows"]] == [True] * metrics["kept"]
+    seqs = file_answers(run, [rows[k].prompt for k in found["rows"]], found["texts"])
+    with torch.no_grad():
+        expected = logprobs(run.policy.module, seqs).sum(1) / 3
+    assert found["rewards"] == pytest.approx(expected.tolist(), abs=1e-6)
+    with pytest.raises(MinipostError, match="no row has a reward of at least 2"):
+        rft.measure(run, {"seen": rows}, replace(cfg, least=2.0))
+
+
+def test_of_judged_answers_to_one_prompt_all_are_held_out(tmp_path):
+    rows = [{"prompt": "a", "completion": c, "label": c == "b"} for c in "bcd"]
+    for name, prompt in (("train", "e"), ("test", "a")):
+        (tmp_path / name).write_text("".join(json.dumps({**r, "prompt": prompt}) + "\n" for r in rows))
+    task = files.File(str(tmp_path / "train"), str(tmp_path / "test"))
+    assert sorted(p.columns["completion"] for p in task.heldout(9)) == ["b", "c", "d"]
+    plain = tmp_path / "plain"
+    plain.write_text("".join(json.dumps({"prompt": "a", "completion": c}) + "\n" for c in "bcd"))
+    assert len(files.File(str(tmp_path / "train"), str(plain)).heldout(9)) == 1
+
+
+@pytest.mark.parametrize("reward", [0.7, 0.9, 0.1])
+def test_an_answer_of_exactly_the_least_reward_is_kept(tmp_path, reward):
+    row = {"completion": "b", "reward": reward}
+    for name, prompts in (("train", "ae"), ("test", "f")):
+        (tmp_path / name).write_text("".join(json.dumps({"prompt": p, **row}) + "\n"
+                                             for p in prompts))
+    run = make(files.File(str(tmp_path / "train"), str(tmp_path / "test")))
+    assert next(rft.train(run, rft.Config(least=reward)))["kept"] == 2
 
 
 @given(st.lists(st.sampled_from(["a", "b", "##", "#", "é", "aé#"]), max_size=8))
@@ -222,13 +270,23 @@ def test_what_is_kept(weigh):
 
 
 def test_a_step_is_divided_by_the_weight_of_its_tokens(monkeypatch):
+    """And each row comes with its own weight."""
     run, whole, seen = make(Half(), micro=2), rft.loss, []
     monkeypatch.setattr(rft, "loss", lambda logp, mask, w, *, count: seen.append(
-        (w @ mask.sum(1).to(w), count)) or whole(logp, mask, w, count=count))
-    next(rft.train(run, rft.Config(prompts=9, copies=20, batch=7, weigh="prompt")))
-    assert len(seen) == 4 and len({count for _, count in seen}) == 1
-    assert sum(float(tokens) for tokens, _ in seen) == pytest.approx(seen[0][1])
-    assert seen[0][1] != round(seen[0][1])                  # the weights are not all one
+        (logp.detach(), mask, w, count)) or whole(logp, mask, w, count=count))
+    cfg = rft.Config(prompts=9, copies=20, batch=7, weigh="prompt")
+    data = Trajectories(run, cfg)
+    data.refresh()
+    kept, weight, _ = rft.keep(run, cfg, data)
+    own = {round(float(x), 4): float(w) for x, w in zip(
+        logprobs(run.policy.module, kept).detach().sum(1), weight)}
+    assert len(own) == len(kept) and len(set(own.values())) > 1
+    next(rft.train(run, cfg))
+    assert len(seen) == 4 and len({count for *_, count in seen}) == 1
+    assert sum(float(w @ mask.sum(1).to(w)) for _, mask, w, _ in seen) == pytest.approx(seen[0][3])
+    for logp, _, w, _ in seen:
+        for x, mine in zip(logp.sum(1).tolist(), w.tolist()):
+            assert min((abs(x - y), abs(mine - v)) for y, v in own.items())[1] < 1e-6
 
 
 def test_nothing_right_is_said():
@@ -280,10 +338,7 @@ def test_hints_are_told_to_problems_without_a_right_answer_and_learnt_without():
     assert {p[-1] for p in Told.asked[-1]} == {"h"} and {p[0] for p in Told.asked[-1]} == {"a", "b"}
     assert prompts == {"a", "b", "c", "d"} and solved == 4
     with pytest.raises(MinipostError, match="the task echo tells no hints"):
-        run = make(Half())
-        data = Trajectories(run, cfg)
-        data.refresh()
-        rft.keep(run, cfg, data)
+        rft.check(make(Half()), cfg)
 
 
 @pytest.mark.parametrize("control", [False, True])
@@ -400,8 +455,57 @@ def test_a_student_comes_to_its_teacher(monkeypatch, options):
 
 def test_a_teacher_of_other_words_is_refused(monkeypatch):
     Teacher(monkeypatch, small(1), kind="other letters")
-    with pytest.raises(MinipostError, match="its tokenizer is not the student's"):
+    with pytest.raises(MinipostError, match="is not the student's"):
         next(distill.train(make(), distill.Config()))
+    Teacher(monkeypatch, tiny(vocab=12))                    # the same words, and an id to spare
+    with pytest.raises(MinipostError, match=r"\(12 ids\) is not the student's \(11 ids\)"):
+        next(distill.train(make(), distill.Config()))
+
+
+def test_what_is_shown_of_the_teacher_is_the_teachers(monkeypatch):
+    teacher = small(1)
+    with torch.no_grad():
+        for p in teacher.parameters():
+            p.mul_(3.0 if p.dim() == 2 else 1.0)
+    Teacher(monkeypatch, teacher)
+    run, problems = make(room=5), Echo().heldout(4)
+    found = distill.measure(run, {"x": problems}, distill.Config())["x"]
+    assert list(found) == ["greedy", "sampled", "teacher greedy", "teacher sampled"]
+    for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+        for model, prefix in ((None, ""), (teacher, "teacher ")):
+            assert found[prefix + name]["texts"] == run.evaluate(problems, temperature, model)[1]
+    assert found["greedy"]["texts"] != found["teacher greedy"]["texts"]
+
+
+@pytest.mark.parametrize("level", ["word", "sequence"])
+def test_a_step_of_distillation_learns_from_what_the_docstring_says(monkeypatch, level):
+    """What the loss is given, over micro-batches, against a recomputation; and how it was sampled."""
+    teacher = small(1)
+    Teacher(monkeypatch, teacher)
+    run, whole, given, asked = make(micro=3), distill.loss, [], []
+    sample = Run.sample
+    monkeypatch.setattr(Run, "sample", lambda self, *args, **options: asked.append(
+        (options["temperature"], options["module"] is None)) or sample(self, *args, **options))
+    monkeypatch.setattr(distill, "loss", lambda logits, logq_all, **options: given.append(
+        (logits, logq_all, options)) or whole(logits, logq_all, **options))
+    options = dict(on_policy=0.0, level=level) if level == "sequence" else dict(mix=0.3)
+    cfg = distill.Config(batch=8, temperature=1.3, **options)
+    batch = distill.answers(run, cfg, teacher)
+    asked.clear()
+    next(distill.train(run, cfg))
+    assert asked == ([(1.3, False)] if level == "sequence" else [(1.3, True), (1.3, False)])
+    assert len(given) == 3
+    assert all(each[2] == dict(mix=cfg.mix, count=int(batch.mask.sum())) for each in given)
+    rows = [row for part in run.micro_batches(range(8), batch.lengths) for row in part]
+    start = 0
+    for logits, logq_all, _ in given:
+        part = batch[rows[start : start + 3]]
+        start += 3
+        with torch.no_grad():
+            expected = distill.certain(part, logits) if level == "sequence" else \
+                distribution(teacher, part)
+        assert torch.allclose(logq_all, expected, atol=1e-6)
+        assert logits.requires_grad and not logq_all.requires_grad
 
 
 def test_the_share_of_the_students_own_answers(monkeypatch):
@@ -508,12 +612,28 @@ def test_continuations_end_at_the_mark_and_are_drawn_afresh_each_time():
     assert whole == plain
 
 
-def test_where_there_is_no_room_nothing_is_said():
-    run = make(model=tiny(context=12), room=6)
-    long = "abcdef"
-    assert len(Letters().prompt(long)) + 6 > 12 >= len(Letters().prompt(long[:-1])) + 6
-    said = sampler(run)([long, long[:-1]], 30)
-    assert said[0] == [""] * 30 and any(said[1])
+def test_an_answer_has_so_many_tokens_in_all_its_steps():
+    """run.room of them however often it is gone on with, and no more than the context holds."""
+    run = make(model=tiny(context=16), room=6)
+    sample, texts, longest = sampler(run, "c"), ["ab", "abcdefgabcdefga", "abcdefgabcde"], 0
+    said = sample(texts, 200)
+    assert said[1] == [""] * 200                            # BOS and 15 letters fill the context
+    assert max(map(len, said[0])) == 6 and max(map(len, said[2])) == 3
+    beginnings = [texts[0] + more for more in set(said[0]) if more.endswith("c")]
+    assert len(beginnings) > 2
+    for _ in range(4):
+        nexts = sample(beginnings, 8)
+        for text, found in zip(beginnings, nexts):
+            longest = max(longest, *(len(text) - 2 + len(more) for more in found))
+        beginnings = list({text + more for text, found in zip(beginnings, nexts) for more in found
+                           if more.endswith("c")})[:20] or beginnings
+    assert longest == 6
+
+
+def test_a_mark_of_several_tokens_ends_a_continuation_too():
+    run = make(room=6)
+    said = sampler(run, "ca")(["ab"], 300)[0]
+    assert all("ca" not in text[:-2] for text in said) and any(text.endswith("ca") for text in said)
 
 
 def test_a_value_is_read_after_the_last_token():
@@ -527,7 +647,7 @@ def test_a_value_is_read_after_the_last_token():
     assert reader(run, model)(texts) == pytest.approx(expected)
 
 
-def test_searching_with_an_exact_value_finds_better_answers():
+def test_searching_with_an_exact_value_finds_better_answers(monkeypatch):
     run, problems = make(room=5), Echo().sample(40, random.Random(0))
     before, _ = run.evaluate(problems, 1.0)
 
@@ -542,3 +662,30 @@ def test_searching_with_an_exact_value_finds_better_answers():
     after, texts = searched(run, problems, Exact(), 2, 8)
     assert sum(after) > 2 * sum(before)
     assert after == Echo().reward(None, texts, [p.columns["letter"] for p in problems])
+
+    class Steps(Echo):
+        step_end = "c"
+
+    class Longer(torch.nn.Module):
+        def forward(self, tokens):
+            return torch.arange(tokens.shape[1]).double().expand_as(tokens)
+
+    run, seen = make(Steps(), room=5), []
+    whole = Run.sample
+    monkeypatch.setattr(Run, "sample", lambda self, asked, n, **options: seen.append(
+        (len(asked), n, options["stop"])) or whole(self, asked, n, **options))
+    _, texts = searched(run, problems, Longer(), 3, 9)
+    assert seen[0] == (40, 9, {3 + Letters.letters.index("c")}) and len(seen) > 2
+    assert any("c" in text[:-1] for text in texts) and max(map(len, texts)) == 5
+
+
+def test_what_a_search_is_measured_with(monkeypatch):
+    """Its own width and tries; at the level of responses there is nothing to guide."""
+    seen = []
+    monkeypatch.setattr(oreo, "searched", lambda run, problems, critic, *how: seen.append(how) or (
+        [0.0] * len(problems), [""] * len(problems)))
+    run, splits = make(), {"x": Echo().heldout(4)}
+    assert "value-guided beam" in oreo.measure(run, splits, oreo.Config(width=3, tries=7))["x"]
+    assert seen == [(3, 7)]
+    found = oreo.measure(run, splits, oreo.Config(level="response"))["x"]
+    assert sorted(found) == ["greedy", "sampled"] and len(seen) == 1

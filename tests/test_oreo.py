@@ -1,4 +1,4 @@
-"""OREO: closed forms, the soft optimum of a tree, invariants 37-41, what its recipe does."""
+"""OREO: closed forms, the soft optimum of a tree, invariants 37-40, what its recipe does."""
 
 import copy
 import itertools
@@ -195,7 +195,7 @@ def test_nothing_to_learn_where_all_is_alike():
 
 @given(st.integers(0, 10_000))
 def test_without_holding_anything_the_policy_gets_the_sum_of_earlier_residuals(seed):
-    """Invariant 39, token level: d/dlogp_t = (2 beta / (K B)) sum_(j<=t) d_j."""
+    """Invariant 39, token level: d/dlogp_t = (2 beta / (K B)) sum_(j<=t) d_j, for either loss."""
     found = inputs(seed, "token")
     found["value_held"] = found["value"]
 
@@ -205,8 +205,7 @@ def test_without_holding_anything_the_policy_gets_the_sum_of_earlier_residuals(s
     d = oreo.residuals(found["logp"], found["value"], found["logp"], found["value"],
                        found["logp_ref"], found["reward"], found["mask"], found["starts"], 0.4)[0]
     k = found["mask"].sum(1, keepdim=True)
-    # The value's equation moves with every later token too, and so adds the same once more, but for
-    # what the policy's own equation says of its own token alone.
+    # Both equations move with every later token, so the sum counts twice.
     sums = (2 * 0.4 / (k * 5)) * 2 * d.cumsum(1).where(found["mask"], 0.0)
     assert torch.allclose(jacrev(whole)(found["logp"]), sums)
 
@@ -342,6 +341,24 @@ def test_policy_and_value_learn_and_neither_does_from_shuffled_rewards(seed):
     found, control = learn(seed, False), learn(seed, True)
     assert found["sampled"] > 0.7 and control["sampled"] < 0.45, (found, control)
     assert found["value-guided beam"] > 0.8 and control["value-guided beam"] < 0.6
+
+
+def test_the_reference_stays_the_first_one_and_each_learner_has_its_rate(monkeypatch):
+    run, rates, levels = make(), [], []
+    step, starts = Learner.step, oreo.starts
+    monkeypatch.setattr(Learner, "step", lambda self, lr, norm: rates.append(
+        (self is run.policy, lr)) or step(self, lr, norm))
+    monkeypatch.setattr(oreo, "starts", lambda run, seqs, level: levels.append(level) or starts(
+        run, seqs, level))
+    first = copy.deepcopy(run.policy.module)
+    cfg = oreo.Config(steps=4, prompts=6, copies=2, batch=8, iterations=2, lr=0.02, critic_lr=0.03,
+                      warmup=0, level="response")
+    steps = oreo.train(run, cfg)
+    for run.step in range(4):
+        next(steps)
+    assert rates[:2] == [(True, 0.02), (False, 0.03)] and levels == ["response"] * 2
+    assert all(torch.equal(a, b) for a, b in zip(run.reference().parameters(), first.parameters()))
+    assert not torch.equal(run.frozen["sampler"].embed_tokens.weight, first.embed_tokens.weight)
 
 
 def test_a_config_is_checked():

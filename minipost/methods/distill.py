@@ -100,9 +100,10 @@ def loss_grad(logits, logq_all, *, mix, count):
 def load_teacher(run, directory):
     """The teacher, frozen.  MinipostError where it splits texts into other tokens."""
     teacher, vocabulary = checkpoint.load(directory, run.policy.module.device)
-    if vocabulary.kind() != run.vocabulary.kind():
-        raise MinipostError(f"{directory}: its tokenizer is not the student's; distributions can "
-                            "be compared over the same vocabulary only")
+    sizes = [model.config.vocab_size for model in (teacher, run.policy.module)]
+    if vocabulary.kind() != run.vocabulary.kind() or sizes[0] != sizes[1]:
+        raise MinipostError(f"{directory}: its vocabulary ({sizes[0]} ids) is not the student's "
+                            f"({sizes[1]} ids); distributions can be compared over the same only")
     return teacher.requires_grad_(False)
 
 

@@ -23,7 +23,8 @@ V is a nano-GPT of its own that starts as the policy with a head of zeros; both 
 forward pass, each on the other as it was.  KL is exact over the vocabulary.
 
 At test time V guides a beam search over the policy's steps (test_time/beam.py), for which it reads
-the prompt and the answer so far, without an EOS: that is the last state it was taught.
+the prompt and the answer so far, without an EOS: the last state of an answer that it was taught.  At
+the level of responses it was taught the first state alone and guides nothing.
 
 With `--iterations` the policy answers anew at the start of each part of the run; the reference stays
 the first one, so the optimum stays the same.  With --data, rows of `completion` and `reward` are the answers.
@@ -42,8 +43,8 @@ from minipost.preferences import file_answers
 from minipost.rollout import distribution, logprobs
 from minipost.run import Meter, cosine
 from minipost.stats import interval
-from minipost.texts import searched
-from minipost.trajectories import Trajectories, ends, reward_of, stated
+from minipost.texts import ends, searched
+from minipost.trajectories import Trajectories, reward_of, stated
 
 TASK = "countdown"
 METRIC = "sampled"
@@ -148,7 +149,7 @@ def measure(run, splits, cfg):
         return {split: outcomes(run, problems, cfg, critic)
                 for split, problems in splits.items()}
     found = run.results(splits)
-    for split, problems in splits.items():
+    for split, problems in splits.items() if cfg.level != "response" else ():
         rewards, texts = searched(run, problems, critic, cfg.width, cfg.tries)
         found[split]["value-guided beam"] = {"score": asdict(interval(rewards)),
                                              "rewards": rewards, "texts": texts}
@@ -174,6 +175,11 @@ def outcomes(run, problems, cfg, critic):
     right = [float((g > 0.5) == (reward_of(p) > 0.5)) for g, p in zip(guess.tolist(), problems)]
     return {"outcome accuracy": {"score": asdict(interval(right)), "rewards": right,
                                  "texts": texts}}
+
+
+def check(run, cfg):
+    """MinipostError where a file's answers cannot be learnt from."""
+    Trajectories(run, cfg).check()
 
 
 def train(run, cfg):

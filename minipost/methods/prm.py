@@ -34,7 +34,7 @@ from minipost.ops import at_last, masked_sum
 from minipost.scorers import scorer
 from minipost.run import Meter, cosine
 from minipost.stats import interval
-from minipost.trajectories import ends
+from minipost.texts import ends
 
 TASK = "arithmetic"
 METRIC = "pair accuracy"

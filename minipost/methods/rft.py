@@ -8,9 +8,10 @@ kept answers of a gradient step
 
     dL/dlogp_t = -w_i / W on the tokens of answer i
 
-`--weigh answer`, w = 1, follows REINFORCE's gradient with a reward of 0 or 1 and no baseline;
-`--weigh prompt`, w = 1 / (kept answers to the prompt), that of the log of each prompt's chance of
-success (expectation maximisation), so hard prompts count as much as easy ones.
+With `--weigh answer` w = 1, with `--weigh prompt` w = 1 / (kept answers to the prompt), so that hard
+prompts count as much as easy ones.  Were each text counted as often as it was sampled, the first would
+follow REINFORCE's gradient with a reward of 0 or 1 and no baseline, the second that of the log of each
+prompt's chance of success (expectation maximisation); each once keeps what is common from being all.
 
 --iterations 3            expert iteration: the policy answers anew at the start of each third, and
                           goes on from there (Anthony et al. 2017, arxiv.org/abs/1705.08439)
@@ -19,20 +20,23 @@ success (expectation maximisation), so hard prompts count as much as easy ones.
 --hint                    STaR's rationalisation: prompts without a right answer are asked again
                           with the answer in the prompt, and learnt without it (sec. 3.3)
 
-With --data, rows of `completion` and `reward` are the answers to choose from.
+With --data, rows of `completion` and `reward` are the answers to choose from; what is measured is then
+how likely the policy finds the right ones among the held-out rows.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
 
 from minipost.errors import MinipostError, require
 from minipost.ops import masked_sum
+from minipost.preferences import file_answers
 from minipost.rollout import logprobs, pack
 from minipost.run import Meter, cosine
+from minipost.stats import interval
 from minipost.tasks.base import Problem
-from minipost.trajectories import Trajectories
+from minipost.trajectories import Trajectories, reward_of, stated
 
 TASK = "arithmetic"
 METRIC = "sampled"
@@ -52,8 +56,8 @@ class Config:
     weigh: Literal["answer", "prompt"] = "answer"  # what counts alike
     batch: int = 64             # answers per gradient step (B)
     temperature: float = 1.0    # sampling temperature of the answers
-    lr: float = 2e-4            # peak learning rate (eta); it ends at zero
-    warmup: int = 10            # steps over which the learning rate climbs to its peak
+    lr: float = 2e-4            # peak learning rate of every iteration (eta); it ends near zero
+    warmup: int = 10            # steps over which it climbs to its peak, at most half an iteration
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     def __post_init__(self):
@@ -78,7 +82,7 @@ def keep(run, cfg, data):
     MinipostError where there is none.
     """
     found = {}                                              # prompt: {ids of an answer}
-    collect(found, data, data.problems, data.seqs, data.reward, cfg.least)
+    collect(found, data.problems, data.seqs, data.reward, cfg.least)
     if cfg.hint:
         rationalise(run, cfg, data, found)
     rows = [(prompt, ids) for prompt, answers in found.items() for ids in answers]
@@ -92,23 +96,50 @@ def keep(run, cfg, data):
     return seqs, torch.tensor(each, device=data.reward.device), len(found)
 
 
-def collect(found, data, problems, seqs, reward, least):
+def collect(found, problems, seqs, reward, least):
     """Put the answers of at least this reward to those found, by their problems' prompts."""
-    for problem, targets, mask, value in zip(problems, seqs.targets, seqs.mask, reward.tolist()):
-        if value >= least:
+    right = reward >= reward.new_tensor(least)              # both rounded alike
+    for problem, targets, mask, good in zip(problems, seqs.targets, seqs.mask, right.tolist()):
+        if good:
             found.setdefault(problem.prompt, {})[tuple(targets[mask].tolist())] = True
 
 
 def rationalise(run, cfg, data, found):
     """Ask the problems without a right answer again, each with its answer told."""
-    if not hasattr(run.task, "hint"):
-        raise MinipostError(f"the task {run.task.name} tells no hints (it has no `hint`)")
     failed = list({p.prompt: p for p in data.problems if p.prompt not in found}.values())
     if failed:
         told = [Problem(run.task.hint(p), p.columns) for p in failed]
         rollout, reward = data.answers(told, "hints")
-        collect(found, data, [failed[i] for i in rollout.prompt.tolist()], rollout, reward,
+        collect(found, [failed[i] for i in rollout.prompt.tolist()], rollout, reward,
                 cfg.least)
+
+
+def measure(run, splits, cfg):
+    """The policy's answers; on a file's rewards its mean log-prob per token of the right ones."""
+    if not all(stated(problems[0]) for problems in splits.values()):
+        return run.results(splits)
+    found = {}
+    for split, problems in splits.items():
+        right = [p for p in problems if reward_of(p) >= cfg.least]
+        if not right:
+            raise MinipostError(f"{split}: no row has a reward of at least {cfg.least:g}, so there is "
+                                "nothing to measure")
+        texts = [p.columns["completion"] for p in right]
+        seqs = file_answers(run, [p.prompt for p in right], texts)
+        logp, = run.for_all(lambda batch: [logprobs(run.policy.module, batch)], seqs)
+        values = (logp.sum(1) / seqs.lengths).tolist()
+        found[split] = {"log-prob of right answers": {
+            "score": asdict(interval(values)), "rewards": values, "texts": texts,
+            "rows": [k for k, p in enumerate(problems) if reward_of(p) >= cfg.least]}}
+    return found
+
+
+def check(run, cfg):
+    """MinipostError where a file's answers cannot be learnt from, or no hints are told."""
+    data = Trajectories(run, cfg)
+    data.check()
+    if cfg.hint and (data.given or not hasattr(run.task, "hint")):
+        raise MinipostError(f"the task {run.task.name} tells no hints; leave out --hint")
 
 
 def train(run, cfg):
@@ -130,7 +161,8 @@ def train(run, cfg):
             value, stats = loss(logprobs(policy.module, part), part.mask, w[i], count=count)
             value.backward()
             meter.add(**stats)
-        rate = cosine(cfg.lr, run.step - data.since, data.part, cfg.warmup)
+        rate = cosine(cfg.lr, run.step - data.since, data.length,
+                      min(cfg.warmup, data.length // 2))
         norm = policy.step(rate, cfg.max_grad_norm)
         yield {**meter.means(), "kept": len(kept), "reward": float(data.reward.mean()),
                "solved": solved / len({p.prompt for p in data.problems}), "grad_norm": norm,

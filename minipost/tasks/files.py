@@ -4,11 +4,18 @@
 
     {"prompt": "Praise the soup.\\n", "chosen": "fresh warm", "rejected": "nasty"}
 
+    {"chosen": "Praise the soup. Fresh!", "rejected": "Praise the soup. Nasty."}
+
     {"prompt": "Praise the soup.\\n", "completion": "fresh warm", "label": true}
 
+    {"prompt": "7+5=? Answer:", "completion": " 13", "reward": 0.0}
+
 Every row needs a string `prompt`.  SFT needs a string `completion` too; what learns from pairs the
-strings `chosen` and `rejected`; KTO those, or a `completion` with a `label`, true or false.  All
-keys but `prompt` are columns and reach the reward function as lists.  Blank lines are passed over.
+strings `chosen` and `rejected`, which follow the prompt or, where there is none, begin with it; KTO
+those, or a `completion` with a `label`, true or false; OREO and RFT that, or a `reward` within 0..1.
+What most rows have, all must have.  All keys but `prompt` are columns and reach the reward function as
+lists.  Blank lines are passed over.  A bad row is an error, or with `--on-bad-row skip` left out,
+counted and reported.
 """
 
 import json
@@ -41,39 +48,57 @@ def read(path, skip=False):
     """The file's rows and what is wrong with others: (rows, complaints), each a tuple.
 
     A complaint names file and line and says what was expected.  Unless bad rows are to be skipped,
-    the first of them is raised as a MinipostError.
+    the first that is found is raised as a MinipostError.
     """
     try:
         lines = Path(path).read_bytes().split(b"\n")
     except OSError as error:
         raise MinipostError(f"{path}: could not be read ({error.strerror})") from None
     lines[0] = lines[0].removeprefix(BOM_UTF8)  # which some editors put before the first line
-    complaints = []
+    complaints = []                                         # (line number, sentence)
 
     def good(rows, check):
-        """check(row) of those rows, with their places, of which it finds nothing to complain."""
+        """check(row) of those numbered rows of which it finds nothing to complain, numbered."""
         found = []
-        for where, row in rows:
+        for number, row in rows:
             try:
-                found.append((where, check(row)))
+                found.append((number, check(row)))
             except ValueError as error:
-                complaints.append(f"{where}: {error}")
+                complaints.append((number, f"{path}, line {number}: {error}"))
                 if not skip:
-                    raise MinipostError(complaints[0]) from None
+                    raise MinipostError(complaints[0][1]) from None
         return found
 
-    rows = good(((f"{path}, line {number}", line) for number, line in enumerate(lines, 1)
-                 if line.strip()), parse)
-    # One row says what all of them must have: answers, in pairs, with a label, with a reward.
-    for keys, check in ((("chosen", "rejected"), check_pair), ((), check_texts),
-                        (("completion",), check_completion), (("label",), check_label),
-                        (("reward",), check_reward)):
-        if not keys or any(key in row for _, row in rows for key in keys):
-            rows = good(rows, check)
+    rows = good(((number, line) for number, line in enumerate(lines, 1) if line.strip()), parse)
+    # What most rows have, all must have: answers, in pairs, with a label, with a reward.
+    rows = good(rows, demand(rows, ("chosen", "rejected"), check_pair))
+    rows = good(rows, check_texts)
+    if most_have(rows, ("completion",)):
+        rows = good(rows, check_completion)
+        for key, check in (("label", check_label), ("reward", check_reward)):
+            rows = good(rows, demand(rows, (key,), check))
+    said = [sentence for _, sentence in sorted(complaints)]
     if not rows:
         raise MinipostError(f"{path}: holds no rows; expected one JSON object per line" + (
-            f" (skipped {len(complaints)}; the first was {complaints[0]})" if complaints else ""))
-    return tuple(row for _, row in rows), tuple(complaints)
+            f" (skipped {len(said)}; the first was {said[0]})" if said else ""))
+    return tuple(row for _, row in rows), tuple(said)
+
+
+def most_have(rows, keys):
+    """Whether at least half of some numbered rows have one of these keys."""
+    count = sum(any(key in row for key in keys) for _, row in rows)
+    return 2 * count >= len(rows) and count > 0
+
+
+def demand(rows, keys, check):
+    """`check` where most rows have one of these keys, else a check that none has."""
+    def lacks(row):
+        found = [key for key in keys if key in row]
+        if found:
+            raise ValueError(f"has {found[0]!r}, which most rows lack")
+        return row
+
+    return check if most_have(rows, keys) else lacks
 
 
 def parse(line):
@@ -142,6 +167,8 @@ def check_reward(row):
     value = row.get("reward")
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ValueError(f"expected a number within 0..1 under 'reward', found {value!r:.40}")
+    if "label" in row:
+        raise ValueError("has both 'label' and 'reward'; expected one of them")
     return row
 
 
@@ -151,10 +178,12 @@ def split(data, eval_data, skip):
     rows = read(data, skip)[0]
     tests = read(eval_data, skip)[0] if eval_data else [
         row for row in rows if is_held_out([row["prompt"]])]
-    tests = {row["prompt"]: row for row in tests}
-    heldout = list(tests.values())
+    prompts = {row["prompt"] for row in tests}
+    # A prompt is asked once; of answers that were judged all are looked at.
+    judged = tests and {"label", "reward"} & set(tests[0])
+    heldout = list(tests if judged else {row["prompt"]: row for row in tests}.values())
     random.Random(0).shuffle(heldout)
-    return ([problem(row) for row in rows if row["prompt"] not in tests],
+    return ([problem(row) for row in rows if row["prompt"] not in prompts],
             [problem(row) for row in heldout])
 
 
