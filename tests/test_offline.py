@@ -212,7 +212,7 @@ def test_marks_end_where_growing_prefixes_say(pieces):
             return bytes(ids).decode(errors="replace")
 
     ids = list("".join(pieces).encode())
-    for mark in ("#", "##", "é", "b"):
+    for mark in ("#", "##", "é", "b", "ab"):
         slow = []
         for k in range(len(ids)):
             slow += [k] * (Bytes().decode(ids[: k + 1]).count(mark) - len(slow))
@@ -583,6 +583,11 @@ def test_finished_answers_wait_for_better_ones_and_win_over_unfinished():
     assert beam([""], sample, value, mark=",", width=2, copies=2, depth=5) == ["b,c"]
     assert beam([""], sample, value, mark=",", width=1, copies=2, depth=5) == ["a"]
 
+    worth["b,c"] = 2.0
+    assert beam([""], sample, value, mark=",", width=2, copies=2, depth=5) == ["a"]
+    worth |= {"a": 0.5, "b,": 8.0}
+    assert beam([""], sample, value, mark=",", width=2, copies=2, depth=1) == ["a"]
+
     def endless(texts, n):
         return [["x,"] * n for _ in texts]
 
@@ -666,15 +671,15 @@ def test_searching_with_an_exact_value_finds_better_answers(monkeypatch):
     class Steps(Echo):
         step_end = "c"
 
-    class Longer(torch.nn.Module):
+    class Any(torch.nn.Module):
         def forward(self, tokens):
-            return torch.arange(tokens.shape[1]).double().expand_as(tokens)
+            return (tokens.cumsum(1) % 7).double()
 
-    run, seen = make(Steps(), room=5), []
+    run, seen = make(Steps(), small(), room=5), []
     whole = Run.sample
     monkeypatch.setattr(Run, "sample", lambda self, asked, n, **options: seen.append(
         (len(asked), n, options["stop"])) or whole(self, asked, n, **options))
-    _, texts = searched(run, problems, Longer(), 3, 9)
+    _, texts = searched(run, problems, Any(), 3, 9)
     assert seen[0] == (40, 9, {3 + Letters.letters.index("c")}) and len(seen) > 2
     assert any("c" in text[:-1] for text in texts) and max(map(len, texts)) == 5
 
