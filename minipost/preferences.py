@@ -105,6 +105,7 @@ def file_answers(run, prompts, answers):
                 [vocabulary.response(text) for text in answers], vocabulary.pad)
     limit, longest = policy.config.max_position_embeddings, seqs.tokens.shape[1]
     if longest > limit:
-        raise MinipostError(f"a prompt with one of its answers has {longest} tokens; the model's "
-                            f"context holds {limit}")
+        row = int((seqs.mask.int().cumsum(1).argmax(1)).argmax())  # whose last token stands furthest
+        raise MinipostError(f"the prompt {prompts[row][:40]!r} with its answer {answers[row][:40]!r} "
+                            f"has {longest} tokens; the model's context holds {limit}")
     return seqs.to(policy.device)

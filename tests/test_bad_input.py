@@ -183,6 +183,27 @@ def test_an_answer_without_a_reward_among_such(command, fails, tmp_path, algo, l
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("algo", ["oreo", "rft"])
+def test_what_cannot_be_learnt_from_is_said_before_anything_is_written(command, fails, tmp_path,
+                                                                      algo):
+    path, rows = tmp_path / "answers.jsonl", []
+    for k in range(40):
+        rows.append({"prompt": f"{k}", "completion": "b", "reward": 1.0})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fails([*command(algo, "--iterations", 2), "--data", path], "iterations is 2", "given once")
+    fails(command(algo, "--iterations", 9, "--steps", 8), "iterations is 9", "at most one per step")
+    if algo == "rft":
+        fails([*command(algo, "--hint", True), "--data", path], "tells no hints")
+        fails(command(algo, "--hint", True, "--task", "countdown"), "tells no hints")
+    rows[7]["completion"] = "x" * 300
+    rows[7]["prompt"] = "7 is long"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held = tmp_path / "held.jsonl"
+    held.write_text(json.dumps(rows[3]))
+    fails([*command(algo), "--data", path, "--eval-data", held], "'7 is long'", "context holds 64")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_reward_and_a_label_say_the_same_twice_or_not_the_same(command, fails, tmp_path):
     path = tmp_path / "answers.jsonl"
     path.write_bytes(ANSWER.replace(b"}", b', "label": true}') * 9)
