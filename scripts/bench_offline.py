@@ -8,33 +8,33 @@ from scripts.bench_alignment import ONE, THREE, show, trained
 
 STUDENT = ("--model", "checkpoints/student", "--task", "arithmetic", "--direct", "True")
 RUNS = {  # what: (options, seeds, metrics to show, the first of them first)
-    "preferences": ({
-        "dpo": THREE, "ipo": ONE, "simpo": ONE, "orpo": ONE, "kto": ONE, "mdpo": ONE,
-        "dpo --noise 0.2": ONE, "dpo --noise 0.2 --flip 0.2": ONE,
-        "dpo --noise 0.2 --flip 0.2 --robust True": ONE, "dpo --likeliest 0.9": ONE,
-    }, ("win rate", "sampled", "greedy")),
     "oreo": ({
         "oreo": THREE, "oreo --level token --alpha 0.01": ONE,
         "oreo --level response --alpha 0.3": ONE, "oreo --iterations 2": ONE,
     }, ("sampled", "greedy", "value-guided beam")),
-    "rft": ({
-        "rft": THREE, "rft --weigh prompt": ONE, "rft --iterations 3": ONE,
-        "rft --iterations 3 --restart True": ONE,
-        "rft --iterations 3 --restart True --hint True": ONE,
-    }, ("sampled", "greedy")),
     "distill": ({
         "distill": THREE, "distill --mix 0.5": ONE, "distill --mix 1": ONE,
         "distill --on-policy 0": ONE, "distill --on-policy 1": ONE,
         "distill --on-policy 0 --level sequence": ONE,
         " ".join(("sft", *STUDENT, "--steps 400 --batch 128")): ONE,
     }, ("greedy", "sampled", "teacher greedy", "teacher sampled")),
+    "rft": ({
+        "rft": THREE, "rft --weigh prompt": ONE, "rft --iterations 3": ONE,
+        "rft --iterations 3 --restart True": ONE,
+        "rft --iterations 3 --restart True --hint True": ONE,
+    }, ("sampled", "greedy")),
+    "preferences": ({
+        "dpo": THREE, "ipo": ONE, "simpo": ONE, "orpo": ONE, "kto": ONE, "mdpo": ONE,
+        "dpo --noise 0.2": ONE, "dpo --noise 0.2 --flip 0.2": ONE,
+        "dpo --noise 0.2 --flip 0.2 --robust True": ONE, "dpo --likeliest 0.9": ONE,
+    }, ("win rate", "sampled", "greedy")),
 }
 WANTED = {
-    "preferences": "Wanted of dpo: a win rate against the starting policy of at least 0.85.",
     "oreo": "Wanted: value-guided beam above greedy, beyond the interval.",
-    "rft": "",
     "distill": "Wanted: at least half of the gap between student and teacher closed.  The last row "
                "is no distillation: the student learns the exact answers.",
+    "rft": "",
+    "preferences": "Wanted of dpo: a win rate against the starting policy of at least 0.85.",
 }
 
 
@@ -73,8 +73,9 @@ def offline(args, machine, table, write):
             lines += ["Share of the gap closed: " + "; ".join(gaps) + ".", ""]
         if WANTED[part]:
             lines += [WANTED[part], ""]
-    write(args.out, "offline", [
-        "## Pairs, fixed sets of answers, teachers", "", machine(), "",
-        "`python -m scripts.bench offline`; each row is `python -m minipost.train --algo RUN --seed "
-        "SEED`.  Held out, before and after, 95% intervals of the evaluation.", "", *lines[:-1],
-    ])
+        write(args.out, "offline", [    # as far as it has come
+            "## Pairs, fixed sets of answers, teachers", "", machine(), "",
+            "`python -m scripts.bench offline`; each row is `python -m minipost.train --algo RUN "
+            "--seed SEED`.  Held out, before and after, 95% intervals of the evaluation.", "",
+            *lines[:-1],
+        ])

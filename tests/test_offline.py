@@ -315,6 +315,11 @@ def test_star_starts_each_part_from_the_first_weights():
     moved = [(seen[restart, 2][1] - first).norm() for restart in (True, False)]
     assert moved[0] < 0.7 * moved[1]
     assert [seen[True, k][2] for k in range(4)] == [1e-2, 0.5e-2, 1e-2, 0.5e-2]
+    run, rates = make(Half()), []
+    steps = rft.train(run, rft.Config(steps=8, prompts=8, copies=8, iterations=2, lr=1.0, warmup=9))
+    for run.step in range(8):
+        rates.append(next(steps)["learning_rate"])
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.5] * 2)
 
 
 def test_hints_are_told_to_problems_without_a_right_answer_and_learnt_without():
