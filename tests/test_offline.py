@@ -482,8 +482,8 @@ def test_what_is_shown_of_the_teacher_is_the_teachers(monkeypatch):
     assert found["greedy"]["texts"] != found["teacher greedy"]["texts"]
 
 
-@pytest.mark.parametrize("level", ["word", "sequence"])
-def test_a_step_of_distillation_learns_from_what_the_docstring_says(monkeypatch, level):
+@pytest.mark.parametrize("level, mix", [("word", 0.3), ("word", 0.0), ("sequence", 0.0)])
+def test_a_step_of_distillation_learns_from_what_the_docstring_says(monkeypatch, level, mix):
     """What the loss is given, over micro-batches, against a recomputation; and how it was sampled."""
     teacher = small(1)
     Teacher(monkeypatch, teacher)
@@ -493,8 +493,8 @@ def test_a_step_of_distillation_learns_from_what_the_docstring_says(monkeypatch,
         (options["temperature"], options["module"] is None)) or sample(self, *args, **options))
     monkeypatch.setattr(distill, "loss", lambda logits, logq_all, **options: given.append(
         (logits, logq_all, options)) or whole(logits, logq_all, **options))
-    options = dict(on_policy=0.0, level=level) if level == "sequence" else dict(mix=0.3)
-    cfg = distill.Config(batch=8, temperature=1.3, **options)
+    share = 0.0 if level == "sequence" else 0.5
+    cfg = distill.Config(batch=8, temperature=1.3, level=level, mix=mix, on_policy=share)
     batch = distill.answers(run, cfg, teacher)
     asked.clear()
     next(distill.train(run, cfg))
