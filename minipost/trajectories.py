@@ -96,8 +96,9 @@ class Trajectories:
 
 
 def stated(problem):
-    """Whether a row of a file comes with the reward of its completion."""
-    return "reward" in problem.columns or "label" in problem.columns
+    """Whether a row of a file comes with a completion and what that is worth."""
+    columns = set(problem.columns)
+    return "completion" in columns and bool({"reward", "label"} & columns)
 
 
 def reward_of(problem):

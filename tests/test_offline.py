@@ -155,6 +155,16 @@ def test_a_files_answers_and_rewards(tmp_path, key):
         Trajectories(run, oreo.Config(iterations=2))
 
 
+def test_a_reward_without_a_completion_is_a_column_like_any_other(tmp_path):
+    for name, prompts in (("train", "abcd"), ("test", "e")):
+        (tmp_path / name).write_text("".join(
+            json.dumps({"prompt": p, "letter": p, "reward": 5}) + "\n" for p in prompts))
+    run = make(files.File(str(tmp_path / "train"), str(tmp_path / "test")))
+    run.reward = lambda prompts, completions, letter, reward: [float(r) for r in reward]
+    data = Trajectories(run, CFG)
+    assert data.refresh() and not data.given and set(data.reward.tolist()) == {5.0}
+
+
 def test_oreo_on_a_file_says_how_often_the_implied_reward_is_right(tmp_path):
     run = make(answer_file(tmp_path, "label"))
     steps = oreo.train(run, oreo.Config(steps=30, batch=9, lr=1e-2, critic_lr=1e-2, warmup=1))
