@@ -2,7 +2,8 @@
 
     python -m scripts.bench learning     held-out accuracy before and after, three seeds a method
     python -m scripts.bench alignment    reward models, RLHF and RLAIF, with and without a KL price
-    python -m scripts.bench offline      pairs, fixed sets of answers, teachers: DPO to distillation
+    python -m scripts.bench offline      fixed sets of answers and teachers: OREO, RFT, distillation
+    python -m scripts.bench preferences  DPO, with wrong labels and without
     python -m scripts.bench fisher       TRPO's Fisher-vector product in its two forms
     python -m scripts.bench speed        side by side with TRL and transformers (extra `bench`)
 
@@ -446,7 +447,8 @@ def other(part):
 
 
 PARTS = {"learning": learning, "alignment": other(bench_alignment.alignment),
-         "offline": other(bench_offline.offline), "fisher": other(bench_alignment.fisher),
+         "offline": other(bench_offline.offline),
+         "preferences": other(bench_offline.preferences), "fisher": other(bench_alignment.fisher),
          "speed": speed}
 
 

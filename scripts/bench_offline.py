@@ -1,13 +1,13 @@
-"""The offline part of BENCHMARKS.md: `python -m scripts.bench offline`.
+"""The parts offline and preferences of BENCHMARKS.md: `python -m scripts.bench offline preferences`.
 
-Methods that learn from pairs, from a fixed set of answers, or from a teacher, each with its demo's
-settings and with some of its switches.
+offline: methods that learn from a fixed set of answers or from a teacher.  preferences: DPO and its
+relatives.  Each runs with its demo's settings and with some of its switches.
 """
 
 from scripts.bench_alignment import ONE, THREE, show, trained
 
 STUDENT = ("--model", "checkpoints/student", "--task", "arithmetic", "--direct", "True")
-RUNS = {  # what: (options, seeds, metrics to show, the first of them first)
+OFFLINE = {  # what: (options, seeds, metrics to show, the first of them first)
     "oreo": ({
         "oreo": THREE, "oreo --level token --alpha 0.01": ONE,
         "oreo --level response --alpha 0.3": ONE, "oreo --iterations 2": ONE,
@@ -23,9 +23,10 @@ RUNS = {  # what: (options, seeds, metrics to show, the first of them first)
         "rft --iterations 3 --restart True": ONE,
         "rft --iterations 3 --restart True --hint True": ONE,
     }, ("sampled", "greedy")),
+}
+PREFERENCES = {
     "preferences": ({
-        "dpo": THREE, "ipo": ONE, "simpo": ONE, "orpo": ONE, "kto": ONE, "mdpo": ONE,
-        "dpo --noise 0.2": ONE, "dpo --noise 0.2 --flip 0.2": ONE,
+        "dpo": THREE, "dpo --noise 0.2": ONE, "dpo --noise 0.2 --flip 0.2": ONE,
         "dpo --noise 0.2 --flip 0.2 --robust True": ONE, "dpo --likeliest 0.9": ONE,
     }, ("win rate", "sampled", "greedy")),
 }
@@ -50,32 +51,42 @@ def closed(rows):
 
 
 def offline(args, machine, table, write):
+    report(args, machine, table, write, "offline", "Fixed sets of answers, and teachers", OFFLINE)
+
+
+def preferences(args, machine, table, write):
+    report(args, machine, table, write, "preferences", "Pairs, with wrong labels among them",
+           PREFERENCES)
+
+
+def report(args, machine, table, write, name, title, parts):
+    """Make all runs of some parts, and write the part of BENCHMARKS.md as far as it has come."""
     lines, gaps = [], []
-    for part, (runs, metrics) in RUNS.items():
+    for part, (runs, metrics) in parts.items():
         rows = []
-        for name, seeds in runs.items():
+        for run, seeds in runs.items():
             for seed in seeds[:1] if args.quick else seeds:
-                found = trained(args, name, (), seed)
+                found = trained(args, run, (), seed)
                 if isinstance(found, str):
-                    rows.append([f"`{name}`", str(seed), f"failed: {found}",
+                    rows.append([f"`{run}`", str(seed), f"failed: {found}",
                                  *[""] * len(metrics)])
                     continue
                 summary = found[0]
                 scores = {key.partition(",")[0]: row for key, row in summary["all"].items()}
                 cells = [f"{scores[m]['before']['value']:.3f} -> {show(scores[m]['after'])}"
                          if m in scores else "" for m in metrics]
-                rows.append([f"`{name}`", str(seed), *cells, f"{summary['seconds']:.0f}"])
+                rows.append([f"`{run}`", str(seed), *cells, f"{summary['seconds']:.0f}"])
                 print(" | ".join(rows[-1]), flush=True)
                 if part == "distill" and "teacher greedy" in scores:
-                    gaps.append(f"`{name}`, seed {seed}: {closed(scores)}")
+                    gaps.append(f"`{run}`, seed {seed}: {closed(scores)}")
         lines += [*table(["run", "seed", *metrics, "training s"], rows), ""]
         if part == "distill" and gaps:
             lines += ["Share of the gap closed: " + "; ".join(gaps) + ".", ""]
         if WANTED[part]:
             lines += [WANTED[part], ""]
-        write(args.out, "offline", [    # as far as it has come
-            "## Pairs, fixed sets of answers, teachers", "", machine(), "",
-            "`python -m scripts.bench offline`; each row is `python -m minipost.train --algo RUN "
+        write(args.out, name, [
+            f"## {title}", "", machine(), "",
+            f"`python -m scripts.bench {name}`; each row is `python -m minipost.train --algo RUN "
             "--seed SEED`.  Held out, before and after, 95% intervals of the evaluation.", "",
             *lines[:-1],
         ])

@@ -642,7 +642,7 @@ def test_an_answer_has_so_many_tokens_in_all_its_steps():
     beginnings = [texts[0] + more for more in set(said[0]) if more.endswith("c")]
     assert len(beginnings) > 2
     for _ in range(4):
-        nexts = sample(beginnings, 8)
+        nexts = sample(beginnings, 100)
         for text, found in zip(beginnings, nexts):
             longest = max(longest, *(len(text) - 2 + len(more) for more in found))
         beginnings = list({text + more for text, found in zip(beginnings, nexts) for more in found
