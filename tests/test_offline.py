@@ -634,7 +634,8 @@ def test_continuations_end_at_the_mark_and_are_drawn_afresh_each_time():
 
 def test_an_answer_has_so_many_tokens_in_all_its_steps():
     """run.room of them however often it is gone on with, and no more than the context holds."""
-    run = make(model=tiny(context=16), room=6)
+    run = make(model=small(), room=6)
+    assert run.policy.module.config.max_position_embeddings == 16
     sample, texts, longest = sampler(run, "c"), ["ab", "abcdefgabcdefga", "abcdefgabcde"], 0
     said = sample(texts, 200)
     assert said[1] == [""] * 200                            # BOS and 15 letters fill the context
