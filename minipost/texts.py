@@ -55,7 +55,8 @@ def sampler(run, mark=""):
                 if mark and (first := ends(vocabulary, ids, mark)):
                     ids = ids[: first[0] + 1]
                 found[k][place % n] = more = vocabulary.decode(ids)
-                used[texts[k] + more] = used.get(texts[k], 0) + len(ids)
+                if more:                                    # else it is the same text, and ended
+                    used[texts[k] + more] = run.room - left[k] + len(ids)
         return found
 
     return sample

@@ -649,6 +649,7 @@ def test_an_answer_has_so_many_tokens_in_all_its_steps():
         beginnings = list({text + more for text, found in zip(beginnings, nexts) for more in found
                            if more.endswith("c")})[:20] or beginnings
     assert longest == 6
+    assert max(map(len, sample(texts[:1], 200)[0])) == 6    # of a text that ended at once, too
 
 
 def test_a_mark_of_several_tokens_ends_a_continuation_too():
