@@ -197,6 +197,7 @@ def test_what_cannot_be_learnt_from_is_said_before_anything_is_written(command, 
         fails(command(algo, "--hint", True, "--task", "countdown"), "tells no hints")
     rows[7]["completion"] = "x" * 300
     rows[7]["prompt"] = "7 is long"
+    path = tmp_path / "long.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     held = tmp_path / "held.jsonl"
     held.write_text(json.dumps(rows[3]))

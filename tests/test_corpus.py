@@ -94,7 +94,7 @@ def test_the_facts_themselves_are_not_in_the_corpus():
 def test_the_same_seed_trains_the_same_base_model(tmp_path):
     """One step of pre-training, twice from one seed and once from another, byte for byte."""
     def weights(name, seed):
-        pretrain(Namespace(steps=1, seed=seed, out=tmp_path / name))
+        pretrain(Namespace(shape="base", steps=1, seed=seed, out=tmp_path / name))
         return (tmp_path / name / "model.safetensors").read_bytes()
 
     first = weights("a", 0)
