@@ -201,12 +201,11 @@ def verdict(found):
     ours = scores(found["oreo"], "sampled")
     gaps = {algo: difference(ours, scores(runs, "sampled")) for algo, runs in found.items()
             if algo != "oreo"}
-    said = [(f"OREO's policy is ahead of {{}} beyond the interval", [a for a, g in gaps.items()
-                                                                    if g.low > 0]),
+    said = [("ahead of {} beyond the interval", [a for a, g in gaps.items() if g.low > 0]),
             ("not told from {}", [a for a, g in gaps.items() if g.low <= 0 <= g.high]),
             ("behind {} beyond the interval", [a for a, g in gaps.items() if g.high < 0])]
     gain = difference(scores(found["oreo"], "beam"), scores(found["oreo"], "greedy"))
-    return ("; ".join(text.format(listed(names)) for text, names in said if names)
+    return ("OREO's policy is " + "; ".join(text.format(listed(names)) for text, names in said if names)
             + f".  Value-guided beam less greedy, of OREO: {signed(gain)}.")
 
 
