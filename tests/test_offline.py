@@ -667,6 +667,14 @@ def test_a_value_is_read_after_the_last_token():
     with torch.no_grad():
         expected = [float(model(torch.tensor([Letters().prompt(text)]))[0, -1]) for text in texts]
     assert reader(run, model)(texts) == pytest.approx(expected)
+    long = "abcdefgh" * 9                                   # of which the context holds 64 - 1
+    assert reader(run, model)([long]) == pytest.approx(reader(run, model)([long[:63]]))
+
+
+def test_what_else_ends_a_response():
+    rollout = make(model=small(), room=9).look([Problem("ab")], 60, 1.0, stop={5})
+    ends = [5 in ids[:-1] for ids in (t[m].tolist() for t, m in zip(rollout.targets, rollout.mask))]
+    assert not any(ends) and (rollout.targets == 5).any()
 
 
 def test_searching_with_an_exact_value_finds_better_answers(monkeypatch):
