@@ -144,26 +144,35 @@ def make(args, runner):
     for seed in range(args.seeds):
         for algo in args.methods:
             directory = place(args, algo, seed)
-            shown = directory.relative_to(ROOT) if directory.is_relative_to(ROOT) else directory
-            given = flags(args, algo, seed)
-            needs, failed = to_do(directory, train.parse(given), origin), None
             count = sum(map(len, found.values())) + 1
             print(f"{count}/{total}  {algo}, seed {seed}: ", end="", flush=True)
-            if needs == "start":
-                clear(directory, origin)
-                failed = runner.run(directory, [*given, "--out", str(shown)])
-            elif needs == "resume":
-                failed = runner.run(directory, ["--resume", str(shown)])
+            needs, failed = complete(runner, directory, flags(args, algo, seed), origin)
             if runner.stopped:
                 print("stopped")
                 return None
             outcome = Failure(seed, failed) if failed else read(directory)
             found[algo].append(outcome)
-            print(f"failed: {failed} (see {shown}/log.txt)" if failed else
+            print(f"failed: {failed} (see {shown(directory)}/log.txt)" if failed else
                   f"{outcome.before.value:.3f} -> {outcome.after.value:.3f}, "
                   f"{outcome.tokens:,} tokens, {outcome.seconds:.0f} s"
                   + (", made earlier" if needs == "nothing" else ""), flush=True)
     return found
+
+
+def shown(directory):
+    """A run directory as it is named to the run and to the reader."""
+    return directory.relative_to(ROOT) if directory.is_relative_to(ROOT) else directory
+
+
+def complete(runner, directory, given, origin):
+    """Start or continue a run where that is needed: (what it needed, what it said if it failed)."""
+    needs, failed = to_do(directory, train.parse(given), origin), None
+    if needs == "start":
+        clear(directory, origin)
+        failed = runner.run(directory, [*given, "--out", str(shown(directory))])
+    elif needs == "resume":
+        failed = runner.run(directory, ["--resume", str(shown(directory))])
+    return needs, failed
 
 
 def clear(directory, origin):

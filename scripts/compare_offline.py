@@ -32,7 +32,7 @@ from minipost.stats import Score
 from minipost.tasks import Arithmetic, Countdown
 from scripts.bench import last_line, machine, table, write
 from scripts.compare import (
-    Runner, average, clear, difference, fingerprint, listed, signed, to_do,
+    Runner, average, complete, difference, fingerprint, listed, signed,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -153,13 +153,8 @@ def make(args, runner, name):
         for algo in METHODS:
             if runner.stopped:
                 return None
-            given, directory = flags(args, setting, folder, algo, seed), folder / algo
-            needs, failed = to_do(directory, train.parse(given), origin), None
-            if needs == "start":
-                clear(directory, origin)
-                failed = runner.run(directory, [*given, "--out", str(directory)])
-            elif needs == "resume":
-                failed = runner.run(directory, ["--resume", str(directory)])
+            directory = folder / algo
+            _, failed = complete(runner, directory, flags(args, setting, folder, algo, seed), origin)
             if runner.stopped:
                 return None
             if failed:

@@ -139,6 +139,14 @@ def test_rows_without_completions(command, fails, tmp_path):
 PAIR = b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
 
 
+def third_line_fails(command, fails, folder, algo, good, line, part):
+    """A bad line among good ones is named, and nothing is written."""
+    path = folder / "rows.jsonl"
+    path.write_bytes(good + b"\n" + line + b"\n" + good * 40)
+    fails([*command(algo), "--data", path], f"{path}, line 3:", part)
+    assert not (folder / "run").exists()
+
+
 @pytest.mark.parametrize("algo", ["reward", "dpo"])
 @pytest.mark.parametrize("line, part", [
     (b'{"prompt": "a", "chosen": "b"}', "'rejected', found None"),
@@ -154,10 +162,7 @@ PAIR = b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
     (b'{"prompt": null, "chosen": "a", "rejected": "b"}', "'prompt', found None"),
 ])
 def test_a_row_that_is_no_pair_among_pairs(command, fails, tmp_path, algo, line, part):
-    path = tmp_path / "pairs.jsonl"
-    path.write_bytes(PAIR + b"\n" + line + b"\n" + PAIR * 40)
-    fails([*command(algo), "--data", path], f"{path}, line 3:", part)
-    assert not (tmp_path / "run").exists()
+    third_line_fails(command, fails, tmp_path, algo, PAIR, line, part)
 
 
 ANSWER = b'{"prompt": "a", "completion": "b", "reward": 0.5}\n'
@@ -177,10 +182,7 @@ ANSWER = b'{"prompt": "a", "completion": "b", "reward": 0.5}\n'
     (b'{"prompt": "a", "chosen": "b", "rejected": "c"}', "has 'chosen', which most rows lack"),
 ])
 def test_an_answer_without_a_reward_among_such(command, fails, tmp_path, algo, line, part):
-    path = tmp_path / "answers.jsonl"
-    path.write_bytes(ANSWER + b"\n" + line + b"\n" + ANSWER * 40)
-    fails([*command(algo), "--data", path], f"{path}, line 3:", part)
-    assert not (tmp_path / "run").exists()
+    third_line_fails(command, fails, tmp_path, algo, ANSWER, line, part)
 
 
 @pytest.mark.parametrize("algo", ["oreo", "rft"])

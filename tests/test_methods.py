@@ -8,8 +8,7 @@ import pytest
 import torch
 from fakes import Echo, Letters, sequences, tiny
 from hypothesis import given, settings, strategies as st
-from test_ops import central
-from torch.func import jacrev
+from test_ops import hold_gradient
 
 from minipost.errors import MinipostError
 from minipost.methods import (
@@ -65,14 +64,8 @@ def inputs(module, seed):
 def test_hand_gradient_equals_autograd_and_differences(name, seed):
     module, learnt, options = CASES[name]
     given_ = inputs(module, seed)
-    hand = module.loss_grad(**given_, **options)
-    assert sorted(hand) == sorted(learnt)
+    hand = hold_gradient(module, given_, learnt, options)
     for key in learnt:
-        def value(x):
-            return module.loss(**{**given_, key: x}, **options)[0]
-
-        assert torch.allclose(hand[key], jacrev(value)(given_[key]), atol=1e-12)
-        assert torch.allclose(hand[key], central(value, given_[key]), atol=1e-8)
         assert not hand[key][~given_["mask"]].any()         # exactly zero off the mask
 
 
