@@ -2,11 +2,14 @@
 #
 #   make demo-grpo          train, and see before and after on held-out problems (any method: demo-NAME)
 #   make demo-grpo STEPS=5  the same, cut short
+#   make demo-tot           a test-time method, before and after (N=20: on so many problems)
 #   make demos              every method's demo and one table; LINES=10 trims what each one prints
 #   make test               the whole suite
 #   make base               train checkpoints/base again, from nothing
 #   make student            the same for checkpoints/student, from which distillation starts
-#   make card               measure both and write their model cards
+#   make thinker            train checkpoints/thinker, which the test-time methods ask, from the base
+#   make verifier           train checkpoints/verifier, which chooses among the thinker's answers
+#   make card               measure them and write their model cards
 #   make data               write data/simple_tasks.jsonl again from its tables
 #   make bench              measure what BENCHMARKS.md says (installs TRL and transformers)
 #   make compare            the RL methods at an equal budget of tokens: table and plot (matplotlib)
@@ -18,8 +21,11 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STEPS ?=
 LINES ?=
+N ?=
+# A file in minipost/test_time/ is a test-time method.
+TEST_TIME = $(subst _,-,$(basename $(notdir $(wildcard minipost/test_time/[a-z]*.py))))
 
-.PHONY: help test demos base student card data bench compare compare-offline clean
+.PHONY: help test demos base student thinker verifier card data bench compare compare-offline clean
 .PRECIOUS: $(VENV)/.%
 
 help:
@@ -38,11 +44,14 @@ $(VENV)/.%: $(VENV)/.core
 	@$(INSTALL) -e ".[$*]"
 	@touch $@
 
+$(addprefix demo-,$(TEST_TIME)): demo-%: $(VENV)/.core
+	@$(BIN)/python -m minipost.evaluate --method $* --out runs/demo-$* $(if $(N),--n $(N))
+
 demo-%: $(VENV)/.core
 	@$(BIN)/python -m minipost.train --algo $* --out runs/demo-$* $(if $(STEPS),--steps $(STEPS))
 
 demos: $(VENV)/.core
-	@$(BIN)/python -m scripts.demos $(if $(LINES),--lines $(LINES)) $(if $(STEPS),--steps $(STEPS))
+	@$(BIN)/python -m scripts.demos $(if $(LINES),--lines $(LINES)) $(if $(STEPS),--steps $(STEPS)) $(if $(N),--n $(N))
 
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest
@@ -52,6 +61,12 @@ base: $(VENV)/.core
 
 student: $(VENV)/.core
 	@$(BIN)/python -m scripts.pretrain --shape student
+
+thinker: $(VENV)/.core
+	@$(BIN)/python -m scripts.pretrain --shape thinker
+
+verifier: $(VENV)/.core
+	@$(BIN)/python -m scripts.pretrain_verifier
 
 card: $(VENV)/.core
 	@$(BIN)/python -m scripts.card

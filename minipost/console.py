@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from minipost.stats import interval
+
 LIVE = ("reward", "gold", "accuracy", "loss", "kl", "entropy")  # of a method's metrics
 
 
@@ -100,6 +102,21 @@ class Console:
         for line in [*lines[: -1 : gap], *lines[-1:]]:
             values = (line.get(name) for name in columns)
             table.add_row(str(line["step"]), *("" if v is None else f"{v:.3g}" for v in values))
+        self.rich.print(table)
+
+    def arms(self, found, before, gains):
+        """The arms of a test-time method: accuracy, tokens per problem, and the gain over `before` where
+        it answered the same problems."""
+        table = Table(box=box.SIMPLE_HEAD)
+        for name in ("way to answer", "n", "accuracy [95%]", "tokens", f"less {before!r} [95%]"):
+            table.add_column(name)
+        for name, row in found.items():
+            s, same = row["score"], len(row["rewards"]) == len(found[before]["rewards"])
+            gain = ""
+            if same and name != before:
+                g = interval(gains(found[before], row))
+                gain = f"{g.value:+.3f} [{g.low:+.3f}, {g.high:+.3f}]"
+            table.add_row(name, str(s["n"]), score(s), f"{row['tokens']:,.0f}", gain)
         self.rich.print(table)
 
     def result(self, summary, directory):

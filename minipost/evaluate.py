@@ -3,6 +3,7 @@
     python -m minipost.evaluate --model checkpoints/base                 the model card's table
     python -m minipost.evaluate --model runs/x/model --task arithmetic --terms 8 --n 500
     python -m minipost.evaluate --model runs/oreo/model --value runs/oreo/critic --task countdown
+    python -m minipost.evaluate --method tot --help                      a test-time method
 
 Without --task every task that the base model was made for is measured, greedy and sampled.  With
 --value, what OREO saves beside its policy, or any reward model, a beam search over steps too.
@@ -13,8 +14,11 @@ import json
 import sys
 from dataclasses import asdict
 
+from minipost import inference
 from minipost.errors import MinipostError
 from minipost.stats import Score, interval
+
+PROG = "python -m minipost.evaluate"
 
 
 def splits(task, n):
@@ -46,8 +50,11 @@ def standard_tasks():
 def main(argv=None):
     from minipost.train import fail_in_one_sentence
 
+    argv = sys.argv[1:] if argv is None else argv
+    if any(argument.partition("=")[0] == "--method" for argument in argv):
+        return fail_in_one_sentence(lambda: inference.evaluate(argv, PROG))
     parser = argparse.ArgumentParser(
-        prog="python -m minipost.evaluate", description=__doc__, allow_abbrev=False,
+        prog=PROG, description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", default="checkpoints/base", help="model directory")
@@ -81,7 +88,7 @@ def table(args, rest):
             raise MinipostError(f"no task {args.task!r}; there are {', '.join(TASKS)}")
         import tyro
 
-        task = tyro.cli(TASKS[args.task], args=rest, prog="python -m minipost.evaluate",
+        task = tyro.cli(TASKS[args.task], args=rest, prog=PROG,
                         config=(tyro.conf.FlagConversionOff,))
         tasks = {args.task: task}
     workers = args.workers or parallel.default_workers("cpu")

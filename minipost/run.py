@@ -19,10 +19,11 @@ import torch
 
 from minipost import parallel
 from minipost.errors import MinipostError
-from minipost.rollout import Rollout, final_score, generate, logprobs, repeats
+from minipost.rollout import Rollout, concat, final_score, generate, logprobs, repeats
 from minipost.stats import interval
 
 ANSWERS = {"greedy": 0.0, "sampled": 1.0}  # how held-out problems are answered: temperatures
+ROWS = 1024  # sequences that a rank samples at once, at most; their caches take the memory
 SKIPS_ALLOWED = 5  # steps in a row that may be dropped for a gradient that is not finite
 
 
@@ -260,14 +261,14 @@ class Run:
         prompts = [self.vocabulary.prompt(p.prompt) for p in problems]
         mine, repeat = parallel.share(range(len(prompts))), repeats(prompts)
         seed = (self.seed, self.step, zlib.crc32(purpose.encode()))
-        part = None
+        size, part = max(1, ROWS // copies), None
         if len(mine):
-            part = generate(
-                module, [prompts[i] for i in mine], copies, room=room,
+            part = concat([generate(
+                module, [prompts[i] for i in piece], copies, room=room,
                 eos={*self.vocabulary.eos, *stop}, pad=self.vocabulary.pad,
-                temperature=temperature, seed=seed,
-                repeat=[repeat[i] for i in mine],
-            )
+                temperature=temperature, seed=seed, repeat=[repeat[i] for i in piece],
+            ) for piece in (mine[k : k + size] for k in range(0, len(mine), size))],
+                self.vocabulary.pad)
         rollout = gather(part, mine.start * copies, len(prompts) * copies, prompts, room,
                          self.vocabulary, module.device)
         self.tokens += int(rollout.mask.sum())

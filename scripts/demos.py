@@ -6,15 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+from minipost import inference
 from minipost.train import algorithms
 
 
 def demo(name, args):
     """Run one demo, show the last lines of what it prints, and return its summary or None."""
     out = Path("runs") / f"demo-{name}"
-    command = [sys.executable, "-m", "minipost.train", "--algo", name, "--out", str(out)]
-    if args.steps:
-        command += ["--steps", str(args.steps)]
+    if name in inference.names():
+        command = [sys.executable, "-m", "minipost.evaluate", "--method", name, "--out", str(out)]
+        command += ["--n", str(args.n)] if args.n else []
+    else:
+        command = [sys.executable, "-m", "minipost.train", "--algo", name, "--out", str(out)]
+        command += ["--steps", str(args.steps)] if args.steps else []
     print(f"== {name}", flush=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines = done.stdout.splitlines()
@@ -27,9 +31,10 @@ def demo(name, args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lines", type=int, default=0, help="show only the last so many lines")
-    parser.add_argument("--steps", type=int, default=0, help="cut each demo to so many steps")
+    parser.add_argument("--steps", type=int, default=0, help="cut each training demo to so many steps")
+    parser.add_argument("--n", type=int, default=0, help="problems of each test-time demo")
     args = parser.parse_args()
-    found = {name: demo(name, args) for name in algorithms()}
+    found = {name: demo(name, args) for name in (*algorithms(), *inference.names())}
     print("\n| method | task | metric | before [95%] | after [95%] | seconds |")
     print("|---|---|---|---|---|---|")
     for name, s in found.items():

@@ -1,11 +1,14 @@
-"""Train checkpoints/base and checkpoints/student from nothing: `make base`, `make student`.
+"""Train checkpoints/base, student and thinker from nothing: `make base`, `make student`, `make thinker`.
 
-The corpus is written on the fly by the tasks: worked sums with slips, sums whose steps are checked
+The corpus of the first two is written on the fly by the tasks: worked sums with slips, sums whose steps are checked
 and mended on the way, sums answered directly, countdown moves good and bad, praise in words good
 and bad, comparisons of two such praises under a written principle, and the words that the facts are
 made of, without the facts.  Problems come from the training splits only.  The slips and the bad moves
 are there on purpose: a base model that has seen mistakes makes them, and so leaves the methods
 something to mend.
+
+The thinker's corpus is in scripts/thoughts.py.  Its documents are of very different length, and a
+verdict of one word would be lost among the tokens of worked answers, so each document counts the same.
 
 The model learns to answer and not to ask: the loss is on completions.  Everything is derived from
 the seed, so the same machine and number of workers give the same file.
@@ -18,16 +21,20 @@ import re
 import time
 from pathlib import Path
 
+import torch
+
 from minipost import checkpoint, parallel
 from minipost.gpt import GPT, GPTConfig
 from minipost.methods import sft
-from minipost.run import Learner, Run
+from minipost.rollout import logprobs
+from minipost.run import Learner, Meter, Run, cosine
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.base import Problem, is_held_out, question
 from minipost.tasks.countdown import Countdown, held_out
 from minipost.tasks.facts import hold_out as facts_hold_out, rows
 from minipost.tasks.wording import PRINCIPLES, Wording
 from minipost.tokenizer import BOS, EOS, PAD, Tokenizer
+from scripts.thoughts import Thoughts
 
 SLIP = 0.13     # chance that a worked step goes wrong, so 5 steps in a row are right half the time
 CHECKED = 0.5   # the same where every step is checked at once and written again if it is wrong
@@ -38,6 +45,7 @@ SHAPES = {  # name: what differs from a GPTConfig's own
     "base": {},
     "student": dict(hidden_size=64, intermediate_size=172, num_hidden_layers=2,
                     num_attention_heads=2, num_key_value_heads=2),
+    "thinker": {},
 }
 
 MOVE = re.compile("([0-9]+)([-+*/])([0-9]+)=[0-9]+:([0-9 ]+)")
@@ -149,15 +157,38 @@ def tokenizer():
     return Tokenizer.train(texts, 512)
 
 
+def evenly(run, cfg):
+    """As sft.train, but every document counts the same, whatever its length."""
+    policy = run.policy
+    policy.decay = cfg.decay
+    while True:
+        batch = sft.encode(run, run.problems(cfg.batch), run.rng("demonstrations"))
+        run.tokens += int(batch.mask.sum())
+        ends = (batch.mask * torch.arange(batch.mask.shape[1])).amax(1)
+        meter = Meter("loss")
+        for i in run.micro_batches(range(len(batch)), ends):
+            part = batch[i]
+            value = -(logprobs(policy.module, part).sum(1) / part.lengths).sum() / cfg.batch
+            value.backward()
+            meter.add(loss=value.detach())
+        policy.step(cosine(cfg.lr, run.step, cfg.steps, cfg.warmup), cfg.max_grad_norm)
+        yield meter.means()
+
+
 def pretrain(args):
-    words = tokenizer()
-    model = GPT(GPTConfig(words.vocab_size, max_position_embeddings=512, **SHAPES[args.shape]))
-    model.initialise(args.seed)
-    vocabulary = checkpoint.Vocabulary(words, words.id(BOS), [words.id(EOS)], words.id(PAD))
-    cfg = sft.Config(steps=args.steps, batch=256, lr=3e-3, warmup=100, decay=0.1)
-    run = Run(Learner(model, betas=(0.9, 0.95)), vocabulary, Corpus(), None, seed=args.seed,
-              micro=32)
-    learn, start = sft.train(run, cfg), time.perf_counter()
+    thinker = args.shape == "thinker"
+    if thinker:
+        model, vocabulary = checkpoint.load("checkpoints/base")
+        words = vocabulary.tokenizer
+    else:
+        words = tokenizer()
+        model = GPT(GPTConfig(words.vocab_size, max_position_embeddings=512, **SHAPES[args.shape]))
+        model.initialise(args.seed)
+        vocabulary = checkpoint.Vocabulary(words, words.id(BOS), [words.id(EOS)], words.id(PAD))
+    cfg = sft.Config(steps=args.steps, batch=256, lr=2e-3 if thinker else 3e-3, warmup=100, decay=0.1)
+    run = Run(Learner(model, betas=(0.9, 0.95)), vocabulary, Thoughts() if thinker else Corpus(), None,
+              seed=args.seed, micro=16 if thinker else 32)
+    learn, start = (evenly if thinker else sft.train)(run, cfg), time.perf_counter()
     for run.step in range(args.steps):
         metrics = next(learn)
         if parallel.rank() == 0 and (run.step % 50 == 49 or run.step == args.steps - 1):
@@ -165,16 +196,17 @@ def pretrain(args):
             left = seconds / (run.step + 1) * (args.steps - run.step - 1)
             print(f"step {run.step + 1}/{args.steps}  loss {metrics['loss']:.3f}  "
                   f"{run.tokens / seconds:,.0f} answer tokens/s  {left:.0f} s left", flush=True)
-    if parallel.rank() == 0:
-        out = args.out or Path("checkpoints") / args.shape
-        checkpoint.create(out, model, words)
-        print(f"wrote {out}")
+        if parallel.rank() == 0 and (run.step % 500 == 499 or run.step == args.steps - 1):
+            out = args.out or Path("checkpoints") / args.shape
+            checkpoint.create(out, model, words)
+            print(f"wrote {out}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="base",
-                        help="the base model, or the student that distillation starts from")
+                        help="the base model, the student that distillation starts from, or the "
+                             "thinker of the test-time methods")
     parser.add_argument("--steps", type=int, default=1800, help="gradient steps of 256 documents")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="checkpoints/SHAPE if not given")

@@ -1,24 +1,27 @@
 """Held-out problems never appear in training data, nor within longer problems."""
 
+import itertools
 import random
 import re
+from collections import Counter
 from argparse import Namespace
 
 import pytest
 
-from minipost.tasks import TASKS, Arithmetic, Countdown, Facts, Wording
+from minipost.tasks import TASKS, Arithmetic, Countdown, Facts, Recall, Wording
 from minipost.tasks.base import Problem, is_held_out
-from minipost.tasks.countdown import held_out
+from minipost.tasks.countdown import apply, held_out, solvable
 from minipost.tasks.facts import hold_out
 from minipost.tasks.wording import HELD_OUT, TRAINING
 from scripts.pretrain import Corpus, leaks, pretrain
+from scripts.thoughts import KINDS, MAKERS
 
 DOCUMENTS = Corpus().sample(6000, random.Random(1))
 
 
 @pytest.mark.parametrize("task", [
     Arithmetic(), Arithmetic(terms=3), Arithmetic(terms=4, direct=True), Countdown(),
-    Countdown(numbers=4), Countdown(numbers=4, target=24), Facts(), Wording(),
+    Countdown(numbers=4), Countdown(numbers=4, target=24), Facts(), Recall(), Wording(),
 ], ids=str)
 def test_training_never_draws_a_held_out_problem(task):
     tests = {p.prompt for p in task.heldout(10_000 if task.name == "facts" else 300)}
@@ -27,7 +30,7 @@ def test_training_never_draws_a_held_out_problem(task):
 
 
 def test_every_task_is_covered_here():
-    assert set(TASKS) == {"arithmetic", "countdown", "facts", "wording"}
+    assert set(TASKS) == {"arithmetic", "countdown", "facts", "recall", "wording"}
 
 
 def test_the_base_corpus_holds_no_held_out_problem_in_any_order():
@@ -99,3 +102,82 @@ def test_the_same_seed_trains_the_same_base_model(tmp_path):
 
     first = weights("a", 0)
     assert weights("b", 0) == first and weights("c", 1) != first
+
+
+# ---- the thinker's
+
+THOUGHTS = {kind: [make(rng) for _ in range(400)] for kind, make in MAKERS.items()
+            for rng in [random.Random(kind)]}
+
+
+def text_of(document):
+    return document.prompt + document.columns["completion"]
+
+
+def test_every_kind_of_thought_has_a_share():
+    assert set(KINDS) == set(MAKERS) and sum(KINDS.values()) == pytest.approx(1)
+
+
+def test_no_thought_shows_a_held_out_sum_or_the_working_of_one():
+    chains = 0
+    for document in itertools.chain(*THOUGHTS.values()):
+        for chain in re.findall(r"(?m)^([0-9]+(?:[+-][0-9]+)+)=\?", text_of(document)):
+            numbers = [int(n) for n in re.findall("[0-9]+", chain)]
+            assert not any(is_held_out(numbers[:k]) for k in range(2, len(numbers) + 1)), chain
+            chains += 1
+    assert chains > 3000
+
+
+def test_no_thought_shows_a_held_out_hand():
+    """Neither one of the hundred nor, of three numbers, one of those that the shared rule holds out."""
+    hands = 0
+    for kind in ("moves", "expression", "legal", "reach"):
+        for document in THOUGHTS[kind]:
+            # A move that is called wrong leaves whatever it says.
+            places = "from" if document.columns["completion"] == " no" else "from|:"
+            for found in re.findall(rf"(?:Can|{places})((?: ?[0-9]+\b){{3,4}})", text_of(document)):
+                assert not held_out(map(int, found.split())), text_of(document)
+                hands += 1
+    assert hands > 1500
+
+
+def test_verdicts_are_true():
+    said = Counter()
+    for document in THOUGHTS["reach"]:
+        numbers = tuple(map(int, re.fullmatch("Can (.*) make 24[?]", document.prompt)[1].split()))
+        word = document.columns["completion"]
+        assert word == (" yes" if solvable(numbers, 24) else " no")
+        said[len(numbers), word] += 1
+    assert all(said[n, word] > 20 for n in (1, 2, 3) for word in (" yes", " no"))
+    said = Counter()
+    for document in THOUGHTS["legal"]:
+        line, before = re.fullmatch("Is (.*) right from (.*)[?]", document.prompt).groups()
+        legal = apply(tuple(map(int, before.split())), line) is not None
+        assert document.columns["completion"] == (" yes" if legal else " no")
+        said[legal] += 1
+    assert min(said.values()) > 150
+    said = Counter()
+    for document in THOUGHTS["step"]:
+        left, result = re.fullmatch("Is (.*)=(.*) right[?]", document.prompt).groups()
+        good = sum(map(int, re.findall("[+-]?[0-9]+", left))) == int(result)
+        assert document.columns["completion"] == (" yes" if good else " no")
+        said[good] += 1
+    assert min(said.values()) > 100
+
+
+def test_a_lock_is_tried_with_any_key_that_did_not_fail():
+    for document in THOUGHTS["lock"]:
+        keys, tried = re.fullmatch(r"Keys 1 to (\d)\.(.*) Try", document.prompt).groups()
+        key = int(document.columns["completion"])
+        assert 1 <= key <= int(keys) and str(key) not in re.findall("[0-9]", tried)
+    assert len({d.columns["completion"] for d in THOUGHTS["lock"]}) == 9
+
+
+def test_examples_are_answered_in_one_way_and_so_is_the_question():
+    ways = Counter()
+    for document in THOUGHTS["examples"]:
+        *shown, last = re.split(r"\n\n", text_of(document))
+        kinds = {block.split("=?\n")[1].startswith("Answer:") for block in [*shown, last]}
+        assert len(kinds) == 1 and last.startswith(document.prompt.rpartition("\n\n")[2])
+        ways[kinds.pop()] += 1
+    assert min(ways.values()) > 150

@@ -12,12 +12,12 @@ FLOORS = {
     "rollout": 2, "checkpoint": 2, "run": 2, "texts": 2.2, "preferences": 2.2, "trajectories": 2.4, "scorers": 2.4,
     "pairwise": 2.6,
     "methods": 3,
-    "console": 4, "session": 4, "train": 4, "evaluate": 4,
+    "console": 4, "session": 4, "train": 4, "inference": 4, "evaluate": 4, "solve": 4,
 }
 # The pipelines, which are made of other methods: whom they may call.
 STAGES = {"methods.ppo": ("sft", "reward"), "methods.rlaif": ("sft", "ppo", "dpo")}
 SAME_FLOOR = {(0, "errors"), (2, "rollout"), (4, "console"), (4, "session"), (4, "train"),
-              (4, "evaluate")}
+              (4, "evaluate"), (4, "inference")}
 
 
 def imports(path):

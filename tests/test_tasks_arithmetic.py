@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minipost.errors import MinipostError
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.base import Problem, is_held_out
 
@@ -170,3 +171,88 @@ def test_what_is_no_answer():
                  "Answer: " + "1" * 10, "1" * 10_000, "1_7"):
         assert WORKED.parse(text) is None
     assert WORKED.parse("Answer: -17") == -17
+
+
+# ---- what the test-time methods ask of the task
+
+def test_in_a_hurry_large_terms_are_counted_one_short_and_nothing_else():
+    task, rng, short = Arithmetic(terms=8, hurried=True), random.Random(0), 0
+    for problem in task.sample(200, rng):
+        assert problem.prompt.endswith("=? Hurry:\n")
+        total = int(problem.columns["chain"][0])
+        for line, good in zip(task.steps(text := task.demonstrate(problem, rng, 0.6)),
+                              task.check_steps(problem, text)):
+            step, result = line.split("=")
+            off = int(result) - sum(map(int, re.findall("[+-]?[0-9]+", step)))
+            assert off == 0 if good else off == -1 and int(step[-1]) >= 7
+            short += not good
+            total = int(result)
+            assert total >= 0
+        assert task.parse(text) == total
+    assert 200 < short < 400                                    # about 0.6 of 7 / 3 of each
+    assert task.reward(None, [task.demonstrate(p, rng) for p in task.sample(50, random.Random(1))],
+                       [p.columns["answer"] for p in task.sample(50, random.Random(1))]) == [1.0] * 50
+
+
+def test_a_critic_names_the_first_wrong_step_and_a_revision_mends_it():
+    task, rng, faults = Arithmetic(), random.Random(0), 0
+    for problem in task.sample(200, rng):
+        draft = task.demonstrate(problem, rng, 0.3)
+        good, lines, critique = task.check_steps(problem, draft), task.steps(draft), None
+        critique = task.fault(problem, draft)
+        assert task.approves(critique) == all(good)
+        if all(good):
+            continue
+        faults += 1
+        k = good.index(False)
+        assert critique == f"Wrong: {lines[k]}"
+        revision = task.mend(problem, draft, rng)
+        assert task.steps(revision)[:k] == lines[:k]
+        assert task.steps(revision)[k].startswith(lines[k].split("=")[0] + "=")
+        assert task.reward(None, [revision], [problem.columns["answer"]]) == [1.0]
+        assert all(task.check_steps(problem, revision))
+    assert 100 < faults < 200
+    slipped = [task.mend(p, d, rng, 0.5) for p in task.sample(300, rng)
+               if not task.approves(task.fault(p, d := task.demonstrate(p, rng, 0.5)))]
+    assert slipped
+
+
+def test_what_critics_revisers_and_judges_read():
+    task = Arithmetic()
+    problem = task.pose("7+5-3")
+    assert task.critique(problem, "d") == "7+5-3=? Draft:\nd\nCritique:\n"
+    assert task.revise(problem, "d", "c") == "7+5-3=? Draft:\nd\nCritique:\nc\nRevise:\n"
+    assert task.approves(" Right.\n") and not task.approves("Right. Wrong: 7+5=12")
+    assert task.questions(problem, "7+5=12\n12-3=9\nAnswer: 9") == ["Is 12-3=9 right?"]
+    assert task.questions(problem, "") == []
+
+
+def test_examples_show_the_way_to_answer_without_a_cue():
+    worked, direct = Arithmetic(), Arithmetic(direct=True)
+    problem = worked.pose("7+5-3")
+    assert worked.example(problem) == direct.example(problem) == "7+5-3=?\n"
+    assert worked.example(problem, worked.demonstrate(problem)) == (
+        "7+5-3=?\n7+5=12\n12-3=9\nAnswer: 9\n\n")
+    asked = direct.like(problem)
+    assert asked.prompt == "7+5-3=? Answer:" and asked.columns == problem.columns
+    assert direct.example(asked, direct.demonstrate(asked)) == "7+5-3=?\nAnswer: 9\n\n"
+
+
+def test_parts_and_what_joins_them():
+    task = Arithmetic()
+    problem = task.pose("1+2-3+4-5+6+7")
+    parts, signs = task.parts(problem, 2)
+    assert [p.columns["chain"] for p in parts] == ["1+2", "4+6", "7", "3+5"]
+    assert signs == [1, 1, 1, -1]
+    answers = [p.columns["answer"] for p in parts]
+    (joined, sign, of), = task.joined(answers, signs, 4)
+    assert (joined.columns["chain"], joined.columns["answer"], sign, of) == ("3+10+7-8", 12, 1, [0, 1, 2, 3])
+    found = task.joined(answers, signs, 2)
+    assert [(p.columns["chain"], s, of) for p, s, of in found] == [
+        ("3+10", 1, [0, 1]), ("7", 1, [2]), ("8", -1, [3])]
+
+
+@pytest.mark.parametrize("text", ["", "7", "7+", "a+b", "7*5", "7+0", "100+1", "7+5=?", "٧+٥", "7+5\n+3"])
+def test_what_is_no_chain_is_refused(text):
+    with pytest.raises(MinipostError, match="expected a chain of numbers"):
+        Arithmetic().pose(text)

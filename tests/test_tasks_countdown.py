@@ -9,8 +9,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from minipost.errors import MinipostError
 from minipost.tasks.base import Problem, is_held_out
-from minipost.tasks.countdown import Countdown, apply, held_out, moves, solvable, solve
+from minipost.tasks.countdown import (
+    Countdown, apply, evaluate, expression, held_out, moves, solvable, solve,
+)
 
 TASKS = [Countdown(), Countdown(numbers=4), Countdown(target=24),
          Countdown(numbers=4, target=24), Countdown(largest=100)]
@@ -253,3 +256,81 @@ def test_a_half_bad_demonstration_recovers_where_it_can():
     assert 0 < sum(map(reward, texts)) < 100
     assert all(steps == sorted(steps, reverse=True) for steps in labels)
     assert all(steps[-1] == bool(reward(text)) for steps, text in zip(labels, texts))
+
+
+# ---- what the test-time methods ask of the task
+
+AT_ONCE = Countdown(numbers=4, target=24, direct=True)
+
+
+def test_an_answer_at_once_is_an_expression_of_all_the_numbers():
+    rng = random.Random(0)
+    problems = AT_ONCE.sample(200, rng)
+    assert problems[0].prompt.endswith(". Answer:") and AT_ONCE.like(problems[0]) == problems[0]
+    texts = [AT_ONCE.demonstrate(p, rng) for p in problems]
+    columns = {k: [p.columns[k] for p in problems] for k in ("numbers", "target")}
+    assert AT_ONCE.reward(None, texts, **columns) == [1.0] * 200
+    assert [AT_ONCE.parse(t) for t in texts] == [24] * 200
+    others = [p.columns["numbers"] for p in problems[1:] + problems[:1]]
+    assert sum(AT_ONCE.reward(None, texts, others, columns["target"])) < 10
+    assert AT_ONCE.reward(None, ["6*4", "(6*4)*1", "4*6*1*1", "1+1"], [[1, 1, 4, 6]] * 4, [24] * 4) == [
+        0.0, 0.0, 1.0, 0.0]
+
+
+@given(st.integers(1, 99), st.integers(1, 99), st.integers(1, 99), st.sampled_from("+-*/"),
+       st.sampled_from("+-*/"), st.booleans())
+def test_expressions_are_evaluated_exactly(a, b, c, one, two, left):
+    text = f"({a}{one}{b}){two}{c}" if left else f"{a}{one}({b}{two}{c})"
+    ops = {"+": lambda x, y: x + y, "-": lambda x, y: x - y, "*": lambda x, y: x * y,
+           "/": lambda x, y: Fraction(x) / y}
+    try:
+        value = ops[two](ops[one](a, b), c) if left else ops[one](a, ops[two](b, c))
+    except ZeroDivisionError:
+        value = None
+    found = evaluate(text)
+    assert found == (None if value is None else (value, sorted((a, b, c))))
+
+
+@pytest.mark.parametrize("text", ["", " ", "2**3", "7//2", "(1", "1)", "()", "-4+28", "1 if 2 else 3", "x",
+                                  "4!", "2+", "0x18", "08*3", "1_0+14", "(" * 64, "1.5*16", "24\n"])
+def test_what_is_no_expression_is_none(text):
+    assert evaluate(text) is None
+
+
+@given(st.text(alphabet="0123456789+-*/() ", max_size=70))
+def test_no_text_makes_the_evaluator_raise(text):
+    evaluate(text)
+    AT_ONCE.ballot(text)
+    expression(text)
+
+
+def test_a_vote_counts_expressions_in_whatever_order_they_are_written():
+    one = "13-9=4:4 5 10\n10-5=5:4 5\n5*4=20:20"
+    two = "10-5=5:5 9 13\n13-9=4:4 5\n4*5=20:20"
+    other = "4+9=13:10 13 13\n13-10=3:3 13\n13*3=39:39"
+    assert GAME.ballot(one) == GAME.ballot(two) == "(10-5)*(13-9)"
+    assert GAME.ballot(other) == "((4+9)-10)*13"
+    assert GAME.ballot("13-9=5:4 5 10\n10-5=5:4 5\n5*4=20:20") == "(10-(13-9))*4"   # read, not checked
+    assert GAME.ballot("nonsense") is None and AT_ONCE.ballot(" 6*4 ") == "6*4"
+    assert AT_ONCE.ballot(" ") is None
+
+
+def test_what_a_judge_is_asked_is_what_the_text_says():
+    problem = GAME.pose("4 9 10 13")
+    assert GAME.questions(problem, "") == ["Can 4 9 10 13 make 24?"]
+    text = "13-9=5:4 5 10\n"                                     # wrong, and asked about as it stands
+    assert GAME.questions(problem, text) == ["Is 13-9=5:4 5 10 right from 4 9 10 13?",
+                                             "Can 4 5 10 make 24?"]
+    assert GAME.questions(problem, text + "10-5=5:4 5") == [
+        "Is 10-5=5:4 5 right from 4 5 10?", "Can 4 5 make 24?"]
+    assert GAME.state(problem, text) == "4 5 10" and GAME.state(problem, "") == "4 9 10 13"
+
+
+def test_a_problem_can_be_posed():
+    assert GAME.pose(" 13 9 10 4 ") == GAME.pose("4 9 10 13")
+    assert GAME.pose("4 9 10 13").columns == {"numbers": [4, 9, 10, 13], "target": 24}
+    assert Countdown().pose("30: 3 5 2").columns == {"numbers": [2, 3, 5], "target": 30}
+    for task, text in ((GAME, "4 9 10"), (GAME, "4 9 10 x"), (GAME, ""), (GAME, "0 1 2 3"),
+                       (Countdown(), "3 5 2"), (Countdown(), "x: 3 5 2"), (GAME, "4 9 10 1300")):
+        with pytest.raises(MinipostError, match="whole numbers, such as"):
+            task.pose(text)

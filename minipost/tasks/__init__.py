@@ -3,6 +3,7 @@
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.countdown import Countdown
 from minipost.tasks.facts import Facts
+from minipost.tasks.recall import Recall
 from minipost.tasks.wording import Wording
 
-TASKS = {task.name: task for task in (Arithmetic, Countdown, Facts, Wording)}
+TASKS = {task.name: task for task in (Arithmetic, Countdown, Facts, Recall, Wording)}

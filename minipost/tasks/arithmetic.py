@@ -8,8 +8,10 @@ With worked steps (the default) a problem and its demonstration read
     9+8=17
     Answer: 17
 
-and with `direct` the prompt is "7+5-3+8=? Answer:" and the completion is " 17".  Who checks the
-steps on the way writes a verdict behind each, and a wrong one again (`checked`):
+and with `direct` the prompt is "7+5-3+8=? Answer:" and the completion is " 17".  With `hurried` the
+cue is "Hurry:", and large terms are counted one short: the same fault again and again, where worked
+steps slip at random.  Who checks the steps on the way writes a verdict behind each, and a wrong one again
+(`checked`):
 
     7+5-3+8=? Check:
     7+5=13
@@ -28,6 +30,7 @@ from minipost.errors import MinipostError
 from minipost.tasks.base import Problem, is_held_out
 
 LIMIT = 99  # the largest running total
+APPROVAL = "Right."  # a critique without a fault
 PATIENCE = 5_000  # draws in a row without a new problem after which a space counts as exhausted
 
 
@@ -38,11 +41,14 @@ class Arithmetic:
     terms: int = 6  # how many numbers are in a chain
     largest: int = 9  # largest operand; operands are 1..largest
     direct: bool = False  # answer at once instead of with worked steps
+    hurried: bool = False  # work in the mode that counts short (taught to checkpoints/thinker)
 
     name = "arithmetic"
     step_end = "\n"
 
     def __post_init__(self):
+        if self.direct and self.hurried:
+            raise MinipostError("direct and hurried exclude each other")
         if self.terms < 2:
             raise MinipostError(f"terms must be at least 2, not {self.terms}")
         if not 1 <= self.largest <= LIMIT:
@@ -66,6 +72,8 @@ class Arithmetic:
 
         The chain goes on consistently from a wrong result.  A slip never undoes an earlier one
         and never pushes a later total out of 0..99; where no error can do that there is none.
+        In a hurry the only error is to count a term of 7 or more one short, so that the result is
+        one too small, with probability `slip`.
         """
         rng = rng or random.Random(0)
         operands = _operands(problem.columns["chain"])
@@ -75,7 +83,10 @@ class Arithmetic:
         lines, off = [], 0  # off: how far the written total is from the true one
         for k in range(1, len(operands)):
             before = totals[k - 1] + off
-            off = _slip(off, totals[k:], rng, slip)
+            if not self.hurried:
+                off = _slip(off, totals[k:], rng, slip)
+            elif abs(operands[k]) >= 7 and min(totals[k:]) + off > 0:
+                off -= rng.random() < slip
             lines.append(f"{before}{operands[k]:+d}={totals[k] + off}")
         return "\n".join([*lines, f"Answer: {totals[-1] + off}"])
 
@@ -98,6 +109,82 @@ class Arithmetic:
                 lines += [f"{total}{term:+d}={total + term + off}", "no" if off else "ok"]
             total += term
         return f"{chain}=? Check:\n", "\n".join([*lines, f"Answer: {total}"])
+
+    def example(self, problem, completion=None):
+        """The problem without a cue and, if given, a completion that shows how to answer it."""
+        question = f"{problem.columns['chain']}=?\n"
+        if completion is None:
+            return question
+        return f"{question}{'Answer:' if self.direct else ''}{completion}\n\n"
+
+    def questions(self, problem, text):
+        """What a judge of the last step of `text` is asked; " yes" or " no" follows."""
+        return [f"Is {line} right?" for line in self.steps(text)[-1:]]
+
+    def critique(self, problem, draft):
+        """What a critic reads; its critique follows, such as `fault` writes."""
+        return f"{problem.columns['chain']}=? Draft:\n{draft}\nCritique:\n"
+
+    def fault(self, problem, draft):
+        """The critique that a perfect critic writes: the first wrong step, or that there is none."""
+        right = self.check_steps(problem, draft)
+        return f"Wrong: {self.steps(draft)[right.index(False)]}" if False in right else APPROVAL
+
+    def approves(self, critique):
+        """Whether a critique finds no fault."""
+        return critique.strip() == APPROVAL
+
+    def revise(self, problem, draft, critique):
+        """What a reviser reads; worked steps follow."""
+        return f"{self.critique(problem, draft)}{critique}\nRevise:\n"
+
+    def mend(self, problem, draft, rng, slip=0.0):
+        """A revision of a faulty draft: its steps up to the fault, that step right, then as
+        `demonstrate` goes on from a right total."""
+        done = self.check_steps(problem, draft).index(False) + 1
+        operands = _operands(problem.columns["chain"])
+        total = sum(operands[: done + 1])
+        lines = self.steps(draft)[: done - 1]
+        lines.append(f"{total - operands[done]}{operands[done]:+d}={total}")
+        if done + 1 == len(operands):
+            return "\n".join([*lines, f"Answer: {total}"])
+        chain = str(total) + "".join(f"{n:+d}" for n in operands[done + 1:])
+        return "\n".join([*lines, self.demonstrate(Problem("", {"chain": chain}), rng, slip)])
+
+    def parts(self, problem, size):
+        """Problems of at most `size` terms whose answers make this one's: (problems, signs)."""
+        operands, found, signs = _operands(problem.columns["chain"]), [], []
+        for sign in (1, -1):
+            same = [abs(n) for n in operands if n * sign > 0]
+            for k in range(0, len(same), size):
+                found.append(self._problem(same[k : k + size]))
+                signs.append(sign)
+        return found, signs
+
+    def joined(self, answers, signs, size):
+        """Problems that put these answers together, at most `size` in one: [(problem, sign, of)] with
+        the places of the answers in each.  Where all do not fit into one, those of a sign go together."""
+        if len(answers) <= size:
+            return [(self._problem([a * s for a, s in zip(answers, signs, strict=True)]), 1,
+                     list(range(len(answers))))]
+        found = []
+        for sign in (1, -1):
+            places = [k for k, s in enumerate(signs) if s == sign]
+            for k in range(0, len(places), size):
+                of = places[k : k + size]
+                found.append((self._problem([answers[j] for j in of]), sign, of))
+        return found
+
+    def pose(self, text):
+        """The problem that `text`, such as 7+5-3, asks; MinipostError where it is no such chain."""
+        if not re.fullmatch(r"[1-9][0-9]?([+-][1-9][0-9]?){1,63}", text.strip()):
+            raise MinipostError(f"--problem {text!r}: expected a chain of numbers of one or two digits, "
+                                "such as 7+5-3")
+        return self._problem(_operands(text))
+
+    def like(self, problem):
+        """The same problem in this task's wording."""
+        return self._problem(_operands(problem.columns["chain"]))
 
     def parse(self, text):
         """Return the integer after the last "Answer:", or the whole text if that is one."""
@@ -153,7 +240,8 @@ class Arithmetic:
 
     def _problem(self, operands):
         chain = str(operands[0]) + "".join(f"{n:+d}" for n in operands[1:])
-        prompt = f"{chain}=? Answer:" if self.direct else f"{chain}=? Think:\n"
+        cue = " Answer:" if self.direct else " Hurry:\n" if self.hurried else " Think:\n"
+        prompt = f"{chain}=?{cue}"
         return Problem(prompt, {"chain": chain, "answer": sum(operands)})
 
 

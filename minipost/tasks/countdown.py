@@ -7,11 +7,14 @@ Each line ends with the numbers that are left after its move:
     10-4=6:4 6
     6*4=24:24
 
-Numbers other than 0, 1, 2, ... stand in parentheses: (8/3), (-3).  A state is a sorted tuple of
+With `direct` the prompt is "Reach 24 from 4 9 10 13. Answer:" and the completion an expression,
+" (10-4)*(13-9)".  Numbers other than 0, 1, 2, ... stand in parentheses: (8/3), (-3).  A state is a sorted tuple of
 exact rationals, int where whole and Fraction elsewhere, so that nothing is ever rounded.
 """
 
+import ast
 import hashlib
+import operator
 import random
 import re
 from dataclasses import dataclass
@@ -26,6 +29,11 @@ from minipost.tasks.base import Problem, is_held_out
 HELD_OUT_HANDS = 100
 NUMBER = r"(?:[0-9]{1,9}|\(-?[0-9]{1,9}(?:/[1-9][0-9]{0,8})?\))"
 MOVE = re.compile(rf"({NUMBER})([-+*/])({NUMBER})=({NUMBER}):({NUMBER}(?: {NUMBER})*)")
+
+
+EXPRESSION = re.compile(r" ?[-+*/()0-9]{1,64}")
+OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
+             ast.Div: operator.truediv}
 
 
 def apply(state, line):
@@ -83,6 +91,40 @@ def solve(numbers, target):
                 yield f"{line}\n{rest}" if rest else line
 
 
+def evaluate(text):
+    """(value, numbers used) of an expression of whole numbers, exact; None if it is none."""
+    if not EXPRESSION.fullmatch(text):
+        return None
+    used = []
+
+    def value(node):
+        if isinstance(node, ast.BinOp):
+            return OPERATORS[type(node.op)](value(node.left), value(node.right))
+        used.append(node.value)
+        return Fraction(node.value)
+
+    try:
+        return value(ast.parse(text.strip(), mode="eval").body), sorted(used)
+    except (SyntaxError, ValueError, KeyError, AttributeError, ZeroDivisionError, RecursionError):
+        return None
+
+
+def expression(text):
+    """The expression that the lines of `text` build, operands of + and * in one order; None where
+    a line is no move.  It is read off, not checked: a wrong result counts as its parts."""
+    made = {}                                   # number as written: expressions that make it
+    whole = None
+    for line in text.rstrip("\n").split("\n"):
+        if (match := MOVE.fullmatch(line)) is None:
+            return None
+        a, b = (made[match[k]].pop() if made.get(match[k]) else match[k] for k in (1, 3))
+        if match[2] in "+*":
+            a, b = sorted((a, b))
+        whole = f"({a}{match[2]}{b})"
+        made.setdefault(match[4], []).append(whole)
+    return whole[1:-1]
+
+
 def held_out(numbers):
     """Whether these numbers belong to the held-out split, whatever the target.
 
@@ -101,6 +143,7 @@ class Countdown:
     numbers: int = 3  # how many numbers to combine, 3 or 4
     largest: int = 13  # the numbers are 1..largest
     target: int = 0  # 0: any reachable target from 10 to 99; 24: the Game of 24
+    direct: bool = False  # answer with one expression at once (checkpoints/thinker was taught it)
 
     name = "countdown"
     step_end = "\n"
@@ -126,7 +169,7 @@ class Countdown:
         """Return the first n held-out problems in a fixed order (fewer if there are fewer)."""
         if self.target:
             hands = _hands(self.numbers, self.largest, self.target, True)
-            return [_problem(hand, self.target) for hand in hands[:n]]
+            return [self._problem(hand, self.target) for hand in hands[:n]]
         draws = self._draws(random.Random(f"held-out {self.numbers} {self.largest}"), held=True)
         return list(islice(distinct(draws), n))
 
@@ -144,21 +187,47 @@ class Countdown:
             rng.shuffle(options)
             line, state = _choose(options, target, astray=rng.random() < bad)
             lines.append(line)
-        return "\n".join(lines)
+        text = "\n".join(lines)
+        return f" {expression(text)}" if self.direct else text
 
     def parse(self, text):
-        """Return the single number that the last line leaves, a Fraction, or None."""
+        """Return the number that the last line leaves alone, or the expression makes, or None."""
+        if self.direct:
+            found = evaluate(text)
+            return found and found[0]
         left = (self.steps(text) or [""])[-1].rpartition(":")
         return Fraction(_read(left[2])) if left[1] and re.fullmatch(NUMBER, left[2]) else None
 
     def reward(self, prompts, completions, numbers, target, **columns):
-        """Return 1.0 where every line is a legal move and the last leaves the target alone."""
+        """Return 1.0 where every line is a legal move and the last leaves the target alone; of an
+        expression, where it makes the target of all the numbers."""
         rewards = []
         for text, hand, goal in zip(completions, numbers, target, strict=True):
+            if self.direct:
+                rewards.append(float(evaluate(text) == (goal, sorted(hand))))
+                continue
             states = self._walk(hand, text)
             solved = states and states[-1] == (goal,) and len(states) == len(self.steps(text))
             rewards.append(float(bool(solved)))
         return rewards
+
+    def ballot(self, text):
+        """What a vote counts, since every right answer leaves the same number: the expression."""
+        return text.strip() or None if self.direct else expression(text)
+
+    def state(self, problem, text):
+        """The numbers that are left after the lines of `text`, as the last of them says."""
+        left = (self.steps(text) or [""])[-1].rpartition(":")[2]
+        return left or " ".join(map(str, problem.columns["numbers"]))
+
+    def questions(self, problem, text):
+        """What a judge of the last line of `text` is asked; " yes" or " no" follows each: whether the
+        move is right, and whether what it leaves can still make the target."""
+        found = [f"Can {self.state(problem, text)} make {problem.columns['target']}?"]
+        if lines := self.steps(text):
+            before = self.state(problem, "\n".join(lines[:-1]))
+            found.insert(0, f"Is {lines[-1]} right from {before}?")
+        return found
 
     def steps(self, text):
         """Return the lines; step k ends at newline k, and the last may lack its newline."""
@@ -188,19 +257,35 @@ class Countdown:
         """Yield problems of one split; ends after PATIENCE draws in a row without one."""
         hands = self.target and _hands(self.numbers, self.largest, self.target, held)
         while hands:
-            yield _problem(rng.choice(hands), self.target)
+            yield self._problem(rng.choice(hands), self.target)
         misses = 0
         while not self.target and misses < PATIENCE:
             misses += 1
             hand = sorted(rng.choices(range(1, self.largest + 1), k=self.numbers))
             if held_out(hand) == held and 10 <= (target := _random_result(hand, rng)) <= 99:
                 misses = 0
-                yield _problem(hand, target)
+                yield self._problem(hand, target)
 
+    def pose(self, text):
+        """The problem of the numbers in `text`, with "target:" before them unless the target is fixed;
+        MinipostError where they are none."""
+        target, colon, hand = text.rpartition(":")
+        numbers, goal = hand.split(), target.strip() or str(self.target)
+        right = [n.isdecimal() and len(n) <= 3 and int(n) > 0 for n in [*numbers, goal]]
+        if not all(right) or len(numbers) != self.numbers:
+            raise MinipostError(f"--problem {text!r}: expected {self.numbers} whole numbers, such as "
+                                f"{'4 9 10 13'[: -3 if self.numbers == 3 else None]!r}"
+                                f"{'' if self.target else ', behind a target and a colon'}")
+        return self._problem(sorted(map(int, numbers)), int(goal))
 
-def _problem(hand, target):
-    prompt = f"Reach {target} from {' '.join(map(str, hand))}:\n"
-    return Problem(prompt, {"numbers": list(hand), "target": target})
+    def like(self, problem):
+        """The same problem in this task's wording."""
+        return self._problem(problem.columns["numbers"], problem.columns["target"])
+
+    def _problem(self, hand, target):
+        ending = ". Answer:" if self.direct else ":\n"
+        prompt = f"Reach {target} from {' '.join(map(str, hand))}{ending}"
+        return Problem(prompt, {"numbers": list(hand), "target": target})
 
 
 def _choose(options, target, astray):
@@ -210,7 +295,7 @@ def _choose(options, target, astray):
             for line, after in options:
                 if solvable(after, target, whole):
                     return line, after
-    return next((move for move in options if _whole(move[1])), options[0])
+    return next((move for move in options if all_whole(move[1])), options[0])
 
 
 def _random_result(hand, rng):
@@ -249,7 +334,7 @@ def _digest(hand):
 @lru_cache(maxsize=1 << 16)
 def _solvable(state, target, whole):
     """Look for the last operation: one side makes x, the other must make what x lacks."""
-    if whole and not _whole(state):
+    if whole and not all_whole(state):
         return False
     if len(state) == 1:
         return state[0] == target
@@ -312,7 +397,7 @@ def _is_whole(x):
     return x >= 0 and x.denominator == 1
 
 
-def _whole(state):
+def all_whole(state):
     return all(map(_is_whole, state))
 
 

@@ -8,6 +8,26 @@ With B = K = 1 this is sampling; with B and K without bound and every continuati
 search for the highest value.
 """
 
+from dataclasses import dataclass
+
+from minipost.errors import MinipostError, require
+
+TASK, KNOBS = "arithmetic", {"hurried": True}
+VERIFIER = "checkpoints/verifier"
+BEFORE, AFTER = "greedy", "beam"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A search for the answer whose steps a reward model likes best."""
+
+    width: int = 4   # beginnings that are kept (B)
+    copies: int = 4  # samples to go on with each (K)
+    depth: int = 32  # steps of an answer, at most
+
+    def __post_init__(self):
+        require(self, at_least=dict(width=1, copies=1, depth=1))
+
 
 def beam(prompts, sample, value, *, mark, width, copies, depth):
     """One answer to each prompt.
@@ -31,3 +51,31 @@ def beam(prompts, sample, value, *, mark, width, copies, depth):
             beams[row].append((text, worth, on))
         beams = [sorted(kept, key=lambda b: -b[1])[:width] for kept in beams]
     return [max(kept, key=lambda b: (not b[2], b[1]))[0] for kept in beams]
+
+
+def solve(problems, tools, cfg):
+    """The answer that each problem's search ends with: (answers, workings)."""
+    if tools.verifier is None:
+        raise MinipostError("beam search needs a value or a reward model to go by: --verifier DIR")
+    answers = beam([p.prompt for p in problems], tools.step, tools.value, mark=tools.mark,
+                   **vars(cfg))
+    worth = tools.value([p.prompt + text for p, text in zip(problems, answers)])
+    return answers, [{"answer": text, "value": v} for text, v in zip(answers, worth)]
+
+
+def arms(problems, tools, cfg):
+    """Yield (name, tokens, rewards, answers, workings): greedy, one sample, and the search."""
+    prompts = [p.prompt for p in problems]
+    for name, say in ((BEFORE, tools.greedy),
+                      ("1 sample", lambda texts: [found for found, in tools.sample(texts, 1)])):
+        start, answers = tools.tokens, say(prompts)
+        yield (name, tools.tokens - start, tools.right(problems, answers), answers,
+               [{"answer": text, "value": 0.0} for text in answers])
+    start = tools.tokens
+    answers, workings = solve(problems, tools, cfg)
+    yield AFTER, tools.tokens - start, tools.right(problems, answers), answers, workings
+
+
+def show(working):
+    """The working as lines."""
+    return [f"value {working['value']:.3f}: {working['answer'].strip()!r}"]

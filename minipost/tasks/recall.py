@@ -1,0 +1,106 @@
+"""Recall: questions whose answers stand only in earlier episodes, and locks whose key must be found.
+
+    Q: code of the amber chest? A: 47
+    Q: code of the green chest? A: 12
+    Q: what opens the amber chest? A:
+
+The completion is " 47", or " unknown" where no episode tells.  Codes are drawn anew for every problem,
+so nothing but the context tells them.  The things of held-out problems are in no training problem.
+
+A lock shows its keys and those that failed, "Keys 1 to 6. Tried 3 5. Try", and the completion is any
+other of them.
+"""
+
+import random
+from dataclasses import dataclass
+from itertools import product
+
+from minipost.errors import MinipostError
+from minipost.tasks.base import Problem, is_held_out
+
+ADJECTIVES = ("amber black blue brass bronze cedar copper crimson dusty golden green grey heavy hollow "
+              "iron ivory jade little oaken old painted pale purple red round rusty scarlet silver tall "
+              "white").split()
+NOUNS = ("barn barrel box cabin cage casket cellar chest closet crate cupboard desk door drawer gate "
+         "hatch hut larder locker pantry safe shed shrine stable tower trunk vault wagon wardrobe "
+         "workshop").split()
+THINGS = [f"{a} {n}" for a, n in product(ADJECTIVES, NOUNS)]
+HELD_OUT = [thing for thing in THINGS if is_held_out(thing.split())]
+TRAINING = [thing for thing in THINGS if not is_held_out(thing.split())]
+FORMS = ("code of the {}", "what opens the {}")
+UNKNOWN = "unknown"
+KEYS = range(2, 10)  # how many keys a lock may have
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Answer from earlier episodes; an answer is a code of two digits, or "unknown"."""
+
+    episodes: int = 6  # earlier episodes in the prompt
+
+    name = "recall"
+
+    def __post_init__(self):
+        if not 0 <= self.episodes <= 16:
+            raise MinipostError(f"episodes must be 0..16, not {self.episodes}")
+
+    def sample(self, n, rng):
+        """Draw n training problems with `rng`; none has a held-out thing."""
+        return [self._draw(TRAINING, rng) for _ in range(n)]
+
+    def heldout(self, n):
+        """Return the first n held-out problems of a fixed list."""
+        rng = random.Random(f"held-out {self.episodes}")
+        return [self._draw(HELD_OUT, rng) for _ in range(n)]
+
+    def demonstrate(self, problem, rng=None):
+        """Write the answer."""
+        return f" {problem.columns['answer']}"
+
+    def parse(self, text):
+        """Return the code or "unknown" that the text states, or None."""
+        word = text.strip()
+        return word if word == UNKNOWN or len(word) == 2 and word.isdecimal() else None
+
+    def reward(self, prompts, completions, answer, **columns):
+        """Return 1.0 for each completion that states its answer, else 0.0."""
+        return [float(self.parse(text) == right)
+                for text, right in zip(completions, answer, strict=True)]
+
+    def stream(self, length, things, rng, held=True):
+        """A life of `length` episodes about so many things: [(question, answer, told)].
+
+        A thing keeps its code, and each visit asks in a form of its own; `told` says whether an
+        earlier visit told it.
+        """
+        names = rng.sample(HELD_OUT if held else TRAINING, things)
+        codes = {thing: str(rng.randint(10, 99)) for thing in names}
+        visits = [rng.choice(names) for _ in range(length)]
+        return [(rng.choice(FORMS).format(thing), codes[thing], thing in visits[:k])
+                for k, thing in enumerate(visits)]
+
+    def asked(self, episodes, question):
+        """What is read to answer a question with these episodes, (question, answer), in view."""
+        shown = "".join(f"Q: {q}? A: {a}\n" for q, a in episodes)
+        return f"{shown}Q: {question}? A:"
+
+    def lock(self, keys, tried):
+        """What an agent reads before it tries a key; one of the keys follows."""
+        failed = f" Tried {' '.join(map(str, tried))}." if tried else ""
+        return f"Keys 1 to {keys}.{failed} Try"
+
+    def _draw(self, names, rng):
+        """Episodes about alike things, since those are what a memory brings up, and a question."""
+        thing = rng.choice(names)
+        alike = [name for name in names if name != thing and set(name.split()) & set(thing.split())]
+        others = [rng.choice(alike if alike and rng.random() < 0.5 else names)
+                  for _ in range(self.episodes)]
+        known = rng.random() < 0.7 and self.episodes > 0
+        if known:
+            others[rng.randrange(self.episodes)] = thing
+        else:
+            others = [name for name in others if name != thing]
+        codes = {name: str(rng.randint(10, 99)) for name in [*others, thing]}
+        seen = [(rng.choice(FORMS).format(name), codes[name]) for name in others]
+        answer = codes[thing] if known or thing in others else UNKNOWN
+        return Problem(self.asked(seen, rng.choice(FORMS).format(thing)), {"answer": answer})

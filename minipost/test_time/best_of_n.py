@@ -1,0 +1,117 @@
+"""Best of n: sample n answers, let a verifier choose (survey sec. 5.1, 5.2; Cobbe et al. 2021,
+arxiv.org/abs/2110.14168; Lightman et al. 2023, arxiv.org/abs/2305.20050).
+
+    answer = y_k,   k = argmax_i score(x, y_i),   y_i ~ pi(. | x)
+
+The score is a process reward model's chance of the steps (their least, the last, or their product), an
+outcome reward model's (the last alone), the policy's own mean log-prob (confidence), or the exact
+checker, with which the result is pass@n.  Beside it stand the vote, and the vote weighted by the score.
+
+Where scores are independent with distribution F, that of the best has F^n; against an exact checker
+
+    pass@k = 1 - C(n - c, k) / C(n, k)     of c right among n (Chen et al. 2021, arxiv.org/abs/2107.03374)
+
+is unbiased, and choosing among n samples moves the policy by at most KL = log n - (n - 1)/n.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from minipost.errors import MinipostError, require
+
+TASK, KNOBS = "arithmetic", {"hurried": True}
+VERIFIER = "checkpoints/verifier"
+BEFORE, AFTER = "vote", "verifier"
+AGGREGATES = {"min": min, "last": lambda chances: chances[-1], "product": math.prod}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sampled answers and who chooses among them."""
+
+    samples: int = 16  # answers to a problem (n)
+    aggregate: Literal["min", "last", "product"] = "min"  # a solution's chance from its steps'
+
+    def __post_init__(self):
+        require(self, at_least=dict(samples=1))
+
+
+def best(scores):
+    """The index of the highest score; the first of several, and nan is never the highest."""
+    return max(range(len(scores)), key=lambda k: (scores[k] == scores[k], scores[k], -k))
+
+
+def pass_at_k(n, c, k):
+    """The unbiased chance that k samples hold a right one, from c right among n drawn (k <= n)."""
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def chances(problems, drawn, tools, how):
+    """The verifier's chance of every sample, a list of lists."""
+    if tools.verifier is None:
+        raise MinipostError("best-of-n needs a reward model to choose with: --verifier DIR, such as "
+                            "--algo prm or orm saves")
+    flat = [(p.prompt, text) for p, texts in zip(problems, drawn) for text in texts]
+    found = iter(tools.verified(*map(list, zip(*flat))))
+    return [[AGGREGATES[how](next(found)) for _ in texts] for texts in drawn]
+
+
+def chosen(drawn, scores):
+    """(answers, workings) by the highest score."""
+    picks = [best(row) for row in scores]
+    return [texts[k] for texts, k in zip(drawn, picks)], [
+        {"chosen": k, "samples": [{"text": text, "score": s} for text, s in zip(texts, row)]}
+        for texts, row, k in zip(drawn, scores, picks)]
+
+
+def solve(problems, tools, cfg):
+    """The sample of each problem that the verifier likes best: (answers, workings)."""
+    drawn = tools.sample([p.prompt for p in problems], cfg.samples)
+    return chosen(drawn, chances(problems, drawn, tools, cfg.aggregate))
+
+
+def arms(problems, tools, cfg):
+    """Yield (name, tokens, rewards, answers, workings) of each way to choose among the same samples."""
+    prompts, n, start = [p.prompt for p in problems], cfg.samples, tools.tokens
+    drawn = tools.sample(prompts, n)
+    spent = tools.tokens - start
+    first, workings = chosen([texts[:1] for texts in drawn], [[0.0] for _ in drawn])
+    yield "1 sample", spent / n, tools.right(problems, first), first, workings
+    every = [p for p in problems for _ in range(n)]
+    flat = [text for texts in drawn for text in texts]
+
+    def rows(values):
+        return [values[k * n : (k + 1) * n] for k in range(len(problems))]
+
+    ballot = getattr(tools.task, "ballot", tools.task.parse)
+    answers = [[ballot(text) for text in texts] for texts in drawn]
+    least = chances(problems, drawn, tools, cfg.aggregate)
+    scores = {
+        "vote": support(answers),
+        "confidence": rows(tools.confidence([p.prompt for p in every], flat)),
+        "vote weighted by the verifier": support(answers, least),
+        "verifier": least,
+        **{f"verifier, {how}": chances(problems, drawn, tools, how)
+           for how in AGGREGATES if how != cfg.aggregate},
+        "exact checker": rows(tools.right(every, flat)),
+    }
+    for name, found in scores.items():
+        texts, workings = chosen(drawn, found)
+        yield name, spent, tools.right(problems, texts), texts, workings
+
+
+def support(answers, weights=None):
+    """What speaks for each sample: the weight of all that state its answer; -inf for none."""
+    found = []
+    for k, row in enumerate(answers):
+        weight = weights[k] if weights else [1.0] * len(row)
+        found.append([-math.inf if a is None else sum(w for b, w in zip(row, weight) if b == a)
+                      for a in row])
+    return found
+
+
+def show(working):
+    """The working as lines."""
+    return [f"{'->' if k == working['chosen'] else '  '} {found['score']:8.3f}  "
+            f"{found['text'].strip()!r}" for k, found in enumerate(working["samples"])]

@@ -1,0 +1,62 @@
+"""Chain of thought: worked steps against an answer at once (survey sec. 5.3; Wei et al. 2022,
+arxiv.org/abs/2201.11903).
+
+The same model answers the same problems in four ways: told by a cue to answer at once or to think
+(zero-shot, Kojima et al. 2022, arxiv.org/abs/2205.11916), or shown examples of either and no cue
+(few-shot).  A cue names a mode that the model was trained in, and so does an example; what is measured
+is what the steps are worth to it, not that thinking emerges.
+"""
+
+import random
+from dataclasses import dataclass, replace
+
+from minipost.errors import MinipostError, require
+
+TASK, KNOBS = "arithmetic", {"terms": 8}
+BEFORE, AFTER = "direct", "worked"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Answer greedily, at once and in steps."""
+
+    shots: int = 2  # examples in a few-shot prompt
+
+    def __post_init__(self):
+        require(self, at_least=dict(shots=1))
+
+
+def few_shot(task, problems, shots, rng):
+    """A prompt for each problem: `shots` answered training problems, then this one without a cue."""
+    prompts = []
+    for problem in problems:
+        shown = "".join(task.example(p, task.demonstrate(p, rng)) for p in task.sample(shots, rng))
+        prompts.append(shown + task.example(problem))
+    return prompts
+
+
+def solve(problems, tools, cfg):
+    """The likeliest worked answer to each problem: (answers, workings)."""
+    answers = tools.greedy([p.prompt for p in problems])
+    return answers, [{"steps": text.split("\n")} for text in answers]
+
+
+def arms(problems, tools, cfg):
+    """Yield (name, tokens, rewards, answers, workings) of each way to answer."""
+    task = tools.task
+    if not hasattr(task, "example") or task.direct:
+        raise MinipostError(f"the task {task.name} cannot be asked for an answer with and without "
+                            "worked steps; arithmetic can, without --direct")
+    direct = replace(task, direct=True, hurried=False)
+    for name, way in (("direct", direct), ("worked", task)):
+        asked = {name: [way.like(p).prompt for p in problems],
+                 f"{name}, {cfg.shots} examples": few_shot(way, problems, cfg.shots, random.Random(0))}
+        for arm, prompts in asked.items():
+            start, answers = tools.tokens, tools.greedy(prompts)
+            workings = [{"steps": text.split("\n")} for text in answers]
+            yield arm, tools.tokens - start, tools.right(problems, answers), answers, workings
+
+
+def show(working):
+    """The working as lines."""
+    return working["steps"]

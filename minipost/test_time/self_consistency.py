@@ -1,0 +1,94 @@
+"""Self-consistency: sample n answers and take the one most of them agree on (survey sec. 5.4; Wang et
+al. 2022, arxiv.org/abs/2203.11171).
+
+    answer = argmax_a sum_i w_i [ parse(y_i) = a ],     y_i ~ pi(. | x)
+
+with w_i = 1, or a weight for each sample such as how likely the model finds it.  Samples that state no
+answer have no vote; ties go to the answer that was stated first.
+
+By Condorcet's theorem the vote approaches certainty as n grows where the right answer is the likeliest
+one, and approaches error where a wrong one is (Condorcet 1785).  So votes cure slips and not faults:
+`arms` asks the same problems of the mode that slips at random and, where the task has one, of the mode
+with a fault.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from minipost.errors import require
+
+TASK, KNOBS = "arithmetic", {}
+BEFORE, AFTER = "1 sample", "17 samples"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A vote among sampled answers."""
+
+    samples: int = 17           # answers to a problem (n)
+    curve: tuple[int, ...] = (1, 3, 5, 9, 17, 33)  # numbers of samples to measure
+
+    def __post_init__(self):
+        require(self, at_least=dict(samples=1))
+
+
+def vote(answers, weights=None):
+    """[(answer, weight)], the heaviest first; None has no vote, and ties stand in order of answers."""
+    total = {}
+    for answer, weight in zip(answers, weights or [1.0] * len(answers), strict=True):
+        if answer is not None:
+            total[answer] = total.get(answer, 0.0) + weight
+    return sorted(total.items(), key=lambda entry: -entry[1])
+
+
+def elect(texts, ballot, weights=None):
+    """The first text that states the winning answer, and the count; the first text without votes."""
+    answers = [ballot(text) for text in texts]
+    count = vote(answers, weights)
+    return (texts[answers.index(count[0][0])] if count else texts[0]), count
+
+
+def ballot_of(task):
+    """What a vote counts in an answer: the task's `ballot`, or what `parse` reads."""
+    return getattr(task, "ballot", task.parse)
+
+
+def elected(problems, drawn, task, weights=None):
+    """The vote on each problem's samples: (answers, workings)."""
+    found = [elect(texts, ballot_of(task), weights and weights[k]) for k, texts in enumerate(drawn)]
+    return [text for text, _ in found], [
+        {"votes": [{"answer": str(answer), "votes": votes} for answer, votes in count],
+         "samples": texts} for (_, count), texts in zip(found, drawn)]
+
+
+def solve(problems, tools, cfg):
+    """The vote of cfg.samples samples on each problem: (answers, workings)."""
+    drawn = tools.sample([p.prompt for p in problems], cfg.samples)
+    return elected(problems, drawn, tools.task)
+
+
+def arms(problems, tools, cfg):
+    """Yield (name, tokens, rewards, answers, workings) for each number of samples, more and more."""
+    modes = [("", problems)]
+    if hasattr(tools.task, "hurried") and not (tools.task.hurried or tools.task.direct):
+        modes.append((", hurried", [replace(tools.task, hurried=True).like(p) for p in problems]))
+    for mode, asked in modes:
+        start, prompts, drawn = tools.tokens, [p.prompt for p in asked], [[] for _ in asked]
+        for n in sorted({*cfg.curve, cfg.samples}):
+            for texts, more in zip(drawn, tools.sample(prompts, n - len(drawn[0]))):
+                texts += more
+            answers, workings = elected(asked, drawn, tools.task)
+            name = f"{n} sample{'s' * (n > 1)}{mode}"
+            yield name, tools.tokens - start, tools.right(asked, answers), answers, workings
+        flat = [text for texts in drawn for text in texts]
+        sure = tools.confidence([p for p in prompts for _ in range(n)], flat)
+        weights = [[math.exp(c) for c in sure[k * n : (k + 1) * n]] for k in range(len(asked))]
+        answers, workings = elected(asked, drawn, tools.task, weights)
+        yield (f"{n} samples weighted by likelihood{mode}", tools.tokens - start,
+               tools.right(asked, answers), answers, workings)
+
+
+def show(working):
+    """The working as lines."""
+    return [*(f"sample: {text.strip()!r}" for text in working["samples"]),
+            *(f"{entry['votes']:g} votes for {entry['answer']}" for entry in working["votes"])]

@@ -1,0 +1,121 @@
+"""Self-feedback: draft, critique, revise, by one model (survey sec. 5.5; Self-Refine, Madaan et al.
+2023, arxiv.org/abs/2303.17651; Reflexion, Shinn et al. 2023, arxiv.org/abs/2303.11366).
+
+    y_1 ~ pi(. | x)
+    c_t ~ pi(. | critique(x, y_t))
+    y_t+1 ~ pi(. | revise(x, y_t, c_t))     unless c_t approves, up to `attempts` answers in all
+
+Whether to go on is asked of the critique alone (Self-Refine) or, with `checker`, of the exact reward
+(Reflexion's evaluator); a critique that approves an answer which the checker refuses is of no use, so
+another draft is made.  The control at an equal number of attempts samples afresh and heeds no critique:
+without a checker it has its last answer, with one the first right answer.
+"""
+
+from dataclasses import dataclass
+
+from minipost.errors import MinipostError, require
+
+TASK, KNOBS = "arithmetic", {}
+BEFORE, AFTER = "retry", "self-feedback"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A draft, and revisions of it by the model's own critique."""
+
+    attempts: int = 4      # answers that may be made, the draft included
+    checker: bool = False  # let the exact reward say when to stop, and not the critique
+
+    def __post_init__(self):
+        require(self, at_least=dict(attempts=1))
+
+
+def refine(problems, sample, task, attempts, right=None):
+    """Draft, critique and revise: for each problem the list of its rounds.
+
+    sample(texts, n) -> n answers to each text.  right(problems, answers) -> whether to stop, in place
+    of the critique.  A round is {"answer", "critique"}; the last one's answer stands.
+    """
+    rounds = [[] for _ in problems]
+    going = list(range(len(problems)))
+    asked = [p.prompt for p in problems]
+    for attempt in range(attempts):
+        answers = [found[0] for found in sample([asked[k] for k in going], 1)]
+        for k, answer in zip(going, answers):
+            rounds[k].append({"answer": answer, "critique": None})
+        if right is not None:
+            good = right([problems[k] for k in going], answers)
+            going = [k for k, stop in zip(going, good) if not stop]
+        if attempt == attempts - 1 or not going:
+            break
+        critiques = sample([task.critique(problems[k], rounds[k][-1]["answer"]) for k in going], 1)
+        still = []
+        for k, (critique,) in zip(going, critiques):
+            rounds[k][-1]["critique"] = critique
+            approved = task.approves(critique)
+            if approved and right is None:
+                continue
+            asked[k] = problems[k].prompt if approved else task.revise(
+                problems[k], rounds[k][-1]["answer"], critique)
+            still.append(k)
+        going = still
+    return rounds
+
+
+def retry(problems, sample, attempts, right=None):
+    """The control: `attempts` fresh answers, or, with `right`, fresh ones up to the first right one."""
+    rounds = [[] for _ in problems]
+    going = list(range(len(problems)))
+    for _ in range(attempts):
+        answers = [found[0] for found in sample([problems[k].prompt for k in going], 1)]
+        for k, answer in zip(going, answers):
+            rounds[k].append({"answer": answer, "critique": None})
+        if right is not None:
+            good = right([problems[k] for k in going], answers)
+            going = [k for k, stop in zip(going, good) if not stop]
+        if not going:
+            break
+    return rounds
+
+
+def _needed(task):
+    if not hasattr(task, "critique"):
+        raise MinipostError(f"the task {task.name} has no form for a critique (no `critique` and "
+                            "`revise`); arithmetic has one")
+
+
+def solve(problems, tools, cfg):
+    """The last answer of each problem's rounds: (answers, workings)."""
+    _needed(tools.task)
+    rounds = refine(problems, tools.sample, tools.task, cfg.attempts,
+                    tools.right if cfg.checker else None)
+    return [found[-1]["answer"] for found in rounds], [{"rounds": found} for found in rounds]
+
+
+def arms(problems, tools, cfg):
+    """Yield (name, tokens, rewards, answers, workings) with feedback and without, with a checker and
+    without."""
+    _needed(tools.task)
+    ways = {
+        "draft": lambda: retry(problems, tools.sample, 1),
+        "retry": lambda: retry(problems, tools.sample, cfg.attempts),
+        "self-feedback": lambda: refine(problems, tools.sample, tools.task, cfg.attempts),
+        "retry, checker": lambda: retry(problems, tools.sample, cfg.attempts, tools.right),
+        "self-feedback, checker": lambda: refine(problems, tools.sample, tools.task, cfg.attempts,
+                                                 tools.right),
+    }
+    for name, way in ways.items():
+        start, rounds = tools.tokens, way()
+        answers = [found[-1]["answer"] for found in rounds]
+        yield (name, tools.tokens - start, tools.right(problems, answers), answers,
+               [{"rounds": found} for found in rounds])
+
+
+def show(working):
+    """The working as lines."""
+    lines = []
+    for k, found in enumerate(working["rounds"]):
+        lines.append(f"{'revision ' + str(k) if k else 'draft'}: {found['answer'].strip()!r}")
+        if found["critique"] is not None:
+            lines.append(f"critique: {found['critique'].strip()!r}")
+    return lines

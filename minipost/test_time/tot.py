@@ -1,0 +1,211 @@
+"""Tree of thoughts: propose steps, judge the states they lead to, go on from the best (survey sec. 5.6;
+Yao et al. 2023, arxiv.org/abs/2305.10601).
+
+    breadth-first   a level at a time; of all states of a level the `width` (b) best are expanded
+    depth-first     the best child first; states below `threshold` are pruned, dead ends backtracked from
+    best-first      whichever open state is best, wherever in the tree it is
+
+A state is expanded by `copies` sampled steps.  Its worth is a number from the model itself: the share
+of `votes` sampled verdicts that say that the last step is right, times the share that say that the goal
+can be reached from here.  Equal questions are asked once, and of several texts that come to the same
+state the best alone is expanded.  The answer is the finished text of the highest worth; nothing outside
+the model is asked before it is given.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from minipost.errors import require
+
+TASK, KNOBS = "countdown", {"numbers": 4, "target": 24}
+BEFORE, AFTER = "best of n at equal tokens", "breadth-first, b=5"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A search over steps, with worths from the model's own verdicts."""
+
+    strategy: Literal["breadth-first", "depth-first", "best-first"] = "breadth-first"
+    width: int = 5           # states kept at each level of breadth-first search (b)
+    copies: int = 16         # steps sampled from a state (k)
+    votes: int = 3           # verdicts sampled on a state
+    threshold: float = 0.5   # depth-first search prunes states below this worth
+    expansions: int = 11     # states that may be expanded, per problem
+    depth: int = 8           # steps of an answer, at most
+
+    def __post_init__(self):
+        require(self, at_least=dict(width=1, copies=1, votes=1, expansions=1, depth=1, threshold=0))
+
+
+@dataclass
+class Node:
+    """A beginning of an answer.  `parent` is an index into the tree, None at the root."""
+
+    text: str
+    state: str
+    parent: int | None
+    depth: int
+    worth: float = 0.0
+    open: bool = True       # may be expanded: neither finished, nor expanded, nor pruned
+    finished: bool = False
+    expanded: bool = False
+
+
+def search(prompts, propose, value, *, mark, strategy, width, copies, threshold=0.0, expansions=None,
+           depth=8, state=lambda k, text: text, enough=None):
+    """A tree for each prompt: a list of Nodes in the order in which they were found, the root first.
+
+    propose(texts, n) -> for each text n continuations by one step; one without `mark` ends the answer.
+    value(states) -> a number for each (k, text): the beginning `text` of an answer to prompt k.
+    state(k, text) -> what the beginnings of prompt k that come to the same have in common.
+    expansions: how many nodes may be expanded for a prompt, None for no bound.
+    enough: depth-first and best-first search stop at a finished answer of this worth; None: never.
+    """
+    trees = [[Node("", state(k, ""), None, 0)] for k in range(len(prompts))]
+    gone = [set() for _ in prompts]                         # states that have been expanded
+    left = [float("inf") if expansions is None else expansions for _ in prompts]
+    choose = {"breadth-first": _level, "depth-first": _deepest, "best-first": _best}[strategy]
+    while True:
+        picked = []
+        for k, tree in enumerate(trees):
+            done = enough is not None and any(n.finished and n.worth >= enough for n in tree)
+            if strategy == "breadth-first" or not done:
+                picks = choose(tree, gone[k], width)
+                picked += [(k, i) for i in picks[: int(min(left[k], len(picks)))]]
+        if not picked:
+            return trees
+        for k, i in picked:
+            left[k] -= 1
+            gone[k].add(trees[k][i].state)
+            trees[k][i].open, trees[k][i].expanded = False, True
+        fresh = []
+        proposed = propose([prompts[k] + trees[k][i].text for k, i in picked], copies)
+        for (k, i), nexts in zip(picked, proposed, strict=True):
+            for more in dict.fromkeys(nexts):
+                text, finished, level = trees[k][i].text + more, mark not in more, trees[k][i].depth + 1
+                trees[k].append(Node(text, state(k, text), i, level, finished=finished,
+                                     open=not finished and level < depth))
+                fresh.append((k, trees[k][-1]))
+        for (k, node), worth in zip(fresh, value([(k, node.text) for k, node in fresh]), strict=True):
+            node.worth = worth
+            if strategy == "depth-first" and worth < threshold:
+                node.open = False
+
+
+def _level(tree, gone, width):
+    """The best `width` states of the deepest level; the others are left behind, and so are these where
+    they are finished."""
+    last = max(node.depth for node in tree)
+    found = {}
+    for i in sorted((i for i, node in enumerate(tree) if node.depth == last),
+                    key=lambda i: -tree[i].worth):
+        found.setdefault((tree[i].finished, tree[i].state), i)
+    return [i for i in list(found.values())[:width] if tree[i].open]
+
+
+def _deepest(tree, gone, width):
+    """The best open state of the deepest level that has one."""
+    found = [i for i, node in enumerate(tree) if node.open and node.state not in gone]
+    return sorted(found, key=lambda i: (-tree[i].depth, -tree[i].worth))[:1]
+
+
+def _best(tree, gone, width):
+    """The best open state, the deeper of two that are equal."""
+    found = [i for i, node in enumerate(tree) if node.open and node.state not in gone]
+    return sorted(found, key=lambda i: (-tree[i].worth, -tree[i].depth))[:1]
+
+
+def answers(tree):
+    """The finished texts, the best first; of a tree without any, its best beginning."""
+    found = [node for node in tree if node.finished] or tree
+    return [node.text for node in sorted(found, key=lambda node: (-node.worth, -node.depth))]
+
+
+def grow(problems, tools, cfg, **changes):
+    """The trees of the search that cfg describes, with these changes."""
+    given = {**vars(cfg), **changes}
+    votes, found = given.pop("votes"), {}
+    if hasattr(tools.task, "state"):
+        found["state"] = lambda k, text: tools.task.state(problems[k], text)
+    return search([p.prompt for p in problems], tools.step,
+                  lambda states: tools.worth([(problems[k], text) for k, text in states], votes),
+                  mark=tools.mark, enough=1.0, **found, **given)
+
+
+def solve(problems, tools, cfg):
+    """The best answer of each problem's tree: (answers, workings)."""
+    trees = grow(problems, tools, cfg)
+    return [answers(tree)[0] for tree in trees], [{"tree": [vars(n) for n in tree]} for tree in trees]
+
+
+def arms(problems, tools, cfg):
+    """Yield (name, tokens, rewards, answers, workings) of the strategies, and of sampling whole answers
+    for as many tokens as the widest search took."""
+    spent = {}
+    for name, change in (("breadth-first, b=1", dict(strategy="breadth-first", width=1)),
+                         ("breadth-first, b=5", dict(strategy="breadth-first", width=5)),
+                         ("depth-first", dict(strategy="depth-first")),
+                         ("best-first", dict(strategy="best-first"))):
+        start = tools.tokens
+        trees = grow(problems, tools, cfg, **change)
+        spent[name] = tools.tokens - start
+        texts = [answers(tree) for tree in trees]
+        workings = [{"tree": [vars(node) for node in tree]} for tree in trees]
+        yield (name, spent[name], tools.right(problems, [t[0] for t in texts]), [t[0] for t in texts],
+               workings)
+        yield f"{name}, any of 5", spent[name], any_of(problems, texts, tools, 5), \
+            [t[0] for t in texts], workings
+    yield from sampled(problems, tools, cfg, spent["breadth-first, b=5"])
+
+
+def sampled(problems, tools, cfg, budget):
+    """Whole answers, drawn until they have cost `budget` tokens; the model's verdict chooses."""
+    start, texts = tools.tokens, [[] for _ in problems]
+    while tools.tokens - start < budget:
+        for mine, more in zip(texts, tools.sample([p.prompt for p in problems], 1)):
+            mine += more
+    # A whole answer is worth what its steps are: the least of the worths of its beginnings.
+    begun = [[["\n".join(lines[: j + 1]) for j in range(len(lines))]
+              for lines in (tools.task.steps(text) for text in mine)] for mine in texts]
+    flat = [(problems[k], part) for k, mine in enumerate(begun) for parts in mine for part in parts]
+    worth = iter(tools.worth(flat, cfg.votes))
+    ranked = []
+    for mine, parts in zip(texts, begun):
+        worths = [min((next(worth) for _ in beginnings), default=0.0) for beginnings in parts]
+        ranked.append([mine[i] for i in sorted(range(len(mine)), key=lambda i: -worths[i])])
+    first = [mine[0] for mine in ranked]
+    tree = [{"tree": [vars(Node(text, "", None, 1, finished=True)) for text in mine]} for mine in ranked]
+    yield BEFORE, tools.tokens - start, tools.right(problems, first), first, tree
+    yield f"{BEFORE}, any of 5", tools.tokens - start, any_of(problems, ranked, tools, 5), first, tree
+
+
+def any_of(problems, texts, tools, count):
+    """1.0 where one of the first `count` texts of a problem is right."""
+    rows = [(k, text) for k, mine in enumerate(texts) for text in mine[:count]]
+    right = tools.right([problems[k] for k, _ in rows], [text for _, text in rows])
+    found = [0.0] * len(problems)
+    for (k, _), good in zip(rows, right):
+        found[k] = max(found[k], good)
+    return found
+
+
+def show(working):
+    """The tree as lines, each node's last step behind its worth; dots mark what was not gone into."""
+    tree, lines = working["tree"], []
+
+    def walk(i, indent):
+        node = tree[i]
+        if node["parent"] is not None:
+            step = node["text"][len(tree[node["parent"]]["text"]):].strip().replace("\n", "; ")
+            sign = "=" if node["finished"] else "+" if node["expanded"] else "."
+            lines.append(f"{'  ' * indent}{sign} {node['worth']:.2f}  {step}")
+        for j, child in enumerate(tree):
+            if child["parent"] == i:
+                walk(j, indent + (node["parent"] is not None))
+
+    for i, node in enumerate(tree):
+        if node["parent"] is None:
+            if node["text"]:
+                lines.append(f"= {node['worth']:.2f}  {node['text'].strip()!r}")
+            walk(i, 0)
+    return lines

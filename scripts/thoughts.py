@@ -1,0 +1,223 @@
+"""What checkpoints/thinker is taught: the modes that the methods of minipost/test_time elicit.
+
+Sums answered at once, in worked steps that slip at random, in a hurry with one fault again and again,
+and after examples of either kind; steps and drafts judged, criticised and revised; moves of the Game
+of 24, good and bad, whole answers to it at once, and whether some numbers can still make 24; codes that
+only earlier episodes tell, and keys that have not been tried yet.
+
+Everything comes from training splits, and no document shows the working of a held-out problem.
+"""
+
+import functools
+import re
+
+from minipost.tasks import Arithmetic, Countdown, Recall
+from minipost.tasks.base import Problem, is_held_out
+from minipost.tasks.countdown import all_whole, apply, held_out, moves, solvable
+from minipost.tasks.recall import KEYS
+
+SLIP = 0.13     # chance that a worked step goes wrong, so 5 steps in a row are right half the time
+SHORT = 0.6     # chance that a large term is counted one short in a hurry
+BAD = 0.3       # chance that a move is drawn at random
+TERMS = 8       # longest chain
+GAME = 24
+KINDS = {       # kind of document: share of the corpus
+    "worked": 0.06, "hurried": 0.06, "direct": 0.05, "large": 0.05, "examples": 0.04,
+    "step": 0.03, "critique": 0.06, "revision": 0.05,
+    "moves": 0.14, "expression": 0.03, "legal": 0.08, "reach": 0.28,
+    "recall": 0.06, "lock": 0.01,
+}
+
+
+class Thoughts:
+    """The documents, as a task: problems whose demonstration is already chosen."""
+
+    def sample(self, n, rng):
+        kinds = rng.choices(list(KINDS), KINDS.values(), k=n)
+        return [MAKERS[kind](rng) for kind in kinds]
+
+    def demonstrate(self, problem, rng):
+        return problem.columns["completion"]
+
+
+@functools.cache
+def sums(terms, **knobs):
+    return Arithmetic(terms=terms, **knobs)
+
+
+def chain(rng, terms=None, **knobs):
+    """A training sum of which no beginning is a held-out one, and its task."""
+    task = sums(terms or rng.randint(2, TERMS), **knobs)
+    while True:
+        problem, = task.sample(1, rng)
+        numbers = [int(n) for n in re.findall("[0-9]+", problem.columns["chain"])]
+        if not any(is_held_out(numbers[:k]) for k in range(2, len(numbers))):
+            return task, problem
+
+
+def document(prompt, completion, **columns):
+    return Problem(prompt, {**columns, "completion": completion})
+
+
+def answered(rng, slip=0.0, **knobs):
+    task, problem = chain(rng, **knobs)
+    return document(problem.prompt, task.demonstrate(problem, rng, slip), **problem.columns)
+
+
+def large(rng):
+    """Few terms of up to two digits, as parts of a sum are put together; sometimes a lone one."""
+    if rng.random() < 0.1:
+        number = rng.randint(1, 60)
+        return document(f"{number}=? Think:\n", f"Answer: {number}")
+    return answered(rng, SLIP, terms=rng.randint(2, 4), largest=60)
+
+
+def examples(rng):
+    """Two or three sums without a cue, all but the last answered in the same way."""
+    knobs = dict(terms=rng.randint(4, TERMS), direct=rng.random() < 0.5)
+    slip = 0.0 if knobs["direct"] else SLIP
+    *shown, (task, last) = [chain(rng, **knobs) for _ in range(rng.randint(2, 3))]
+    prompt = "".join(task.example(p, task.demonstrate(p, rng, slip)) for _, p in shown)
+    answer = "Answer:" * knobs["direct"] + task.demonstrate(last, rng, slip)
+    return document(prompt + task.example(last), answer, **last.columns)
+
+
+def draft(rng):
+    """A sum with a draft that is wrong half the time, and what a critic says of it."""
+    task, problem = chain(rng)
+    text = task.demonstrate(problem, rng, SLIP)
+    return task, problem, text, task.fault(problem, text)
+
+
+def critique(rng):
+    task, problem, text, fault = draft(rng)
+    return document(task.critique(problem, text), fault, **problem.columns)
+
+
+def revision(rng):
+    """A faulty draft mended; what comes after the mended step slips as any other."""
+    while True:
+        task, problem, text, fault = draft(rng)
+        if not task.approves(fault):
+            return document(task.revise(problem, text, fault), task.mend(problem, text, rng, SLIP),
+                            **problem.columns)
+
+
+def step(rng):
+    """A single step and whether it is right."""
+    task, problem = chain(rng, largest=rng.choice((9, 9, 60)), terms=rng.randint(2, 4))
+    text = task.demonstrate(problem, rng, 0.5)
+    k = rng.randrange(len(task.steps(text)))
+    right = task.check_steps(problem, text)[k]
+    text = "\n".join(task.steps(text)[: k + 1])
+    return document(task.questions(problem, text)[0], " yes" if right else " no", **problem.columns)
+
+
+# ---- the Game of 24
+
+@functools.cache
+def game(**knobs):
+    return Countdown(numbers=4, target=GAME, **knobs)
+
+
+def seen(text):
+    """Whether three numbers that the lines of an answer leave are a held-out hand of three."""
+    left = (line.rpartition(":")[2].split() for line in text.split("\n"))
+    return any(len(found) == 3 and held_out(map(int, found)) for found in left
+               if all(n.isdecimal() for n in found))
+
+
+def moves_made(rng, **knobs):
+    task = game()
+    while True:
+        problem, = task.sample(1, rng)
+        text = task.demonstrate(problem, rng, bad=BAD)
+        if not seen(text):
+            return document(problem.prompt, text, **problem.columns)
+
+
+def expression(rng):
+    task = game(direct=True)
+    problem, = task.sample(1, rng)
+    return document(problem.prompt, task.demonstrate(problem, rng), **problem.columns)
+
+
+def legal(rng):
+    """A move, half the time a wrong one, and whether it is right."""
+    while True:
+        state = tuple(sorted(rng.choices(range(1, 14), k=4)))
+        if held_out(state):
+            continue
+        while len(state) > 1:
+            before, options = state, [move for move in moves(state) if all_whole(move[1])]
+            line, state = rng.choice(options)
+            if rng.random() < 0.4:
+                break
+        if not any(len(numbers) == 3 and held_out(numbers) for numbers in (before, state)):
+            break
+    if rng.random() < 0.5:
+        line = spoilt(line, rng)
+    right = apply(before, line) is not None
+    problem = Problem("", {"numbers": before, "target": GAME})
+    return document(game().questions(problem, line)[0], " yes" if right else " no")
+
+
+def spoilt(line, rng):
+    """A move with one of its numbers changed, the result or one that is left more often than others;
+    where the result is, what it leaves often follows it."""
+    places = [match.span() for match in re.finditer("[0-9]+", line)]
+    (_, _, (start, end), *left) = places
+    result = line[start:end]
+    kind = rng.random()
+    if kind < 0.3:
+        wrong = changed(result, rng)
+        after = line[end + 1:].split()
+        after[after.index(result)] = wrong
+        return f"{line[:start]}{wrong}:{' '.join(map(str, sorted(map(int, after))))}"
+    start, end = rng.choice(left if kind < 0.7 else places)
+    return line[:start] + changed(line[start:end], rng) + line[end:]
+
+
+def changed(number, rng):
+    return str(rng.choice([n for n in (int(number) + rng.choice((-10, -2, -1, 1, 2, 10)),
+                                       rng.randint(0, 13), rng.randint(0, 40)) if n >= 0]))
+
+
+def reach(rng):
+    """What some moves leave of a hand that is not held out, and whether it can still make 24; three
+    numbers most often, the answers even."""
+    size, right = rng.choice((3, 3, 3, 3, 2, 2, 1)), rng.random() < 0.5
+    while True:
+        state = tuple(sorted(rng.choices(range(1, 14), k=4)))
+        if held_out(state):
+            continue
+        while len(state) > size:
+            state = rng.choice([after for _, after in moves(state) if all_whole(after)])
+        if solvable(state, GAME) == right and not (len(state) == 3 and held_out(state)):
+            break
+    question = game().questions(Problem("", {"numbers": state, "target": GAME}), "")[-1]
+    return document(question, " yes" if right else " no")
+
+
+# ---- memory
+
+def recall(rng):
+    task = Recall(episodes=rng.randint(0, 8))
+    problem, = task.sample(1, rng)
+    return document(problem.prompt, task.demonstrate(problem), **problem.columns)
+
+
+def lock(rng):
+    keys = rng.choice(KEYS)
+    *tried, key = rng.sample(range(1, keys + 1), rng.randint(1, keys))
+    return document(Recall().lock(keys, tried), f" {key}")
+
+
+MAKERS = {
+    "worked": lambda rng: answered(rng, SLIP),
+    "hurried": lambda rng: answered(rng, SHORT, hurried=True),
+    "direct": lambda rng: answered(rng, direct=True),
+    "large": large, "examples": examples, "step": step, "critique": critique, "revision": revision,
+    "moves": moves_made, "expression": expression, "legal": legal, "reach": reach,
+    "recall": recall, "lock": lock,
+}
