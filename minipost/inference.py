@@ -4,7 +4,7 @@ A file in minipost/test_time/ is a method.  It has
 
     TASK, KNOBS      the task that its demo is measured on, and which of its knobs differ from the usual
     VERIFIER         only where it needs a reward model: the directory of the usual one
-    BEFORE, AFTER    the two arms that a demo compares
+    BEFORE, AFTER    the two arms that a demo compares; {samples} in a name is that setting
     Config           its settings, every field a flag
     solve(problems, tools, cfg) -> answers, workings
     arms(problems, tools, cfg)     yields (name, tokens, rewards, answers, workings) of each way to answer,
@@ -39,7 +39,6 @@ class Options:
     room: int = 96              # longest answer, in tokens
     n: int = 200                # held-out problems
     workers: int = 0            # processes; 0: one per core, at most 4
-    json: bool = False          # print data and no text
     out: str = ""               # directory for summary.json
     show: int = 2               # held-out problems shown before and after
 
@@ -57,10 +56,11 @@ def names():
 
 
 def parse(argv, prog, options=Options):
-    """The command line as (name, module, options, config, task)."""
+    """The command line as (name, module, options, config, task, whether to print data and no text)."""
     first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     first.add_argument("--method", choices=names(), required=True)
     first.add_argument("--task", choices=sorted(TASKS))
+    first.add_argument("--json", action="store_true")
     known, rest = first.parse_known_args(argv)
     import tyro
 
@@ -71,8 +71,8 @@ def parse(argv, prog, options=Options):
              "task": task() if known.task else task(**module.KNOBS)}
     together = make_dataclass("Arguments", [(part, flat[c], usual[part]) for part, c in parts.items()])
     found = tyro.cli(together, args=rest, prog=f"{prog} --method {known.method}",
-                     description=module.__doc__, config=(tyro.conf.FlagConversionOff,))
-    return known.method, module, found.options, found.method, found.task
+                     description=f"{module.__doc__}\n--json prints data and no text.", config=(tyro.conf.FlagConversionOff,))
+    return known.method, module, found.options, found.method, found.task, known.json
 
 
 def tools_for(module, options, task):
@@ -107,10 +107,10 @@ def evaluate(argv, prog):
     from minipost import checkpoint, parallel
     from minipost.console import Console
 
-    name, module, options, cfg, task = parse(argv, prog)
+    name, module, options, cfg, task, data = parse(argv, prog)
     if options.out:
         checkpoint.make_directory(Path(options.out))
-    console, start = Console(quiet=options.json), time.perf_counter()
+    console, start = Console(quiet=data), time.perf_counter()
     console.say(f"{name} with {options.model} on {task.name} "
                 f"({', '.join(f'{k} {v}' for k, v in asdict(task).items())})")
     console.say(f"  {', '.join(f'{k} {v}' for k, v in asdict(cfg).items())}, "
@@ -118,27 +118,28 @@ def evaluate(argv, prog):
     problems, found = parallel.launch(lambda: measure(module, options, cfg, task),
                                       options.workers or parallel.default_workers("cpu"))
     seconds = time.perf_counter() - start
-    before, after = found[module.BEFORE], found[module.AFTER]
+    first, last = (name.format(**asdict(cfg)) for name in (module.BEFORE, module.AFTER))
+    before, after = found[first], found[last]
     summary = {
         "name": name, "task": task.name, "seed": options.seed,
-        "metric": f"accuracy, held-out: {module.BEFORE} -> {module.AFTER}",
+        "metric": f"accuracy, held-out: {first} -> {last}",
         "before": before["score"], "after": after["score"], "seconds": round(seconds, 1),
         "tokens": round(sum(row["tokens"] * row["score"]["n"] for row in found.values())),
         "gain": asdict(interval(gains(before, after))),
         "all": {arm: {"score": row["score"], "tokens per problem": round(row["tokens"], 1)}
                 for arm, row in found.items()},
     }
-    if options.json:
+    if data:
         print(json.dumps({**summary, "arms": {arm: {k: row[k] for k in ("rewards", "texts")}
                                               for arm, row in found.items()}}, indent=2))
     else:
         if len(before["rewards"]) == len(after["rewards"]) == len(problems):
             console.side_by_side(problems, before, after, "held-out", options.show)
-        console.say(f"how it went, {module.AFTER}, held-out problem 1: "
+        console.say(f"how it went, {last}, held-out problem 1: "
                     f"{problems[0].prompt.strip()}")
         for line in shortened(module.show(after["workings"][0])):
             console.say(f"  {line}")
-        console.arms(found, module.BEFORE, gains)
+        console.arms(found, first, gains)
         console.say(f"{seconds:.0f} s")
     if options.out:
         checkpoint.write_json(Path(options.out) / "summary.json", summary)

@@ -52,7 +52,7 @@ def pick(options, task):
 def solve(argv):
     from minipost import parallel
 
-    name, module, options, cfg, task = inference.parse(argv, PROG, Options)
+    name, module, options, cfg, task, data = inference.parse(argv, PROG, Options)
     problem = pick(options, task)
 
     def work():
@@ -61,7 +61,7 @@ def solve(argv):
         return answer, working, tools.tokens, tools.right([problem], [answer])[0]
 
     answer, working, tokens, right = parallel.launch(work, 1)
-    if options.json:
+    if data:
         print(json.dumps({"method": name, "model": options.model, "seed": options.seed,
                           "settings": asdict(cfg), "problem": problem.prompt, "answer": answer,
                           "right": bool(right), "tokens": tokens, "working": working}, indent=2))

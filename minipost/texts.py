@@ -76,7 +76,7 @@ class Texts:
         """Prompts with answers as Sequences, cut to what the context holds."""
         vocabulary, limit = self.run.vocabulary, self.run.policy.module.config.max_position_embeddings
         before = [vocabulary.prompt(prompt)[: limit - 1] for prompt in prompts]
-        after = [vocabulary.response(answer)[: limit + 1 - len(ids)]
+        after = [vocabulary.response(answer)[: limit - len(ids)]
                  for ids, answer in zip(before, answers, strict=True)]
         return pack(before, after, vocabulary.pad).to(self.run.policy.module.device)
 

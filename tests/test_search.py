@@ -596,8 +596,7 @@ def test_no_text_of_a_model_breaks_a_method(module, task, knobs, words):
         assert all(isinstance(line, str) for w in found for line in module.show(w))
         names.append(name)
     assert len(set(names)) == len(names)
-    if knobs.get("samples", 17) == 17:
-        assert {module.BEFORE, module.AFTER} <= set(names)
+    assert {name.format(**vars(cfg)) for name in (module.BEFORE, module.AFTER)} <= set(names)
 
 
 @pytest.mark.parametrize("module", [tot, mcts])

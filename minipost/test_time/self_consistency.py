@@ -9,16 +9,17 @@ answer have no vote; ties go to the answer that was stated first.
 By Condorcet's theorem the vote approaches certainty as n grows where the right answer is the likeliest
 one, and approaches error where a wrong one is (Condorcet 1785).  So votes cure slips and not faults:
 `arms` asks the same problems of the mode that slips at random and, where the task has one, of the mode
-with a fault.
+with a fault.  Beside a vote stands whether any of its samples is right, the most that any choice among
+them could reach.
 """
 
 import math
 from dataclasses import dataclass, replace
 
-from minipost.errors import require
+from minipost.errors import MinipostError, require
 
 TASK, KNOBS = "arithmetic", {}
-BEFORE, AFTER = "1 sample", "17 samples"
+BEFORE, AFTER = "n=1", "n={samples}"
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,12 @@ class Config:
     """A vote among sampled answers."""
 
     samples: int = 17           # answers to a problem (n)
-    curve: tuple[int, ...] = (1, 3, 5, 9, 17, 33)  # numbers of samples to measure
+    curve: tuple[int, ...] = (1, 3, 5, 9, 17, 33)  # further numbers of samples to measure
 
     def __post_init__(self):
         require(self, at_least=dict(samples=1))
+        if any(n < 1 for n in self.curve):
+            raise MinipostError(f"curve is {self.curve}; expected numbers of at least 1")
 
 
 def vote(answers, weights=None):
@@ -74,17 +77,23 @@ def arms(problems, tools, cfg):
         modes.append((", hurried", [replace(tools.task, hurried=True).like(p) for p in problems]))
     for mode, asked in modes:
         start, prompts, drawn = tools.tokens, [p.prompt for p in asked], [[] for _ in asked]
-        for n in sorted({*cfg.curve, cfg.samples}):
+        for n in sorted({1, *cfg.curve, cfg.samples}):
             for texts, more in zip(drawn, tools.sample(prompts, n - len(drawn[0]))):
                 texts += more
             answers, workings = elected(asked, drawn, tools.task)
-            name = f"{n} sample{'s' * (n > 1)}{mode}"
-            yield name, tools.tokens - start, tools.right(asked, answers), answers, workings
+            name = f"n={n}{mode}"
+            spent = tools.tokens - start
+            yield name, spent, tools.right(asked, answers), answers, workings
+            if n > 1:
+                every = iter(tools.right([p for p in asked for _ in range(n)],
+                                         [text for texts in drawn for text in texts]))
+                best = [max(next(every) for _ in texts) for texts in drawn]
+                yield f"any of {name}", spent, best, answers, workings
         flat = [text for texts in drawn for text in texts]
         sure = tools.confidence([p for p in prompts for _ in range(n)], flat)
         weights = [[math.exp(c) for c in sure[k * n : (k + 1) * n]] for k in range(len(asked))]
         answers, workings = elected(asked, drawn, tools.task, weights)
-        yield (f"{n} samples weighted by likelihood{mode}", tools.tokens - start,
+        yield (f"n={n} weighted by likelihood{mode}", tools.tokens - start,
                tools.right(asked, answers), answers, workings)
 
 

@@ -18,7 +18,7 @@ from typing import Literal
 from minipost.errors import require
 
 TASK, KNOBS = "countdown", {"numbers": 4, "target": 24}
-BEFORE, AFTER = "best of n at equal tokens", "breadth-first, b=5"
+BEFORE, AFTER = "best of n at equal tokens", "breadth-first, b={width}"
 
 
 @dataclass(frozen=True)
@@ -142,10 +142,10 @@ def arms(problems, tools, cfg):
     """Yield (name, tokens, rewards, answers, workings) of the strategies, and of sampling whole answers
     for as many tokens as the widest search took."""
     spent = {}
-    for name, change in (("breadth-first, b=1", dict(strategy="breadth-first", width=1)),
-                         ("breadth-first, b=5", dict(strategy="breadth-first", width=5)),
-                         ("depth-first", dict(strategy="depth-first")),
-                         ("best-first", dict(strategy="best-first"))):
+    widths = {f"breadth-first, b={b}": dict(strategy="breadth-first", width=b)
+              for b in (1, cfg.width)}
+    for name, change in {**widths, "depth-first": dict(strategy="depth-first"),
+                         "best-first": dict(strategy="best-first")}.items():
         start = tools.tokens
         trees = grow(problems, tools, cfg, **change)
         spent[name] = tools.tokens - start
@@ -155,7 +155,7 @@ def arms(problems, tools, cfg):
                workings)
         yield f"{name}, any of 5", spent[name], any_of(problems, texts, tools, 5), \
             [t[0] for t in texts], workings
-    yield from sampled(problems, tools, cfg, spent["breadth-first, b=5"])
+    yield from sampled(problems, tools, cfg, spent[f"breadth-first, b={cfg.width}"])
 
 
 def sampled(problems, tools, cfg, budget):
