@@ -13,6 +13,7 @@
 #   make data               write data/simple_tasks.jsonl again from its tables
 #   make bench              measure what BENCHMARKS.md says (installs TRL and transformers)
 #   make compare            the RL methods at an equal budget of tokens: table and plot (matplotlib)
+#   make compute-optimal    accuracy against tokens, all test-time methods: table and plot (matplotlib)
 #   make compare-offline    SFT, RFT, DPO, KTO and OREO on one fixed set of answers: table
 
 PYTHON ?= python3
@@ -22,10 +23,12 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 STEPS ?=
 LINES ?=
 N ?=
+# The process reward model that chooses among the thinker's hurried answers, half of which have a fault.
+VERIFIER = --model checkpoints/thinker --task arithmetic --hurried True --hot 1.2
 # A file in minipost/test_time/ is a test-time method.
 TEST_TIME = $(subst _,-,$(basename $(notdir $(wildcard minipost/test_time/[a-z]*.py))))
 
-.PHONY: help test demos base student thinker verifier card data bench compare compare-offline clean
+.PHONY: help test demos base student thinker verifier card data bench compare compare-offline compute-optimal clean
 .PRECIOUS: $(VENV)/.%
 
 help:
@@ -66,7 +69,8 @@ thinker: $(VENV)/.core
 	@$(BIN)/python -m scripts.pretrain --shape thinker
 
 verifier: $(VENV)/.core
-	@$(BIN)/python -m scripts.pretrain_verifier
+	@$(BIN)/python -m minipost.train --algo prm $(VERIFIER) --out runs/verifier
+	@rm -rf checkpoints/verifier && cp -r runs/verifier/model checkpoints/verifier
 
 card: $(VENV)/.core
 	@$(BIN)/python -m scripts.card
@@ -79,6 +83,9 @@ bench: $(VENV)/.bench
 
 compare: $(VENV)/.plot
 	@$(BIN)/python -m scripts.compare
+
+compute-optimal: $(VENV)/.plot
+	@$(BIN)/python -m scripts.compute_optimal
 
 compare-offline: $(VENV)/.core
 	@$(BIN)/python -m scripts.compare_offline

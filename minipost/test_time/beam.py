@@ -1,4 +1,4 @@
-"""Beam search over steps, guided by a value (survey sec. 5.2; OREO, arxiv.org/abs/2412.16145, sec. 4.5).
+"""Beam search over steps, guided by a value (survey sec. 5.1, 5.9; OREO, arxiv.org/abs/2412.16145, sec. 4.5).
 
 Each of the `width` (B) best beginnings of an answer is continued by one step in `copies` (K) sampled
 ways; of the up to B K continuations the B of the highest value are kept, until none of those goes on

@@ -1,4 +1,4 @@
-"""Best of n: sample n answers, let a verifier choose (survey sec. 5.1, 5.2; Cobbe et al. 2021,
+"""Best of n: sample n answers, let a verifier choose (survey sec. 5.2, 5.8, 5.9; Cobbe et al. 2021,
 arxiv.org/abs/2110.14168; Lightman et al. 2023, arxiv.org/abs/2305.20050).
 
     answer = y_k,   k = argmax_i score(x, y_i),   y_i ~ pi(. | x)

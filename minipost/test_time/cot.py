@@ -1,4 +1,4 @@
-"""Chain of thought: worked steps against an answer at once (survey sec. 5.3; Wei et al. 2022,
+"""Chain of thought: worked steps against an answer at once (survey sec. 5.4; Wei et al. 2022,
 arxiv.org/abs/2201.11903).
 
 The same model answers the same problems in four ways: told by a cue to answer at once or to think

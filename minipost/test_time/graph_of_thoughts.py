@@ -1,4 +1,4 @@
-"""Graph of thoughts: split a problem, solve the parts, put the answers together (survey sec. 5.8; Besta
+"""Graph of thoughts: split a problem, solve the parts, put the answers together (survey sec. 5.7; Besta
 et al. 2023, arxiv.org/abs/2308.09687).
 
 A tree only branches; in a graph a thought may have several parents.  The graph here is the one with

@@ -1,4 +1,4 @@
-"""Monte Carlo tree search over steps (survey sec. 5.7; Kocsis & Szepesvari 2006; the rule of Silver et
+"""Monte Carlo tree search over steps (survey sec. 5.11; Kocsis & Szepesvari 2006; the rule of Silver et
 al. 2017, arxiv.org/abs/1712.01815).
 
 A simulation selects, expands, evaluates and backs up:

@@ -1,4 +1,4 @@
-"""Episodic memory: an agent that reads earlier questions and answers (survey sec. 5.5, agents; Reflexion,
+"""Episodic memory: an agent that reads earlier questions and answers (survey fig. 2; Reflexion,
 Shinn et al. 2023, arxiv.org/abs/2303.11366; nearest neighbours as in Khandelwal et al. 2020,
 arxiv.org/abs/1911.00172).
 

@@ -1,4 +1,4 @@
-"""Self-consistency: sample n answers and take the one most of them agree on (survey sec. 5.4; Wang et
+"""Self-consistency: sample n answers and take the one most of them agree on (survey sec. 5.5; Wang et
 al. 2022, arxiv.org/abs/2203.11171).
 
     answer = argmax_a sum_i w_i [ parse(y_i) = a ],     y_i ~ pi(. | x)

@@ -1,4 +1,4 @@
-"""Self-feedback: draft, critique, revise, by one model (survey sec. 5.5; Self-Refine, Madaan et al.
+"""Self-feedback: draft, critique, revise, by one model (survey sec. 5.10; Self-Refine, Madaan et al.
 2023, arxiv.org/abs/2303.17651; Reflexion, Shinn et al. 2023, arxiv.org/abs/2303.11366).
 
     y_1 ~ pi(. | x)

@@ -1,0 +1,124 @@
+"""The parts test-time and game24 of BENCHMARKS.md: `python -m scripts.bench test-time game24`.
+
+test-time: every arm of every method in minipost/test_time.  game24: the table of Tree of Thoughts
+(arxiv.org/abs/2305.10601, table 2) with our rows beside the paper's.  A number is the mean over seeds;
+its interval is that of the mean over problems, each problem counting with its mean over the seeds.
+"""
+
+import json
+import subprocess
+import sys
+
+from minipost.stats import interval
+
+SEEDS = (0, 1, 2)
+GAME = "--task countdown --numbers 4 --target 24"
+METHODS = {  # command: seeds; greedy answers are the same with every seed
+    "cot --n 400": (0,),
+    "self-consistency --n 400": SEEDS,
+    "best-of-n --n 400": SEEDS,
+    "best-of-n --n 400 --hurried False": SEEDS,
+    "beam --n 400": SEEDS,
+    "tot --n 100": SEEDS,
+    "mcts --n 100": SEEDS,
+    "graph-of-thoughts --n 200": SEEDS,
+    "self-feedback --n 400": SEEDS,
+    "memory --n 400": (0,),
+}
+WANTED = {
+    "cot --n 400": "Wanted: worked at least 60 points above direct.",
+    "self-consistency --n 400": "Wanted: n=17 at least 15 points above n=1.  In a hurry it falls.",
+    "best-of-n --n 400": "Wanted: verifier above vote, beyond the interval.",
+    "tot --n 100": "Wanted: above best of n at equal tokens.",
+    "self-feedback --n 400": "Wanted: self-feedback above retry.",
+    "memory --n 400": "Wanted: nearest at least 80 points above no memory.  Locks: k of n keys, and "
+                      "1 - (1 - 1/n)^k, are what a perfect agent reaches with memory and without.",
+}
+GAME_ROWS = {  # row: (command, arm, arm of any of 5, the paper's row)
+    "direct (IO)": (f"self-consistency {GAME} --direct True --curve 1 5 32 --samples 32", "n=1",
+                    "any of n=5", "7.3"),
+    "worked steps (CoT)": (f"self-consistency {GAME} --curve 1 5 32 --samples 32", "n=1", "any of n=5",
+                           "4.0"),
+    "self-consistency of 32": (f"self-consistency {GAME} --curve 1 5 32 --samples 32", "n=32", None,
+                               "9.0 (of 100)"),
+    "best of n, the model's verdicts": ("tot", "best of n at equal tokens",
+                                        "best of n at equal tokens, any of 5", ""),
+    "tree of thoughts, b=1": ("tot", "breadth-first, b=1", None, "45"),
+    "tree of thoughts, b=5": ("tot", "breadth-first, b=5", "breadth-first, b=5, any of 5", "74"),
+    "MCTS": ("mcts", "mcts", None, ""),
+    "any of the samples: direct": (f"self-consistency {GAME} --direct True --curve 1 5 32 --samples 32",
+                                   None, "any of n=32", "33 (of 100)"),
+    "any of the samples: worked": (f"self-consistency {GAME} --curve 1 5 32 --samples 32", None,
+                                   "any of n=32", "49 (of 100)"),
+}
+_done = {}
+
+
+def measured(command, seeds=SEEDS):
+    """{arm: (mean reward of every problem over the seeds, tokens per problem)} and the seconds."""
+    if (command, seeds) not in _done:
+        runs, arms = [], {}
+        for seed in seeds:
+            full = [sys.executable, "-m", "minipost.evaluate", "--method", *command.split(), "--seed",
+                    str(seed), "--json"]
+            print("  ", " ".join(full[1:]), flush=True)
+            runs.append(json.loads(subprocess.run(full, stdout=subprocess.PIPE, text=True,
+                                                  check=True).stdout))
+        for arm in runs[0]["all"]:
+            rewards = zip(*(run["arms"][arm]["rewards"] for run in runs), strict=True)
+            tokens = sum(run["all"][arm]["tokens per problem"] for run in runs) / len(runs)
+            arms[arm] = [sum(row) / len(row) for row in rewards], tokens
+        first, last = runs[0]["metric"].partition(": ")[2].split(" -> ")
+        _done[command, seeds] = arms, (first, last), [run["seconds"] for run in runs]
+    return _done[command, seeds]
+
+
+def gain(rewards, over):
+    if len(rewards) != len(over) or rewards is over:
+        return ""
+    found = interval([a - b for a, b in zip(rewards, over)])
+    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def test_time(args, machine, table, write):
+    """Write the arms of every method, as far as they have come."""
+    lines = []
+    for command, seeds in METHODS.items():
+        seeds = seeds[:1] if args.quick else seeds
+        arms, (first, last), seconds = measured(command, seeds)
+        rows = [[f"**{arm}**" if arm in (first, last) else arm, str(interval(rewards)),
+                 f"{tokens:,.0f}", gain(rewards, arms[first][0])]
+                for arm, (rewards, tokens) in arms.items()]
+        size = len(arms[last][0])
+        lines += [f"`{command}`: n {size}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; "
+                  f"{min(seconds):.0f}-{max(seconds):.0f} s each", "",
+                  *table(["way to answer", "accuracy [95%]", "tokens per problem", f"less {first}"],
+                         rows), ""]
+        if command in WANTED:
+            lines += [WANTED[command], ""]
+        write(args.out, "test-time", [
+            "## At test time", "", machine(), "",
+            "`python -m scripts.bench test-time`; each table is `python -m minipost.evaluate --method "
+            "COMMAND --seed SEED` with checkpoints/thinker, on held-out problems.  Accuracies are means "
+            "over the seeds, differences are paired by problem.  Every way to answer elicits a mode that "
+            "the model was trained in; none emerged.", "", *lines[:-1]])
+
+
+def game24(args, machine, table, write):
+    """Write the table of the Game of 24."""
+    rows, seeds = [], SEEDS[:1] if args.quick else SEEDS
+    for name, (command, top, among, paper) in GAME_ROWS.items():
+        arms, _, _ = measured(f"{command} --n 100", seeds)
+        tokens = arms[top or among][1]
+        rows.append([name, *(str(interval(arms[arm][0])) if arm else "" for arm in (top, among)),
+                     f"{tokens:,.0f}", paper])
+    write(args.out, "game24", [
+        "## The Game of 24", "", machine(), "",
+        "`python -m scripts.bench game24`: the 100 held-out hands, mean over seeds "
+        f"{', '.join(map(str, seeds))}, checkpoints/thinker (0.86M parameters).  Tokens are all that were "
+        "sampled for a problem, verdicts among them.  No row asks an exact checker before it answers.  "
+        "\"any of\" is the best of 5 answers (of 32 in the last rows), which an oracle would have to "
+        "choose.  The last column is GPT-4 in percent (Yao et al. 2023, table 2); its b=5 row is the "
+        "authors' figure for top-1.", "",
+        *table(["way to answer", "top-1 [95%]", "any of 5 (32) [95%]", "tokens per problem", "GPT-4"],
+               rows)])

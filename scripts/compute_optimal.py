@@ -1,0 +1,156 @@
+"""Accuracy against tokens, every test-time method and the RL-trained model: `make compute-optimal`.
+
+Each method answers the same held-out problems of two tasks with checkpoints/thinker at several settings,
+and beside them answers the thinker after GRPO on that task, which pays its tokens before.  The result is
+a table in BENCHMARKS.md and a plot, data/compute-optimal.svg.
+
+What a run of the same command, model and code gave is kept in runs/compute-optimal and not made again;
+a change to the code is not noticed: remove the folder after one.
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from minipost.stats import Score, interval
+from scripts.bench import machine, table, write
+from scripts.compare import fingerprint
+
+ROOT = Path(__file__).resolve().parents[1]
+SUMS = "--task arithmetic --terms 6 --hurried True"
+GAME = "--task countdown --numbers 4 --target 24"
+GRPO = {SUMS: "--steps 60", GAME: "--steps 100 --lr 3e-4"}    # settings of the RL-trained models
+LEARNT = "after GRPO"
+CURVES = {  # panel: (task, {curve: [(command, arm)]})
+    "Six-term sums, taught to count short": (SUMS, {
+        "at once": [("cot --terms 6", "direct")],
+        "worked, greedy": [(f"beam {SUMS}", "greedy")],
+        "self-consistency": [(f"self-consistency {SUMS}", f"n={n}") for n in (1, 3, 5, 9, 17, 33)],
+        "best of n, PRM": [(f"best-of-n {SUMS} --samples {n}", "verifier") for n in (2, 4, 8, 16, 32)],
+        "best of n, confidence": [(f"best-of-n {SUMS} --samples {n}", "confidence")
+                                  for n in (2, 4, 8, 16, 32)],
+        "beam, PRM": [(f"beam {SUMS} --width {b} --copies {b}", "beam") for b in (2, 4)],
+        "retry": [(f"self-feedback {SUMS} --attempts {k}", "retry") for k in (2, 4)],
+        "self-feedback": [(f"self-feedback {SUMS} --attempts {k}", "self-feedback")
+                          for k in (2, 3, 4, 6)],
+        LEARNT: [(f"self-consistency {SUMS}", "n=1")],
+    }),
+    "Game of 24": (GAME, {
+        "at once": [(f"self-consistency {GAME} --direct True", f"n={n}") for n in (1, 5, 17, 33)],
+        "self-consistency": [(f"self-consistency {GAME}", f"n={n}") for n in (1, 5, 17, 33)],
+        "best of n, own verdicts": [(f"tot --copies {k}", "best of n at equal tokens")
+                                    for k in (2, 4, 8, 16)],
+        "tree of thoughts, b=1": [(f"tot --copies {k}", "breadth-first, b=1") for k in (2, 4, 8, 16)],
+        "tree of thoughts, b=5": [(f"tot --copies {k}", "breadth-first, b=5") for k in (2, 4, 8, 16)],
+        "tree, depth-first": [(f"tot --copies {k}", "depth-first") for k in (4, 16)],
+        "tree, best-first": [(f"tot --copies {k}", "best-first") for k in (4, 16)],
+        "MCTS": [(f"mcts --simulations {n}", "mcts") for n in (4, 12, 24)],
+        LEARNT: [(f"self-consistency {GAME}", "n=1")],
+    }),
+}
+COLOURS = ("#777777", "#000000", "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b",
+           "#e377c2")
+MARKS = "oDs^vPX*h"
+
+
+def trained(task, args):
+    """The directory of the thinker after GRPO on the task, trained if it is not there."""
+    out = args.runs / f"grpo-{hashlib.sha256(task.encode()).hexdigest()[:8]}"
+    if not (out / "summary.json").is_file():
+        run(["-m", "minipost.train", "--algo", "grpo", "--model", args.model, *task.split(),
+             *GRPO[task].split(), "--room", "64", "--out", str(out)])
+    return out
+
+
+def run(command):
+    print("  python", " ".join(command), flush=True)
+    return subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True,
+                          check=True).stdout
+
+
+def measured(command, model, args):
+    """What `evaluate --method COMMAND --json` says, made once."""
+    full = ["-m", "minipost.evaluate", "--method", *command.split(), "--n", str(args.n), "--json",
+            "--model", str(model)]
+    name = hashlib.sha256(" ".join([*full, fingerprint(model)]).encode()).hexdigest()[:16]
+    path = args.runs / f"{name}.json"
+    if not path.is_file():
+        path.write_text(run(full))
+    return json.loads(path.read_text())
+
+
+def points(task, curves, args):
+    """{curve: [(tokens per problem, Score)]}"""
+    found = {}
+    for curve, wanted in curves.items():
+        found[curve] = []
+        for command, arm in wanted:
+            model = trained(task, args) / "model" if curve == LEARNT else args.model
+            row = measured(command, model, args)["all"][arm]
+            found[curve].append((row["tokens per problem"], Score(**row["score"])))
+            print(f"{curve}: {row['tokens per problem']:.0f} tokens, {found[curve][-1][1]}", flush=True)
+    return found
+
+
+def draw(panels, path):
+    """Both panels on one page, the same bytes for the same points and matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.hashsalt": "minipost", "font.size": 9}):
+        figure = Figure(figsize=(11, 9), layout="constrained")
+        for axes, (title, curves) in zip(figure.subplots(2, 1), panels.items()):
+            for k, (name, found) in enumerate(curves.items()):
+                x = [tokens for tokens, _ in found]
+                y = [score.value for _, score in found]
+                bars = [[s.value - s.low for _, s in found], [s.high - s.value for _, s in found]]
+                star = name == LEARNT
+                axes.errorbar(x, y, bars, color=COLOURS[k], marker=MARKS[k], markersize=9 if star else 5,
+                              linewidth=1.4, elinewidth=0.6, label=name)
+            axes.set_xscale("log")
+            axes.set_title(title, loc="left", fontsize=10)
+            axes.set(xlabel="tokens sampled per problem (log scale)", ylabel="held-out accuracy",
+                     ylim=(0, 1.02))
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.grid(color="#dddddd", linewidth=0.6)
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        svg = path.suffix == ".svg"
+        figure.savefig(path, dpi=110, metadata={"Date": None} if svg else None)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="checkpoints/thinker")
+    parser.add_argument("--n", type=int, default=200, help="held-out problems, of the game 100")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "compute-optimal")
+    parser.add_argument("--out", type=Path, default=ROOT / "BENCHMARKS.md", help="report to write")
+    parser.add_argument("--plot", type=Path, default=ROOT / "data" / "compute-optimal.svg")
+    args = parser.parse_args()
+    args.runs.mkdir(parents=True, exist_ok=True)
+    panels, lines = {}, []
+    for title, (task, curves) in CURVES.items():
+        panels[title] = found = points(task, curves, args)
+        rows = [[curve, "; ".join(f"{tokens:,.0f}: {score.value:.3f}" for tokens, score in row),
+                 str(row[-1][1])] for curve, row in found.items()]
+        lines += [f"{title}, n {next(iter(found.values()))[0][1].n}:", "",
+                  *table(["method", "tokens per problem: accuracy", "the last [95%]"], rows), ""]
+    draw(panels, args.plot)
+    write(args.out, "compute-optimal", [
+        "## Accuracy against tokens", "", machine("matplotlib"), "",
+        "`make compute-optimal`, seed 0, checkpoints/thinker; \"after GRPO\" is one sample of it after GRPO "
+        "on the task, whose training is not among the tokens.  The plot is "
+        "[data/compute-optimal.svg](data/compute-optimal.svg).", "", *lines[:-1]],
+        command="make")
+
+
+if __name__ == "__main__":
+    main()
