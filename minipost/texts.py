@@ -53,20 +53,25 @@ class Texts:
         """The likeliest continuation of each text, one string each."""
         return [found for found, in self._greedy(texts, 1)]
 
-    def worth(self, states, votes):
+    def worth(self, states, votes, known):
         """What the model itself thinks of each beginning of an answer, (problem, text), within 0..1.
 
         The task names the questions; `votes` verdicts are sampled on each, and the worth is the product
-        of the shares that say "yes".  Equal questions are asked once.
+        of the shares that say "yes".  `known` keeps the shares of a search: none of its questions is
+        asked twice.
         """
         if not hasattr(self.task, "questions"):
             raise MinipostError(f"the task {self.task.name} has no question for a judge of a step (no "
                                 "`questions`); countdown --target 24 and arithmetic have")
         asked = [self.task.questions(problem, text) for problem, text in states]
-        once = list(dict.fromkeys(question for questions in asked for question in questions))
-        share = {question: sum(word.strip() == YES for word in words) / votes
-                 for question, words in zip(once, self._judge(once, votes), strict=True)}
-        return [math.prod(share[question] for question in questions) for questions in asked]
+        fresh = list(dict.fromkeys(q for questions in asked for q in questions if q not in known))
+        known.update(zip(fresh, self.shares(fresh, votes), strict=True))
+        return [math.prod(known[question] for question in questions) for questions in asked]
+
+    def shares(self, questions, votes):
+        """The share of `votes` sampled verdicts on each question that say "yes"."""
+        return [sum(word.strip() == YES for word in words) / votes
+                for words in self._judge(questions, votes)]
 
     def right(self, problems, answers):
         """What the task's exact reward says of one answer to each problem."""

@@ -1,14 +1,19 @@
-"""Measure checkpoints/base and checkpoints/student and write their model cards: `make card`."""
+"""Measure checkpoints/base, student and thinker and write their model cards: `make card`."""
 
+import itertools
 import random
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
-from minipost import checkpoint
+from minipost import checkpoint, evaluate
 from minipost.rollout import distribution, pack
-from minipost.stats import interval
-from minipost.tasks import Arithmetic
+from minipost.run import Learner, Run
+from minipost.stats import Score, interval
+from minipost.tasks import Arithmetic, Countdown, Recall
+from minipost.tasks.countdown import all_whole, apply, held_out, moves, solvable
+from minipost.texts import Texts
 
 CARD = """# The base model
 
@@ -54,6 +59,92 @@ Files: Hugging Face layout (LlamaForCausalLM, float32 safetensors).  MIT licence
 """
 
 
+THINKER = """# The thinker
+
+The model that the test-time methods ask: a nano-GPT of 0.86 million parameters, checkpoints/base trained
+on by `make thinker` with a corpus that scripts/thoughts.py writes on the fly.  It was taught the modes
+that those methods elicit, so that they work shows that trained modes can be combined, not that thinking
+emerges:
+
+- sums, at once, in worked steps of which 13 in 100 slip at random, in a hurry, where 60 in 100 of the
+  terms from 7 on are counted one short, and after examples of either kind without a cue;
+- whether a step is right, which step of a draft is wrong, and a draft mended by its critique;
+- moves of the Game of 24, of which 30 in 100 are drawn at random, whole answers to it at once, whether a
+  move is right, and whether some numbers can still make 24;
+- codes that only earlier episodes tell, and keys of a lock that have not been tried.
+
+Everything comes from training splits.  What a held-out hand leaves after a move may be what some other
+hand leaves too; verdicts on three numbers are measured apart for those that the corpus can show and those
+that it cannot.
+
+Accuracy with 95% intervals, one answer per problem:
+
+{table}
+Verdicts, the majority of 9, on all that one move and on 2,000 of what two moves leave of the held-out hands:
+
+{judged}
+Files: Hugging Face layout (LlamaForCausalLM, float32 safetensors).  MIT licence.
+"""
+THINKER_TASKS = {
+    "sums, 6 terms, worked": Arithmetic(), "sums, 8 terms, worked": Arithmetic(terms=8),
+    "sums, 6 terms, hurried": Arithmetic(hurried=True), "sums, 6 terms, at once": Arithmetic(direct=True),
+    "sums, 8 terms, at once": Arithmetic(terms=8, direct=True),
+    "Game of 24, worked": Countdown(numbers=4, target=24),
+    "Game of 24, at once": Countdown(numbers=4, target=24, direct=True),
+    "recall, 6 episodes": Recall(),
+}
+
+
+def thinker_table(directory):
+    """The thinker's accuracy on the tasks that it was taught."""
+    args = Namespace(model=directory, value=None, seed=0, room=96, n=400)
+    lines = ["| task | n | greedy [95%] | sampled [95%] |", "|---|---|---|---|"]
+    for row in evaluate.rows(args, THINKER_TASKS):
+        greedy, sampled = (Score(**row[metric]) for metric in ("greedy", "sampled"))
+        lines.append(f"| {row['task']} | {greedy.n} | {greedy} | {sampled} |")
+    return "\n".join(lines) + "\n"
+
+
+def shown_states():
+    """What one move leaves of the hands that the thinker's corpus walks through."""
+    hands = itertools.combinations_with_replacement(range(1, 14), 4)
+    return {state for hand in hands if not held_out(hand) for state in whole_moves(hand)
+            if not held_out(state)}
+
+
+def whole_moves(state):
+    return [after for _, after in moves(state) if all_whole(after)]
+
+
+def judged_table(directory):
+    """How often the thinker's verdicts on states and on moves of held-out hands are right."""
+    model, vocabulary = checkpoint.load(directory)
+    task, rng = Countdown(numbers=4, target=24), random.Random(0)
+    tools = Texts(Run(Learner(model), vocabulary, task, task.reward))
+    problems, shown = task.heldout(100), shown_states()
+    three = sorted({after for p in problems for after in whole_moves(tuple(p.columns["numbers"]))})
+    two = sorted({after for state in three for after in whole_moves(state)})
+    lines = ["| verdict on | n | right [95%] | of those that can, called so | of those that cannot |",
+             "|---|---|---|---|---|"]
+    for name, states in (("three numbers, shown", [s for s in three if s in shown]),
+                         ("three numbers, never shown", [s for s in three if s not in shown]),
+                         ("two numbers", rng.sample(two, 2000))):
+        truth = [solvable(state, 24) for state in states]
+        asked = [task.questions(problems[0], ":" + " ".join(map(str, s)))[-1] for s in states]
+        said = [share > 0.5 for share in tools.shares(asked, 9)]
+        cells = [interval([float(a == b) for a, b in zip(said, truth)]),
+                 *(interval([float(a) for a, b in zip(said, truth) if b == can]) for can in (True, False))]
+        lines.append(f"| {name} | {len(states)} | {' | '.join(map(str, cells))} |")
+    prompts = [p.prompt for p in problems]
+    made = [(p, line) for p, found in zip(problems, tools.step(prompts, 16)) for line in found]
+    truth = [apply(tuple(p.columns["numbers"]), line.strip()) is not None for p, line in made]
+    said = [share > 0.5 for share in tools.shares([task.questions(p, line)[0] for p, line in made], 9)]
+    cells = [interval([float(a == b) for a, b in zip(said, truth)]),
+             *(interval([float(a) for a, b in zip(said, truth) if b == can]) for can in (True, False))]
+    lines.append(f"| its own first moves | {len(made)} | {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
 def verdicts(directory, n=400):
     """How often the model says rightly of a step of a held-out sum whether it is right."""
     model, vocabulary = checkpoint.load(directory)
@@ -83,6 +174,8 @@ def main():
         CARD.format(table=measured("checkpoints/base"), verdicts=found, n=found.n))
     Path("checkpoints/student/README.md").write_text(
         STUDENT.format(table=measured("checkpoints/student")))
+    Path("checkpoints/thinker/README.md").write_text(THINKER.format(
+        table=thinker_table("checkpoints/thinker"), judged=judged_table("checkpoints/thinker")))
 
 
 if __name__ == "__main__":

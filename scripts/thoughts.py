@@ -110,7 +110,7 @@ def step(rng):
     k = rng.randrange(len(task.steps(text)))
     right = task.check_steps(problem, text)[k]
     text = "\n".join(task.steps(text)[: k + 1])
-    return document(task.questions(problem, text)[0], " yes" if right else " no", **problem.columns)
+    return document(task.questions(problem, text)[-1], " yes" if right else " no", **problem.columns)
 
 
 # ---- the Game of 24

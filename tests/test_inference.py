@@ -69,10 +69,14 @@ def test_a_verdict_is_a_share_of_votes_and_a_worth_their_product():
 
     tools._judge = judge
     states = [(Problem("a"), "b"), (Problem("a"), "c"), (Problem("b"), ""), (Problem("a"), "b")]
-    assert tools.worth(states, 4) == [0.5, 0.125, 1.0, 0.5]
-    assert asked == [(["a", "b", "c"], 4)]                      # each question once
+    known = {}
+    assert tools.worth(states[:2], 4, known) == [0.5, 0.125]
+    assert tools.worth(states, 4, known) == [0.5, 0.125, 1.0, 0.5]
+    assert asked == [(["a", "b", "c"], 4), ([], 4)]             # each question once in a search
+    tools.worth(states[:1], 4, {})
+    assert asked[2:] == [(["a", "b"], 4)]
     with pytest.raises(MinipostError, match="echo has no question for a judge"):
-        texts().worth(states, 1)
+        texts().worth(states, 1, {})
 
 
 def test_confidence_is_the_mean_log_prob_of_an_answer_with_its_eos():

@@ -546,7 +546,7 @@ class Babble:
     def greedy(self, texts):
         return [found for found, in self.sample(texts, 1)]
 
-    def worth(self, states, votes):
+    def worth(self, states, votes, known):
         for problem, text in states:
             assert all(isinstance(q, str) for q in self.task.questions(problem, text))
         self.tokens += votes * len(states)

@@ -223,7 +223,8 @@ def test_what_critics_revisers_and_judges_read():
     assert task.critique(problem, "d") == "7+5-3=? Draft:\nd\nCritique:\n"
     assert task.revise(problem, "d", "c") == "7+5-3=? Draft:\nd\nCritique:\nc\nRevise:\n"
     assert task.approves(" Right.\n") and not task.approves("Right. Wrong: 7+5=12")
-    assert task.questions(problem, "7+5=12\n12-3=9\nAnswer: 9") == ["Is 12-3=9 right?"]
+    assert task.questions(problem, "7+5=12\n12-3=9\nAnswer: 9") == [
+        "Is 7+5=12 right?", "Is 12-3=9 right?"]
     assert task.questions(problem, "") == []
 
 

@@ -322,7 +322,7 @@ def test_what_a_judge_is_asked_is_what_the_text_says():
     assert GAME.questions(problem, text) == ["Is 13-9=5:4 5 10 right from 4 9 10 13?",
                                              "Can 4 5 10 make 24?"]
     assert GAME.questions(problem, text + "10-5=5:4 5") == [
-        "Is 10-5=5:4 5 right from 4 5 10?", "Can 4 5 make 24?"]
+        "Is 13-9=5:4 5 10 right from 4 9 10 13?", "Is 10-5=5:4 5 right from 4 5 10?", "Can 4 5 make 24?"]
     assert GAME.state(problem, text) == "4 5 10" and GAME.state(problem, "") == "4 9 10 13"
 
 

@@ -118,8 +118,8 @@ class Arithmetic:
         return f"{question}{'Answer:' if self.direct else ''}{completion}\n\n"
 
     def questions(self, problem, text):
-        """What a judge of the last step of `text` is asked; " yes" or " no" follows."""
-        return [f"Is {line} right?" for line in self.steps(text)[-1:]]
+        """What a judge of `text` is asked, whether each step is right; " yes" or " no" follows."""
+        return [f"Is {line} right?" for line in self.steps(text)]
 
     def critique(self, problem, draft):
         """What a critic reads; its critique follows, such as `fault` writes."""

@@ -221,13 +221,13 @@ class Countdown:
         return left or " ".join(map(str, problem.columns["numbers"]))
 
     def questions(self, problem, text):
-        """What a judge of the last line of `text` is asked; " yes" or " no" follows each: whether the
-        move is right, and whether what it leaves can still make the target."""
-        found = [f"Can {self.state(problem, text)} make {problem.columns['target']}?"]
-        if lines := self.steps(text):
-            before = self.state(problem, "\n".join(lines[:-1]))
-            found.insert(0, f"Is {lines[-1]} right from {before}?")
-        return found
+        """What a judge of `text` is asked; " yes" or " no" follows each: whether each of its moves is
+        right, and whether what the last one leaves can still make the target."""
+        found, before = [], ""
+        for line in self.steps(text):
+            found.append(f"Is {line} right from {self.state(problem, before)}?")
+            before += f"{line}\n"
+        return [*found, f"Can {self.state(problem, text)} make {problem.columns['target']}?"]
 
     def steps(self, text):
         """Return the lines; step k ends at newline k, and the last may lack its newline."""

@@ -5,8 +5,8 @@ A simulation selects, expands, evaluates and backs up:
 
     select      from the root on, the child a of the highest  Q_a + c P_a sqrt(N) / (1 + N_a)
     expand      the leaf it ends at, by `copies` sampled steps; P_a is the share of them that are a
-    evaluate    the leaf, by the shares of sampled verdicts that say the last step is right and the goal
-                can be reached
+    evaluate    the leaf, by the shares of sampled verdicts that say that its steps are right and that the
+                goal can be reached
     back up     N <- N + 1, W <- W + worth on the way to the root; Q = W / N, 0 where N = 0
 
 After `simulations` of them the most visited child is moved to, and the search goes on from there with
@@ -95,9 +95,10 @@ def search(prompts, propose, value, *, mark, simulations, copies, c, depth):
 
 def solve(problems, tools, cfg):
     """The answer that each problem's search comes to: (answers, workings)."""
-    options = {name: setting for name, setting in vars(cfg).items() if name != "votes"}
+    options, known = {name: setting for name, setting in vars(cfg).items() if name != "votes"}, {}
     found = search([p.prompt for p in problems], tools.step,
-                   lambda states: tools.worth([(problems[k], text) for k, text in states], cfg.votes),
+                   lambda states: tools.worth([(problems[k], text) for k, text in states], cfg.votes,
+                                              known),
                    mark=tools.mark, **options)
     return [text for text, _ in found], [{"answer": text, "tree": data(root)} for text, root in found]
 

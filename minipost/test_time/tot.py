@@ -6,9 +6,9 @@ Yao et al. 2023, arxiv.org/abs/2305.10601).
     best-first      whichever open state is best, wherever in the tree it is
 
 A state is expanded by `copies` sampled steps.  Its worth is a number from the model itself: the share
-of `votes` sampled verdicts that say that the last step is right, times the share that say that the goal
-can be reached from here.  Equal questions are asked once, and of several texts that come to the same
-state the best alone is expanded.  The answer is the finished text of the highest worth; nothing outside
+of `votes` sampled verdicts that say that a step is right, multiplied over its steps, times the share that
+say that the goal can be reached from here.  No question is asked twice, and of several texts that come to
+the same state the best alone is expanded.  The answer is the finished text of the highest worth; nothing outside
 the model is asked before it is given.
 """
 
@@ -124,11 +124,11 @@ def answers(tree):
 def grow(problems, tools, cfg, **changes):
     """The trees of the search that cfg describes, with these changes."""
     given = {**vars(cfg), **changes}
-    votes, found = given.pop("votes"), {}
+    votes, known, found = given.pop("votes"), {}, {}
     if hasattr(tools.task, "state"):
         found["state"] = lambda k, text: tools.task.state(problems[k], text)
     return search([p.prompt for p in problems], tools.step,
-                  lambda states: tools.worth([(problems[k], text) for k, text in states], votes),
+                  lambda states: tools.worth([(problems[k], text) for k, text in states], votes, known),
                   mark=tools.mark, enough=1.0, **found, **given)
 
 
@@ -159,24 +159,20 @@ def arms(problems, tools, cfg):
 
 
 def sampled(problems, tools, cfg, budget):
-    """Whole answers, drawn until they have cost `budget` tokens; the model's verdict chooses."""
-    start, texts = tools.tokens, [[] for _ in problems]
+    """Whole answers, drawn and judged until they have cost `budget` tokens."""
+    start, known, ranked = tools.tokens, {}, [[] for _ in problems]
     while tools.tokens - start < budget:
-        for mine, more in zip(texts, tools.sample([p.prompt for p in problems], 1)):
-            mine += more
-    # A whole answer is worth what its steps are: the least of the worths of its beginnings.
-    begun = [[["\n".join(lines[: j + 1]) for j in range(len(lines))]
-              for lines in (tools.task.steps(text) for text in mine)] for mine in texts]
-    flat = [(problems[k], part) for k, mine in enumerate(begun) for parts in mine for part in parts]
-    worth = iter(tools.worth(flat, cfg.votes))
-    ranked = []
-    for mine, parts in zip(texts, begun):
-        worths = [min((next(worth) for _ in beginnings), default=0.0) for beginnings in parts]
-        ranked.append([mine[i] for i in sorted(range(len(mine)), key=lambda i: -worths[i])])
-    first = [mine[0] for mine in ranked]
-    tree = [{"tree": [vars(Node(text, "", None, 1, finished=True)) for text in mine]} for mine in ranked]
-    yield BEFORE, tools.tokens - start, tools.right(problems, first), first, tree
-    yield f"{BEFORE}, any of 5", tools.tokens - start, any_of(problems, ranked, tools, 5), first, tree
+        drawn = [text for text, in tools.sample([p.prompt for p in problems], 1)]
+        worths = tools.worth(list(zip(problems, drawn)), cfg.votes, known)
+        for mine, worth, text in zip(ranked, worths, drawn):
+            mine.append((worth, text))
+    ranked = [sorted(mine, key=lambda found: -found[0]) for mine in ranked]
+    texts = [[text for _, text in mine] for mine in ranked]
+    first = [mine[0] for mine in texts]
+    trees = [{"tree": [vars(Node(text, "", None, 1, worth, finished=True)) for worth, text in mine]}
+             for mine in ranked]
+    yield BEFORE, tools.tokens - start, tools.right(problems, first), first, trees
+    yield (f"{BEFORE}, any of 5", tools.tokens - start, any_of(problems, texts, tools, 5), first, trees)
 
 
 def any_of(problems, texts, tools, count):
