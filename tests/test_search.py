@@ -240,6 +240,8 @@ def test_depth_first_prunes_backtracks_and_stops_at_enough():
     tree = run(threshold=0.5, enough=1.0)
     assert maze.asked == ["", "a;", "b;"]                       # a;x; and c; are pruned
     assert tot.answers(tree) == ["b;z", "a;y"]
+    run(threshold=0.8)
+    assert maze.asked == ["", "a;", "b;"]                       # b; is just good enough
     run(threshold=0.0)
     assert maze.asked == ["", "a;", "a;x;", "b;", "c;"]
     run(threshold=0.0, enough=0.4)
@@ -256,7 +258,7 @@ def test_best_first_goes_wherever_it_is_best():
         return [ways[text] for text in texts]
 
     tot.search([""], propose, lambda states: [worths.get(t, 0.0) for _, t in states], mark=";",
-               strategy="best-first", width=1, copies=2)
+               strategy="best-first", width=1, copies=2, threshold=0.45)  # which prunes depth-first only
     assert asked == ["", "a;", "b;", "b;y;", "a;x;"]
 
 
