@@ -60,7 +60,7 @@ def trained(task, args):
     """The directory of the thinker after GRPO on the task, trained if it is not there."""
     out = args.runs / f"grpo-{hashlib.sha256(task.encode()).hexdigest()[:8]}"
     if not (out / "summary.json").is_file():
-        run(["-m", "minipost.train", "--algo", "grpo", "--model", args.model, *task.split(),
+        run(["-m", "minipost.train", "--algo", "grpo", "--model", str(args.model), *task.split(),
              *GRPO[task].split(), "--room", "64", "--out", str(out)])
     return out
 

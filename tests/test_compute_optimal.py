@@ -1,0 +1,104 @@
+"""The tables and the plot of the test-time methods, from made-up measurements."""
+
+import json
+from argparse import Namespace
+
+import pytest
+from test_search import Babble
+
+from minipost import inference
+from minipost.stats import interval
+from scripts import bench_test_time, compute_optimal
+from scripts.bench import table
+
+
+def score(value, n=100):
+    return vars(interval([1.0] * round(value * n) + [0.0] * (n - round(value * n))))
+
+
+def test_every_command_of_the_plot_names_arms_that_its_method_has(monkeypatch, tmp_path):
+    """Each arm is asked of the method that makes it, the trained model's of the trained model."""
+    asked = []
+
+    def run(command):
+        asked.append(command)
+        if "minipost.train" in command:
+            out = command[command.index("--out") + 1]
+            (tmp_path / out).mkdir(parents=True, exist_ok=True)
+            (tmp_path / out / "model").mkdir()
+            (tmp_path / out / "model" / "config.json").write_text("{}")
+            (tmp_path / out / "summary.json").write_text("{}")
+            return ""
+        arms = {"score": score(0.25), "tokens per problem": 40.0 + len(asked)}
+        return json.dumps({"all": dict.fromkeys(
+            {arm for _, curves in compute_optimal.CURVES.values() for row in curves.values()
+             for _, arm in row}, arms)})
+
+    monkeypatch.setattr(compute_optimal, "run", run)
+    model = tmp_path / "thinker"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    args = Namespace(model=model, n=7, runs=tmp_path / "runs")
+    args.runs.mkdir()
+    for title, (task, curves) in compute_optimal.CURVES.items():
+        found = compute_optimal.points(task, curves, args)
+        assert {name: len(row) for name, row in found.items()} == {
+            name: len(row) for name, row in curves.items()}
+    commands = [" ".join(command) for command in asked]
+    assert len(set(commands)) == len(commands)                  # nothing is measured twice
+    trained = [c for c in commands if "minipost.train" in c]
+    assert len(trained) == 2 and all("--algo grpo" in c for c in trained)
+    assert sum("grpo-" in c and "minipost.evaluate" in c for c in commands) == 2
+    before = len(asked)
+    for task, curves in compute_optimal.CURVES.values():
+        compute_optimal.points(task, curves, args)
+    assert len(asked) == before                                 # nor made again
+
+
+def test_the_arms_that_the_tables_name_exist():
+    """Every arm that a table or the plot takes is one that its command yields."""
+    wanted = {(command, arm) for command, *arms, _ in bench_test_time.GAME_ROWS.values() for arm in arms
+              if arm}
+    wanted |= {pair for _, curves in compute_optimal.CURVES.values() for row in curves.values()
+               for pair in row}
+    yielded = {}
+    for command, arm in wanted:
+        if command not in yielded:
+            _, module, _, cfg, task, _ = inference.parse(["--method", *command.split()], "test")
+            yielded[command] = {name for name, *_ in module.arms(task.heldout(1), Babble(task, ["x"]), cfg)}
+        assert arm in yielded[command], (command, arm)
+    assert len(yielded) > 10
+
+
+def test_the_plot_is_the_same_for_the_same_points(tmp_path):
+    pytest.importorskip("matplotlib")
+    panels = {title: {name: [(10.0 * k + 10, interval([1.0, 0.0, 1.0])) for k in range(len(row))]
+                      for name, row in curves.items()}
+              for title, (_, curves) in compute_optimal.CURVES.items()}
+    compute_optimal.draw(panels, tmp_path / "a.svg")
+    compute_optimal.draw(panels, tmp_path / "b.svg")
+    text = (tmp_path / "a.svg").read_text()
+    assert text == (tmp_path / "b.svg").read_text() and text.startswith("<?xml")
+    assert all(len(curves) <= len(compute_optimal.COLOURS) for curves in panels.values())
+
+
+def test_seeds_are_averaged_by_problem(monkeypatch, tmp_path):
+    runs = iter([[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
+
+    class Done:
+        def __init__(self, command, **options):
+            first = next(runs)
+            arms = {"1 sample": [0.0] * 4, "mcts": first}
+            self.stdout = json.dumps({
+                "metric": "accuracy, held-out: 1 sample -> mcts", "seconds": 3.0,
+                "all": {arm: {"tokens per problem": 50.0} for arm in arms},
+                "arms": {arm: {"rewards": rewards} for arm, rewards in arms.items()}})
+
+    monkeypatch.setattr(bench_test_time.subprocess, "run", Done)
+    monkeypatch.setattr(bench_test_time, "METHODS", {"mcts --n 4": (0, 1)})
+    monkeypatch.setattr(bench_test_time, "_done", {})
+    written = []
+    bench_test_time.test_time(Namespace(quick=False, out=None), lambda: "machine", table,
+                              lambda out, part, lines: written.append("\n".join(lines)))
+    assert f"| **mcts** | {interval([0.5, 0.0, 1.0, 1.0])} | 50 | +0.625" in written[-1]
+    assert "n 4, seeds 0, 1; 3-3 s each" in written[-1]
