@@ -19,12 +19,13 @@ from minipost.tasks.recall import KEYS
 SLIP = 0.13     # chance that a worked step goes wrong, so 5 steps in a row are right half the time
 SHORT = 0.6     # chance that a large term is counted one short in a hurry
 BAD = 0.3       # chance that a move is drawn at random
-TERMS = 8       # longest chain
+TERMS = 8       # longest chain, but for those that are only worked or answered at once
+LONG = 12       # longest chain of those
 GAME = 24
 KINDS = {       # kind of document: share of the corpus
-    "worked": 0.06, "hurried": 0.06, "direct": 0.05, "large": 0.05, "examples": 0.04,
+    "worked": 0.05, "hurried": 0.05, "direct": 0.04, "large": 0.04, "examples": 0.05,
     "step": 0.03, "critique": 0.06, "revision": 0.05,
-    "moves": 0.14, "expression": 0.03, "legal": 0.08, "reach": 0.28,
+    "moves": 0.14, "expression": 0.02, "legal": 0.10, "reach": 0.30,
     "recall": 0.06, "lock": 0.01,
 }
 
@@ -86,20 +87,20 @@ def draft(rng):
     """A sum with a draft that is wrong half the time, and what a critic says of it."""
     task, problem = chain(rng)
     text = task.demonstrate(problem, rng, SLIP)
-    return task, problem, text, task.fault(problem, text)
+    return task, problem, text, task.criticise(problem, text)
 
 
 def critique(rng):
-    task, problem, text, fault = draft(rng)
-    return document(task.critique(problem, text), fault, **problem.columns)
+    task, problem, text, found = draft(rng)
+    return document(task.critique(problem, text), found, **problem.columns)
 
 
 def revision(rng):
     """A faulty draft mended; what comes after the mended step slips as any other."""
     while True:
-        task, problem, text, fault = draft(rng)
-        if not task.approves(fault):
-            return document(task.revise(problem, text, fault), task.mend(problem, text, rng, SLIP),
+        task, problem, text, found = draft(rng)
+        if not task.approves(found):
+            return document(task.revise(problem, text, found), task.mend(problem, text, rng, SLIP),
                             **problem.columns)
 
 
@@ -156,26 +157,44 @@ def legal(rng):
         if not any(len(numbers) == 3 and held_out(numbers) for numbers in (before, state)):
             break
     if rng.random() < 0.5:
-        line = spoilt(line, rng)
+        line = spoilt(before, line, rng)
     right = apply(before, line) is not None
     problem = Problem("", {"numbers": before, "target": GAME})
     return document(game().questions(problem, line)[0], " yes" if right else " no")
 
 
-def spoilt(line, rng):
-    """A move with one of its numbers changed, the result or one that is left more often than others;
-    where the result is, what it leaves often follows it."""
-    places = [match.span() for match in re.finditer("[0-9]+", line)]
-    (_, _, (start, end), *left) = places
-    result = line[start:end]
-    kind = rng.random()
-    if kind < 0.3:
-        wrong = changed(result, rng)
-        after = line[end + 1:].split()
-        after[after.index(result)] = wrong
-        return f"{line[:start]}{wrong}:{' '.join(map(str, sorted(map(int, after))))}"
-    start, end = rng.choice(left if kind < 0.7 else places)
-    return line[:start] + changed(line[start:end], rng) + line[end:]
+def spoilt(state, line, rng):
+    """A move that goes wrong as a model's do: with a wrong result, with a number that is not there, or
+    there only once, or with something else left."""
+    a, op, b, result, left = re.fullmatch("([0-9]+)(.)([0-9]+)=([0-9]+):(.*)", line).groups()
+    left, kind = left.split(), rng.randrange(4)
+    if kind == 0 and rng.random() < 0.4:    # a division that leaves a rest
+        b, a = sorted(rng.sample(state, 2))
+        op, wrong = "/", str(a // b if b else 1)
+        left = sorted(set_aside(state, a, b))
+        return f"{a}/{b}={wrong}:{' '.join(map(str, sorted([*left, int(wrong)])))}"
+    if kind == 0:
+        left[left.index(result)] = result = rng.choice([changed(result, rng), str(GAME)])
+    elif kind == 1:
+        a, b = rng.choice([(a, a), (b, b), (a, changed(b, rng)), (changed(a, rng), b)])
+        value = {"+": int(a) + int(b), "-": abs(int(a) - int(b)), "*": int(a) * int(b),
+                 "/": int(a) // max(1, int(b))}[op]
+        left[left.index(result)] = result = str(value)
+    elif kind == 2:
+        left[rng.randrange(len(left))] = rng.choice([a, b, *map(str, state), changed(result, rng)])
+    else:
+        whole = line.split(":")[0]
+        place = rng.choice([match.span() for match in re.finditer("[0-9]+", whole)])
+        return whole[:place[0]] + changed(whole[slice(*place)], rng) + line[place[1]:]
+    return f"{a}{op}{b}={result}:{' '.join(map(str, sorted(map(int, left))))}"
+
+
+def set_aside(state, *numbers):
+    """The numbers of a state without these."""
+    rest = list(state)
+    for number in numbers:
+        rest.remove(number)
+    return rest
 
 
 def changed(number, rng):
@@ -214,9 +233,9 @@ def lock(rng):
 
 
 MAKERS = {
-    "worked": lambda rng: answered(rng, SLIP),
+    "worked": lambda rng: answered(rng, SLIP, terms=rng.randint(2, LONG)),
     "hurried": lambda rng: answered(rng, SHORT, hurried=True),
-    "direct": lambda rng: answered(rng, direct=True),
+    "direct": lambda rng: answered(rng, direct=True, terms=rng.randint(2, LONG)),
     "large": large, "examples": examples, "step": step, "critique": critique, "revision": revision,
     "moves": moves_made, "expression": expression, "legal": legal, "reach": reach,
     "recall": recall, "lock": lock,

@@ -198,14 +198,15 @@ def test_a_critic_names_the_first_wrong_step_and_a_revision_mends_it():
     task, rng, faults = Arithmetic(), random.Random(0), 0
     for problem in task.sample(200, rng):
         draft = task.demonstrate(problem, rng, 0.3)
-        good, lines, critique = task.check_steps(problem, draft), task.steps(draft), None
-        critique = task.fault(problem, draft)
+        good, lines = task.check_steps(problem, draft), task.steps(draft)
+        critique = task.criticise(problem, draft)
         assert task.approves(critique) == all(good)
+        k = len(good) if all(good) else good.index(False)
+        verdicts = [f"{line} ok" for line in lines[:k]] + [f"{line} no" for line in lines[k : k + 1]]
+        assert critique == "\n".join(verdicts)
         if all(good):
             continue
         faults += 1
-        k = good.index(False)
-        assert critique == f"Wrong: {lines[k]}"
         revision = task.mend(problem, draft, rng)
         assert task.steps(revision)[:k] == lines[:k]
         assert task.steps(revision)[k].startswith(lines[k].split("=")[0] + "=")
@@ -213,7 +214,7 @@ def test_a_critic_names_the_first_wrong_step_and_a_revision_mends_it():
         assert all(task.check_steps(problem, revision))
     assert 100 < faults < 200
     slipped = [task.mend(p, d, rng, 0.5) for p in task.sample(300, rng)
-               if not task.approves(task.fault(p, d := task.demonstrate(p, rng, 0.5)))]
+               if not task.approves(task.criticise(p, d := task.demonstrate(p, rng, 0.5)))]
     assert slipped
 
 
@@ -221,8 +222,9 @@ def test_what_critics_revisers_and_judges_read():
     task = Arithmetic()
     problem = task.pose("7+5-3")
     assert task.critique(problem, "d") == "7+5-3=? Draft:\nd\nCritique:\n"
-    assert task.revise(problem, "d", "c") == "7+5-3=? Draft:\nd\nCritique:\nc\nRevise:\n"
-    assert task.approves(" Right.\n") and not task.approves("Right. Wrong: 7+5=12")
+    assert task.revise(problem, "d", "7+5=12 ok\n12-3=8 no\n") == (
+        "7+5-3=? Draft:\nd\nCritique:\n12-3=8 no\nRevise:\n")
+    assert task.approves("7+5=12 ok\n") and not task.approves("7+5=12 ok\n12-3=8 no\n")
     assert task.questions(problem, "7+5=12\n12-3=9\nAnswer: 9") == [
         "Is 7+5=12 right?", "Is 12-3=9 right?"]
     assert task.questions(problem, "") == []

@@ -30,7 +30,6 @@ from minipost.errors import MinipostError
 from minipost.tasks.base import Problem, is_held_out
 
 LIMIT = 99  # the largest running total
-APPROVAL = "Right."  # a critique without a fault
 PATIENCE = 5_000  # draws in a row without a new problem after which a space counts as exhausted
 
 
@@ -125,18 +124,22 @@ class Arithmetic:
         """What a critic reads; its critique follows, such as `fault` writes."""
         return f"{problem.columns['chain']}=? Draft:\n{draft}\nCritique:\n"
 
-    def fault(self, problem, draft):
-        """The critique that a perfect critic writes: the first wrong step, or that there is none."""
-        right = self.check_steps(problem, draft)
-        return f"Wrong: {self.steps(draft)[right.index(False)]}" if False in right else APPROVAL
+    def criticise(self, problem, draft):
+        """The critique that a perfect critic writes: step by step, up to the first wrong one."""
+        lines = []
+        for line, right in zip(self.steps(draft), self.check_steps(problem, draft)):
+            lines.append(f"{line} {'ok' if right else 'no'}")
+            if not right:
+                break
+        return "\n".join(lines)
 
     def approves(self, critique):
         """Whether a critique finds no fault."""
-        return critique.strip() == APPROVAL
+        return not critique.rstrip().endswith(" no")
 
     def revise(self, problem, draft, critique):
-        """What a reviser reads; worked steps follow."""
-        return f"{self.critique(problem, draft)}{critique}\nRevise:\n"
+        """What a reviser reads, of the critique the fault alone; worked steps follow."""
+        return f"{self.critique(problem, draft)}{critique.rstrip().rpartition(chr(10))[2]}\nRevise:\n"
 
     def mend(self, problem, draft, rng, slip=0.0):
         """A revision of a faulty draft: its steps up to the fault, that step right, then as

@@ -119,7 +119,8 @@ def unlock(locks, choose, keys, trials, remember):
     made = [[] for _ in locks]
     for _ in range(trials):
         shut = [k for k, tried in enumerate(made) if locks[k] not in tried]
-        picks = choose([sorted(made[k]) if remember else [] for k in shut])
+        failed = [[key for key in made[k] if key is not None] if remember else [] for k in shut]
+        picks = choose([sorted(keys) for keys in failed])
         for k, key in zip(shut, picks, strict=True):
             made[k].append(key)
     return made
