@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from minipost.stats import interval
+from minipost.stats import paired
 
 LIVE = ("reward", "gold", "accuracy", "loss", "kl", "entropy")  # of a method's metrics
 
@@ -104,7 +104,7 @@ class Console:
             table.add_row(str(line["step"]), *("" if v is None else f"{v:.3g}" for v in values))
         self.rich.print(table)
 
-    def arms(self, found, before, gains):
+    def arms(self, found, before):
         """The arms of a test-time method: accuracy, tokens per problem, and the gain over `before` where
         it answered the same problems."""
         table = Table(box=box.SIMPLE_HEAD)
@@ -114,7 +114,7 @@ class Console:
             s, same = row["score"], len(row["rewards"]) == len(found[before]["rewards"])
             gain = ""
             if same and name != before:
-                g = interval(gains(found[before], row))
+                g = paired(found[before]["rewards"], row["rewards"])
                 gain = f"{g.value:+.3f} [{g.low:+.3f}, {g.high:+.3f}]"
             table.add_row(name, str(s["n"]), score(s), f"{row['tokens']:,.0f}", gain)
         self.rich.print(table)

@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass, make_dataclass
 from pathlib import Path
 
 from minipost import test_time
-from minipost.errors import MinipostError
-from minipost.stats import interval
+from minipost.errors import MinipostError, require
+from minipost.stats import interval, paired
 from minipost.tasks import TASKS
 
 
@@ -37,17 +37,23 @@ class Options:
     temperature: float = 1.0    # at which answers and steps are sampled (tau)
     seed: int = 0               # everything random follows from it
     room: int = 96              # longest answer, in tokens
+
+    def __post_init__(self):
+        require(self, at_least=dict(room=1, temperature=0))
+
+
+@dataclass(frozen=True)
+class Measured(Options):
+    """What a measurement has besides."""
+
     n: int = 200                # held-out problems
     workers: int = 0            # processes; 0: one per core, at most 4
     out: str = ""               # directory for summary.json
     show: int = 2               # held-out problems shown before and after
 
     def __post_init__(self):
-        for name, least in (("room", 1), ("n", 1), ("workers", 0), ("show", 0)):
-            if getattr(self, name) < least:
-                raise MinipostError(f"{name} is {getattr(self, name)}; expected at least {least}")
-        if not 0 <= self.temperature < float("inf"):
-            raise MinipostError(f"temperature is {self.temperature}; expected 0 or more")
+        super().__post_init__()
+        require(self, at_least=dict(n=1, workers=0, show=0))
 
 
 def names():
@@ -55,7 +61,7 @@ def names():
     return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(test_time.__path__))
 
 
-def parse(argv, prog, options=Options):
+def parse(argv, prog, options):
     """The command line as (name, module, options, config, task, whether to print data and no text)."""
     first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     first.add_argument("--method", choices=names(), required=True)
@@ -71,7 +77,8 @@ def parse(argv, prog, options=Options):
              "task": task() if known.task else task(**module.KNOBS)}
     together = make_dataclass("Arguments", [(part, flat[c], usual[part]) for part, c in parts.items()])
     found = tyro.cli(together, args=rest, prog=f"{prog} --method {known.method}",
-                     description=f"{module.__doc__}\n--json prints data and no text.", config=(tyro.conf.FlagConversionOff,))
+                     description=f"{module.__doc__}\n--json prints data and no text.",
+                     config=(tyro.conf.FlagConversionOff,))
     return known.method, module, found.options, found.method, found.task, known.json
 
 
@@ -107,7 +114,7 @@ def evaluate(argv, prog):
     from minipost import checkpoint, parallel
     from minipost.console import Console
 
-    name, module, options, cfg, task, data = parse(argv, prog)
+    name, module, options, cfg, task, data = parse(argv, prog, Measured)
     if options.out:
         checkpoint.make_directory(Path(options.out))
     console, start = Console(quiet=data), time.perf_counter()
@@ -125,7 +132,7 @@ def evaluate(argv, prog):
         "metric": f"accuracy, held-out: {first} -> {last}",
         "before": before["score"], "after": after["score"], "seconds": round(seconds, 1),
         "tokens": round(sum(row["tokens"] * row["score"]["n"] for row in found.values())),
-        "gain": asdict(interval(gains(before, after))),
+        "gain": asdict(paired(before["rewards"], after["rewards"])),
         "all": {arm: {"score": row["score"], "tokens per problem": round(row["tokens"], 1)}
                 for arm, row in found.items()},
     }
@@ -139,16 +146,11 @@ def evaluate(argv, prog):
                     f"{problems[0].prompt.strip()}")
         for line in shortened(module.show(after["workings"][0])):
             console.say(f"  {line}")
-        console.arms(found, first, gains)
+        console.arms(found, first)
         console.say(f"{seconds:.0f} s")
     if options.out:
         checkpoint.write_json(Path(options.out) / "summary.json", summary)
         console.say(f"{options.out}/summary.json says it as data")
-
-
-def gains(before, after):
-    """What each problem gained, where both arms answered the same ones."""
-    return [a - b for a, b in zip(after["rewards"], before["rewards"], strict=True)]
 
 
 def shortened(lines, most=24):

@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 
-from minipost.stats import interval
+from minipost.stats import interval, paired
 
 SEEDS = (0, 1, 2)
 GAME = "--task countdown --numbers 4 --target 24"
@@ -76,7 +76,7 @@ def measured(command, seeds=SEEDS):
 def gain(rewards, over):
     if len(rewards) != len(over) or rewards is over:
         return ""
-    found = interval([a - b for a, b in zip(rewards, over)])
+    found = paired(over, rewards)
     return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 

@@ -195,10 +195,11 @@ def test_bad_input_is_one_sentence(command, sentence, tiny, capsys):
 
 
 @pytest.mark.parametrize("flag, value", [("--width", "0"), ("--room", "0"), ("--temperature", "-1"),
-                                         ("--temperature", "nan"), ("--votes", "0"), ("--n", "0")])
+                                         ("--temperature", "nan"), ("--votes", "0"), ("--n", "0"),
+                                         ("--workers", "-1"), ("--show", "-1")])
 def test_senseless_settings_are_refused(flag, value, capsys):
     with pytest.raises(SystemExit):
-        solve.main(["--method", "tot", flag, value])
+        evaluate.main(["--method", "tot", flag, value])
     assert f"{flag[2:]} is {value}" in capsys.readouterr().err
 
 

@@ -1,10 +1,11 @@
 """Intervals against values that others published or that follow by hand."""
 
+import math
 import random
 
 import pytest
 
-from minipost.stats import Score, Z, bootstrap, interval, t_bound, t_interval, weighted
+from minipost.stats import Score, Z, bootstrap, interval, paired, t_bound, t_interval, weighted
 
 
 def rewards(right, n):
@@ -106,3 +107,31 @@ def test_bootstrap_draws_whole_rows_and_the_same_ones_each_time():
     assert bootstrap(statistic, rows) == bootstrap(statistic, rows)
     assert sizes == {20}
     assert bootstrap(lambda picked: 7.0, rows) == Score(7.0, 7.0, 7.0, 20)
+
+
+def test_a_paired_gain_by_hand():
+    """Of 10 problems 4 rose and 1 fell: (4.5 - 1.5) / 12 and z sqrt(6 - 9 / 12) / 12 around it."""
+    before = [0.0] * 4 + [1.0] + [0.0] * 3 + [1.0] * 2
+    after = [1.0] * 4 + [0.0] + [0.0] * 3 + [1.0] * 2
+    found = paired(before, after)
+    assert found.value == pytest.approx(0.3) and found.n == 10
+    assert (found.low + found.high) / 2 == pytest.approx(0.25)
+    assert (found.high - found.low) / 2 == pytest.approx(1.959963985 * math.sqrt(5.25) / 12)
+    still = paired(before, before)
+    assert still.value == 0 and still.high == -still.low > 0.1
+    back = paired(after, before)
+    assert (back.low, back.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_other_rewards_have_the_normal_interval_of_their_gains():
+    before, after = [0.5, 0.0, 1.0], [1.0, 0.25, 0.5]
+    assert paired(before, after) == interval([0.5, 0.25, -0.5])
+
+
+def test_a_paired_interval_holds_the_true_gain_about_95_times_in_100():
+    rng, held = random.Random(0), 0
+    for _ in range(1000):
+        pairs = [rng.choices(((0.0, 1.0), (1.0, 0.0), (1.0, 1.0)), (3, 1, 6))[0] for _ in range(60)]
+        found = paired(*map(list, zip(*pairs)))
+        held += found.low <= 0.2 <= found.high
+    assert 925 <= held <= 975
