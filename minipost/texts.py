@@ -28,7 +28,8 @@ def ends(vocabulary, ids, mark):
     return found
 
 
-YES = "yes"  # how a judge's word begins that approves
+YES = "yes"  # the word of a judge who approves
+VERDICT = 4  # tokens of a verdict, at most
 
 
 class Texts:
@@ -44,7 +45,7 @@ class Texts:
         self.sample = sampler(run, temperature=temperature, purpose="answers", **options)
         self.step = sampler(run, self.mark, temperature=temperature, purpose="steps", **options)
         self._greedy = sampler(run, temperature=0.0, **options)
-        self._judge = sampler(run, purpose="verdicts", **options)
+        self._judge = sampler(run, purpose="verdicts", room=VERDICT, **options)
 
     def _count(self, tokens):
         self.tokens += tokens
@@ -112,18 +113,18 @@ class Texts:
         return reader(self.run, self.verifier)(texts)
 
 
-def sampler(run, mark="", temperature=1.0, purpose="search", count=lambda tokens: None):
+def sampler(run, mark="", temperature=1.0, purpose="search", room=None, count=lambda tokens: None):
     """sample(texts, n) -> for each text a list of n continuations by the policy.
 
     With `mark` a continuation ends with the token in which the first mark ends, else with the end of
-    the answer.  An answer has at most run.room tokens in all: a text that was itself made here goes on
-    with what its beginning left of them, and where nothing is left, or the context is full, the
-    continuation is empty.  Every call draws afresh, and the same calls in another run of this seed draw
-    the same.  count(k) is told of every k tokens that were sampled for a continuation.
+    the answer.  An answer has at most `room` tokens in all, run.room if None: a text that was itself
+    made here goes on with what its beginning left of them, and where nothing is left, or the context is
+    full, the continuation is empty.  Every call draws afresh, and the same calls in another run of this
+    seed draw the same.  count(k) is told of every k tokens that were sampled for a continuation.
     """
     vocabulary, config = run.vocabulary, run.policy.module.config
     stop = {i for i in range(config.vocab_size) if mark and mark in vocabulary.decode([i])}
-    used, calls = {}, 0                                     # tokens of a text that were made here
+    used, calls, whole = {}, 0, room or run.room            # used: tokens of a text that were made here
 
     def sample(texts, n):
         nonlocal calls
@@ -131,7 +132,7 @@ def sampler(run, mark="", temperature=1.0, purpose="search", count=lambda tokens
             return []
         calls += 1
         found = [[""] * n for _ in texts]
-        left = [run.room - used.get(text, 0) for text in texts]
+        left = [whole - used.get(text, 0) for text in texts]
         space = [config.max_position_embeddings - len(vocabulary.prompt(text)) for text in texts]
         # All go on together for as long as any may, and are cut to their own length afterwards; only
         # where the context is too short for that a text goes by itself.
@@ -151,7 +152,7 @@ def sampler(run, mark="", temperature=1.0, purpose="search", count=lambda tokens
                 count(len(ids))
                 found[k][place % n] = more = vocabulary.decode(ids)
                 if more:                                    # else it is the same text, and ended
-                    used[texts[k] + more] = run.room - left[k] + len(ids)
+                    used[texts[k] + more] = whole - left[k] + len(ids)
         return found
 
     return sample

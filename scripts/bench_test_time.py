@@ -8,16 +8,26 @@ its interval is that of the mean over problems, each problem counting with its m
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 from minipost.stats import interval, paired
 
+ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 1, 2)
 GAME = "--task countdown --numbers 4 --target 24"
+LEARNT = {   # reward model: how it is trained, beside checkpoints/verifier
+    "orm": "--algo orm --model checkpoints/thinker --task arithmetic --hurried True",
+    "prm-24": f"--algo prm --model checkpoints/thinker {GAME}",
+}
+ORM, PRM_24 = (f"--verifier runs/test-time/{name}/model" for name in LEARNT)
+BEST_24 = f"best-of-n {GAME} --samples 32 {PRM_24}"
 METHODS = {  # command: seeds; greedy answers are the same with every seed
     "cot --n 400": (0,),
     "self-consistency --n 400": SEEDS,
     "best-of-n --n 400": SEEDS,
+    f"best-of-n --n 400 {ORM} --aggregate last": SEEDS,
     "best-of-n --n 400 --hurried False": SEEDS,
+    f"{BEST_24} --n 100": SEEDS,
     "beam --n 400": SEEDS,
     "tot --n 100": SEEDS,
     "mcts --n 100": SEEDS,
@@ -41,6 +51,7 @@ GAME_ROWS = {  # row: (command, arm, arm of any of 5, the paper's row)
                            "4.0"),
     "self-consistency of 32": (f"self-consistency {GAME} --curve 1 5 32 --samples 32", "n=32", None,
                                "9.0 (of 100)"),
+    "best of 32, PRM": (BEST_24, "verifier", None, ""),
     "best of n, the model's verdicts": ("tot", "best of n at equal tokens",
                                         "best of n at equal tokens, any of 5", ""),
     "tree of thoughts, b=1": ("tot", "breadth-first, b=1", None, "45"),
@@ -54,8 +65,18 @@ GAME_ROWS = {  # row: (command, arm, arm of any of 5, the paper's row)
 _done = {}
 
 
+def learn(command):
+    """Train the reward model that a command names, if it is not there."""
+    for name, flags in LEARNT.items():
+        out = f"runs/test-time/{name}"
+        if f"{out}/model" in command and not (ROOT / out / "summary.json").is_file():
+            subprocess.run([sys.executable, "-m", "minipost.train", *flags.split(), "--out", out],
+                           check=True)
+
+
 def measured(command, seeds=SEEDS):
     """{arm: (mean reward of every problem over the seeds, tokens per problem)} and the seconds."""
+    learn(command)
     if (command, seeds) not in _done:
         runs, arms = [], {}
         for seed in seeds:
@@ -100,7 +121,9 @@ def test_time(args, machine, table, write):
             "## At test time", "", machine(), "",
             "`python -m scripts.bench test-time`; each table is `python -m minipost.evaluate --method "
             "COMMAND --seed SEED` with checkpoints/thinker, on held-out problems.  Accuracies are means "
-            "over the seeds, differences are paired by problem.  Every way to answer elicits a mode that "
+            "over the seeds, differences are paired by problem.  Reward models under runs/test-time: "
+            + "; ".join(f"{name}, `python -m minipost.train {flags}`" for name, flags in LEARNT.items())
+            + ".  Every way to answer elicits a mode that "
             "the model was trained in; none emerged.", "", *lines[:-1]])
 
 
