@@ -36,7 +36,7 @@ class Options:
     verifier: str = ""          # directory of a reward model, where the method asks one
     temperature: float = 1.0    # at which answers and steps are sampled (tau)
     seed: int = 0               # everything random follows from it
-    room: int = 96              # longest answer, in tokens
+    room: int = 192             # longest answer, in tokens
 
     def __post_init__(self):
         require(self, at_least=dict(room=1, temperature=0))

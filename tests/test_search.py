@@ -574,7 +574,7 @@ GAME = Countdown(numbers=4, target=24)
 SETTINGS = [
     (cot, Arithmetic(), {}), (self_consistency, Arithmetic(), dict(samples=3, curve=(1, 3))),
     (self_consistency, GAME, dict(samples=3, curve=(1, 3))),
-    (best_of_n, Arithmetic(), dict(samples=3)), (best_of_n, GAME, dict(samples=3)),
+    (best_of_n, Arithmetic(), dict(samples=5)), (best_of_n, GAME, dict(samples=3)),
     (self_feedback, Arithmetic(), dict(attempts=3)),
     (tot, GAME, dict(copies=3, expansions=4)), (tot, Arithmetic(), dict(copies=2, expansions=4)),
     (mcts, GAME, dict(simulations=3, copies=2)), (mcts, Arithmetic(), dict(simulations=2, copies=2)),
@@ -595,7 +595,7 @@ def test_no_text_of_a_model_breaks_a_method(module, task, knobs, words):
     names = []
     for name, tokens, rewards, texts, found in module.arms(problems, Babble(task, words), cfg):
         assert len(rewards) == len(texts) == len(found) > 0 and tokens > 0
-        assert set(rewards) <= {0.0, 1.0}
+        assert set(rewards) <= {0.0, 1.0} or "checker, n=" in name and 0 <= min(rewards) <= max(rewards) <= 1
         assert all(isinstance(line, str) for w in found for line in module.show(w))
         names.append(name)
     assert len(set(names)) == len(names)

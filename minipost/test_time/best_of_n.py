@@ -47,14 +47,19 @@ def pass_at_k(n, c, k):
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def chances(problems, drawn, tools, how):
-    """The verifier's chance of every sample, a list of lists."""
+def verified(problems, drawn, tools):
+    """The verifier's chances of every sample, of each step and of the whole: a list of lists of lists."""
     if tools.verifier is None:
         raise MinipostError("best-of-n needs a reward model to choose with: --verifier DIR, such as "
                             "--algo prm or orm saves")
     flat = [(p.prompt, text) for p, texts in zip(problems, drawn) for text in texts]
     found = iter(tools.verified(*map(list, zip(*flat))))
-    return [[AGGREGATES[how](next(found)) for _ in texts] for texts in drawn]
+    return [[next(found) for _ in texts] for texts in drawn]
+
+
+def aggregate(chances, how):
+    """One chance for each sample."""
+    return [[AGGREGATES[how](steps) for steps in row] for row in chances]
 
 
 def chosen(drawn, scores):
@@ -68,7 +73,7 @@ def chosen(drawn, scores):
 def solve(problems, tools, cfg):
     """The sample of each problem that the verifier likes best: (answers, workings)."""
     drawn = tools.sample([p.prompt for p in problems], cfg.samples)
-    return chosen(drawn, chances(problems, drawn, tools, cfg.aggregate))
+    return chosen(drawn, aggregate(verified(problems, drawn, tools), cfg.aggregate))
 
 
 def arms(problems, tools, cfg):
@@ -86,19 +91,22 @@ def arms(problems, tools, cfg):
 
     ballot = getattr(tools.task, "ballot", tools.task.parse)
     answers = [[ballot(text) for text in texts] for texts in drawn]
-    least = chances(problems, drawn, tools, cfg.aggregate)
+    chances, right = verified(problems, drawn, tools), rows(tools.right(every, flat))
+    score = aggregate(chances, cfg.aggregate)
     scores = {
         "vote": support(answers),
         "confidence": rows(tools.confidence([p.prompt for p in every], flat)),
-        "vote weighted by the verifier": support(answers, least),
-        "verifier": least,
-        **{f"verifier, {how}": chances(problems, drawn, tools, how)
-           for how in AGGREGATES if how != cfg.aggregate},
-        "exact checker": rows(tools.right(every, flat)),
+        "vote weighted by the verifier": support(answers, score),
+        "verifier": score,
+        **{f"verifier, {how}": aggregate(chances, how) for how in AGGREGATES if how != cfg.aggregate},
+        "exact checker": right,
     }
     for name, found in scores.items():
         texts, workings = chosen(drawn, found)
         yield name, spent, tools.right(problems, texts), texts, workings
+    for k in (2**j for j in range(1, 9) if 2**j < n):       # the last texts, if only k were drawn
+        passed = [pass_at_k(n, round(sum(row)), k) for row in right]
+        yield f"exact checker, n={k}", spent * k / n, passed, texts, workings
 
 
 def support(answers, weights=None):

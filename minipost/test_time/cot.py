@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from minipost.errors import MinipostError, require
 
-TASK, KNOBS = "arithmetic", {"terms": 8}
+TASK, KNOBS = "arithmetic", {"terms": 12}
 BEFORE, AFTER = "direct", "worked"
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from minipost.errors import MinipostError, require
 
-TASK, KNOBS = "arithmetic", {"terms": 12}
+TASK, KNOBS = "arithmetic", {"terms": 20}
 BEFORE, AFTER = "vote of as many chains", "graph"
 
 
