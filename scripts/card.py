@@ -86,9 +86,9 @@ Verdicts, the majority of 9, on all that one move and on 2,000 of what two moves
 Files: Hugging Face layout (LlamaForCausalLM, float32 safetensors).  MIT licence.
 """
 THINKER_TASKS = {
-    "sums, 6 terms, worked": Arithmetic(), "sums, 8 terms, worked": Arithmetic(terms=8),
+    "sums, 6 terms, worked": Arithmetic(), "sums, 12 terms, worked": Arithmetic(terms=12),
     "sums, 6 terms, hurried": Arithmetic(hurried=True), "sums, 6 terms, at once": Arithmetic(direct=True),
-    "sums, 8 terms, at once": Arithmetic(terms=8, direct=True),
+    "sums, 12 terms, at once": Arithmetic(terms=12, direct=True),
     "Game of 24, worked": Countdown(numbers=4, target=24),
     "Game of 24, at once": Countdown(numbers=4, target=24, direct=True),
     "recall, 6 episodes": Recall(),
@@ -97,7 +97,7 @@ THINKER_TASKS = {
 
 def thinker_table(directory):
     """The thinker's accuracy on the tasks that it was taught."""
-    args = Namespace(model=directory, value=None, seed=0, room=96, n=400)
+    args = Namespace(model=directory, value=None, seed=0, room=128, n=400)
     lines = ["| task | n | greedy [95%] | sampled [95%] |", "|---|---|---|---|"]
     for row in evaluate.rows(args, THINKER_TASKS):
         greedy, sampled = (Score(**row[metric]) for metric in ("greedy", "sampled"))

@@ -1,9 +1,10 @@
-"""Train checkpoints/base, student and thinker from nothing: `make base`, `make student`, `make thinker`.
+"""Train checkpoints/base and student from nothing, and thinker from the base: `make base`, `make
+student`, `make thinker`.
 
-The corpus of the first two is written on the fly by the tasks: worked sums with slips, sums whose steps are checked
-and mended on the way, sums answered directly, countdown moves good and bad, praise in words good
-and bad, comparisons of two such praises under a written principle, and the words that the facts are
-made of, without the facts.  Problems come from the training splits only.  The slips and the bad moves
+The corpus of the first two is written on the fly by the tasks: worked sums with slips, sums whose steps
+are checked and mended on the way, sums answered directly, countdown moves good and bad, praise in words
+good and bad, comparisons of two such praises under a written principle, and the words that the facts
+are made of, without the facts.  Problems come from the training splits only.  The slips and the bad moves
 are there on purpose: a base model that has seen mistakes makes them, and so leaves the methods
 something to mend.
 
@@ -45,7 +46,7 @@ SHAPES = {  # name: what differs from a GPTConfig's own
     "base": {},
     "student": dict(hidden_size=64, intermediate_size=172, num_hidden_layers=2,
                     num_attention_heads=2, num_key_value_heads=2),
-    "thinker": {},
+    "thinker": {},  # that of the base, which it starts from
 }
 
 MOVE = re.compile("([0-9]+)([-+*/])([0-9]+)=[0-9]+:([0-9 ]+)")

@@ -105,7 +105,7 @@ def arms(problems, tools, cfg):
         texts, workings = chosen(drawn, found)
         yield name, spent, tools.right(problems, texts), texts, workings
     for k in (2**j for j in range(1, 9) if 2**j < n):       # the last texts, if only k were drawn
-        passed = [pass_at_k(n, round(sum(row)), k) for row in right]
+        passed = [pass_at_k(n, sum(good == 1.0 for good in row), k) for row in right]
         yield f"exact checker, n={k}", spent * k / n, passed, texts, workings
 
 
