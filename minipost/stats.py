@@ -1,4 +1,4 @@
-"""Means with 95% intervals: what every reported number is made of."""
+"""Means with 95% intervals, of which every reported number is made, and votes."""
 
 import math
 import random
@@ -30,6 +30,15 @@ def interval(rewards):
     variance = sum((r - mean) ** 2 for r in rewards) / max(1, n - 1)
     half = Z * math.sqrt(variance / n)
     return Score(mean, mean - half, mean + half, n)
+
+
+def vote(answers, weights=None):
+    """[(answer, weight)], the heaviest first; None has no vote, and ties stand in order of answers."""
+    total = {}
+    for answer, weight in zip(answers, weights or [1.0] * len(answers), strict=True):
+        if answer is not None:
+            total[answer] = total.get(answer, 0.0) + weight
+    return sorted(total.items(), key=lambda entry: -entry[1])
 
 
 def paired(before, after):

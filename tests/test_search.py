@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from minipost.errors import MinipostError
+from minipost.stats import vote
 from minipost.tasks import Arithmetic, Countdown, Recall
 from minipost.tasks.base import Problem
 from minipost.test_time import (best_of_n, cot, graph_of_thoughts, mcts, memory, self_consistency,
@@ -26,13 +27,13 @@ ANSWERS = st.lists(st.sampled_from([None, "a", "b", "c"]), min_size=1, max_size=
 
 @given(ANSWERS, st.randoms(use_true_random=False))
 def test_a_vote_counts_what_is_stated_in_any_order(answers, rng):
-    count = self_consistency.vote(answers)
+    count = vote(answers)
     assert dict(count) == {a: answers.count(a) for a in answers if a is not None}
     assert [n for _, n in count] == sorted((n for _, n in count), reverse=True)
     mixed = rng.sample(answers, len(answers))
-    assert dict(self_consistency.vote(mixed)) == dict(count)
+    assert dict(vote(mixed)) == dict(count)
     if len(count) == 1 or count and count[0][1] > count[1][1]:
-        assert self_consistency.vote(mixed)[0] == count[0]
+        assert vote(mixed)[0] == count[0]
     ties = [a for a, n in count if n == count[0][1]]
     if ties:
         assert count[0][0] == min(ties, key=answers.index)      # of equals, whoever was stated first
@@ -41,7 +42,7 @@ def test_a_vote_counts_what_is_stated_in_any_order(answers, rng):
 @given(ANSWERS, st.lists(st.floats(0.1, 5), min_size=9, max_size=9))
 def test_weights_add_up_by_answer(answers, weights):
     weights = weights[: len(answers)]
-    for answer, total in self_consistency.vote(answers, weights):
+    for answer, total in vote(answers, weights):
         assert total == pytest.approx(sum(w for a, w in zip(answers, weights) if a == answer))
 
 
@@ -58,7 +59,7 @@ def elected_right(p, n):
     total = 0.0
     for answers in itertools.product((True, False), repeat=n):
         chance = math.prod(p if right else 1 - p for right in answers)
-        total += chance * (self_consistency.vote(answers)[0][0] is True)
+        total += chance * (vote(answers)[0][0] is True)
     return total
 
 

@@ -121,7 +121,7 @@ class Arithmetic:
         return [f"Is {line} right?" for line in self.steps(text)]
 
     def critique(self, problem, draft):
-        """What a critic reads; its critique follows, such as `fault` writes."""
+        """What a critic reads; its critique follows, such as `criticise` writes."""
         return f"{problem.columns['chain']}=? Draft:\n{draft}\nCritique:\n"
 
     def criticise(self, problem, draft):
@@ -139,7 +139,8 @@ class Arithmetic:
 
     def revise(self, problem, draft, critique):
         """What a reviser reads, of the critique the fault alone; worked steps follow."""
-        return f"{self.critique(problem, draft)}{critique.rstrip().rpartition(chr(10))[2]}\nRevise:\n"
+        fault = critique.rstrip().split("\n")[-1]
+        return f"{self.critique(problem, draft)}{fault}\nRevise:\n"
 
     def mend(self, problem, draft, rng, slip=0.0):
         """A revision of a faulty draft: its steps up to the fault, that step right, then as

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minipost.errors import MinipostError, require
+from minipost.stats import vote
 
 TASK, KNOBS = "arithmetic", {"hurried": True}
 VERIFIER = "checkpoints/verifier"
@@ -111,12 +112,8 @@ def arms(problems, tools, cfg):
 
 def support(answers, weights=None):
     """What speaks for each sample: the weight of all that state its answer; -inf for none."""
-    found = []
-    for k, row in enumerate(answers):
-        weight = weights[k] if weights else [1.0] * len(row)
-        found.append([-math.inf if a is None else sum(w for b, w in zip(row, weight) if b == a)
-                      for a in row])
-    return found
+    counts = [dict(vote(row, weights and weights[k])) for k, row in enumerate(answers)]
+    return [[count.get(a, -math.inf) for a in row] for row, count in zip(answers, counts)]
 
 
 def show(working):

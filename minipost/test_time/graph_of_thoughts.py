@@ -15,6 +15,7 @@ The split and the form of the aggregate are the task's; solving parts and aggreg
 from dataclasses import dataclass
 
 from minipost.errors import MinipostError, require
+from minipost.stats import vote
 
 TASK, KNOBS = "arithmetic", {"terms": 20}
 BEFORE, AFTER = "vote of as many chains", "graph"
@@ -34,11 +35,8 @@ class Config:
 def keep(texts, parse):
     """(answer, text) on which most texts agree, the first of several; (None, first) without answers."""
     answers = [parse(text) for text in texts]
-    stated = [a for a in answers if a is not None]
-    if not stated:
-        return None, texts[0]
-    winner = max(dict.fromkeys(stated), key=stated.count)
-    return winner, texts[answers.index(winner)]
+    winner = next((answer for answer, _ in vote(answers)), None)
+    return winner, texts[0 if winner is None else answers.index(winner)]
 
 
 def search(problems, sample, task, size, copies):

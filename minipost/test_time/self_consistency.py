@@ -17,6 +17,7 @@ import math
 from dataclasses import dataclass, replace
 
 from minipost.errors import MinipostError, require
+from minipost.stats import vote
 
 TASK, KNOBS = "arithmetic", {}
 BEFORE, AFTER = "n=1", "n={samples}"
@@ -33,15 +34,6 @@ class Config:
         require(self, at_least=dict(samples=1))
         if any(n < 1 for n in self.curve):
             raise MinipostError(f"curve is {self.curve}; expected numbers of at least 1")
-
-
-def vote(answers, weights=None):
-    """[(answer, weight)], the heaviest first; None has no vote, and ties stand in order of answers."""
-    total = {}
-    for answer, weight in zip(answers, weights or [1.0] * len(answers), strict=True):
-        if answer is not None:
-            total[answer] = total.get(answer, 0.0) + weight
-    return sorted(total.items(), key=lambda entry: -entry[1])
 
 
 def elect(texts, ballot, weights=None):
