@@ -10,6 +10,7 @@ A file in minipost/test_time/ is a method.  It has
     arms(problems, tools, cfg)     yields (name, tokens, rewards, answers, workings) of each way to answer,
                                    `tokens` being what all the problems cost together
     show(working) -> lines of text; a working is plain data
+    outcome(working) -> what was asked, whether the answer is right; only where that is not the problem
 
 and knows of the model only what `tools`, a texts.Texts, lets it ask.
 """

@@ -58,15 +58,17 @@ def solve(argv):
     def work():
         tools = inference.tools_for(module, options, task)
         (answer,), (working,) = module.solve([problem], tools, cfg)
-        return answer, working, tools.tokens, tools.right([problem], [answer])[0]
+        if hasattr(module, "outcome"):
+            return answer, working, tools.tokens, *module.outcome(working)
+        return answer, working, tools.tokens, problem.prompt, tools.right([problem], [answer])[0]
 
-    answer, working, tokens, right = parallel.launch(work, 1)
+    answer, working, tokens, asked, right = parallel.launch(work, 1)
     if data:
         print(json.dumps({"method": name, "model": options.model, "seed": options.seed,
-                          "settings": asdict(cfg), "problem": problem.prompt, "answer": answer,
+                          "settings": asdict(cfg), "problem": asked, "answer": answer,
                           "right": bool(right), "tokens": tokens, "working": working}, indent=2))
         return
-    print(problem.prompt.strip())
+    print(asked.strip())
     for line in module.show(working):
         print(f"  {line}")
     print(f"answer: {answer.strip()}\n{'right' if right else 'wrong'}; {tokens} tokens sampled")

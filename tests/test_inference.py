@@ -179,6 +179,20 @@ def test_a_problem_of_ones_own(tiny, verifier, capsys):
         assert capsys.readouterr().out.startswith(shown)
 
 
+@pytest.mark.parametrize("said", ["right", "other"])
+def test_a_life_is_right_where_its_own_last_question_was_answered(said, tiny, verifier, capsys, monkeypatch):
+    def live(streams, answer, how, size, rng):
+        question, code, told = streams[0][-1]
+        return [[{"question": question, "recalled": [], "said": code if said == "right" else "x",
+                  "right": code, "told": told}]]
+
+    monkeypatch.setattr("minipost.test_time.memory.live", live)
+    assert solve.main(arguments("memory", tiny, verifier, "--json")) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["right"] == (said == "right")
+    assert data["problem"] == data["working"]["episodes"][-1]["question"] + "?"
+
+
 @pytest.mark.parametrize("command, sentence", [
     (["--method", "tot", "--problem", "4 9"], "expected 4 whole numbers"),
     (["--method", "memory", "--problem", "x"], "takes no --problem"),

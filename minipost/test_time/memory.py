@@ -146,6 +146,12 @@ def solve(problems, tools, cfg):
     return [life[-1]["said"] for life in lives], [{"episodes": life} for life in lives]
 
 
+def outcome(working):
+    """What a life was asked last, and whether it answered rightly."""
+    last = working["episodes"][-1]
+    return f"{last['question']}?", last["said"].strip() == last["right"]
+
+
 def arms(problems, tools, cfg):
     """Yield (name, tokens, rewards, answers, workings) of each memory, on the episodes whose answer has
     been told before, and of the locks with memory and without."""
@@ -182,7 +188,7 @@ def show(working):
         return [f"key {working['key']}, tried {' '.join(map(str, working['trials']))}"]
     lines = []
     for k, e in enumerate(working["episodes"]):
-        mark = "yes" if e["said"].strip() == e["right"] else "no"
+        mark = "right" if e["said"].strip() == e["right"] else "wrong"
         lines.append(f"episode {k + 1}: {e['question']}?  said {e['said'].strip()!r}, {mark}; "
                      f"written: {e['right']}")
         lines += [f"    read: {q}? {a}" for q, a in e["recalled"]]
