@@ -28,8 +28,8 @@ def ends(vocabulary, ids, mark):
     return found
 
 
-YES = "yes"  # the word of a judge who approves
-VERDICT = 4  # tokens of a verdict, at most
+YES = "ok"   # the word of a judge who approves
+VERDICT = 2  # tokens of a verdict, at most
 
 
 class Texts:
@@ -58,7 +58,7 @@ class Texts:
         """What the model itself thinks of each beginning of an answer, (problem, text), within 0..1.
 
         The task names the questions; `votes` verdicts are sampled on each, and the worth is the product
-        of the shares that say "yes".  `known` keeps the shares of a search: none of its questions is
+        of the shares that say "ok".  `known` keeps the shares of a search: none of its questions is
         asked twice.
         """
         if not hasattr(self.task, "questions"):
@@ -70,7 +70,7 @@ class Texts:
         return [math.prod(known[question] for question in questions) for questions in asked]
 
     def shares(self, questions, votes):
-        """The share of `votes` sampled verdicts on each question that say "yes"."""
+        """The share of `votes` sampled verdicts on each question that say "ok"."""
         return [sum(word.strip() == YES for word in words) / votes
                 for words in self._judge(questions, votes)]
 

@@ -19,14 +19,15 @@ from minipost.tasks.recall import KEYS
 SLIP = 0.13     # chance that a worked step goes wrong, so 5 steps in a row are right half the time
 SHORT = 0.6     # chance that a large term is counted one short in a hurry
 BAD = 0.3       # chance that a move is drawn at random
-TERMS = 8       # longest chain, but for those that are only worked or answered at once
-LONG = 12       # longest chain of those
+TERMS = 8       # longest chain
+LONG = 12       # longest chain of single digits that is worked or answered at once
+LARGE = 60      # largest number of the other chains that are
 GAME = 24
 KINDS = {       # kind of document: share of the corpus
-    "worked": 0.05, "hurried": 0.05, "direct": 0.04, "large": 0.04, "examples": 0.05,
-    "step": 0.03, "critique": 0.06, "revision": 0.05,
-    "moves": 0.14, "expression": 0.02, "legal": 0.10, "reach": 0.30,
-    "recall": 0.06, "lock": 0.01,
+    "worked": 0.08, "hurried": 0.05, "direct": 0.06, "examples": 0.04,
+    "checked": 0.04, "step": 0.02, "critique": 0.07, "revision": 0.05,
+    "moves": 0.14, "expression": 0.02, "legal": 0.12, "reach": 0.20,
+    "recall": 0.10, "lock": 0.01,
 }
 
 
@@ -65,17 +66,31 @@ def answered(rng, slip=0.0, **knobs):
     return document(problem.prompt, task.demonstrate(problem, rng, slip), **problem.columns)
 
 
-def large(rng):
-    """Few terms of up to two digits, as parts of a sum are put together; sometimes a lone one."""
-    if rng.random() < 0.1:
-        number = rng.randint(1, 60)
+def length(rng, least=2):
+    """The knobs of a chain of single digits, or of a shorter one of up to two digits."""
+    if rng.random() < 0.5:
+        return dict(terms=rng.randint(least, LONG))
+    return dict(terms=rng.randint(least, TERMS), largest=LARGE)
+
+
+def worked(rng):
+    """A sum in steps; sometimes a lone number, as parts of a sum leave one."""
+    if rng.random() < 0.03:
+        number = rng.randint(1, LARGE)
         return document(f"{number}=? Think:\n", f"Answer: {number}")
-    return answered(rng, SLIP, terms=rng.randint(2, 4), largest=60)
+    return answered(rng, SLIP, **length(rng))
+
+
+def checked(rng):
+    """A sum whose steps are checked on the way, half of them being wrong."""
+    task, problem = chain(rng)
+    prompt, text = task.checked(problem, rng, 0.5)
+    return document(prompt, text, **problem.columns)
 
 
 def examples(rng):
     """Two or three sums without a cue, all but the last answered in the same way."""
-    knobs = dict(terms=rng.randint(4, TERMS), direct=rng.random() < 0.5)
+    knobs = dict(length(rng, 4), direct=rng.random() < 0.5)
     slip = 0.0 if knobs["direct"] else SLIP
     *shown, (task, last) = [chain(rng, **knobs) for _ in range(rng.randint(2, 3))]
     prompt = "".join(task.example(p, task.demonstrate(p, rng, slip)) for _, p in shown)
@@ -106,12 +121,12 @@ def revision(rng):
 
 def step(rng):
     """A single step and whether it is right."""
-    task, problem = chain(rng, largest=rng.choice((9, 9, 60)), terms=rng.randint(2, 4))
+    task, problem = chain(rng, largest=rng.choice((9, 9, LARGE)), terms=rng.randint(2, 4))
     text = task.demonstrate(problem, rng, 0.5)
     k = rng.randrange(len(task.steps(text)))
     right = task.check_steps(problem, text)[k]
     text = "\n".join(task.steps(text)[: k + 1])
-    return document(task.questions(problem, text)[-1], " yes" if right else " no", **problem.columns)
+    return document(task.questions(problem, text)[-1], "ok" if right else "no", **problem.columns)
 
 
 # ---- the Game of 24
@@ -119,6 +134,12 @@ def step(rng):
 @functools.cache
 def game(**knobs):
     return Countdown(numbers=4, target=GAME, **knobs)
+
+
+@functools.cache
+def whole_moves(state):
+    """The moves that leave whole numbers, (line, next state)."""
+    return [move for move in moves(state) if all_whole(move[1])]
 
 
 def seen(text):
@@ -150,8 +171,8 @@ def legal(rng):
         if held_out(state):
             continue
         while len(state) > 1:
-            before, options = state, [move for move in moves(state) if all_whole(move[1])]
-            line, state = rng.choice(options)
+            before = state
+            line, state = rng.choice(whole_moves(state))
             if rng.random() < 0.4:
                 break
         if not any(len(numbers) == 3 and held_out(numbers) for numbers in (before, state)):
@@ -160,7 +181,7 @@ def legal(rng):
         line = spoilt(before, line, rng)
     right = apply(before, line) is not None
     problem = Problem("", {"numbers": before, "target": GAME})
-    return document(game().questions(problem, line)[0], " yes" if right else " no")
+    return document(game().questions(problem, line)[0], "ok" if right else "no")
 
 
 def spoilt(state, line, rng):
@@ -211,11 +232,11 @@ def reach(rng):
         if held_out(state):
             continue
         while len(state) > size:
-            state = rng.choice([after for _, after in moves(state) if all_whole(after)])
+            _, state = rng.choice(whole_moves(state))
         if solvable(state, GAME) == right and not (len(state) == 3 and held_out(state)):
             break
     question = game().questions(Problem("", {"numbers": state, "target": GAME}), "")[-1]
-    return document(question, " yes" if right else " no")
+    return document(question, "ok" if right else "no")
 
 
 # ---- memory
@@ -233,10 +254,10 @@ def lock(rng):
 
 
 MAKERS = {
-    "worked": lambda rng: answered(rng, SLIP, terms=rng.randint(2, LONG)),
+    "worked": worked,
     "hurried": lambda rng: answered(rng, SHORT, hurried=True),
-    "direct": lambda rng: answered(rng, direct=True, terms=rng.randint(2, LONG)),
-    "large": large, "examples": examples, "step": step, "critique": critique, "revision": revision,
+    "direct": lambda rng: answered(rng, direct=True, **length(rng)),
+    "examples": examples, "checked": checked, "step": step, "critique": critique, "revision": revision,
     "moves": moves_made, "expression": expression, "legal": legal, "reach": reach,
     "recall": recall, "lock": lock,
 }

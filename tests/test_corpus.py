@@ -134,8 +134,8 @@ def test_no_thought_shows_a_held_out_hand():
     for kind in ("moves", "expression", "legal", "reach"):
         for document in THOUGHTS[kind]:
             # A move that is called wrong leaves whatever it says.
-            places = "from" if document.columns["completion"] == " no" else "from|:"
-            for found in re.findall(rf"(?:Can|{places})((?: ?[0-9]+\b){{3,4}})", text_of(document)):
+            places = "from " if document.columns["completion"] == "no" else "from |:|^"
+            for found in re.findall(rf"(?m)(?:{places})([0-9]+(?: [0-9]+){{2,3}})\b", text_of(document)):
                 assert not held_out(map(int, found.split())), text_of(document)
                 hands += 1
     assert hands > 1500
@@ -144,23 +144,23 @@ def test_no_thought_shows_a_held_out_hand():
 def test_verdicts_are_true():
     said = Counter()
     for document in THOUGHTS["reach"]:
-        numbers = tuple(map(int, re.fullmatch("Can (.*) make 24[?]", document.prompt)[1].split()))
+        numbers = tuple(map(int, re.fullmatch("24 from (.*)[?]", document.prompt)[1].split()))
         word = document.columns["completion"]
-        assert word == (" yes" if solvable(numbers, 24) else " no")
+        assert word == ("ok" if solvable(numbers, 24) else "no")
         said[len(numbers), word] += 1
-    assert all(said[n, word] > 20 for n in (1, 2, 3) for word in (" yes", " no"))
+    assert all(said[n, word] > 20 for n in (1, 2, 3) for word in ("ok", "no"))
     said = Counter()
     for document in THOUGHTS["legal"]:
-        line, before = re.fullmatch("Is (.*) right from (.*)[?]", document.prompt).groups()
+        before, line = re.fullmatch("(.*):\n(.*)\nRight[?]", document.prompt).groups()
         legal = apply(tuple(map(int, before.split())), line) is not None
-        assert document.columns["completion"] == (" yes" if legal else " no")
+        assert document.columns["completion"] == ("ok" if legal else "no")
         said[legal] += 1
     assert min(said.values()) > 150
     said = Counter()
     for document in THOUGHTS["step"]:
         left, result = re.fullmatch("Is (.*)=(.*) right[?]", document.prompt).groups()
         good = sum(map(int, re.findall("[+-]?[0-9]+", left))) == int(result)
-        assert document.columns["completion"] == (" yes" if good else " no")
+        assert document.columns["completion"] == ("ok" if good else "no")
         said[good] += 1
     assert min(said.values()) > 100
 

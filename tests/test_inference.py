@@ -64,7 +64,7 @@ def test_a_verdict_is_a_share_of_votes_and_a_worth_their_product():
 
     def judge(questions, votes):
         asked.append((questions, votes))
-        words = {"a": [" yes", "yes", " no", "perhaps"], "b": ["yes"] * 4, "c": ["", "no", "", "yes"]}
+        words = {"a": [" ok", "ok", "no", "okay"], "b": ["ok"] * 4, "c": ["", "no", "", "ok"]}
         return [words[q] for q in questions]
 
     tools._judge = judge

@@ -408,7 +408,7 @@ class Author:
 
 
 SUM = Arithmetic().pose("7+5-3")
-FAULT, FINE = "7+5=13 no", "7+5=12 ok\n12-3=9 ok"
+FAULT, FINE = "7+5=12 no", "7+5=12 ok\n12-3=9 ok"
 DRAFT, MENDED = "7+5=13\n13-3=10\nAnswer: 10", "7+5=12\n12-3=9\nAnswer: 9"
 
 
@@ -624,7 +624,9 @@ def test_what_a_task_lacks_is_said_in_one_sentence():
         best_of_n.solve([SUM], tools, best_of_n.Config())
     with pytest.raises(MinipostError, match="no question comes twice"):
         list(memory.arms([Problem("x")], Babble(Recall(), ["x"]),
-                         memory.Config(length=2, things=80, lives=1)))
+                         memory.Config(length=2, things=20, lives=1)))
+    with pytest.raises(MinipostError, match="things is 26; this split has 25 things"):
+        memory.solve([Problem("x")], Babble(Recall(), ["x"]), memory.Config(things=26))
 
 
 def test_any_of_the_first_answers():

@@ -201,13 +201,12 @@ def test_a_critic_names_the_first_wrong_step_and_a_revision_mends_it():
         good, lines = task.check_steps(problem, draft), task.steps(draft)
         critique = task.criticise(problem, draft)
         assert task.approves(critique) == all(good)
-        k = len(good) if all(good) else good.index(False)
-        verdicts = [f"{line} ok" for line in lines[:k]] + [f"{line} no" for line in lines[k : k + 1]]
-        assert critique == "\n".join(verdicts)
         if all(good):
+            assert critique == "\n".join(f"{line} ok" for line in lines)
             continue
-        faults += 1
-        revision = task.mend(problem, draft, rng)
+        k, faults, revision = good.index(False), faults + 1, task.mend(problem, draft, rng)
+        mended = task.steps(revision)[k]
+        assert critique == "\n".join([*(f"{line} ok" for line in lines[:k]), f"{mended} no"])
         assert task.steps(revision)[:k] == lines[:k]
         assert task.steps(revision)[k].startswith(lines[k].split("=")[0] + "=")
         assert task.reward(None, [revision], [problem.columns["answer"]]) == [1.0]
@@ -222,9 +221,10 @@ def test_what_critics_revisers_and_judges_read():
     task = Arithmetic()
     problem = task.pose("7+5-3")
     assert task.critique(problem, "d") == "7+5-3=? Draft:\nd\nCritique:\n"
-    assert task.revise(problem, "d", "7+5=12 ok\n12-3=8 no\n") == (
-        "7+5-3=? Draft:\nd\nCritique:\n12-3=8 no\nRevise:\n")
-    assert task.approves("7+5=12 ok\n") and not task.approves("7+5=12 ok\n12-3=8 no\n")
+    assert task.criticise(problem, "7+5=12\n12-3=8\nAnswer: 8") == "7+5=12 ok\n12-3=9 no"
+    assert task.revise(problem, "d", "7+5=12 ok\n12-3=9 no\n") == (
+        "7+5-3=? Draft:\nd\nCritique:\n12-3=9 no\nRevise:\n")
+    assert task.approves("7+5=12 ok\n") and not task.approves("7+5=12 ok\n12-3=9 no\n")
     assert task.questions(problem, "7+5=12\n12-3=9\nAnswer: 9") == [
         "Is 7+5=12 right?", "Is 12-3=9 right?"]
     assert task.questions(problem, "") == []

@@ -317,12 +317,11 @@ def test_a_vote_counts_expressions_in_whatever_order_they_are_written():
 
 def test_what_a_judge_is_asked_is_what_the_text_says():
     problem = GAME.pose("4 9 10 13")
-    assert GAME.questions(problem, "") == ["Can 4 9 10 13 make 24?"]
+    assert GAME.questions(problem, "") == ["24 from 4 9 10 13?"]
     text = "13-9=5:4 5 10\n"                                     # wrong, and asked about as it stands
-    assert GAME.questions(problem, text) == ["Is 13-9=5:4 5 10 right from 4 9 10 13?",
-                                             "Can 4 5 10 make 24?"]
+    assert GAME.questions(problem, text) == ["4 9 10 13:\n13-9=5:4 5 10\nRight?", "24 from 4 5 10?"]
     assert GAME.questions(problem, text + "10-5=5:4 5") == [
-        "Is 13-9=5:4 5 10 right from 4 9 10 13?", "Is 10-5=5:4 5 right from 4 5 10?", "Can 4 5 make 24?"]
+        "4 9 10 13:\n13-9=5:4 5 10\nRight?", "4 5 10:\n10-5=5:4 5\nRight?", "24 from 4 5?"]
     assert GAME.state(problem, text) == "4 5 10" and GAME.state(problem, "") == "4 9 10 13"
 
 

@@ -117,7 +117,7 @@ class Arithmetic:
         return f"{question}{'Answer:' if self.direct else ''}{completion}\n\n"
 
     def questions(self, problem, text):
-        """What a judge of `text` is asked, whether each step is right; " yes" or " no" follows."""
+        """What a judge of `text` is asked, whether each step is right; "ok" or "no" follows."""
         return [f"Is {line} right?" for line in self.steps(text)]
 
     def critique(self, problem, draft):
@@ -125,12 +125,16 @@ class Arithmetic:
         return f"{problem.columns['chain']}=? Draft:\n{draft}\nCritique:\n"
 
     def criticise(self, problem, draft):
-        """The critique that a perfect critic writes: step by step, up to the first wrong one."""
+        """The critique that a perfect critic writes: every step as it should be, and whether the draft
+        has it so, up to the first that it has not."""
+        total, *rest = _operands(problem.columns["chain"])
         lines = []
-        for line, right in zip(self.steps(draft), self.check_steps(problem, draft)):
-            lines.append(f"{line} {'ok' if right else 'no'}")
-            if not right:
+        for line, term in zip(self.steps(draft), rest):
+            right = f"{total}{term:+d}={total + term}"
+            lines.append(f"{right} {'ok' if line == right else 'no'}")
+            if line != right:
                 break
+            total += term
         return "\n".join(lines)
 
     def approves(self, critique):
@@ -138,7 +142,7 @@ class Arithmetic:
         return not critique.rstrip().endswith(" no")
 
     def revise(self, problem, draft, critique):
-        """What a reviser reads, of the critique the fault alone; worked steps follow."""
+        """What a reviser reads, of the critique the faulty step as it should be; worked steps follow."""
         fault = critique.rstrip().split("\n")[-1]
         return f"{self.critique(problem, draft)}{fault}\nRevise:\n"
 

@@ -221,13 +221,14 @@ class Countdown:
         return left or " ".join(map(str, problem.columns["numbers"]))
 
     def questions(self, problem, text):
-        """What a judge of `text` is asked; " yes" or " no" follows each: whether each of its moves is
-        right, and whether what the last one leaves can still make the target."""
+        """What a judge of `text` is asked; "ok" or "no" follows each: whether each of its moves is
+        right, read as it is written, behind the numbers that it is made from, and whether the target
+        can still be made of what the last one leaves."""
         found, before = [], ""
         for line in self.steps(text):
-            found.append(f"Is {line} right from {self.state(problem, before)}?")
+            found.append(f"{self.state(problem, before)}:\n{line}\nRight?")
             before += f"{line}\n"
-        return [*found, f"Can {self.state(problem, text)} make {problem.columns['target']}?"]
+        return [*found, f"{problem.columns['target']} from {self.state(problem, text)}?"]
 
     def steps(self, text):
         """Return the lines; step k ends at newline k, and the last may lack its newline."""

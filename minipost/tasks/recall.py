@@ -1,11 +1,12 @@
-"""Recall: questions whose answers stand only in earlier episodes, and locks whose key must be found.
+"""Recall: questions about lockers whose answers stand only in earlier episodes, and locks whose key must
+be found.
 
-    Q: code of the amber chest? A: 47
-    Q: code of the green chest? A: 12
-    Q: what opens the amber chest? A:
+    code of K 7? 47
+    code of M 7? 12
+    what opens K 7?
 
-The completion is " 47", or " unknown" where no episode tells.  Codes are drawn anew for every problem,
-so nothing but the context tells them.  The things of held-out problems are in no training problem.
+The completion is " 47", or " none" where no episode tells.  Codes are drawn anew for every problem,
+so nothing but the context tells them.  The lockers of held-out problems are in no training problem.
 
 A lock shows its keys and those that failed, "Keys 1 to 6. Tried 3 5. Try", and the completion is any
 other of them.
@@ -14,27 +15,22 @@ other of them.
 import random
 from dataclasses import dataclass
 from itertools import product
+from string import ascii_uppercase, digits
 
 from minipost.errors import MinipostError
 from minipost.tasks.base import Problem, is_held_out
 
-ADJECTIVES = ("amber black blue brass bronze cedar copper crimson dusty golden green grey heavy hollow "
-              "iron ivory jade little oaken old painted pale purple red round rusty scarlet silver tall "
-              "white").split()
-NOUNS = ("barn barrel box cabin cage casket cellar chest closet crate cupboard desk door drawer gate "
-         "hatch hut larder locker pantry safe shed shrine stable tower trunk vault wagon wardrobe "
-         "workshop").split()
-THINGS = [f"{a} {n}" for a, n in product(ADJECTIVES, NOUNS)]
+THINGS = [f"{letter} {digit}" for letter, digit in product(ascii_uppercase, digits)]
 HELD_OUT = [thing for thing in THINGS if is_held_out(thing.split())]
 TRAINING = [thing for thing in THINGS if not is_held_out(thing.split())]
-FORMS = ("code of the {}", "what opens the {}")
-UNKNOWN = "unknown"
+FORMS = ("code of {}", "what opens {}")
+UNKNOWN = "none"
 KEYS = range(2, 10)  # how many keys a lock may have
 
 
 @dataclass(frozen=True)
 class Recall:
-    """Answer from earlier episodes; an answer is a code of two digits, or "unknown"."""
+    """Answer from earlier episodes; an answer is a code of two digits, or "none"."""
 
     episodes: int = 6  # earlier episodes in the prompt
 
@@ -58,7 +54,7 @@ class Recall:
         return f" {problem.columns['answer']}"
 
     def parse(self, text):
-        """Return the code or "unknown" that the text states, or None."""
+        """Return the code or "none" that the text states, or None."""
         word = text.strip()
         return word if word == UNKNOWN or len(word) == 2 and word.isdecimal() else None
 
@@ -73,7 +69,10 @@ class Recall:
         A thing keeps its code, and each visit asks in a form of its own; `told` says whether an
         earlier visit told it.
         """
-        names = rng.sample(HELD_OUT if held else TRAINING, things)
+        names = HELD_OUT if held else TRAINING
+        if things > len(names):
+            raise MinipostError(f"things is {things}; this split has {len(names)} things to ask about")
+        names = rng.sample(names, things)
         codes = {thing: str(rng.randint(10, 99)) for thing in names}
         visits = [rng.choice(names) for _ in range(length)]
         return [(rng.choice(FORMS).format(thing), codes[thing], thing in visits[:k])
@@ -81,8 +80,7 @@ class Recall:
 
     def asked(self, episodes, question):
         """What is read to answer a question with these episodes, (question, answer), in view."""
-        shown = "".join(f"Q: {q}? A: {a}\n" for q, a in episodes)
-        return f"{shown}Q: {question}? A:"
+        return "".join(f"{q}? {a}\n" for q, a in episodes) + f"{question}?"
 
     def lock(self, keys, tried):
         """What an agent reads before it tries a key; one of the keys follows."""
