@@ -28,8 +28,7 @@ def ends(vocabulary, ids, mark):
     return found
 
 
-YES = "ok"   # the word of a judge who approves
-VERDICT = 2  # tokens of a verdict, at most
+VERDICT = 24  # tokens of a judge's reply, at most
 
 
 class Texts:
@@ -57,22 +56,22 @@ class Texts:
     def worth(self, states, votes, known):
         """What the model itself thinks of each beginning of an answer, (problem, text), within 0..1.
 
-        The task names the questions; `votes` verdicts are sampled on each, and the worth is the product
-        of the shares that say "ok".  `known` keeps the shares of a search: none of its questions is
-        asked twice.
+        The task names the questions, each with the reply that approves; `votes` replies are sampled to
+        each, and the worth is the product of the shares that approve.  `known` keeps the replies of a
+        search: none of its questions is asked twice.
         """
         if not hasattr(self.task, "questions"):
             raise MinipostError(f"the task {self.task.name} has no question for a judge of a step (no "
                                 "`questions`); countdown --target 24 and arithmetic have")
         asked = [self.task.questions(problem, text) for problem, text in states]
-        fresh = list(dict.fromkeys(q for questions in asked for q in questions if q not in known))
-        known.update(zip(fresh, self.shares(fresh, votes), strict=True))
-        return [math.prod(known[question] for question in questions) for questions in asked]
+        shares = iter(self.shares([pair for questions in asked for pair in questions], votes, known))
+        return [math.prod(next(shares) for _ in questions) for questions in asked]
 
-    def shares(self, questions, votes):
-        """The share of `votes` sampled verdicts on each question that say "ok"."""
-        return [sum(word.strip() == YES for word in words) / votes
-                for words in self._judge(questions, votes)]
+    def shares(self, questions, votes, known):
+        """The share of `votes` sampled replies to each question, (question, reply), that are that reply."""
+        fresh = [q for q in dict.fromkeys(q for q, _ in questions) if q not in known]
+        known.update(zip(fresh, self._judge(fresh, votes), strict=True))
+        return [known[question].count(reply) / votes for question, reply in questions]
 
     def right(self, problems, answers):
         """What the task's exact reward says of one answer to each problem."""

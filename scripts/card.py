@@ -130,15 +130,15 @@ def judged_table(directory):
                          ("three numbers, never shown", [s for s in three if s not in shown]),
                          ("two numbers", rng.sample(two, 2000))):
         truth = [solvable(state, 24) for state in states]
-        asked = [task.questions(problems[0], ":" + " ".join(map(str, s)))[-1] for s in states]
-        said = [share > 0.5 for share in tools.shares(asked, 9)]
+        asked = [(f"24 from {' '.join(map(str, s))}?", "ok") for s in states]
+        said = [share > 0.5 for share in tools.shares(asked, 9, {})]
         cells = [interval([float(a == b) for a, b in zip(said, truth)]),
                  *(interval([float(a) for a, b in zip(said, truth) if b == can]) for can in (True, False))]
         lines.append(f"| {name} | {len(states)} | {' | '.join(map(str, cells))} |")
     prompts = [p.prompt for p in problems]
     made = [(p, line) for p, found in zip(problems, tools.step(prompts, 16)) for line in found]
     truth = [apply(tuple(p.columns["numbers"]), line.strip()) is not None for p, line in made]
-    said = [share > 0.5 for share in tools.shares([task.questions(p, line)[0] for p, line in made], 9)]
+    said = [share > 0.5 for share in tools.shares([task.questions(p, line)[0] for p, line in made], 9, {})]
     cells = [interval([float(a == b) for a, b in zip(said, truth)]),
              *(interval([float(a) for a, b in zip(said, truth) if b == can]) for can in (True, False))]
     lines.append(f"| its own first moves | {len(made)} | {' | '.join(map(str, cells))} |")

@@ -2,8 +2,8 @@
 
 Sums answered at once, in worked steps that slip at random, in a hurry with one fault again and again,
 and after examples of either kind; steps and drafts judged, criticised and revised; moves of the Game
-of 24, good and bad, whole answers to it at once, and whether some numbers can still make 24; codes that
-only earlier episodes tell, and keys that have not been tried yet.
+of 24, good and bad, moves worked out again, whole answers to it at once, and whether some numbers can
+still make 24; codes that only earlier episodes tell, and keys that have not been tried yet.
 
 Everything comes from training splits, and no document shows the working of a held-out problem.
 """
@@ -12,8 +12,9 @@ import functools
 import re
 
 from minipost.tasks import Arithmetic, Countdown, Recall
+from minipost.tasks.arithmetic import LIMIT
 from minipost.tasks.base import Problem, is_held_out
-from minipost.tasks.countdown import all_whole, apply, held_out, moves, solvable
+from minipost.tasks.countdown import all_whole, held_out, moves, solvable
 from minipost.tasks.recall import KEYS
 
 SLIP = 0.13     # chance that a worked step goes wrong, so 5 steps in a row are right half the time
@@ -26,8 +27,8 @@ GAME = 24
 KINDS = {       # kind of document: share of the corpus
     "worked": 0.08, "hurried": 0.05, "direct": 0.06, "examples": 0.04,
     "checked": 0.04, "step": 0.02, "critique": 0.07, "revision": 0.05,
-    "moves": 0.14, "expression": 0.02, "legal": 0.12, "reach": 0.20,
-    "recall": 0.10, "lock": 0.01,
+    "moves": 0.14, "expression": 0.02, "again": 0.10, "reach": 0.20,
+    "recall": 0.12, "lock": 0.01,
 }
 
 
@@ -120,13 +121,10 @@ def revision(rng):
 
 
 def step(rng):
-    """A single step and whether it is right."""
-    task, problem = chain(rng, largest=rng.choice((9, 9, LARGE)), terms=rng.randint(2, 4))
-    text = task.demonstrate(problem, rng, 0.5)
-    k = rng.randrange(len(task.steps(text)))
-    right = task.check_steps(problem, text)[k]
-    text = "\n".join(task.steps(text)[: k + 1])
-    return document(task.questions(problem, text)[-1], "ok" if right else "no", **problem.columns)
+    """A single step, worked out again."""
+    before, largest = rng.randint(0, LIMIT), rng.choice((9, 9, LARGE))
+    after = rng.randint(max(0, before - largest), min(LIMIT, before + largest))
+    return document(f"{before}{after - before:+d}=", f"{after}")
 
 
 # ---- the Game of 24
@@ -164,63 +162,41 @@ def expression(rng):
     return document(problem.prompt, task.demonstrate(problem, rng), **problem.columns)
 
 
-def legal(rng):
-    """A move, half the time a wrong one, and whether it is right."""
+def again(rng):
+    """A move worked out again, or "no" where its numbers are not there or leave no whole one."""
     while True:
-        state = tuple(sorted(rng.choices(range(1, 14), k=4)))
+        state, size = tuple(sorted(rng.choices(range(1, 14), k=4))), rng.randint(2, 4)
         if held_out(state):
             continue
-        while len(state) > 1:
-            before = state
-            line, state = rng.choice(whole_moves(state))
-            if rng.random() < 0.4:
-                break
-        if not any(len(numbers) == 3 and held_out(numbers) for numbers in (before, state)):
+        while len(state) > size:
+            _, state = rng.choice(whole_moves(state))
+        a, b = rng.sample(state, 2)
+        op = rng.choice("++--**/")
+        if rng.random() < 0.8:
+            a, b = max(a, b), min(a, b)                     # as moves are written
+        if rng.random() < 0.15:
+            a, b = rng.choice([(a, a), (b, b), (a, changed(b, rng)), (changed(a, rng), b)])
+        result, left = worked_out(state, a, op, b)
+        if not any(len(numbers) == 3 and held_out(numbers) for numbers in (state, left)):
             break
-    if rng.random() < 0.5:
-        line = spoilt(before, line, rng)
-    right = apply(before, line) is not None
-    problem = Problem("", {"numbers": before, "target": GAME})
-    return document(game().questions(problem, line)[0], "ok" if right else "no")
+    reply = f"{result}:{' '.join(map(str, left))}" if left else "no"
+    return document(f"{' '.join(map(str, state))}: {a}{op}{b}=", reply, numbers=list(state))
 
 
-def spoilt(state, line, rng):
-    """A move that goes wrong as a model's do: with a wrong result, with a number that is not there, or
-    there only once, or with something else left."""
-    a, op, b, result, left = re.fullmatch("([0-9]+)(.)([0-9]+)=([0-9]+):(.*)", line).groups()
-    left, kind = left.split(), rng.randrange(4)
-    if kind == 0 and rng.random() < 0.4:    # a division that leaves a rest
-        b, a = sorted(rng.sample(state, 2))
-        op, wrong = "/", str(a // b if b else 1)
-        left = sorted(set_aside(state, a, b))
-        return f"{a}/{b}={wrong}:{' '.join(map(str, sorted([*left, int(wrong)])))}"
-    if kind == 0:
-        left[left.index(result)] = result = rng.choice([changed(result, rng), str(GAME)])
-    elif kind == 1:
-        a, b = rng.choice([(a, a), (b, b), (a, changed(b, rng)), (changed(a, rng), b)])
-        value = {"+": int(a) + int(b), "-": abs(int(a) - int(b)), "*": int(a) * int(b),
-                 "/": int(a) // max(1, int(b))}[op]
-        left[left.index(result)] = result = str(value)
-    elif kind == 2:
-        left[rng.randrange(len(left))] = rng.choice([a, b, *map(str, state), changed(result, rng)])
-    else:
-        whole = line.split(":")[0]
-        place = rng.choice([match.span() for match in re.finditer("[0-9]+", whole)])
-        return whole[:place[0]] + changed(whole[slice(*place)], rng) + line[place[1]:]
-    return f"{a}{op}{b}={result}:{' '.join(map(str, sorted(map(int, left))))}"
-
-
-def set_aside(state, *numbers):
-    """The numbers of a state without these."""
+def worked_out(state, a, op, b):
+    """The whole number that a move makes and the state that it leaves; (None, ()) where it cannot."""
     rest = list(state)
-    for number in numbers:
-        rest.remove(number)
-    return rest
+    if a not in rest or rest.remove(a) or b not in rest or op == "/" and (b == 0 or a % b):
+        return None, ()
+    rest.remove(b)
+    result = {"+": a + b, "-": a - b, "*": a * b, "/": a // b if b else 0}[op]
+    return (result, tuple(sorted([*rest, result]))) if result >= 0 else (None, ())
 
 
 def changed(number, rng):
-    return str(rng.choice([n for n in (int(number) + rng.choice((-10, -2, -1, 1, 2, 10)),
-                                       rng.randint(0, 13), rng.randint(0, 40)) if n >= 0]))
+    """Another number, near it or not."""
+    return rng.choice([n for n in (number + rng.choice((-10, -2, -1, 1, 2, 10)),
+                                   rng.randint(0, 13), rng.randint(0, 40)) if n >= 0])
 
 
 def reach(rng):
@@ -235,14 +211,14 @@ def reach(rng):
             _, state = rng.choice(whole_moves(state))
         if solvable(state, GAME) == right and not (len(state) == 3 and held_out(state)):
             break
-    question = game().questions(Problem("", {"numbers": state, "target": GAME}), "")[-1]
-    return document(question, "ok" if right else "no")
+    (question, reply), = game().questions(Problem("", {"numbers": state, "target": GAME}), "")
+    return document(question, reply if right else "no")
 
 
 # ---- memory
 
 def recall(rng):
-    task = Recall(episodes=rng.randint(0, 8))
+    task = Recall(episodes=rng.randint(0, 7))
     problem, = task.sample(1, rng)
     return document(problem.prompt, task.demonstrate(problem), **problem.columns)
 
@@ -258,6 +234,6 @@ MAKERS = {
     "hurried": lambda rng: answered(rng, SHORT, hurried=True),
     "direct": lambda rng: answered(rng, direct=True, **length(rng)),
     "examples": examples, "checked": checked, "step": step, "critique": critique, "revision": revision,
-    "moves": moves_made, "expression": expression, "legal": legal, "reach": reach,
+    "moves": moves_made, "expression": expression, "again": again, "reach": reach,
     "recall": recall, "lock": lock,
 }

@@ -58,13 +58,13 @@ def test_many_samples_are_drawn_in_pieces_and_come_out_alike(monkeypatch):
 def test_a_verdict_is_a_share_of_votes_and_a_worth_their_product():
     class Judged(Echo):
         def questions(self, problem, text):
-            return [problem.prompt, text] if text else [problem.prompt]
+            return [(q, "ok") for q in (problem.prompt, text) if q]
 
     tools, asked = texts(Judged()), []
 
     def judge(questions, votes):
         asked.append((questions, votes))
-        words = {"a": [" ok", "ok", "no", "okay"], "b": ["ok"] * 4, "c": ["", "no", "", "ok"]}
+        words = {"a": ["ok", "ok", "no", "okay"], "b": ["ok"] * 4, "c": ["", "no", "", "ok"]}
         return [words[q] for q in questions]
 
     tools._judge = judge
@@ -72,9 +72,11 @@ def test_a_verdict_is_a_share_of_votes_and_a_worth_their_product():
     known = {}
     assert tools.worth(states[:2], 4, known) == [0.5, 0.125]
     assert tools.worth(states, 4, known) == [0.5, 0.125, 1.0, 0.5]
-    assert asked == [(["a", "b", "c"], 4), ([], 4)]             # each question once in a search
+    assert [a for a in asked if a[0]] == [(["a", "b", "c"], 4)]     # each question once in a search
     tools.worth(states[:1], 4, {})
-    assert asked[2:] == [(["a", "b"], 4)]
+    assert asked[-1] == (["a", "b"], 4)
+    assert tools.shares([("a", "ok"), ("a", "no"), ("a", "no")], 4, {}) == [0.5, 0.25, 0.25]
+    assert asked[-1] == (["a"], 4)                              # once, whatever reply is looked for
     with pytest.raises(MinipostError, match="echo has no question for a judge"):
         texts().worth(states, 1, {})
 

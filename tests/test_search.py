@@ -552,7 +552,7 @@ class Babble:
 
     def worth(self, states, votes, known):
         for problem, text in states:
-            assert all(isinstance(q, str) for q in self.task.questions(problem, text))
+            assert all(isinstance(q, str) and isinstance(r, str) for q, r in self.task.questions(problem, text))
         self.tokens += votes * len(states)
         return [(len(text) % 7) / 7 for _, text in states]
 

@@ -226,7 +226,7 @@ def test_what_critics_revisers_and_judges_read():
         "7+5-3=? Draft:\nd\nCritique:\n12-3=9 no\nRevise:\n")
     assert task.approves("7+5=12 ok\n") and not task.approves("7+5=12 ok\n12-3=9 no\n")
     assert task.questions(problem, "7+5=12\n12-3=9\nAnswer: 9") == [
-        "Is 7+5=12 right?", "Is 12-3=9 right?"]
+        ("7+5=", "12"), ("12-3=", "9")]
     assert task.questions(problem, "") == []
 
 

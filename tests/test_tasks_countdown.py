@@ -317,11 +317,12 @@ def test_a_vote_counts_expressions_in_whatever_order_they_are_written():
 
 def test_what_a_judge_is_asked_is_what_the_text_says():
     problem = GAME.pose("4 9 10 13")
-    assert GAME.questions(problem, "") == ["24 from 4 9 10 13?"]
+    assert GAME.questions(problem, "") == [("24 from 4 9 10 13?", "ok")]
     text = "13-9=5:4 5 10\n"                                     # wrong, and asked about as it stands
-    assert GAME.questions(problem, text) == ["4 9 10 13:\n13-9=5:4 5 10\nRight?", "24 from 4 5 10?"]
+    assert GAME.questions(problem, text) == [("4 9 10 13: 13-9=", "5:4 5 10"), ("24 from 4 5 10?", "ok")]
     assert GAME.questions(problem, text + "10-5=5:4 5") == [
-        "4 9 10 13:\n13-9=5:4 5 10\nRight?", "4 5 10:\n10-5=5:4 5\nRight?", "24 from 4 5?"]
+        ("4 9 10 13: 13-9=", "5:4 5 10"), ("4 5 10: 10-5=", "5:4 5"), ("24 from 4 5?", "ok")]
+    assert GAME.questions(problem, "junk")[0] == ("4 9 10 13: junk=", "")
     assert GAME.state(problem, text) == "4 5 10" and GAME.state(problem, "") == "4 9 10 13"
 
 

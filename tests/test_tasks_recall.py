@@ -49,18 +49,10 @@ def test_no_thing_is_in_both_splits():
     assert 16 < len(HELD_OUT) < 40
 
 
-def test_distractors_share_words_with_what_is_asked_for():
-    alike = 0
-    for problem in Recall().heldout(200):
-        codes, asked = told(problem)
-        alike += any(len(set(asked.split()) & set(name.split())) == 1 for name in codes)
-    assert alike > 150
-
-
 @given(st.text(max_size=12))
 def test_parse_never_raises(text):
     found = Recall().parse(text)
-    assert found is None or found == UNKNOWN or len(found) == 2
+    assert found is None or found == UNKNOWN or len(found) == 2 and found.isdecimal()
 
 
 def test_a_life_says_what_has_been_told():

@@ -117,8 +117,10 @@ class Arithmetic:
         return f"{question}{'Answer:' if self.direct else ''}{completion}\n\n"
 
     def questions(self, problem, text):
-        """What a judge of `text` is asked, whether each step is right; "ok" or "no" follows."""
-        return [f"Is {line} right?" for line in self.steps(text)]
+        """What a judge of `text` is asked, and what it says if it approves: (question, reply) pairs.
+        Each step is worked out again."""
+        steps = (line.partition("=") for line in self.steps(text))
+        return [(f"{step}=", result) for step, _, result in steps]
 
     def critique(self, problem, draft):
         """What a critic reads; its critique follows, such as `criticise` writes."""

@@ -221,14 +221,17 @@ class Countdown:
         return left or " ".join(map(str, problem.columns["numbers"]))
 
     def questions(self, problem, text):
-        """What a judge of `text` is asked; "ok" or "no" follows each: whether each of its moves is
-        right, read as it is written, behind the numbers that it is made from, and whether the target
-        can still be made of what the last one leaves."""
+        """What a judge of `text` is asked, and what it says if it approves: (question, reply) pairs.
+
+        Each move is worked out again, from the numbers before it; a judge who cannot says "no".  Last,
+        "ok" says that the target can still be made of what the last move leaves.
+        """
         found, before = [], ""
         for line in self.steps(text):
-            found.append(f"{self.state(problem, before)}:\n{line}\nRight?")
+            move, _, result = line.partition("=")
+            found.append((f"{self.state(problem, before)}: {move}=", result))
             before += f"{line}\n"
-        return [*found, f"{problem.columns['target']} from {self.state(problem, text)}?"]
+        return [*found, (f"{problem.columns['target']} from {self.state(problem, text)}?", "ok")]
 
     def steps(self, text):
         """Return the lines; step k ends at newline k, and the last may lack its newline."""

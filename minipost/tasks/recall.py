@@ -1,9 +1,9 @@
 """Recall: questions about lockers whose answers stand only in earlier episodes, and locks whose key must
 be found.
 
-    code of K 7? 47
-    code of M 7? 12
-    what opens K 7?
+    code of K7? 47
+    code of M2? 12
+    what opens K7?
 
 The completion is " 47", or " none" where no episode tells.  Codes are drawn anew for every problem,
 so nothing but the context tells them.  The lockers of held-out problems are in no training problem.
@@ -20,9 +20,9 @@ from string import ascii_uppercase, digits
 from minipost.errors import MinipostError
 from minipost.tasks.base import Problem, is_held_out
 
-THINGS = [f"{letter} {digit}" for letter, digit in product(ascii_uppercase, digits)]
-HELD_OUT = [thing for thing in THINGS if is_held_out(thing.split())]
-TRAINING = [thing for thing in THINGS if not is_held_out(thing.split())]
+THINGS = [letter + digit for letter, digit in product(ascii_uppercase, digits)]
+HELD_OUT = [thing for thing in THINGS if is_held_out(list(thing))]
+TRAINING = [thing for thing in THINGS if not is_held_out(list(thing))]
 FORMS = ("code of {}", "what opens {}")
 UNKNOWN = "none"
 KEYS = range(2, 10)  # how many keys a lock may have
@@ -88,11 +88,9 @@ class Recall:
         return f"Keys 1 to {keys}.{failed} Try"
 
     def _draw(self, names, rng):
-        """Episodes about alike things, since those are what a memory brings up, and a question."""
+        """Episodes and a question about one of them, or about none."""
         thing = rng.choice(names)
-        alike = [name for name in names if name != thing and set(name.split()) & set(thing.split())]
-        others = [rng.choice(alike if alike and rng.random() < 0.5 else names)
-                  for _ in range(self.episodes)]
+        others = rng.choices(names, k=self.episodes)
         known = rng.random() < 0.7 and self.episodes > 0
         if known:
             others[rng.randrange(self.episodes)] = thing
