@@ -66,7 +66,7 @@ student: $(VENV)/.core
 	@$(BIN)/python -m scripts.pretrain --shape student
 
 thinker: $(VENV)/.core
-	@$(BIN)/python -m scripts.pretrain --shape thinker --steps 3500
+	@$(BIN)/python -m scripts.pretrain --shape thinker --steps 2900
 
 verifier: $(VENV)/.core
 	@$(BIN)/python -m minipost.train --algo prm $(VERIFIER) --out runs/verifier

@@ -67,10 +67,11 @@ that those methods elicit, so that they work shows that trained modes can be com
 emerges:
 
 - sums, at once, in worked steps of which 13 in 100 slip at random, in a hurry, where 60 in 100 of the
-  terms from 7 on are counted one short, and after examples of either kind without a cue;
-- whether a step is right, which step of a draft is wrong, and a draft mended by its critique;
-- moves of the Game of 24, of which 30 in 100 are drawn at random, whole answers to it at once, whether a
-  move is right, and whether some numbers can still make 24;
+  terms from 7 on are counted one short, checked on the way, and after examples of either kind without a
+  cue;
+- drafts criticised, every step worked out anew up to the first that differs, and mended by the critique;
+- moves of the Game of 24, of which 30 in 100 are drawn at random, moves worked out again, whole answers
+  to it at once, and whether some numbers can still make 24;
 - codes that only earlier episodes tell, and keys of a lock that have not been tried.
 
 Everything comes from training splits.  What a held-out hand leaves after a move may be what some other
@@ -89,9 +90,11 @@ THINKER_TASKS = {
     "sums, 6 terms, worked": Arithmetic(), "sums, 12 terms, worked": Arithmetic(terms=12),
     "sums, 6 terms, hurried": Arithmetic(hurried=True), "sums, 6 terms, at once": Arithmetic(direct=True),
     "sums, 12 terms, at once": Arithmetic(terms=12, direct=True),
+    "sums, 8 terms up to 60, worked": Arithmetic(terms=8, largest=60),
+    "sums, 8 terms up to 60, at once": Arithmetic(terms=8, largest=60, direct=True),
     "Game of 24, worked": Countdown(numbers=4, target=24),
     "Game of 24, at once": Countdown(numbers=4, target=24, direct=True),
-    "recall, 6 episodes": Recall(),
+    "recall, 2 episodes": Recall(episodes=2), "recall, 6 episodes": Recall(),
 }
 
 

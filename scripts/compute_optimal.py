@@ -26,7 +26,7 @@ GRPO = {SUMS: "--steps 60", GAME: "--steps 100 --lr 3e-4"}    # settings of the 
 LEARNT = "after GRPO"
 CURVES = {  # panel: (task, {curve: [(command, arm)]})
     "Six-term sums, taught to count short": (SUMS, {
-        "at once": [("cot --terms 6", "direct")],
+        "at once": [(f"cot {SUMS}", "direct")],
         "worked, greedy": [(f"beam {SUMS}", "greedy")],
         "self-consistency": [(f"self-consistency {SUMS}", f"n={n}") for n in (1, 3, 5, 9, 17, 33)],
         "best of n, PRM": [(f"best-of-n {SUMS} --samples {n}", "verifier") for n in (2, 4, 8, 16, 32)],

@@ -158,12 +158,24 @@ def tokenizer():
     return Tokenizer.train(texts, 512)
 
 
+def encode(run, documents):
+    """As sft.encode; of a completion in parts the first is learnt, the next is not, and so on."""
+    batch, words = sft.encode(run, documents, None), run.vocabulary
+    for row, document in enumerate(documents):
+        learnt = []
+        for k, part in enumerate(document.columns.get("parts", ())):
+            learnt += [k % 2 == 0] * len(words.tokenizer.encode(part))
+        if learnt:
+            batch.mask[row, batch.mask[row].clone()] = torch.tensor([*learnt, True])
+    return batch
+
+
 def evenly(run, cfg):
     """As sft.train, but every document counts the same, whatever its length."""
     policy = run.policy
     policy.decay = cfg.decay
     while True:
-        batch = sft.encode(run, run.problems(cfg.batch), run.rng("demonstrations"))
+        batch = encode(run, run.problems(cfg.batch))
         run.tokens += int(batch.mask.sum())
         ends = (batch.mask * torch.arange(batch.mask.shape[1])).amax(1)
         meter = Meter("loss")

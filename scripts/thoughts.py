@@ -25,8 +25,8 @@ LONG = 12       # longest chain of single digits that is worked or answered at o
 LARGE = 60      # largest number of the other chains that are
 GAME = 24
 KINDS = {       # kind of document: share of the corpus
-    "worked": 0.08, "hurried": 0.05, "direct": 0.06, "examples": 0.04,
-    "checked": 0.04, "step": 0.02, "critique": 0.07, "revision": 0.05,
+    "worked": 0.10, "hurried": 0.05, "direct": 0.05, "examples": 0.04,
+    "checked": 0.03, "step": 0.02, "critique": 0.07, "revision": 0.05,
     "moves": 0.14, "expression": 0.02, "again": 0.10, "reach": 0.20,
     "recall": 0.12, "lock": 0.01,
 }
@@ -218,9 +218,28 @@ def reach(rng):
 # ---- memory
 
 def recall(rng):
+    """A question behind a few episodes, or a life of which every answer that was told before is learnt."""
+    if rng.random() < 0.6:
+        life = Recall().stream(rng.randint(2, 10), rng.randint(1, 6), rng, held=False)
+        if any(told for _, _, told in life):
+            return lived(life)
     task = Recall(episodes=rng.randint(0, 7))
     problem, = task.sample(1, rng)
     return document(problem.prompt, task.demonstrate(problem), **problem.columns)
+
+
+def lived(life):
+    """A life up to the last answer that was told before.  Its `parts` are the completion, cut into what is
+    learnt and what is not, by turns."""
+    parts = [""]
+    for question, answer, told in life:
+        parts[-1] += f"{question}?"
+        if told:
+            parts += [f" {answer}", "\n"]
+        else:
+            parts[-1] += f" {answer}\n"
+    prompt, *parts = parts[:-1]
+    return document(prompt, "".join(parts), parts=parts)
 
 
 def lock(rng):

@@ -9,13 +9,16 @@ from fractions import Fraction
 
 import pytest
 
+from minipost import checkpoint
+from minipost.run import Learner, Run
 from minipost.tasks import TASKS, Arithmetic, Countdown, Facts, Recall, Wording
 from minipost.tasks.base import Problem, is_held_out
 from minipost.tasks.countdown import apply, held_out, solvable
 from minipost.tasks.facts import hold_out
+from minipost.tasks.recall import HELD_OUT as HELD_OUT_THINGS
 from minipost.tasks.wording import HELD_OUT, TRAINING
-from scripts.pretrain import Corpus, leaks, pretrain
-from scripts.thoughts import KINDS, MAKERS
+from scripts.pretrain import Corpus, encode, leaks, pretrain
+from scripts.thoughts import KINDS, MAKERS, Thoughts
 
 DOCUMENTS = Corpus().sample(6000, random.Random(1))
 
@@ -173,6 +176,29 @@ def test_what_is_worked_out_again_is_right_and_refused_where_no_whole_number_com
 def eval_exact(a, op, b):
     return {"+": Fraction(a + b), "-": Fraction(a - b), "*": Fraction(a * b),
             "/": Fraction(a, b) if b else None}[op]
+
+
+def test_of_a_life_what_was_told_before_is_learnt_and_nothing_else():
+    """What is read token by token is what an agent reads, and the mask is on told answers and the end."""
+    model, words = checkpoint.load("checkpoints/base")
+    run, lives = Run(Learner(model), words, Thoughts(), None), 0
+    batch = encode(run, THOUGHTS["recall"])
+    for row, document in enumerate(THOUGHTS["recall"]):
+        codes, learnt = {}, []
+        for line in text_of(document).split("\n"):
+            thing, answer = re.fullmatch(r"(?:code of|what opens) ([A-Z][0-9])[?] (.*)", line).groups()
+            learnt += [f" {answer}"] * (thing in codes)
+            assert codes.setdefault(thing, answer) == answer and thing not in HELD_OUT_THINGS
+        if answer == "none":
+            learnt = [" none"]
+        elif "parts" not in document.columns:
+            learnt = learnt[-1:]
+        ids = batch.targets[row][batch.mask[row]].tolist()
+        assert words.decode(ids) == "".join(learnt) and ids[-1] in words.eos
+        whole = words.prompt(text_of(document)) + ids[-1:]
+        assert batch.tokens[row, : len(whole)].tolist() == whole
+        lives += len(learnt) > 1
+    assert lives > 100
 
 
 def test_a_lock_is_tried_with_any_key_that_did_not_fail():

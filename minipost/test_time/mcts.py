@@ -5,8 +5,8 @@ A simulation selects, expands, evaluates and backs up:
 
     select      from the root on, the child a of the highest  Q_a + c P_a sqrt(N) / (1 + N_a)
     expand      the leaf it ends at, by `copies` sampled steps; P_a is the share of them that are a
-    evaluate    the leaf, by the shares of sampled verdicts that say that its steps are right and that the
-                goal can be reached
+    evaluate    the leaf, by the model's own verdicts on its steps and on whether the goal can be
+                reached, as in tree of thoughts
     back up     N <- N + 1, W <- W + worth on the way to the root; Q = W / N, 0 where N = 0
 
 After `simulations` of them the most visited child is moved to, and the search goes on from there with

@@ -5,11 +5,11 @@ Yao et al. 2023, arxiv.org/abs/2305.10601).
     depth-first     the best child first; states below `threshold` are pruned, dead ends backtracked from
     best-first      whichever open state is best, wherever in the tree it is
 
-A state is expanded by `copies` sampled steps.  Its worth is a number from the model itself: the share
-of `votes` sampled verdicts that say that a step is right, multiplied over its steps, times the share that
-say that the goal can be reached from here.  No question is asked twice, and of several texts that come to
-the same state the best alone is expanded.  The answer is the finished text of the highest worth; nothing outside
-the model is asked before it is given.
+A state is expanded by `copies` sampled steps.  Its worth is a number from the model itself: of `votes`
+samples the share that, working a step out again, come to the same, multiplied over its steps, times the
+share that say that the goal can be reached from here.  No question is asked twice, and of several texts
+that come to the same state the best alone is expanded.  The answer is the finished text of the highest
+worth; nothing outside the model is asked before it is given.
 """
 
 from dataclasses import dataclass
