@@ -92,9 +92,6 @@ def test_confidence_is_the_mean_log_prob_of_an_answer_with_its_eos():
 
 
 def test_a_verifier_is_read_where_steps_end_and_at_the_end():
-    class Steps(Echo):
-        step_end = "c"
-
     model = RewardModel(tiny())
     with torch.no_grad():
         model.score.weight.normal_(generator=torch.Generator().manual_seed(0))
@@ -109,7 +106,15 @@ def test_a_verifier_is_read_where_steps_end_and_at_the_end():
     assert tools.verified([], []) == []
 
 
+class Steps(Echo):
+    step_end = "c"
+
+
 def test_what_the_context_does_not_hold_is_cut_and_not_an_error():
+    model = RewardModel(tiny())
+    room = tiny().config.max_position_embeddings - len(Letters().prompt("ab"))
+    found, = texts(Steps(), verifier=model).verified(["ab"], ["c" * 2 * room])
+    assert len(found) == room                                   # the last step is the whole, once
     tools = texts(verifier=RewardModel(tiny()))
     long = "abcdefgh" * 20
     assert math.isfinite(tools.confidence([long, "a"], ["a", long])[1])

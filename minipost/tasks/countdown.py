@@ -230,7 +230,7 @@ class Countdown:
         for line in self.steps(text):
             move, _, result = line.partition("=")
             found.append((f"{self.state(problem, before)}: {move}=", result))
-            before += f"{line}\n"
+            before = line
         return [*found, (f"{problem.columns['target']} from {self.state(problem, text)}?", "ok")]
 
     def steps(self, text):
