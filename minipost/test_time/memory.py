@@ -9,7 +9,9 @@ is then told the answer, and writes both down.  What is brought up are
     nearest   the `size` episodes whose question is most like this one: the cosine of word counts, each
               word weighted by log(1 + N / n_w), N episodes of which n_w have the word
 
-The controls bring up nothing, or the nearest questions with each other's answers.
+The controls bring up nothing, or the nearest questions with each other's answers.  The likest episode
+stands last, next to the question; by default it stands alone, since checkpoints/thinker reads one episode
+and hardly finds one among several.
 
 The second experiment is a lock of n keys: a key that failed is remembered.  Without repeats the k-th
 trial opens it by chance k/n, without memory by 1 - (1 - 1/n)^k.
@@ -30,7 +32,7 @@ BEFORE, AFTER = "no memory", "nearest"
 class Config:
     """An agent's life of episodes."""
 
-    size: int = 6       # episodes brought up for a question
+    size: int = 1       # episodes brought up for a question
     length: int = 40    # episodes of a life
     things: int = 16    # things that a life asks about
     lives: int = 16     # lives lived side by side
