@@ -41,8 +41,8 @@ CURVES = {  # panel: (task, {curve: [(command, arm)]})
     "Game of 24": (GAME, {
         "at once": [(f"self-consistency {GAME} --direct True", f"n={n}") for n in (1, 5, 17, 33)],
         "self-consistency": [(f"self-consistency {GAME}", f"n={n}") for n in (1, 5, 17, 33)],
-        "best of n, own verdicts": [(f"tot --copies {k}", "best of n at equal tokens")
-                                    for k in (2, 4, 8, 16)],
+        "best of n, own verdicts": [(f"tot --copies {k}", f"best of n, tokens of b={b}")
+                                    for k in (2, 4, 8, 16) for b in (1, 5)],
         "tree of thoughts, b=1": [(f"tot --copies {k}", "breadth-first, b=1") for k in (2, 4, 8, 16)],
         "tree of thoughts, b=5": [(f"tot --copies {k}", "breadth-first, b=5") for k in (2, 4, 8, 16)],
         "tree, depth-first": [(f"tot --copies {k}", "depth-first") for k in (4, 16)],
@@ -92,6 +92,7 @@ def points(task, curves, args):
             row = measured(command, model, args)["all"][arm]
             found[curve].append((row["tokens per problem"], Score(**row["score"])))
             print(f"{curve}: {row['tokens per problem']:.0f} tokens, {found[curve][-1][1]}", flush=True)
+        found[curve].sort(key=lambda point: point[0])
     return found
 
 

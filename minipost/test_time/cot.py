@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from minipost.errors import MinipostError, require
 
-TASK, KNOBS = "arithmetic", {"terms": 8, "largest": 60}
+TASK, KNOBS = "arithmetic", {"terms": 7, "largest": 60}
 BEFORE, AFTER = "direct", "worked"
 
 

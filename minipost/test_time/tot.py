@@ -18,7 +18,7 @@ from typing import Literal
 from minipost.errors import require
 
 TASK, KNOBS = "countdown", {"numbers": 4, "target": 24}
-BEFORE, AFTER = "best of n at equal tokens", "breadth-first, b={width}"
+BEFORE, AFTER = "best of n, tokens of b={width}", "breadth-first, b={width}"
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def solve(problems, tools, cfg):
 
 def arms(problems, tools, cfg):
     """Yield (name, tokens, rewards, answers, workings) of the strategies, and of sampling whole answers
-    for as many tokens as the widest search took."""
+    for as many tokens as a narrow and the wide search took."""
     spent = {}
     widths = {f"breadth-first, b={b}": dict(strategy="breadth-first", width=b)
               for b in (1, cfg.width)}
@@ -155,24 +155,28 @@ def arms(problems, tools, cfg):
                workings)
         yield f"{name}, any of 5", spent[name], any_of(problems, texts, tools, 5), \
             [t[0] for t in texts], workings
-    yield from sampled(problems, tools, cfg, spent[f"breadth-first, b={cfg.width}"])
+    yield from sampled(problems, tools, cfg.votes, {
+        BEFORE.format(width=b): spent[f"breadth-first, b={b}"] for b in (1, cfg.width)})
 
 
-def sampled(problems, tools, cfg, budget):
-    """Whole answers, drawn and judged until they have cost `budget` tokens."""
+def sampled(problems, tools, votes, budgets):
+    """Whole answers, drawn and judged until they have cost as many tokens as each of the `budgets`, the
+    smaller first: {name: tokens}."""
     start, known, ranked = tools.tokens, {}, [[] for _ in problems]
-    while tools.tokens - start < budget:
-        drawn = [text for text, in tools.sample([p.prompt for p in problems], 1)]
-        worths = tools.worth(list(zip(problems, drawn)), cfg.votes, known)
-        for mine, worth, text in zip(ranked, worths, drawn):
-            mine.append((worth, text))
-    ranked = [sorted(mine, key=lambda found: -found[0]) for mine in ranked]
-    texts = [[text for _, text in mine] for mine in ranked]
-    first = [mine[0] for mine in texts]
-    trees = [{"tree": [vars(Node(text, "", None, 1, worth, finished=True)) for worth, text in mine]}
-             for mine in ranked]
-    yield BEFORE, tools.tokens - start, tools.right(problems, first), first, trees
-    yield (f"{BEFORE}, any of 5", tools.tokens - start, any_of(problems, texts, tools, 5), first, trees)
+    for name, budget in budgets.items():
+        while tools.tokens - start < budget:
+            drawn = [text for text, in tools.sample([p.prompt for p in problems], 1)]
+            worths = tools.worth(list(zip(problems, drawn)), votes, known)
+            for mine, worth, text in zip(ranked, worths, drawn):
+                mine.append((worth, text))
+        ranked = [sorted(mine, key=lambda found: -found[0]) for mine in ranked]
+        texts = [[text for _, text in mine] for mine in ranked]
+        first = [mine[0] for mine in texts]
+        trees = [{"tree": [vars(Node(text, "", None, 1, worth, finished=True)) for worth, text in mine]}
+                 for mine in ranked]
+        spent = tools.tokens - start
+        yield name, spent, tools.right(problems, first), first, trees
+        yield f"{name}, any of 5", spent, any_of(problems, texts, tools, 5), first, trees
 
 
 def any_of(problems, texts, tools, count):
