@@ -4,8 +4,10 @@ arxiv.org/abs/2110.14168; Lightman et al. 2023, arxiv.org/abs/2305.20050).
     answer = y_k,   k = argmax_i score(x, y_i),   y_i ~ pi(. | x)
 
 The score is a process reward model's chance of the steps (their least, the last, or their product), an
-outcome reward model's (the last alone), the policy's own mean log-prob (confidence), or the exact
-checker, with which the result is pass@n.  Beside it stand the vote, and the vote weighted by the score.
+outcome reward model's (the last alone), the policy's own mean log-prob (confidence), its own verdicts
+(the share of samples that, working a step out again, come to the same; a generative verifier, Zhang et al.
+2024, arxiv.org/abs/2408.15240), or the exact checker, with which the result is pass@n.  Beside it stand
+the vote, and the vote weighted by the score.
 
 Where scores are independent with distribution F, that of the best has F^n; against an exact checker
 
@@ -33,9 +35,10 @@ class Config:
 
     samples: int = 16  # answers to a problem (n)
     aggregate: Literal["min", "last", "product"] = "min"  # a solution's chance from its steps'
+    votes: int = 3     # samples of the model's own verdict on a step
 
     def __post_init__(self):
-        require(self, at_least=dict(samples=1))
+        require(self, at_least=dict(samples=1, votes=1))
 
 
 def best(scores):
@@ -105,6 +108,10 @@ def arms(problems, tools, cfg):
     for name, found in scores.items():
         texts, workings = chosen(drawn, found)
         yield name, spent, tools.right(problems, texts), texts, workings
+    if hasattr(tools.task, "questions"):
+        worth = rows(tools.worth(list(zip(every, flat)), cfg.votes, {}))
+        texts, workings = chosen(drawn, worth)
+        yield "own verdicts", tools.tokens - start, tools.right(problems, texts), texts, workings
     for k in (2**j for j in range(1, 9) if 2**j < n):       # the last texts, if only k were drawn
         passed = [pass_at_k(n, sum(good == 1.0 for good in row), k) for row in right]
         yield f"exact checker, n={k}", spent * k / n, passed, texts, workings
