@@ -8,7 +8,7 @@
 #   make base               train checkpoints/base again, from nothing
 #   make student            the same for checkpoints/student, from which distillation starts
 #   make thinker            train checkpoints/thinker, which the test-time methods ask, from the base
-#   make verifier           train checkpoints/verifier, which chooses among the thinker's answers
+#   make verifier           train checkpoints/verifier, which chooses among the thinker's hurried answers
 #   make card               measure them and write their model cards
 #   make data               write data/simple_tasks.jsonl again from its tables
 #   make bench              measure what BENCHMARKS.md says (installs TRL and transformers)
@@ -23,8 +23,6 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 STEPS ?=
 LINES ?=
 N ?=
-# The process reward model that chooses among the thinker's hurried answers, half of which have a fault.
-VERIFIER = --model checkpoints/thinker --task arithmetic --hurried True --hot 1.2
 # A file in minipost/test_time/ is a test-time method.
 TEST_TIME = $(subst _,-,$(basename $(notdir $(wildcard minipost/test_time/[a-z]*.py))))
 
@@ -69,8 +67,8 @@ thinker: $(VENV)/.core
 	@$(BIN)/python -m scripts.pretrain --shape thinker --steps 2900
 
 verifier: $(VENV)/.core
-	@$(BIN)/python -m minipost.train --algo prm $(VERIFIER) --out runs/verifier
-	@rm -rf checkpoints/verifier && cp -r runs/verifier/model checkpoints/verifier
+	@$(BIN)/python -m minipost.train --algo prm --out runs/verifier
+	@cp -r runs/verifier/model/. checkpoints/verifier
 
 card: $(VENV)/.core
 	@$(BIN)/python -m scripts.card
