@@ -131,7 +131,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="checkpoints/thinker")
-    parser.add_argument("--n", type=int, default=200, help="held-out problems, of the game 100")
+    parser.add_argument("--n", type=int, default=100, help="held-out problems of either task")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "compute-optimal")
     parser.add_argument("--out", type=Path, default=ROOT / "BENCHMARKS.md", help="report to write")
     parser.add_argument("--plot", type=Path, default=ROOT / "data" / "compute-optimal.svg")
