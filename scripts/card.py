@@ -12,6 +12,7 @@ from minipost.rollout import distribution, pack
 from minipost.run import Learner, Run
 from minipost.stats import Score, interval
 from minipost.tasks import Arithmetic, Countdown, Recall
+from minipost.tasks.base import Problem
 from minipost.tasks.countdown import all_whole, apply, held_out, moves, solvable
 from minipost.texts import Texts
 
@@ -133,7 +134,7 @@ def judged_table(directory):
                          ("three numbers, never shown", [s for s in three if s not in shown]),
                          ("two numbers", rng.sample(two, 2000))):
         truth = [solvable(state, 24) for state in states]
-        asked = [(f"24 from {' '.join(map(str, s))}?", "ok") for s in states]
+        asked = [task.questions(Problem("", {"numbers": s, "target": 24}), "")[-1] for s in states]
         said = [share > 0.5 for share in tools.shares(asked, 9, {})]
         cells = [interval([float(a == b) for a, b in zip(said, truth)]),
                  *(interval([float(a) for a, b in zip(said, truth) if b == can]) for can in (True, False))]

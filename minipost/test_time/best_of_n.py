@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minipost.errors import MinipostError, require
-from minipost.stats import vote
+from minipost.stats import ballot_of, vote
 
 TASK, KNOBS = "arithmetic", {"hurried": True}
 VERIFIER = "checkpoints/verifier"
@@ -93,7 +93,7 @@ def arms(problems, tools, cfg):
     def rows(values):
         return [values[k * n : (k + 1) * n] for k in range(len(problems))]
 
-    ballot = getattr(tools.task, "ballot", tools.task.parse)
+    ballot = ballot_of(tools.task)
     answers = [[ballot(text) for text in texts] for texts in drawn]
     chances, right = verified(problems, drawn, tools), rows(tools.right(every, flat))
     score = aggregate(chances, cfg.aggregate)

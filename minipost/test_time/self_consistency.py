@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass, replace
 
 from minipost.errors import MinipostError, require
-from minipost.stats import vote
+from minipost.stats import ballot_of, vote
 
 TASK, KNOBS = "arithmetic", {}
 BEFORE, AFTER = "n=1", "n={samples}"
@@ -41,11 +41,6 @@ def elect(texts, ballot, weights=None):
     answers = [ballot(text) for text in texts]
     count = vote(answers, weights)
     return (texts[answers.index(count[0][0])] if count else texts[0]), count
-
-
-def ballot_of(task):
-    """What a vote counts in an answer: the task's `ballot`, or what `parse` reads."""
-    return getattr(task, "ballot", task.parse)
 
 
 def elected(problems, drawn, task, weights=None):
