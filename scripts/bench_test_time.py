@@ -141,7 +141,8 @@ def game24(args, machine, table, write):
         "## The Game of 24", "", machine(), "",
         "`python -m scripts.bench game24`: the 100 held-out hands, mean over seeds "
         f"{', '.join(map(str, seeds))}, checkpoints/thinker (0.86M parameters).  Tokens are all that were "
-        "sampled for a problem, verdicts among them.  No row asks an exact checker before it answers.  "
+        "sampled for a problem, verdicts among them, a question that several hands raise being asked once.  "
+        "No row asks an exact checker before it answers.  "
         "\"any of\" is the best of 5 answers (of 32 in the last rows), which an oracle would have to "
         "choose.  The last column is GPT-4 in percent (Yao et al. 2023, table 2); its b=5 row is the "
         "authors' figure for top-1.", "",

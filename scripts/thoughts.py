@@ -2,8 +2,8 @@
 
 Sums answered at once, in worked steps that slip at random, in a hurry with one fault again and again,
 checked on the way, and after examples of either kind; single steps; drafts criticised and revised; moves
-of the Game of 24, good and bad, moves worked out again, whole answers to it at once, and whether some numbers can
-still make 24; codes that only earlier episodes tell, and keys that have not been tried yet.
+of the Game of 24, good and bad, moves worked out again, whole answers to it at once, and whether some
+numbers can still make 24; codes that only earlier episodes tell, and keys that have not been tried yet.
 
 Everything comes from training splits, and no document shows the working of a held-out problem of these
 tasks.  (Their steps are sums of two numbers as well, some of which scripts/pretrain.py keeps from the base
