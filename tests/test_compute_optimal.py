@@ -29,7 +29,7 @@ def test_every_command_of_the_plot_names_arms_that_its_method_has(monkeypatch, t
             (tmp_path / out / "model" / "config.json").write_text("{}")
             (tmp_path / out / "summary.json").write_text("{}")
             return ""
-        arms = {"score": score(0.25), "tokens per problem": 40.0 + len(asked)}
+        arms = {"score": score(0.25), "tokens per problem": 1000.0 - len(asked)}
         return json.dumps({"all": dict.fromkeys(
             {arm for _, curves in compute_optimal.CURVES.values() for row in curves.values()
              for _, arm in row}, arms)})
@@ -44,6 +44,8 @@ def test_every_command_of_the_plot_names_arms_that_its_method_has(monkeypatch, t
         found = compute_optimal.points(task, curves, args)
         assert {name: len(row) for name, row in found.items()} == {
             name: len(row) for name, row in curves.items()}
+        for row in found.values():                              # a curve goes from left to right
+            assert [tokens for tokens, _ in row] == sorted(tokens for tokens, _ in row)
     commands = [" ".join(command) for command in asked]
     assert len(set(commands)) == len(commands)                  # nothing is measured twice
     trained = [c for c in commands if "minipost.train" in c]

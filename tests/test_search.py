@@ -634,3 +634,56 @@ def test_any_of_the_first_answers():
     texts = [["Answer: 9", "Answer: 8"], ["Answer: 8", "Answer: 9"], ["Answer: 8"]]
     assert tot.any_of(problems, texts, tools, 2) == [1.0, 1.0, 0.0]
     assert tot.any_of(problems, texts, tools, 1) == [1.0, 0.0, 0.0]
+
+
+class Digits:
+    """Tools whose answers are given digits in turn, ten tokens each; a digit is its own worth, and costs one
+    token to be judged."""
+
+    def __init__(self, digits, task=None):
+        self.digits, self.task, self.tokens, self.verifier = list(digits), task, 0, object()
+
+    def sample(self, texts, n):
+        self.tokens += 10 * n * len(texts)
+        return [[self.digits.pop(0) for _ in range(n)] for _ in texts]
+
+    def worth(self, states, votes, known):
+        self.tokens += len(states)
+        return [float(text) for _, text in states]
+
+    def right(self, problems, answers):
+        return [float(text == problem.prompt) for problem, text in zip(problems, answers)]
+
+    def confidence(self, prompts, answers):
+        return [0.0] * len(answers)
+
+    def verified(self, prompts, answers):
+        return [[0.5]] * len(answers)
+
+
+def test_sampling_beside_a_tree_goes_on_until_it_has_cost_as_much_and_takes_the_best():
+    problems = [Problem("5"), Problem("7")]
+    tools = Digits("35" "62" "17" "94" "22" "88")               # two a round, 22 tokens
+    found = list(tot.sampled(problems, tools, 1, {"few": 40, "many": 110}))
+    assert [(name, tokens) for name, tokens, *_ in found] == [
+        ("few", 44), ("few, any of 5", 44), ("many", 110), ("many, any of 5", 110)]
+    assert [answers for *_, answers, _ in found] == [["6", "5"]] * 2 + [["9", "7"]] * 2
+    assert [rewards for _, _, rewards, *_ in found] == [[0.0, 0.0]] * 2 + [[0.0, 1.0]] * 2
+
+
+def test_own_verdicts_choose_the_sample_that_is_worth_most_and_are_paid_for():
+    class Judged:
+        def questions(self, problem, text):
+            return []
+
+        def parse(self, text):
+            return text
+
+    problems = [Problem("5"), Problem("7")]
+    tools = Digits("352" "671", Judged())
+    arms = {name: row for name, *row in best_of_n.arms(problems, tools, best_of_n.Config(samples=3))}
+    assert arms["own verdicts"][:3] == [66, [1.0, 1.0], ["5", "7"]] and arms["vote"][0] == 60
+    del Judged.questions
+    tools = Digits("352" "671", Judged())
+    assert "own verdicts" not in {name for name, *_ in
+                                  best_of_n.arms(problems, tools, best_of_n.Config(samples=3))}
