@@ -680,10 +680,10 @@ def test_own_verdicts_choose_the_sample_that_is_worth_most_and_are_paid_for():
             return text
 
     problems = [Problem("5"), Problem("7")]
-    tools = Digits("352" "671", Judged())
+    tools = Digits("352" "167", Judged())
     arms = {name: row for name, *row in best_of_n.arms(problems, tools, best_of_n.Config(samples=3))}
     assert arms["own verdicts"][:3] == [66, [1.0, 1.0], ["5", "7"]] and arms["vote"][0] == 60
     del Judged.questions
-    tools = Digits("352" "671", Judged())
+    tools = Digits("352" "167", Judged())
     assert "own verdicts" not in {name for name, *_ in
                                   best_of_n.arms(problems, tools, best_of_n.Config(samples=3))}
