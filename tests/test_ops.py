@@ -27,19 +27,6 @@ def central(f, x, h=1e-6):
     return grad
 
 
-def hold_gradient(module, found, learnt, options):
-    """A method's hand gradient, held against autograd and central differences of its loss."""
-    hand = module.loss_grad(**found, **options)
-    assert sorted(hand) == sorted(learnt)
-    for key in learnt:
-        def value(x):
-            return module.loss(**{**found, key: x}, **options)[0]
-
-        assert torch.allclose(hand[key], jacrev(value)(found[key]), atol=1e-12)
-        assert torch.allclose(hand[key], central(value, found[key]), atol=1e-8)
-    return hand
-
-
 @given(st.integers(0, 10_000))
 def test_kl_exact_and_its_gradient(seed):
     z, q = logits(seed), torch.log_softmax(logits(seed + 1), -1)

@@ -1,0 +1,248 @@
+"""Every loss three ways: the gradient derived by hand, autograd, and differences in float64.
+
+The losses are found, not listed: a file in minipost/methods/ needs a `loss` and beside it a
+`loss_grad` with the same arguments, or has to be named here as made of other methods.  Arguments are
+drawn by their names, which mean the same everywhere; a name that is new is refused with a sentence.
+
+Where a loss has a kink it has no derivative, and a difference across it means nothing.  So no draw
+comes nearer than `CLEAR` to one of these, the only ones there are:
+
+    a ratio at an edge of its clip                 grpo, dr_grpo, dapo, reinforce_pp, ppo
+    a value at an edge of its clip, or where the held value is as far from the return    ppo
+    a mean log-prob at which an answer counts as certain (-1e-6)                         orpo
+"""
+
+import importlib
+import inspect
+import math
+import pkgutil
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
+
+from minipost import methods
+
+CLEAR = 0.01    # distance that is kept from every kink
+STEP = 1e-4     # of the differences, whose error is of the order STEP^4
+RELATIVE = 1e-8
+ROUNDING = 4 * torch.finfo(torch.float64).eps / STEP  # of a difference of terms of size one
+
+PIPELINES = {"rlaif": ("sft", "reward", "ppo", "dpo")}  # have no loss of their own: whose they use
+PER_TOKEN = ("a2c", "ppo", "reinforce_pp")  # whose adv is (B, T); elsewhere it is (B,)
+LEARNT = ("logp", "kl", "entropy", "value", "chosen", "rejected", "score", "scores", "logits")
+MODULES = {m.name: importlib.import_module(f"minipost.methods.{m.name}")
+           for m in pkgutil.iter_modules(methods.__path__)}
+LOSSES = {name: module for name, module in MODULES.items() if name not in PIPELINES}
+
+positive = st.floats(0.1, 2.0)
+OPTIONS = {
+    "count": st.integers(1, 9), "rows": st.integers(1, 9), "longest": st.integers(1, 9),
+    "clip": st.floats(0.1, 0.4), "clip_low": st.floats(0.1, 0.4), "clip_high": st.floats(0.1, 0.4),
+    "value_clip": positive, "value_weight": positive, "entropy_weight": positive,
+    "beta": positive, "alpha": positive, "tau": positive, "gamma": positive, "lam": positive,
+    "margin": positive, "center": positive, "good_weight": positive, "bad_weight": positive,
+    "z0": st.floats(0.0, 2.0), "flip": st.floats(0.0, 0.4), "robust": st.booleans(),
+    "answers": st.integers(1, 3), "mix": st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+}
+
+
+# ---- drawing arguments by their names
+
+def numbers(draw, shape, low, high):
+    """A float64 tensor of this shape whose entries hypothesis chose."""
+    size = math.prod(shape)
+    values = draw(st.lists(st.floats(low, high), min_size=size, max_size=size))
+    return torch.tensor(values, dtype=torch.float64).view(shape)
+
+
+def stretch(draw, rows, width):
+    """A mask with one stretch of 1 to `width` tokens in every row.  (rows, width)"""
+    column, mask = torch.arange(width), torch.zeros(rows, width, dtype=torch.bool)
+    for row in range(rows):
+        start = draw(st.integers(0, width - 1))
+        mask[row] = (column >= start) & (column < start + draw(st.integers(1, width - start)))
+    return mask
+
+
+def clear_of(x, *kinks):
+    """x, where no entry is near a kink; other draws are given up."""
+    for kink in kinks:
+        assume(bool(((x - kink).abs() > CLEAR).all()))
+    return x
+
+
+@st.composite
+def arguments(draw, name):
+    """(tensors, options) for the loss of a method."""
+    tensors, options = {}, {}
+    for p in inspect.signature(LOSSES[name].loss).parameters.values():
+        assert p.kind is not p.VAR_KEYWORD and p.kind is not p.VAR_POSITIONAL, f"{name}: {p}"
+        if p.kind is p.KEYWORD_ONLY:
+            assert p.name in OPTIONS, f"{name}: say in OPTIONS how to draw {p.name}"
+            options[p.name] = draw(OPTIONS[p.name])
+        else:
+            tensors[p.name] = None
+    rows, width = draw(st.integers(1, 3)) * 2 * options.get("answers", 1), draw(st.integers(1, 4))
+    masked = "mask" in tensors
+    shape = (rows, width) if masked else (rows,)            # of what a method may have either way
+    wide = {side: (rows, draw(st.integers(1, 4))) if f"{side}_mask" in tensors else (rows,)
+            for side in ("chosen", "rejected")}
+    mask = stretch(draw, rows, width)
+    for key in tensors:
+        side = key.split("_")[0]
+        if key == "mask":
+            x = mask
+        elif key.endswith("_mask"):
+            x = stretch(draw, *wide[side])
+        elif key == "starts":                               # the first token of a row, and some others
+            x = mask & ((mask.cumsum(1) == 1) | (numbers(draw, shape, 0, 1) < 0.5))
+        elif key == "good":
+            x = numbers(draw, (rows,), 0, 1) < 0.5
+        elif key in ("logp_ref", "logp_held", "logp_old"):
+            x = numbers(draw, shape, -6, -0.05)
+        elif side in wide:                                  # log-probs of a pair, or its scores
+            x = numbers(draw, wide[side], -6, -0.05)
+        elif key == "logp":
+            x = numbers(draw, shape, -6, -0.05)
+            if "logp_old" in tensors:                       # a ratio on either side of the clip
+                x = numbers(draw, shape, -1, 1)
+        elif key in ("kl", "entropy"):
+            x = numbers(draw, shape, 0, 3)
+        elif key in ("value", "value_old", "value_held", "ret"):
+            x = numbers(draw, shape, -2, 2)
+        elif key == "adv":
+            x = numbers(draw, shape if name in PER_TOKEN else (rows,), -2, 2)
+        elif key in ("reward", "weight"):
+            x = numbers(draw, (rows,), 0, 1)
+        elif key == "score":
+            x = numbers(draw, shape, -4, 4)
+        elif key == "right":
+            x = numbers(draw, shape, 0, 1)
+        elif key in ("scores", "logits"):
+            x = numbers(draw, (rows, draw(st.integers(2, 4))), -3, 3)
+        elif key == "logq_all":
+            x = numbers(draw, tensors["logits"].shape, -3, 3).log_softmax(-1)
+            if options["mix"] < 1 and draw(st.booleans()):  # a teacher that is certain
+                x = torch.nn.functional.one_hot(x.argmax(-1), x.shape[-1]).to(x).log()
+        else:
+            raise AssertionError(f"{name}: say in `arguments` how to draw {key}")
+        tensors[key] = x
+    keep_clear(tensors, options)
+    return tensors, options
+
+
+def keep_clear(tensors, options):
+    """Make a drawn log-ratio into log-probs, and give up what is near a kink."""
+    if "logp_old" in tensors:
+        edges = [1 - options[k] for k in ("clip", "clip_low") if k in options] + \
+            [1 + options[k] for k in ("clip", "clip_high") if k in options]
+        clear_of(tensors["logp"].exp(), *edges)
+        tensors["logp"] = tensors["logp_old"] + tensors["logp"]
+    if "value_clip" in options:
+        moved, clip = tensors["value"] - tensors["value_old"], options["value_clip"]
+        clear_of(moved, clip, -clip)
+        held = tensors["value_old"] + moved.clamp(-clip, clip)
+        outside = moved.abs() > clip
+        clear_of((tensors["value"] + held - 2 * tensors["ret"])[outside], 0.0)
+
+
+# ---- the three ways
+
+def differences(f, x):
+    """The derivative of a scalar function by five-point central differences."""
+    found = torch.zeros_like(x)
+    for k in range(x.numel()):
+        step = torch.zeros_like(x).view(-1)
+        step[k] = STEP
+        step = step.view_as(x)
+        near, far = f(x + step) - f(x - step), f(x + 2 * step) - f(x - 2 * step)
+        found.view(-1)[k] = (8 * near - far) / (12 * STEP)
+    return found
+
+
+def mask_of(key, tensors):
+    """The mask of an argument, all true where it has none."""
+    return tensors.get(f"{key.split('_')[0]}_mask", tensors.get(
+        "mask", torch.ones_like(tensors[key]).bool()))
+
+
+def hold(module, tensors, options):
+    """The hand gradient against the other two; (loss, gradient)."""
+    hand, value = module.loss_grad(**tensors, **options), module.loss(**tensors, **options)[0]
+    assert sorted(hand) == sorted(key for key in tensors if key in LEARNT)
+    scale = max(float(g.abs().max()) for g in hand.values())
+    for key, g in hand.items():
+        def loss_of(x):
+            return module.loss(**{**tensors, key: x}, **options)[0]
+
+        leaf = tensors[key].clone().requires_grad_()
+        auto, = torch.autograd.grad(loss_of(leaf), leaf)
+        slack = ROUNDING * (1 + float(value.abs()))         # what float64 can tell of such a loss
+        assert (g - auto).abs().max() <= 1e-12 * scale + 1e-15, f"{key}: by hand and by autograd"
+        assert (g - differences(loss_of, tensors[key])).abs().max() <= RELATIVE * scale + slack, \
+            f"{key}: by hand and by differences"
+        assert not g[~mask_of(key, tensors)].any(), f"{key}: zero off the mask"
+    return value, hand
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@given(data=st.data())
+@settings(max_examples=20, deadline=None, suppress_health_check=[
+    HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_three_ways(name, data):
+    hold(LOSSES[name], *data.draw(arguments(name)))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@given(data=st.data())
+@settings(max_examples=5, deadline=None, suppress_health_check=[
+    HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_what_stands_off_the_mask_has_no_part(name, data):
+    """Whatever stands there, NaN included, neither loss nor gradient knows of it."""
+    module = LOSSES[name]
+    tensors, options = data.draw(arguments(name))
+    value, hand = module.loss(**tensors, **options)[0], module.loss_grad(**tensors, **options)
+    for key, x in tensors.items():
+        mask = mask_of(key, tensors)
+        if x.dtype == torch.float64 and x.shape == mask.shape:
+            spoilt = {**tensors, key: x.where(mask, float("nan"))}
+            assert torch.equal(module.loss(**spoilt, **options)[0], value), key
+            again = module.loss_grad(**{**tensors, key: x.where(mask, 9.0)}, **options)
+            assert all(torch.equal(again[k], hand[k]) for k in hand), key
+
+
+def test_every_method_has_a_loss_with_a_gradient_by_hand():
+    """Or is made of methods that have one; no other function of a method's file is a loss."""
+    for name, module in MODULES.items():
+        mine = [key for key, f in vars(module).items()
+                if "loss" in key and getattr(f, "__module__", None) == module.__name__]
+        if name in PIPELINES:
+            assert not mine and set(PIPELINES[name]) <= set(LOSSES), name
+        else:
+            assert sorted(mine) == ["loss", "loss_grad"], f"{name}: a loss needs its loss_grad"
+            same = [inspect.signature(f).parameters.keys() for f in (module.loss, module.loss_grad)]
+            assert same[0] == same[1], f"{name}: loss and loss_grad take the same arguments"
+
+
+class Wrong:
+    """A loss whose hand gradient has the wrong sign, or which has none."""
+
+    @staticmethod
+    def loss(logp, mask, *, count):
+        return -logp.where(mask, 0.0).sum() / count, {}
+
+    @staticmethod
+    def loss_grad(logp, mask, *, count):
+        return {"logp": mask.to(logp) / count}
+
+
+def test_a_wrong_gradient_and_a_missing_one_are_seen():
+    """The control: both would fail the tests above."""
+    tensors = {"logp": -torch.ones(2, 3, dtype=torch.float64),
+               "mask": torch.ones(2, 3, dtype=torch.bool)}
+    with pytest.raises(AssertionError, match="by autograd"):
+        hold(Wrong, tensors, {"count": 3})
+    with pytest.raises(AssertionError):
+        hold(type("Partial", (Wrong,), {"loss_grad": staticmethod(lambda **_: {})}), tensors,
+             {"count": 3})
