@@ -1,0 +1,152 @@
+"""What the methods should descend, as plain sums over all answers of a World.
+
+Written from the equations and not from the methods' code, so that either can find a fault in the other.
+Pairs are drawn as the methods draw them, and so is what they leave out: two answers of the same words.
+"""
+
+import torch
+from torch.nn.functional import logsigmoid, softplus
+
+from minipost import ops
+from minipost.gpt import RewardModel
+from minipost.methods.prm import step_scores
+from minipost.proof.oracle import divergence, mean_reward, regularised
+from minipost.rollout import distribution, final_score
+
+BETA = 0.3  # price of KL wherever a method has one
+
+
+class Exact:
+    """Everything that a loss may be an expectation of.  (P, S), or (P, S, T) for tokens.
+
+    log_p and what a scorer says have gradients in the weights of `module`, the rest has none.
+    """
+
+    def __init__(self, world, module):
+        self.world, self.reward = world, world.reward
+        self.length = world.seqs.lengths.view(2, -1)
+        self.log_ref = world.log_chance(world.reference).detach()
+        self.ref = self.log_ref.exp()
+        scorer = isinstance(module, RewardModel)
+        self.log_p = world.log_chance(world.policy if scorer else module)
+        self.p = self.log_p.detach().exp()
+        self.h = self.log_p - self.log_ref
+        self.mean_logp = self.log_p / self.length
+        if scorer:
+            self.score = final_score(module, world.seqs).view(2, -1)
+            self.step_score = step_scores(module, world.seqs)           # (M, T)
+
+    def pairs(self, chance, loss):
+        """Mean of loss (P, S, S), of a better answer i and a worse one j, over two answers so drawn.
+
+        Two of the same words are a tie and make no pair.
+        """
+        better = self.reward[:, :, None] > self.reward[:, None, :]
+        return 2 * (chance[:, :, None] * chance[:, None, :] * loss).where(better, 0.0).sum((1, 2)).mean()
+
+
+def gap(x):
+    """x_i - x_j.  (P, S) -> (P, S, S)"""
+    return x[:, :, None] - x[:, None, :]
+
+
+def total(x):
+    """x_i + x_j.  (P, S) -> (P, S, S)"""
+    return x[:, :, None] + x[:, None, :]
+
+
+def expected(chance, x):
+    return (chance * x).sum(1).mean()
+
+
+def ends_well(world):
+    """(P, S) true where an answer ends by itself."""
+    longest = world.horizon
+    return torch.tensor([[len(text) < longest for text in world.texts]] * 2)
+
+
+def maximum_likelihood(e):
+    shown = ends_well(e.world).double()
+    return -expected(shown / shown.sum(1, keepdim=True), e.log_p)
+
+
+def minus_reward(e):
+    return -mean_reward(e.log_p, e.reward)
+
+
+def minus_regularised(e):
+    return -regularised(e.log_p, e.log_ref, e.reward, BETA)
+
+
+def bradley_terry(e):
+    return e.pairs(e.p, softplus(-gap(e.score)))
+
+
+def centred_bradley_terry(e):
+    return bradley_terry(e) + e.pairs(e.p, 0.1 * total(e.score).square())
+
+
+def outcome_entropy(e):
+    return expected(e.p, softplus(e.score) - e.reward * e.score)
+
+
+def step_entropy(e):
+    """Over every token that ends a step, and the last, which is told the reward."""
+    world, task = e.world, e.world.task
+    each = torch.zeros(len(world.seqs), dtype=torch.float64)
+    for row, (ids, mask) in enumerate(zip(world.seqs.targets.tolist(), world.seqs.mask.tolist())):
+        columns = [t for t, chosen in enumerate(mask) if chosen]
+        text = world.texts[row % world.count]
+        ends = [t for t in columns if world.words.decode([ids[t]]) == task.step_end]
+        right = dict(zip(ends, map(float, task.check_steps(None, text))))
+        right[columns[-1]] = float(e.reward.flatten()[row])
+        for t, y in right.items():
+            each[row] = each[row] + softplus(e.step_score[row, t]) - y * e.step_score[row, t]
+    return expected(e.p, each.view(2, -1))
+
+
+def dpo_loss(e):
+    return e.pairs(e.ref, softplus(-BETA * gap(e.h)))
+
+
+def ipo_loss(e):
+    return e.pairs(e.ref, (gap(e.h) - 1 / (2 * BETA)).square())
+
+
+def simpo_loss(e):
+    return e.pairs(e.ref, softplus(1.0 - 2.0 * gap(e.mean_logp)))
+
+
+def orpo_loss(e):
+    odds = e.mean_logp - torch.log(-torch.expm1(e.mean_logp))
+    return e.pairs(e.ref, -e.mean_logp[:, :, None] - 3.0 * logsigmoid(gap(odds)))
+
+
+def kto_loss(e):
+    """With z0 = KL(pi || ref), where the method has an estimate of it."""
+    z0 = (e.p * e.h.detach()).sum(1).mean()
+    good, bad = (torch.sigmoid(s * BETA * (e.h - z0)) for s in (-1, 1))
+    same = expected(e.ref, e.ref * bad)                     # two alike are both no better than the mean
+    return e.pairs(e.ref, (good[:, :, None] + bad[:, None, :]) / 2) + same
+
+
+def path_consistency(e):
+    """OREO at the level of responses, where the value of every state is still zero."""
+    world = e.world
+    kl = torch.zeros(world.seqs.mask.shape, dtype=torch.float64).masked_scatter(
+        world.seqs.mask, ops.kl_exact(distribution(e.world.policy, world.seqs),
+                                      distribution(world.reference, world.seqs).detach()))
+    price = 0.1 * kl.sum(1).view(2, -1) / e.length
+    return expected(e.p, (BETA * e.h - e.reward).square() + price)
+
+
+def forward_kl(e):
+    return divergence(e.log_ref, e.log_p)
+
+
+def reverse_kl(e):
+    return divergence(e.log_p, e.log_ref)
+
+
+def minus_success(e):
+    return -mean_reward(e.log_p, (e.reward >= 0.5).double())

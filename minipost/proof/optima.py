@@ -1,0 +1,283 @@
+"""Optima: methods that pay for KL, against the one policy that is best, ref exp(r/beta) / Z.
+
+    AT_OPTIMUM  where the policy is exactly that, so that nothing is left to learn: is a step zero there?
+    LEADS       where following a method's mean step leads from the reference, by Adam
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Callable
+
+import torch
+from torch.func import vmap
+from torch.nn.functional import logsigmoid
+
+from minipost import ops
+from minipost.gpt import RewardModel
+from minipost.methods import dpo, grpo, ipo, kto, oreo, ppo, reinforce_pp, rloo
+from minipost.proof.estimates import EXACT, J_BETA, TWO, Estimate, dealer, enumerate_step
+from minipost.proof.exact import BETA
+from minipost.proof.oracle import (
+    Known, Table, divergence, mean_reward, optimum, regularised, weights_of,
+)
+from minipost.rollout import distribution
+
+
+# ---- where nothing is left to learn
+
+def bradley_terry_label(sign):
+    """A labeller that prefers a prompt's first answer (sign 1) or second (-1), and the chance of it.
+
+    The better of two is preferred with chance sigmoid of the difference in reward.
+    """
+    def label(run, problems, rollout):
+        first, second = run.grade(problems, rollout).view(-1, 2).unbind(1)
+        run.log_chance += float(logsigmoid(sign * (first - second)).sum())
+        return torch.full_like(first, sign)
+    return label
+
+
+LABELS = (bradley_terry_label(1), bradley_terry_label(-1))
+
+
+@dataclass(frozen=True)
+class Stationary:
+    """A method at the closed-form optimum: every step of it, or the mean step, is zero there."""
+
+    name: str
+    config: dict
+    rows: int
+    zero: str               # "every step", "the mean step", or "" where it aims elsewhere
+    why: str
+    labels: tuple = (None,)
+
+
+AT_OPTIMUM = [
+    Stationary("rloo", dict(**TWO, beta=BETA), 2, "every step",
+               "reward less price is the same number for all answers"),
+    Stationary("ppo", dict(prompts=2, minibatch=2, epochs=1, beta=BETA, missing_eos=0.0), 2,
+               "every step", "the critic being V*, so that what is left to come is no surprise"),
+    Stationary("reinforce-pp", dict(**TWO, beta=BETA), 2, "",
+               "one baseline for all states, and whitening makes small differences large"),
+    Stationary("grpo", dict(**TWO, beta=BETA), 2, "",
+               "an answer counts by its place in the group, not by how much better it is"),
+    Stationary("grpo --kl k3", dict(**TWO, beta=BETA, kl="k3"), 2, "", "the same"),
+    Stationary("dpo", dict(pairs=1, beta=BETA), 2, "the mean step",
+               "labels being Bradley-Terry's, pi* is the model that made them", LABELS),
+    Stationary("ipo", dict(pairs=1, tau=BETA), 2, "",
+               "its optimum is that of the chance to win, not of the reward", LABELS),
+    Stationary("kto", dict(answers=2, beta=BETA), 2, "",
+               "an answer is good or bad, and by how much is not told"),
+    *(Stationary(f"oreo, by {level}, alpha 0",
+                 dict(prompts=1, copies=1, batch=1, level=level, beta=BETA, alpha=0.0), 1,
+                 "every step", "V being V*, soft Bellman holds on every answer")
+      for level in ("token", "step", "response")),
+    Stationary("oreo", dict(prompts=1, copies=1, batch=1, beta=BETA), 1, "",
+               "alpha = 0.1 pulls to the reference besides"),
+]
+
+
+def at_optimum(case, world):
+    """The mean and the root mean square of a method's step where the policy is ref exp(r/beta) / Z.
+
+    No training brings a nano-GPT there to the last digit.  So the reward is made to fit the policy:
+    r = beta log pi/ref, and a number per prompt.
+    """
+    log_p, log_ref = (world.log_chance(m).detach() for m in (world.policy, world.reference))
+    fitting = world.with_reward(BETA * (log_p - log_ref) + torch.tensor([[0.4], [-0.2]]))
+    run = dealer(fitting, critic=Known(fitting, fitting.soft_values(BETA)))
+    estimate = Estimate(case.name, case.config, case.rows, None, "")
+    found = enumerate_step(estimate, run, case.labels)
+    rms, mean = math.sqrt(found.square), float(found.step.norm())
+    zero = {"every step": rms, "the mean step": mean, "": 0.0}[case.zero]
+    return {"name": case.name, "config": case.config, "zero": case.zero, "why": case.why,
+            "mean": mean, "rms": rms, "holds": zero < EXACT}
+
+
+# ---- where it leads
+
+class Ground:
+    """What a mean step is computed from, at the policy as it is.  M rows, T tokens."""
+
+    def __init__(self, world):
+        self.world, self.seqs, self.mask = world, world.seqs, world.seqs.mask
+        self.reward = world.reward.flatten()
+        with torch.no_grad():
+            self.ref_all = distribution(world.reference, self.seqs)
+            self.logp_ref = ops.spread(ops.pick(self.ref_all, self.seqs.targets[self.mask]), self.mask)
+        self.ref = self.logp_ref.sum(1).exp()
+
+    def look(self, policy):
+        self.logp_all = distribution(policy, self.seqs)
+        self.logp = ops.spread(ops.pick(self.logp_all, self.seqs.targets[self.mask]), self.mask)
+        self.ratio = self.logp.detach() - self.logp_ref
+        self.chance = self.logp.detach().sum(1).exp() / 2
+
+    def by_prompt(self, x):
+        """The mean of a value per answer under the policy, in every row of its prompt."""
+        mean = 2 * (self.chance * x).view(2, -1).sum(1, keepdim=True)
+        return mean.expand(2, self.world.count).flatten()
+
+    def whitened(self, x):
+        """To mean 0 and variance 1 over the tokens that the policy says."""
+        weight = self.chance[:, None] * self.mask
+        x = x - (weight * x).sum() / weight.sum()
+        return x / ((weight * x.square()).sum() / weight.sum() + 1e-8).sqrt()
+
+    def pairs(self):
+        """Rows i and j of every two answers to the same prompt, and the chance of both under ref."""
+        count = self.world.count
+        i, j = torch.cartesian_prod(torch.arange(count), torch.arange(count)).T
+        i, j = torch.cat([i, i + count]), torch.cat([j, j + count])
+        return i, j, (self.ref[i] * self.ref[j] / 2).where(i != j, 0.0)
+
+
+def each(loss, *rows, **options):
+    """A loss of every row by itself.  (n, ...) -> (n,)"""
+    return vmap(lambda *xs: loss(*(x[None] for x in xs), **options, count=1)[0])(*rows)
+
+
+def rloo_field(g, policy, critic):
+    net = g.reward - BETA * g.ratio.sum(1)
+    return rloo.loss(g.logp, g.chance * (net - g.by_prompt(net)), g.mask, count=1)[0]
+
+
+def reinforce_pp_field(g, policy, critic):
+    adv = g.whitened(reinforce_pp.returns(g.reward, g.ratio, g.mask, BETA))
+    return reinforce_pp.loss(g.logp, g.logp.detach(), g.chance[:, None] * adv, g.mask, clip=0.2,
+                             count=1)[0]
+
+
+def ppo_field(g, policy, critic):
+    """With a critic that knows what the policy will get."""
+    earned = ppo.token_rewards(g.reward, g.logp.detach(), g.logp_ref, g.mask, BETA)
+    ret = ops.gae(earned, torch.zeros_like(earned), g.mask, 1.0, 1.0)
+    value = g.world.given(g.chance, ret)
+    adv = g.chance[:, None] * g.whitened(ops.gae(earned, value, g.mask, 1.0, 0.95))
+    return ppo.loss(g.logp, value, g.logp.detach(), value, adv, ret, g.mask, clip=0.2, value_clip=0.2,
+                    count=1)[0]
+
+
+def grpo_field(g, policy, critic, k3=False):
+    """With groups of two, whose expectation is a sum over the sibling."""
+    i, j, _ = g.pairs()
+    both = grpo.group_advantages(torch.stack([g.reward[i], g.reward[j]], 1).flatten(), 2)
+    adv = torch.zeros_like(g.reward).index_add(0, i, 2 * g.chance[j] * both[::2])
+    kl = ops.kl_k3(g.logp, g.logp_ref) if k3 else \
+        ops.spread(ops.kl_exact(g.logp_all, g.ref_all), g.mask)
+    return grpo.loss(g.logp, g.logp.detach(), g.chance[:, None] * kl, g.chance * adv, g.mask, clip=0.2,
+                     beta=BETA, count=1)[0]
+
+
+def pair_field(loss, weigh):
+    """The mean of a loss over the pairs of ref, each way round with the chance of that label."""
+    def field(g, policy, critic):
+        i, j, chance = g.pairs()
+        values = each(loss, g.logp[i], g.logp[j], g.logp_ref[i], g.logp_ref[j], g.mask[i], g.mask[j])
+        return (chance * weigh(g.reward[i] - g.reward[j]) * values).sum() * 2
+    return field
+
+
+def certain(lead):
+    return (lead > 0).double()
+
+
+def dpo_loss_of(*rows, count):
+    return dpo.loss(*rows, beta=BETA, count=count)
+
+
+def ipo_loss_of(*rows, count):
+    return ipo.loss(*rows, tau=BETA, count=count)
+
+
+def kto_field(g, policy, critic):
+    good = g.reward > (g.ref.view(2, -1) * g.reward.view(2, -1)).sum(1).repeat_interleave(g.world.count)
+    z0 = float((g.chance * g.ratio.sum(1)).sum())
+    values = each(kto.loss, g.logp, g.logp_ref, g.mask, good, z0=z0, beta=BETA, good_weight=1.0,
+                  bad_weight=1.0)
+    return (g.ref / 2 * values).sum()
+
+
+def oreo_field(level, alpha):
+    def field(g, policy, critic):
+        first = g.mask & (g.mask.cumsum(1) == 1)
+        ends = g.seqs.inputs == g.world.words.response(Table.step_end)[0]
+        starts = {"token": g.mask, "response": first, "step": first | (ends & g.mask)}[level]
+        kl, value = ops.spread(ops.kl_exact(g.logp_all, g.ref_all), g.mask), critic(g.seqs.inputs)
+        values = each(oreo.loss, g.logp, value, kl, g.logp.detach(), value.detach(), g.logp_ref,
+                      g.reward, g.mask, starts, beta=BETA, alpha=alpha)
+        return (g.ref / 2 * values).sum()
+    return field
+
+
+def chance_to_win(world):
+    """log of ref exp(w / tau) / Z, w the chance that an answer is preferred to one of ref: IPO's optimum
+    (Azar et al. 2023, arxiv.org/abs/2310.12036, sec. 4.2)."""
+    log_ref = world.log_chance(world.reference).detach()
+    wins = torch.sigmoid(world.reward[:, :, None] - world.reward[:, None, :])
+    return optimum(log_ref, (wins * log_ref.exp()[:, None, :]).sum(2), BETA)[0]
+
+
+def best_of(world):
+    """log of ref exp(r / beta) / Z."""
+    return optimum(world.log_chance(world.reference).detach(), world.reward, BETA)[0]
+
+
+@dataclass(frozen=True)
+class Lead:
+    """The mean of a method's step, the optimum that it is proved to lead to, if any, and why there."""
+
+    field: Callable
+    end: Callable | None
+    why: str
+
+
+SURE_LABELS = pair_field(dpo_loss_of, certain)
+LEADS = {
+    "rloo": Lead(rloo_field, best_of, "a siblings' mean is a baseline"),
+    "ppo": Lead(ppo_field, best_of, "with a critic that knows what the policy will get"),
+    "reinforce-pp": Lead(reinforce_pp_field, best_of, "whitening a large rollout only scales the step"),
+    "grpo": Lead(grpo_field, None, "groups of two: an answer counts by its place; KL in each state"),
+    "grpo --kl k3": Lead(lambda *a: grpo_field(*a, k3=True), None, "the same with KL(ref || pi)"),
+    "dpo": Lead(pair_field(dpo_loss_of, torch.sigmoid), best_of, "labels are Bradley-Terry's"),
+    "dpo, sure labels": Lead(SURE_LABELS, None, "the better always wins: the lead grows without end"),
+    "ipo": Lead(pair_field(ipo_loss_of, torch.sigmoid), chance_to_win,
+                "its own optimum has the chance to win in place of the reward"),
+    "kto": Lead(kto_field, None, "good or bad in place of the reward"),
+    **{f"oreo, by {level}, alpha 0": Lead(oreo_field(level, 0.0), best_of,
+                                          "soft Bellman holds nowhere else")
+       for level in ("token", "step", "response")},
+    "oreo": Lead(oreo_field("step", 0.1), None, "alpha = 0.1 pulls to the reference besides"),
+}
+NEAR = 0.01  # share of the way to its optimum that may be left where a method is proved to lead there
+
+
+def lead(name, world, steps=800, lr=0.01):
+    """Follow a method's mean step from the reference with Adam; where it ends, as plain data.
+
+    kl, left   KL(pi || pi*) at the end, and as a share of the reference's, for the one pi* of all methods
+    own        that share for the optimum that the method is proved to lead to
+    """
+    case, policy, ground = LEADS[name], copy.deepcopy(world.reference), Ground(world)
+    critic = RewardModel(copy.deepcopy(world.reference))
+    adam = torch.optim.Adam([*weights_of(policy), *weights_of(critic)])
+    for step in range(steps):
+        adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
+        ground.look(policy)
+        adam.zero_grad()
+        case.field(ground, policy, critic).backward()
+        adam.step()
+    log_ref, log_p = (world.log_chance(m).detach() for m in (world.reference, policy))
+
+    def left(end):
+        return max(0.0, float(divergence(log_p, end))) / float(divergence(log_ref, end))
+
+    best, top = optimum(log_ref, world.reward, BETA)
+    found = {"name": name, "why": case.why, "reward": float(mean_reward(log_p, world.reward)),
+             "kl_ref": float(divergence(log_p, log_ref)),
+             "objective": float(regularised(log_p, log_ref, world.reward, BETA)),
+             "best": float(top.mean()), "kl": max(0.0, float(divergence(log_p, best))),
+             "left": left(best), "own": left(case.end(world)) if case.end else None}
+    found["holds"] = case.end is None or found["own"] < NEAR
+    return found
