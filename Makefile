@@ -5,6 +5,7 @@
 #   make demo-tot           a test-time method, before and after (N=20: on so many problems)
 #   make demos              every method's demo and one table; LINES=10 trims what each one prints
 #   make test               the whole suite
+#   make prove              hold every method against an oracle that knows all answers: tables
 #   make base               train checkpoints/base again, from nothing
 #   make student            the same for checkpoints/student, from which distillation starts
 #   make thinker            train checkpoints/thinker, which the test-time methods ask, from the base
@@ -26,7 +27,7 @@ N ?=
 # A file in minipost/test_time/ is a test-time method.
 TEST_TIME = $(subst _,-,$(basename $(notdir $(wildcard minipost/test_time/[a-z]*.py))))
 
-.PHONY: help test demos base student thinker verifier card data bench compare compare-offline compute-optimal clean
+.PHONY: help test prove demos base student thinker verifier card data bench compare compare-offline compute-optimal clean
 .PRECIOUS: $(VENV)/.%
 
 help:
@@ -56,6 +57,9 @@ demos: $(VENV)/.core
 
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest
+
+prove: $(VENV)/.core
+	@$(BIN)/python -m minipost.prove
 
 base: $(VENV)/.core
 	@$(BIN)/python -m scripts.pretrain

@@ -107,7 +107,6 @@ def test_every_method_that_pays_for_kl_is_held_against_the_best_policy():
     paying = {name for name in algorithms() if {"beta", "tau"} & set(
         importlib.import_module(f"minipost.methods.{name.replace('-', '_')}").Config.__annotations__)}
     paying -= {"simpo"}                                     # whose beta is no price of KL
-    paying -= {"mdpo"}                                      # the same steps as dpo's, in sets
     for found in (optima.LEADS, [case.name for case in optima.AT_OPTIMUM]):
         assert paying == {estimates.method_of(name) for name in found}
 
@@ -214,7 +213,8 @@ def test_a_mean_step_that_pays_another_price_leads_elsewhere(monkeypatch):
     assert not optima.lead("ppo", World(4, 1), steps=300)["holds"]
 
 
-@pytest.mark.parametrize("name", ["rloo", "grpo", "dpo", "reinforce-pp"])
+@pytest.mark.parametrize("name", ["rloo", "grpo", "grpo --kl k3", "dpo", "ipo", "mdpo",
+                                  "reinforce-pp"])
 def test_what_is_followed_is_the_mean_of_the_methods_own_step(name, world, monkeypatch):
     """Where rollouts of two suffice to see it: at the policy, along the gradient of the same mean."""
     ground = optima.Ground(world)
@@ -222,7 +222,7 @@ def test_what_is_followed_is_the_mean_of_the_methods_own_step(name, world, monke
     ground.look(policy)
     followed = world.slope(policy, optima.LEADS[name].field(ground, policy, None))
     estimate, run = BY_NAME[name], dealer(world)
-    labels = optima.LABELS if name == "dpo" else (None,)
+    labels = optima.LABELS if name in ("dpo", "ipo") else (None,)
     found = enumerate_step(estimate, run, labels).whole
     error = relative(followed, found)
     assert error < estimates.EXACT if name != "reinforce-pp" else error > 1e-3

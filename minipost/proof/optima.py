@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid
 
 from minipost import ops
 from minipost.gpt import RewardModel
-from minipost.methods import dpo, grpo, ipo, kto, oreo, ppo, reinforce_pp, rloo
+from minipost.methods import dpo, grpo, ipo, kto, mdpo, oreo, ppo, reinforce_pp, rloo
 from minipost.proof.estimates import EXACT, J_BETA, TWO, Estimate, dealer, enumerate_step
 from minipost.proof.exact import BETA
 from minipost.proof.oracle import (
@@ -67,6 +67,8 @@ AT_OPTIMUM = [
                "labels being Bradley-Terry's, pi* is the model that made them", LABELS),
     Stationary("ipo", dict(pairs=1, tau=BETA), 2, "",
                "its optimum is that of the chance to win, not of the reward", LABELS),
+    Stationary("mdpo", dict(prompts=1, answers=1, beta=BETA), 2, "",
+               "the better always wins, where Bradley-Terry gives the worse a chance"),
     Stationary("kto", dict(answers=2, beta=BETA), 2, "",
                "an answer is good or bad, and by how much is not told"),
     *(Stationary(f"oreo, by {level}, alpha 0",
@@ -191,6 +193,15 @@ def ipo_loss_of(*rows, count):
     return ipo.loss(*rows, tau=BETA, count=count)
 
 
+def mdpo_field(g, policy, critic):
+    """With sets of one, of which the better always wins."""
+    i, j, chance = g.pairs()
+    both = torch.stack([i, j], 1)                           # (n, 2)
+    values = vmap(lambda *xs: mdpo.loss(*xs, beta=BETA, answers=1, count=1)[0])(
+        g.logp[both], g.logp_ref[both], g.mask[both])
+    return 2 * (chance * certain(g.reward[i] - g.reward[j]) * values).sum()
+
+
 def kto_field(g, policy, critic):
     good = g.reward > (g.ref.view(2, -1) * g.reward.view(2, -1)).sum(1).repeat_interleave(g.world.count)
     z0 = float((g.chance * g.ratio.sum(1)).sum())
@@ -233,7 +244,7 @@ class Lead:
     why: str
 
 
-SURE_LABELS = pair_field(dpo_loss_of, certain)
+ENDLESS = "the better always wins, so the lead grows without end"
 LEADS = {
     "rloo": Lead(rloo_field, best_of, "a siblings' mean is a baseline"),
     "ppo": Lead(ppo_field, best_of, "with a critic that knows what the policy will get"),
@@ -241,7 +252,8 @@ LEADS = {
     "grpo": Lead(grpo_field, None, "groups of two: an answer counts by its place; KL in each state"),
     "grpo --kl k3": Lead(lambda *a: grpo_field(*a, k3=True), None, "the same with KL(ref || pi)"),
     "dpo": Lead(pair_field(dpo_loss_of, torch.sigmoid), best_of, "labels are Bradley-Terry's"),
-    "dpo, sure labels": Lead(SURE_LABELS, None, "the better always wins: the lead grows without end"),
+    "dpo, sure labels": Lead(pair_field(dpo_loss_of, certain), None, ENDLESS),
+    "mdpo": Lead(mdpo_field, None, ENDLESS),
     "ipo": Lead(pair_field(ipo_loss_of, torch.sigmoid), chance_to_win,
                 "its own optimum has the chance to win in place of the reward"),
     "kto": Lead(kto_field, None, "good or bad in place of the reward"),
