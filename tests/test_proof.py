@@ -220,7 +220,7 @@ def test_what_is_followed_is_the_mean_of_the_methods_own_step(name, world, monke
     ground = optima.Ground(world)
     policy = copy.deepcopy(world.policy)
     ground.look(policy)
-    followed = world.slope(policy, optima.LEADS[name].field(ground, policy, None))
+    followed = world.slope(policy, optima.LEADS[name].field(ground, None))
     estimate, run = BY_NAME[name], dealer(world)
     labels = optima.LABELS if name in ("dpo", "ipo") else (None,)
     found = enumerate_step(estimate, run, labels).whole

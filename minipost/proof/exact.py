@@ -17,19 +17,19 @@ BETA = 0.3  # price of KL wherever a method has one
 
 
 class Exact:
-    """Everything that a loss may be an expectation of.  (P, S), or (P, S, T) for tokens.
+    """Everything that a loss may be an expectation of, by answer.  (P, S)
 
-    log_p and what a scorer says have gradients in the weights of `module`, the rest has none.
+    What the policy or a scorer says has a gradient in the weights of `module`, the rest has none.
     """
 
     def __init__(self, world, module):
         self.world, self.reward = world, world.reward
         self.length = world.seqs.lengths.view(2, -1)
         self.log_ref = world.log_chance(world.reference).detach()
-        self.ref = self.log_ref.exp()
+        self.ref = self.log_ref.exp()                       # chances under the reference
         scorer = isinstance(module, RewardModel)
         self.log_p = world.log_chance(world.policy if scorer else module)
-        self.p = self.log_p.detach().exp()
+        self.p = self.log_p.detach().exp()                  # chances under the policy
         self.h = self.log_p - self.log_ref
         self.mean_logp = self.log_p / self.length
         if scorer:
@@ -56,17 +56,15 @@ def total(x):
 
 
 def expected(chance, x):
+    """The mean over prompts of an expectation.  (P, S) twice -> ()"""
     return (chance * x).sum(1).mean()
 
 
-def ends_well(world):
-    """(P, S) true where an answer ends by itself."""
-    longest = world.horizon
-    return torch.tensor([[len(text) < longest for text in world.texts]] * 2)
-
+# ---- losses
 
 def maximum_likelihood(e):
-    shown = ends_well(e.world).double()
+    """Of the answers that end by themselves, shown equally often."""
+    shown = torch.tensor([[float(len(text) < e.world.horizon) for text in e.world.texts]] * 2)
     return -expected(shown / shown.sum(1, keepdim=True), e.log_p)
 
 
@@ -133,9 +131,8 @@ def kto_loss(e):
 def path_consistency(e):
     """OREO at the level of responses, where the value of every state is still zero."""
     world = e.world
-    kl = torch.zeros(world.seqs.mask.shape, dtype=torch.float64).masked_scatter(
-        world.seqs.mask, ops.kl_exact(distribution(e.world.policy, world.seqs),
-                                      distribution(world.reference, world.seqs).detach()))
+    kl = ops.spread(ops.kl_exact(distribution(world.policy, world.seqs),
+                                 distribution(world.reference, world.seqs).detach()), world.seqs.mask)
     price = 0.1 * kl.sum(1).view(2, -1) / e.length
     return expected(e.p, (BETA * e.h - e.reward).square() + price)
 

@@ -68,8 +68,8 @@ def fisher_identities(world):
 def chain_rule(world, p, q):
     """Relative distance of the expected sum of KL(p || q) at every token from that of whole answers."""
     with torch.no_grad():
-        tokens = torch.zeros(world.seqs.mask.shape, dtype=torch.float64).masked_scatter(
-            world.seqs.mask, ops.kl_exact(distribution(p, world.seqs), distribution(q, world.seqs)))
+        tokens = ops.spread(ops.kl_exact(distribution(p, world.seqs), distribution(q, world.seqs)),
+                            world.seqs.mask)
         chance = world.log_chance(p).exp().flatten() / 2
         return relative(chance @ tokens.sum(1), divergence(world.log_chance(p), world.log_chance(q)))
 

@@ -19,7 +19,7 @@ from minipost.methods import dpo, grpo, ipo, kto, mdpo, oreo, ppo, reinforce_pp,
 from minipost.proof.estimates import EXACT, J_BETA, TWO, Estimate, dealer, enumerate_step
 from minipost.proof.exact import BETA
 from minipost.proof.oracle import (
-    Known, Table, divergence, mean_reward, optimum, regularised, weights_of,
+    Known, divergence, mean_reward, optimum, regularised, weights_of,
 )
 from minipost.rollout import distribution
 
@@ -100,21 +100,32 @@ def at_optimum(case, world):
 # ---- where it leads
 
 class Ground:
-    """What a mean step is computed from, at the policy as it is.  M rows, T tokens."""
+    """What a mean step is computed from: all answers, and the policy as it is.
+
+    A method's field (ground, critic) -> scalar gives its own loss the chance of every answer for a
+    weight, so that the gradient is that of its mean step.
+    """
 
     def __init__(self, world):
         self.world, self.seqs, self.mask = world, world.seqs, world.seqs.mask
-        self.reward = world.reward.flatten()
+        self.reward = world.reward.flatten()                                # (M,)
         with torch.no_grad():
-            self.ref_all = distribution(world.reference, self.seqs)
-            self.logp_ref = ops.spread(ops.pick(self.ref_all, self.seqs.targets[self.mask]), self.mask)
-        self.ref = self.logp_ref.sum(1).exp()
+            self.ref_all = distribution(world.reference, self.seqs)         # (N, V)
+            self.logp_ref = self.of_tokens(self.ref_all)                    # (M, T)
+        self.ref = self.logp_ref.sum(1).exp() / 2                           # (M,) chances under ref
+        run = dealer(world)
+        self.starts = {level: oreo.starts(run, self.seqs, level)
+                       for level in ("token", "step", "response")}
+
+    def of_tokens(self, logp_all):
+        return ops.spread(ops.pick(logp_all, self.seqs.targets[self.mask]), self.mask)
 
     def look(self, policy):
-        self.logp_all = distribution(policy, self.seqs)
-        self.logp = ops.spread(ops.pick(self.logp_all, self.seqs.targets[self.mask]), self.mask)
-        self.ratio = self.logp.detach() - self.logp_ref
-        self.chance = self.logp.detach().sum(1).exp() / 2
+        self.logp_all = distribution(policy, self.seqs)                     # (N, V), with a gradient
+        self.logp = self.of_tokens(self.logp_all)                           # (M, T), with a gradient
+        self.held = self.logp.detach()
+        self.ratio = self.held - self.logp_ref
+        self.chance = self.held.sum(1).exp() / 2                            # (M,) chances under pi
 
     def by_prompt(self, x):
         """The mean of a value per answer under the policy, in every row of its prompt."""
@@ -132,7 +143,7 @@ class Ground:
         count = self.world.count
         i, j = torch.cartesian_prod(torch.arange(count), torch.arange(count)).T
         i, j = torch.cat([i, i + count]), torch.cat([j, j + count])
-        return i, j, (self.ref[i] * self.ref[j] / 2).where(i != j, 0.0)
+        return i, j, (2 * self.ref[i] * self.ref[j]).where(i != j, 0.0)
 
 
 def each(loss, *rows, **options):
@@ -140,41 +151,41 @@ def each(loss, *rows, **options):
     return vmap(lambda *xs: loss(*(x[None] for x in xs), **options, count=1)[0])(*rows)
 
 
-def rloo_field(g, policy, critic):
+def rloo_field(g, critic):
     net = g.reward - BETA * g.ratio.sum(1)
     return rloo.loss(g.logp, g.chance * (net - g.by_prompt(net)), g.mask, count=1)[0]
 
 
-def reinforce_pp_field(g, policy, critic):
+def reinforce_pp_field(g, critic):
     adv = g.whitened(reinforce_pp.returns(g.reward, g.ratio, g.mask, BETA))
-    return reinforce_pp.loss(g.logp, g.logp.detach(), g.chance[:, None] * adv, g.mask, clip=0.2,
+    return reinforce_pp.loss(g.logp, g.held, g.chance[:, None] * adv, g.mask, clip=0.2,
                              count=1)[0]
 
 
-def ppo_field(g, policy, critic):
+def ppo_field(g, critic):
     """With a critic that knows what the policy will get."""
-    earned = ppo.token_rewards(g.reward, g.logp.detach(), g.logp_ref, g.mask, BETA)
+    earned = ppo.token_rewards(g.reward, g.held, g.logp_ref, g.mask, BETA)
     ret = ops.gae(earned, torch.zeros_like(earned), g.mask, 1.0, 1.0)
     value = g.world.given(g.chance, ret)
     adv = g.chance[:, None] * g.whitened(ops.gae(earned, value, g.mask, 1.0, 0.95))
-    return ppo.loss(g.logp, value, g.logp.detach(), value, adv, ret, g.mask, clip=0.2, value_clip=0.2,
+    return ppo.loss(g.logp, value, g.held, value, adv, ret, g.mask, clip=0.2, value_clip=0.2,
                     count=1)[0]
 
 
-def grpo_field(g, policy, critic, k3=False):
+def grpo_field(g, critic, k3=False):
     """With groups of two, whose expectation is a sum over the sibling."""
     i, j, _ = g.pairs()
     both = grpo.group_advantages(torch.stack([g.reward[i], g.reward[j]], 1).flatten(), 2)
     adv = torch.zeros_like(g.reward).index_add(0, i, 2 * g.chance[j] * both[::2])
     kl = ops.kl_k3(g.logp, g.logp_ref) if k3 else \
         ops.spread(ops.kl_exact(g.logp_all, g.ref_all), g.mask)
-    return grpo.loss(g.logp, g.logp.detach(), g.chance[:, None] * kl, g.chance * adv, g.mask, clip=0.2,
+    return grpo.loss(g.logp, g.held, g.chance[:, None] * kl, g.chance * adv, g.mask, clip=0.2,
                      beta=BETA, count=1)[0]
 
 
 def pair_field(loss, weigh):
     """The mean of a loss over the pairs of ref, each way round with the chance of that label."""
-    def field(g, policy, critic):
+    def field(g, critic):
         i, j, chance = g.pairs()
         values = each(loss, g.logp[i], g.logp[j], g.logp_ref[i], g.logp_ref[j], g.mask[i], g.mask[j])
         return (chance * weigh(g.reward[i] - g.reward[j]) * values).sum() * 2
@@ -193,7 +204,7 @@ def ipo_loss_of(*rows, count):
     return ipo.loss(*rows, tau=BETA, count=count)
 
 
-def mdpo_field(g, policy, critic):
+def mdpo_field(g, critic):
     """With sets of one, of which the better always wins."""
     i, j, chance = g.pairs()
     both = torch.stack([i, j], 1)                           # (n, 2)
@@ -202,23 +213,22 @@ def mdpo_field(g, policy, critic):
     return 2 * (chance * certain(g.reward[i] - g.reward[j]) * values).sum()
 
 
-def kto_field(g, policy, critic):
-    good = g.reward > (g.ref.view(2, -1) * g.reward.view(2, -1)).sum(1).repeat_interleave(g.world.count)
+def kto_field(g, critic):
+    """With the policy's own KL for z0, and good what is better than the mean of ref."""
+    mean = 2 * (g.ref * g.reward).view(2, -1).sum(1).repeat_interleave(g.world.count)
     z0 = float((g.chance * g.ratio.sum(1)).sum())
-    values = each(kto.loss, g.logp, g.logp_ref, g.mask, good, z0=z0, beta=BETA, good_weight=1.0,
-                  bad_weight=1.0)
-    return (g.ref / 2 * values).sum()
+    values = each(kto.loss, g.logp, g.logp_ref, g.mask, g.reward > mean, z0=z0, beta=BETA,
+                  good_weight=1.0, bad_weight=1.0)
+    return (g.ref * values).sum()
 
 
 def oreo_field(level, alpha):
-    def field(g, policy, critic):
-        first = g.mask & (g.mask.cumsum(1) == 1)
-        ends = g.seqs.inputs == g.world.words.response(Table.step_end)[0]
-        starts = {"token": g.mask, "response": first, "step": first | (ends & g.mask)}[level]
+    """On answers of ref, with a value that learns beside the policy."""
+    def field(g, critic):
         kl, value = ops.spread(ops.kl_exact(g.logp_all, g.ref_all), g.mask), critic(g.seqs.inputs)
-        values = each(oreo.loss, g.logp, value, kl, g.logp.detach(), value.detach(), g.logp_ref,
-                      g.reward, g.mask, starts, beta=BETA, alpha=alpha)
-        return (g.ref / 2 * values).sum()
+        values = each(oreo.loss, g.logp, value, kl, g.held, value.detach(), g.logp_ref, g.reward, g.mask,
+                      g.starts[level], beta=BETA, alpha=alpha)
+        return (g.ref * values).sum()
     return field
 
 
@@ -278,7 +288,7 @@ def lead(name, world, steps=800, lr=0.01):
         adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
         ground.look(policy)
         adam.zero_grad()
-        case.field(ground, policy, critic).backward()
+        case.field(ground, critic).backward()
         adam.step()
     log_ref, log_p = (world.log_chance(m).detach() for m in (world.reference, policy))
 
