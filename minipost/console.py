@@ -119,6 +119,20 @@ class Console:
             table.add_row(name, str(s["n"]), score(s), f"{row['tokens']:,.0f}", gain)
         self.rich.print(table)
 
+    def findings(self, found, seconds):
+        """What the doctor found, a line each, what is wrong last, where a screen ends."""
+        marks = {"ok": ("ok", "green"), "does not apply": ("n/a", "dim"),
+                 "warning": ("warning", "yellow"), "fault": ("FAULT", "bold red")}
+        table = Table.grid(padding=(0, 2))
+        for status, (mark, style) in marks.items():
+            for finding in found:
+                if finding.status == status:
+                    table.add_row(Text(mark, style), Text(f"{finding.check}: {finding.sentence}"))
+        self.rich.print(table)
+        count = {status: sum(f.status == status for f in found) for status in marks}
+        self.say(f"\n{count['ok']} ok, {count['does not apply']} n/a, warnings: {count['warning']}, "
+                 f"faults: {count['fault']}; {seconds:.1f} s")
+
     def result(self, summary, directory):
         table = Table(box=box.SIMPLE_HEAD)
         for name in ("reward", "n", "before [95%]", "after [95%]"):

@@ -55,6 +55,14 @@ def added(functions):
     return total
 
 
+def open_run(options, task, device):
+    """The Run of a command line's settings: its model, task and reward."""
+    model, vocabulary = checkpoint.load(options.model, device, options.dtype)
+    return Run(Learner(model), vocabulary, task, load_reward(options.reward, task),
+               hidden=getattr(task, "hidden", False) and not options.reward,
+               seed=options.seed, micro=options.micro, room=options.room)
+
+
 class Session:
     """One run from start, or from its saved state, to its summary."""
 
@@ -67,13 +75,9 @@ class Session:
     def go(self):
         self.lead = parallel.rank() == 0
         self.console = Console(quiet=not self.lead)
-        model, self.vocabulary = checkpoint.load(
-            self.options.model, self.device, self.options.dtype)
+        self.run = open_run(self.options, self.task, self.device)
+        self.vocabulary = self.run.vocabulary
         self.splits = splits(self.task, self.options.eval_n)
-        self.run = Run(Learner(model), self.vocabulary, self.task,
-                       load_reward(self.options.reward, self.task),
-                       hidden=getattr(self.task, "hidden", False) and not self.options.reward,
-                       seed=self.options.seed, micro=self.options.micro, room=self.options.room)
         reward_model = None
         if self.options.reward_model:
             reward_model = checkpoint.load_reward_model(
@@ -81,8 +85,8 @@ class Session:
         self.check_room()
         if hasattr(self.module, "check"):
             self.module.check(self.run, self.config)
-        self.console.header(self.algo, self.task, self.config, self.options, model,
-                            parallel.world())
+        self.console.header(self.algo, self.task, self.config, self.options,
+                            self.run.policy.module, parallel.world())
         for sentence in getattr(self.task, "skipped", list)():
             self.console.say(sentence)
         if self.resume:

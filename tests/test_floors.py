@@ -10,9 +10,9 @@ FLOORS = {
     "errors": 0, "ops": 0, "parallel": 0, "stats": 0,
     "gpt": 1, "tokenizer": 1, "tasks": 1, "test_time": 1,
     "rollout": 2, "checkpoint": 2, "run": 2, "texts": 2.2, "preferences": 2.2, "trajectories": 2.4, "scorers": 2.4,
-    "pairwise": 2.6,
+    "checkup": 2.5, "pairwise": 2.6, "checkup_data": 2.6,
     "methods": 3, "proof": 3.5,
-    "console": 4, "session": 4, "train": 4, "prove": 4, "inference": 4, "evaluate": 4, "solve": 4,
+    "console": 4, "session": 4, "train": 4, "inference": 4, "evaluate": 4, "solve": 4, "doctor": 4, "prove": 4,
 }
 # The pipelines, which are made of other methods: whom they may call.
 STAGES = {"methods.ppo": ("sft", "reward"), "methods.rlaif": ("sft", "ppo", "dpo")}
