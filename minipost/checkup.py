@@ -37,8 +37,8 @@ class Finding:
 
     @property
     def sentence(self):
-        said = self.what + (f", so {self.why}" if self.why else "")
-        return " ".join((said + (f"; {self.todo}" if self.todo else "")).split()) + "."
+        whole = self.what + (f", so {self.why}" if self.why else "") + (f"; {self.todo}" if self.todo else "")
+        return " ".join(whole.splitlines()) + "."
 
 
 def of(n, whole, noun):
@@ -295,7 +295,7 @@ def reward_model_ranks(gaps, better):
     """
     name = "reward model's ranks"
     if not gaps:
-        return Finding(name, NONE, "there are no two answers to one prompt of which one is known to be better")
+        return Finding(name, NONE, "no two answers to a prompt are known to differ in worth")
     right = [float(gap > 0) + 0.5 * (gap == 0) for gap in gaps]
     what = f"the answer that {better} has the higher score in {sum(right):g} of {len(right)} pairs"
     if interval(right).high < 0.5:

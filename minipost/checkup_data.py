@@ -216,11 +216,10 @@ def control_texts(texts, specials):
         if token:
             found.append(token)
     if found:
-        token, n = Counter(found).most_common(1)[0]
         return Finding(
-            name, FAULT, f"{of(len(found), len(texts), 'texts')} spell out a control token, {n} of them "
-            f"{token!r}", "the policy reads and learns its characters, not the token",
-            "leave such texts out: BOS is put before a prompt and EOS behind an answer anyway")
+            name, FAULT, f"{of(len(found), len(texts), 'texts')} spell out a control token, such as "
+            f"{found[0]!r}", "the policy reads and learns its characters, not the token",
+            "take it out of the texts: BOS before a prompt and EOS behind an answer are put there anyway")
     return Finding(name, OK, f"spelt out in none of {len(texts)}")
 
 
@@ -326,8 +325,8 @@ def held_out_prompts(training, heldout, dropped=0):
     leaked = [p.prompt for p in heldout if plain(p.prompt) in known]
     if leaked:
         return Finding(
-            name, WARNING, f"{of(len(leaked), len(heldout), 'held-out prompts')} are trained on, but for case "
-            f"or spaces ({first(leaked)})", "held-out results are too good",
+            name, WARNING, f"{of(len(leaked), len(heldout), 'held-out prompts')} are trained on, but for "
+            f"case or spaces ({first(leaked)})", "held-out results are too good",
             "leave them out of one of the two")
     if dropped > FEW * (dropped + len(training)):
         return Finding(
