@@ -22,7 +22,7 @@ CLIP = 0.2  # of the ratio, by default, in PPO and GRPO
 # float32 and 0.5 in bfloat16, gradients and scores by at most 1e-5 and 0.04 of their size.
 NATS = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 1.0}
 SHARE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.2}
-ROWS = 12  # sequences that are looked at one by one
+ROWS = 12  # sequences that are looked at one by one, at most
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,10 @@ def context(prompts, answers, room, limit):
 
 
 def ends_in_eos(seqs, eos):
-    """Whether the mask of a row holds an EOS, as its last token and nowhere else.  (B,) bool"""
+    """Whether an EOS is what the mask of a row ends in, and is nowhere else in it.  (B,) bool"""
     stop = torch.isin(seqs.targets, torch.tensor(sorted(eos), device=seqs.tokens.device)) & seqs.mask
     last = at_last(torch.ones(len(seqs), device=stop.device), seqs.mask).bool()
-    return (stop == last).all(1) & stop.any(1)
+    return (stop == last).all(1)
 
 
 def eos_in_loss(answers, rollout, eos):
@@ -170,14 +170,15 @@ def ratio_at_start(run, rollout, temperature):
         batch = rollout[i]
         logp = logprobs(model, batch, temperature).detach()
         gaps.append((logp - old[i, : logp.shape[1]])[batch.mask])
-    gap, ratio = torch.cat(gaps).abs().max(), torch.cat(gaps).expm1().abs().max()
-    if not gap <= NATS[run.policy.flat.dtype]:
+    gap = torch.cat(gaps)
+    ratio, most = gap.expm1().abs().max(), gap.abs().max()
+    if not most <= NATS[run.policy.flat.dtype]:
         return Finding(
             name, FAULT, "two passes over the same tokens with the same weights differ by up to "
-            f"{gap:.2g} nats", f"the ratio of new to old policy is off 1 by {ratio:.2g} before anything is "
+            f"{most:.2g} nats", f"the ratio of new to old policy is off 1 by {ratio:.2g} before anything is "
             "learnt, and a clip acts on noise",
             "switch off what is random in the forward pass, such as dropout")
-    return Finding(name, OK, f"off by at most {ratio:.1g} over {int(rollout.mask.sum())} tokens")
+    return Finding(name, OK, f"off by at most {ratio:.1g} over {len(gap)} tokens")
 
 
 def sampler_and_trainer(run, rollout, temperature):
@@ -198,6 +199,11 @@ def sampler_and_trainer(run, rollout, temperature):
     return Finding(name, OK, f"log-probs differ by at most {most:.1g} nats over {len(gap)} tokens")
 
 
+def few(seqs):
+    """Numbers of at most ROWS rows, from all over a batch."""
+    return torch.arange(0, len(seqs), -(-len(seqs) // ROWS))
+
+
 def widened(seqs, pad, limit):
     """The same rows in a wider batch, as far as the context goes."""
     extra = (0, max(0, min(8, limit - seqs.mask.shape[1] - 1)))
@@ -208,7 +214,7 @@ def widened(seqs, pad, limit):
 @torch.no_grad()
 def padding(model, seqs, pad, temperature):
     """A row's log-probs are the same with more padding and without any, alone."""
-    name, seqs = "padding", seqs[torch.arange(min(ROWS, len(seqs)))]
+    name, seqs = "padding", seqs[few(seqs)]
     plain = logprobs(model, seqs, temperature)
     wide = logprobs(model, widened(seqs, pad, model.config.max_position_embeddings), temperature)
     gaps = [(wide[:, : plain.shape[1]] - plain)[seqs.mask]]
@@ -229,7 +235,7 @@ def micro_batches(policy, seqs, loss, temperature):
 
     loss(logp, adv, mask, count=) -> (scalar, metrics), as that of REINFORCE.
     """
-    name, seqs = "micro-batches", seqs[torch.arange(min(ROWS, len(seqs)))]
+    name, seqs = "micro-batches", seqs[few(seqs)]
     adv = torch.linspace(-1, 1, len(seqs), device=seqs.mask.device)
     count, found = int(seqs.mask.sum()), {}
     for size in (1, 3, len(seqs)):
@@ -265,10 +271,10 @@ def reward_model(run, model, rollout):
     if not spread > 0:
         return Finding(name, FAULT, f"{of(len(score), len(score), 'answers')} have the score {score[0]:g}",
                        "there is nothing to learn from it", again)
-    some = rollout[torch.arange(min(ROWS, len(rollout)))]
+    some = rollout[few(rollout)]
     wide = final_score(model, widened(some, run.vocabulary.pad, model.trunk.config.max_position_embeddings))
     alone = torch.stack([model(some[[k]].tokens)[0, -1] for k in range(len(some))])
-    gap = float((torch.stack([wide, alone]) - score[: len(some)]).abs().max()) / spread
+    gap = float((torch.stack([wide, alone]) - score[few(rollout)]).abs().max()) / spread
     if not gap <= SHARE[next(model.parameters()).dtype]:
         return Finding(
             name, FAULT, f"the scores of {len(some)} answers alone and with more padding differ by {gap:.2g} "

@@ -23,6 +23,7 @@ from minipost.tasks import TASKS
 from minipost.tasks.files import File, read
 
 PROG = "python -m minipost.doctor"
+SMALL = 50_000_000  # parameters of a model that one thread serves as fast as several do
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Options:
     model: str = "checkpoints/base"  # model directory to start from
     reward: tuple[str, ...] = ()  # functions to add up, FILE.py:FUNCTION; the task's own if none
     reward_model: str = ""      # directory of a reward model to score with
-    prompts: int = 16           # problems to sample answers to; rewards are asked four times
+    prompts: int = 16           # problems to sample answers to; a reward function sees each answer four times
     group: int = 8              # answers per problem (G)
     temperature: float = 1.0    # sampling temperature (tau)
     room: int = 48              # longest response, in tokens (L_max)
@@ -93,7 +94,7 @@ def report(options, task, data):
     from minipost.train import pick_device
 
     start, console = time.perf_counter(), Console(quiet=data)
-    knobs = ", ".join(f"{k} {v}" for k, v in asdict(task).items())
+    knobs = ", ".join(f"{k} {v}" for k, v in asdict(task).items() if v != "")
     console.say(f"{options.model} on {task.name} ({knobs}): {options.prompts} problems, {options.group} "
                 f"answers each of up to {options.room} tokens\n")
     found = parallel.launch(lambda: examine(options, task, pick_device(options.device)), 1)
@@ -111,11 +112,15 @@ def report(options, task, data):
 
 def examine(options, task, device):
     """The Findings of all checks on a set-up: those of files and texts, of samples, of a reward model."""
+    import torch
+
     from minipost import checkpoint
     from minipost.checkup import NONE, Finding, reward_model_ids, stated_ids
     from minipost.session import open_run
 
     run = open_run(options, task, device)
+    if device == "cpu" and run.policy.flat.numel() < SMALL:
+        torch.set_num_threads(1)  # on a busy machine each small operation would wait for all threads
     tokenizer, scorer = run.vocabulary.tokenizer, None
     if options.reward_model:
         scorer = checkpoint.load_reward_model(options.reward_model, run.vocabulary, device, options.dtype)
@@ -198,7 +203,7 @@ def look_at_samples(run, problems, options, scorer):
         checkup.ratio_at_start(run, rollout, temperature),
         checkup.sampler_and_trainer(run, rollout, temperature),
         checkup.padding(model, rollout, run.vocabulary.pad, temperature),
-        checkup.micro_batches(run.policy, rollout[:: options.group], reinforce.loss, temperature),
+        checkup.micro_batches(run.policy, rollout, reinforce.loss, temperature),
         data.cut_answers(rollout.finished.tolist(),
                          [len(run.vocabulary.response(text)) for _, text in shown], run.room),
         data.parsed_answers(run.task, texts, bool(options.reward)),

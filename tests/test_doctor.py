@@ -120,6 +120,8 @@ def test_every_answer_learns_its_eos():
     assert 0 < rollout.finished.sum() < len(rollout)        # those cut off have no EOS to learn
     done = int(rollout.finished.sum())
     said(checkup.eos_in_loss(answers, rollout, {EOS}), OK, "5 answers", f"{done} finished samples")
+    same = Sequences(answers.tokens.where(answers.tokens != PAD, EOS), answers.mask)
+    said(checkup.eos_in_loss(same, rollout, {EOS}), OK)     # EOS as padding is not in the loss
     cut = replace(rollout, finished=torch.zeros_like(rollout.finished))
     said(checkup.eos_in_loss(None, cut, {EOS}), NONE)
 
@@ -186,8 +188,8 @@ def test_rounding_that_eats_into_the_clip():
 
 def test_log_probs_that_padding_changes():
     rollout = sampled(run_of())
-    said(checkup.padding(model(), rollout, PAD, 1.0), OK, "12 answers")
-    said(checkup.padding(spoilt(model(), leaky), rollout, PAD, 1.0), FAULT, "12 answers", "in its batch")
+    said(checkup.padding(model(), rollout, PAD, 1.0), OK, "8 answers")
+    said(checkup.padding(spoilt(model(), leaky), rollout, PAD, 1.0), FAULT, "8 answers", "in its batch")
     alike = rollout[rollout.lengths == rollout.lengths[0]][:2]    # no padding unless the check adds it
     said(checkup.padding(spoilt(model(), leaky), alike, PAD, 1.0), FAULT)
 
@@ -196,6 +198,7 @@ def test_a_batch_as_wide_as_the_context_is_not_widened_beyond_it():
     seqs = sequences(3)
     narrow = model(context=seqs.mask.shape[1])
     said(checkup.padding(narrow, seqs, PAD, 1.0), OK)
+    said(checkup.padding(spoilt(narrow, leaky), seqs, PAD, 1.0), FAULT)     # seen in rows alone
     assert checkup.widened(seqs, PAD, 64).tokens.shape[1] == seqs.tokens.shape[1] + 8
 
 
@@ -207,7 +210,7 @@ def test_a_gradient_that_micro_batches_change():
     def each_by_its_own_tokens(logp, adv, mask, *, count):
         return reinforce.loss(logp, adv, mask, count=int(mask.sum()))
 
-    said(checkup.micro_batches(run.policy, rollout, reinforce.loss, 1.0), OK, "12 rows")
+    said(checkup.micro_batches(run.policy, rollout, reinforce.loss, 1.0), OK, "of 1, 3 and 8 rows")
     said(checkup.micro_batches(run.policy, rollout, each_by_its_own_tokens, 1.0), FAULT, "whole step")
     assert not run.policy.grad.any()                        # nothing is left for a run to learn from
     said(checkup.micro_batches(run.policy, rollout[[0]], reinforce.loss, 1.0), OK)
@@ -215,8 +218,9 @@ def test_a_gradient_that_micro_batches_change():
 
 # ---- reward models
 
-def scorer(how=None):
-    found = RewardModel(spoilt(model(seed=3), how) if how else model(seed=3))
+def scorer(how=None, context=64):
+    trunk = model(seed=3, context=context)
+    found = RewardModel(spoilt(trunk, how) if how else trunk)
     with torch.no_grad():
         found.score.weight.copy_(torch.linspace(-1, 1, 16))
     return found
@@ -231,6 +235,10 @@ def test_a_reward_model_that_is_broken():
     run = run_of()
     rollout, even, void = sampled(run), scorer(), scorer()
     said(checkup.reward_model(run, scorer(leaky), rollout), FAULT, "more padding")
+    width = rollout.mask.shape[1] + 1
+    said(checkup.reward_model(run, scorer(leaky, context=width), rollout), FAULT)   # no room to widen
+    alike = rollout[rollout.lengths == rollout.lengths.mode()[0]]                   # nothing to trim
+    said(checkup.reward_model(run, scorer(leaky), alike), FAULT)
     with torch.no_grad():
         even.score.weight.zero_()
         void.score.weight.fill_(float("nan"))
@@ -350,6 +358,7 @@ def test_groups_that_tie(values, texts, parts):
 def test_reference_answers_that_earn_what_they_should():
     said(data.reference_rewards([1, 1], [0, 1, 0, 0], [0] * 4), OK, "2 earn 1.000", "0.250", "ones 0.000")
     said(data.reference_rewards([0.4, 0.1], [-0.5, 0.1], [0, 0]), OK)
+    said(data.reference_rewards([0.4, -0.5], [-0.5, 0.1], [0, 0]), OK)      # graded: one may be poor
     said(data.reference_rewards([], [0, 1], [0, 0]), NONE)
 
 
@@ -499,8 +508,10 @@ def test_a_healthy_set_up_has_no_fault(diagnose):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_base_model_has_no_fault_on_any_task(diagnose, task):
-    code, found, _ = diagnose("--model", ROOT / "checkpoints/base", "--task", task, "--room", 48)
+    code, found, _ = diagnose("--model", ROOT / "checkpoints/base", "--task", task, "--room", 48,
+                              "--prompts", 16)
     assert code == 0
+    assert "of 1, 3 and 12 rows" in found["micro-batches"]["finding"]
     wrong = {name for name, row in found.items() if row["status"] == WARNING}
     # What the corpus never showed it cannot answer; nothing else is to be said.
     expected = {"facts": {"reward spread"}, "recall": {"reward spread", "parsed answers"}}
@@ -528,12 +539,16 @@ def test_a_reward_function_of_ones_own_that_fails(diagnose, tmp_path):
 def test_prompts_that_do_not_fit(diagnose, tmp_path):
     """Those that do are sampled; with none there is nothing to sample."""
     path, longer = tmp_path / "long.jsonl", tmp_path / "longer.jsonl"
-    lines = [json.dumps({"prompt": f"{k} " + "x" * (80 if k < 30 else 5), "completion": "y" * 70 if k == 31
-                         else "y"}) for k in range(60)]
+    lines = [json.dumps({"prompt": f"{k} " + "x" * (80 if k < 30 else 5), "completion": "y" * (70 if k % 2
+                         else 1)}) for k in range(60)]
     path.write_text("\n".join(lines))
     code, found, _ = diagnose("--data", path, "--prompts", 16)
     assert code == 1 and "prompts with a response of up to 4 tokens" in found["context"]["finding"]
     assert found["padding"]["status"] == OK
+    path = tmp_path / "answers.jsonl"
+    path.write_text("\n".join(lines[30:]))
+    code, found, _ = diagnose("--data", path)
+    assert code == 1 and "given answers with their prompts pass" in found["context"]["finding"]
     longer.write_text("\n".join(lines[:30]))
     code, found, _ = diagnose("--data", longer)
     assert code == 1 and found["samples"]["status"] == NONE and "padding" not in found
