@@ -181,10 +181,10 @@ def cut_answers(finished, references, room):
             name, WARNING, f"{what}, and {of(len(longer), len(references), 'reference answers')} are longer",
             "the policy has no room for an answer that it should give", f"use --room {max(longer)}")
     if cut > FEW * len(finished):
-        known = f", which the longest reference answer of {max(references)} tokens does not need" \
-            if references else ""
-        return Finding(name, WARNING, what, "what they would have answered is never rewarded",
-                       f"fine-tune first (--algo sft) so that the policy stops, or raise --room{known}")
+        todo = "fine-tune first (--algo sft) so that the policy stops"
+        return Finding(name, WARNING, what, "what they would have answered is never rewarded", todo + (
+            f" as reference answers do, within {max(references)} tokens" if references else
+            ", or raise --room"))
     return Finding(name, OK, f"{cut} of {len(finished)} at --room {room}"
                    + (f"; the longest reference answer has {max(references)}" if references else ""))
 

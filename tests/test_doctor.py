@@ -392,8 +392,9 @@ def test_rewards_that_a_file_states():
 def test_answers_that_are_cut():
     done = [True] * 9 + [False]
     said(data.cut_answers(done, [5, 8], 8), OK, "1 of 10")
-    said(data.cut_answers([*done, False], [5, 8], 8), WARNING, "2 of 11", "longest reference answer of 8")
-    said(data.cut_answers([False] * 4, [], 8), WARNING, "all 4 sampled answers are cut at --room 8")
+    said(data.cut_answers([*done, False], [5, 8], 8), WARNING, "2 of 11", "within 8 tokens")
+    said(data.cut_answers([False] * 4, [], 8), WARNING, "all 4 sampled answers are cut at --room 8",
+         "raise --room")
     said(data.cut_answers(done, [5, 9, 12], 8), WARNING, "2 of 3 reference answers are longer", "--room 12")
 
 
