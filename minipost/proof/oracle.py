@@ -18,6 +18,7 @@ A policy is a function of weights, so derivatives are vectors (W,), in the order
 Axes: P prompts, S answers to each, M = P S rows of `World.seqs`, T tokens, W weights.
 """
 
+import copy
 import itertools
 import math
 from dataclasses import dataclass, field, replace
@@ -36,7 +37,7 @@ LETTERS = "abcdefg"    # the words, one for every id but EOS; PAD and BOS are wo
 
 
 class Words:
-    """A vocabulary of single letters, with the face of tokenizer.Tokenizer's owner, checkpoint.load."""
+    """A vocabulary of single letters, with the face of the one that checkpoint.load returns."""
 
     pad, bos, eos = PAD, BOS, frozenset([EOS])
 
@@ -93,7 +94,7 @@ def endings(vocab, horizon):
 
 
 def nano(vocab, seed, size=16, layers=2, scale=0.15):
-    """A float64 nano-GPT with grouped queries, far from uniform and smooth enough to be trained."""
+    """A float64 nano-GPT with grouped queries, not uniform and yet smooth enough to be trained."""
     model = GPT(GPTConfig(vocab, hidden_size=size, intermediate_size=2 * size,
                           num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=1,
                           head_dim=8, max_position_embeddings=HORIZON + 3)).double()
@@ -135,8 +136,8 @@ class World:
 
     def with_reward(self, reward):
         """The same world with another reward, (P, S)."""
-        other = object.__new__(World)
-        other.__dict__ = {**self.__dict__, "reward": reward}
+        other = copy.copy(self)
+        other.reward = reward
         return other
 
     @property
