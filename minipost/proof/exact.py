@@ -64,7 +64,7 @@ def expected(chance, x):
 
 def maximum_likelihood(e):
     """Of the answers that end by themselves, shown equally often."""
-    shown = torch.tensor([[float(len(text) < e.world.horizon) for text in e.world.texts]] * 2)
+    shown = torch.tensor([[len(text) < e.world.horizon for text in e.world.texts]] * 2).double()
     return -expected(shown / shown.sum(1, keepdim=True), e.log_p)
 
 

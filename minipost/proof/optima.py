@@ -252,6 +252,8 @@ class Lead:
     field: Callable
     end: Callable | None
     why: str
+    steps: int = 800
+    lr: float = 0.01        # at first; it falls to zero
 
 
 ENDLESS = "the better always wins, so the lead grows without end"
@@ -268,24 +270,26 @@ LEADS = {
                 "its own optimum has the chance to win in place of the reward"),
     "kto": Lead(kto_field, None, "good or bad in place of the reward"),
     **{f"oreo, by {level}, alpha 0": Lead(oreo_field(level, 0.0), best_of,
-                                          "soft Bellman holds nowhere else")
+                                          "soft Bellman holds nowhere else", 1600, 0.005)
        for level in ("token", "step", "response")},
-    "oreo": Lead(oreo_field("step", 0.1), None, "alpha = 0.1 pulls to the reference besides"),
+    "oreo": Lead(oreo_field("step", 0.1), None, "alpha = 0.1 pulls to the reference besides", 1600,
+                 0.005),
 }
 NEAR = 0.01  # share of the way to its optimum that may be left where a method is proved to lead there
 
 
-def lead(name, world, steps=800, lr=0.01):
+def lead(name, world, steps=None):
     """Follow a method's mean step from the reference with Adam; where it ends, as plain data.
 
     kl, left   KL(pi || pi*) at the end, and as a share of the reference's, for the one pi* of all methods
     own        that share for the optimum that the method is proved to lead to
     """
     case, policy, ground = LEADS[name], copy.deepcopy(world.reference), Ground(world)
+    steps = steps or case.steps
     critic = RewardModel(copy.deepcopy(world.reference))
     adam = torch.optim.Adam([*weights_of(policy), *weights_of(critic)])
     for step in range(steps):
-        adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
+        adam.param_groups[0]["lr"] = case.lr * (1 + math.cos(math.pi * step / steps)) / 2
         ground.look(policy)
         adam.zero_grad()
         case.field(ground, critic).backward()
