@@ -2,7 +2,7 @@
 
 import inspect
 import random
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -14,6 +14,8 @@ from minipost.methods import (
     a2c, dapo, dr_grpo, grpo, reinforce, reinforce_pp, rloo, self_critical, sft, trpo,
 )
 from minipost.ops import entropy, kl_exact, pick, spread
+from minipost.proof.estimates import ESTIMATES, dealer, method_of, stepper
+from minipost.proof.oracle import World
 from minipost.rollout import distribution, logprobs
 from minipost.run import Learner, Run
 
@@ -97,6 +99,32 @@ def test_micro_batches_change_no_gradient(name):
     assert whole.norm() > 1e-3
     for cut in ([[0, 1, 2], [3, 4, 5]], [[5], [0, 1, 2, 3, 4]], [[i] for i in (3, 1, 0, 5, 4, 2)]):
         assert torch.allclose(gradient(model, seqs, cut, objective), whole, atol=1e-12)
+
+
+LARGER = {  # answers of several lengths in one step; a method that is not here takes prompts and group
+    "sft": dict(batch=5), "distill": dict(batch=5), "kto": dict(answers=5),
+    "ppo": dict(prompts=6, minibatch=6), "oreo": dict(copies=5, batch=5), "rft": dict(copies=6, batch=6),
+    "reward": dict(prompts=3, answers=3), "plackett-luce": dict(prompts=3, ranked=3),
+    "orm": dict(copies=5), "prm": dict(copies=5), "mdpo": dict(prompts=3, answers=2),
+    **dict.fromkeys(("dpo", "ipo", "simpo", "orpo"), dict(pairs=5)),
+}
+
+
+@pytest.mark.parametrize("estimate", ESTIMATES, ids=lambda estimate: estimate.name)
+def test_a_methods_own_step_does_not_depend_on_how_it_is_cut(estimate):
+    """Gradient and metrics, with all rows at once, in twos and one by one."""
+    larger = LARGER.get(method_of(estimate.name), dict(prompts=2, group=4))
+    estimate = replace(estimate, config={**estimate.config, **larger})
+    found = []
+    for micro in (64, 2, 1):
+        run = dealer(World(4, 3))
+        run.micro = micro
+        found.append((stepper(estimate, run)(), run.metrics))
+    (whole, metrics), *cut = found
+    assert whole.norm() > 1e-6
+    for gradient, again in cut:
+        assert torch.allclose(gradient, whole, rtol=1e-9, atol=1e-12 * float(whole.norm()))
+        assert again == pytest.approx(metrics, rel=1e-9, abs=1e-12)
 
 
 def test_a_mean_per_micro_batch_would_change_it():

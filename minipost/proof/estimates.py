@@ -150,7 +150,7 @@ def stepper(estimate, run, label=None):
         learner = run.learners[estimate.learner]
         learner.seen = torch.zeros_like(learner.flat)       # where there is nothing to learn from
         try:
-            next(module.train(run, module.Config(**estimate.config), **options))
+            run.metrics = next(module.train(run, module.Config(**estimate.config), **options))
         except MinipostError:
             if module is not rft:                           # which says so where nothing is right
                 raise

@@ -270,13 +270,15 @@ class Dealer(Run):
     """A run in a World.  While `hand` holds (prompt, rows), whoever samples is dealt those answers.
 
     `log_chance` adds up the log of the chance of what was dealt, under the module that was asked.
-    `sampler` is asked where no module is named: the policy, or an older one.
+    `sampler` is asked where no module is named: the policy, or an older one.  `metrics` are those of the
+    latest step.
     """
 
     world: World = None
     sampler: object = None
     hand: tuple = None
     log_chance: float = 0.0
+    metrics: dict = field(default_factory=dict)
     known: dict = field(default_factory=dict)               # module's id: (module, its logp (P, S, T))
 
     def deal_hand(self, prompt, rows):

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import hypothesis
+import hypothesis  # noqa
 import pytest
 import torch
 
@@ -65,10 +65,10 @@ def visit(file, text, tests, directory, found):
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(directory / "hypothesis")
     torch.set_num_threads(1)
     forget()
-    calm_hypothesis()
     sys.meta_path.insert(0, Finder(".".join(Path(file).with_suffix("").parts), ROOT / file, text))
     report = Report()
-    code = pytest.main(["-p", "no:cacheprovider", "--rootdir", str(ROOT), "--basetemp",
+    code = pytest.main(["-p", "no:cacheprovider", "--hypothesis-seed=0",
+                        "-W", "ignore::pytest.PytestAssertRewriteWarning", "--rootdir", str(ROOT), "--basetemp",
                         str(directory / "pytest"), *(str(TESTS / test) for test in tests)], [report])
     found.write_text(json.dumps(report.found), encoding="utf-8")
     return code
@@ -80,18 +80,6 @@ def forget():
         file = Path(getattr(module, "__file__", None) or "/")
         if name.split(".")[0] == "minipost" or file.parent == TESTS:
             del sys.modules[name]
-
-
-def calm_hypothesis():
-    """Let profiles draw the same examples each time and not look for the smallest one that fails."""
-    register = hypothesis.settings.register_profile
-    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
-
-    def registered(name, *parents, **options):
-        register(name, *parents, **options, phases=phases, database=None, derandomize=True,
-                 report_multiple_bugs=False)
-
-    hypothesis.settings.register_profile = registered
 
 
 class Finder(importlib.abc.MetaPathFinder):
@@ -115,6 +103,13 @@ class Loader(importlib.machinery.SourceFileLoader):
         return self.source_to_code(self.text, self.path)
 
 
+def kind_of(error):
+    """The name of an exception, or of those in a group that hypothesis found."""
+    if isinstance(error, BaseExceptionGroup):
+        return "/".join(sorted({kind_of(each) for each in error.exceptions}))
+    return type(error).__name__
+
+
 class Report:
     """A pytest plugin that notes how each test ended."""
 
@@ -125,7 +120,7 @@ class Report:
     def pytest_runtest_makereport(self, item, call):
         report = yield
         if report.when == "call" or report.failed:
-            fault = call.excinfo.typename if call.excinfo else ""
+            fault = kind_of(call.excinfo.value) if call.excinfo else ""
             if report.failed and report.when != "call":
                 fault = f"{fault} in {report.when}"
             self.found[item.nodeid.removeprefix("tests/")] = fault if report.failed else ""
