@@ -88,6 +88,26 @@ def test_bfloat16_export(directory, tmp_path):
         assert torch.equal(mine.bfloat16(), theirs)
 
 
+def test_the_rotary_base_is_written_where_either_reader_looks_and_read_from_either(tmp_path, words):
+    """transformers 4 knows one place and 5 the other; without it both silently take 10,000."""
+    checkpoint.create(tmp_path / "m", tiny_model(rope_theta=5e5), words)
+    config = tmp_path / "m" / "config.json"
+    raw = json.loads(config.read_text())
+    assert raw["rope_theta"] == raw["rope_parameters"]["rope_theta"] == 5e5
+    for key in ("rope_theta", "rope_parameters"):
+        config.write_text(json.dumps({k: v for k, v in raw.items() if k != key}))
+        assert checkpoint.load(tmp_path / "m")[0].config.rope_theta == 5e5
+
+
+def test_a_prompt_begins_with_bos_and_an_answer_ends_with_eos_and_nowhere_else(directory):
+    _, vocabulary = checkpoint.load(directory)
+    whole = vocabulary.prompt("7+5=?") + vocabulary.response(" 12")
+    eos, = vocabulary.eos
+    assert whole == [vocabulary.bos, *vocabulary.tokenizer.encode("7+5=?"),
+                     *vocabulary.tokenizer.encode(" 12"), eos]
+    assert whole.count(vocabulary.bos) == whole.count(eos) == 1
+
+
 def test_files_have_the_usual_mode(directory):
     before = os.umask(0o027)
     try:

@@ -127,6 +127,20 @@ def test_a_methods_own_step_does_not_depend_on_how_it_is_cut(estimate):
         assert again == pytest.approx(metrics, rel=1e-9, abs=1e-12)
 
 
+REWARDED = [e for e in ESTIMATES if e.aim in ("J", "J_b", "P(right)") or "oreo" in e.name]
+
+
+@pytest.mark.parametrize("estimate", REWARDED, ids=lambda estimate: estimate.name)
+def test_the_reward_that_a_step_logs_is_what_its_answers_earned(estimate):
+    """And not the advantage that was made of it, nor what is left after a price."""
+    world, rows = World(4, 2), [2, 7][: estimate.rows]
+    world.reward[0, rows] = torch.tensor([0.625, 0.9375], dtype=torch.float64)[: estimate.rows]
+    run = dealer(world)
+    run.deal_hand(0, rows)
+    stepper(estimate, run)()
+    assert run.metrics["reward"] == pytest.approx(float(world.reward[0, rows].mean()))
+
+
 def test_a_mean_per_micro_batch_would_change_it():
     """The control of the test above: the popular mistake is visible on the same rows."""
     model, seqs = tiny(), sequences(6, seed=4)

@@ -324,6 +324,20 @@ def test_mismatched_answers_belong_to_the_next_prompt():
     assert [[t for t in row if t] for row in cut.tokens.tolist()][0] == [1, 3, 8, 9]
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_could_be_expected_is_never_less_than_nothing(sign):
+    """z0 is the mean log-ratio of mismatched answers where that is positive, and else 0, as a KL is."""
+    run = make()
+    run.reference()
+    answers, _ = kto.draw(run, kto.Config(), run.reference())
+    wrong = kto.mismatched(answers, 0, run.policy.module.config.max_position_embeddings)
+    logp = logprobs(run.policy.module, wrong).sum()
+    slope = torch.cat([g.flatten() for g in torch.autograd.grad(logp, run.policy.params)])
+    run.policy.assign(run.policy.flat + sign * 0.1 * slope / slope.norm())
+    z0 = next(kto.train(run, kto.Config()))["z0"]
+    assert z0 > 0.01 if sign > 0 else z0 == 0.0
+
+
 @pytest.mark.parametrize("key", ["chosen", "label"])
 def test_what_kto_takes_from_a_file(tmp_path, key):
     run = make(pair_task(tmp_path, key=key))

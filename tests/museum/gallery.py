@@ -15,9 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import hypothesis  # noqa
 import pytest
 import torch
+from hypothesis.internal.conjecture import engine
 
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
@@ -64,12 +64,14 @@ def visit(file, text, tests, directory, found):
         os.dup2(null.fileno(), 2)
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(directory / "hypothesis")
     torch.set_num_threads(1)
+    engine.MAX_SHRINKS = 0  # one example that fails is enough; the smallest one takes seconds
     forget()
     sys.meta_path.insert(0, Finder(".".join(Path(file).with_suffix("").parts), ROOT / file, text))
     report = Report()
-    code = pytest.main(["-p", "no:cacheprovider", "--hypothesis-seed=0",
-                        "-W", "ignore::pytest.PytestAssertRewriteWarning", "--rootdir", str(ROOT), "--basetemp",
-                        str(directory / "pytest"), *(str(TESTS / test) for test in tests)], [report])
+    code = pytest.main([
+        "-p", "no:cacheprovider", "--hypothesis-seed=0", "-W", "ignore::pytest.PytestAssertRewriteWarning",
+        "--rootdir", str(ROOT), "--basetemp", str(directory / "pytest"),
+        *(str(TESTS / test) for test in tests)], [report])
     found.write_text(json.dumps(report.found), encoding="utf-8")
     return code
 
