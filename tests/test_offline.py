@@ -378,6 +378,18 @@ def test_distillation_is_zero_at_the_teacher_and_positive_elsewhere(seed, mix):
         float(reverse), rel=1e-2)
 
 
+@given(st.integers(0, 10_000), st.floats(0, 1), st.floats(0.01, 3))
+def test_no_mix_takes_another_student_for_the_teacher(seed, mix, scale):
+    """Pinsker: D >= c |p - q|^2 / 2 in total variation's norm, c = 1 at the ends, b (1 - b) between."""
+    z, logq = distributions(seed, scale)
+    apart = (z.softmax(-1) - logq.exp()).abs().sum(-1).square().sum() / 2
+    least = (1.0 if mix in (0, 1) else mix * (1 - mix)) * apart
+    assert apart > 0 and float(distill.loss(z, logq, mix=mix, count=1)[0]) >= float(least) - 1e-13
+    assert distill.loss_grad(logq, logq, mix=mix, count=1)["logits"].abs().max() < 1e-12
+    if mix in (0, 1) or 0.05 < mix < 0.95:
+        assert distill.loss_grad(z, logq, mix=mix, count=1)["logits"].abs().max() > 1e-7
+
+
 def test_a_certain_teacher_is_fine_tuning():
     seqs, model = sequences(4), tiny()
     logp_all = distribution(model, seqs).detach()

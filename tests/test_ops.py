@@ -62,6 +62,34 @@ def test_k3_is_unbiased_and_its_gradient_is_the_other_kl(seed):
     assert not torch.allclose(mean, ops.kl_exact_grad(p, q), atol=1e-3)
 
 
+@given(st.integers(0, 10_000), st.floats(-30, 30))
+def test_k3_is_zero_where_both_agree_and_nowhere_else(seed, gap):
+    z = torch.log_softmax(logits(seed), -1)
+    assert not ops.kl_k3(z, z).any() and not ops.kl_k3_grad(z, z).any()
+    found = ops.kl_k3(z, z - gap)
+    assert (found >= 0).all() and (abs(gap) < 1e-6 or (found > 0).all())
+    # Near zero k3 is l^2 / 2, which the naive e^-l - 1 + l loses to rounding.
+    small = torch.tensor(1e-6, dtype=torch.float64)
+    for sign in (1, -1):
+        found = float(ops.kl_k3(sign * small, 0 * small))
+        assert found == pytest.approx(float(small.square() / 2), rel=1e-5)
+
+
+@given(st.integers(0, 10_000))
+def test_the_log_ratio_is_an_unbiased_price_but_descends_nothing(seed):
+    """E_p[log p/q] = KL(p || q), and E_p[grad log p/q] = E_p[score] = 0."""
+    z = logits(seed)
+    p, q = torch.log_softmax(z, -1), torch.log_softmax(logits(seed + 1), -1)
+    price, score = 0.0, 0.0
+    for y in range(z.shape[1]):
+        ids = torch.full((len(z),), y)
+        chance = ops.pick(p, ids).exp()
+        price = price + chance * (ops.pick(p, ids) - ops.pick(q, ids))
+        score = score + chance[:, None] * ops.pick_grad(p, ids)
+    assert torch.allclose(price, ops.kl_exact(p, q))
+    assert score.abs().max() < 1e-12 < 1e-3 < ops.kl_exact_grad(p, q).abs().max()
+
+
 @given(st.integers(0, 10_000))
 def test_pick_gradient(seed):
     z = logits(seed)
@@ -80,6 +108,23 @@ def test_entropy_by_definition(seed):
     z = logits(seed)
     expected = torch.distributions.Categorical(logits=z).entropy()
     assert torch.allclose(ops.entropy(torch.log_softmax(z, -1)), expected)
+
+
+@given(st.integers(0, 10_000), st.sampled_from([0.01, 1.5, 40.0, 1e4]))
+def test_entropy_lies_between_certainty_and_log_v_and_its_gradient(seed, scale):
+    """dH/dz = -p (log p + H): zero where all are alike, and where one is certain."""
+    z = logits(seed, scale=scale)
+    p = torch.log_softmax(z, -1)
+    h, most = ops.entropy(p), float(torch.tensor(6.0).double().log())
+    assert (h >= 0).all() and (h <= most + 1e-12).all()
+    assert torch.allclose(ops.entropy(torch.log_softmax(0 * z, -1)), torch.full_like(h, most))
+    slope = jacrev(lambda x: ops.entropy(torch.log_softmax(x, -1)).sum())(z)
+    assert torch.allclose(slope, -p.exp() * (p + h[:, None]), atol=1e-12)
+    assert slope.sum(-1).abs().max() < 1e-9
+    if scale == 1.5:                            # where there is a slope: entropy grows along it
+        assert (ops.entropy(torch.log_softmax(z + 0.01 * slope, -1)) > h).all()
+        assert torch.allclose(slope, central(
+            lambda x: ops.entropy(torch.log_softmax(x, -1)).sum(), z), atol=1e-8)
 
 
 # Ratios on both sides of both clips, none on a kink: exp(0.3) > 1.28, exp(-0.3) < 0.8.

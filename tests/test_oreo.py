@@ -114,6 +114,27 @@ def test_the_residual_is_zero_at_the_soft_optimum_on_every_trajectory(seed, beta
     assert printed.abs().max() > 0.01
 
 
+@given(st.integers(0, 1000), st.sampled_from(["token", "step", "response"]), st.booleans())
+@settings(max_examples=10)
+def test_at_the_soft_optimum_no_weighting_and_no_holding_leaves_a_gradient(seed, level, held):
+    """Some trajectories of 81 come often and most never; V, or the l of later actions, free or held."""
+    found = tree(seed, 0.7)
+    rows = torch.randint(81, (20,), generator=torch.Generator().manual_seed(seed)) ** 2 % 81
+    found = {key: x[rows] for key, x in found.items()}
+    starts = levels(found["mask"], seed)[level]
+
+    def whole(logp, value):
+        kept = {"logp_held": logp.detach() if held else logp,
+                "value_held": value.detach() if held else value}
+        return oreo.loss(**{**found, "logp": logp, "value": value, **kept}, starts=starts, beta=0.7,
+                         alpha=0.0, count=1)[0]
+
+    at = found["logp"].clone().requires_grad_(), found["value"].clone().requires_grad_()
+    assert max(float(g.abs().max()) for g in torch.autograd.grad(whole(*at), at)) < 1e-10
+    off = at[0], (found["value"] + 0.1).requires_grad_()        # the control
+    assert min(float(g.abs().max()) for g in torch.autograd.grad(whole(*off), off)) > 1e-4
+
+
 def tabular(found, beta, level, steps=3000):
     """A free policy and value for every state, trained on all trajectories with uneven weights."""
     depth = 2
@@ -182,6 +203,26 @@ def test_without_holding_anything_the_policy_gets_the_sum_of_earlier_residuals(s
     assert torch.allclose(jacrev(whole)(found["logp"]), sums)
 
 
+@given(st.integers(0, 10_000), st.sampled_from(["token", "step", "response"]))
+def test_the_gradients_of_each_level_action_by_action(seed, level):
+    """Of tokens 2 beta d_t / (K B), of responses 2 beta d_0 / B on all: action by action in a loop."""
+    found = inputs(seed, level)
+    found |= {"logp_held": found["logp"], "value_held": found["value"]}
+    hand = oreo.loss_grad(**found, **OPTIONS)
+    for row in range(3):
+        places = found["mask"][row].nonzero()[:, 0].tolist()
+        begins = [t for t in places if found["starts"][row, t]]
+        assert {"token": begins == places, "response": begins == places[:1]}.get(level, True)
+        ratio = found["logp"][row] - found["logp_ref"][row]
+        logp, value = torch.zeros(6).double(), torch.zeros(6).double()
+        for begin, end in zip(begins, [*begins[1:], places[-1] + 1]):
+            d = (found["value"][row, begin] + 0.4 * ratio[begin : places[-1] + 1].sum()
+                 - found["reward"][row])
+            logp[begin:end] = 2 * 0.4 * d / (len(begins) * 5)
+            value[begin] = 2 * d / (len(begins) * 5)
+        assert torch.allclose(hand["logp"][row], logp) and torch.allclose(hand["value"][row], value)
+
+
 @given(st.integers(0, 10_000))
 def test_the_best_value_is_the_mean_of_what_is_left(seed):
     """Invariant 40: with a fixed policy, L_V is least where V is the mean of R - beta sum l."""
@@ -220,6 +261,15 @@ def test_where_actions_begin():
     assert found("token") == [[0, 1, 2, 3, 4, 5, 6], [0, 1], [0], [0, 1]]
     assert found("step") == [[0, 3, 5, 6], [0, 1], [0], [0]]
     assert found("response") == [[0], [0], [0], [0]]
+
+
+def test_steps_of_one_token_are_tokens_and_one_step_is_the_response():
+    """EOS is an action of its own among the steps, so the one step is that of an unfinished answer."""
+    run, h = make(Rows()), 3 + Letters.letters.index("h")
+    for text, level in (([h, h, h, EOS], "token"), ([h, h], "token"), ([3, 4, 5], "response"),
+                        ([3, 4, h], "response")):
+        seqs = pack([[1, 3]], [text], 0)
+        assert torch.equal(oreo.starts(run, seqs, "step"), oreo.starts(run, seqs, level)), text
 
 
 def test_a_step_learns_from_what_the_docstring_says(monkeypatch, tmp_path):

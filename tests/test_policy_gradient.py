@@ -244,6 +244,22 @@ def test_gae_is_linear_and_blind_to_padding(seed, gamma, lam, factor):
     assert torch.equal(spoilt, adv)
 
 
+@given(seeds, factors)
+def test_shaping_by_a_potential_changes_no_advantage(seed, lam):
+    """Ng et al. 1999: r_t + F(s_(t+1)) - F(s_t), F being 0 after the end, with V - F for V.
+
+    Where the critic does not follow, at lambda 1 it is a baseline: each state's F, whatever is done.
+    """
+    reward, value, mask = stretches(seed)
+    potential = 3 * randn(seed + 7, 5, 7).where(mask, 0.0)
+    ahead = torch.nn.functional.pad(potential, (0, 1))[:, 1:]
+    shaped = reward + ahead - potential
+    adv = ops.gae(reward, value, mask, 1.0, lam)
+    assert torch.allclose(ops.gae(shaped, value - potential, mask, 1.0, lam), adv, atol=1e-12)
+    lagging = ops.gae(shaped, value, mask, 1.0, 1.0)
+    assert torch.allclose(lagging, ops.gae(reward, value + potential, mask, 1.0, 1.0), atol=1e-12)
+
+
 @given(seeds, st.floats(0.1, 5), st.floats(-5, 5))
 def test_whitening(seed, scale, shift):
     x, _, mask = stretches(seed)

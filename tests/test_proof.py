@@ -86,6 +86,25 @@ def test_the_best_policy_has_the_most(world):
         assert divergence(other, best) > 0
 
 
+def test_a_high_price_keeps_the_best_policy_at_the_reference_and_a_low_one_makes_it_greedy(world):
+    """With V* going from the reference's expected reward to the highest reward."""
+    log_ref = world.log_chance(world.reference).detach()
+    first = torch.stack([world.seqs.mask[row].int().argmax() for row in (0, world.count)])
+
+    def roots(beta):
+        return world.soft_values(beta)[[0, world.count], first]
+
+    free, dear = (optimum(log_ref, world.reward, beta) for beta in (1e-4, 1e6))
+    assert torch.allclose(dear[0], log_ref, atol=1e-5)
+    expected = (log_ref.exp() * world.reward).sum(1)
+    assert torch.allclose(dear[1], expected, atol=1e-5)
+    assert torch.allclose(roots(1e6), expected, atol=1e-5)
+    assert torch.allclose(free[0].exp().amax(1), torch.ones(2).double())
+    assert torch.equal(free[0].argmax(1), world.reward.argmax(1))
+    for found in (free[1], roots(1e-4)):
+        assert torch.allclose(found, world.reward.amax(1), atol=1e-2)
+
+
 def test_the_slope_is_in_the_order_of_a_learners_vector(world):
     """So that it can be compared with what a learner collects."""
     learner = Learner(copy.deepcopy(world.policy))
