@@ -378,7 +378,7 @@ def test_distillation_is_zero_at_the_teacher_and_positive_elsewhere(seed, mix):
         float(reverse), rel=1e-2)
 
 
-@given(st.integers(0, 10_000), st.floats(0, 1), st.floats(0.01, 3))
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 1.0]) | st.floats(0, 1), st.floats(0.01, 3))
 def test_no_mix_takes_another_student_for_the_teacher(seed, mix, scale):
     """Pinsker: D >= c |p - q|^2 / 2 in total variation's norm, c = 1 at the ends, b (1 - b) between."""
     z, logq = distributions(seed, scale)
