@@ -6,6 +6,7 @@
 #   make demos              every method's demo and one table; LINES=10 trims what each one prints
 #   make test               the whole suite
 #   make prove              hold every method against an oracle that knows all answers: tables
+#   make museum             put historic bugs into our code, one by one: which test catches each
 #   make base               train checkpoints/base again, from nothing
 #   make student            the same for checkpoints/student, from which distillation starts
 #   make thinker            train checkpoints/thinker, which the test-time methods ask, from the base
@@ -27,7 +28,7 @@ N ?=
 # A file in minipost/test_time/ is a test-time method.
 TEST_TIME = $(subst _,-,$(basename $(notdir $(wildcard minipost/test_time/[a-z]*.py))))
 
-.PHONY: help test prove demos base student thinker verifier card data bench compare compare-offline compute-optimal clean
+.PHONY: help test prove museum demos base student thinker verifier card data bench compare compare-offline compute-optimal clean
 .PRECIOUS: $(VENV)/.%
 
 help:
@@ -60,6 +61,9 @@ test: $(VENV)/.test
 
 prove: $(VENV)/.core
 	@$(BIN)/python -m minipost.prove
+
+museum: $(VENV)/.test
+	@$(BIN)/python -m tests.museum
 
 base: $(VENV)/.core
 	@$(BIN)/python -m scripts.pretrain

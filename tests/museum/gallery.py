@@ -23,9 +23,9 @@ TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
 SECONDS = 120  # after which a child that hangs is stopped by a signal
 
-# Whoever catches a bug tells a wrong value from a right one.  A test that fails with anything else,
-# such as an import error or a wrong name, has only seen that the patch does not run.
-VERDICTS = ("AssertionError", "Failed")
+# Whoever catches a bug tells a wrong value from a right one.  A test that fails with anything else, such
+# as an import error or a wrong name, has only seen that the patch does not run.
+VERDICTS = ("AssertionError", "Failed")  # the latter where an exception was expected and did not come
 
 
 def patched(file, ours, theirs):
@@ -55,6 +55,13 @@ def hang(file, ours, theirs, tests):
         if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             raise RuntimeError(f"pytest ended with {code} on {file} with {theirs!r}")
         return json.loads(found.read_text(encoding="utf-8"))
+
+
+def missed(exhibit):
+    """The tests named by an exhibit that do not catch it."""
+    found = hang(exhibit.file, exhibit.ours, exhibit.theirs, exhibit.caught_by)
+    return [test for test in exhibit.caught_by if not any(
+        fault in VERDICTS for name, fault in found.items() if name == test or name.startswith(f"{test}["))]
 
 
 def visit(file, text, tests, directory, found):
