@@ -22,6 +22,8 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 from minipost import methods
+from minipost.ops import entropy, kl_exact, pick, spread
+from minipost.rollout import Sequences, distribution
 
 CLEAR = 0.01    # distance that is kept from every kink
 STEP = 1e-4     # of the differences, whose error is of the order STEP^4
@@ -210,6 +212,150 @@ def test_what_stands_off_the_mask_has_no_part(name, data):
             assert torch.equal(module.loss(**spoilt, **options)[0], value), key
             again = module.loss_grad(**{**tensors, key: x.where(mask, 9.0)}, **options)
             assert all(torch.equal(again[k], hand[k]) for k in hand), key
+
+
+# ---- what all losses have in common
+
+def padded(tensors, left, right, value=9.0):
+    """The tensors with columns off the mask on either side; those that have no mask as they are."""
+    masked = any(key.endswith("mask") for key in tensors)
+    return {key: torch.nn.functional.pad(x, (left, right), value=0 if x.dtype == torch.bool else value)
+            if masked and x.dim() == 2 else x for key, x in tensors.items()}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@given(data=st.data())
+@settings(max_examples=10, deadline=None, suppress_health_check=[
+    HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_padding_order_and_cuts_change_nothing(name, data):
+    """Of loss and gradient: columns of padding, another order of the rows, a step row by row."""
+    module = LOSSES[name]
+    tensors, options = data.draw(arguments(name))
+    (value, stats), hand = module.loss(**tensors, **options), module.loss_grad(**tensors, **options)
+
+    def same(found, wanted, rtol=1e-10):
+        assert torch.allclose(found, wanted.to(found), rtol=rtol, atol=1e-12)
+
+    left, right = data.draw(st.integers(0, 2)), data.draw(st.integers(0, 2))
+    wide = padded(tensors, left, right)
+    same(module.loss(**wide, **options)[0], value)
+    masks = {key: x for key, x in tensors.items() if key.endswith("mask")}
+    expected = padded({**masks, **hand}, left, right, 0.0)
+    for key, g in module.loss_grad(**wide, **options).items():
+        same(g, expected[key])
+
+    together = 2 * options["answers"] if "answers" in options else 1    # rows of one comparison
+    rows = len(next(iter(tensors.values())))
+    order = data.draw(st.permutations(range(rows // together)))
+    order = torch.arange(rows).view(-1, together)[list(order)]
+    for pieces in ([order.flatten()], order):               # all at once, and each by itself
+        found = []
+        for part in pieces:
+            some = {key: x[part] for key, x in tensors.items()}
+            found.append(module.loss(**some, **options))
+            for key, g in module.loss_grad(**some, **options).items():
+                same(g, hand[key][part])
+        same(sum(each for each, _ in found), value)
+        for key in stats:
+            same(sum(more[key] for _, more in found), stats[key], 1e-5)     # shares are float32
+
+
+# Losses of log-probs; the others are about the numbers that a head says.
+OF_LOGITS = [name for name, module in LOSSES.items()
+             if {"logp", "logits", "chosen_mask"} & set(inspect.signature(module.loss).parameters)]
+
+
+class Table:
+    """In place of a model: logits that are given.  (B, T, V)"""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+    def hidden(self, inputs, explicit):
+        return self.logits
+
+    def head(self, hidden):
+        return hidden
+
+
+def logits_of(tensors, draw, words=4):
+    """{argument: logits from which it is to follow}, and a token at each place."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
+    shapes = {key: (*x.shape, words) for key, x in tensors.items()
+              if key == "logp" or key in ("chosen", "rejected") and x.dim() == 2}
+    shapes |= {key: x.shape for key, x in tensors.items() if key == "logits"}
+    found = {key: torch.randn(shape, generator=generator, dtype=torch.float64)
+             for key, shape in shapes.items()}
+    return found, {key: torch.randint(words, (shape[0], shape[1] + 1), generator=generator)
+                   for key, shape in shapes.items()}
+
+
+def follow(tensors, logits, tokens):
+    """The tensors, with what the policy says worked out from logits as a training step does it."""
+    found = dict(tensors)
+    for key, z in logits.items():
+        if key == "logits":
+            found[key] = z
+            continue
+        mask = mask_of(key, tensors)
+        seqs = Sequences(tokens[key], mask)
+        logp_all = distribution(Table(z), seqs, 0.7)
+        found[key] = spread(pick(logp_all, seqs.targets[mask]), mask)
+        if "kl" in found:
+            other = torch.linspace(-1, 1, z.shape[-1]).to(z).log_softmax(0).expand_as(logp_all)
+            found["kl"] = spread(kl_exact(logp_all, other), mask)
+        if "entropy" in found:
+            found["entropy"] = spread(entropy(logp_all), mask)
+    return found
+
+
+@pytest.mark.parametrize("name", OF_LOGITS)
+@given(data=st.data())
+@settings(max_examples=10, deadline=None, suppress_health_check=[
+    HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_logits_count_up_to_a_constant_and_on_the_mask_alone(name, data):
+    """So the gradient by them adds up to 0 over the vocabulary, and is exactly 0 off the mask."""
+    module = LOSSES[name]
+    tensors, options = data.draw(arguments(name))
+    logits, tokens = logits_of(tensors, data.draw)
+
+    def value(z):
+        return module.loss(**follow(tensors, z, tokens), **options)[0]
+
+    leaves = {key: z.requires_grad_() for key, z in logits.items()}
+    before = value(leaves)
+    for (key, z), g in zip(leaves.items(), torch.autograd.grad(before, list(leaves.values()))):
+        assert g.sum(-1).abs().max() <= 1e-12 * (1 + g.abs().max())
+        if key != "logits":
+            assert not g[~mask_of(key, tensors)].any()
+    moved = {key: z + 9 * torch.sin(torch.arange(z[..., :1].numel())).view_as(z[..., :1])
+             for key, z in leaves.items()}
+    assert torch.allclose(value(moved), before, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", OF_LOGITS)
+@pytest.mark.parametrize("gap", [-50.0, 50.0])
+@given(data=st.data())
+@settings(max_examples=5, deadline=None, suppress_health_check=[
+    HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_logits_of_ten_thousand_and_ratios_of_e_to_the_fifty_stay_finite(name, gap, data):
+    """In float32.  Nothing is cut off but by the clips, and for ORPO where an answer is certain."""
+    module = LOSSES[name]
+    tensors, options = data.draw(arguments(name))
+    logits, tokens = logits_of(tensors, data.draw)
+    tensors = {key: x.float() if x.is_floating_point() else x for key, x in tensors.items()}
+    leaves = {key: (1e4 * z.sign() + z).float().requires_grad_() for key, z in logits.items()}
+    found = follow(tensors, leaves, tokens)
+    for key in tensors:
+        if key in ("logp_old", "logp_ref", "logp_held", "chosen_ref", "rejected_ref"):
+            sign = -1 if key == "rejected_ref" else 1
+            found[key] = found[key.replace("_old", "").replace("_ref", "").replace("_held", "")].detach()
+            found[key] = found[key] + sign * gap
+    value = module.loss(**found, **options)[0]
+    assert value.isfinite()
+    for g in (*torch.autograd.grad(value, list(leaves.values())),
+              *module.loss_grad(**{k: x.detach() for k, x in found.items()}, **options).values()):
+        assert g.isfinite().all()
 
 
 def test_every_method_has_a_loss_with_a_gradient_by_hand():

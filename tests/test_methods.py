@@ -183,6 +183,9 @@ def test_group_advantages(module, values, shift, scale):
         assert torch.allclose(module.group_advantages(r * scale, 4), adv, rtol=2e-3)
         expected = (r[0] - r[:4].mean()) / (r[:4].std() + 1e-4)
         assert adv[0] == pytest.approx(float(expected))
+        exact = ((r.view(2, 4) - r.view(2, 4).mean(1, keepdim=True))        # where eps is nothing
+                 / r.view(2, 4).std(1, keepdim=True)).flatten()
+        assert torch.allclose(module.group_advantages(r * 1e6, 4), exact, atol=1e-8)
 
 
 @given(st.floats(-1e5, 1e5, width=32), st.sampled_from([grpo, dr_grpo, dapo]))
@@ -208,6 +211,22 @@ def test_at_ratio_one_every_variant_is_the_plain_policy_gradient(seed):
         dapo.loss_grad(**given_, clip_low=0.2, clip_high=0.28, count=7)["logp"], plain / 7)
     assert torch.allclose(
         dr_grpo.loss_grad(**given_, clip=0.2, rows=3, longest=5)["logp"], plain / 15)
+
+
+@given(st.integers(0, 10_000), st.floats(0.15, 0.25))
+def test_group_losses_differ_by_their_divisors_alone(seed, clip):
+    """At any ratio, whatever the lengths: over all tokens (GRPO here, DAPO) or B L_max (Dr. GRPO)."""
+    given_ = inputs(dapo, seed)
+    n, rows, longest = int(given_["mask"].sum()), 3, 5
+    by_tokens = dict(clip_low=clip, clip_high=clip, count=n)
+    plain = dict(kl=torch.zeros_like(given_["logp"]), clip=clip, beta=0.0, count=n)
+    fixed = dict(clip=clip, rows=rows, longest=longest)
+    value = dapo.loss(**given_, **by_tokens)[0]
+    assert torch.allclose(grpo.loss(**given_, **plain)[0], value)
+    assert torch.allclose(dr_grpo.loss(**given_, **fixed)[0], value * n / (rows * longest))
+    slope = dapo.loss_grad(**given_, **by_tokens)["logp"]
+    assert torch.allclose(grpo.loss_grad(**given_, **plain)["logp"], slope)
+    assert torch.allclose(dr_grpo.loss_grad(**given_, **fixed)["logp"], slope * n / (rows * longest))
 
 
 def test_dapo_clips_higher_than_grpo_where_the_advantage_is_positive():

@@ -1,5 +1,7 @@
 """Primitives against enumeration, autograd and central differences, in float64."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -88,6 +90,13 @@ def test_the_log_ratio_is_an_unbiased_price_but_descends_nothing(seed):
         score = score + chance[:, None] * ops.pick_grad(p, ids)
     assert torch.allclose(price, ops.kl_exact(p, q))
     assert score.abs().max() < 1e-12 < 1e-3 < ops.kl_exact_grad(p, q).abs().max()
+
+
+@pytest.mark.parametrize("gap", [-50.0, 50.0])
+def test_k3_of_a_log_ratio_of_fifty_is_finite_and_right(gap):
+    ratio, none = torch.tensor([gap]), torch.zeros(1)       # in float32
+    assert float(ops.kl_k3(ratio, none)) == pytest.approx(math.expm1(-gap) + gap)
+    assert float(ops.kl_k3_grad(ratio, none)) == pytest.approx(-math.expm1(-gap))
 
 
 @given(st.integers(0, 10_000))

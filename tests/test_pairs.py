@@ -119,6 +119,19 @@ def test_dpo_turned_round_and_smoothed(seed):
         assert max(float(g.abs().max()) for g in grad.values()) < 1e-12
 
 
+@given(st.integers(0, 10_000), st.floats(0.01, 5))
+def test_labels_that_say_nothing_hold_dpo_at_its_reference(seed, u):
+    """Invariant 15: smoothed by a half, the loss is even in u, least at 0 and log 2 there."""
+    found = inputs(REFERRED, seed)
+
+    def value(u, flip=0.5):
+        return float(dpo.loss(**at(found, u, 0.4), beta=0.4, flip=flip, count=3)[0])
+
+    assert value(u) == pytest.approx(value(-u)) and value(u) > value(0.0)
+    assert value(0.0) == pytest.approx(math.log(2))
+    assert value(u, 0.0) == pytest.approx(math.log1p(math.exp(-u)))        # and by none it is DPO
+
+
 @given(st.integers(0, 10_000))
 def test_dpo_is_bradley_terry_on_log_ratios(seed):
     """Invariant 17, and mDPO with sets of one is DPO."""
@@ -278,6 +291,19 @@ def test_a_files_reference_is_computed_once_and_is_that_of_each_pair(tmp_path):
             with torch.no_grad():
                 assert torch.allclose(found, logprobs(run.policy.module, side), atol=1e-6)
     assert not calls
+
+
+@pytest.mark.parametrize("module", [simpo, orpo, dpo])
+def test_simpo_and_orpo_go_without_the_reference(tmp_path, module):
+    """Invariant 18: another one makes no difference to a step on a file's pairs; to DPO's it does."""
+    steps = []
+    for seed in (1, 2):
+        run = make(pair_task(tmp_path))
+        run.keep("reference", lambda: tiny(seed=seed))
+        next(module.train(run, module.Config(pairs=6, lr=1e-2)))
+        steps.append(run.policy.flat.clone())
+    assert not torch.equal(steps[0], make().policy.flat)
+    assert torch.equal(*steps) == (module is not dpo)
 
 
 @pytest.mark.parametrize("source", ["file", "samples"])

@@ -17,7 +17,7 @@ from torch.func import jacrev
 from minipost import ops
 from minipost.errors import MinipostError
 from minipost.gpt import Scalar
-from minipost.methods import a2c, dr_grpo, reinforce, reinforce_pp, rloo, self_critical
+from minipost.methods import a2c, dr_grpo, reinforce, reinforce_pp, rloo, self_critical, sft
 from minipost.rollout import logprobs
 from minipost.run import Learner, Run
 
@@ -66,6 +66,20 @@ def mean_slope(table, advantages, group=1, module=reinforce, **options):
                                     **options)["logp"]
         total -= logp[rows].sum().exp() * torch.einsum("bt,btij->ij", by_token, scores[rows])
     return total
+
+
+@given(seeds)
+def test_fine_tuning_costs_minus_the_log_of_an_answers_chance(seed):
+    """Each chance a product of two softmaxes by hand; over all nine answers they add up to one."""
+    table, mask, total = randn(seed, 4, 3), torch.ones(1, 2, dtype=torch.bool), 0.0
+    weight = [[math.exp(x) for x in row] for row in table.tolist()]
+    for k, (first, second) in enumerate(ANSWERS):
+        chance = (weight[0][first] / sum(weight[0])
+                  * weight[1 + first][second] / sum(weight[1 + first]))
+        cost = float(sft.loss(logp_of(table)[k : k + 1], mask, count=1)[0])
+        assert cost == pytest.approx(-math.log(chance))
+        total += math.exp(-cost)
+    assert total == pytest.approx(1)
 
 
 @given(seeds, st.floats(-3, 3))

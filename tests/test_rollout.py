@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from minipost import rollout as ro
 from minipost.errors import MinipostError
+from minipost.ops import entropy, spread
 from minipost.rollout import Pairs, concat, distribution, generate, logprobs, minibatches, pack
 
 KW = dict(room=8, eos={EOS}, pad=PAD)
@@ -33,7 +34,7 @@ def test_recorded_logp_equals_recomputed(temperature):
     rollout = generate(model, PROMPTS, 4, temperature=temperature, seed=(1, 2), **KW)
     with torch.no_grad():
         again = logprobs(model, rollout, temperature)
-    assert rollout.mask.any(1).all()
+    assert rollout.mask.any(1).all() and rollout.finished.any()     # some with their EOS
     assert (rollout.logp - again).abs().max() < 1e-6        # recorded in float32
     assert not torch.allclose(again, logprobs(model, rollout, temperature + 0.3), atol=1e-2)
 
@@ -68,6 +69,19 @@ def test_samples_follow_the_models_distribution():
         p = model(torch.tensor([PROMPTS[0]]))[0, -1].softmax(-1)
     assert float(((counts - n * p) ** 2 / (n * p)).sum()) < 45.1    # 10 degrees of freedom
     assert p.max() < 0.9                                            # not a trivial distribution
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_the_mean_log_prob_of_samples_is_minus_the_entropy(temperature):
+    """Over whole answers, EOS included: within 5 standard errors, and another temperature is not."""
+    model, n = tiny(), 3000
+    rollout = generate(model, [PROMPTS[0]], n, temperature=temperature, seed=(4,), **KW)
+    for tau, agrees in ((temperature, True), (temperature + 0.3, False)):
+        with torch.no_grad():
+            surprise = spread(entropy(distribution(model, rollout, tau)), rollout.mask)
+        gap = (rollout.logp + surprise).sum(1)
+        assert bool(gap.mean().abs() < 5 * gap.std() / n**0.5) == agrees
+    assert 0.2 < rollout.finished.double().mean() < 1
 
 
 def test_drawing_inverts_the_cumulative_distribution():
