@@ -101,7 +101,7 @@ def levels(mask, seed=0):
 
 @given(st.integers(0, 1000), st.floats(0.05, 2.0))
 def test_the_residual_is_zero_at_the_soft_optimum_on_every_trajectory(seed, beta):
-    """Invariant 37, at every level and with any stop-gradient; the survey's equation is not."""
+    """Invariant 37, at every level and with any stop-gradient."""
     found = tree(seed, beta)
     assert torch.allclose(found["logp"].sum(1).exp().sum(), torch.ones(()).double())
     for starts in levels(found["mask"], seed).values():
@@ -110,8 +110,6 @@ def test_the_residual_is_zero_at_the_soft_optimum_on_every_trajectory(seed, beta
         assert max(float(d.abs().max()) for d in both) < 1e-10
         hand = oreo.loss_grad(**found, starts=starts, beta=beta, alpha=0.0, count=1)
         assert max(float(g.abs().max()) for g in hand.values()) < 1e-10
-    printed = found["value"] + beta * (found["logp"] - found["logp_ref"]) - found["reward"][:, None]
-    assert printed.abs().max() > 0.01
 
 
 @given(st.integers(0, 1000), st.sampled_from(["token", "step", "response"]), st.booleans())
