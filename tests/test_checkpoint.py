@@ -88,7 +88,7 @@ def test_bfloat16_export(directory, tmp_path):
         assert torch.equal(mine.bfloat16(), theirs)
 
 
-def test_the_rotary_base_is_written_where_either_reader_looks_and_read_from_either(tmp_path, words):
+def test_the_rotary_base_stands_where_either_reader_looks_for_it(tmp_path, words):
     """transformers 4 knows one place and 5 the other; without it both silently take 10,000."""
     checkpoint.create(tmp_path / "m", tiny_model(rope_theta=5e5), words)
     config = tmp_path / "m" / "config.json"

@@ -19,13 +19,14 @@ def main():
     started, console = time.perf_counter(), Console(highlight=False)
     with ProcessPoolExecutor(min(4, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
         found = list(pool.map(missed, EXHIBITS))
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("bug", "thread", "caught by"):
+    table = Table(box=box.SIMPLE_HEAD, show_lines=True)
+    for name in ("bug", "caught by"):
         table.add_column(name, overflow="fold")
     for exhibit, holes in zip(EXHIBITS, found):
-        names = [("NOT " if test in holes else "") + test.partition("::")[2].replace("_", " ")
+        names = [("NOT by " if test in holes else "") + test.partition("::")[2].replace("_", " ")
                  for test in exhibit.caught_by]
-        table.add_row(Text(exhibit.name), Text(exhibit.thread), Text("\n".join(names)))
+        table.add_row(Text.assemble((exhibit.name, "bold"), f"  {exhibit.thread}\n", exhibit.story),
+                      Text("\n".join(names)))
     console.print(table)
     holes = [exhibit.name for exhibit, missing in zip(EXHIBITS, found) if missing]
     console.print(f"{len(EXHIBITS)} bugs, {len(EXHIBITS) - len(holes)} caught by every test that is named"

@@ -174,7 +174,7 @@ EXHIBITS = (
         "minipost/methods/ppo.py",
         "logp, critic.module(batch.inputs), batch.logp, value_old[i, :width],",
         "logp, critic.module(batch.inputs), batch.logp, critic.module(batch.inputs).detach(),",
-        ("test_ppo.py::test_a_step_learns_from_what_the_docstring_says",)),
+        ("test_ppo.py::test_values_are_held_near_those_of_the_rollout_whatever_was_learnt_since",)),
     Exhibit(
         "returns of whitened advantages", "NovaSky-AI/SkyRL#773",
         "What was handed on as returns had been normalised with the advantages.",
@@ -415,7 +415,7 @@ EXHIBITS = (
         "minipost/checkpoint.py",
         "for theta in (new, old) if theta is not None",
         "for theta in (old,) if theta is not None",
-        ("test_checkpoint.py::test_the_rotary_base_is_written_where_either_reader_looks_and_read_from_either",)),
+        ("test_checkpoint.py::test_the_rotary_base_stands_where_either_reader_looks_for_it",)),
     Exhibit(
         "weights that others cannot read", "safetensors/safetensors#782",
         "Files that are written beside their place and then moved kept the mode of temporary files.",
