@@ -217,10 +217,10 @@ def test_the_best_policy_does_not_satisfy_the_printed_oreo_loss_and_satisfies_ou
     here = found["value"] + beta * (found["logp"] - found["logp_ref"])
     printed = here - found["reward"][:, None]
     assert torch.allclose(here[:, :-1], found["value"][:, 1:], atol=1e-10)      # V*(s_(t+1))
-    assert printed.abs().max() > 0.1
+    assert printed.abs().max() > 0.5
     each = here.clone()                                     # R_t read as token t's own reward
     each[:, -1] -= found["reward"]
-    assert each.abs().max() > 0.1
+    assert each.abs().max() > 0.3
 
 
 # ---- 3.2.9, comparisons of several answers
