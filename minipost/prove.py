@@ -162,6 +162,8 @@ def show(facts, args):
     rows = [row for section in facts.values() if isinstance(section, list) for row in section]
     proved = [row for row in rows if is_statement(row)]
     failed = [row["name"] for row in proved if not row["holds"]]
+    if not rows:
+        return
     say(f"\n{len(proved) - len(failed)} of {len(proved)} statements hold"
         + (f"; these fail: {', '.join(failed)}" if failed else "")
         + f". {facts['seconds']:.0f} s; all figures are in {args.out}", soft_wrap=True)

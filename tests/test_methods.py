@@ -240,6 +240,23 @@ def test_dapo_clips_higher_than_grpo_where_the_advantage_is_positive():
         pytest.approx(-1.25 / 2), 0.0]
 
 
+@pytest.mark.parametrize("form", ["exact", "k3"])
+def test_grpo_pays_beta_for_the_kl_that_it_names(form):
+    """Both forms written out at every answer token; where nothing is gained they are the loss."""
+    model, batch = tiny(), sequences(4)
+    ids = batch.targets[batch.mask]
+    with torch.no_grad():
+        logp_all, logq_all = distribution(model, batch), distribution(tiny(seed=1), batch)
+        logp = spread(pick(logp_all, ids), batch.mask)
+        kl = grpo.divergence(grpo.Config(kl=form), tiny(seed=1), batch, logp, logp_all)
+    gap = logp_all - logq_all
+    ratio = pick(gap, ids)
+    expected = (logp_all.exp() * gap).sum(1) if form == "exact" else (-ratio).exp() - 1 + ratio
+    assert torch.allclose(kl[batch.mask], expected) and expected.mean() > 0.1
+    value = grpo.loss(logp, logp, kl, torch.zeros(4), batch.mask, clip=0.2, beta=0.3, count=9)[0]
+    assert float(value) == pytest.approx(0.3 * float(expected.sum()) / 9)
+
+
 @given(st.integers(0, 40), st.integers(1, 20))
 def test_soft_overlong_penalty(length, buffer):
     """Continuous, monotone, 0 up to longest - buffer, -1 at longest and beyond."""

@@ -144,6 +144,16 @@ def test_logprobs_are_about_the_token_they_predict():
     assert distribution(model, seqs).shape == (int(seqs.mask.sum()), 11)
 
 
+def test_log_probs_of_a_bfloat16_model_are_taken_in_float32():
+    """Where they are sampled from and where they are trained on: chances that add up to 1."""
+    model, seqs = tiny().to(torch.bfloat16), sequences(4)
+    with torch.no_grad():
+        trained = distribution(model, seqs, 0.7)
+        sampled = ro.next_logp(model.head(model.hidden(seqs.inputs)[seqs.mask]), 0.7)
+    assert trained.dtype == sampled.dtype == torch.float32 and torch.equal(trained, sampled)
+    assert (trained.exp().sum(-1) - 1).abs().max() < 1e-5
+
+
 def test_pack_marks_the_response_and_its_eos_only():
     seqs = pack([[BOS, 5], [BOS, 6, 7]], [[8, EOS], [9, 9, EOS]], PAD)
     assert seqs.tokens.tolist() == [[BOS, 5, 8, EOS, PAD, PAD], [BOS, 6, 7, 9, 9, EOS]]

@@ -79,6 +79,31 @@ EXHIBITS = (
         "return gap",
         ("test_ops.py::test_group_centred_is_exactly_zero_for_ties",
          "test_policy_gradient.py::test_siblings_that_tie_have_advantage_exactly_zero")),
+    Exhibit(
+        "divided once more by the passes", "modelscope/ms-swift#10117",
+        "The loss was a share of the whole step's mean already and was divided by the number of "
+        "passes again: of four, a quarter of the gradient.",
+        "minipost/methods/dapo.py",
+        "value.backward()",
+        "(value / -(-len(rows) // run.micro)).backward()",
+        ("test_methods.py::test_a_methods_own_step_does_not_depend_on_how_it_is_cut[dapo]",)),
+    Exhibit(
+        "not a number times zero", "NovaSky-AI/SkyRL#1635",
+        "Padding was masked by multiplying with zero; a NaN in a place that nobody looks at made "
+        "the whole loss NaN.",
+        "minipost/ops.py",
+        "return x.where(mask, 0.0).sum()",
+        "return (x * mask).sum()",
+        ("test_ops.py::test_masked_sum_ignores_whatever_stands_off_the_mask",
+         "test_gradients.py::test_what_stands_off_the_mask_has_no_part[sft]")),
+    Exhibit(
+        "one group for all prompts", "XU-YIJIE/grpo-flat#2",
+        "Mean and deviation were taken over the answers to all prompts together, so every answer "
+        "to an easy prompt looked good.",
+        "minipost/methods/grpo.py",
+        "gap = ops.group_centred(reward, group)",
+        "gap = ops.group_centred(reward, len(reward)).view(-1, group)",
+        ("test_methods.py::test_group_advantages",)),
     # ---- KL
     Exhibit(
         "KL maximised", "mll-lab-nu/RAGEN#58",
@@ -112,6 +137,14 @@ EXHIBITS = (
         "adapted(beta, per_answer, len(rollout), cfg)",
         'adapted(beta, metrics["kl"], len(rollout), cfg)',
         ("test_ppo.py::test_the_price_of_kl_is_the_beta_of_its_step",)),
+    Exhibit(
+        "k1 as a loss", "OpenRLHF/OpenRLHF#1309",
+        "The plain log-ratio estimates KL, but its gradient is zero on average: as a loss it "
+        "holds nothing.",
+        "minipost/methods/grpo.py",
+        "return ops.kl_k3(logp, logp_ref)",
+        "return logp - logp_ref",
+        ("test_methods.py::test_grpo_pays_beta_for_the_kl_that_it_names[k3]",)),
     # ---- sampler and trainer
     Exhibit(
         "sampled at another temperature", "huggingface/trl#3029",
@@ -156,6 +189,40 @@ EXHIBITS = (
         "np.random.SeedSequence([*seed, name, earlier * copies + k])",
         "np.random.SeedSequence([*seed, len(drawn)])",
         ("test_rollout.py::test_what_is_drawn_does_not_depend_on_batch_order_or_neighbours",)),
+    Exhibit(
+        "a softmax in half precision", "jingyaogong/minimind#814",
+        "Sampling took its softmax in float32, training in bfloat16; the ratio was off by a "
+        "hundredth before any update.",
+        "minipost/rollout.py",
+        "[seqs.mask])\n"
+        "    if logits.dtype not in (torch.float32, torch.float64):\n"
+        "        logits = logits.float()",
+        "[seqs.mask])",
+        ("test_rollout.py::test_log_probs_of_a_bfloat16_model_are_taken_in_float32",)),
+    Exhibit(
+        "one seed for the whole group", "vllm-project/vllm#11898",
+        "With a seed set, all samples of a prompt drew the same numbers: a group of identical answers.",
+        "minipost/rollout.py",
+        "np.random.SeedSequence([*seed, name, earlier * copies + k])",
+        "np.random.SeedSequence([*seed, name])",
+        ("test_rollout.py::test_seed_step_prompt_and_sample_each_change_the_draw",
+         "test_rollout.py::test_samples_follow_the_models_distribution")),
+    Exhibit(
+        "key heads tiled instead of repeated", "ekzhang/jax-js#180",
+        "With grouped queries each query head was given another one's keys; nothing has a wrong "
+        "shape, only every output is wrong.",
+        "minipost/gpt.py",
+        "k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)",
+        "k, v = k.repeat(1, share, 1, 1), v.repeat(1, share, 1, 1)",
+        ("test_gpt.py::test_explicit_attention_equals_the_fused_one",)),
+    Exhibit(
+        "one EOS of several", "huggingface/trl#7039",
+        "Models that declare several EOS ids end their turns with another one than the tokenizer "
+        "names: what was sampled after it stayed in the loss.",
+        "minipost/rollout.py",
+        "stop = torch.tensor(sorted(eos), device=device)",
+        "stop = torch.tensor(sorted(eos)[:1], device=device)",
+        ("test_offline.py::test_what_else_ends_a_response",)),
     # ---- policy gradients
     Exhibit(
         "optimistic clip", "jvmncs/safe-grid-agents#28",
@@ -239,6 +306,15 @@ EXHIBITS = (
         "return weights, tries, gain, kl",
         ("test_trpo.py::test_the_line_search_takes_the_first_that_qualifies_and_else_the_old",
          "test_trpo.py::test_a_search_that_finds_nothing_restores_the_weights_bit_for_bit")),
+    Exhibit(
+        "rewards taken for returns", "natolambert/rlhf-book#216",
+        "The advantage was the token's own reward less its value: nothing of a score at the end "
+        "reached the tokens before.",
+        "minipost/ops.py",
+        "(delta + gamma * lam * next_adv)",
+        "(reward[:, t] - value[:, t])",
+        ("test_policy_gradient.py::test_gae_at_both_ends_of_lambda",
+         "test_policy_gradient.py::test_the_true_value_leaves_an_expected_advantage_of_zero")),
     # ---- tokens and masks
     Exhibit(
         "EOS out of the loss", "NVIDIA-NeMo/Megatron-Bridge#4660",
@@ -382,6 +458,21 @@ EXHIBITS = (
         ("test_gradients.py::test_three_ways[distill]",
          "test_proof.py::test_the_mean_step_is_what_it_is_proved_to_be[distill]",
          "test_offline.py::test_distillation_is_zero_at_the_teacher_and_positive_elsewhere")),
+    Exhibit(
+        "reference of another pair", "Liquid4All/liquid-finetune#42",
+        "The reference's log-probs were cached by row number; with the data dealt to ranks, rows "
+        "were given another's.",
+        "minipost/pairwise.py",
+        "rows = [self.place[id(p)] for p in problems]",
+        "rows = list(range(len(problems)))",
+        ("test_pairs.py::test_a_files_reference_is_computed_once_and_is_that_of_each_pair",)),
+    Exhibit(
+        "z0 of the last batch", "PKU-Alignment/align-anything#216",
+        "A loop over batches overwrote KTO's z0 instead of adding to it.",
+        "minipost/methods/kto.py",
+        "float(row_sums(run.for_all(drift, wrong)[0], wrong.mask).mean())",
+        "float(row_sums(run.for_all(drift, wrong)[0], wrong.mask)[-run.micro :].mean())",
+        ("test_methods.py::test_a_methods_own_step_does_not_depend_on_how_it_is_cut[kto]",)),
     # ---- runs and files
     Exhibit(
         "reward overwritten by advantage", "radixark/miles#737",
@@ -430,4 +521,19 @@ EXHIBITS = (
         "        write(temporary)\n",
         "        path.unlink(missing_ok=True)\n        write(temporary)\n",
         ("test_checkpoint.py::test_a_failed_write_changes_nothing",)),
+    Exhibit(
+        "the same order in every epoch", "huggingface/trl#2337",
+        "The data were not shuffled anew, so each epoch showed the same batches again.",
+        "minipost/run.py",
+        'random.Random(f"{self.seed}/epoch {epoch}").shuffle(order)',
+        'random.Random(f"{self.seed}/epoch").shuffle(order)',
+        ("test_run.py::test_a_finite_list_is_gone_through_in_epochs",)),
+    Exhibit(
+        "Adam forgets on resume", "awslabs/keys_values#101",
+        "A checkpoint held the weights alone, and the optimiser began afresh after every stop.",
+        "minipost/run.py",
+        'for mine, saved in ((self.master, "weights"), (self.m, "m"), (self.v, "v")):',
+        'for mine, saved in ((self.master, "weights"),):',
+        ("test_resume.py::test_stopped_after_every_step[sft]",
+         "test_ppo.py::test_a_run_resumed_after_any_step_ends_with_the_same_bits")),
 )
