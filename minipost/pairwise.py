@@ -2,8 +2,6 @@
 
 from dataclasses import asdict
 
-import torch
-
 from minipost import scorers
 from minipost.ops import masked_sum
 from minipost.preferences import draw_pairs, file_pairs, step_pairs

@@ -49,6 +49,13 @@ OPTIONS = {
 }
 
 
+def drawn(times):
+    """Run a test with `data` to draw from, so many times, however often a draw is given up."""
+    calm = settings(max_examples=times, deadline=None, suppress_health_check=[
+        HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_too_large])
+    return lambda test: calm(given(data=st.data())(test))
+
+
 # ---- drawing arguments by their names
 
 def numbers(draw, shape, low, high):
@@ -189,17 +196,13 @@ def hold(module, tensors, options):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@given(data=st.data())
-@settings(max_examples=20, deadline=None, suppress_health_check=[
-    HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_too_large])
+@drawn(20)
 def test_three_ways(name, data):
     hold(LOSSES[name], *data.draw(arguments(name)))
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@given(data=st.data())
-@settings(max_examples=5, deadline=None, suppress_health_check=[
-    HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_too_large])
+@drawn(5)
 def test_what_stands_off_the_mask_has_no_part(name, data):
     """Whatever stands there, NaN included, neither loss nor gradient knows of it."""
     module = LOSSES[name]
@@ -224,9 +227,7 @@ def padded(tensors, left, right, value=9.0):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@given(data=st.data())
-@settings(max_examples=10, deadline=None, suppress_health_check=[
-    HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_too_large])
+@drawn(10)
 def test_padding_order_and_cuts_change_nothing(name, data):
     """Of loss and gradient: columns of padding, another order of the rows, a step row by row."""
     module = LOSSES[name]
@@ -310,9 +311,7 @@ def follow(tensors, logits, tokens):
 
 
 @pytest.mark.parametrize("name", OF_LOGITS)
-@given(data=st.data())
-@settings(max_examples=10, deadline=None, suppress_health_check=[
-    HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_too_large])
+@drawn(10)
 def test_logits_count_up_to_a_constant_and_on_the_mask_alone(name, data):
     """So the gradient by them adds up to 0 over the vocabulary, and is exactly 0 off the mask."""
     module = LOSSES[name]
@@ -335,9 +334,7 @@ def test_logits_count_up_to_a_constant_and_on_the_mask_alone(name, data):
 
 @pytest.mark.parametrize("name", OF_LOGITS)
 @pytest.mark.parametrize("gap", [-50.0, 50.0])
-@given(data=st.data())
-@settings(max_examples=5, deadline=None, suppress_health_check=[
-    HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_too_large])
+@drawn(5)
 def test_logits_of_ten_thousand_and_ratios_of_e_to_the_fifty_stay_finite(name, gap, data):
     """In float32.  Nothing is cut off but by the clips, and for ORPO where an answer is certain."""
     module = LOSSES[name]

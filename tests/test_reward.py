@@ -127,18 +127,6 @@ SIZES = {"reward": dict(prompts=6), "plackett_luce": dict(prompts=8), "orm": dic
          "prm": dict(prompts=8), "dpo": dict(pairs=12)}
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_micro_batches_change_neither_gradient_nor_metrics(name, monkeypatch):
-    """The method's own step, with all rows at once, in threes and one by one."""
-    whole, metrics = step_of(CASES[name][0], monkeypatch, 64, **SIZES[name])
-    assert whole.norm() > 1e-3
-    assert metrics.get("pairs", metrics.get("rankings", 9)) >= 5
-    for micro in (3, 1):
-        grad, again = step_of(CASES[name][0], monkeypatch, micro, **SIZES[name])
-        assert torch.allclose(grad, whole, atol=1e-12)
-        assert again == pytest.approx(metrics)
-
-
 @pytest.mark.parametrize("name, loss", [("reward", math.log(2)), ("orm", math.log(2)),
                                         ("plackett_luce", math.log(24)), ("prm", math.log(2))])
 def test_a_fresh_model_finds_all_equally_likely(name, loss):

@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 from minipost import ops
 from minipost.gpt import RewardModel
 from minipost.methods import dpo, grpo, ipo, kto, mdpo, oreo, ppo, reinforce_pp, rloo
-from minipost.proof.estimates import EXACT, J_BETA, TWO, Estimate, dealer, enumerate_step
+from minipost.proof.estimates import EXACT, TWO, Estimate, dealer, enumerate_step
 from minipost.proof.exact import BETA
 from minipost.proof.oracle import (
     Known, divergence, mean_reward, optimum, regularised, weights_of,
