@@ -9,30 +9,39 @@ Without --task every task that the base model was made for is measured, greedy a
 --value, what OREO saves beside its policy, or any reward model, a beam search over steps too.
 """
 
-import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
-from minipost import inference
-from minipost.errors import MinipostError
-from minipost.stats import Score, interval
+from minipost.cli import inference
+from minipost.cli.options import Options, fail_in_one_sentence, parse
+from minipost.errors import require
 
 PROG = "python -m minipost.evaluate"
+CARD_ROOM = 64  # tokens that the longest answers of the card's tasks take
 
 
-def splits(task, n):
-    """What to measure of a task: {name: problems}, the headline first."""
-    if hasattr(task, "splits"):
-        found = {name: rows for name, rows in task.splits(n).items() if rows}
-    else:
-        found = {"held-out": task.heldout(n)}
-    return found
+@dataclass(frozen=True)
+class Measured(Options):
+    """What to measure, and how."""
+
+    value: str = ""             # directory of a value or reward model to guide a beam search
+    width: int = 4              # beams of that search
+    tries: int = 4              # samples to go on with each beam
+    n: int = 400                # held-out problems per split
+    workers: int = 0            # processes; 0: one per core, at most 4
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self, at_least=dict(width=1, tries=1, n=1, workers=0))
 
 
 def standard_tasks():
     """The tasks of the base model's card, by name."""
-    from minipost.tasks import Arithmetic, Countdown, Facts, Wording
+    from minipost.tasks.arithmetic import Arithmetic
+    from minipost.tasks.countdown import Countdown
+    from minipost.tasks.facts import Facts
+    from minipost.tasks.wording import Wording
 
     return {
         "arithmetic, 6 terms, worked": Arithmetic(),
@@ -48,80 +57,53 @@ def standard_tasks():
 
 
 def main(argv=None):
-    from minipost.train import fail_in_one_sentence
-
     argv = sys.argv[1:] if argv is None else argv
     if any(argument.partition("=")[0] == "--method" for argument in argv):
         return fail_in_one_sentence(lambda: inference.evaluate(argv, PROG))
-    parser = argparse.ArgumentParser(
-        prog=PROG, description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--model", default="checkpoints/base", help="model directory")
-    parser.add_argument("--value", help="directory of a value or reward model to guide a beam search")
-    parser.add_argument("--width", type=int, default=4, help="beams of that search")
-    parser.add_argument("--tries", type=int, default=4, help="samples to go on with each beam")
-    parser.add_argument("--task", help="one task; its knobs are flags, as in minipost.train")
-    parser.add_argument("--n", type=int, default=400, help="problems per split")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--room", type=int, default=64, help="longest answer, in tokens")
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core, to 4")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    args, rest = parser.parse_known_args(argv)
-    return fail_in_one_sentence(lambda: table(args, rest))
+    return fail_in_one_sentence(lambda: table(argv))
 
 
-def table(args, rest):
-    """Measure and print; `rest` are the knobs of --task."""
+def table(argv):
+    """Measure and print."""
+    settings = parse(argv, PROG, Measured, description=__doc__, task=False, json=True)
     from minipost import parallel
-    from minipost.tasks import TASKS
 
-    for name in ("n", "room", "width", "tries"):
-        if getattr(args, name) < 1:
-            raise MinipostError(f"--{name} is {getattr(args, name)}; expected at least 1")
-    if args.task is None:
-        if rest:
-            raise MinipostError(f"unknown option {rest[0]} (the knobs of a task need --task)")
-        tasks = standard_tasks()
-    else:
-        if args.task not in TASKS:
-            raise MinipostError(f"no task {args.task!r}; there are {', '.join(TASKS)}")
-        import tyro
-
-        task = tyro.cli(TASKS[args.task], args=rest, prog=PROG,
-                        config=(tyro.conf.FlagConversionOff,))
-        tasks = {args.task: task}
-    workers = args.workers or parallel.default_workers("cpu")
-    found = parallel.launch(lambda: rows(args, tasks), workers)
-    if args.json:
-        print(json.dumps(found, indent=2))
+    workers = settings.options.workers or parallel.default_workers("cpu")
+    found = parallel.launch(lambda: rows(settings.options, settings.task), workers)
+    if settings.json:
+        print(json.dumps([{"task": task, "split": split, **{m: asdict(s) for m, s in scores.items()}}
+                          for task, split, scores in found], indent=2))
         return
-    metrics = [name for name in found[0] if name not in ("task", "split")]
+    metrics = list(found[0][2])
     print("".join(f"| {name} " for name in ("task", "split", "n", *(f"{m} [95%]" for m in metrics)))
           + "|\n" + "|---" * (3 + len(metrics)) + "|")
-    for row in found:
-        scores = [Score(**row[name]) for name in metrics]
-        print(f"| {row['task']} | {row['split']} | {scores[0].n} | {' | '.join(map(str, scores))} |")
+    for task, split, scores in found:
+        print(f"| {task} | {split} | {scores[metrics[0]].n} | "
+              f"{' | '.join(str(scores[m]) for m in metrics)} |")
 
 
-def rows(args, tasks):
-    """One row per task and split, as plain data."""
+def rows(options, task):
+    """[(task, split, {metric: Score})] of one task, or of those of the model card."""
     from minipost import checkpoint
-    from minipost.run import Learner, Run
-    from minipost.texts import searched
+    from minipost.measure.results import results, splits
+    from minipost.measure.texts import Texts
+    from minipost.optim import Learner
+    from minipost.run import Run
+    from minipost.test_time import beam
 
-    model, vocabulary = checkpoint.load(args.model)
+    model, vocabulary = checkpoint.load(options.model)
     policy, found = Learner(model), []
-    value = checkpoint.load_reward_model(args.value, vocabulary) if args.value else None
-    for title, task in tasks.items():
-        run = Run(policy, vocabulary, task, task.reward, seed=args.seed, room=args.room)
-        parts = splits(task, args.n)
-        for split, metrics in run.results(parts).items():
-            row = {name: result["score"] for name, result in metrics.items()}
+    value = checkpoint.load_reward_model(options.value, vocabulary) if options.value else None
+    tasks = {task.name: task} if task else standard_tasks()
+    room = options.room if task else max(options.room, CARD_ROOM)
+    for title, each in tasks.items():
+        run = Run(policy, vocabulary, each, each.reward, seed=options.seed, room=room)
+        parts = splits(each, options.n)
+        for split, metrics in results(run, parts).items():
             if value is not None:
-                rewards, _ = searched(run, parts[split], value, args.width, args.tries)
-                row["beam"] = asdict(interval(rewards))
-            found.append({"task": title, "split": split, **row})
+                metrics["beam"] = beam.measure(parts[split], Texts(run, verifier=value, stream="search"),
+                                               options.width, options.tries)
+            found.append((title, split, {name: result.score for name, result in metrics.items()}))
     return found
 
 

@@ -263,6 +263,11 @@ class GPT(nn.Module):
     def device(self):
         return self.embed_tokens.weight.device
 
+    @property
+    def context(self):
+        """The most tokens that a prompt and its response have together, BOS and EOS included."""
+        return self.config.max_position_embeddings
+
     def rotary(self):
         """The rotary table in the model's own type and place, made when first asked for."""
         weight = self.embed_tokens.weight

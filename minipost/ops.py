@@ -10,7 +10,40 @@ Sums    Losses are sums over chosen tokens divided by a `count` that the caller 
 Every primitive with a derivative has its closed form beside it, named `..._grad`.
 """
 
+import functools
+import inspect
+
 import torch
+
+from minipost.errors import MinipostError
+
+
+def shapes(**wanted):
+    """Hold a loss to the shapes of its tensors: @shapes(logp="B T", adv="B", mask="B T").
+
+    A letter is one size wherever it stands.  Without this a (B, T) tensor where (B,) is meant would
+    broadcast and give a wrong number in silence.  MinipostError names the argument.
+    """
+    def hold(loss):
+        bind = inspect.signature(loss).bind
+
+        @functools.wraps(loss)
+        def held(*args, **options):
+            given, sizes = bind(*args, **options).arguments, {}
+            for name, letters in wanted.items():
+                axes, found = letters.split(), tuple(given[name].shape)
+                fits = len(axes) == len(found) and all(
+                    sizes.setdefault(axis, size) == size for axis, size in zip(axes, found))
+                if not fits:
+                    known = ", ".join(f"{axis} = {sizes[axis]}" for axis in axes if axis in sizes)
+                    raise MinipostError(
+                        f"{loss.__module__}.{loss.__name__}: {name} has shape {found}; expected "
+                        f"({', '.join(axes)}){' with ' + known if known else ''}")
+            return loss(*args, **options)
+
+        return held
+
+    return hold
 
 
 def masked_sum(x, mask):
@@ -33,11 +66,28 @@ def spread(x, mask):
     return torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_scatter(mask, x)
 
 
+def row_sums(x, mask):
+    """Sum over each row's chosen tokens.  (B, T) -> (B,)"""
+    return x.where(mask, 0.0).sum(1)
+
+
+def row_means(x, mask):
+    """Mean over each row's chosen tokens.  (B, T) -> (B,)"""
+    return row_sums(x, mask) / mask.sum(1)
+
+
 def group_centred(reward, group):
     """Reward less the mean of its group; exactly 0 when all siblings tie.  (P*G,) -> (P, G)"""
     r = reward.view(-1, group)
     gap = r - r.mean(1, keepdim=True)
     return gap.where((r != r[:, :1]).any(1, keepdim=True), 0.0)  # the mean of equals may round off
+
+
+def group_normalised(reward, group):
+    """`group_centred` over the group's standard deviation (GRPO, sec. 4.1.2).  (P*G,) -> (P*G,)"""
+    gap = group_centred(reward, group)                                      # (P, G)
+    deviation = (gap.square().sum(1, keepdim=True) / (group - 1)).sqrt()    # (P, 1)
+    return (gap / (deviation + 1e-4)).flatten()
 
 
 def entropy(logp_all):
@@ -72,6 +122,18 @@ def kl_k3(logp, logp_ref):
 def kl_k3_grad(logp, logp_ref):
     """d k3 / d logp = 1 - ref/pi."""
     return -torch.expm1(logp_ref - logp)
+
+
+@shapes(logp="B T", adv="B", mask="B T")
+def policy_gradient(logp, adv, mask, *, count):
+    """REINFORCE's surrogate -(1/N) sum_i sum_t A_i logp_t; count = N.  -> scalar, metrics that add up"""
+    value = -masked_sum(adv[:, None] * logp, mask) / count
+    return value, {"loss": value.detach()}
+
+
+def policy_gradient_grad(logp, adv, mask, *, count):
+    """The derivative of `policy_gradient`: {"logp": (B, T)}, -A_i / N on chosen tokens."""
+    return {"logp": -adv[:, None] * mask / count}
 
 
 def clipped_surrogate(logp, logp_old, adv, low, high):

@@ -25,7 +25,8 @@ from rich.table import Table
 from rich.text import Text
 
 from minipost.errors import MinipostError
-from minipost.train import algorithms, fail_in_one_sentence
+from minipost import methods
+from minipost.cli.options import fail_in_one_sentence
 
 PROG = "python -m minipost.prove"
 MOST = 30_000  # rollouts that a method's step is made on; in larger worlds only the oracle is asked
@@ -81,8 +82,8 @@ def prove(args):
 
 def check(args):
     """MinipostError where the options make no sense."""
-    if args.algo != "all" and args.algo not in algorithms():
-        raise MinipostError(f"no method {args.algo!r}; there are {', '.join(algorithms())}, or all")
+    if args.algo != "all" and args.algo not in methods.names():
+        raise MinipostError(f"no method {args.algo!r}; there are {', '.join(methods.names())}, or all")
     for name, least in (("samples", 2), ("workers", 0)):
         if getattr(args, name) < least:
             raise MinipostError(f"{name} is {getattr(args, name)}; expected at least {least}")

@@ -15,8 +15,6 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from minipost.errors import MinipostError
 from minipost.ops import pick, spread
@@ -56,6 +54,15 @@ class Sequences:
             if value.dim() == 2:
                 picked[name] = value[:, : width + (name == "tokens")]
         return type(self)(**picked)
+
+    def take(self, rows, *others):
+        """These rows, and the same rows and columns of tensors that go with them.
+
+        others: (B, T) or (B, ...), such as advantages, values, returns.  -> Sequences, then each
+        """
+        batch = self[rows]
+        width = batch.mask.shape[1]
+        return batch, *(x[rows, :width] if x.shape == self.mask.shape else x[rows] for x in others)
 
     def to(self, device):
         return type(self)(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
@@ -133,10 +140,20 @@ def distribution(model, seqs, temperature=1.0, explicit=False):
     return torch.log_softmax(logits / temperature, -1)
 
 
+def chosen_logprobs(logp_all, seqs):
+    """Of a `distribution`, the log-prob of every response token, zero elsewhere.  (N, V) -> (B, T)"""
+    return spread(pick(logp_all, seqs.targets[seqs.mask]), seqs.mask)
+
+
 def logprobs(model, seqs, temperature=1.0):
     """Log-prob of every response token, zero elsewhere.  -> (B, T)"""
+    return chosen_logprobs(distribution(model, seqs, temperature), seqs)
+
+
+def logprobs_and_distribution(model, seqs, temperature=1.0):
+    """`logprobs` and the `distribution` that they are of, from one pass.  -> (B, T), (N, V)"""
     logp_all = distribution(model, seqs, temperature)
-    return spread(pick(logp_all, seqs.targets[seqs.mask]), seqs.mask)
+    return chosen_logprobs(logp_all, seqs), logp_all
 
 
 def final_score(model, seqs):
@@ -184,12 +201,17 @@ def uniforms(prompts, copies, room, seed, repeat):
     return torch.from_numpy(np.stack(drawn)).float()  # some devices have no float64
 
 
-def check_fits(longest, room, limit):
-    if longest + room > limit:
-        raise MinipostError(
-            f"a prompt of {longest} tokens and a response of up to {room} do not fit the model's "
-            f"context of {limit}"
-        )
+def check_context(model, prompt, response, *texts):
+    """MinipostError unless a prompt and a response of so many tokens fit the model's context together.
+
+    BOS and EOS count.  texts: the prompt and, if it is known, the response, to be named.
+    """
+    if prompt + response > model.context:
+        named = [f" ({text[:40]!r})" for text in texts] + ["", ""]
+        known = "a response of" if len(texts) == 2 else "a response of up to"
+        raise MinipostError(f"a prompt of {prompt} tokens{named[0]} and {known} {response}{named[1]} do "
+                            f"not fit the model's context of {model.context}"
+                            + ("" if len(texts) == 2 else "; lower --room"))
 
 
 @torch.no_grad()
@@ -205,7 +227,7 @@ def generate(model, prompts, copies=1, *, room, eos, pad, temperature=1.0, seed=
     several times faster than torch.multinomial and keeps each row's draws its own.
     """
     longest = max(map(len, prompts))
-    check_fits(longest, room, model.config.max_position_embeddings)
+    check_context(model, longest, room)
     device, rows = model.device, len(prompts) * copies
     lengths = torch.tensor([len(ids) for ids in prompts], device=device)
     read = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in prompts], device=device)
@@ -274,23 +296,3 @@ def assemble(read, lengths, response, logp, prompt, stop, sampled, pad):
         tokens, wide.bool().scatter(1, place - 1, mask),
         wide.scatter(1, place - 1, logp.where(mask, 0.0)), prompt, (ended & mask).any(1),
     )[torch.arange(rows)]
-
-
-# ---- offline data
-
-def save(path, rollout, **columns):
-    """Write a Rollout, with any further tensors of B rows (rewards, say), as safetensors."""
-    tensors = {f.name: getattr(rollout, f.name).contiguous() for f in fields(rollout)}
-    save_file({**tensors, **columns}, str(path), metadata={"format": "pt"})
-
-
-def load(path):
-    """Read what `save` wrote: the Rollout and a dict of the further columns."""
-    try:
-        with safe_open(str(path), "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        names = [f.name for f in fields(Rollout)]
-        rollout = Rollout(**{name: tensors.pop(name) for name in names})
-    except (OSError, SafetensorError, KeyError) as error:
-        raise MinipostError(f"{path}: not a saved rollout ({error})") from None
-    return rollout, tensors

@@ -1,247 +1,171 @@
-"""A run: the policy being trained and all that a method may ask for while it trains.
+"""A run: what a method may ask for while it trains.
 
-    Learner   a module, its gradient and its AdamW state, each as one flat vector
-    Run       policy, task, reward, random streams, sampling and scoring over all ranks
-    Meter     metrics of one step, summed over micro-batches and ranks
+    the policy, and other modules by name      run.policy, learner, frozen, reference
+    problems, samples and what they are worth  problems, sample, grade, score
+    random streams                             rng, at, aside
+    the same work in every rank                for_all, micro_batches
 
-Everything random is derived from (seed, step, purpose), so a run's state is its registered modules
-and the number of steps done, and a resumed run repeats the uninterrupted one bit for bit.
+Every random stream follows from (seed, step, purpose).  So the state of a run is its modules and the
+number of steps made, and a resumed run repeats the uninterrupted one bit for bit.
 """
 
 import copy
-import math
 import random
 import zlib
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 
-from minipost import parallel
+from minipost import checkpoint, parallel
+from minipost.datasets.rewards import ask, load_reward
 from minipost.errors import MinipostError
-from minipost.rollout import Rollout, concat, final_score, generate, logprobs, repeats
-from minipost.stats import interval
+from minipost.optim import Learner
+from minipost.rollout import (
+    Rollout,
+    check_context,
+    concat,
+    final_score,
+    generate,
+    logprobs,
+    pack,
+    repeats,
+)
 
-ANSWERS = {"greedy": 0.0, "sampled": 1.0}  # how held-out problems are answered: temperatures
 ROWS = 1024  # sequences that a rank samples at once, at most; their caches take the memory
-SKIPS_ALLOWED = 5  # steps in a row that may be dropped for a gradient that is not finite
+REWARD_MODEL = "reward model"  # the name of the part that learns, or gives, the score
 
 
-class Learner:
-    """A module with AdamW (Loshchilov & Hutter 2019, arxiv.org/abs/1711.05101).
+class Frozen:
+    """A module that no longer learns, as a part of a run."""
 
-        m <- b1 m + (1-b1) g      v <- b2 v + (1-b2) g^2      t <- t + 1
-        w <- w - lr ( m / (1-b1^t) / (sqrt(v / (1-b2^t)) + eps) + decay w )
-
-    Parameters are views into one vector, and so are their gradients: the sum over ranks, the norm
-    and the update are a few operations on long vectors, and TRPO finds its vectors ready.  Decay
-    touches matrices only.  With weights below float32 the update runs on a float32 copy.
-    """
-
-    def __init__(self, module, betas=(0.9, 0.999), eps=1e-8, decay=0.0):
-        self.module, self.betas, self.eps, self.decay = module, betas, eps, decay
-        self.params = sorted((p for p in module.parameters()), key=lambda p: p.dim() < 2)
-        self.matrix_part = sum(p.numel() for p in self.params if p.dim() >= 2)
-        self.flat = torch.cat([p.detach().flatten() for p in self.params])
-        self.grad = torch.zeros_like(self.flat)
-        start = 0
-        for p in self.params:
-            part = slice(start, start := start + p.numel())
-            p.data, p.grad = self.flat[part].view_as(p), self.grad[part].view_as(p)
-        self.master = self.flat if self.flat.dtype == torch.float64 else self.flat.float()
-        self.m, self.v = torch.zeros_like(self.master), torch.zeros_like(self.master)
-        self.updates = self.skipped = self.skips_in_a_row = 0
-
-    def collect(self):
-        """Sum what backward() left over all ranks; returns its norm.
-
-        A gradient that is not finite is dropped and counted; MinipostError after 5 in a row.
-        """
-        parallel.sum_(self.grad)
-        norm = float(self.grad.norm())
-        if norm < float("inf"):
-            self.skips_in_a_row = 0
-            return norm
-        self.skipped += 1
-        self.skips_in_a_row += 1
-        self.grad.zero_()
-        if self.skips_in_a_row >= SKIPS_ALLOWED:
-            raise MinipostError(
-                f"the gradient was not finite {SKIPS_ALLOWED} steps in a row; lower the "
-                "learning rate or look at the rewards"
-            )
-        return norm
-
-    @torch.no_grad()
-    def step(self, lr, max_grad_norm=1.0):
-        """One update from the gradients that backward() left; returns their norm before clipping.
-
-        A gradient that is not finite makes no update, see `collect`.
-        """
-        norm = self.collect()
-        if not norm < float("inf"):
-            return norm
-        grad = self.grad.to(self.master.dtype)
-        if norm > max_grad_norm:
-            grad = grad * (max_grad_norm / norm)
-        self.updates += 1
-        b1, b2 = self.betas
-        self.m.lerp_(grad, 1 - b1)
-        self.v.mul_(b2).addcmul_(grad, grad, value=1 - b2)
-        scale = (self.v / (1 - b2**self.updates)).sqrt_().add_(self.eps)
-        self.master[: self.matrix_part].mul_(1 - lr * self.decay)
-        self.master.addcdiv_(self.m, scale, value=-lr / (1 - b1**self.updates))
-        self.assign(self.master)
-        self.grad.zero_()
-        return norm
-
-    @torch.no_grad()
-    def assign(self, weights):
-        """Make this vector, in the order of `flat`, the weights."""
-        if weights is not self.master:
-            self.master.copy_(weights)
-        if self.master is not self.flat:
-            self.flat.copy_(self.master)
-
-    def become(self, module):
-        """Take over the weights of a module of the same shape, and start Adam afresh."""
-        params = sorted(module.parameters(), key=lambda p: p.dim() < 2)
-        self.assign(torch.cat([p.detach().flatten() for p in params]).to(self.master))
-        self.forget()
-
-    def forget(self):
-        """Start Adam afresh, for another loss."""
-        self.m.zero_()
-        self.v.zero_()
-        self.updates = 0
+    def __init__(self, module):
+        self.module = module.requires_grad_(False)
 
     def state(self):
-        """Tensors and numbers that `restore` needs to continue exactly."""
-        tensors = {"weights": self.master, "m": self.m, "v": self.v}
-        return tensors, [self.updates, self.skipped, self.skips_in_a_row]
+        return self.module.state_dict(), []
 
     def restore(self, tensors, numbers):
-        for mine, saved in ((self.master, "weights"), (self.m, "m"), (self.v, "v")):
-            mine.copy_(tensors[saved])
-        self.assign(self.master)
-        self.updates, self.skipped, self.skips_in_a_row = numbers
-
-
-def cosine(peak, step, steps, warmup):
-    """Learning rate of a step: a linear climb to `peak`, then a cosine that ends at zero."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup)))) / 2
-
-
-class Meter:
-    """Metrics of one step.  `add` takes pieces that sum to a gradient step's value over its
-    micro-batches and ranks; `means` averages over the step's gradient steps."""
-
-    def __init__(self, *names):
-        self.sums = dict.fromkeys(names, 0.0)
-
-    def add(self, **pieces):
-        for name, piece in pieces.items():
-            self.sums[name] += float(piece)
-
-    def means(self, updates=1):
-        values = torch.tensor(list(self.sums.values()), dtype=torch.float64)
-        parallel.sum_(values)
-        return dict(zip(self.sums, (values / max(1, updates)).tolist()))
+        self.module.load_state_dict(tensors)
 
 
 @dataclass
 class Run:
-    """What a method trains and whom it asks.  `step` is the step that is now being made."""
+    """One training run.  `step` is the number of the step that is being made, from 0 on."""
 
     policy: Learner
     vocabulary: object
     task: object
     reward: object          # f(prompts, completions, **columns) -> list of float
-    hidden: bool = False    # whether `reward` only measures and labels, and no learner may score by it
+    hidden: bool = False    # `reward` only measures and labels; no learner may score by it
     seed: int = 0
     step: int = 0
     room: int = 48          # longest response, in tokens
     micro: int = 16         # sequences in one forward and backward pass
     tokens: int = 0         # response tokens sampled or trained on so far
-    learners: dict = field(default_factory=dict)
-    frozen: dict = field(default_factory=dict)
     carried: dict = field(default_factory=dict)  # numbers that a method carries from step to step
     reward_model: object = None                  # what `score` asks instead of `reward`
 
     def __post_init__(self):
-        self.learners["policy"] = self.policy
-        self.restored, self.thawed = {}, {}
+        self.parts = {"learner/policy": self.policy}  # "learner/NAME" or "frozen/NAME": the part
+        self.saved = {}     # what a state holds of parts that nobody has asked for yet
 
-    # ---- what a step depends on
+    # ---- the parts that a step depends on
+
+    def part(self, key, make):
+        """The part of this name; at first asking it is made, or found as it was saved."""
+        if key not in self.parts:
+            self.parts[key] = made = make()
+            if key in self.saved:
+                made.restore(*self.saved.pop(key))
+        return self.parts[key]
+
+    def learner(self, name, make, **options):
+        """The learner of this name; make() gives the module that it trains."""
+        return self.part(f"learner/{name}", lambda: Learner(make(), **options))
+
+    def frozen(self, name, make):
+        """The frozen module of this name; make() gives it."""
+        return self.part(f"frozen/{name}", lambda: Frozen(make())).module
+
+    def reference(self):
+        """A frozen copy of the policy as it was when a reference was first asked for."""
+        return self.frozen("reference", lambda: copy.deepcopy(self.policy.module))
+
+    @property
+    def learners(self):
+        """{name: Learner} of those that have been asked for."""
+        return {key.removeprefix("learner/"): part for key, part in self.parts.items()
+                if key.startswith("learner/")}
+
+    def state(self):
+        """(tensors, facts) for checkpoint.save_state: what `restore` takes."""
+        tensors, learners = {}, {}
+        for key, part in self.parts.items():
+            found, numbers = part.state()
+            tensors |= {f"{key}/{name}": tensor for name, tensor in found.items()}
+            if numbers:
+                learners[key.removeprefix("learner/")] = numbers
+        return tensors, {"step": self.step, "tokens": self.tokens, "carried": self.carried,
+                         "learners": learners}
+
+    def restore(self, tensors, facts):
+        """Continue from what `state` gave.  A part that is asked for later is restored then."""
+        self.step, self.tokens = facts["step"], facts["tokens"]
+        self.carried = dict(facts["carried"])
+        numbers = {f"learner/{name}": found for name, found in facts["learners"].items()}
+        for name, tensor in tensors.items():
+            kind, part, rest = name.split("/", 2)
+            key = f"{kind}/{part}"
+            self.saved.setdefault(key, ({}, numbers.get(key, [])))[0][rest] = tensor
+        self.policy.restore(*self.saved.pop("learner/policy"))
+
+    # ---- random streams
 
     def rng(self, purpose):
         """A fresh random.Random for this purpose at this step of this seed."""
         return random.Random(f"{self.seed}/{self.step}/{purpose}")
 
-    def learner(self, name, make, **options):
-        """The learner of this name; at first asking, make() is the module that it trains.
+    @contextmanager
+    def at(self, step):
+        """Inside, every random stream is that of another step."""
+        now, self.step = self.step, step
+        try:
+            yield
+        finally:
+            self.step = now
 
-        Resumed runs find it as it was saved.
+    @contextmanager
+    def aside(self):
+        """Inside, answers are measured and not learnt from: their tokens are not counted.
+
+        The random streams are those of step 0.  So two models, or one at two times, answer the
+        same problems with the same luck.
         """
-        if name not in self.learners:
-            self.learners[name] = learner = Learner(make(), **options)
-            if name in self.restored:
-                learner.restore(*self.restored.pop(name))
-        return self.learners[name]
+        tokens = self.tokens
+        try:
+            with self.at(0):
+                yield
+        finally:
+            self.tokens = tokens
 
-    def keep(self, name, make):
-        """The frozen module of this name; at first asking it is make(), or as it was saved."""
-        if name not in self.frozen:
-            self.frozen[name] = module = make().requires_grad_(False)
-            if name in self.thawed:
-                module.load_state_dict(self.thawed.pop(name))
-        return self.frozen[name]
-
-    def reference(self):
-        """A frozen copy of the policy as it was when a reference was first asked for."""
-        return self.keep("reference", lambda: copy.deepcopy(self.policy.module))
-
-    def state(self):
-        """(tensors, facts) for checkpoint.save_state."""
-        tensors, numbers = {}, {}
-        for name, learner in self.learners.items():
-            found, numbers[name] = learner.state()
-            tensors |= {f"learner/{name}/{key}": value for key, value in found.items()}
-        for name, module in self.frozen.items():
-            tensors |= {f"frozen/{name}/{k}": v for k, v in module.state_dict().items()}
-        return tensors, {"step": self.step, "tokens": self.tokens, "learners": numbers,
-                         "carried": self.carried}
-
-    def restore(self, tensors, facts):
-        """Continue from a saved state; what a method registers later finds its part here."""
-        self.step, self.tokens = facts["step"], facts["tokens"]
-        self.carried = dict(facts["carried"])
-        for name, numbers in facts["learners"].items():
-            found = {key: tensors[f"learner/{name}/{key}"] for key in ("weights", "m", "v")}
-            self.restored[name] = (found, numbers)
-        self.policy.restore(*self.restored.pop("policy"))
-        for key, value in tensors.items():
-            kind, name, part = key.split("/", 2)
-            if kind == "frozen":
-                self.thawed.setdefault(name, {})[part] = value
-
-    # ---- problems, samples, rewards
+    # ---- problems and samples
 
     def problems(self, n, again=0):
         """The step's n training problems, the same in every rank; `again` counts further draws.
 
-        A finite list is gone through in epochs, each in an order of its own; other tasks, and
-        further draws in the same step, sample.
+        A finite list is gone through in epochs, each in an order of its own.  Other tasks sample,
+        and so do further draws in the same step.
         """
-        if again or not hasattr(self.task, "training"):
+        if again or self.task.training is None:
             return self.task.sample(n, self.rng(f"problems {again}"))
         return self.deal(self.task.training(), n)
 
     def deal(self, rows, n, since=0):
-        """The step's n of these rows, which are gone through in epochs from step `since` on, each
-        in an order of its own."""
+        """The step's n of these rows.
+
+        From step `since` on the rows are gone through in epochs, each in an order of its own.
+        """
         found = []
         for place in range((self.step - since) * n, (self.step - since + 1) * n):
             epoch, k = divmod(place, len(rows))
@@ -251,14 +175,18 @@ class Run:
             found.append(rows[order[k]])
         return found
 
-    def sample(self, problems, copies, *, temperature, module=None, purpose="rollout",
-               stop=frozenset(), room=None):
-        """`copies` responses to each problem, sampled in shares and gathered in every rank.
+    def sample(self, problems, copies, **options):
+        """`copies` responses to each problem: a Rollout.  Options as in `complete`."""
+        return self.complete([self.vocabulary.prompt(p.prompt) for p in problems], copies, **options)
+
+    def complete(self, prompts, copies, *, temperature, module=None, purpose="rollout",
+                 stop=frozenset(), room=None):
+        """`copies` responses to each prompt, given as ids: a Rollout, gathered in every rank.
 
         `stop`: ids that end a response besides EOS.  `room`: the longest response, self.room if None.
+        `module`: who answers, the policy if None.
         """
         module, room = module or self.policy.module, room or self.room
-        prompts = [self.vocabulary.prompt(p.prompt) for p in problems]
         mine, repeat = parallel.share(range(len(prompts))), repeats(prompts)
         seed = (self.seed, self.step, zlib.crc32(purpose.encode()))
         size, part = max(1, ROWS // copies), None
@@ -274,50 +202,20 @@ class Run:
         self.tokens += int(rollout.mask.sum())
         return rollout
 
-    @contextmanager
-    def at(self, step):
-        """What is random in here is so as it is at this step."""
-        now, self.step = self.step, step
-        try:
-            yield
-        finally:
-            self.step = now
-
-    def look(self, problems, copies, temperature, module=None, purpose="evaluation",
-             **options):
-        """Answers to be measured and not to be learnt from: a Rollout, not counted.
-
-        The random streams are those of seed, problem and purpose at step 0, so two models are asked
-        with the same luck, at any time.
-        """
-        tokens = self.tokens
-        try:
-            with self.at(0):
-                return self.sample(problems, copies, temperature=temperature, module=module,
-                                   purpose=purpose, **options)
-        finally:
-            self.tokens = tokens
-
-    def evaluate(self, problems, temperature, module=None, purpose="evaluation"):
-        """Answer each problem once: (rewards, texts).  Temperature 0 is greedy."""
-        rollout = self.look(problems, 1, temperature, module, purpose)
-        return self.grade(problems, rollout).tolist(), self.texts(rollout)
-
-    def results(self, splits, module=None):
-        """{split: {"greedy" or "sampled": {"score", "rewards", "texts"}}} of the policy as it is, or
-        of another module."""
-        found = {}
-        for split, problems in splits.items():
-            found[split] = {}
-            for metric, temperature in ANSWERS.items():
-                rewards, texts = self.evaluate(problems, temperature, module)
-                found[split][metric] = {"score": asdict(interval(rewards)), "rewards": rewards,
-                                        "texts": texts}
-        return found
+    def encode(self, prompts, answers):
+        """Texts as Sequences.  MinipostError where a prompt with its answer passes the context."""
+        policy, words = self.policy.module, self.vocabulary
+        ids = [words.prompt(text) for text in prompts]
+        ends = [words.response(text) for text in answers]
+        for before, after, *texts in zip(ids, ends, prompts, answers, strict=True):
+            check_context(policy, len(before), len(after), *texts)
+        return pack(ids, ends, words.pad).to(policy.device)
 
     def texts(self, rollout):
         """The completions as text."""
         return [self.vocabulary.decode(ids) for ids in rollout.responses()]
+
+    # ---- rewards and scores
 
     def grade(self, problems, rollout):
         """The reward function's value for every row.  (B,)"""
@@ -333,10 +231,10 @@ class Run:
         return reward
 
     def score(self, problems, rollout):
-        """What learners are told of every row: the reward model's score if there is one, else the
-        reward.  (B,)
+        """What learners are told of every row.  (B,)
 
-        MinipostError where the task hides its reward, or a reward model's score is not finite.
+        It is the reward model's score if there is one, else the reward.  MinipostError where the
+        task hides its reward, or a reward model's score is not finite.
         """
         if self.reward_model is None:
             if self.hidden:
@@ -364,8 +262,8 @@ class Run:
         shifted and scaled to mean 0 and deviation 1 (Ziegler et al. 2019, arxiv.org/abs/1909.08593,
         sec. 2.1).
         """
-        saved = "reward model" in self.thawed
-        self.reward_model = self.keep("reward model", lambda: copy.deepcopy(model))
+        saved = f"frozen/{REWARD_MODEL}" in self.saved
+        self.reward_model = self.frozen(REWARD_MODEL, lambda: copy.deepcopy(model))
         if not saved:
             rollout = self.sample(self.problems(128, again=1), 2, temperature=1.0,
                                   purpose="normalise")
@@ -377,16 +275,21 @@ class Run:
             self.reward_model.normalise(scores)
 
     def final_scores(self, model, seqs):
-        """A scalar model's output at every row's last real token.  (B,)"""
+        """A value head's output at every row's last real token.  (B,)"""
         found, = self.for_all(lambda batch: [final_score(model, batch)[:, None]], seqs)
         return found[:, 0]
+
+    def logprobs(self, model, seqs, temperature=1.0):
+        """Log-prob of every response token under a model, without a gradient.  (B, T)"""
+        return self.for_all(lambda batch: [logprobs(model, batch, temperature)], seqs)[0]
 
     def log_ratio(self, rollout, reference, temperature):
         """log pi/ref of each sampled token, 0 where no reference is kept.  (B, T)"""
         if reference is None:
             return torch.zeros_like(rollout.logp)
-        logp_ref, = self.for_all(lambda batch: [logprobs(reference, batch, temperature)], rollout)
-        return rollout.logp - logp_ref
+        return rollout.logp - self.logprobs(reference, rollout, temperature)
+
+    # ---- the same work in every rank
 
     @torch.no_grad()
     def for_all(self, f, seqs, outputs=1):
@@ -436,63 +339,9 @@ def gather(part, start, rows, prompts, room, vocabulary, device):
     return Rollout(tokens, mask.bool(), logp, prompt, finished.bool())[torch.arange(rows)]
 
 
-def describe(rollout, reward, group):
-    """What people look for first in a rollout, under TRL's names."""
-    by_group = reward.view(-1, group)
-    found = {"reward": float(reward.mean())}
-    if group > 1:
-        ties = (by_group == by_group[:, :1]).all(1)
-        found |= {"reward_std": float(by_group.std(1).mean()),
-                  "frac_reward_zero_std": float(ties.float().mean())}
-    else:  # a single answer has no siblings to tie with
-        found["reward_std"] = float(reward.std(correction=0))
-    return {
-        **found,
-        "completions/mean_length": float(rollout.lengths.float().mean()),
-        "completions/clipped_ratio": float((~rollout.finished).float().mean()),
-    }
-
-
-def columns(problems):
-    """The problems' columns as lists, one entry per problem."""
-    names = {name for problem in problems for name in problem.columns}
-    return {name: [problem.columns.get(name) for problem in problems] for name in sorted(names)}
-
-
-def ask(reward, problems, completions):
-    """Call a reward function and hold it to its contract: one finite float per row.
-
-    MinipostError names the function and the row where it raises, returns another number of
-    values, or gives something else than a finite number.
-    """
-    name = getattr(reward, "__qualname__", type(reward).__name__)
-    try:
-        values = reward(
-            prompts=[problem.prompt for problem in problems], completions=completions,
-            **columns(problems),
-        )
-    except Exception as error:  # whatever user code raises, the run ends with one sentence
-        raise MinipostError(
-            f"the reward function {name} raised {type(error).__name__}: {error}"
-        ) from error
-    try:
-        values = list(values)
-    except TypeError:
-        raise MinipostError(
-            f"the reward function {name} returned {type(values).__name__}, expected a list"
-        ) from None
-    if len(values) != len(problems):
-        raise MinipostError(
-            f"the reward function {name} returned {len(values)} values for {len(problems)} rows"
-        )
-    for row, value in enumerate(values):
-        try:
-            good = math.isfinite(value)
-        except (TypeError, ValueError, OverflowError):
-            good = False
-        if not good:
-            raise MinipostError(
-                f"the reward function {name} returned {value!r} for row {row} "
-                f"(completion {completions[row][:40]!r}); expected a finite number"
-            )
-    return [float(value) for value in values]
+def open_run(options, task, device):
+    """The Run of a command line's settings: its model, task and reward."""
+    model, vocabulary = checkpoint.load(options.model, device, options.dtype)
+    return Run(Learner(model), vocabulary, task, load_reward(options.reward, task),
+               hidden=task.hidden and not options.reward,
+               seed=options.seed, micro=options.micro, room=options.room)

@@ -12,7 +12,9 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 
-from minipost import inference
+from minipost import test_time
+from minipost.cli import inference
+from minipost.cli.options import fail_in_one_sentence
 from minipost.errors import MinipostError
 
 PROG = "python -m minipost.solve"
@@ -27,11 +29,9 @@ class Options(inference.Options):
 
 
 def main(argv=None):
-    from minipost.train import fail_in_one_sentence
-
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv in (["-h"], ["--help"]):
-        print(f"usage: {PROG} --method {{{','.join(inference.names())}}} [options]\n\n{__doc__}")
+        print(f"usage: {PROG} --method {{{','.join(test_time.names())}}} [options]\n\n{__doc__}")
         return 0 if argv else 2
     return fail_in_one_sentence(lambda: solve(argv))
 
@@ -39,7 +39,7 @@ def main(argv=None):
 def pick(options, task):
     """The problem that the command line names."""
     if options.problem:
-        if not hasattr(task, "pose"):
+        if task.pose is None:
             raise MinipostError(f"the task {task.name} takes no --problem; choose a held-out one with "
                                 "--index")
         return task.pose(options.problem)
@@ -52,24 +52,25 @@ def pick(options, task):
 def solve(argv):
     from minipost import parallel
 
-    name, module, options, cfg, task, data = inference.parse(argv, PROG, Options)
-    problem = pick(options, task)
+    settings = inference.settings_of(argv, PROG, Options)
+    method, options = settings.method, settings.options
+    problem = pick(options, settings.task)
 
     def work():
-        tools = inference.tools_for(module, options, task)
-        (answer,), (working,) = module.solve([problem], tools, cfg)
-        if hasattr(module, "outcome"):
-            return answer, working, tools.tokens, *module.outcome(working)
-        return answer, working, tools.tokens, problem.prompt, tools.right([problem], [answer])[0]
+        tools = inference.tools_for(settings)
+        (answer,), (working,) = method.solve([problem], tools, settings.config)
+        asked, right = method.outcome(working) if method.outcome else (
+            problem.prompt, tools.right([problem], [answer])[0])
+        return answer, working, tools.tokens, asked, right
 
     answer, working, tokens, asked, right = parallel.launch(work, 1)
-    if data:
-        print(json.dumps({"method": name, "model": options.model, "seed": options.seed,
-                          "settings": asdict(cfg), "problem": asked, "answer": answer,
+    if settings.json:
+        print(json.dumps({"method": method.name, "model": options.model, "seed": options.seed,
+                          "settings": asdict(settings.config), "problem": asked, "answer": answer,
                           "right": bool(right), "tokens": tokens, "working": working}, indent=2))
         return
     print(asked.strip())
-    for line in module.show(working):
+    for line in method.show(working):
         print(f"  {line}")
     print(f"answer: {answer.strip()}\n{'right' if right else 'wrong'}; {tokens} tokens sampled")
 

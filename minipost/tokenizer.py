@@ -8,7 +8,8 @@ encoded as plain text.
 
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer as Backend, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
 
 from minipost.errors import MinipostError
 
@@ -65,10 +66,6 @@ class Tokenizer:
             raise MinipostError(
                 f"text that is not valid Unicode (a lone surrogate?): {text[:40]!r}"
             ) from None
-
-    def encode_batch(self, texts):
-        """`encode` for many texts at once."""
-        return [self.encode(text) for text in texts]
 
     def decode(self, ids):
         """The text of the ids; control tokens are left out."""

@@ -145,9 +145,10 @@ def fisher(args, machine, table, write):
 
     from minipost import checkpoint
     from minipost.methods import trpo
+    from minipost.optim import Learner
     from minipost.rollout import logprobs
-    from minipost.run import Learner, Run
-    from minipost.tasks import Arithmetic
+    from minipost.run import Run
+    from minipost.tasks.arithmetic import Arithmetic
 
     torch.set_num_threads(1)
     model, vocabulary = checkpoint.load(ROOT / args.model)

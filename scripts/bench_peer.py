@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 
-from minipost.tasks.base import Problem
+from minipost.measure.results import evaluate
+from minipost.tasks.base import Problem, Task
 
 PROMPTS, GROUP, ROOM, LR = 8, 8, 48, 1e-5  # of a GRPO step; 64 completions
 PROMPT_DIGITS = 15                          # and BOS: prompts of 16 tokens
@@ -27,7 +28,7 @@ CORES = len(os.sched_getaffinity(0))
 
 
 @dataclass
-class Digits:
+class Digits(Task):
     """Random digits, one token each, as prompts or completions; every process draws the same."""
 
     prompt: int = 0
@@ -70,7 +71,8 @@ def prepare(args):
 def own(work, args, task, reward):
     """Run work(run) as a user's run would be: in the default number of processes."""
     from minipost import checkpoint, parallel
-    from minipost.run import Learner, Run
+    from minipost.optim import Learner
+    from minipost.run import Run
 
     def main():
         model, vocabulary = checkpoint.load(args.model)
@@ -103,7 +105,8 @@ def own_sft(args):
 
     cfg = sft.Config(steps=args.steps, batch=ROWS, lr=LR, warmup=0)
     def work(run):
-        first = sft.encode(run, Digits(0, ROW_DIGITS).sample(1), None).tokens[0].tolist()
+        row = Digits(0, ROW_DIGITS).sample(1)[0]
+        first = run.encode([row.prompt], [run.task.demonstrate(row)]).tokens[0].tolist()
         return {**follow(run, sft.train(run, cfg), args.steps), "row": first}
 
     return own(work, args, Digits(0, ROW_DIGITS), None)
@@ -125,12 +128,12 @@ def own_sample(args):
 
 def accuracy(run):
     """Sampled accuracy on held-out problems, with the same luck on both sides."""
-    return mean(run.evaluate(run.task.heldout(HELD_OUT), 1.0)[0])
+    return evaluate(run, run.task.heldout(HELD_OUT), 1.0).score.value
 
 
 def own_reach(args):
     from minipost.methods import grpo
-    from minipost.tasks import Arithmetic
+    from minipost.tasks.arithmetic import Arithmetic
 
     def work(run):
         learn, seconds = grpo.train(run, replace(grpo.Config(), beta=0.0)), 0.0
@@ -252,8 +255,9 @@ def peer_sample(args):
 def peer_reach(args):
     from minipost import checkpoint
     from minipost.methods.grpo import Config
-    from minipost.run import Learner, Run
-    from minipost.tasks import Arithmetic
+    from minipost.optim import Learner
+    from minipost.run import Run
+    from minipost.tasks.arithmetic import Arithmetic
 
     cfg, task = replace(Config(), beta=0.0), Arithmetic()
     gpt, vocabulary = checkpoint.load(args.model)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from minipost.stats import interval, paired
+from minipost.measure.stats import interval, paired
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 1, 2)

@@ -8,13 +8,15 @@ from argparse import Namespace
 from pathlib import Path
 
 from minipost import checkpoint, evaluate
+from minipost.measure.stats import Score, interval
+from minipost.measure.texts import Texts
+from minipost.optim import Learner
 from minipost.rollout import distribution, pack
-from minipost.run import Learner, Run
-from minipost.stats import Score, interval
-from minipost.tasks import Arithmetic, Countdown, Recall
+from minipost.run import Run
+from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.base import Problem
-from minipost.tasks.countdown import all_whole, apply, held_out, moves, solvable
-from minipost.texts import Texts
+from minipost.tasks.countdown import Countdown, all_whole, apply, held_out, moves, solvable
+from minipost.tasks.recall import Recall
 
 CARD = """# The base model
 

@@ -26,9 +26,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, median
 
-from minipost import train
+from minipost import methods, train
+from minipost.cli.options import fail_in_one_sentence
 from minipost.errors import MinipostError
-from minipost.stats import Score, t_interval, weighted
+from minipost.measure.stats import Score, t_interval, weighted
 from minipost.tasks import TASKS
 from scripts.bench import last_line, machine, table, write
 
@@ -86,11 +87,11 @@ def fingerprint(model):
 def to_do(directory, wanted, origin):
     """What a run still needs: "nothing", to "resume" or to "start".
 
-    wanted: its settings as train.parse gives them.  origin: the fingerprint of where it starts.
+    wanted: its settings as train.settings_of gives them.  origin: the fingerprint of where it starts.
     """
     try:
-        algo, options, *rest = train.resumed(directory)
-        same = (algo, replace(options, out=""), *rest) == wanted
+        found = train.resumed(directory)
+        same = replace(found, options=replace(found.options, out="")) == wanted
         same = same and (directory / "origin").read_text() == origin
     except (MinipostError, OSError):
         same = False
@@ -166,7 +167,7 @@ def shown(directory):
 
 def complete(runner, directory, given, origin):
     """Start or continue a run where that is needed: (what it needed, what it said if it failed)."""
-    needs, failed = to_do(directory, train.parse(given), origin), None
+    needs, failed = to_do(directory, train.settings_of(given), origin), None
     if needs == "start":
         clear(directory, origin)
         failed = runner.run(directory, [*given, "--out", str(shown(directory))])
@@ -318,8 +319,8 @@ def report(args, found, given):
     answers = found[order[0]][0].after.n if order else args.eval_n
     picture = Path(os.path.relpath(args.plot, args.out.resolve().parent)).as_posix()
     trust = [place(args, "trpo", seed) for seed in range(args.seeds)] if "trpo" in order else []
-    away = [f"{algo} ({train.method(algo).TASK})" for algo in found
-            if train.method(algo).TASK != args.task]
+    away = [f"{algo} ({methods.load(algo).TASK})" for algo in found
+            if methods.load(algo).TASK != args.task]
     notes = [
         f"A run ends with the step that reaches {args.budget:,} response tokens, so it samples up "
         "to one step more.  Everything sampled to learn from counts: self-critical's greedy "
@@ -498,7 +499,7 @@ def start(given):
 
 
 def main(argv=None):
-    return train.fail_in_one_sentence(lambda: start(sys.argv[1:] if argv is None else argv))
+    return fail_in_one_sentence(lambda: start(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

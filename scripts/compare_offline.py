@@ -25,14 +25,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from minipost import checkpoint, parallel, train
+from minipost import checkpoint, parallel
+from minipost.cli.options import fail_in_one_sentence
 from minipost.errors import MinipostError
-from minipost.run import Learner, Run
-from minipost.stats import Score
-from minipost.tasks import Arithmetic, Countdown
+from minipost.measure.stats import Score
+from minipost.optim import Learner
+from minipost.run import Run
+from minipost.tasks.arithmetic import Arithmetic
+from minipost.tasks.countdown import Countdown
 from scripts.bench import last_line, machine, table, write
 from scripts.compare import (
-    Runner, average, complete, difference, fingerprint, listed, signed,
+    Runner,
+    average,
+    complete,
+    difference,
+    fingerprint,
+    listed,
+    signed,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,7 +81,8 @@ def answers(args, setting, seed):
     task = setting.task
     run = Run(Learner(model), vocabulary, task, task.reward, seed=seed, room=setting.room)
     problems = task.sample(args.prompts + SPARE, random.Random(f"compare-offline {seed}"))
-    rollout = run.look(problems, args.copies, 1.0, purpose="compare-offline")
+    with run.aside():
+        rollout = run.sample(problems, args.copies, temperature=1.0, purpose="compare-offline")
     found, rewards = defaultdict(list), run.grade(problems, rollout).tolist()
     for place, text, reward in zip(rollout.prompt.tolist(), run.texts(rollout), rewards):
         if text:
@@ -274,7 +284,7 @@ def start(given):
 
 
 def main(argv=None):
-    return train.fail_in_one_sentence(lambda: start(sys.argv[1:] if argv is None else argv))
+    return fail_in_one_sentence(lambda: start(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from minipost.stats import Score
+from minipost.measure.stats import Score
 from scripts.bench import machine, table, write
 from scripts.compare import fingerprint
 

@@ -6,14 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from minipost import inference
-from minipost.train import algorithms
+from minipost import methods, test_time
 
 
 def demo(name, args):
     """Run one demo, show the last lines of what it prints, and return its summary or None."""
     out = Path("runs") / f"demo-{name}"
-    if name in inference.names():
+    if name in test_time.names():
         command = [sys.executable, "-m", "minipost.evaluate", "--method", name, "--out", str(out)]
         command += ["--n", str(args.n)] if args.n else []
     else:
@@ -34,7 +33,7 @@ def main():
     parser.add_argument("--steps", type=int, default=0, help="cut each training demo to so many steps")
     parser.add_argument("--n", type=int, default=0, help="problems of each test-time demo")
     args = parser.parse_args()
-    found = {name: demo(name, args) for name in (*algorithms(), *inference.names())}
+    found = {name: demo(name, args) for name in (*methods.names(), *test_time.names())}
     print("\n| method | task | metric | before [95%] | after [95%] | seconds |")
     print("|---|---|---|---|---|---|")
     for name, s in found.items():

@@ -26,13 +26,16 @@ import torch
 
 from minipost import checkpoint, parallel
 from minipost.gpt import GPT, GPTConfig
+from minipost.measure.meter import Meter
 from minipost.methods import sft
+from minipost.optim import Learner, cosine
 from minipost.rollout import logprobs
-from minipost.run import Learner, Meter, Run, cosine
+from minipost.run import Run
 from minipost.tasks.arithmetic import Arithmetic
-from minipost.tasks.base import Problem, is_held_out, question
+from minipost.tasks.base import Problem, Task, is_held_out, question
 from minipost.tasks.countdown import Countdown, held_out
-from minipost.tasks.facts import hold_out as facts_hold_out, rows
+from minipost.tasks.facts import hold_out as facts_hold_out
+from minipost.tasks.facts import rows
 from minipost.tasks.wording import PRINCIPLES, Wording
 from minipost.tokenizer import BOS, EOS, PAD, Tokenizer
 from scripts.thoughts import Thoughts
@@ -55,7 +58,7 @@ LISTS = {"capital": "Name a capital.\n", "french": "Name a French word.\n",
          "german": "Name a German word.\n", "spanish": "Name a Spanish word.\n"}
 
 
-class Corpus:
+class Corpus(Task):
     """The pre-training documents, as a task: problems whose demonstration is already chosen."""
 
     def __init__(self):
@@ -159,8 +162,9 @@ def tokenizer():
 
 
 def encode(run, documents):
-    """As sft.encode; of a completion in parts the first is learnt, the next is not, and so on."""
-    batch, words = sft.encode(run, documents, None), run.vocabulary
+    """Documents as Sequences; of a completion in parts the first is learnt, the next is not, and so on."""
+    batch = run.encode([d.prompt for d in documents], [run.task.demonstrate(d, None) for d in documents])
+    words = run.vocabulary
     for row, document in enumerate(documents):
         learnt = []
         for k, part in enumerate(document.columns.get("parts", ())):

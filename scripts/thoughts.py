@@ -14,11 +14,10 @@ import functools
 import re
 from collections import Counter
 
-from minipost.tasks import Arithmetic, Countdown, Recall
-from minipost.tasks.arithmetic import LIMIT
-from minipost.tasks.base import Problem, is_held_out
-from minipost.tasks.countdown import all_whole, evaluate, held_out, moves, solvable
-from minipost.tasks.recall import KEYS
+from minipost.tasks.arithmetic import LIMIT, Arithmetic
+from minipost.tasks.base import Problem, Task, is_held_out
+from minipost.tasks.countdown import Countdown, all_whole, evaluate, held_out, moves, solvable
+from minipost.tasks.recall import KEYS, Recall
 
 SLIP = 0.13     # chance that a worked step goes wrong, so 5 steps in a row are right half the time
 SHORT = 0.6     # chance that a large term is counted one short in a hurry
@@ -35,7 +34,7 @@ KINDS = {       # kind of document: share of the corpus
 }
 
 
-class Thoughts:
+class Thoughts(Task):
     """The documents, as a task: problems whose demonstration is already chosen."""
 
     def sample(self, n, rng):

@@ -12,11 +12,12 @@ import torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
-from minipost import checkpoint, evaluate, session, train
+from minipost import checkpoint, evaluate, train
+from minipost.cli import session
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
 from minipost.methods import sft
-from minipost.tasks import files
+
 from minipost.tokenizer import Tokenizer
 
 GRPO = ("--steps", 2, "--prompts", 2, "--group", 4)

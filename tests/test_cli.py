@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from minipost import checkpoint, evaluate, session, train
+from minipost import checkpoint, evaluate, train
+from minipost.cli import session
 from minipost.tasks import TASKS
-from minipost.tasks.files import File
+from minipost.datasets.rows import File
 
 GRPO = ("--steps", 2, "--prompts", 2, "--group", 4)
 

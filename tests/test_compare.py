@@ -7,7 +7,7 @@ from dataclasses import asdict
 import pytest
 
 from minipost import train
-from minipost.stats import interval, weighted
+from minipost.measure.stats import interval, weighted
 from scripts import compare
 
 ROOT = compare.ROOT

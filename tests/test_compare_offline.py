@@ -7,8 +7,8 @@ import pytest
 
 from minipost import parallel, train
 from minipost.errors import MinipostError
-from minipost.stats import interval
-from minipost.tasks.files import File
+from minipost.measure.stats import interval
+from minipost.datasets.rows import File
 from scripts import compare_offline as offline
 
 

@@ -6,8 +6,8 @@ from argparse import Namespace
 import pytest
 from test_search import Babble
 
-from minipost import inference
-from minipost.stats import interval
+from minipost.cli import inference
+from minipost.measure.stats import interval
 from scripts import bench_test_time, compute_optimal
 from scripts.bench import table
 

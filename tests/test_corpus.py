@@ -11,7 +11,12 @@ import pytest
 
 from minipost import checkpoint
 from minipost.run import Learner, Run
-from minipost.tasks import TASKS, Arithmetic, Countdown, Facts, Recall, Wording
+from minipost.tasks import TASKS
+from minipost.tasks.arithmetic import Arithmetic
+from minipost.tasks.countdown import Countdown
+from minipost.tasks.facts import Facts
+from minipost.tasks.recall import Recall
+from minipost.tasks.wording import Wording
 from minipost.tasks.base import Problem, is_held_out
 from minipost.tasks.countdown import apply, held_out, solvable
 from minipost.tasks.facts import hold_out

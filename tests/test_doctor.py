@@ -13,16 +13,18 @@ import torch
 from fakes import BOS, EOS, PAD, Echo, Letters, sequences, tiny as model
 from test_cli import check as explained, helped, names
 
-from minipost import checkpoint, checkup, checkup_data as data, doctor
-from minipost.checkup import FAULT, NONE, OK, WARNING
-from minipost.console import Console
+from minipost import checkpoint, doctor
+from minipost.checks import model as checkup
+from minipost.checks import data
+from minipost.checks.model import FAULT, NONE, OK, WARNING
+from minipost.cli.console import Console
 from minipost.gpt import RewardModel
 from minipost.methods import reinforce
 from minipost.rollout import Sequences, logprobs
 from minipost.run import Learner, Run
 from minipost.tasks import TASKS
 from minipost.tasks.base import Problem
-from minipost.tasks.files import File
+from minipost.datasets.rows import File
 from minipost.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,13 +8,14 @@ import torch
 from fakes import Echo, Letters, tiny
 from hypothesis import settings
 
-from minipost import checkpoint, evaluate, inference, solve
+from minipost import checkpoint, evaluate, solve
+from minipost.cli import inference
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
 from minipost.rollout import logprobs, pack
 from minipost.run import ROWS, Learner, Run
 from minipost.tasks.base import Problem
-from minipost.texts import Texts
+from minipost.measure.texts import Texts
 
 settings.register_profile("minipost", deadline=None, max_examples=25)
 settings.load_profile("minipost")

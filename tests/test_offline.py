@@ -15,14 +15,14 @@ from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig, RewardModel
 from minipost.methods import distill, oreo, rft
 from minipost.ops import kl_exact
-from minipost.preferences import file_answers
+from minipost.datasets.preferences import file_answers
 from minipost.rollout import distribution, logprobs
 from minipost.run import Learner, Run
-from minipost.tasks import files
+
 from minipost.tasks.base import Problem
 from minipost.test_time.beam import beam
-from minipost.texts import ends, reader, sampler, searched
-from minipost.trajectories import Trajectories
+from minipost.measure.texts import ends, reader, sampler, searched
+from minipost.datasets.trajectories import Trajectories
 
 settings.register_profile("minipost", deadline=None, max_examples=25)
 settings.load_profile("minipost")

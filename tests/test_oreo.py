@@ -17,7 +17,7 @@ from minipost.methods import oreo
 from minipost.ops import kl_exact, pick
 from minipost.rollout import distribution, logprobs, pack
 from minipost.run import Learner, Run
-from minipost.tasks import files
+
 
 settings.register_profile("minipost", deadline=None, max_examples=25)
 settings.load_profile("minipost")

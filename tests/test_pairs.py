@@ -10,13 +10,14 @@ from fakes import EOS, Echo, Letters, tiny
 from hypothesis import given, settings, strategies as st
 from torch.func import jacrev
 
-from minipost import pairwise, preferences
+from minipost import pairwise
+from minipost.datasets import preferences
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig
 from minipost.methods import dpo, ipo, kto, mdpo, orpo, reward, simpo
 from minipost.rollout import logprobs, pack
 from minipost.run import Learner, Run
-from minipost.tasks import files
+
 
 settings.register_profile("minipost", deadline=None, max_examples=25)
 settings.load_profile("minipost")

@@ -8,7 +8,8 @@ import signal
 import pytest
 import torch
 
-from minipost import checkpoint, session, train
+from minipost import checkpoint, train
+from minipost.cli import session
 
 STEPS = 4
 GROUPS = ("--prompts", 3, "--group", 4, "--minibatch", 8, "--epochs", 2)

@@ -13,13 +13,14 @@ from fakes import BOS, EOS, PAD, Echo, Letters, sequences, tiny
 from hypothesis import given, settings, strategies as st
 from torch.func import jacrev
 
-from minipost import preferences, scorers
+from minipost.datasets import preferences
+from minipost.measure import scorers
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig, RewardModel
 from minipost.methods import dpo, orm, plackett_luce, prm, reward
 from minipost.rollout import Rollout, final_score, logprobs, pack
 from minipost.run import Learner, Run
-from minipost.tasks import files
+
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.base import Problem
 

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from minipost.errors import MinipostError
-from minipost.stats import vote
-from minipost.tasks import Arithmetic, Countdown, Recall
+from minipost.measure.stats import vote
+from minipost.tasks.arithmetic import Arithmetic
+from minipost.tasks.countdown import Countdown
+from minipost.tasks.recall import Recall
 from minipost.tasks.base import Problem
 from minipost.test_time import (best_of_n, cot, graph_of_thoughts, mcts, memory, self_consistency,
                                 self_feedback, tot)

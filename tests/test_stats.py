@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from minipost.stats import Score, Z, bootstrap, interval, paired, t_bound, t_interval, weighted
+from minipost.measure.stats import Score, Z, bootstrap, interval, paired, t_bound, t_interval, weighted
 
 
 def rewards(right, n):

@@ -1,0 +1,67 @@
+"""The training methods by name.  A file in this folder is a method; nothing is registered.
+
+A method's file defines
+
+    train(run, cfg)         a generator that makes one step and yields its metrics, {name: number}
+    Config                  a frozen dataclass with at least `steps`; each field is a flag and the
+                            comment beside it the flag's help
+    TASK, METRIC            the task that its demo trains on, the metric that the summary headlines
+    loss, loss_grad         pure functions of tensors: (scalar, metrics), and {argument: derivative};
+                            only where the method has a loss of its own
+
+and may define what stands in `Method` below with a default.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, Callable, Mapping, Sequence
+
+from minipost import contract
+
+
+def all_held_out(run, splits, cfg):
+    """What is measured of a method that does not say otherwise: its policy's answers."""
+    from minipost.measure.results import results  # imports torch, which --help can do without
+
+    return results(run, splits)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method's file, with defaults for what it does not define."""
+
+    name: str
+    module: ModuleType
+    Config: Any
+    train: Callable
+    TASK: str
+    METRIC: str
+    #: measure(run, splits, cfg) -> {split: {metric: Result}}
+    measure: Callable = all_held_out
+    #: total(run, cfg) -> steps of all stages, where there are several
+    total: Callable = lambda run, cfg: cfg.steps
+    #: check(run, cfg) raises MinipostError where the run cannot work; before anything is written
+    check: Callable = lambda run, cfg: None
+    #: remark(lines of metrics.jsonl) -> a sentence to end with, or ""
+    remark: Callable = lambda lines: ""
+    #: the metrics whose course is shown at the end
+    TRACE: Sequence[str] = ()
+    #: which learners are saved as model directories: {learner: folder}
+    EXPORTS: Mapping[str, str] = field(default_factory=lambda: {"policy": "model"})
+    #: the model that its demo starts from, where not the base
+    MODEL: str = "checkpoints/base"
+    #: knobs of TASK that its demo sets
+    KNOBS: Mapping[str, Any] = field(default_factory=dict)
+
+
+def names():
+    """The methods by their command-line name."""
+    return contract.names(sys.modules[__name__])
+
+
+def load(name):
+    """The Method of this name.  MinipostError says what its file does not define."""
+    return contract.load(sys.modules[__name__], name, Method)

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from minipost import ops
 from minipost.errors import require
 from minipost.gpt import Scalar
+from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum, spread
-from minipost.rollout import distribution
-from minipost.run import Meter, describe
+from minipost.rollout import logprobs_and_distribution
 
 TASK = "arithmetic"
 METRIC = "sampled"
@@ -60,6 +60,7 @@ def advantages(reward, value, mask, gamma, lam):
     return ops.whiten(adv, mask), adv + value
 
 
+@ops.shapes(logp="B T", entropy="B T", value="B T", adv="B T", ret="B T", mask="B T")
 def loss(logp, entropy, value, adv, ret, mask, *, value_weight, entropy_weight, count):
     """All (B, T); count = N  ->  scalar loss, metrics that add up"""
     error = masked_sum((value - ret).square(), mask) / (2 * count)
@@ -90,14 +91,12 @@ def train(run, cfg):
 
         meter, count = Meter("loss", "value_loss", "entropy"), int(rollout.mask.sum())
         for i in run.micro_batches(range(len(rollout)), rollout.lengths):
-            batch = rollout[i]
-            logp_all = distribution(policy.module, batch, cfg.temperature)  # (N, V)
-            logp = spread(ops.pick(logp_all, batch.targets[batch.mask]), batch.mask)
+            batch, gain, target = rollout.take(i, adv, ret)
+            logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
             entropy = spread(ops.entropy(logp_all), batch.mask)             # (B, T)
-            width = batch.mask.shape[1]
             objective, stats = loss(
-                logp, entropy, critic.module(batch.inputs), adv[i, :width], ret[i, :width],
-                batch.mask, value_weight=cfg.value_weight, entropy_weight=cfg.entropy_weight,
+                logp, entropy, critic.module(batch.inputs), gain, target, batch.mask,
+                value_weight=cfg.value_weight, entropy_weight=cfg.entropy_weight,
                 count=count)
             objective.backward()
             meter.add(**stats, entropy=entropy.detach().sum() / count)

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 from minipost import ops
 from minipost.errors import require
-from minipost.ops import masked_sum, spread
-from minipost.rollout import concat, distribution, minibatches
-from minipost.run import Meter, describe
+from minipost.measure.meter import Meter, describe
+from minipost.ops import masked_sum
+from minipost.rollout import concat, logprobs_and_distribution, minibatches
 
 TASK = "arithmetic"
 METRIC = "sampled"
@@ -51,18 +51,12 @@ class Config:
                 above=dict(temperature=0, max_grad_norm=0))
 
 
-def group_advantages(reward, group):
-    """Reward relative to siblings; exactly 0 when all siblings tie.  (P*G,) -> (P*G,)"""
-    gap = ops.group_centred(reward, group)                                  # (P, G)
-    deviation = (gap.square().sum(1, keepdim=True) / (group - 1)).sqrt()    # (P, 1)
-    return (gap / (deviation + 1e-4)).flatten()
-
-
 def soft_overlong(lengths, longest, buffer):
     """Penalty for length, from 0 at longest - buffer to -1 at longest.  (B,) -> (B,)"""
     return ((longest - buffer - lengths) / max(1, buffer)).clamp(-1.0, 0.0)
 
 
+@ops.shapes(logp="B T", logp_old="B T", adv="B", mask="B T")
 def loss(logp, logp_old, adv, mask, *, clip_low, clip_high, count):
     """logp, logp_old, mask (B, T); adv (B,); count = N  ->  scalar loss, metrics that add up"""
     adv = adv[:, None]
@@ -110,16 +104,15 @@ def train(run, cfg):
     policy = run.policy
     while True:
         rollout, reward, metrics = mixed_groups(run, cfg)
-        adv = group_advantages(reward, cfg.group)                           # (B,)
+        adv = ops.group_normalised(reward, cfg.group)                           # (B,)
 
         meter, updates = Meter("loss", "entropy", "clip_ratio"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch, cfg.epochs, run.rng("order")):
             count = int(rollout.mask[rows].sum())
             for i in run.micro_batches(rows, rollout.lengths):
-                batch = rollout[i]
-                logp_all = distribution(policy.module, batch, cfg.temperature)   # (N, V)
-                logp = spread(ops.pick(logp_all, batch.targets[batch.mask]), batch.mask)
-                value, stats = loss(logp, batch.logp, adv[i], batch.mask, clip_low=cfg.clip_low,
+                batch, gain = rollout.take(i, adv)
+                logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
+                value, stats = loss(logp, batch.logp, gain, batch.mask, clip_low=cfg.clip_low,
                                     clip_high=cfg.clip_high, count=count)
                 value.backward()
                 meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / count)

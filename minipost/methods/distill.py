@@ -28,9 +28,11 @@ import torch
 
 from minipost import checkpoint
 from minipost.errors import MinipostError, require
-from minipost.ops import kl_exact, kl_exact_grad
+from minipost.measure.meter import Meter
+from minipost.measure.results import results
+from minipost.ops import kl_exact, kl_exact_grad, shapes
+from minipost.optim import cosine
 from minipost.rollout import concat, distribution
-from minipost.run import Meter, cosine
 
 TASK = "arithmetic"
 METRIC = "greedy"
@@ -72,6 +74,7 @@ def forward_kl(logq_all, logp_all):
     return (q * (logq_all - logp_all)).where(q > 0, 0.0).sum(-1)
 
 
+@shapes(logits="N V", logq_all="N V")
 def loss(logits, logq_all, *, mix, count):
     """Both (N, V), logq_all log-probs; count = N of the step  ->  scalar loss, metrics that add up"""
     logp_all = logits.log_softmax(-1)
@@ -109,10 +112,9 @@ def load_teacher(run, directory):
 
 def measure(run, splits, cfg):
     """The student's results and, beside them, the teacher's."""
-    found, teacher = run.results(splits), load_teacher(run, cfg.teacher)
-    for split, problems in splits.items():
-        for metric, result in run.results({split: problems}, teacher)[split].items():
-            found[split][f"teacher {metric}"] = result
+    found, teacher = results(run, splits), load_teacher(run, cfg.teacher)
+    for split, theirs in results(run, splits, teacher).items():
+        found[split] |= {f"teacher {metric}": result for metric, result in theirs.items()}
     return found
 
 

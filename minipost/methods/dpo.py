@@ -27,12 +27,16 @@ every step and labelled by the task's reward, so none is used twice.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from minipost import pairwise, preferences
+from minipost.datasets.preferences import StepPairs, by_reward, take_pairs
 from minipost.errors import require
-from minipost.pairwise import row_sums
+from minipost.measure import scorers
+from minipost.measure.meter import Meter
+from minipost.ops import masked_sum, row_sums, shapes
+from minipost.rollout import logprobs
 
 TASK = "wording"
 METRIC = "win rate"
@@ -58,42 +62,89 @@ class Config:
                 at_most=dict(flip=0.49, likeliest=1))
 
 
-def lead(chosen, rejected, chosen_ref, rejected_ref, chosen_mask, rejected_mask, beta):
+def lead(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, beta):
     """u of each pair.  (b,)"""
-    return beta * (row_sums(chosen - chosen_ref, chosen_mask)
-                   - row_sums(rejected - rejected_ref, rejected_mask))
+    return beta * (row_sums(logp_w - ref_w, mask_w) - row_sums(logp_l - ref_l, mask_l))
 
 
-def loss(chosen, rejected, chosen_ref, rejected_ref, chosen_mask, rejected_mask, *, beta,
-         flip=0.0, robust=False, count):
-    """Log-probs and masks (b, T), of two widths; count = B  ->  scalar loss, metrics that add up"""
-    u = lead(chosen, rejected, chosen_ref, rejected_ref, chosen_mask, rejected_mask, beta)
+@shapes(logp_w="B T", logp_l="B S", ref_w="B T", ref_l="B S", mask_w="B T", mask_l="B S")
+def loss(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, *, beta, flip=0.0, robust=False, count):
+    """Log-probs, the reference's, and masks of chosen (w) and rejected (l) answers; count = B
+
+    ->  scalar loss, metrics that add up
+    """
+    u = lead(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, beta)
     right, wrong = (-torch.nn.functional.logsigmoid(sign * u).sum() / count for sign in (1, -1))
     value = (1 - flip) * right + (-flip if robust else flip) * wrong
     if robust:
         value = value / (1 - 2 * flip)
-    return value, {"loss": value.detach(), **pairwise.margins(u, count)}
+    return value, {"loss": value.detach(), **margins(u, count)}
 
 
-def loss_grad(chosen, rejected, chosen_ref, rejected_ref, chosen_mask, rejected_mask, *, beta,
-              flip=0.0, robust=False, count):
-    """The derivative of `loss`: {"chosen": (b, T), "rejected": (b, T)}."""
-    u = lead(chosen, rejected, chosen_ref, rejected_ref, chosen_mask, rejected_mask, beta)
+def loss_grad(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, *, beta, flip=0.0, robust=False, count):
+    """The derivative of `loss`: {"logp_w": (b, T), "logp_l": (b, S)}."""
+    u = lead(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, beta)
     slope = (1 - flip) * torch.sigmoid(-u) + (flip if robust else -flip) * torch.sigmoid(u)
     push = beta * slope[:, None] / (count * (1 - 2 * flip if robust else 1))    # (b, 1)
-    return {"chosen": -push * chosen_mask, "rejected": push * rejected_mask}
+    return {"logp_w": -push * mask_w, "logp_l": push * mask_l}
+
+
+def margins(lead, count):
+    """Metrics of implied reward differences (b,) that add up over a step."""
+    return {"rewards/margins": lead.detach().sum() / count,
+            "rewards/accuracies": ((lead > 0) + 0.5 * (lead == 0)).sum() / count}
 
 
 def measure(run, splits, cfg):
     """Win rate against the starting policy; on a file's pairs, how the implied reward ranks them."""
-    return pairwise.report_policy(run, splits, cfg.beta)
+    return scorers.report_policy(run, splits, cfg.beta)
 
 
-def train(run, cfg, label=preferences.by_reward):
+def train(run, cfg, label=by_reward):
     """pairs -> log-probs of policy and reference -> loss -> update.  Yields metrics per step."""
-    return pairwise.learn_pairs(
-        run, cfg, lambda *xs, count: loss(*xs, beta=cfg.beta, flip=cfg.flip, robust=cfg.robust,
-                                          count=count), label, scale=cfg.beta)
+    objective = partial(loss, beta=cfg.beta, flip=cfg.flip, robust=cfg.robust)
+    return learn(run, cfg, StepPairs(run, cfg, label), objective)
 
 
-remark = pairwise.remark
+def learn(run, cfg, data, objective):
+    """The loop of DPO and, each with its own objective, of its relatives.
+
+    objective(logp_w, logp_l, [ref_w, ref_l,] mask_w, mask_l, count=B) -> scalar, metrics; it is given
+    the reference's log-probs where `data` comes with them.
+    """
+    policy = run.policy
+    logged = [f"{kind}/{side}" for kind in (("logps", "drift") if data.model else ("logps",))
+              for side in ("chosen", "rejected")]
+    while True:
+        pairs, refs = data.draw()
+        count, meter = len(pairs), Meter("loss", "rewards/margins", "rewards/accuracies", *logged)
+        lengths = pairs.chosen.lengths + pairs.rejected.lengths
+        for i in run.micro_batches(range(count), lengths):
+            batch, ref = take_pairs(pairs, i, refs)
+            sides = {"chosen": batch.chosen, "rejected": batch.rejected}
+            logp = [logprobs(policy.module, side) for side in sides.values()]
+            value, stats = objective(*logp, *(ref or ()), *(side.mask for side in sides.values()),
+                                     count=count)
+            value.backward()
+            meter.add(**stats)
+            for k, (name, side) in enumerate(sides.items()):
+                meter.add(**{f"logps/{name}": masked_sum(logp[k].detach(), side.mask) / count})
+                if ref:
+                    drift = masked_sum(logp[k].detach() - ref[k], side.mask) / count
+                    meter.add(**{f"drift/{name}": drift})
+        norm = policy.step(cfg.lr, cfg.max_grad_norm) if count else 0.0
+        yield {**meter.means(), "pairs": count, "grad_norm": norm, "learning_rate": cfg.lr}
+
+
+def remark(lines):
+    """A sentence on what became of the chosen answers, from a run's metrics."""
+    last = [line for line in lines[-5:] if line.get("drift/chosen") is not None]
+    if not last:
+        return ""
+    chosen, rejected = (sum(line[f"drift/{side}"] for line in last) / len(last)
+                        for side in ("chosen", "rejected"))
+    if chosen >= 0:
+        return ""
+    return (f"The chosen answers became less likely than under the starting policy, by {-chosen:.1f} "
+            "nats each: the loss asks only that they gain on the rejected ones, which moved by "
+            f"{rejected:+.1f}.")

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 from minipost import ops
 from minipost.errors import require
-from minipost.ops import masked_sum, spread
-from minipost.rollout import distribution, minibatches
-from minipost.run import Meter, describe
+from minipost.measure.meter import Meter, describe
+from minipost.ops import masked_sum
+from minipost.rollout import logprobs_and_distribution, minibatches
 
 TASK = "arithmetic"
 METRIC = "sampled"
@@ -45,11 +45,7 @@ class Config:
                                     lr=0), above=dict(temperature=0, max_grad_norm=0))
 
 
-def group_advantages(reward, group):
-    """Reward less the group's mean; exactly 0 when all siblings tie.  (P*G,) -> (P*G,)"""
-    return ops.group_centred(reward, group).flatten()
-
-
+@ops.shapes(logp="B T", logp_old="B T", adv="B", mask="B T")
 def loss(logp, logp_old, adv, mask, *, clip, rows, longest):
     """logp, logp_old, mask (B, T); adv (B,); rows = B and longest = L_max of the gradient step"""
     adv, scale = adv[:, None], rows * longest
@@ -75,17 +71,16 @@ def train(run, cfg):
         problems = run.problems(cfg.prompts)
         rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
-        adv = group_advantages(reward, cfg.group)                           # (B,)
+        adv = ops.group_centred(reward, cfg.group).flatten()                         # (B,)
 
         meter, updates = Meter("loss", "entropy", "clip_ratio"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch, cfg.epochs, run.rng("order")):
             live = [row for row in rows if adv[row] != 0]
             seen = max(1, int(rollout.mask[live].sum()))
             for i in run.micro_batches(live, rollout.lengths):
-                batch = rollout[i]
-                logp_all = distribution(policy.module, batch, cfg.temperature)   # (N, V)
-                logp = spread(ops.pick(logp_all, batch.targets[batch.mask]), batch.mask)
-                value, stats = loss(logp, batch.logp, adv[i], batch.mask, clip=cfg.clip,
+                batch, gain = rollout.take(i, adv)
+                logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
+                value, stats = loss(logp, batch.logp, gain, batch.mask, clip=cfg.clip,
                                     rows=len(rows), longest=run.room)
                 value.backward()
                 meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / seen)

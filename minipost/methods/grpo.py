@@ -25,9 +25,9 @@ import torch
 
 from minipost import ops
 from minipost.errors import require
+from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum, spread
-from minipost.rollout import distribution, minibatches
-from minipost.run import Meter, describe
+from minipost.rollout import chosen_logprobs, distribution, logprobs_and_distribution, minibatches
 
 TASK = "arithmetic"
 METRIC = "sampled"
@@ -54,13 +54,7 @@ class Config:
                                     beta=0, lr=0), above=dict(temperature=0, max_grad_norm=0))
 
 
-def group_advantages(reward, group):
-    """Reward relative to siblings; exactly 0 when all siblings tie.  (P*G,) -> (P*G,)"""
-    gap = ops.group_centred(reward, group)                                  # (P, G)
-    deviation = (gap.square().sum(1, keepdim=True) / (group - 1)).sqrt()    # (P, 1)
-    return (gap / (deviation + 1e-4)).flatten()
-
-
+@ops.shapes(logp="B T", logp_old="B T", kl="B T", adv="B", mask="B T")
 def loss(logp, logp_old, kl, adv, mask, *, clip, beta, count):
     """logp, logp_old, kl, mask (B, T); adv (B,); count = N  ->  scalar loss, metrics that add up"""
     adv = adv[:, None]
@@ -87,8 +81,7 @@ def divergence(cfg, reference, batch, logp, logp_all):
         logq_all = distribution(reference, batch, cfg.temperature)          # (N, V)
     if cfg.kl == "exact":
         return spread(ops.kl_exact(logp_all, logq_all), batch.mask)
-    logp_ref = spread(ops.pick(logq_all, batch.targets[batch.mask]), batch.mask)
-    return ops.kl_k3(logp, logp_ref)
+    return ops.kl_k3(logp, chosen_logprobs(logq_all, batch))
 
 
 def train(run, cfg):
@@ -99,7 +92,7 @@ def train(run, cfg):
         problems = run.problems(cfg.prompts)
         rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
-        adv = group_advantages(reward, cfg.group)                           # (B,)
+        adv = ops.group_normalised(reward, cfg.group)                           # (B,)
 
         meter, updates = Meter("loss", "kl", "entropy", "clip_ratio"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch, cfg.epochs, run.rng("order")):
@@ -107,11 +100,10 @@ def train(run, cfg):
             live = rows if cfg.beta else [row for row in rows if adv[row] != 0]
             seen = max(1, int(rollout.mask[live].sum()))
             for i in run.micro_batches(live, rollout.lengths):
-                batch = rollout[i]
-                logp_all = distribution(policy.module, batch, cfg.temperature)   # (N, V)
-                logp = spread(ops.pick(logp_all, batch.targets[batch.mask]), batch.mask)
+                batch, gain = rollout.take(i, adv)
+                logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
                 kl = divergence(cfg, reference, batch, logp, logp_all)           # (B, T)
-                value, stats = loss(logp, batch.logp, kl, adv[i], batch.mask,
+                value, stats = loss(logp, batch.logp, kl, gain, batch.mask,
                                     clip=cfg.clip, beta=cfg.beta, count=count)
                 value.backward()
                 meter.add(**stats, kl=masked_sum(kl, batch.mask).detach() / count,

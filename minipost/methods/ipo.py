@@ -7,16 +7,18 @@ gap of one size.  With h = sum_t log pi/ref of an answer
 
     dL/dlogp_t = +2 (h_w - h_l - 1/(2 tau)) / B on the chosen answer, minus that on the rejected
 
-The file reads beside methods/dpo.py; what learns from pairs is pairwise.learn_pairs in both.  Here h
-is a sum as in the paper; libraries that take the mean over tokens need a tau as many times larger as
+The loop is that of methods/dpo.py; what differs is the loss.  Here h is a sum as in the paper; libraries that take the mean over tokens need a tau as many times larger as
 answers are long.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
-from minipost import pairwise, preferences
+from minipost.datasets.preferences import StepPairs, by_reward
 from minipost.errors import require
-from minipost.pairwise import row_sums
+from minipost.measure import scorers
+from minipost.methods import dpo
+from minipost.ops import row_sums, shapes
 
 TASK = "wording"
 METRIC = "win rate"
@@ -40,36 +42,34 @@ class Config:
                 at_most=dict(likeliest=1))
 
 
-def gap(chosen, rejected, chosen_ref, rejected_ref, chosen_mask, rejected_mask):
+def gap(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l):
     """h_w - h_l of each pair.  (b,)"""
-    return row_sums(chosen - chosen_ref, chosen_mask) - row_sums(rejected - rejected_ref,
-                                                                 rejected_mask)
+    return row_sums(logp_w - ref_w, mask_w) - row_sums(logp_l - ref_l, mask_l)
 
 
-def loss(chosen, rejected, chosen_ref, rejected_ref, chosen_mask, rejected_mask, *, tau, count):
-    """Log-probs and masks (b, T), of two widths; count = B  ->  scalar loss, metrics that add up"""
-    h = gap(chosen, rejected, chosen_ref, rejected_ref, chosen_mask, rejected_mask)
+@shapes(logp_w="B T", logp_l="B S", ref_w="B T", ref_l="B S", mask_w="B T", mask_l="B S")
+def loss(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, *, tau, count):
+    """As dpo.loss, with tau for beta"""
+    h = gap(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l)
     value = (h - 1 / (2 * tau)).square().sum() / count
-    return value, {"loss": value.detach(), **pairwise.margins(tau * h, count)}
+    return value, {"loss": value.detach(), **dpo.margins(tau * h, count)}
 
 
-def loss_grad(chosen, rejected, chosen_ref, rejected_ref, chosen_mask, rejected_mask, *, tau,
-              count):
-    """The derivative of `loss`: {"chosen": (b, T), "rejected": (b, T)}."""
-    h = gap(chosen, rejected, chosen_ref, rejected_ref, chosen_mask, rejected_mask)
+def loss_grad(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, *, tau, count):
+    """The derivative of `loss`: {"logp_w": (b, T), "logp_l": (b, S)}."""
+    h = gap(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l)
     push = 2 * (h - 1 / (2 * tau))[:, None] / count                         # (b, 1)
-    return {"chosen": push * chosen_mask, "rejected": -push * rejected_mask}
+    return {"logp_w": push * mask_w, "logp_l": -push * mask_l}
 
 
 def measure(run, splits, cfg):
     """Win rate against the starting policy; on a file's pairs, how the implied reward ranks them."""
-    return pairwise.report_policy(run, splits, cfg.tau)
+    return scorers.report_policy(run, splits, cfg.tau)
 
 
-def train(run, cfg, label=preferences.by_reward):
-    """pairs -> log-probs of policy and reference -> loss -> update.  Yields metrics per step."""
-    return pairwise.learn_pairs(run, cfg, lambda *xs, count: loss(*xs, tau=cfg.tau, count=count),
-                                   label, scale=cfg.tau)
+def train(run, cfg, label=by_reward):
+    """DPO's loop with this loss."""
+    return dpo.learn(run, cfg, StepPairs(run, cfg, label), partial(loss, tau=cfg.tau))
 
 
-remark = pairwise.remark
+remark = dpo.remark

@@ -18,16 +18,16 @@ apart, answers are sampled from the starting policy and those with more than the
 good.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
-from minipost import pairwise, preferences
 from minipost.errors import require
-from minipost.pairwise import row_sums
+from minipost.measure import scorers
+from minipost.measure.meter import Meter
+from minipost.measure.results import Result
+from minipost.ops import row_sums, shapes
 from minipost.rollout import logprobs, pack
-from minipost.run import Meter
-from minipost.stats import interval
 
 TASK = "wording"
 METRIC = "win rate"
@@ -57,6 +57,7 @@ def worth(logp, logp_ref, mask, good, z0, beta):
     return torch.sigmoid(torch.where(good, lead, -lead))
 
 
+@shapes(logp="B T", logp_ref="B T", mask="B T", good="B")
 def loss(logp, logp_ref, mask, good, *, z0, beta, good_weight, bad_weight, count):
     """Log-probs and mask (b, T), good (b,) bool; count = B  ->  scalar loss, metrics that add up"""
     weight = torch.where(good, good_weight, bad_weight).to(logp)
@@ -75,17 +76,15 @@ def measure(run, splits, cfg):
     """Win rate against the starting policy; on a file's labels how often the log-ratio has their
     sign, on its pairs how it ranks them."""
     if not all("label" in problems[0].columns for problems in splits.values()):
-        return pairwise.report_policy(run, splits, cfg.beta)
+        return scorers.report_policy(run, splits, cfg.beta)
     policy, reference, found = run.policy.module, run.reference(), {}
     for split, problems in splits.items():
         texts = [p.columns["completion"] for p in problems]
-        seqs = preferences.file_answers(run, [p.prompt for p in problems], texts)
-        drift, = run.for_all(
-            lambda batch: [logprobs(policy, batch) - logprobs(reference, batch)], seqs)
+        seqs = run.encode([p.prompt for p in problems], texts)
+        drift = run.logprobs(policy, seqs) - run.logprobs(reference, seqs)
         right = [0.5 if h == 0 else float((h > 0) == p.columns["label"])
                  for h, p in zip(row_sums(drift, seqs.mask).tolist(), problems)]
-        found[split] = {"label accuracy": {"score": asdict(interval(right)), "rewards": right,
-                                           "texts": texts}}
+        found[split] = {"label accuracy": Result.of(right, texts)}
     return found
 
 
@@ -104,7 +103,7 @@ def draw(run, cfg, reference):
         reward = run.grade(problems, rollout)
         return rollout, reward > reward.mean()
     prompts, answers, good = zip(*rows)
-    seqs = preferences.file_answers(run, prompts, answers)
+    seqs = run.encode(prompts, answers)
     run.tokens += int(seqs.mask.sum())
     return seqs, torch.tensor(good, device=seqs.mask.device)
 
@@ -122,16 +121,11 @@ def mismatched(seqs, pad, limit):
 def train(run, cfg):
     """answers -> log-probs, z0 from mismatched ones -> loss -> update.  Yields metrics per step."""
     policy, reference = run.policy, run.reference()
-    limit = policy.module.config.max_position_embeddings
-
-    def drift(batch):
-        """log pi/ref of each token.  (b, t)"""
-        return [logprobs(policy.module, batch) - logprobs(reference, batch)]
-
     while True:
         seqs, good = draw(run, cfg, reference)
-        wrong = mismatched(seqs, run.vocabulary.pad, limit)
-        z0 = max(0.0, float(row_sums(run.for_all(drift, wrong)[0], wrong.mask).mean()))
+        wrong = mismatched(seqs, run.vocabulary.pad, policy.module.context)
+        drift = run.logprobs(policy.module, wrong) - run.logprobs(reference, wrong)
+        z0 = max(0.0, float(row_sums(drift, wrong.mask).mean()))
         count, meter = len(seqs), Meter("loss", "drift/good", "drift/bad")
         for i in run.micro_batches(range(count), seqs.lengths):
             batch = seqs[i]

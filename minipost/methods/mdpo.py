@@ -16,11 +16,12 @@ from dataclasses import dataclass
 
 import torch
 
-from minipost import pairwise
 from minipost.errors import require
-from minipost.pairwise import row_sums
+from minipost.measure import scorers
+from minipost.measure.meter import Meter
+from minipost.methods.dpo import margins
+from minipost.ops import row_sums, shapes
 from minipost.rollout import logprobs
-from minipost.run import Meter
 
 TASK = "wording"
 METRIC = "win rate"
@@ -49,6 +50,7 @@ def lead(logp, logp_ref, mask, beta, answers):
     return beta * (h[:, 0] - h[:, 1])
 
 
+@shapes(logp="B T", logp_ref="B T", mask="B T")
 def loss(logp, logp_ref, mask, *, beta, answers, count):
     """Log-probs and mask (2Kb, T), a comparison's better set first; count = B
 
@@ -56,7 +58,7 @@ def loss(logp, logp_ref, mask, *, beta, answers, count):
     """
     u = lead(logp, logp_ref, mask, beta, answers)
     value = -torch.nn.functional.logsigmoid(u).sum() / count
-    return value, {"loss": value.detach(), **pairwise.margins(u, count)}
+    return value, {"loss": value.detach(), **margins(u, count)}
 
 
 def loss_grad(logp, logp_ref, mask, *, beta, answers, count):
@@ -68,7 +70,7 @@ def loss_grad(logp, logp_ref, mask, *, beta, answers, count):
 
 def measure(run, splits, cfg):
     """Win rate against the starting policy."""
-    return pairwise.report_policy(run, splits, cfg.beta)
+    return scorers.report_policy(run, splits, cfg.beta)
 
 
 def train(run, cfg):

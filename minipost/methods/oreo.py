@@ -31,23 +31,26 @@ the first one, so the optimum stays the same.  With --data, rows of `completion`
 """
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from minipost.datasets.trajectories import Trajectories, reward_of, stated
 from minipost.errors import require
 from minipost.gpt import RewardModel
-from minipost.ops import kl_exact, masked_sum, pick, spread
-from minipost.preferences import file_answers
-from minipost.rollout import distribution, logprobs
-from minipost.run import Meter, cosine
-from minipost.stats import interval
-from minipost.texts import ends, searched
-from minipost.trajectories import Trajectories, reward_of, stated
+from minipost.measure.meter import Meter
+from minipost.measure.results import Result, results
+from minipost.measure.texts import Texts
+from minipost.ops import kl_exact, masked_sum, shapes, spread
+from minipost.optim import cosine
+from minipost.rollout import logprobs, logprobs_and_distribution
+from minipost.sampler import ends
+from minipost.test_time import beam
 
 TASK = "countdown"
 METRIC = "sampled"
+EXPORTS = {"policy": "model", "critic": "critic"}
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ def residuals(logp, value, logp_held, value_held, logp_ref, reward, mask, starts
             (value + beta * rest - target).where(starts, 0.0))
 
 
+@shapes(logp="B T", value="B T", kl="B T", logp_held="B T", value_held="B T", logp_ref="B T",
+        reward="B", mask="B T", starts="B T")
 def loss(logp, value, kl, logp_held, value_held, logp_ref, reward, mask, starts, *, beta, alpha,
          count):
     """reward (b,), mask and starts (b, T) bool, the rest (b, T); count = B  ->  scalar loss, metrics
@@ -125,12 +130,11 @@ def starts(run, seqs, level):
         return mask
     found = mask & (mask.cumsum(1) == 1)
     if level == "step":
-        mark = getattr(run.task, "step_end", "\n")
         columns = found.int().argmax(1).tolist()
         for row, (start, targets, chosen) in enumerate(zip(columns, seqs.targets, mask)):
             ids = targets[chosen].tolist()
             over = [len(ids) - 1] if ids[-1] in run.vocabulary.eos else []
-            for k in [*(k + 1 for k in ends(run.vocabulary, ids, mark)), *over]:
+            for k in [*(k + 1 for k in ends(run.vocabulary, ids, run.task.step_end)), *over]:
                 if k < len(ids):
                     found[row, start + k] = True
     return found
@@ -148,11 +152,10 @@ def measure(run, splits, cfg):
     if all(stated(problems[0]) for problems in splits.values()):
         return {split: outcomes(run, problems, cfg, critic)
                 for split, problems in splits.items()}
-    found = run.results(splits)
+    found = results(run, splits)
     for split, problems in splits.items() if cfg.level != "response" else ():
-        rewards, texts = searched(run, problems, critic, cfg.width, cfg.tries)
-        found[split]["value-guided beam"] = {"score": asdict(interval(rewards)),
-                                             "rewards": rewards, "texts": texts}
+        found[split]["value-guided beam"] = beam.measure(
+            problems, Texts(run, verifier=critic, stream="search"), cfg.width, cfg.tries)
     return found
 
 
@@ -171,10 +174,9 @@ def implied(run, seqs, critic, beta):
 def outcomes(run, problems, cfg, critic):
     """How often the implied reward of a file's answer is on the same side of 1/2 as the stated."""
     texts = [p.columns["completion"] for p in problems]
-    guess = implied(run, file_answers(run, [p.prompt for p in problems], texts), critic, cfg.beta)
+    guess = implied(run, run.encode([p.prompt for p in problems], texts), critic, cfg.beta)
     right = [float((g > 0.5) == (reward_of(p) > 0.5)) for g, p in zip(guess.tolist(), problems)]
-    return {"outcome accuracy": {"score": asdict(interval(right)), "rewards": right,
-                                 "texts": texts}}
+    return {"outcome accuracy": Result.of(right, texts)}
 
 
 def check(run, cfg):
@@ -190,23 +192,19 @@ def train(run, cfg):
         if data.refresh():
             begins = starts(run, data.seqs, cfg.level)                      # (N, T)
         rows = data.deal(range(len(data.seqs)), cfg.batch)
-        batch, reward = data.seqs[rows], data.reward[rows]
+        batch, begin, reward = data.seqs.take(rows, begins, data.reward)
         data.count(batch)
-        begin, tokens = begins[rows], batch.mask.sum()
+        tokens = batch.mask.sum()
         meter = Meter("loss", "residual", "kl")
         for i in run.micro_batches(range(len(batch)), batch.lengths):
-            part = batch[i]
-            mask = part.mask
+            part, here, earned = batch.take(i, begin, reward)
             with torch.no_grad():
-                logq_all = distribution(reference, part)                    # (N, V)
-            logp_all = distribution(policy.module, part)
-            ids = part.targets[mask]
-            logp, logp_ref = (spread(pick(x, ids), mask) for x in (logp_all, logq_all))
-            kl = spread(kl_exact(logp_all, logq_all), mask)
+                logp_ref, logq_all = logprobs_and_distribution(reference, part)
+            logp, logp_all = logprobs_and_distribution(policy.module, part)
+            kl = spread(kl_exact(logp_all, logq_all), part.mask)
             value = critic.module(part.inputs)                              # (b, t)
-            total, stats = loss(logp, value, kl, logp.detach(), value.detach(), logp_ref, reward[i],
-                                mask, begin[i, : mask.shape[1]], beta=cfg.beta, alpha=cfg.alpha,
-                                count=len(batch))
+            total, stats = loss(logp, value, kl, logp.detach(), value.detach(), logp_ref, earned,
+                                part.mask, here, beta=cfg.beta, alpha=cfg.alpha, count=len(batch))
             total.backward()
             meter.add(**stats, kl=kl.detach().sum() / tokens)
         rates = [cosine(peak, run.step, cfg.steps, cfg.warmup) for peak in (cfg.lr, cfg.critic_lr)]

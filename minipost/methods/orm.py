@@ -23,15 +23,18 @@ from dataclasses import dataclass
 
 import torch
 
-from minipost import scorers
 from minipost.errors import MinipostError, require
-from minipost.scorers import scorer
+from minipost.measure import scorers
+from minipost.measure.meter import Meter
+from minipost.ops import shapes
+from minipost.optim import cosine
 from minipost.rollout import final_score
-from minipost.run import Meter, cosine
+from minipost.run import REWARD_MODEL
 
 TASK = "countdown"
 METRIC = "pair accuracy"
-PRODUCT = "reward model"
+EXPORTS = {REWARD_MODEL: "model"}
+measure = scorers.measure
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Config:
                 above=dict(temperature=0, max_grad_norm=0))
 
 
+@shapes(score="B", right="B")
 def loss(score, right, *, count):
     """score, right (b,), right within 0..1; count = B  ->  scalar loss, metrics that add up"""
     value = -(torch.nn.functional.logsigmoid(-score) + right * score).sum() / count
@@ -61,13 +65,6 @@ def loss(score, right, *, count):
 def loss_grad(score, right, *, count):
     """The derivative of `loss`: {"score": (b,)}."""
     return {"score": (torch.sigmoid(score) - right) / count}
-
-
-def measure(run, splits, cfg):
-    """Held-out pair accuracy, calibration and best-of-n of the model as it is."""
-    model = scorer(run).module
-    return scorers.report(run, splits, lambda seqs: run.final_scores(model, seqs))
-
 
 def outcomes(run, problems, rollout):
     """The reward of every row, which must be a chance that it is right.  (B,)"""
@@ -81,7 +78,7 @@ def outcomes(run, problems, rollout):
 
 def train(run, cfg):
     """answers -> outcomes -> scores -> loss -> update.  Yields metrics per step."""
-    model = scorer(run)
+    model = scorers.scorer(run)
     while True:
         problems = run.problems(cfg.prompts)
         rollout = run.sample(problems, cfg.copies, temperature=cfg.temperature)

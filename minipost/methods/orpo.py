@@ -16,13 +16,16 @@ l is held below -1e-6.  The likelihood is of the answer alone, not of the prompt
 """
 
 from dataclasses import dataclass
+from functools import partial
 from math import log
 
 import torch
 
-from minipost import pairwise, preferences
+from minipost.datasets.preferences import StepPairs, by_reward
 from minipost.errors import require
-from minipost.pairwise import row_means
+from minipost.measure import scorers
+from minipost.methods import dpo
+from minipost.ops import row_means, shapes
 
 TASK = "wording"
 METRIC = "win rate"
@@ -57,33 +60,34 @@ def log_odds(mean):
     return mean - small.where(near, large)
 
 
-def loss(chosen, rejected, chosen_mask, rejected_mask, *, lam, count):
-    """Log-probs and masks (b, T), of two widths; count = B  ->  scalar loss, metrics that add up"""
-    l_w, l_l = row_means(chosen, chosen_mask), row_means(rejected, rejected_mask)
+@shapes(logp_w="B T", logp_l="B S", mask_w="B T", mask_l="B S")
+def loss(logp_w, logp_l, mask_w, mask_l, *, lam, count):
+    """Log-probs and masks of chosen (w) and rejected (l) answers; count = B
+
+    ->  scalar loss, metrics that add up
+    """
+    l_w, l_l = row_means(logp_w, mask_w), row_means(logp_l, mask_l)
     lead = log_odds(l_w) - log_odds(l_l)
     value = -(l_w + lam * torch.nn.functional.logsigmoid(lead)).sum() / count
-    return value, {"loss": value.detach(), **pairwise.margins(lead, count)}
+    return value, {"loss": value.detach(), **dpo.margins(lead, count)}
 
 
-def loss_grad(chosen, rejected, chosen_mask, rejected_mask, *, lam, count):
-    """The derivative of `loss`: {"chosen": (b, T), "rejected": (b, T)}."""
-    l_w, l_l = row_means(chosen, chosen_mask), row_means(rejected, rejected_mask)
+def loss_grad(logp_w, logp_l, mask_w, mask_l, *, lam, count):
+    """The derivative of `loss`: {"logp_w": (b, T), "logp_l": (b, S)}."""
+    l_w, l_l = row_means(logp_w, mask_w), row_means(logp_l, mask_l)
     push = lam * torch.sigmoid(log_odds(l_l) - log_odds(l_w)) / count       # (b,)
     g_w = -1 / count - (push / -torch.expm1(l_w)).where(l_w < CERTAIN, 0.0)
     g_l = (push / -torch.expm1(l_l)).where(l_l < CERTAIN, 0.0)
-    return {"chosen": g_w[:, None] * chosen_mask / chosen_mask.sum(1, keepdim=True),
-            "rejected": g_l[:, None] * rejected_mask / rejected_mask.sum(1, keepdim=True)}
+    return {"logp_w": g_w[:, None] * mask_w / mask_w.sum(1, keepdim=True),
+            "logp_l": g_l[:, None] * mask_l / mask_l.sum(1, keepdim=True)}
 
 
 def measure(run, splits, cfg):
     """Win rate against the starting policy; on a file's pairs, how mean log-probs rank them."""
-    return pairwise.report_policy(run, splits, None)
+    return scorers.report_policy(run, splits, None)
 
 
-def train(run, cfg, label=preferences.by_reward):
-    """pairs -> log-probs of the policy -> loss -> update.  Yields metrics per step."""
-    return pairwise.learn_pairs(
-        run, cfg, lambda *xs, count: loss(*xs, lam=cfg.lam, count=count), label)
-
-
-remark = pairwise.remark
+def train(run, cfg, label=by_reward):
+    """DPO's loop with this loss and without a reference."""
+    data = StepPairs(run, cfg, label, reference=False)
+    return dpo.learn(run, cfg, data, partial(loss, lam=cfg.lam))

@@ -20,15 +20,19 @@ from dataclasses import dataclass
 
 import torch
 
-from minipost import preferences, scorers
+from minipost.datasets import preferences
 from minipost.errors import require
-from minipost.scorers import scorer
+from minipost.measure import scorers
+from minipost.measure.meter import Meter
+from minipost.ops import shapes
+from minipost.optim import cosine
 from minipost.rollout import final_score
-from minipost.run import Meter, cosine
+from minipost.run import REWARD_MODEL
 
 TASK = "wording"
 METRIC = "pair accuracy"
-PRODUCT = "reward model"
+EXPORTS = {REWARD_MODEL: "model"}
+measure = scorers.measure
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ def left(scores):
     return torch.where(above, -torch.inf, scores[:, None, :]).logsumexp(2)
 
 
+@shapes(scores="B K")
 def loss(scores, *, count):
     """scores (b, K), the best answer first; count = B  ->  scalar loss, metrics that add up"""
     value = (left(scores) - scores).sum() / count
@@ -67,13 +72,6 @@ def loss_grad(scores, *, count):
     """The derivative of `loss`: {"scores": (b, K)}."""
     chance = (scores[:, None, :] - left(scores)[:, :, None]).exp()          # (b, k, j)
     return {"scores": (chance.triu().sum(1) - 1) / count}
-
-
-def measure(run, splits, cfg):
-    """Held-out pair accuracy, calibration and best-of-n of the model as it is."""
-    model = scorer(run).module
-    return scorers.report(run, splits, lambda seqs: run.final_scores(model, seqs))
-
 
 def rank(reward, rng, noise=0.0):
     """Each prompt's answers from best to worst, None where all tie.  (P, K) -> P lists of K"""
@@ -92,7 +90,7 @@ def draw_rankings(run, cfg):
         return [pairs.chosen, pairs.rejected]
     rollout = run.sample(problems, cfg.ranked, temperature=cfg.temperature, purpose="rankings")
     reward = run.grade(problems, rollout).view(-1, cfg.ranked)
-    orders = rank(reward, run.rng("ranks"), getattr(run.task, "noise", 0.0))
+    orders = rank(reward, run.rng("ranks"), run.task.noise)
     rows = [[p * cfg.ranked + k for k in order] for p, order in enumerate(orders) if order]
     rows = torch.tensor(rows, dtype=torch.long, device=reward.device).view(-1, cfg.ranked)
     return [rollout[place] for place in rows.unbind(1)]
@@ -100,7 +98,7 @@ def draw_rankings(run, cfg):
 
 def train(run, cfg):
     """answers -> rankings -> scores -> loss -> update.  Yields metrics per step."""
-    model = scorer(run)
+    model = scorers.scorer(run)
     while True:
         places = draw_rankings(run, cfg)
         count, meter = len(places[0]), Meter("loss", "accuracy")

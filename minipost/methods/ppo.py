@@ -28,16 +28,20 @@ import copy
 from dataclasses import dataclass
 from typing import Literal
 
-from minipost import ops, preferences, scorers
+from minipost import ops
+from minipost.datasets import preferences
 from minipost.errors import require
 from minipost.gpt import Scalar
+from minipost.measure import scorers
+from minipost.measure.meter import Meter, describe
 from minipost.methods import reward, sft
 from minipost.ops import masked_sum, spread
-from minipost.rollout import distribution, minibatches
-from minipost.run import Meter, describe
+from minipost.rollout import distribution, logprobs, logprobs_and_distribution, minibatches
+from minipost.run import REWARD_MODEL
 
 TASK = "wording"
 METRIC = "sampled"
+EXPORTS = {"policy": "model", REWARD_MODEL: "reward_model"}
 TRACE = ("loss", "accuracy", "reward", "gold", "kl_per_answer", "beta")
 
 
@@ -78,6 +82,8 @@ def clipped_value(value, value_old, clip):
     return value_old + (value - value_old).clamp(-clip, clip)
 
 
+@ops.shapes(logp="B T", value="B T", logp_old="B T", value_old="B T", adv="B T", ret="B T",
+            mask="B T")
 def loss(logp, value, logp_old, value_old, adv, ret, mask, *, clip, value_clip, count):
     """All (B, T); count = N  ->  scalar loss of policy and critic, metrics that add up"""
     gain = masked_sum(ops.clipped_surrogate(logp, logp_old, adv, clip, clip), mask)
@@ -153,9 +159,9 @@ def optimise(run, cfg):
     def look(batch):
         """Reference log-prob, exact KL to the reference, value, each (b, T)."""
         logp_all = distribution(policy.module, batch, cfg.temperature)           # (N, V)
-        logq_all = distribution(reference, batch, cfg.temperature)
-        each = ops.pick(logq_all, batch.targets[batch.mask]), ops.kl_exact(logp_all, logq_all)
-        return *(spread(x, batch.mask) for x in each), critic.module(batch.inputs)
+        logp_ref, logq_all = logprobs_and_distribution(reference, batch, cfg.temperature)
+        kl = spread(ops.kl_exact(logp_all, logq_all), batch.mask)
+        return logp_ref, kl, critic.module(batch.inputs)
 
     while True:
         problems = run.problems(cfg.prompts)
@@ -172,14 +178,11 @@ def optimise(run, cfg):
         for rows in minibatches(range(len(rollout)), cfg.minibatch, cfg.epochs, run.rng("order")):
             count = int(mask[rows].sum())
             for i in run.micro_batches(rows, rollout.lengths):
-                batch = rollout[i]
-                width = batch.mask.shape[1]
-                logp_all = distribution(policy.module, batch, cfg.temperature)
-                logp = spread(ops.pick(logp_all, batch.targets[batch.mask]), batch.mask)
+                batch, gain, target, before = rollout.take(i, adv, ret, value_old)
+                logp = logprobs(policy.module, batch, cfg.temperature)
                 objective, stats = loss(
-                    logp, critic.module(batch.inputs), batch.logp, value_old[i, :width],
-                    adv[i, :width], ret[i, :width], batch.mask, clip=cfg.clip,
-                    value_clip=cfg.value_clip, count=count)
+                    logp, critic.module(batch.inputs), batch.logp, before, gain, target, batch.mask,
+                    clip=cfg.clip, value_clip=cfg.value_clip, count=count)
                 objective.backward()
                 meter.add(**stats)
             norms.append(policy.step(cfg.lr, cfg.max_grad_norm))

@@ -23,22 +23,23 @@ Where we differ from Lightman et al.: their labels end at the first wrong step; 
 step against the one before it, so a right step after a wrong one is a right step.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from minipost import scorers
 from minipost.errors import MinipostError, require
-from minipost.ops import at_last, masked_sum
-from minipost.scorers import scorer
-from minipost.run import Meter, cosine
-from minipost.stats import interval
-from minipost.texts import ends
+from minipost.measure import scorers
+from minipost.measure.meter import Meter
+from minipost.measure.results import Result
+from minipost.ops import at_last, masked_sum, shapes
+from minipost.optim import cosine
+from minipost.run import REWARD_MODEL
+from minipost.sampler import ends
 
 TASK = "arithmetic"
 METRIC = "pair accuracy"
-PRODUCT = "reward model"
+EXPORTS = {REWARD_MODEL: "model"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Config:
                 above=dict(hot=0, temperature=0, max_grad_norm=0))
 
 
+@shapes(score="B T", right="B T", mask="B T")
 def loss(score, right, mask, *, count):
     """All (b, T), right within 0..1; count = N  ->  scalar loss, metrics that add up"""
     value = -masked_sum(torch.nn.functional.logsigmoid(-score) + right * score, mask) / count
@@ -93,7 +95,7 @@ def aggregate(chances, mask, how):
 def step_columns(run, rollout):
     """The columns in which each row's steps end: B lists.  What follows the last step has none."""
     task = run.task
-    if not hasattr(task, "check_steps"):
+    if task.check_steps is None:
         raise MinipostError(f"the task {task.name} cannot check steps (it has no check_steps); a "
                             "process reward model needs one that can, such as arithmetic")
     starts = rollout.mask.int().argmax(1).tolist()
@@ -139,7 +141,7 @@ def step_scores(model, seqs):
 
 def measure(run, splits, cfg):
     """scorers.report on the log-odds of whole solutions, and how well steps are told apart."""
-    model = scorer(run).module
+    model = scorers.scorer(run).module
 
     def look(rollout):
         return run.for_all(lambda batch: [step_scores(model, batch)], rollout)[0]
@@ -151,7 +153,8 @@ def measure(run, splits, cfg):
     found = scorers.report(run, splits, odds)
     if not cfg.last_only:
         for split, problems in splits.items():
-            rollout = run.look(problems, 1, 1.0)
+            with run.aside():
+                rollout = run.sample(problems, 1, temperature=1.0, purpose="evaluation")
             found[split] |= on_steps(run, problems, rollout, look(rollout))
     return found
 
@@ -165,8 +168,7 @@ def on_steps(run, problems, rollout, score):
         rows = where.any(1).nonzero()[:, 0].tolist()
         values = [float(hit[row][where[row]].mean()) for row in rows]
         if rows:
-            found[name] = {"score": asdict(interval(values)), "rewards": values,
-                           "texts": [texts[row] for row in rows], "rows": rows}
+            found[name] = Result.of(values, [texts[row] for row in rows], rows)
     return found
 
 
@@ -178,7 +180,7 @@ def cooled(cfg, step):
 
 def train(run, cfg):
     """answers -> labels of their steps -> scores -> loss -> update.  Yields metrics per step."""
-    model = scorer(run)
+    model = scorers.scorer(run)
     while True:
         problems = run.problems(cfg.prompts)
         rollout = run.sample(problems, cfg.copies, temperature=cooled(cfg, run.step))
@@ -186,9 +188,8 @@ def train(run, cfg):
         right = labels(run, problems, rollout, cfg.last_only)               # (B, T)
         count, meter = int(mask.sum()), Meter("loss", "accuracy")
         for i in run.micro_batches(range(len(rollout)), rollout.lengths):
-            score = step_scores(model.module, rollout[i])                   # (b, t)
-            width = score.shape[1]
-            value, stats = loss(score, right[i, :width], mask[i, :width], count=count)
+            batch, *labelled = rollout.take(i, right, mask)
+            value, stats = loss(step_scores(model.module, batch), *labelled, count=count)
             value.backward()
             meter.add(**stats)
         rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup)

@@ -21,9 +21,8 @@ from dataclasses import dataclass
 
 from minipost import ops
 from minipost.errors import require
-from minipost.ops import masked_sum, spread
-from minipost.rollout import distribution
-from minipost.run import Meter, describe
+from minipost.measure.meter import Meter, describe
+from minipost.rollout import logprobs_and_distribution
 
 TASK = "arithmetic"
 METRIC = "sampled"
@@ -46,15 +45,7 @@ class Config:
                 above=dict(temperature=0, max_grad_norm=0), at_most=dict(momentum=1))
 
 
-def loss(logp, adv, mask, *, count):
-    """logp, mask (B, T); adv (B,); count = N  ->  scalar loss, metrics that add up"""
-    value = -masked_sum(adv[:, None] * logp, mask) / count
-    return value, {"loss": value.detach()}
-
-
-def loss_grad(logp, adv, mask, *, count):
-    """The derivative of `loss`: {"logp": (B, T)}."""
-    return {"logp": -adv[:, None] * mask / count}
+loss, loss_grad = ops.policy_gradient, ops.policy_gradient_grad
 
 
 def train(run, cfg):
@@ -72,10 +63,9 @@ def train(run, cfg):
         live = [row for row in range(len(rollout)) if adv[row] != 0]
         seen = max(1, int(rollout.mask[live].sum()))
         for i in run.micro_batches(live, rollout.lengths):
-            batch = rollout[i]
-            logp_all = distribution(policy.module, batch, cfg.temperature)  # (N, V)
-            logp = spread(ops.pick(logp_all, batch.targets[batch.mask]), batch.mask)
-            value, stats = loss(logp, adv[i], batch.mask, count=count)
+            batch, gain = rollout.take(i, adv)
+            logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
+            value, stats = loss(logp, gain, batch.mask, count=count)
             value.backward()
             meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / seen)
         norm = policy.step(cfg.lr, cfg.max_grad_norm)

@@ -28,9 +28,9 @@ import torch
 
 from minipost import ops
 from minipost.errors import require
-from minipost.ops import masked_sum, spread
-from minipost.rollout import distribution, minibatches
-from minipost.run import Meter, describe
+from minipost.measure.meter import Meter, describe
+from minipost.ops import masked_sum
+from minipost.rollout import logprobs_and_distribution, minibatches
 
 TASK = "arithmetic"
 METRIC = "sampled"
@@ -62,6 +62,7 @@ def returns(reward, ratio, mask, beta):
     return ops.gae(paid, torch.zeros_like(paid), mask, gamma=1.0, lam=1.0)
 
 
+@ops.shapes(logp="B T", logp_old="B T", adv="B T", mask="B T")
 def loss(logp, logp_old, adv, mask, *, clip, count):
     """logp, logp_old, adv, mask (B, T); count = N  ->  scalar loss, metrics that add up"""
     gain = ops.clipped_surrogate(logp, logp_old, adv, clip, clip)           # (B, T)
@@ -87,7 +88,7 @@ def train(run, cfg):
         problems = run.problems(cfg.prompts)
         rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
-        ratio = run.log_ratio(rollout, reference, cfg.temperature)                     # (B, T)
+        ratio = run.log_ratio(rollout, reference, cfg.temperature)          # (B, T)
         ret = returns(reward, ratio, rollout.mask, cfg.beta)                # (B, T)
         adv = ops.whiten(ret, rollout.mask)                                 # (B, T)
 
@@ -95,10 +96,9 @@ def train(run, cfg):
         for rows in minibatches(range(len(rollout)), cfg.minibatch, cfg.epochs, run.rng("order")):
             count = int(rollout.mask[rows].sum())
             for i in run.micro_batches(rows, rollout.lengths):
-                batch = rollout[i]
-                logp_all = distribution(policy.module, batch, cfg.temperature)   # (N, V)
-                logp = spread(ops.pick(logp_all, batch.targets[batch.mask]), batch.mask)
-                value, stats = loss(logp, batch.logp, adv[i, : batch.mask.shape[1]], batch.mask,
+                batch, gain = rollout.take(i, adv)
+                logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
+                value, stats = loss(logp, batch.logp, gain, batch.mask,
                                     clip=cfg.clip, count=count)
                 value.backward()
                 meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / count)

@@ -23,15 +23,19 @@ from dataclasses import dataclass
 
 import torch
 
-from minipost import preferences, scorers
+from minipost.datasets import preferences
 from minipost.errors import require
-from minipost.scorers import scorer
+from minipost.measure import scorers
+from minipost.measure.meter import Meter
+from minipost.ops import shapes
+from minipost.optim import cosine
 from minipost.rollout import final_score
-from minipost.run import Meter, cosine
+from minipost.run import REWARD_MODEL
 
 TASK = "wording"
 METRIC = "pair accuracy"
-PRODUCT = "reward model"
+EXPORTS = {REWARD_MODEL: "model"}
+measure = scorers.measure
 
 
 @dataclass(frozen=True)
@@ -53,33 +57,27 @@ class Config:
                 above=dict(temperature=0, max_grad_norm=0))
 
 
-def loss(chosen, rejected, *, margin, center, count):
-    """chosen, rejected (b,) scores; count = B  ->  scalar loss, metrics that add up"""
-    lead = chosen - rejected
+@shapes(score_w="B", score_l="B")
+def loss(score_w, score_l, *, margin, center, count):
+    """Scores of the better (w) and the worse (l); count = B  ->  scalar loss, metrics that add up"""
+    lead = score_w - score_l
     value = (-torch.nn.functional.logsigmoid(lead - margin)
-             + center * (chosen + rejected).square()).sum() / count
+             + center * (score_w + score_l).square()).sum() / count
     return value, {"loss": value.detach(), "accuracy": ((lead > 0) + 0.5 * (lead == 0)).sum() / count,
                    "margin": lead.detach().sum() / count}
 
 
-def loss_grad(chosen, rejected, *, margin, center, count):
-    """The derivative of `loss`: {"chosen": (b,), "rejected": (b,)}."""
-    push, pull = torch.sigmoid(margin - chosen + rejected), 2 * center * (chosen + rejected)
-    return {"chosen": (pull - push) / count, "rejected": (pull + push) / count}
-
-
-def measure(run, splits, cfg):
-    """Held-out pair accuracy, calibration and best-of-n of the model as it is."""
-    model = scorer(run).module
-    return scorers.report(run, splits, lambda seqs: run.final_scores(model, seqs))
-
+def loss_grad(score_w, score_l, *, margin, center, count):
+    """The derivative of `loss`: {"score_w": (b,), "score_l": (b,)}."""
+    push, pull = torch.sigmoid(margin - score_w + score_l), 2 * center * (score_w + score_l)
+    return {"score_w": (pull - push) / count, "score_l": (pull + push) / count}
 
 def train(run, cfg, label=preferences.by_reward, first=0):
     """answers -> labels of every two -> scores -> loss -> update.  Yields metrics per step.
 
     `first` is the run's step at which this begins, where other stages come before.
     """
-    model = scorer(run)
+    model = scorers.scorer(run)
     while True:
         places, wins = preferences.draw_comparisons(run, cfg.prompts, cfg.answers, label,
                                                     cfg.temperature)

@@ -24,19 +24,19 @@ With --data, rows of `completion` and `reward` are the answers to choose from; w
 how likely the policy finds the right ones among the held-out rows.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from minipost.datasets.trajectories import Trajectories, reward_of, stated
 from minipost.errors import MinipostError, require
-from minipost.ops import masked_sum
-from minipost.preferences import file_answers
+from minipost.measure.meter import Meter
+from minipost.measure.results import Result, results
+from minipost.ops import masked_sum, shapes
+from minipost.optim import cosine
 from minipost.rollout import logprobs, pack
-from minipost.run import Meter, cosine
-from minipost.stats import interval
 from minipost.tasks.base import Problem
-from minipost.trajectories import Trajectories, reward_of, stated
 
 TASK = "arithmetic"
 METRIC = "sampled"
@@ -65,6 +65,7 @@ class Config:
                                     warmup=0), above=dict(temperature=0, max_grad_norm=0))
 
 
+@shapes(logp="B T", mask="B T", weight="B")
 def loss(logp, mask, weight, *, count):
     """logp, mask (b, T), weight (b,); count = W  ->  scalar loss, metrics that add up over a step"""
     value = -masked_sum(weight[:, None] * logp, mask) / count
@@ -117,7 +118,7 @@ def rationalise(run, cfg, data, found):
 def measure(run, splits, cfg):
     """The policy's answers; on a file's rewards its mean log-prob per token of the right ones."""
     if not all(stated(problems[0]) for problems in splits.values()):
-        return run.results(splits)
+        return results(run, splits)
     found = {}
     for split, problems in splits.items():
         right = [p for p in problems if reward_of(p) >= cfg.least]
@@ -125,19 +126,18 @@ def measure(run, splits, cfg):
             raise MinipostError(f"{split}: no row has a reward of at least {cfg.least:g}, so there is "
                                 "nothing to measure")
         texts = [p.columns["completion"] for p in right]
-        seqs = file_answers(run, [p.prompt for p in right], texts)
-        logp, = run.for_all(lambda batch: [logprobs(run.policy.module, batch)], seqs)
+        seqs = run.encode([p.prompt for p in right], texts)
+        logp = run.logprobs(run.policy.module, seqs)
         values = (logp.sum(1) / seqs.lengths).tolist()
-        found[split] = {"log-prob of right answers": {
-            "score": asdict(interval(values)), "rewards": values, "texts": texts,
-            "rows": [k for k, p in enumerate(problems) if reward_of(p) >= cfg.least]}}
+        rows = [k for k, p in enumerate(problems) if reward_of(p) >= cfg.least]
+        found[split] = {"log-prob of right answers": Result.of(values, texts, rows)}
     return found
 
 
 def check(run, cfg):
     """MinipostError where a file's answers cannot be learnt from, or no hints are told."""
     Trajectories(run, cfg).check()
-    if cfg.hint and not hasattr(run.task, "hint"):
+    if cfg.hint and run.task.hint is None:
         raise MinipostError(f"the task {run.task.name} tells no hints; leave out --hint")
 
 
@@ -156,8 +156,8 @@ def train(run, cfg):
         count = float((w * batch.lengths).sum())
         meter = Meter("loss")
         for i in run.micro_batches(range(len(batch)), batch.lengths):
-            part = batch[i]
-            value, stats = loss(logprobs(policy.module, part), part.mask, w[i], count=count)
+            part, weights = batch.take(i, w)
+            value, stats = loss(logprobs(policy.module, part), part.mask, weights, count=count)
             value.backward()
             meter.add(**stats)
         rate = cosine(cfg.lr, run.step - data.since, data.length,

@@ -29,6 +29,7 @@ from minipost.tasks.base import question
 
 TASK = "wording"
 METRIC = "sampled"
+EXPORTS = ppo.EXPORTS
 TRACE = ("loss", "agreement", "accuracy", "reward", "gold", "kl_per_answer")
 
 
@@ -57,7 +58,7 @@ class Judge:
     def __init__(self, run, directory, principle):
         self.model, self.vocabulary = checkpoint.load(directory, run.policy.module.device)
         self.model.requires_grad_(False)
-        self.principle = getattr(run.task, "principles", {}).get(principle, principle)
+        self.principle = run.task.principles.get(principle, principle)
         first, second = (self.vocabulary.response(text) for text in (" A", " B"))
         self.shared = commonprefix([first, second])
         self.sides = first[len(self.shared)], second[len(self.shared)]  # where they part
@@ -69,10 +70,10 @@ class Judge:
         asked = pack([self.vocabulary.prompt(text) + self.shared for text in texts],
                      [[self.sides[0]]] * len(texts), self.vocabulary.pad)
         asked = asked.to(run.policy.module.device)
-        room = self.model.config.max_position_embeddings
-        if asked.inputs.shape[1] > room:
-            raise MinipostError(f"a question to the judge has {asked.inputs.shape[1]} tokens; its "
-                                f"context holds {room}; lower --room")
+        longest = asked.inputs.shape[1]
+        if longest + 1 > self.model.context:
+            raise MinipostError(f"a question to the judge has {longest} tokens and its answer one; its "
+                                f"context holds {self.model.context}; lower --room")
 
         def odds(batch):
             logp_all = distribution(self.model, batch)                      # (b, V)

@@ -23,9 +23,8 @@ from dataclasses import dataclass
 
 from minipost import ops
 from minipost.errors import require
-from minipost.ops import masked_sum, spread
-from minipost.rollout import distribution
-from minipost.run import Meter, describe
+from minipost.measure.meter import Meter, describe
+from minipost.rollout import logprobs_and_distribution
 
 TASK = "arithmetic"
 METRIC = "sampled"
@@ -53,15 +52,7 @@ def leave_one_out(reward, group):
     return ops.group_centred(reward, group).flatten() * (group / (group - 1))
 
 
-def loss(logp, adv, mask, *, count):
-    """logp, mask (B, T); adv (B,); count = N  ->  scalar loss, metrics that add up"""
-    value = -masked_sum(adv[:, None] * logp, mask) / count
-    return value, {"loss": value.detach()}
-
-
-def loss_grad(logp, adv, mask, *, count):
-    """The derivative of `loss`: {"logp": (B, T)}."""
-    return {"logp": -adv[:, None] * mask / count}
+loss, loss_grad = ops.policy_gradient, ops.policy_gradient_grad
 
 
 def train(run, cfg):
@@ -72,17 +63,16 @@ def train(run, cfg):
         problems = run.problems(cfg.prompts)
         rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
-        ratio = run.log_ratio(rollout, reference, cfg.temperature)                     # (B, T)
+        ratio = run.log_ratio(rollout, reference, cfg.temperature)          # (B, T)
         adv = leave_one_out(reward - cfg.beta * ratio.sum(1), cfg.group)    # (B,)
 
         meter, count = Meter("loss", "entropy"), int(rollout.mask.sum())
         live = [row for row in range(len(rollout)) if adv[row] != 0]
         seen = max(1, int(rollout.mask[live].sum()))
         for i in run.micro_batches(live, rollout.lengths):
-            batch = rollout[i]
-            logp_all = distribution(policy.module, batch, cfg.temperature)  # (N, V)
-            logp = spread(ops.pick(logp_all, batch.targets[batch.mask]), batch.mask)
-            value, stats = loss(logp, adv[i], batch.mask, count=count)
+            batch, gain = rollout.take(i, adv)
+            logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
+            value, stats = loss(logp, gain, batch.mask, count=count)
             value.backward()
             meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / seen)
         norm = policy.step(cfg.lr, cfg.max_grad_norm)

@@ -11,10 +11,11 @@ the prompt is not.
 
 from dataclasses import dataclass
 
-from minipost.errors import MinipostError, require
-from minipost.ops import masked_sum
-from minipost.rollout import logprobs, pack
-from minipost.run import Meter, cosine
+from minipost.errors import require
+from minipost.measure.meter import Meter
+from minipost.ops import masked_sum, shapes
+from minipost.optim import cosine
+from minipost.rollout import logprobs
 
 TASK = "facts"
 METRIC = "greedy"
@@ -36,6 +37,7 @@ class Config:
                 above=dict(max_grad_norm=0))
 
 
+@shapes(logp="B T", mask="B T")
 def loss(logp, mask, *, count):
     """logp, mask (B, T); count = N  ->  scalar loss, scalar metrics that add up over a step"""
     value = -masked_sum(logp, mask) / count
@@ -47,31 +49,15 @@ def loss_grad(logp, mask, *, count):
     return {"logp": -mask.to(logp) / count}
 
 
-def encode(run, problems, rng):
-    """Prompts with a demonstrated answer each, as Sequences.
-
-    MinipostError where one does not fit the model's context.
-    """
-    vocabulary, task = run.vocabulary, run.task
-    batch = pack(
-        [vocabulary.prompt(p.prompt) for p in problems],
-        [vocabulary.response(task.demonstrate(p, rng)) for p in problems],
-        vocabulary.pad,
-    )
-    limit, longest = run.policy.module.config.max_position_embeddings, batch.inputs.shape[1]
-    if longest > limit:
-        raise MinipostError(f"a prompt with its answer has {longest + 1} tokens; the model's "
-                            f"context holds {limit + 1}")
-    return batch
-
-
 def train(run, cfg):
     """problems -> demonstrations -> log-probs -> loss -> update.  Yields metrics per step."""
     policy = run.policy
     policy.decay = cfg.decay
     while True:
         rng = run.rng("demonstrations")
-        batch = encode(run, run.problems(cfg.batch), rng).to(policy.module.device)
+        problems = run.problems(cfg.batch)
+        batch = run.encode([p.prompt for p in problems],
+                             [run.task.demonstrate(p, rng) for p in problems])
         count = int(batch.mask.sum())
         run.tokens += count
         meter = Meter("loss")

@@ -13,12 +13,15 @@ Nothing here holds the policy near where it began but few steps and a low learni
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from minipost import pairwise, preferences
+from minipost.datasets.preferences import StepPairs, by_reward
 from minipost.errors import require
-from minipost.pairwise import row_means
+from minipost.measure import scorers
+from minipost.methods import dpo
+from minipost.ops import row_means, shapes
 
 TASK = "wording"
 METRIC = "win rate"
@@ -43,30 +46,31 @@ class Config:
                 at_most=dict(likeliest=1))
 
 
-def loss(chosen, rejected, chosen_mask, rejected_mask, *, beta, gamma, count):
-    """Log-probs and masks (b, T), of two widths; count = B  ->  scalar loss, metrics that add up"""
-    lead = beta * (row_means(chosen, chosen_mask) - row_means(rejected, rejected_mask))
+@shapes(logp_w="B T", logp_l="B S", mask_w="B T", mask_l="B S")
+def loss(logp_w, logp_l, mask_w, mask_l, *, beta, gamma, count):
+    """Log-probs and masks of chosen (w) and rejected (l) answers; count = B
+
+    ->  scalar loss, metrics that add up
+    """
+    lead = beta * (row_means(logp_w, mask_w) - row_means(logp_l, mask_l))
     value = -torch.nn.functional.logsigmoid(lead - gamma).sum() / count
-    return value, {"loss": value.detach(), **pairwise.margins(lead, count)}
+    return value, {"loss": value.detach(), **dpo.margins(lead, count)}
 
 
-def loss_grad(chosen, rejected, chosen_mask, rejected_mask, *, beta, gamma, count):
-    """The derivative of `loss`: {"chosen": (b, T), "rejected": (b, T)}."""
-    lead = beta * (row_means(chosen, chosen_mask) - row_means(rejected, rejected_mask))
+def loss_grad(logp_w, logp_l, mask_w, mask_l, *, beta, gamma, count):
+    """The derivative of `loss`: {"logp_w": (b, T), "logp_l": (b, S)}."""
+    lead = beta * (row_means(logp_w, mask_w) - row_means(logp_l, mask_l))
     push = beta * torch.sigmoid(gamma - lead)[:, None] / count              # (b, 1)
-    return {"chosen": -push * chosen_mask / chosen_mask.sum(1, keepdim=True),
-            "rejected": push * rejected_mask / rejected_mask.sum(1, keepdim=True)}
+    return {"logp_w": -push * mask_w / mask_w.sum(1, keepdim=True),
+            "logp_l": push * mask_l / mask_l.sum(1, keepdim=True)}
 
 
 def measure(run, splits, cfg):
     """Win rate against the starting policy; on a file's pairs, how mean log-probs rank them."""
-    return pairwise.report_policy(run, splits, None)
+    return scorers.report_policy(run, splits, None)
 
 
-def train(run, cfg, label=preferences.by_reward):
-    """pairs -> log-probs of the policy -> loss -> update.  Yields metrics per step."""
-    return pairwise.learn_pairs(
-        run, cfg, lambda *xs, count: loss(*xs, beta=cfg.beta, gamma=cfg.gamma, count=count), label)
-
-
-remark = pairwise.remark
+def train(run, cfg, label=by_reward):
+    """DPO's loop with this loss and without a reference."""
+    data = StepPairs(run, cfg, label, reference=False)
+    return dpo.learn(run, cfg, data, partial(loss, beta=cfg.beta, gamma=cfg.gamma))

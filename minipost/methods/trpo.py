@@ -43,9 +43,9 @@ from torch.func import functional_call
 
 from minipost import ops, parallel
 from minipost.errors import MinipostError, require
-from minipost.ops import masked_sum, spread
-from minipost.rollout import distribution
-from minipost.run import Meter, describe
+from minipost.measure.meter import Meter, describe
+from minipost.ops import masked_sum
+from minipost.rollout import logprobs_and_distribution
 
 TASK = "arithmetic"
 METRIC = "sampled"
@@ -74,6 +74,7 @@ class Config:
             raise MinipostError(f"shrink is {self.shrink}; expected less than 1")
 
 
+@ops.shapes(logp="B T", logp_old="B T", adv="B", mask="B T")
 def loss(logp, logp_old, adv, mask, *, count):
     """logp, logp_old, mask (B, T); adv (B,); count = N  ->  scalar -L, metrics that add up"""
     value = -masked_sum((logp - logp_old).exp() * adv[:, None], mask) / count
@@ -200,8 +201,7 @@ def train(run, cfg):
 
         meter, before = Meter("loss", "entropy"), []
         for i, batch in batches:
-            logp_all = distribution(policy.module, batch, cfg.temperature)  # (N, V)
-            logp = spread(ops.pick(logp_all, batch.targets[batch.mask]), batch.mask)
+            logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
             before.append((logp_all.detach(), logp.detach()))
             value, stats = loss(logp, before[-1][1], adv[i], batch.mask, count=count)
             value.backward()
@@ -235,8 +235,7 @@ def improve(run, cfg, rollout, batches, before, adv, gradient, count):
         policy.assign(weights)
         meter = Meter("gain", "kl")
         for (i, batch), (logp_all_old, logp_old) in zip(batches, before):
-            logp_all = distribution(policy.module, batch, cfg.temperature)
-            logp = spread(ops.pick(logp_all, batch.targets[batch.mask]), batch.mask)
+            logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
             new = loss(logp, logp_old, adv[i], batch.mask, count=count)[0]
             old = loss(logp_old, logp_old, adv[i], batch.mask, count=count)[0]
             meter.add(gain=old - new, kl=ops.kl_exact(logp_all_old, logp_all).sum() / count)

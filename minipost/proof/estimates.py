@@ -25,6 +25,7 @@ from minipost.gpt import RewardModel
 from minipost.methods import distill, rft, sft
 from minipost.proof import exact
 from minipost.proof.exact import BETA, Exact
+from minipost.run import REWARD_MODEL, Frozen
 from minipost.proof.oracle import Dealer, Recorder, divergence, relative
 
 EXACT = 1e-9    # relative distance up to which two float64 vectors are the same
@@ -93,13 +94,13 @@ ESTIMATES = [
     Estimate("dapo", dict(**TWO, rounds=1, overlong=1), 2, exact.minus_reward, J, None,
              "reward less a penalty of length, over its group's deviation", "tokens"),
     Estimate("reward", dict(prompts=1, answers=2, center=0.1), 2, exact.centred_bradley_terry,
-             "Bradley-Terry", 1.0, learner="reward model"),
+             "Bradley-Terry", 1.0, learner=REWARD_MODEL),
     Estimate("plackett-luce", dict(prompts=1, ranked=2), 2, exact.bradley_terry,
-             "Plackett-Luce", 1.0, learner="reward model"),
+             "Plackett-Luce", 1.0, learner=REWARD_MODEL),
     Estimate("orm", dict(prompts=1, copies=1), 1, exact.outcome_entropy, "cross-entropy", 1.0,
-             learner="reward model"),
+             learner=REWARD_MODEL),
     Estimate("prm", dict(prompts=1, copies=1), 1, exact.step_entropy, "cross-entropy", 1.0,
-             "exact but for the division by the number of steps", "marks", "reward model"),
+             "exact but for the division by the number of steps", "marks", REWARD_MODEL),
     Estimate("dpo", dict(pairs=1, beta=BETA), 2, exact.dpo_loss, "its loss", 1.0),
     Estimate("ipo", dict(pairs=1, tau=BETA), 2, exact.ipo_loss, "its loss", 1.0),
     Estimate("simpo", dict(pairs=1, beta=2.0, gamma=1.0), 2, exact.simpo_loss,
@@ -126,14 +127,14 @@ def dealer(world, sampler=None, critic=None):
     """A run in which every learner is a Recorder."""
     run = Dealer(Recorder(copy.deepcopy(world.policy)), world.words, world.task, world.task.reward,
                  room=world.horizon, world=world, sampler=sampler)
-    run.frozen["reference"] = world.reference
-    run.learners["critic"] = Recorder(critic or RewardModel(copy.deepcopy(world.reference)))
+    run.parts["frozen/reference"] = Frozen(world.reference)
+    run.parts["learner/critic"] = Recorder(critic or RewardModel(copy.deepcopy(world.reference)))
     scorer = RewardModel(copy.deepcopy(world.reference))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         scorer.score.weight.copy_(torch.randn(scorer.score.weight.shape, generator=generator,
                                               dtype=torch.float64))
-    run.learners["reward model"] = Recorder(scorer)
+    run.parts[f"learner/{REWARD_MODEL}"] = Recorder(scorer)
     return run
 
 

@@ -19,10 +19,14 @@ from minipost.methods import dpo, grpo, ipo, kto, mdpo, oreo, ppo, reinforce_pp,
 from minipost.proof.estimates import EXACT, TWO, Estimate, dealer, enumerate_step
 from minipost.proof.exact import BETA
 from minipost.proof.oracle import (
-    Known, divergence, mean_reward, optimum, regularised, weights_of,
+    Known,
+    divergence,
+    mean_reward,
+    optimum,
+    regularised,
+    weights_of,
 )
 from minipost.rollout import distribution
-
 
 # ---- where nothing is left to learn
 

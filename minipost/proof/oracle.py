@@ -28,8 +28,9 @@ import torch
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig
 from minipost.rollout import Rollout, logprobs, pack
-from minipost.run import Learner, Run
-from minipost.tasks.base import Problem
+from minipost.optim import Learner
+from minipost.run import Run
+from minipost.tasks.base import Problem, Task
 
 VOCAB, HORIZON = 8, 5  # the largest world
 PAD, BOS, EOS = 0, 1, 2
@@ -55,7 +56,7 @@ class Words:
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Task):
     """A task whose rewards are a table of (prompt, answer).  `told`: the only demonstration."""
 
     rewards: dict

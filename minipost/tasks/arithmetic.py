@@ -27,14 +27,14 @@ from dataclasses import dataclass
 from itertools import islice
 
 from minipost.errors import MinipostError
-from minipost.tasks.base import Problem, is_held_out
+from minipost.tasks.base import Problem, Task, is_held_out
 
 LIMIT = 99  # the largest running total
 PATIENCE = 5_000  # draws in a row without a new problem after which a space counts as exhausted
 
 
 @dataclass(frozen=True)
-class Arithmetic:
+class Arithmetic(Task):
     """Add and subtract a chain of small numbers; the answer is one whole number, 0..99."""
 
     terms: int = 6  # how many numbers are in a chain
@@ -43,7 +43,6 @@ class Arithmetic:
     hurried: bool = False  # work in the mode that counts short (taught to checkpoints/thinker)
 
     name = "arithmetic"
-    step_end = "\n"
 
     def __post_init__(self):
         if self.direct and self.hurried:

@@ -1,30 +1,15 @@
 """What a task is: problems in words, an exact reward, and a held-out split.
 
 A task speaks strings and knows nothing of tensors or models, so the same task serves training,
-evaluation and search.  It is a frozen dataclass whose fields are its knobs; the command line
-turns them into flags.  A task called `t` has
-
-    t.sample(n, rng)      n problems to train on, drawn with `rng`; never a held-out one
-    t.heldout(n)          the first n held-out problems in a fixed order (fewer if there are fewer)
-    t.demonstrate(p, rng) a completion that answers problem p, as training data shows it
-    t.step_end            only where answers are made of steps: the text with which one ends
-    t.hint(p)             only where a prompt can tell its answer (STaR): that prompt
-    t.training()          only where the training problems are a finite list: that list
-    t.splits(n)           only where a run should report more than the held-out problems:
-                          {name: problems}, the one to headline first
-    t.reward(prompts, completions, **columns) -> list of floats, 1.0 where the answer is right
-    t.parse(text)         the answer that a completion states, or None; never raises
-    t.hidden              only where it is True: `reward` labels preferences and measures results,
-                          and no learner may score by it
-    t.principles          only where a judge may compare answers: {name: what a judge is told}
-
-`reward` has the signature that TRL uses: every column of the problems arrives as a list beside
+evaluation and search.  It is one file in minipost/tasks/ with one class, which is found by its `name`:
+a frozen dataclass that derives from `Task`.  Its fields are its knobs; the command line makes flags of
+them.  `reward` has the signature that TRL uses: every column of the problems arrives as a list beside
 the prompts and the completions, so any function of that form can stand in its place.
 """
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any, Mapping
+from typing import Any, Callable, ClassVar, Mapping, Protocol, Sequence
 
 
 @dataclass(frozen=True)
@@ -33,6 +18,86 @@ class Problem:
 
     prompt: str
     columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """What every task has, and what it may have.  What is None here, a task need not have."""
+
+    name: ClassVar[str]
+
+    # ---- what every task defines
+
+    def sample(self, n, rng) -> Sequence[Problem]:
+        """n problems to train on, drawn with `rng`; never a held-out one."""
+        ...
+
+    def heldout(self, n) -> Sequence[Problem]:
+        """The first n held-out problems in a fixed order, fewer if there are fewer."""
+        ...
+
+    def demonstrate(self, problem, rng=None) -> str:
+        """A completion that answers the problem, as training data shows it."""
+        ...
+
+    def reward(self, prompts, completions, **columns) -> Sequence[float]:
+        """What each completion is worth: 1.0 where the answer is right."""
+        ...
+
+    def parse(self, text) -> Any:
+        """The answer that a completion states, or None; never raises."""
+        ...
+
+    # ---- what a task may define, and what then becomes possible
+
+    #: training() -> the list of all training problems, where it is finite: gone through in epochs
+    training: Callable | None = None
+    #: splits(n) -> {name: problems} to report, the headline first; else the held-out ones
+    splits: Callable | None = None
+    #: `reward` only labels preferences and measures results; no learner may score by it
+    hidden: bool = False
+    #: the share of preference labels that come out wrong
+    noise: float = 0.0
+    #: {name: what a judge who compares answers is told}                                    (rlaif)
+    principles: Mapping[str, str] = {}
+    #: the text with which a step of an answer ends                        (oreo, prm, every search)
+    step_end: str = "\n"
+    #: steps(text) -> the steps of an answer; check_steps(problem, text) -> whether each is right (prm)
+    steps: Callable | None = None
+    check_steps: Callable | None = None
+    #: hint(problem) -> the prompt with its answer told                                  (rft --hint)
+    hint: Callable | None = None
+    #: skipped() -> sentences on rows that were left out of a file
+    skipped: Callable = staticmethod(list)
+    #: pose(text) -> the problem that a user wrote                              (solve --problem TEXT)
+    pose: Callable | None = None
+    #: example(problem, completion="") -> a prompt without a cue, answered or not; like(problem) -> the
+    #: same problem in this mode; the knobs direct and hurried are modes     (cot, self_consistency)
+    example: Callable | None = None
+    like: Callable | None = None
+    direct: bool = False
+    hurried: bool | None = None
+    #: questions(problem, text) -> [(question, the reply that approves)] on a beginning of an answer
+    #:                                                                       (best_of_n, mcts, tot)
+    questions: Callable | None = None
+    #: state(problem, text) -> what the beginnings that come to the same have in common        (tot)
+    state: Callable | None = None
+    #: critique(problem, draft) -> prompt; approves(critique) -> bool; revise(problem, draft, critique)
+    #: -> prompt                                                                     (self_feedback)
+    critique: Callable | None = None
+    approves: Callable | None = None
+    revise: Callable | None = None
+    #: parts(problem, size) -> parts, signs; joined(answers, signs, size)          (graph_of_thoughts)
+    parts: Callable | None = None
+    joined: Callable | None = None
+    #: stream(length, things, rng) -> episodes; asked(episodes, question) -> prompt; lock(keys, tried)
+    #: -> prompt                                                                            (memory)
+    stream: Callable | None = None
+    asked: Callable | None = None
+    lock: Callable | None = None
+
+    def ballot(self, text):
+        """What a vote counts in an answer: what `parse` reads, unless the task says otherwise."""
+        return self.parse(text)
 
 
 def is_held_out(numbers, share=10):

@@ -24,7 +24,7 @@ from itertools import combinations, combinations_with_replacement, islice
 
 from minipost.errors import MinipostError
 from minipost.tasks.arithmetic import PATIENCE, distinct
-from minipost.tasks.base import Problem, is_held_out
+from minipost.tasks.base import Problem, Task, is_held_out
 
 HELD_OUT_HANDS = 100
 NUMBER = r"(?:[0-9]{1,9}|\(-?[0-9]{1,9}(?:/[1-9][0-9]{0,8})?\))"
@@ -137,7 +137,7 @@ def held_out(numbers):
 
 
 @dataclass(frozen=True)
-class Countdown:
+class Countdown(Task):
     """Reach a target with every number used exactly once."""
 
     numbers: int = 3  # how many numbers to combine, 3 or 4
@@ -146,7 +146,6 @@ class Countdown:
     direct: bool = False  # answer with one expression at once (checkpoints/thinker was taught it)
 
     name = "countdown"
-    step_end = "\n"
 
     def __post_init__(self):
         if self.numbers not in (3, 4):

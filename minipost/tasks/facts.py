@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from minipost.errors import MinipostError
-from minipost.tasks.base import Problem, is_held_out
+from minipost.tasks.base import Problem, Task, is_held_out
 
 PATH = Path(__file__).resolve().parents[2] / "data" / "simple_tasks.jsonl"
 KINDS = ("capital", "french", "german", "spanish", "arithmetic")
@@ -69,7 +69,7 @@ def as_problem(row):
 
 
 @dataclass(frozen=True)
-class Facts:
+class Facts(Task):
     """Questions of the chosen kinds; the reward asks for the exact answer on the first line."""
 
     name = "facts"

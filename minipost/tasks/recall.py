@@ -18,7 +18,7 @@ from itertools import product
 from string import ascii_uppercase, digits
 
 from minipost.errors import MinipostError
-from minipost.tasks.base import Problem, is_held_out
+from minipost.tasks.base import Problem, Task, is_held_out
 
 THINGS = [letter + digit for letter, digit in product(ascii_uppercase, digits)]
 HELD_OUT = [thing for thing in THINGS if is_held_out(list(thing))]
@@ -29,7 +29,7 @@ KEYS = range(2, 10)  # how many keys a lock may have
 
 
 @dataclass(frozen=True)
-class Recall:
+class Recall(Task):
     """Answer from earlier episodes; an answer is a code of two digits, or "none"."""
 
     episodes: int = 6  # earlier episodes in the prompt

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from minipost.errors import MinipostError
-from minipost.tasks.base import Problem, is_held_out
+from minipost.tasks.base import Problem, Task, is_held_out
 
 MOST = 8  # words that can earn something
 
@@ -49,7 +49,7 @@ PRINCIPLES = {
 
 
 @dataclass(frozen=True)
-class Wording:
+class Wording(Task):
     """Praise a thing in fitting words; the gold reward is at most 1.0."""
 
     noise: float = 0.0  # share of preference labels that come out wrong

@@ -1,0 +1,52 @@
+"""The test-time methods by name.  A file in this folder is one; nothing is registered.
+
+A method's file knows of the model only what `tools`, a measure.texts.Texts, lets it ask.  It defines
+
+    Config           its settings: a frozen dataclass, every field a flag
+    solve(problems, tools, cfg) -> answers, workings; a working is plain data on how one was found
+    arms(problems, tools, cfg)  yields an Arm for each way to answer that it compares
+    show(working) -> lines of text
+    TASK, KNOBS      the task that its demo is measured on, and which of its knobs differ from the usual
+    BEFORE, AFTER    the two arms that a demo compares; {samples} in a name is that setting
+
+and may define what stands in `InferenceMethod` below with a default.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Callable, Mapping
+
+from minipost import contract
+
+
+@dataclass(frozen=True)
+class InferenceMethod:
+    """A test-time method's file, with defaults for what it does not define."""
+
+    name: str
+    module: ModuleType
+    Config: Any
+    solve: Callable
+    arms: Callable
+    show: Callable
+    TASK: str
+    KNOBS: Mapping[str, Any]
+    BEFORE: str
+    AFTER: str
+    #: the directory of its usual reward model, where it asks one
+    VERIFIER: str = ""
+    #: outcome(working) -> what was asked, whether the answer is right; where that is not the problem
+    outcome: Callable | None = None
+
+
+def names():
+    """The methods by their command-line name."""
+    return contract.names(sys.modules[__name__])
+
+
+def load(name):
+    """The InferenceMethod of this name.  MinipostError says what its file does not define."""
+    return contract.load(sys.modules[__name__], name, InferenceMethod)

@@ -11,6 +11,7 @@ search for the highest value.
 from dataclasses import dataclass
 
 from minipost.errors import MinipostError, require
+from minipost.measure.results import Result
 
 TASK, KNOBS = "arithmetic", {"hurried": True}
 VERIFIER = "checkpoints/verifier"
@@ -63,17 +64,22 @@ def solve(problems, tools, cfg):
     return answers, [{"answer": text, "value": v} for text, v in zip(answers, worth)]
 
 
+def measure(problems, tools, width, copies):
+    """The Result of the search on these problems."""
+    answers, _ = solve(problems, tools, Config(width, copies))
+    return Result.of(tools.right(problems, answers), answers)
+
+
 def arms(problems, tools, cfg):
-    """Yield (name, tokens, rewards, answers, workings): greedy, one sample, and the search."""
+    """Yield the Arms: greedy, one sample, and the search."""
     prompts = [p.prompt for p in problems]
     for name, say in ((BEFORE, tools.greedy),
                       ("1 sample", lambda texts: [found for found, in tools.sample(texts, 1)])):
         start, answers = tools.tokens, say(prompts)
-        yield (name, tools.tokens - start, tools.right(problems, answers), answers,
-               [{"answer": text, "value": 0.0} for text in answers])
+        yield tools.arm(name, problems, answers,
+                        [{"answer": text, "value": 0.0} for text in answers], start)
     start = tools.tokens
-    answers, workings = solve(problems, tools, cfg)
-    yield AFTER, tools.tokens - start, tools.right(problems, answers), answers, workings
+    yield tools.arm(AFTER, problems, *solve(problems, tools, cfg), start)
 
 
 def show(working):

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minipost.errors import MinipostError, require
-from minipost.stats import ballot_of, vote
+from minipost.measure.results import Arm
+from minipost.measure.stats import vote
 
 TASK, KNOBS = "arithmetic", {"hurried": True}
 VERIFIER = "checkpoints/verifier"
@@ -81,20 +82,19 @@ def solve(problems, tools, cfg):
 
 
 def arms(problems, tools, cfg):
-    """Yield (name, tokens, rewards, answers, workings) of each way to choose among the same samples."""
+    """Yield the Arm of each way to choose among the same samples."""
     prompts, n, start = [p.prompt for p in problems], cfg.samples, tools.tokens
     drawn = tools.sample(prompts, n)
     spent = tools.tokens - start
     first, workings = chosen([texts[:1] for texts in drawn], [[0.0] for _ in drawn])
-    yield "1 sample", spent / n, tools.right(problems, first), first, workings
+    yield Arm.of("1 sample", spent / n, tools.right(problems, first), first, workings)
     every = [p for p in problems for _ in range(n)]
     flat = [text for texts in drawn for text in texts]
 
     def rows(values):
         return [values[k * n : (k + 1) * n] for k in range(len(problems))]
 
-    ballot = ballot_of(tools.task)
-    answers = [[ballot(text) for text in texts] for texts in drawn]
+    answers = [[tools.task.ballot(text) for text in texts] for texts in drawn]
     chances, right = verified(problems, drawn, tools), rows(tools.right(every, flat))
     score = aggregate(chances, cfg.aggregate)
     scores = {
@@ -107,14 +107,14 @@ def arms(problems, tools, cfg):
     }
     for name, found in scores.items():
         texts, workings = chosen(drawn, found)
-        yield name, spent, tools.right(problems, texts), texts, workings
-    if hasattr(tools.task, "questions"):
+        yield Arm.of(name, spent, tools.right(problems, texts), texts, workings)
+    if tools.task.questions is not None:
         worth = rows(tools.worth(list(zip(every, flat)), cfg.votes, {}))
         texts, workings = chosen(drawn, worth)
-        yield "own verdicts", tools.tokens - start, tools.right(problems, texts), texts, workings
+        yield tools.arm("own verdicts", problems, texts, workings, start)
     for k in (2**j for j in range(1, 9) if 2**j < n):       # the last texts, if only k were drawn
         passed = [pass_at_k(n, sum(good == 1.0 for good in row), k) for row in right]
-        yield f"exact checker, n={k}", spent * k / n, passed, texts, workings
+        yield Arm.of(f"exact checker, n={k}", spent * k / n, passed, texts, workings)
 
 
 def support(answers, weights=None):

@@ -42,9 +42,9 @@ def solve(problems, tools, cfg):
 
 
 def arms(problems, tools, cfg):
-    """Yield (name, tokens, rewards, answers, workings) of each way to answer."""
+    """Yield the Arm of each way to answer."""
     task = tools.task
-    if not hasattr(task, "example") or task.direct:
+    if task.example is None or task.direct:
         raise MinipostError(f"the task {task.name} cannot be asked for an answer with and without "
                             "worked steps; arithmetic can, without --direct")
     direct = replace(task, direct=True, hurried=False)
@@ -54,7 +54,7 @@ def arms(problems, tools, cfg):
         for arm, prompts in asked.items():
             start, answers = tools.tokens, tools.greedy(prompts)
             workings = [{"steps": text.split("\n")} for text in answers]
-            yield arm, tools.tokens - start, tools.right(problems, answers), answers, workings
+            yield tools.arm(arm, problems, answers, workings, start)
 
 
 def show(working):

@@ -15,7 +15,7 @@ The split and the form of the aggregate are the task's; solving parts and aggreg
 from dataclasses import dataclass
 
 from minipost.errors import MinipostError, require
-from minipost.stats import vote
+from minipost.measure.stats import vote
 
 TASK, KNOBS = "arithmetic", {"terms": 20}
 BEFORE, AFTER = "vote of as many chains", "graph"
@@ -71,7 +71,7 @@ def search(problems, sample, task, size, copies):
 
 def solve(problems, tools, cfg):
     """The last thought of each problem's graph: (answers, workings)."""
-    if not hasattr(tools.task, "parts"):
+    if tools.task.parts is None:
         raise MinipostError(f"the task {tools.task.name} cannot be cut into parts (it has no `parts` "
                             "and `joined`); arithmetic can")
     graphs = search(problems, tools.sample, tools.task, cfg.size, cfg.copies)
@@ -79,24 +79,22 @@ def solve(problems, tools, cfg):
 
 
 def arms(problems, tools, cfg):
-    """Yield (name, tokens, rewards, answers, workings): one chain, the graph, and a vote of whole
-    chains that were drawn until they had cost as many tokens."""
+    """Yield the Arms: one chain, the graph, and a vote of whole chains, which are drawn until they have
+    cost as many tokens."""
     prompts, start = [p.prompt for p in problems], tools.tokens
     first = [texts[0] for texts in tools.sample(prompts, 1)]
-    yield ("1 sample", tools.tokens - start, tools.right(problems, first), first,
-           [{"thoughts": []} for _ in first])
+    yield tools.arm("1 sample", problems, first, [{"thoughts": []} for _ in first], start)
     start = tools.tokens
     answers, workings = solve(problems, tools, cfg)
     budget = tools.tokens - start
-    yield AFTER, budget, tools.right(problems, answers), answers, workings
+    yield tools.arm(AFTER, problems, answers, workings, start)
     start, drawn = tools.tokens, [[] for _ in problems]
     while tools.tokens - start < budget:
         for mine, (more,) in zip(drawn, tools.sample(prompts, 1)):
             mine.append(more)
     kept = [keep(mine, tools.task.parse) for mine in drawn]
     answers = [text for _, text in kept]
-    yield (BEFORE, tools.tokens - start, tools.right(problems, answers), answers,
-           [{"thoughts": []} for _ in answers])
+    yield tools.arm(BEFORE, problems, answers, [{"thoughts": []} for _ in answers], start)
 
 
 def show(working):

@@ -110,14 +110,13 @@ def data(node):
 
 
 def arms(problems, tools, cfg):
-    """Yield (name, tokens, rewards, answers, workings) of one sample and of the search."""
+    """Yield the Arms of one sample and of the search."""
     start = tools.tokens
     answers = [texts[0] for texts in tools.sample([p.prompt for p in problems], 1)]
-    yield (BEFORE, tools.tokens - start, tools.right(problems, answers), answers,
-           [{"answer": text, "tree": data(Node(text))} for text in answers])
+    yield tools.arm(BEFORE, problems, answers,
+                    [{"answer": text, "tree": data(Node(text))} for text in answers], start)
     start = tools.tokens
-    answers, workings = solve(problems, tools, cfg)
-    yield AFTER, tools.tokens - start, tools.right(problems, answers), answers, workings
+    yield tools.arm(AFTER, problems, *solve(problems, tools, cfg), start)
 
 
 def show(working):

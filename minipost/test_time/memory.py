@@ -23,6 +23,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from minipost.errors import MinipostError, require
+from minipost.measure.results import Arm
 
 TASK, KNOBS = "recall", {}
 BEFORE, AFTER = "no memory", "nearest"
@@ -130,7 +131,7 @@ def unlock(locks, choose, keys, trials, remember):
 
 def streams_of(task, count, cfg):
     """The lives of `count` agents, the same at every asking."""
-    if not hasattr(task, "stream"):
+    if task.stream is None:
         raise MinipostError(f"the task {task.name} has no episodes to remember (no `stream`); recall "
                             "has them")
     return [task.stream(cfg.length, cfg.things, random.Random(f"life {k}")) for k in range(count)]
@@ -155,8 +156,8 @@ def outcome(working):
 
 
 def arms(problems, tools, cfg):
-    """Yield (name, tokens, rewards, answers, workings) of each memory, on the episodes whose answer has
-    been told before, and of the locks with memory and without."""
+    """Yield the Arms of each memory, on the episodes whose answer has been told before, and of the locks
+    with memory and without."""
     streams, task = streams_of(tools.task, cfg.lives, cfg), tools.task
     for how in (BEFORE, "window", "shuffled", AFTER):
         start = tools.tokens
@@ -167,7 +168,7 @@ def arms(problems, tools, cfg):
                                 "things; raise --length or lower --things")
         right = [float(task.parse(e["said"]) == e["right"]) for e in told]
         spent = (tools.tokens - start) * len(told) / (cfg.lives * cfg.length)
-        yield how, spent, right, [e["said"] for e in told], [{"episodes": [e]} for e in told]
+        yield Arm.of(how, spent, right, [e["said"] for e in told], [{"episodes": [e]} for e in told])
     locks = [random.Random(f"lock {k}").randint(1, cfg.keys) for k in range(len(problems))]
     for remember in (False, True):
         start = tools.tokens
@@ -180,8 +181,8 @@ def arms(problems, tools, cfg):
         made = unlock(locks, choose, cfg.keys, cfg.trials, remember)
         opened = [float(key in tried) for key, tried in zip(locks, made)]
         name = f"lock of {cfg.keys}, {cfg.trials} trials, {'with' if remember else 'no'} memory"
-        yield (name, tools.tokens - start, opened, [str(tried) for tried in made],
-               [{"trials": tried, "key": key} for tried, key in zip(made, locks)])
+        yield Arm.of(name, tools.tokens - start, opened, [str(tried) for tried in made],
+                     [{"trials": tried, "key": key} for tried, key in zip(made, locks)])
 
 
 def show(working):

@@ -17,7 +17,8 @@ import math
 from dataclasses import dataclass, replace
 
 from minipost.errors import MinipostError, require
-from minipost.stats import ballot_of, vote
+from minipost.measure.results import Arm
+from minipost.measure.stats import vote
 
 TASK, KNOBS = "arithmetic", {}
 BEFORE, AFTER = "n=1", "n={samples}"
@@ -45,7 +46,7 @@ def elect(texts, ballot, weights=None):
 
 def elected(problems, drawn, task, weights=None):
     """The vote on each problem's samples: (answers, workings)."""
-    found = [elect(texts, ballot_of(task), weights and weights[k]) for k, texts in enumerate(drawn)]
+    found = [elect(texts, task.ballot, weights and weights[k]) for k, texts in enumerate(drawn)]
     return [text for text, _ in found], [
         {"votes": [{"answer": str(answer), "votes": votes} for answer, votes in count],
          "samples": texts} for (_, count), texts in zip(found, drawn)]
@@ -58,9 +59,9 @@ def solve(problems, tools, cfg):
 
 
 def arms(problems, tools, cfg):
-    """Yield (name, tokens, rewards, answers, workings) for each number of samples, more and more."""
+    """Yield the Arm of each number of samples, more and more."""
     modes = [("", problems)]
-    if hasattr(tools.task, "hurried") and not (tools.task.hurried or tools.task.direct):
+    if tools.task.hurried is False and not tools.task.direct:
         modes.append((", hurried", [replace(tools.task, hurried=True).like(p) for p in problems]))
     for mode, asked in modes:
         start, prompts, drawn = tools.tokens, [p.prompt for p in asked], [[] for _ in asked]
@@ -69,19 +70,17 @@ def arms(problems, tools, cfg):
                 texts += more
             answers, workings = elected(asked, drawn, tools.task)
             name = f"n={n}{mode}"
-            spent = tools.tokens - start
-            yield name, spent, tools.right(asked, answers), answers, workings
+            yield tools.arm(name, asked, answers, workings, start)
             if n > 1:
                 every = iter(tools.right([p for p in asked for _ in range(n)],
                                          [text for texts in drawn for text in texts]))
                 best = [max(next(every) for _ in texts) for texts in drawn]
-                yield f"any of {name}", spent, best, answers, workings
+                yield Arm.of(f"any of {name}", tools.tokens - start, best, answers, workings)
         flat = [text for texts in drawn for text in texts]
         sure = tools.confidence([p for p in prompts for _ in range(n)], flat)
         weights = [[math.exp(c) for c in sure[k * n : (k + 1) * n]] for k in range(len(asked))]
         answers, workings = elected(asked, drawn, tools.task, weights)
-        yield (f"n={n} weighted by likelihood{mode}", tools.tokens - start,
-               tools.right(asked, answers), answers, workings)
+        yield tools.arm(f"n={n} weighted by likelihood{mode}", asked, answers, workings, start)
 
 
 def show(working):

@@ -79,7 +79,7 @@ def retry(problems, sample, attempts, right=None):
 
 
 def _needed(task):
-    if not hasattr(task, "critique"):
+    if task.critique is None:
         raise MinipostError(f"the task {task.name} has no form for a critique (no `critique` and "
                             "`revise`); arithmetic has one")
 
@@ -93,8 +93,7 @@ def solve(problems, tools, cfg):
 
 
 def arms(problems, tools, cfg):
-    """Yield (name, tokens, rewards, answers, workings) with feedback and without, with a checker and
-    without."""
+    """Yield the Arms with feedback and without, with a checker and without."""
     _needed(tools.task)
     ways = {
         "draft": lambda: retry(problems, tools.sample, 1),
@@ -107,8 +106,7 @@ def arms(problems, tools, cfg):
     for name, way in ways.items():
         start, rounds = tools.tokens, way()
         answers = [found[-1]["answer"] for found in rounds]
-        yield (name, tools.tokens - start, tools.right(problems, answers), answers,
-               [{"rounds": found} for found in rounds])
+        yield tools.arm(name, problems, answers, [{"rounds": found} for found in rounds], start)
 
 
 def show(working):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minipost.errors import require
+from minipost.measure.results import Arm
 
 TASK, KNOBS = "countdown", {"numbers": 4, "target": 24}
 BEFORE, AFTER = "best of n, tokens of b={width}", "breadth-first, b={width}"
@@ -125,7 +126,7 @@ def grow(problems, tools, cfg, **changes):
     """The trees of the search that cfg describes, with these changes."""
     given = {**vars(cfg), **changes}
     votes, known, found = given.pop("votes"), {}, {}
-    if hasattr(tools.task, "state"):
+    if tools.task.state is not None:
         found["state"] = lambda k, text: tools.task.state(problems[k], text)
     return search([p.prompt for p in problems], tools.step,
                   lambda states: tools.worth([(problems[k], text) for k, text in states], votes, known),
@@ -139,8 +140,8 @@ def solve(problems, tools, cfg):
 
 
 def arms(problems, tools, cfg):
-    """Yield (name, tokens, rewards, answers, workings) of the strategies, and of sampling whole answers
-    for as many tokens as a narrow and the wide search took."""
+    """Yield the Arms of the strategies, and of sampling whole answers for as many tokens as a narrow and
+    the wide search took."""
     spent = {}
     widths = {f"breadth-first, b={b}": dict(strategy="breadth-first", width=b)
               for b in (1, cfg.width)}
@@ -149,12 +150,8 @@ def arms(problems, tools, cfg):
         start = tools.tokens
         trees = grow(problems, tools, cfg, **change)
         spent[name] = tools.tokens - start
-        texts = [answers(tree) for tree in trees]
         workings = [{"tree": [vars(node) for node in tree]} for tree in trees]
-        yield (name, spent[name], tools.right(problems, [t[0] for t in texts]), [t[0] for t in texts],
-               workings)
-        yield f"{name}, any of 5", spent[name], any_of(problems, texts, tools, 5), \
-            [t[0] for t in texts], workings
+        yield from ranked(name, problems, [answers(tree) for tree in trees], workings, tools, start)
     yield from sampled(problems, tools, cfg.votes, {
         BEFORE.format(width=b): spent[f"breadth-first, b={b}"] for b in (1, cfg.width)})
 
@@ -162,21 +159,26 @@ def arms(problems, tools, cfg):
 def sampled(problems, tools, votes, budgets):
     """Whole answers, drawn and judged until they have cost as many tokens as each of the `budgets`, the
     smaller first: {name: tokens}."""
-    start, known, ranked = tools.tokens, {}, [[] for _ in problems]
+    start, known, found = tools.tokens, {}, [[] for _ in problems]
     for name, budget in budgets.items():
         while tools.tokens - start < budget:
             drawn = [text for text, in tools.sample([p.prompt for p in problems], 1)]
             worths = tools.worth(list(zip(problems, drawn)), votes, known)
-            for mine, worth, text in zip(ranked, worths, drawn):
+            for mine, worth, text in zip(found, worths, drawn):
                 mine.append((worth, text))
-        ranked = [sorted(mine, key=lambda found: -found[0]) for mine in ranked]
-        texts = [[text for _, text in mine] for mine in ranked]
-        first = [mine[0] for mine in texts]
+        found = [sorted(mine, key=lambda found: -found[0]) for mine in found]
+        texts = [[text for _, text in mine] for mine in found]
         trees = [{"tree": [vars(Node(text, "", None, 1, worth, finished=True)) for worth, text in mine]}
-                 for mine in ranked]
-        spent = tools.tokens - start
-        yield name, spent, tools.right(problems, first), first, trees
-        yield f"{name}, any of 5", spent, any_of(problems, texts, tools, 5), first, trees
+                 for mine in found]
+        yield from ranked(name, problems, texts, trees, tools, start)
+
+
+def ranked(name, problems, texts, workings, tools, since):
+    """The Arms of each problem's best text and of any of its five best."""
+    first = [mine[0] for mine in texts]
+    yield tools.arm(name, problems, first, workings, since)
+    yield Arm.of(f"{name}, any of 5", tools.tokens - since, any_of(problems, texts, tools, 5), first,
+                 workings)
 
 
 def any_of(problems, texts, tools, count):

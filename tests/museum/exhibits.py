@@ -411,7 +411,7 @@ EXHIBITS = (
         "pairs of equal answers", "natolambert/rlhf-book#503",
         "Cutting answers made 352 of 5000 pairs equal on both sides: a loss of log 2 for ever, "
         "and no gradient.",
-        "minipost/preferences.py",
+        "minipost/datasets/preferences.py",
         "first, label = first[~same.to(label.device)], label[~same.to(label.device)]\n    ",
         "",
         ("test_reward.py::test_ranked_pairs",)),

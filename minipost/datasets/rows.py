@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Literal
 
 from minipost.errors import MinipostError
-from minipost.tasks.base import Problem, is_held_out
+from minipost.tasks.base import Problem, Task, is_held_out
 
 
 def no_duplicates(pairs):
@@ -188,7 +188,7 @@ def split(data, eval_data, skip):
 
 
 @dataclass(frozen=True)
-class File:
+class File(Task):
     """The rows of --data as a task; without --eval-data, one prompt in ten is held out."""
 
     data: str            # JSONL file to train on

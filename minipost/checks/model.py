@@ -2,8 +2,8 @@
 
 A check is a function that takes what it needs and returns a Finding.  A *fault* makes training wrong, a
 *warning* makes it poor; either says in one sentence what was found, why it matters and what to do.  They
-ask the same functions as training does, so what they find is what a run would meet.  checkup_data.py
-has those of texts and rewards, doctor.py is the command line.
+ask the same functions as training does, so what they find is what a run would meet.  data.py
+has those of texts and rewards; examine.py asks them all.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from minipost import checkpoint
+from minipost.measure.stats import interval
 from minipost.ops import at_last
 from minipost.rollout import Sequences, final_score, logprobs
-from minipost.stats import interval
 
 OK, NONE, WARNING, FAULT = "ok", "does not apply", "warning", "fault"
 CLIP = 0.2  # of the ratio, by default, in PPO and GRPO
@@ -216,7 +216,7 @@ def padding(model, seqs, pad, temperature):
     """A row's log-probs are the same with more padding and without any, alone."""
     name, seqs = "padding", seqs[few(seqs)]
     plain = logprobs(model, seqs, temperature)
-    wide = logprobs(model, widened(seqs, pad, model.config.max_position_embeddings), temperature)
+    wide = logprobs(model, widened(seqs, pad, model.context), temperature)
     gaps = [(wide[:, : plain.shape[1]] - plain)[seqs.mask]]
     for k in range(len(seqs)):
         alone = logprobs(model, seqs[[k]], temperature)[0]
@@ -272,7 +272,7 @@ def reward_model(run, model, rollout):
         return Finding(name, FAULT, f"{of(len(score), len(score), 'answers')} have the score {score[0]:g}",
                        "there is nothing to learn from it", again)
     some = rollout[few(rollout)]
-    wide = final_score(model, widened(some, run.vocabulary.pad, model.trunk.config.max_position_embeddings))
+    wide = final_score(model, widened(some, run.vocabulary.pad, model.trunk.context))
     alone = torch.stack([model(some[[k]].tokens)[0, -1] for k in range(len(some))])
     gap = float((torch.stack([wide, alone]) - score[few(rollout)]).abs().max()) / spread
     if not gap <= SHARE[next(model.parameters()).dtype]:

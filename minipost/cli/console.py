@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from minipost.stats import paired
+from minipost.measure.stats import Score, paired
 
 LIVE = ("reward", "gold", "accuracy", "loss", "kl", "entropy")  # of a method's metrics
 
@@ -43,9 +43,7 @@ class Console:
     def scores(self, when, results):
         for split, metrics in results.items():
             for metric, found in metrics.items():
-                s = found["score"]
-                self.say(f"{when}: {split}, {metric}: {s['value']:.3f} "
-                         f"[{s['low']:.3f}, {s['high']:.3f}] on {s['n']} problems")
+                self.say(f"{when}: {split}, {metric}: {found.score} on {found.score.n} problems")
 
     @contextmanager
     def progress(self, first, steps):
@@ -75,11 +73,12 @@ class Console:
     def side_by_side(self, problems, before, after, split, show):
         """Problems with the answer before and the answer after, and how many changed.
 
-        A result whose `rows` are given is about those problems only.  Shown are the first whose reward rose, then the first whose reward fell, then others, each
-        kind in the split's fixed order; all counts stand above, so nothing is hidden by the choice.
+        Shown are the first whose reward rose, then the first whose reward fell, then others, each kind
+        in the split's fixed order.  All counts stand above, so nothing is hidden by the choice.
         """
-        problems = [problems[i] for i in after.get("rows", range(len(problems)))]
-        change = [new - old for old, new in zip(before["rewards"], after["rewards"])]
+        if after.rows is not None:
+            problems = [problems[i] for i in after.rows]
+        change = [new - old for old, new in zip(before.rewards, after.rewards)]
         rose, fell = (sum(sign * c > 0 for c in change) for sign in (1, -1))
         table = Table(box=box.SIMPLE_HEAD, title_justify="left", title=(
             f"{split}: of {len(change)} answers {rose} got better and {fell} got worse, such as"))
@@ -104,19 +103,19 @@ class Console:
             table.add_row(str(line["step"]), *("" if v is None else f"{v:.3g}" for v in values))
         self.rich.print(table)
 
-    def arms(self, found, before):
+    def arms(self, arms, before):
         """The arms of a test-time method: accuracy, tokens per problem, and the gain over `before` where
         it answered the same problems."""
         table = Table(box=box.SIMPLE_HEAD)
         for name in ("way to answer", "n", "accuracy [95%]", "tokens", f"less {before!r} [95%]"):
             table.add_column(name)
-        for name, row in found.items():
-            s, same = row["score"], len(row["rewards"]) == len(found[before]["rewards"])
-            gain = ""
-            if same and name != before:
-                g = paired(found[before]["rewards"], row["rewards"])
+        usual = arms[before].result.rewards
+        for name, arm in arms.items():
+            gain, rewards = "", arm.result.rewards
+            if len(rewards) == len(usual) and name != before:
+                g = paired(usual, rewards)
                 gain = f"{g.value:+.3f} [{g.low:+.3f}, {g.high:+.3f}]"
-            table.add_row(name, str(s["n"]), score(s), f"{row['tokens']:,.0f}", gain)
+            table.add_row(name, str(len(rewards)), str(arm.result.score), f"{arm.each:,.0f}", gain)
         self.rich.print(table)
 
     def findings(self, found, seconds):
@@ -138,7 +137,8 @@ class Console:
         for name in ("reward", "n", "before [95%]", "after [95%]"):
             table.add_column(name)
         for name, row in summary["all"].items():
-            table.add_row(name, str(row["after"]["n"]), score(row["before"]), score(row["after"]))
+            before, after = (Score(**row[when]) for when in ("before", "after"))
+            table.add_row(name, str(after.n), str(before), str(after))
         self.rich.print(table)
         self.say(f"{summary['seconds']:.0f} s of training, {summary['tokens']:,} tokens; "
                  f"everything is in {directory}")
@@ -146,10 +146,6 @@ class Console:
 
 def answer(found, i):
     """A completion with its mark, or with its reward where that is more than right or wrong."""
-    exact = set(found["rewards"]) <= {0.0, 1.0}
-    mark = ("✗", "✓")[int(found["rewards"][i])] if exact else f"{found['rewards'][i]:+.2f}"
-    return Text(f"{mark} " + found["texts"][i].strip().replace("\n", "; "))
-
-
-def score(s):
-    return f"{s['value']:.3f} [{s['low']:.3f}, {s['high']:.3f}]"
+    exact = set(found.rewards) <= {0.0, 1.0}
+    mark = ("✗", "✓")[int(found.rewards[i])] if exact else f"{found.rewards[i]:+.2f}"
+    return Text(f"{mark} " + found.texts[i].strip().replace("\n", "; "))

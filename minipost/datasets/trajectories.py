@@ -13,7 +13,6 @@ from bisect import bisect_right
 import torch
 
 from minipost.errors import MinipostError
-from minipost.preferences import file_answers
 
 
 class Trajectories:
@@ -28,7 +27,7 @@ class Trajectories:
         if cfg.iterations > cfg.steps:
             raise MinipostError(f"iterations is {cfg.iterations}; expected at most one per step, of "
                                 f"which there are {cfg.steps}")
-        rows = run.task.training() if hasattr(run.task, "training") else []
+        rows = run.task.training() if run.task.training else []
         self.given = [row for row in rows if stated(row)]
         if self.given and cfg.iterations > 1:
             raise MinipostError(f"iterations is {cfg.iterations}, which asks the policy for answers "
@@ -65,7 +64,7 @@ class Trajectories:
     def load(self):
         """The file's answers."""
         self.problems, run = self.given, self.run
-        self.seqs = file_answers(run, [p.prompt for p in self.given],
+        self.seqs = run.encode([p.prompt for p in self.given],
                                  [p.columns["completion"] for p in self.given])
         self.reward = torch.tensor([reward_of(p) for p in self.given],
                                    device=run.policy.module.device)
@@ -73,7 +72,7 @@ class Trajectories:
     def sample(self):
         """The frozen copy's answers to this part's problems."""
         run = self.run
-        self.sampler = run.keep("sampler", lambda: copy.deepcopy(run.policy.module))
+        self.sampler = run.frozen("sampler", lambda: copy.deepcopy(run.policy.module))
         if run.step == self.since > 0:
             self.sampler.load_state_dict(run.policy.module.state_dict())
         with run.at(self.since):

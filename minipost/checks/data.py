@@ -1,6 +1,6 @@
 """What must hold of problems, answers and a reward function before any training: checks of a set-up.
 
-Each is a function from texts and numbers to a Finding, see checkup.py.  Answers are `sampled` (the policy's,
+Each is a function from texts and numbers to a Finding, see model.py.  Answers are `sampled` (the policy's,
 `group` of them to each problem) or `reference` (those that training would imitate).
 """
 
@@ -8,10 +8,10 @@ import json
 import unicodedata
 from collections import Counter
 
-from minipost.checkup import FAULT, NONE, OK, WARNING, Finding, of
+from minipost.checks.model import FAULT, NONE, OK, WARNING, Finding, of
+from minipost.datasets.rewards import ask
+from minipost.datasets.trajectories import reward_of, stated
 from minipost.errors import MinipostError
-from minipost.run import ask
-from minipost.trajectories import reward_of, stated
 
 FEW = 0.1  # share of the answers up to which cut or unreadable ones are no finding
 MANY = 20  # pairs from which on the share of the longer answers means something

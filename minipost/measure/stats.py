@@ -41,11 +41,6 @@ def vote(answers, weights=None):
     return sorted(total.items(), key=lambda entry: -entry[1])
 
 
-def ballot_of(task):
-    """What a vote counts in an answer: the task's `ballot`, or what `parse` reads."""
-    return getattr(task, "ballot", task.parse)
-
-
 def paired(before, after):
     """What the same problems gained on average, with its 95% interval.
 

@@ -2,26 +2,28 @@
 
 import copy
 import random
-from dataclasses import asdict
 from math import isfinite
 
 import torch
 
+from minipost.datasets.preferences import file_pairs, starting_policy
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
-from minipost.preferences import file_pairs
-from minipost.stats import bootstrap, interval
+from minipost.measure.results import Result, evaluate, results
+from minipost.measure.stats import bootstrap
+from minipost.ops import row_means, row_sums
+from minipost.run import REWARD_MODEL
 
 BEST_OF = 8  # answers per held-out prompt of which a scorer picks one
 
 
 def scorer(run):
     """The learner of the run's reward model; it starts as the policy with a score for its head."""
-    return run.learner("reward model", lambda: RewardModel(copy.deepcopy(run.policy.module)))
+    return run.learner(REWARD_MODEL, lambda: RewardModel(copy.deepcopy(run.policy.module)))
 
 
 def report(run, splits, score):
-    """Held-out pair accuracy, calibration and best-of-n of a scorer, in the form of Session.measure.
+    """Held-out pair accuracy, calibration and best-of-n of a scorer, {split: {metric: Result}}.
 
     score(sequences) -> (B,).  Per prompt the pair is the first two of its answers that differ in
     reward; the policy that answers is the run's.  `calibration error` is the mean gap between
@@ -34,7 +36,8 @@ def report(run, splits, score):
             gap = score(pairs.chosen) - score(pairs.rejected)
             found[split] = on_pairs(gap.tolist(), list(range(len(problems))))
             continue
-        rollout = run.look(problems, BEST_OF, 1.0)
+        with run.aside():
+            rollout = run.sample(problems, BEST_OF, temperature=1.0, purpose="evaluation")
         gold, guess = run.grade(problems, rollout), score(rollout)
         gold, guess = gold.view(-1, BEST_OF), guess.view(-1, BEST_OF)
         rows, gaps = [], []
@@ -47,11 +50,17 @@ def report(run, splits, score):
         if not rows:
             raise MinipostError(f"{split}: all answers to each prompt have the same reward, so no "
                                 "pair of them can be ranked")
-        picked = gold.gather(1, guess.argmax(1, keepdim=True))[:, 0].tolist()
-        found[split] = {**on_pairs(gaps, rows), f"best of {BEST_OF}": result(picked, rollout, run),
-                        "one sample": result(gold[:, 0].tolist(), rollout, run),
-                        f"exact best of {BEST_OF}": result(gold.amax(1).tolist(), rollout, run)}
+        picked, texts = gold.gather(1, guess.argmax(1, keepdim=True))[:, 0], run.texts(rollout)[::BEST_OF]
+        found[split] = {**on_pairs(gaps, rows), f"best of {BEST_OF}": Result.of(picked.tolist(), texts),
+                        "one sample": Result.of(gold[:, 0].tolist(), texts),
+                        f"exact best of {BEST_OF}": Result.of(gold.amax(1).tolist(), texts)}
     return found
+
+
+def measure(run, splits, cfg):
+    """Held-out pair accuracy, calibration and best-of-n of the run's reward model."""
+    model = scorer(run).module
+    return report(run, splits, lambda seqs: run.final_scores(model, seqs))
 
 
 def on_pairs(gaps, rows):
@@ -67,12 +76,8 @@ def on_pairs(gaps, rows):
         torch.tensor([1.0 if coin else -1.0 for coin in coins], dtype=torch.float64)).sigmoid()
     error = bootstrap(lambda picked: calibration_error(*zip(*picked)),
                       list(zip(chance.tolist(), map(float, coins))))
-    return {
-        "pair accuracy": {"score": asdict(interval(right)), "rewards": right, "texts": texts,
-                          "rows": rows},
-        "calibration error": {"score": asdict(error), "rewards": right, "texts": texts,
-                              "rows": rows},
-    }
+    return {"pair accuracy": Result.of(right, texts, rows),
+            "calibration error": Result.of(right, texts, rows, error)}
 
 
 def calibration_error(chance, outcome, bins=10):
@@ -83,6 +88,32 @@ def calibration_error(chance, outcome, bins=10):
     return sum(abs(sum(gap)) for gap in groups.values()) / len(chance)
 
 
-def result(values, rollout, run):
-    return {"score": asdict(interval(values)), "rewards": values,
-            "texts": run.texts(rollout)[:: BEST_OF]}
+def win_rate(run, problems, opponent):
+    """How often an answer of the policy has more reward than the opponent's; a tie is half.  -> Result"""
+    theirs = evaluate(run, problems, 1.0, module=opponent, purpose="reference")
+    ours = evaluate(run, problems, 1.0)
+    return Result.of([float(a > b) + 0.5 * (a == b) for a, b in zip(ours.rewards, theirs.rewards)],
+                     ours.texts)
+
+
+def report_policy(run, splits, scale):
+    """What a policy that learns from pairs is worth: {split: {metric: Result}}.
+
+    On a file's pairs how the implied reward ranks them: `scale` times the log-ratio to the reference,
+    or the mean log-prob where scale is None.  Elsewhere the win rate against the starting policy, and
+    rewards.
+    """
+    policy = run.policy.module
+    if all("chosen" in problems[0].columns for problems in splits.values()):
+
+        def implied(seqs):
+            logp = run.logprobs(policy, seqs)
+            if scale is None:
+                return row_means(logp, seqs.mask)
+            return scale * row_sums(logp - run.logprobs(run.reference(), seqs), seqs.mask)
+
+        return report(run, splits, implied)
+    found, opponent = results(run, splits), starting_policy(run) if scale is None else run.reference()
+    for split, problems in splits.items():
+        found[split]["win rate"] = win_rate(run, problems, opponent)
+    return found

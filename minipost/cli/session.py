@@ -3,72 +3,42 @@
 train.py reads the command line; what happens then is here.  The files of a run are listed there.
 """
 
-import importlib.util
 import json
 import math
 import signal
 import time
 from dataclasses import asdict
 from itertools import chain
-from pathlib import Path
 
 import torch
 
 from minipost import checkpoint, parallel
-from minipost.console import Console
+from minipost.cli.console import Console
 from minipost.errors import MinipostError
-from minipost.evaluate import splits
-from minipost.gpt import RewardModel
-from minipost.run import ANSWERS, Learner, Run
+from minipost.measure.results import TEMPERATURES, as_data, from_data, splits
+from minipost.rollout import check_context
+from minipost.run import open_run
 
 PROG = "python -m minipost.train"
 
 
-def load_reward(names, task):
-    """The reward function of the run: the task's, or the sum of those named FILE.py:FUNCTION."""
-    if not names:
-        return task.reward
-    found = []
-    for name in names:
-        path, _, function = name.rpartition(":")
-        if not path or not Path(path).is_file():
-            raise MinipostError(f"--reward {name}: expected FILE.py:FUNCTION, the file existing")
-        spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-        module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-            found.append(getattr(module, function))
-        except Exception as error:  # whatever the user's file raises, one sentence names it
-            raise MinipostError(f"--reward {name}: {type(error).__name__}: {error}") from error
-    return found[0] if len(found) == 1 else added(found)
-
-
-def added(functions):
-    """One reward function that adds up several; None from one means that it does not apply."""
-    def total(prompts, completions, **columns):
-        lists = [f(prompts=prompts, completions=completions, **columns) for f in functions]
-        if any(len(values) != len(prompts) for values in lists):
-            raise ValueError(f"expected {len(prompts)} values from each of {len(lists)} functions")
-        rows = [[v for v in row if v is not None] for row in zip(*lists)]
-        return [sum(row) if row else None for row in rows]
-    total.__qualname__ = " + ".join(getattr(f, "__qualname__", str(f)) for f in functions)
-    return total
-
-
-def open_run(options, task, device):
-    """The Run of a command line's settings: its model, task and reward."""
-    model, vocabulary = checkpoint.load(options.model, device, options.dtype)
-    return Run(Learner(model), vocabulary, task, load_reward(options.reward, task),
-               hidden=getattr(task, "hidden", False) and not options.reward,
-               seed=options.seed, micro=options.micro, room=options.room)
+def pick_device(name):
+    """The device that --device names."""
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if name == "auto":
+        return next((device for device, found in there.items() if found()), "cpu")
+    if name in there and not there[name]():
+        raise MinipostError(f"--device {name}: this machine or this build of torch has none")
+    return name
 
 
 class Session:
     """One run from start, or from its saved state, to its summary."""
 
-    def __init__(self, directory, algo, module, options, config, task, device, resume):
-        self.directory, self.algo, self.module, self.options = directory, algo, module, options
-        self.config, self.task, self.device, self.resume = config, task, device, resume
+    def __init__(self, directory, settings, device, resume):
+        self.directory, self.device, self.resume = directory, device, resume
+        self.method, self.options = settings.method, settings.options
+        self.config, self.task = settings.config, settings.task
         self.stop = False
         self.spent = self.paused = 0.0  # seconds of training before a resume, of evaluation since
 
@@ -83,11 +53,10 @@ class Session:
             reward_model = checkpoint.load_reward_model(
                 self.options.reward_model, self.vocabulary, self.device, self.options.dtype)
         self.check_room()
-        if hasattr(self.module, "check"):
-            self.module.check(self.run, self.config)
-        self.console.header(self.algo, self.task, self.config, self.options,
+        self.method.check(self.run, self.config)
+        self.console.header(self.method.name, self.task, self.config, self.options,
                             self.run.policy.module, parallel.world())
-        for sentence in getattr(self.task, "skipped", list)():
+        for sentence in self.task.skipped():
             self.console.say(sentence)
         if self.resume:
             self.restore()
@@ -105,22 +74,16 @@ class Session:
 
     def check_room(self):
         """Fail before any training where a prompt does not fit; tasks without end are sampled."""
-        limit = self.run.policy.module.config.max_position_embeddings
-        known = self.task.training() if hasattr(self.task, "training") else self.run.problems(16)
+        known = self.task.training() if self.task.training else self.run.problems(16)
         for problem in chain(known, *self.splits.values()):
-            length = len(self.vocabulary.prompt(problem.prompt))
-            if length + self.options.room > limit:
-                raise MinipostError(
-                    f"a prompt of {length} tokens ({problem.prompt[:40]!r}) and a response of up "
-                    f"to {self.options.room} do not fit the model's context of {limit}; lower "
-                    "--room"
-                )
+            check_context(self.run.policy.module, len(self.vocabulary.prompt(problem.prompt)),
+                          self.options.room, problem.prompt)
 
     def open_directory(self):
         if not self.lead:
             return
         checkpoint.write_json(self.directory / "config.json", {
-            "algo": self.algo, "options": asdict(self.options), "method": asdict(self.config),
+            "algo": self.method.name, "options": asdict(self.options), "method": asdict(self.config),
             "task": {"name": self.task.name, **asdict(self.task)},
         })
         for stale in ("state/state.safetensors", "summary.json"):
@@ -128,14 +91,13 @@ class Session:
         checkpoint.publish(self.directory / "metrics.jsonl", lambda path: path.write_text(""))
 
     def measure(self):
-        """Results by split, as Run.results gives them or a `measure` of the method's own."""
-        if hasattr(self.module, "measure"):
-            return self.module.measure(self.run, self.splits, self.config)
-        return self.run.results(self.splits)
+        """What the method measures: {split: {metric: Result}}."""
+        return self.method.measure(self.run, self.splits, self.config)
 
     def train(self):
         previous = self.watch_signals()
-        learn, steps = self.module.train(self.run, self.config), self.steps()
+        learn = self.method.train(self.run, self.config)
+        steps = self.method.total(self.run, self.config)
         first, self.started = self.run.step, time.perf_counter()
         tokens_before, every = self.run.tokens, self.options.save_every
         try:
@@ -162,11 +124,6 @@ class Session:
                 signal.signal(number, handler)
         return 0
 
-    def steps(self):
-        """How many steps the method makes: its Config says so, or its `total` where stages add up."""
-        return self.module.total(self.run, self.config) if hasattr(self.module, "total") else \
-            self.config.steps
-
     def over(self, steps):
         budget = self.options.budget
         return self.run.step >= steps or bool(budget and self.run.tokens >= budget)
@@ -179,7 +136,7 @@ class Session:
         """The held-out results of now, as metrics."""
         start, results = time.perf_counter(), self.measure()
         self.paused += time.perf_counter() - start
-        return {f"eval/{split}/{metric}": found["score"]["value"]
+        return {f"eval/{split}/{metric}": found.score.value
                 for split, metrics in results.items() for metric, found in metrics.items()}
 
     def watch_signals(self):
@@ -202,29 +159,28 @@ class Session:
             append(self.directory / "metrics.jsonl", json.dumps(line) + "\n")
 
     def save(self):
-        """Write what the method makes to model/, a reward model on the way to it beside that."""
+        """Write what the method exports, each to its folder, and the state."""
         tensors, facts = self.run.state()
         if not self.lead:
             return
-        for name, learner in self.run.learners.items():
+        learners = self.run.learners
+        for name, learner in learners.items():
             if not learner.master.isfinite().all():
                 raise MinipostError(f"{self.directory}: not saved, the {name} holds values that are "
                                     "not finite; the last saved state stands")
-        product = getattr(self.module, "PRODUCT", "policy")
-        for name, learner in self.run.learners.items():
-            folder = "model" if name == product else name.replace(" ", "_")
-            if name == product or isinstance(learner.module, RewardModel):
-                checkpoint.save(self.directory / folder, learner.module, self.options.model,
+        for name, folder in self.method.EXPORTS.items():
+            if name in learners:
+                checkpoint.save(self.directory / folder, learners[name].module, self.options.model,
                                 self.options.dtype)
         checkpoint.save_state(self.directory / "state" / "state.safetensors", tensors,
-                              {**facts, "before": self.before, "seconds": self.seconds()})
+                              {**facts, "before": as_data(self.before), "seconds": self.seconds()})
 
     def restore(self):
         path = self.directory / "state" / "state.safetensors"
         tensors, facts = checkpoint.load_state(path)
         try:
             self.run.restore(tensors, facts)
-            self.before, self.spent = facts["before"], facts["seconds"]
+            self.before, self.spent = from_data(facts["before"]), facts["seconds"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise MinipostError(f"{path}: does not belong to this run ({error!r})") from None
         if self.lead:
@@ -239,17 +195,18 @@ class Session:
         self.trained = self.seconds()
         after = self.measure()
         split = next(iter(after))  # not of `before`, which has lost its order where it was saved
-        metric = self.module.METRIC if self.module.METRIC in after[split] else next(iter(after[split]))
+        metric = self.method.METRIC if self.method.METRIC in after[split] else next(iter(after[split]))
+        every = {(split, metric): {"before": asdict(self.before[split][metric].score),
+                                   "after": asdict(after[split][metric].score)}
+                 for split in after for metric in after[split]}
         name = self.directory.name
         summary = {
-            "name": name.removeprefix("demo-") if name.startswith("demo-") else self.algo,
+            "name": name.removeprefix("demo-") if name.startswith("demo-") else self.method.name,
             "task": self.task.name, "seed": self.options.seed,
-            "metric": f"{metric}{' reward' if metric in ANSWERS else ''}, {split}",
-            "before": self.before[split][metric]["score"], "after": after[split][metric]["score"],
+            "metric": f"{metric}{' reward' if metric in TEMPERATURES else ''}, {split}",
+            **every[split, metric],
             "seconds": round(self.trained, 1), "tokens": self.run.tokens,
-            "all": {f"{metric}, {split}": {"before": self.before[split][metric]["score"],
-                                           "after": after[split][metric]["score"]}
-                    for split in after for metric in after[split]},
+            "all": {f"{metric}, {split}": scores for (split, metric), scores in every.items()},
         }
         if self.lead:
             checkpoint.write_json(self.directory / "summary.json", summary)
@@ -257,12 +214,12 @@ class Session:
         self.console.side_by_side(self.splits[split], self.before[split][metric],
                                   after[split][metric], f"{split}, {metric}",
                                   self.options.show)
-        if self.lead and (hasattr(self.module, "TRACE") or hasattr(self.module, "remark")):
+        if self.lead:
             text = (self.directory / "metrics.jsonl").read_text(encoding="utf-8")
             lines = [json.loads(line) for line in text.splitlines()]
-            if hasattr(self.module, "TRACE"):
-                self.console.trace(lines, self.module.TRACE)
-            if hasattr(self.module, "remark") and (said := self.module.remark(lines)):
+            if self.method.TRACE:
+                self.console.trace(lines, self.method.TRACE)
+            if said := self.method.remark(lines):
                 self.console.say(said)
         self.console.result(summary, self.directory)
 

@@ -1,0 +1,117 @@
+"""Every check on a set-up, in the order in which the doctor reports them."""
+
+import torch
+
+from minipost import checkpoint
+from minipost.checks import data, model
+from minipost.datasets.preferences import file_pairs
+from minipost.datasets.rows import read
+from minipost.ops import policy_gradient
+from minipost.run import open_run
+
+SMALL = 50_000_000  # parameters of a model that one thread serves as fast as several do
+
+
+def examine(options, task, device):
+    """The Findings of all checks on a set-up: those of files and texts, of samples, of a reward model."""
+    run = open_run(options, task, device)
+    if device == "cpu" and run.policy.flat.numel() < SMALL:
+        torch.set_num_threads(1)  # on a busy machine each small operation would wait for all threads
+    tokenizer, scorer = run.vocabulary.tokenizer, None
+    if options.reward_model:
+        scorer = checkpoint.load_reward_model(options.reward_model, run.vocabulary, device, options.dtype)
+    found = look_at_texts(run, model.stated_ids(options.model, tokenizer), options.rows)
+    problems = [p for p in run.problems(options.prompts)
+                if len(run.vocabulary.prompt(p.prompt)) + run.room <= run.policy.module.context]
+    if problems:
+        found += look_at_samples(run, problems, options, scorer)
+    else:
+        found.append(model.Finding("samples", model.NONE, "no prompt leaves room for an answer"))
+    if scorer:
+        found.append(model.reward_model_ids(model.stated_ids(options.reward_model, tokenizer)))
+    return found
+
+
+def length(run, prompt, answer):
+    """Tokens of a prompt with its answer and EOS."""
+    return len(run.vocabulary.prompt(prompt)) + len(run.vocabulary.response(answer))
+
+
+def demonstrations(run, problems):
+    """(problem, text) of the answers to these problems that training would imitate."""
+    rng = run.rng("demonstrations")
+    found = [(problem, data.reference(run.task, problem, rng)) for problem in problems]
+    return [(problem, text) for problem, text in found if text is not None]
+
+
+def look_at_texts(run, stated, most):
+    """What can be found without asking the model: of all problems, of a file's first `most` rows."""
+    task, vocabulary, encode = run.task, run.vocabulary, run.vocabulary.tokenizer.encode
+    file, heldout = task.name == "file", task.heldout(400)
+    training = task.training() if file else task.sample(400, run.rng("problems"))
+    rows = training[:most]
+    given = [(row.prompt, text) for row in rows for text in data.answers_of(row)] or [
+        (row.prompt, text) for row, text in demonstrations(run, rows)]
+    answers, pairs = [text for _, text in given], data.pairs_of(rows)
+    prompts = {row.prompt: len(vocabulary.prompt(row.prompt)) for row in [*rows, *heldout]}
+    specials = [token.content for token in
+                vocabulary.tokenizer.backend.get_added_tokens_decoder().values() if token.special]
+    found = [
+        model.control_ids(vocabulary, stated), model.eos_in_files(vocabulary, stated),
+        model.context(list(prompts.values()), [length(run, *pair) for pair in given], run.room,
+                      run.policy.module.context),
+        data.control_texts([*prompts, *answers], specials),
+        data.boundary(given, encode), data.round_trip(answers, vocabulary),
+    ]
+    if not file:
+        return [*found, data.held_out_prompts(training, heldout)]
+    whole = read(task.data, task.on_bad_row == "skip")[0]
+    return [
+        *found, data.held_out_prompts(training, heldout, len(whole) - len(training) if task.eval_data else 0),
+        data.skipped_rows(task.skipped()), data.repeated_rows(rows), data.stated_rewards(rows),
+        data.equal_pairs(pairs, encode), data.contradictory_pairs(pairs),
+        data.length_of_chosen(pairs, encode),
+    ]
+
+
+def look_at_samples(run, problems, options, scorer):
+    """What the model's answers to some problems show of it, of the sampler and of the rewards."""
+    temperature = options.temperature
+    rollout = run.sample(problems, options.group, temperature=temperature)
+    texts, asked = run.texts(rollout), [problems[i] for i in rollout.prompt.tolist()]
+    shown = [(problem, text) for problem, text in demonstrations(run, problems)
+             if length(run, problem.prompt, text) <= run.policy.module.context]
+    imitated = run.encode(*zip(*((p.prompt, text) for p, text in shown))) if shown else None
+    found = [
+        model.eos_in_loss(imitated, rollout, run.vocabulary.eos),
+        model.ratio_at_start(run, rollout, temperature),
+        model.sampler_and_trainer(run, rollout, temperature),
+        model.padding(run.policy.module, rollout, run.vocabulary.pad, temperature),
+        model.micro_batches(run.policy, rollout, policy_gradient, temperature),
+        data.cut_answers(rollout.finished.tolist(),
+                         [len(run.vocabulary.response(text)) for _, text in shown], run.room),
+        data.parsed_answers(run.task, texts, bool(options.reward)),
+    ]
+    judged = run.task.name != "file" or options.reward or data.exact(asked)
+    values, error = data.ask_often(run.reward, asked, texts, shown) if judged else ({}, "")
+    found.append(data.reward_function(values, error))
+    if values:
+        found += [data.reward_spread(values["once"], texts, options.group),
+                  data.reference_rewards(values["reference"], values["once"], values["empty"])]
+    if scorer:
+        found += look_at_scorer(run, scorer, rollout, problems, values.get("once"))
+    return found
+
+
+def look_at_scorer(run, scorer, rollout, problems, values):
+    """What a reward model's scores show: of the file's pairs, else of sampled answers and their rewards."""
+    pairs = [p for p in problems if "chosen" in p.columns and max(
+        length(run, p.prompt, text) for text in data.answers_of(p)) <= run.policy.module.context]
+    ahead, better = [], "was chosen"
+    if pairs:
+        sides = file_pairs(run, pairs)
+        ahead = (run.final_scores(scorer, sides.chosen) - run.final_scores(scorer, sides.rejected)).tolist()
+    elif values:
+        better, scores = "earns more", run.final_scores(scorer, rollout).tolist()
+        ahead = data.gaps(scores, values, len(rollout) // len(problems))
+    return [model.reward_model(run, scorer, rollout), model.reward_model_ranks(ahead, better)]

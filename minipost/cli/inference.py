@@ -1,0 +1,120 @@
+"""What `minipost.evaluate --method` and `minipost.solve` share: a test-time method on a model and a task."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from minipost import test_time
+from minipost.cli import options as command
+from minipost.errors import MinipostError, require
+from minipost.measure.stats import paired
+
+
+@dataclass(frozen=True)
+class Options(command.Options):
+    """What every test-time method has."""
+
+    model: str = "checkpoints/thinker"  # model directory
+    room: int = 192             # longest answer, in tokens
+    verifier: str = ""          # directory of a reward model, where the method asks one
+    temperature: float = 1.0    # at which answers and steps are sampled (tau)
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self, at_least=dict(temperature=0))
+
+
+@dataclass(frozen=True)
+class Measured(Options):
+    """What a measurement has besides."""
+
+    n: int = 200                # held-out problems
+    workers: int = 0            # processes; 0: one per core, at most 4
+    out: str = ""               # directory for summary.json
+    show: int = 2               # held-out problems shown before and after
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self, at_least=dict(n=1, workers=0, show=0))
+
+
+def settings_of(argv, prog, options):
+    """The Settings of a command line."""
+    return command.parse(argv, prog, lambda method: options(), methods=test_time, flag="--method",
+                         json=True)
+
+
+def tools_for(settings):
+    """The Texts of a run on this task, with the verifier if there is one to ask."""
+    from minipost import checkpoint
+    from minipost.measure.texts import Texts
+    from minipost.optim import Learner
+    from minipost.run import Run
+
+    options, task = settings.options, settings.task
+    model, vocabulary = checkpoint.load(options.model)
+    directory = options.verifier or settings.method.VERIFIER
+    verifier = checkpoint.load_reward_model(directory, vocabulary) if directory else None
+    if options.room >= model.context:
+        raise MinipostError(f"room is {options.room}; the context of {options.model} holds "
+                            f"{model.context}")
+    run = Run(Learner(model), vocabulary, task, task.reward, seed=options.seed, room=options.room)
+    return Texts(run, options.temperature, verifier)
+
+
+def measure(settings):
+    """Every way to answer, on the held-out problems: (problems, {name: Arm})."""
+    tools, problems = tools_for(settings), settings.task.heldout(settings.options.n)
+    return problems, {arm.name: arm for arm in settings.method.arms(problems, tools, settings.config)}
+
+
+def evaluate(argv, prog):
+    """Measure a method on held-out problems, print a table, and write DIR/summary.json for --out."""
+    from minipost import checkpoint, parallel
+    from minipost.cli.console import Console
+
+    settings = settings_of(argv, prog, Measured)
+    method, options, cfg, task = settings.method, settings.options, settings.config, settings.task
+    if options.out:
+        checkpoint.make_directory(Path(options.out))
+    console, start = Console(quiet=settings.json), time.perf_counter()
+    console.say(f"{method.name} with {options.model} on {task.name} "
+                f"({', '.join(f'{k} {v}' for k, v in asdict(task).items())})")
+    console.say(f"  {', '.join(f'{k} {v}' for k, v in asdict(cfg).items())}, "
+                f"temperature {options.temperature}, seed {options.seed}")
+    problems, arms = parallel.launch(lambda: measure(settings),
+                                     options.workers or parallel.default_workers("cpu"))
+    seconds = time.perf_counter() - start
+    first, last = (name.format(**asdict(cfg)) for name in (method.BEFORE, method.AFTER))
+    before, after = arms[first].result, arms[last].result
+    summary = {
+        "name": method.name, "task": task.name, "seed": options.seed,
+        "metric": f"accuracy, held-out: {first} -> {last}",
+        "before": asdict(before.score), "after": asdict(after.score), "seconds": round(seconds, 1),
+        "tokens": round(sum(arm.tokens for arm in arms.values())),
+        "gain": asdict(paired(before.rewards, after.rewards)),
+        "all": {name: {"score": asdict(arm.result.score), "tokens per problem": round(arm.each, 1)}
+                for name, arm in arms.items()},
+    }
+    if settings.json:
+        print(json.dumps({**summary, "arms": {
+            name: {"rewards": arm.result.rewards, "texts": arm.result.texts}
+            for name, arm in arms.items()}}, indent=2))
+    else:
+        if len(before.rewards) == len(after.rewards) == len(problems):
+            console.side_by_side(problems, before, after, "held-out", options.show)
+        console.say(f"how it went, {last}, held-out problem 1: "
+                    f"{problems[0].prompt.strip()}")
+        for line in shortened(method.show(arms[last].workings[0])):
+            console.say(f"  {line}")
+        console.arms(arms, first)
+        console.say(f"{seconds:.0f} s")
+    if options.out:
+        checkpoint.write_json(Path(options.out) / "summary.json", summary)
+        console.say(f"{options.out}/summary.json says it as data")
+
+
+def shortened(lines, most=24):
+    """At most so many lines, and how many more there are."""
+    return lines if len(lines) <= most else [*lines[:most], f"... and {len(lines) - most} lines more"]

@@ -1,0 +1,166 @@
+"""The command lines of train, evaluate, solve and doctor: one base of options, one parser of two stages.
+
+The first stage finds what the second needs to know: which method, which task or file.  The second makes a
+flag of every field of the dataclasses that belong to them.  A flag that has been renamed still works and
+says its new name once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, fields, make_dataclass
+from typing import Any, Literal
+
+from minipost.datasets.rows import File
+from minipost.errors import MinipostError, require
+from minipost.tasks import TASKS
+
+PROBLEMS = f"""Problems: --task {{{','.join(TASKS)}}}, whose knobs are listed below"""
+FILES = """, or
+--data FILE.jsonl, with --eval-data FILE.jsonl to hold out those (else one prompt in ten) and
+--on-bad-row skip to leave out rows that are not as they should be"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every command has."""
+
+    model: str = "checkpoints/base"  # model directory
+    seed: int = 0               # everything random follows from it
+    room: int = 48              # longest response, in tokens (L_max)
+
+    def __post_init__(self):
+        require(self, at_least=dict(room=1))
+
+
+@dataclass(frozen=True)
+class SetUp(Options):
+    """What a run trains with, and the doctor looks at."""
+
+    reward: tuple[str, ...] = ()  # functions to add up, FILE.py:FUNCTION; the task's own if none
+    reward_model: str = ""      # directory of a reward model to score with instead of a function
+    micro: int = 16             # sequences in one forward and backward pass; changes no gradient
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to run; auto: the best there is
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; bfloat16 is slow on CPUs
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self, at_least=dict(micro=1))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A whole command line.  What the command does not have is None."""
+
+    options: Any
+    task: Any = None
+    method: Any = None
+    config: Any = None
+    json: bool = False
+
+
+def parse(argv, prog, options, *, description="", methods=None, flag="--algo", task=True, data=False,
+          json=False):
+    """The Settings that a command line states; tyro makes the flags.
+
+    options: the command's dataclass, or a function from the method to an instance.  methods: the package
+    whose `names` and `load` --algo or --method chooses from.  task: whether one must be named where there
+    is no method, which has a usual one.  data, json: whether --data and --json are known.
+    """
+    known, rest = _first(argv, prog, methods, flag, data, json)
+    method = methods.load(known.method) if methods else None
+    if data and known.data and known.task:
+        raise MinipostError("--task and --data exclude each other")
+    for name in ("eval_data", "on_bad_row"):
+        if getattr(known, name, None) and not known.data:
+            raise MinipostError(f"--{name.replace('_', '-')} goes with --data")
+    parts = {}
+    if method:
+        parts["config"] = method.Config()
+    if known.task:
+        parts["task"] = TASKS[known.task]()
+    elif method and not getattr(known, "data", None):
+        parts["task"] = TASKS[method.TASK](**method.KNOBS)
+    elif task and not getattr(known, "data", None) and not {"-h", "--help"} & set(rest):
+        raise MinipostError("give one of --task and --data: the problems to look at")
+    parts["options"] = options(method) if method else options()
+    import tyro
+
+    flat = tyro.conf.OmitArgPrefixes
+    together = make_dataclass("Arguments", [(part, flat[type(usual)], usual)
+                                            for part, usual in parts.items()])
+    found = tyro.cli(together, args=renamed(rest, parts.values()),
+                     prog=f"{prog} {flag} {known.method}" if method else prog,
+                     description=f"{method.module.__doc__ if method else description}\n{PROBLEMS}{FILES if data else ''}."
+                     + ("\n--json prints data and no text." if json else ""),
+                     config=(tyro.conf.FlagConversionOff,))
+    given = vars(found)
+    if getattr(known, "data", None):
+        given["task"] = File(known.data, known.eval_data, known.on_bad_row or "stop")
+    return Settings(given["options"], given.get("task"), method, given.get("config"),
+                    getattr(known, "json", False))
+
+
+def _first(argv, prog, methods, flag, data, json):
+    """The first stage: (what the second depends on, the other arguments)."""
+    first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    if methods:
+        first.add_argument(flag, dest="method", choices=methods.names(), required=True)
+    first.add_argument("--task", choices=list(TASKS))
+    if data:
+        first.add_argument("--data")
+        first.add_argument("--eval-data", default="")
+        first.add_argument("--on-bad-row", choices=("stop", "skip"))
+    if json:
+        first.add_argument("--json", action="store_true")
+    return first.parse_known_args(argv)
+
+
+# ---- names that have changed
+
+RENAMED: dict[str, tuple[str, ...]] = {}  # old field: what it is called now, by method
+
+
+def new_name(old, parts):
+    """What a setting is called now that some dataclasses no longer know by its old name."""
+    known = {f.name for part in parts for f in fields(part)}
+    if old in known:
+        return old
+    return next((new for new in RENAMED.get(old, ()) if new in known), old)
+
+
+def renamed(arguments, parts):
+    """The arguments with new names for old flags; each is said once, on the error stream."""
+    found, said = [], {}
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("--"):
+            old = flag[2:].replace("-", "_")
+            new = new_name(old, parts)
+            if new != old:
+                said[flag] = "--" + new.replace("_", "-")
+                argument = said[flag] + equals + value
+        found.append(argument)
+    for old, new in said.items():
+        print(f"{old} is now {new}", file=sys.stderr)
+    return found
+
+
+def rebuild(cls, saved):
+    """A dataclass from the settings that a run's config.json holds, under old names or new ones."""
+    values = {new_name(name, [cls]): value for name, value in saved.items()}
+    known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+
+
+def fail_in_one_sentence(work):
+    """Run work(); a MinipostError is printed as one sentence and gives exit code 1."""
+    try:
+        return work() or 0
+    except MinipostError as error:
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped at once; the last saved state stands", file=sys.stderr)
+        return 130

@@ -1,0 +1,151 @@
+"""Preference data: pairs of answers, from a file or sampled and labelled.
+
+Pairs come from a file (rows with `chosen` and `rejected`) or are sampled: two answers of the starting
+policy to each prompt, which a labeller compares.  A labeller is a function
+
+    label(run, problems, rollout) -> (P,)    > 0 where a prompt's first answer is better, < 0 where
+                                             its second is, 0 for a tie, which makes no pair
+"""
+
+import copy
+import itertools
+from dataclasses import replace
+
+import torch
+
+from minipost.ops import row_means
+from minipost.rollout import Pairs
+
+
+def by_reward(run, problems, rollout):
+    """The labeller that asks the run's reward function; `noise` of the task turns labels round."""
+    first, second = run.grade(problems, rollout).view(-1, 2).unbind(1)
+    rng, noise = run.rng("noise"), run.task.noise
+    turned = torch.tensor([-1.0 if rng.random() < noise else 1.0 for _ in problems])
+    return (first - second) * turned.to(first)
+
+
+# ---- pairs
+
+class StepPairs:
+    """The pairs of each step, and their log-probs under the starting policy.
+
+    A file's pairs are read, and given log-probs, once.  Others are sampled from the starting policy
+    at every step and labelled.  cfg has pairs (B), temperature, and likeliest, the share of the pairs
+    that are kept: those whose chosen answer has the least perplexity under the starting policy.
+
+    reference: whether the log-probs are wanted.  Without them, and without a filter, no reference is
+    made; the starting policy is kept only where it has to answer.
+    """
+
+    def __init__(self, run, cfg, label, reference=True):
+        self.run, self.cfg, self.label = run, cfg, label
+        self.model = run.reference() if reference or cfg.likeliest < 1 else None
+        rows = run.task.training() if run.task.training else []
+        self.whole = file_pairs(run, rows) if rows and "chosen" in rows[0].columns else None
+        if self.whole is not None:
+            self.known = self.ask(self.whole)
+
+    def ask(self, pairs):
+        """Log-probs [chosen (P, T), rejected (P, T')], zero off the masks, and which to keep (P,)."""
+        if self.model is None:
+            return None, torch.ones(len(pairs), dtype=torch.bool, device=pairs.chosen.mask.device)
+        logps = [self.run.logprobs(self.model, side) for side in (pairs.chosen, pairs.rejected)]
+        value = (-row_means(logps[0], pairs.chosen.mask)).exp()
+        return logps, value <= value.quantile(self.cfg.likeliest) if len(pairs) else value > 0
+
+    def draw(self):
+        """This step's pairs with their log-probs, a list of two or None."""
+        run, cfg = self.run, self.cfg
+        if self.whole is not None:
+            numbers = run.deal(range(len(self.whole)), cfg.pairs)
+            logps, kept = self.known
+            rows = torch.tensor(numbers, device=kept.device)
+            count_pairs(run, self.whole[rows])
+            return take_pairs(self.whole, rows[kept[rows]], logps)
+        problems = run.problems(cfg.pairs)
+        rollout = run.sample(problems, 2, temperature=cfg.temperature, purpose="pairs",
+                             module=self.model or starting_policy(run))
+        pairs = ranked_pairs(rollout, self.label(run, problems, rollout))
+        logps, kept = self.ask(pairs)
+        return take_pairs(pairs, kept.nonzero()[:, 0], logps)
+
+
+def starting_policy(run):
+    """A frozen copy of the policy as it was at the start, which answers and is no reference."""
+    return run.frozen("start", lambda: copy.deepcopy(run.policy.module))
+
+
+def take_pairs(pairs, rows, logps):
+    """These pairs, and of the log-probs beside them the same rows and columns."""
+    if logps is None:
+        return pairs[rows], None
+    sides = [side.take(rows, logp) for side, logp in zip((pairs.chosen, pairs.rejected), logps)]
+    return Pairs(sides[0][0], sides[1][0]), [logp for _, logp in sides]
+
+
+def step_pairs(run, n):
+    """This step's n problems and, where they are rows of pairs, those pairs, counted; else None."""
+    problems = run.problems(n)
+    if "chosen" not in problems[0].columns:
+        return problems, None
+    pairs = file_pairs(run, problems)
+    count_pairs(run, pairs)
+    return problems, pairs
+
+
+def count_pairs(run, pairs):
+    run.tokens += int(pairs.chosen.mask.sum() + pairs.rejected.mask.sum())
+
+
+def ranked_pairs(rollout, label):
+    """Pairs of rows 2i and 2i+1 of a rollout, in the order that label (P,) says; ties are left out.
+
+    Two answers of the same words are a tie whatever the label says.
+    """
+    same = torch.tensor([a == b for a, b in zip(*[iter(rollout.responses())] * 2)])
+    first = torch.arange(0, len(rollout), 2, device=label.device)
+    first, label = first[~same.to(label.device)], label[~same.to(label.device)]
+    first, label = first[label != 0], label[label != 0]
+    return Pairs(rollout[first + (label < 0)], rollout[first + (label > 0)])
+
+
+def file_pairs(run, problems):
+    """Pairs of rows with the columns `chosen` and `rejected`.
+
+    MinipostError where an answer does not fit the model's context.
+    """
+    prompts = [problem.prompt for problem in problems]
+    return Pairs(*(run.encode(prompts, [p.columns[side] for p in problems])
+                   for side in ("chosen", "rejected")))
+
+
+# ---- comparisons of several answers
+
+def draw_comparisons(run, prompts, answers, label, temperature):
+    """This step's answers, `answers` (K) to each prompt, and which is better than which.
+
+    -> K Sequences of P rows each, wins (P, K, K): true where a row's i-th is better than its j-th.
+    From a file they are its pairs (K = 2), else samples of the policy, every two of which the
+    labeller compares in one call; two answers of the same words are a tie whatever it says.
+    """
+    problems, pairs = step_pairs(run, prompts)
+    if pairs is not None:
+        places, wins = [pairs.chosen, pairs.rejected], torch.zeros(len(pairs), 2, 2, dtype=bool)
+        wins[:, 0, 1] = True
+        return places, wins.to(pairs.chosen.mask.device)
+    rollout = run.sample(problems, answers, temperature=temperature, purpose="pairs")
+    sides = list(itertools.combinations(range(answers), 2))                 # C of them
+    rows = torch.tensor([[p * answers + k for k in side] for p in range(len(problems))
+                         for side in sides]).flatten().to(rollout.prompt.device)
+    asked = [problem for problem in problems for _ in sides]
+    matches = replace(rollout[rows], prompt=torch.arange(len(asked)).repeat_interleave(2)
+                      .to(rows.device))
+    words = matches.responses()
+    same = torch.tensor([a == b for a, b in zip(words[::2], words[1::2])])
+    lead = label(run, asked, matches).where(~same.to(rollout.mask.device), 0.0)
+    lead = lead.view(len(problems), len(sides))
+    wins = torch.zeros(len(problems), answers, answers, dtype=torch.bool, device=lead.device)
+    for c, (i, j) in enumerate(sides):
+        wins[:, i, j], wins[:, j, i] = lead[:, c] > 0, lead[:, c] < 0
+    return [rollout[k::answers] for k in range(answers)], wins

@@ -1,0 +1,42 @@
+"""What is logged of one training step."""
+
+import torch
+
+from minipost import parallel
+
+
+class Meter:
+    """The metrics of one training step.
+
+    `add` takes pieces that sum to a gradient step's value over its micro-batches and ranks; `means`
+    averages over the gradient steps of the training step.
+    """
+
+    def __init__(self, *names):
+        self.sums = dict.fromkeys(names, 0.0)
+
+    def add(self, **pieces):
+        for name, piece in pieces.items():
+            self.sums[name] += float(piece)
+
+    def means(self, updates=1):
+        values = torch.tensor(list(self.sums.values()), dtype=torch.float64)
+        parallel.sum_(values)
+        return dict(zip(self.sums, (values / max(1, updates)).tolist()))
+
+
+def describe(rollout, reward, group):
+    """What people look for first in a rollout, under TRL's names."""
+    by_group = reward.view(-1, group)
+    found = {"reward": float(reward.mean())}
+    if group > 1:
+        ties = (by_group == by_group[:, :1]).all(1)
+        found |= {"reward_std": float(by_group.std(1).mean()),
+                  "frac_reward_zero_std": float(ties.float().mean())}
+    else:  # a single answer has no siblings to tie with
+        found["reward_std"] = float(reward.std(correction=0))
+    return {
+        **found,
+        "completions/mean_length": float(rollout.lengths.float().mean()),
+        "completions/clipped_ratio": float((~rollout.finished).float().mean()),
+    }

@@ -1,0 +1,95 @@
+"""What a measurement found, and how a run's models are measured.
+
+    Result      a score with its interval, and the rewards and texts that it was made of
+    Arm         one way to answer at test time: its Result, its tokens, its workings
+    results     the answers of a policy to held-out problems, greedy and sampled
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Sequence
+
+from minipost.measure.stats import Score, interval
+
+TEMPERATURES = {"greedy": 0.0, "sampled": 1.0}  # at which held-out problems are answered
+
+
+@dataclass(frozen=True)
+class Result:
+    """A score and what it is a mean of: one reward and one text for each measured problem.
+
+    rows: the numbers of those problems in their split, None where all were measured.
+    """
+
+    score: Score
+    rewards: Sequence[float]
+    texts: Sequence[str]
+    rows: Sequence[int] | None = None
+
+    @classmethod
+    def of(cls, rewards, texts, rows=None, score=None):
+        """A Result whose score is the mean of the rewards, unless another is given."""
+        return cls(score or interval(rewards), rewards, texts, rows)
+
+    @classmethod
+    def from_data(cls, data):
+        """What `asdict` made of a Result, and JSON kept."""
+        return cls(Score(**data["score"]), data["rewards"], data["texts"], data.get("rows"))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to answer some problems at test time.
+
+    tokens: what all the problems cost together; workings: plain data on how each was answered.
+    """
+
+    name: str
+    tokens: float
+    result: Result
+    workings: Sequence[Any]
+
+    @classmethod
+    def of(cls, name, tokens, rewards, answers, workings):
+        return cls(name, tokens, Result.of(rewards, answers), workings)
+
+    @property
+    def each(self):
+        """Tokens per problem."""
+        return self.tokens / len(self.result.rewards)
+
+
+# ---- measuring a policy
+
+def splits(task, n):
+    """What to measure of a task: {name: problems}, the headline first."""
+    if task.splits is None:
+        return {"held-out": task.heldout(n)}
+    return {name: rows for name, rows in task.splits(n).items() if rows}
+
+
+def evaluate(run, problems, temperature, module=None, purpose="evaluation"):
+    """Answer each problem once and grade the answers.  Temperature 0 is greedy.  -> Result"""
+    with run.aside():
+        rollout = run.sample(problems, 1, temperature=temperature, module=module, purpose=purpose)
+    return Result.of(run.grade(problems, rollout).tolist(), run.texts(rollout))
+
+
+def results(run, splits, module=None):
+    """{split: {"greedy" or "sampled": Result}} of the policy, or of another module."""
+    return {split: {metric: evaluate(run, problems, temperature, module)
+                    for metric, temperature in TEMPERATURES.items()}
+            for split, problems in splits.items()}
+
+
+def as_data(results):
+    """Results by split and metric as JSON can hold them."""
+    return {split: {metric: asdict(result) for metric, result in found.items()}
+            for split, found in results.items()}
+
+
+def from_data(data):
+    """The inverse of `as_data`."""
+    return {split: {metric: Result.from_data(result) for metric, result in found.items()}
+            for split, found in data.items()}

@@ -1,0 +1,99 @@
+"""A run's models as functions of texts, which is all that a test-time method knows of them."""
+
+import math
+
+from minipost.errors import MinipostError
+from minipost.measure.results import Arm
+from minipost.rollout import pack
+from minipost.sampler import Sampler, ends
+
+VERDICT = 24  # tokens of a judge's reply, at most
+
+
+class Texts:
+    """The task, samples, verdicts, scores, and what they cost.
+
+    temperature: that of answers and steps.  verifier: a value head that scores a text at its last
+    token and at the ends of its steps, or None.  stream: the name of the random stream of steps.
+    """
+
+    def __init__(self, run, temperature=1.0, verifier=None, stream="steps"):
+        self.run, self.task, self.verifier, self.mark = run, run.task, verifier, run.task.step_end
+        self.sample = Sampler(run, temperature=temperature, purpose="answers")
+        self.step = Sampler(run, self.mark, temperature, stream)
+        self._greedy = Sampler(run, temperature=0.0)
+        self._judge = Sampler(run, purpose="verdicts", room=VERDICT)
+
+    @property
+    def tokens(self):
+        """What was sampled so far, EOS included."""
+        return sum(each.tokens for each in (self.sample, self.step, self._greedy, self._judge))
+
+    def greedy(self, texts):
+        """The likeliest continuation of each text, one string each."""
+        return [found for found, in self._greedy(texts, 1)]
+
+    def worth(self, states, votes, known):
+        """What the model itself thinks of each beginning of an answer, (problem, text), within 0..1.
+
+        The task names the questions, each with the reply that approves; `votes` replies are sampled to
+        each, and the worth is the product of the shares that approve.  `known` keeps the replies of a
+        search: none of its questions is asked twice.
+        """
+        if self.task.questions is None:
+            raise MinipostError(f"the task {self.task.name} has no question for a judge of a step (no "
+                                "`questions`); countdown --target 24 and arithmetic have")
+        asked = [self.task.questions(problem, text) for problem, text in states]
+        shares = iter(self.shares([pair for questions in asked for pair in questions], votes, known))
+        return [math.prod(next(shares) for _ in questions) for questions in asked]
+
+    def shares(self, questions, votes, known):
+        """The share of `votes` sampled replies to each question, (question, reply), that are that reply."""
+        fresh = [q for q in dict.fromkeys(q for q, _ in questions) if q not in known]
+        known.update(zip(fresh, self._judge(fresh, votes), strict=True))
+        return [known[question].count(reply) / votes for question, reply in questions]
+
+    def right(self, problems, answers):
+        """What the task's exact reward says of one answer to each problem."""
+        return self.run.grade_texts(problems, answers).tolist() if problems else []
+
+    def arm(self, name, problems, answers, workings, since):
+        """The Arm of one answer to each problem, which took what was sampled since `tokens` was that."""
+        return Arm.of(name, self.tokens - since, self.right(problems, answers), answers, workings)
+
+    def _encoded(self, prompts, answers):
+        """Prompts with answers as Sequences, cut to what the context holds."""
+        vocabulary, limit = self.run.vocabulary, self.run.policy.module.context
+        before = [vocabulary.prompt(prompt)[: limit - 1] for prompt in prompts]
+        after = [vocabulary.response(answer)[: limit - len(ids)]
+                 for ids, answer in zip(before, answers, strict=True)]
+        return pack(before, after, vocabulary.pad).to(self.run.policy.module.device)
+
+    def confidence(self, prompts, answers):
+        """The mean log-prob of each answer's tokens, EOS included, at temperature 1."""
+        if not answers:
+            return []
+        seqs = self._encoded(prompts, answers)
+        logp = self.run.logprobs(self.run.policy.module, seqs)
+        return (logp.sum(1) / seqs.lengths).tolist()
+
+    def verified(self, prompts, answers):
+        """The verifier's chances for each answer: of every step and, last, of the whole answer."""
+        if not answers:
+            return []
+        seqs = self._encoded(prompts, answers)
+        score, = self.run.for_all(lambda batch: [self.verifier(batch.tokens)[:, 1:]], seqs)
+        found = []
+        for row, mask, targets in zip(score.tolist(), seqs.mask.tolist(), seqs.targets.tolist()):
+            columns = [k for k, chosen in enumerate(mask) if chosen]
+            ids = [targets[k] for k in columns]
+            steps = [columns[k] for k in ends(self.run.vocabulary, ids, self.mark) if k < len(ids) - 1]
+            found.append([1 / (1 + math.exp(-row[k])) for k in [*steps, columns[-1]]])
+        return found
+
+    def value(self, texts):
+        """The verifier's score after each text's last token; of a long text, of what the context holds."""
+        vocabulary, policy = self.run.vocabulary, self.run.policy.module
+        ids = [vocabulary.prompt(text)[: policy.context] for text in texts]
+        seqs = pack([row[:-1] for row in ids], [row[-1:] for row in ids], vocabulary.pad)
+        return self.run.final_scores(self.verifier, seqs.to(policy.device)).tolist()

@@ -1,0 +1,117 @@
+"""The optimiser: AdamW on one flat vector, and the schedule of its learning rate."""
+
+import math
+
+import torch
+
+from minipost import parallel
+from minipost.errors import MinipostError
+
+SKIPS_ALLOWED = 5  # steps in a row that may be dropped for a gradient that is not finite
+
+
+class Learner:
+    """A module with AdamW (Loshchilov & Hutter 2019, arxiv.org/abs/1711.05101).
+
+        m <- b1 m + (1-b1) g      v <- b2 v + (1-b2) g^2      t <- t + 1
+        w <- w - lr ( m / (1-b1^t) / (sqrt(v / (1-b2^t)) + eps) + decay w )
+
+    Parameters are views into one vector, and so are their gradients: the sum over ranks, the norm
+    and the update are a few operations on long vectors, and TRPO finds its vectors ready.  Decay
+    touches matrices only.  With weights below float32 the update runs on a float32 copy.
+    """
+
+    def __init__(self, module, betas=(0.9, 0.999), eps=1e-8, decay=0.0):
+        self.module, self.betas, self.eps, self.decay = module, betas, eps, decay
+        self.params = sorted((p for p in module.parameters()), key=lambda p: p.dim() < 2)
+        self.matrix_part = sum(p.numel() for p in self.params if p.dim() >= 2)
+        self.flat = torch.cat([p.detach().flatten() for p in self.params])
+        self.grad = torch.zeros_like(self.flat)
+        start = 0
+        for p in self.params:
+            part = slice(start, start := start + p.numel())
+            p.data, p.grad = self.flat[part].view_as(p), self.grad[part].view_as(p)
+        self.master = self.flat if self.flat.dtype == torch.float64 else self.flat.float()
+        self.m, self.v = torch.zeros_like(self.master), torch.zeros_like(self.master)
+        self.updates = self.skipped = self.skips_in_a_row = 0
+
+    def collect(self):
+        """Sum what backward() left over all ranks; returns its norm.
+
+        A gradient that is not finite is dropped and counted; MinipostError after 5 in a row.
+        """
+        parallel.sum_(self.grad)
+        norm = float(self.grad.norm())
+        if norm < float("inf"):
+            self.skips_in_a_row = 0
+            return norm
+        self.skipped += 1
+        self.skips_in_a_row += 1
+        self.grad.zero_()
+        if self.skips_in_a_row >= SKIPS_ALLOWED:
+            raise MinipostError(
+                f"the gradient was not finite {SKIPS_ALLOWED} steps in a row; lower the "
+                "learning rate or look at the rewards"
+            )
+        return norm
+
+    @torch.no_grad()
+    def step(self, lr, max_grad_norm=1.0):
+        """One update from the gradients that backward() left; returns their norm before clipping.
+
+        A gradient that is not finite makes no update, see `collect`.
+        """
+        norm = self.collect()
+        if not norm < float("inf"):
+            return norm
+        grad = self.grad.to(self.master.dtype)
+        if norm > max_grad_norm:
+            grad = grad * (max_grad_norm / norm)
+        self.updates += 1
+        b1, b2 = self.betas
+        self.m.lerp_(grad, 1 - b1)
+        self.v.mul_(b2).addcmul_(grad, grad, value=1 - b2)
+        scale = (self.v / (1 - b2**self.updates)).sqrt_().add_(self.eps)
+        self.master[: self.matrix_part].mul_(1 - lr * self.decay)
+        self.master.addcdiv_(self.m, scale, value=-lr / (1 - b1**self.updates))
+        self.assign(self.master)
+        self.grad.zero_()
+        return norm
+
+    @torch.no_grad()
+    def assign(self, weights):
+        """Make this vector, in the order of `flat`, the weights."""
+        if weights is not self.master:
+            self.master.copy_(weights)
+        if self.master is not self.flat:
+            self.flat.copy_(self.master)
+
+    def become(self, module):
+        """Take over the weights of a module of the same shape, and start Adam afresh."""
+        params = sorted(module.parameters(), key=lambda p: p.dim() < 2)
+        self.assign(torch.cat([p.detach().flatten() for p in params]).to(self.master))
+        self.forget()
+
+    def forget(self):
+        """Start Adam afresh, for another loss."""
+        self.m.zero_()
+        self.v.zero_()
+        self.updates = 0
+
+    def state(self):
+        """Tensors and numbers that `restore` needs to continue exactly."""
+        tensors = {"weights": self.master, "m": self.m, "v": self.v}
+        return tensors, [self.updates, self.skipped, self.skips_in_a_row]
+
+    def restore(self, tensors, numbers):
+        for mine, saved in ((self.master, "weights"), (self.m, "m"), (self.v, "v")):
+            mine.copy_(tensors[saved])
+        self.assign(self.master)
+        self.updates, self.skipped, self.skips_in_a_row = numbers
+
+
+def cosine(peak, step, steps, warmup):
+    """Learning rate of a step: a linear climb to `peak`, then a cosine that ends at zero."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup)))) / 2
