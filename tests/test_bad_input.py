@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from minipost import checkpoint, evaluate, train
 from minipost.cli import session
+from minipost.datasets.rows import File, read
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
 from minipost.methods import sft
-
 from minipost.tokenizer import Tokenizer
 
 GRPO = ("--steps", 2, "--prompts", 2, "--group", 4)
@@ -204,7 +204,7 @@ def test_what_cannot_be_learnt_from_is_said_before_anything_is_written(command, 
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     held = tmp_path / "held.jsonl"
     held.write_text(json.dumps(rows[3]))
-    fails([*command(algo), "--data", path, "--eval-data", held], "'7 is long'", "context holds 64")
+    fails([*command(algo), "--data", path, "--eval-data", held], "'7 is long'", "context of 64")
     assert not (tmp_path / "run").exists()
 
 
@@ -228,7 +228,7 @@ def test_skipped_rows_are_counted_and_reported(command, tmp_path, capsys):
     assert said.count("\nskipped") == 1
     saved = json.loads((tmp_path / "run/config.json").read_text())["task"]
     assert saved["on_bad_row"] == "skip"
-    task = files.File(str(path), str(test), "skip")
+    task = File(str(path), str(test), "skip")
     assert [row.prompt for row in task.training()] == list("01234")
 
 
@@ -237,12 +237,12 @@ def test_the_odd_row_out_is_the_one_that_is_skipped(tmp_path):
     plain = [{"prompt": str(k), "completion": "b"} for k in range(9)]
     odd = [{"prompt": "x", "completion": "b", "label": True}, {"prompt": "y", "reward": 9}]
     path.write_text("".join(json.dumps(row) + "\n" for row in [*odd, *plain, "no object"]))
-    rows, said = files.read(str(path), True)
+    rows, said = read(str(path), True)
     assert rows == tuple(plain)
     assert [int(s.partition("line ")[2].partition(":")[0]) for s in said] == [1, 2, 12]
     # Without completions a reward is a column like any other.
     path.write_text("".join(json.dumps({"prompt": str(k), "reward": 5}) + "\n" for k in range(9)))
-    assert len(files.read(str(path), False)[0]) == 9
+    assert len(read(str(path), False)[0]) == 9
 
 
 def test_nothing_is_left_when_all_rows_are_skipped(command, fails, tmp_path):
@@ -259,7 +259,7 @@ def test_a_pair_without_a_prompt_begins_with_it(tmp_path):
             {"chosen": "7+5=12", "rejected": "7+5=13", "x": 1},
             {"prompt": "", "chosen": "ab", "rejected": "ac"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert files.read(str(path))[0] == (
+    assert read(str(path))[0] == (
         {"prompt": "Praise the soup.", "chosen": " Fresh!", "rejected": " Nasty."},
         {"prompt": "7+5=1", "chosen": "2", "rejected": "3", "x": 1},
         {"prompt": "", "chosen": "ab", "rejected": "ac"})
@@ -282,9 +282,9 @@ def test_a_first_row_that_is_no_pair(command, fails, tmp_path, algo):
 def test_jsonl_of_any_bytes(tmp_path_factory, lines):
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     path.write_bytes(b"\n".join(lines))
-    files.read.cache_clear()
+    read.cache_clear()
     try:
-        rows = files.read(str(path))[0]
+        rows = read(str(path))[0]
     except MinipostError as error:
         assert str(path) in str(error)
     else:
@@ -423,10 +423,12 @@ def test_flags_that_do_not_go_together(fails, arguments, part):
 
 
 @pytest.mark.parametrize("arguments, part", [
-    (["--task", "chess"], "arithmetic"), (["--terms", "3"], "--task"), (["--n", "0"], "--n"),
+    (["--task", "chess"], "arithmetic"), (["--terms", "3"], "--terms"), (["--n", "0"], "n is 0"),
 ])
-def test_evaluate_names_what_is_wrong(fails, tiny, arguments, part):
-    fails(["--model", tiny, "--workers", 1, *arguments], part, main=evaluate.main)
+def test_evaluate_names_what_is_wrong(capsys, tiny, arguments, part):
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(["--model", str(tiny), "--workers", "1", *arguments])
+    assert stop.value.code == 2 and part in capsys.readouterr().err
 
 
 def test_a_device_that_is_not_there(command, fails, monkeypatch):

@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from minipost import checkpoint, evaluate, train
-from minipost.cli import session
-from minipost.tasks import TASKS
+from minipost import checkpoint, evaluate, methods, train
+from minipost.datasets.rewards import load_reward
 from minipost.datasets.rows import File
+from minipost.tasks import TASKS
 
 GRPO = ("--steps", 2, "--prompts", 2, "--group", 4)
 
@@ -36,10 +36,10 @@ def check(flags, expected):
         assert len(re.findall(r"[a-z]{2,}", words)) >= 2, (name, text)
 
 
-@pytest.mark.parametrize("algo", train.algorithms())
+@pytest.mark.parametrize("algo", methods.names())
 def test_help_explains_every_knob(capsys, algo):
     flags = helped(capsys, train.main, "--algo", algo)
-    check(flags, names(train.method(algo).Config) | names(train.Options))
+    check(flags, names(methods.load(algo).Config) | names(train.Options))
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -52,15 +52,15 @@ def test_help_without_a_method_names_them_all(capsys):
     with pytest.raises(SystemExit) as stop:
         train.main(["--help"])
     said = capsys.readouterr().out
-    assert stop.value.code == 0 and all(algo in said for algo in train.algorithms())
+    assert stop.value.code == 0 and all(algo in said for algo in methods.names())
     assert "--resume" in said and "--data" in said
 
 
 def test_no_two_knobs_share_a_name():
     """All of them become flags of one command line, beside those that it has itself."""
     common = names(train.Options) | {"algo", "task", "resume", "help"} | names(File)
-    for algo in train.algorithms():
-        config = names(train.method(algo).Config)
+    for algo in methods.names():
+        config = names(methods.load(algo).Config)
         assert not config & common
         for task in TASKS.values():
             assert not names(task) & (config | common)
@@ -119,10 +119,10 @@ def odd(prompts, completions, letter, **columns):
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert {row["reward"] for row in rows} <= {1.0, 2.0, 3.0}
     prompts = [f"{n}+5=?" for n in range(4)]
-    both = session.load_reward((f"{path}:always", f"{path}:odd"), None)
+    both = load_reward((f"{path}:always", f"{path}:odd"), None)
     columns = {"letter": ["a", "b", "c", "d"], "completion": [""] * 4}
     assert both(prompts, [""] * 4, **columns) == [1.0, 3.0, 1.0, 3.0]
-    alone = session.load_reward((f"{path}:odd", f"{path}:odd"), None)
+    alone = load_reward((f"{path}:odd", f"{path}:odd"), None)
     assert alone(prompts, [""] * 4, **columns) == [None, 4.0, None, 4.0]
 
 
@@ -169,18 +169,19 @@ def test_evaluate_searches_with_what_oreo_saved(command, tmp_path, tiny, reward,
     assert row["beam"]["n"] == 3 and set(row) == {"task", "split", "greedy", "sampled", "beam"}
     assert evaluate.main(arguments) == 0
     assert "| greedy [95%] | sampled [95%] | beam [95%] |" in capsys.readouterr().out
-    assert evaluate.main([*arguments, "--width", "0"]) == 1
-    assert "--width is 0; expected at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate.main([*arguments, "--width", "0"])
+    assert "width is 0; expected at least 1" in capsys.readouterr().err
     assert evaluate.main([*arguments[:2], "--value", str(tiny), *arguments[4:]]) == 1
     assert "a reward model is a" in capsys.readouterr().err
 
 
 def test_a_method_may_have_a_start_and_knobs_of_its_own():
-    _, options, _, task = train.parse(["--algo", "distill"])
-    assert options.model == "checkpoints/student" and task.direct
-    _, options, _, task = train.parse(["--algo", "distill", "--model", "m", "--direct", "False"])
-    assert options.model == "m" and not task.direct
-    _, options, _, task = train.parse(["--algo", "distill", "--task", "arithmetic"])
-    assert options.model == "checkpoints/student" and not task.direct
-    _, options, _, task = train.parse(["--algo", "sft", "--task", "arithmetic"])
-    assert options.model == "checkpoints/base" and not task.direct
+    def start(*arguments):
+        settings = train.settings_of(["--algo", *arguments])
+        return settings.options.model, settings.task.direct
+
+    assert start("distill") == ("checkpoints/student", True)
+    assert start("distill", "--model", "m", "--direct", "False") == ("m", False)
+    assert start("distill", "--task", "arithmetic") == ("checkpoints/student", False)
+    assert start("sft", "--task", "arithmetic") == ("checkpoints/base", False)

@@ -14,17 +14,17 @@ from fakes import BOS, EOS, PAD, Echo, Letters, sequences, tiny as model
 from test_cli import check as explained, helped, names
 
 from minipost import checkpoint, doctor
-from minipost.checks import model as checkup
-from minipost.checks import data
+from minipost.checks import data, model as checkup
 from minipost.checks.model import FAULT, NONE, OK, WARNING
 from minipost.cli.console import Console
+from minipost.datasets.rows import File
 from minipost.gpt import RewardModel
 from minipost.methods import reinforce
+from minipost.optim import Learner
 from minipost.rollout import Sequences, logprobs
-from minipost.run import Learner, Run
+from minipost.run import Run
 from minipost.tasks import TASKS
 from minipost.tasks.base import Problem
-from minipost.datasets.rows import File
 from minipost.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -606,7 +606,7 @@ def test_the_doctor_writes_nothing(diagnose, tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize("flags, part", [
     (["--model", "nowhere", "--task", "facts"], "no such model directory"),
     (["--model", "nowhere"], "one of --task and --data"),
-    (["--task", "facts", "--data", "x"], "one of --task and --data"),
+    (["--task", "facts", "--data", "x"], "--task and --data exclude each other"),
     (["--task", "facts", "--on-bad-row", "skip"], "goes with --data"),
     (["--data", "nowhere"], "could not be read"),
     (["--task", "facts", "--reward", "nowhere.py:f"], "expected FILE.py:FUNCTION"),

@@ -8,14 +8,14 @@ import torch
 from fakes import Echo, Letters, tiny
 from hypothesis import settings
 
-from minipost import checkpoint, evaluate, solve
-from minipost.cli import inference
+from minipost import checkpoint, evaluate, solve, test_time
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
-from minipost.rollout import logprobs, pack
-from minipost.run import ROWS, Learner, Run
-from minipost.tasks.base import Problem
 from minipost.measure.texts import Texts
+from minipost.optim import Learner
+from minipost.rollout import logprobs, pack
+from minipost.run import ROWS, Run
+from minipost.tasks.base import Problem
 
 settings.register_profile("minipost", deadline=None, max_examples=25)
 settings.load_profile("minipost")
@@ -38,7 +38,9 @@ def test_every_call_draws_afresh_and_what_was_sampled_is_counted():
     tools = texts()
     tools.greedy(["ab", "c"])
     asked = [Problem("ab"), Problem("c")]
-    assert tools.tokens == int(tools.run.look(asked, 1, 0.0).mask.sum()) > 0
+    with tools.run.aside():
+        rollout = tools.run.sample(asked, 1, temperature=0.0)
+    assert tools.tokens == int(rollout.mask.sum()) > 0
 
 
 def test_greedy_is_the_same_at_every_asking_and_temperature_is_heeded():
@@ -148,10 +150,10 @@ def arguments(method, tiny, verifier, *more):
 
 
 def test_every_method_is_listed_here():
-    assert set(QUICK) == set(inference.names())
+    assert set(QUICK) == set(test_time.names())
 
 
-@pytest.mark.parametrize("method", inference.names())
+@pytest.mark.parametrize("method", test_time.names())
 def test_evaluate_writes_a_summary_and_an_untrained_model_breaks_nothing(method, tiny, verifier, tmp_path,
                                                                         capsys):
     command = arguments(method, tiny, verifier, "--n", "2", "--workers", "1")
@@ -168,7 +170,7 @@ def test_evaluate_writes_a_summary_and_an_untrained_model_breaks_nothing(method,
     assert data["all"] == summary["all"] and set(data["arms"]) == set(summary["all"])
 
 
-@pytest.mark.parametrize("method", inference.names())
+@pytest.mark.parametrize("method", test_time.names())
 def test_solve_shows_the_working_as_text_and_as_data(method, tiny, verifier, capsys):
     command = arguments(method, tiny, verifier, "--index", "1")
     assert solve.main(command) == 0
@@ -228,8 +230,8 @@ def test_senseless_settings_are_refused(flag, value, capsys):
 def test_help_names_every_method_and_every_knob(capsys):
     assert solve.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in inference.names())
-    for method in inference.names():
+    assert all(name in shown for name in test_time.names())
+    for method in test_time.names():
         with pytest.raises(SystemExit):
             solve.main(["--method", method, "--help"])
         shown = capsys.readouterr().out

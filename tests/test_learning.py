@@ -10,7 +10,8 @@ from minipost.gpt import GPT, GPTConfig
 from minipost.methods import (
     a2c, dapo, dr_grpo, grpo, ppo, reinforce, reinforce_pp, rloo, self_critical, sft, trpo,
 )
-from minipost.run import Learner, Run
+from minipost.optim import Learner
+from minipost.run import Run
 
 RECIPES = {
     "grpo": (grpo, grpo.Config(steps=30, prompts=8, group=8, minibatch=64, lr=1e-2, beta=0.01)),

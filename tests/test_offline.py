@@ -11,18 +11,20 @@ from fakes import Echo, Letters, sequences, tiny
 from hypothesis import given, settings, strategies as st
 
 from minipost import checkpoint
+from minipost.datasets.rows import File
+from minipost.datasets.trajectories import Trajectories
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig, RewardModel
+from minipost.measure.results import Result, evaluate
+from minipost.measure.texts import Texts
 from minipost.methods import distill, oreo, rft
 from minipost.ops import kl_exact
-from minipost.datasets.preferences import file_answers
+from minipost.optim import Learner
 from minipost.rollout import distribution, logprobs
-from minipost.run import Learner, Run
-
+from minipost.run import Run
+from minipost.sampler import Sampler, ends
 from minipost.tasks.base import Problem
-from minipost.test_time.beam import beam
-from minipost.measure.texts import ends, reader, sampler, searched
-from minipost.datasets.trajectories import Trajectories
+from minipost.test_time import beam
 
 settings.register_profile("minipost", deadline=None, max_examples=25)
 settings.load_profile("minipost")
@@ -132,7 +134,7 @@ def answer_file(folder, key="reward"):
             for k, (a, b) in enumerate(itertools.product("abcd", "efg"))]
     for name, part in (("train", rows[:9]), ("test", rows[9:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    return files.File(str(folder / "train.jsonl"), str(folder / "test.jsonl"))
+    return File(str(folder / "train.jsonl"), str(folder / "test.jsonl"))
 
 
 @pytest.mark.parametrize("key", ["reward", "label"])
@@ -156,7 +158,7 @@ def test_a_reward_without_a_completion_is_a_column_like_any_other(tmp_path):
     for name, prompts in (("train", "abcd"), ("test", "e")):
         (tmp_path / name).write_text("".join(
             json.dumps({"prompt": p, "letter": p, "reward": 5}) + "\n" for p in prompts))
-    run = make(files.File(str(tmp_path / "train"), str(tmp_path / "test")))
+    run = make(File(str(tmp_path / "train"), str(tmp_path / "test")))
     run.reward = lambda prompts, completions, letter, reward: [float(r) for r in reward]
     data = Trajectories(run, CFG)
     assert data.refresh() and not data.given and set(data.reward.tolist()) == {5.0}
@@ -170,8 +172,8 @@ def test_oreo_on_a_file_says_how_often_the_implied_reward_is_right(tmp_path):
     for run.step in range(30):
         next(steps)
     after = oreo.measure(run, splits, oreo.Config())["seen"]["outcome accuracy"]
-    assert sum(before["rewards"]) == sum(not p.columns["label"] for p in run.task.training()) == 4
-    assert sum(after["rewards"]) == 9
+    assert sum(before.rewards) == sum(not p.columns["label"] for p in run.task.training()) == 4
+    assert sum(after.rewards) == 9
 
 
 def test_a_files_answers_may_be_chosen_from(tmp_path):
@@ -181,11 +183,11 @@ def test_a_files_answers_may_be_chosen_from(tmp_path):
     assert metrics["kept"] == sum(p.columns["reward"] >= 0.7 for p in rows) > 0
     assert run.tokens > 0 and run.tokens % 3 == 0           # two letters and EOS, each time learnt
     found = rft.measure(run, {"seen": rows}, cfg)["seen"]["log-prob of right answers"]
-    assert [rows[k].columns["reward"] >= 0.7 for k in found["rows"]] == [True] * metrics["kept"]
-    seqs = file_answers(run, [rows[k].prompt for k in found["rows"]], found["texts"])
+    assert [rows[k].columns["reward"] >= 0.7 for k in found.rows] == [True] * metrics["kept"]
+    seqs = run.encode([rows[k].prompt for k in found.rows], found.texts)
     with torch.no_grad():
         expected = logprobs(run.policy.module, seqs).sum(1) / 3
-    assert found["rewards"] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert found.rewards == pytest.approx(expected.tolist(), abs=1e-6)
     with pytest.raises(MinipostError, match="no row has a reward of at least 2"):
         rft.measure(run, {"seen": rows}, replace(cfg, least=2.0))
 
@@ -194,11 +196,11 @@ def test_of_judged_answers_to_one_prompt_all_are_held_out(tmp_path):
     rows = [{"prompt": "a", "completion": c, "label": c == "b"} for c in "bcd"]
     for name, prompt in (("train", "e"), ("test", "a")):
         (tmp_path / name).write_text("".join(json.dumps({**r, "prompt": prompt}) + "\n" for r in rows))
-    task = files.File(str(tmp_path / "train"), str(tmp_path / "test"))
+    task = File(str(tmp_path / "train"), str(tmp_path / "test"))
     assert sorted(p.columns["completion"] for p in task.heldout(9)) == ["b", "c", "d"]
     plain = tmp_path / "plain"
     plain.write_text("".join(json.dumps({"prompt": "a", "completion": c}) + "\n" for c in "bcd"))
-    assert len(files.File(str(tmp_path / "train"), str(plain)).heldout(9)) == 1
+    assert len(File(str(tmp_path / "train"), str(plain)).heldout(9)) == 1
 
 
 @pytest.mark.parametrize("reward", [0.7, 0.9, 0.1])
@@ -207,7 +209,7 @@ def test_an_answer_of_exactly_the_least_reward_is_kept(tmp_path, reward):
     for name, prompts in (("train", "ae"), ("test", "f")):
         (tmp_path / name).write_text("".join(json.dumps({"prompt": p, **row}) + "\n"
                                              for p in prompts))
-    run = make(files.File(str(tmp_path / "train"), str(tmp_path / "test")))
+    run = make(File(str(tmp_path / "train"), str(tmp_path / "test")))
     assert next(rft.train(run, rft.Config(least=reward)))["kept"] == 2
 
 
@@ -346,8 +348,7 @@ def test_rft_learns_what_is_right_and_nothing_from_shuffled_rewards(control):
     for run.step in range(40):
         next(steps)
     run.reward = Half().reward
-    rewards, _ = run.evaluate(Half().sample(300, random.Random(1)), 1.0)
-    rate = sum(rewards) / 300
+    rate = evaluate(run, Half().sample(300, random.Random(1)), 1.0).score.value
     assert rate < 0.45 if control else rate > 0.7, rate
 
 
@@ -456,8 +457,9 @@ def test_what_is_shown_of_the_teacher_is_the_teachers(monkeypatch):
     assert list(found) == ["greedy", "sampled", "teacher greedy", "teacher sampled"]
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
         for model, prefix in ((None, ""), (teacher, "teacher ")):
-            assert found[prefix + name]["texts"] == run.evaluate(problems, temperature, model)[1]
-    assert found["greedy"]["texts"] != found["teacher greedy"]["texts"]
+            said = evaluate(run, problems, temperature, model).texts
+            assert found[prefix + name].texts == said
+    assert found["greedy"].texts != found["teacher greedy"].texts
 
 
 @pytest.mark.parametrize("level, mix", [("word", 0.3), ("word", 0.0), ("sequence", 0.0)])
@@ -536,7 +538,7 @@ def leaves(tree):
 @given(st.integers(0, 10_000))
 def test_without_bounds_it_is_exhaustive_search(seed):
     tree = Tree(seed)
-    found, = beam(["?"], tree.sample, tree.value, mark=",", width=99, copies=3, depth=9)
+    found, = beam.beam(["?"], tree.sample, tree.value, mark=",", width=99, copies=3, depth=9)
     assert found == max(leaves(tree), key=lambda text: tree.worth["?" + text])
     assert len(tree.judged) == len(set(tree.judged)) == 3 + 9 + 27
 
@@ -544,7 +546,7 @@ def test_without_bounds_it_is_exhaustive_search(seed):
 @given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 5))
 def test_it_keeps_the_best_and_spends_what_it_says(seed, width, copies):
     tree = Tree(seed, width=4)
-    found, = beam(["?"], tree.sample, tree.value, mark=",", width=width, copies=copies, depth=9)
+    found, = beam.beam(["?"], tree.sample, tree.value, mark=",", width=width, copies=copies, depth=9)
     kept, spent, asked = [""], 0, tree.asked
     for _ in range(3):
         spent += len(kept) * copies
@@ -563,20 +565,20 @@ def test_finished_answers_wait_for_better_ones_and_win_over_unfinished():
     def value(texts):
         return [worth[text] for text in texts]
 
-    assert beam([""], sample, value, mark=",", width=2, copies=2, depth=5) == ["b,c"]
-    assert beam([""], sample, value, mark=",", width=1, copies=2, depth=5) == ["a"]
+    assert beam.beam([""], sample, value, mark=",", width=2, copies=2, depth=5) == ["b,c"]
+    assert beam.beam([""], sample, value, mark=",", width=1, copies=2, depth=5) == ["a"]
 
     worth["b,c"] = 2.0
-    assert beam([""], sample, value, mark=",", width=2, copies=2, depth=5) == ["a"]
+    assert beam.beam([""], sample, value, mark=",", width=2, copies=2, depth=5) == ["a"]
     worth |= {"a": 0.5, "b,": 8.0}
-    assert beam([""], sample, value, mark=",", width=2, copies=2, depth=1) == ["a"]
+    assert beam.beam([""], sample, value, mark=",", width=2, copies=2, depth=1) == ["a"]
 
     def endless(texts, n):
         return [["x,"] * n for _ in texts]
 
-    assert beam(["", ""], endless, lambda texts: [1.0] * len(texts), mark=",", width=2, copies=2,
+    assert beam.beam(["", ""], endless, lambda texts: [1.0] * len(texts), mark=",", width=2, copies=2,
                 depth=3) == ["x,x,x,"] * 2
-    nothing = beam([""], lambda texts, n: [[""] * n for _ in texts], lambda texts: [0.0] * len(texts),
+    nothing = beam.beam([""], lambda texts, n: [[""] * n for _ in texts], lambda texts: [0.0] * len(texts),
                    mark=",", width=2, copies=2, depth=3)
     assert nothing == [""]
 
@@ -585,26 +587,27 @@ def test_finished_answers_wait_for_better_ones_and_win_over_unfinished():
 
 def test_continuations_end_at_the_mark_and_are_drawn_afresh_each_time():
     run = make(room=6)
-    sample = sampler(run, mark="c")
+    sample = Sampler(run, mark="c")
     first, second = sample(["ab", "a"], 40), sample(["ab", "a"], 40)
     assert [len(said) for said in first] == [40, 40] and first != second
     assert any(text.endswith("c") for said in first for text in said)
     for text in itertools.chain(*first):
         assert "c" not in text[:-1]
-    again = sampler(run, mark="c")
+    again = Sampler(run, mark="c")
     assert again(["ab", "a"], 40) == first and again(["ab", "a"], 40) == second
     assert run.tokens == 0
-    whole = sampler(run)(["ab"], 40)[0]
+    whole = Sampler(run)(["ab"], 40)[0]
     assert any("c" in text[:-1] for text in whole)
-    plain = run.texts(run.look([Problem("ab")], 40, 1.0, purpose="search 1"))
-    assert whole == plain
+    with run.aside():
+        plain = run.sample([Problem("ab")], 40, temperature=1.0, purpose="search 1")
+    assert whole == run.texts(plain)
 
 
 def test_an_answer_has_so_many_tokens_in_all_its_steps():
     """run.room of them however often it is gone on with, and no more than the context holds."""
     run = make(model=small(), room=6)
     assert run.policy.module.config.max_position_embeddings == 16
-    sample, texts, longest = sampler(run, "c"), ["ab", "abcdefgabcdefga", "abcdefgabcde"], 0
+    sample, texts, longest = Sampler(run, "c"), ["ab", "abcdefgabcdefga", "abcdefgabcde"], 0
     said = sample(texts, 200)
     assert said[1] == [""] * 200                            # BOS and 15 letters fill the context
     assert max(map(len, said[0])) == 6 and max(map(len, said[2])) == 3
@@ -622,7 +625,7 @@ def test_an_answer_has_so_many_tokens_in_all_its_steps():
 
 def test_a_mark_of_several_tokens_ends_a_continuation_too():
     run = make(room=6)
-    said = sampler(run, "ca")(["ab"], 300)[0]
+    said = Sampler(run, "ca")(["ab"], 300)[0]
     assert all("ca" not in text[:-2] for text in said) and any(text.endswith("ca") for text in said)
 
 
@@ -634,20 +637,23 @@ def test_a_value_is_read_after_the_last_token():
     texts = ["abc", "d", "hgfedcba"]
     with torch.no_grad():
         expected = [float(model(torch.tensor([Letters().prompt(text)]))[0, -1]) for text in texts]
-    assert reader(run, model)(texts) == pytest.approx(expected)
+    value = Texts(run, verifier=model).value
+    assert value(texts) == pytest.approx(expected)
     long = "abcdefgh" * 9                                   # of which the context holds 64 - 1
-    assert reader(run, model)([long]) == pytest.approx(reader(run, model)([long[:63]]))
+    assert value([long]) == pytest.approx(value([long[:63]]))
 
 
 def test_what_else_ends_a_response():
-    rollout = make(model=small(), room=9).look([Problem("ab")], 60, 1.0, stop={5})
+    run = make(model=small(), room=9)
+    with run.aside():
+        rollout = run.sample([Problem("ab")], 60, temperature=1.0, purpose="evaluation", stop={5})
     ends = [5 in ids[:-1] for ids in (t[m].tolist() for t, m in zip(rollout.targets, rollout.mask))]
     assert not any(ends) and (rollout.targets == 5).any()
 
 
 def test_searching_with_an_exact_value_finds_better_answers(monkeypatch):
     run, problems = make(room=5), Echo().sample(40, random.Random(0))
-    before, _ = run.evaluate(problems, 1.0)
+    before = evaluate(run, problems, 1.0)
 
     class Exact(torch.nn.Module):
         """The reward itself, as far as tokens tell: the share of the prompt's letter."""
@@ -657,9 +663,10 @@ def test_searching_with_an_exact_value_finds_better_answers(monkeypatch):
             count = torch.arange(1, tokens.shape[1] - 1).clamp(min=3)
             return torch.nn.functional.pad(same / count, (2, 0))
 
-    after, texts = searched(run, problems, Exact(), 2, 8)
-    assert sum(after) > 2 * sum(before)
-    assert after == Echo().reward(None, texts, [p.columns["letter"] for p in problems])
+    after = beam.measure(problems, Texts(run, verifier=Exact(), stream="search"), 2, 8)
+    assert sum(after.rewards) > 2 * sum(before.rewards)
+    letters = [p.columns["letter"] for p in problems]
+    assert after.rewards == Echo().reward(None, after.texts, letters)
 
     class Steps(Echo):
         step_end = "c"
@@ -671,10 +678,10 @@ def test_searching_with_an_exact_value_finds_better_answers(monkeypatch):
             return (tokens == 3 + Letters.letters.index("c")).double()
 
     run, seen = make(Steps(), small(), room=5), []
-    whole = Run.sample
-    monkeypatch.setattr(Run, "sample", lambda self, asked, n, **options: seen.append(
+    whole = Run.complete
+    monkeypatch.setattr(Run, "complete", lambda self, asked, n, **options: seen.append(
         (len(asked), n, options["stop"])) or whole(self, asked, n, **options))
-    _, texts = searched(run, problems, GoOn(), 3, 9)
+    texts = beam.measure(problems, Texts(run, verifier=GoOn(), stream="search"), 3, 9).texts
     assert seen[0] == (40, 9, {3 + Letters.letters.index("c")}) and len(seen) > 2
     assert sum(text.endswith("c") for text in texts) > 30 and max(map(len, texts)) <= 5
 
@@ -682,8 +689,8 @@ def test_searching_with_an_exact_value_finds_better_answers(monkeypatch):
 def test_what_a_search_is_measured_with(monkeypatch):
     """Its own width and tries; at the level of responses there is nothing to guide."""
     seen = []
-    monkeypatch.setattr(oreo, "searched", lambda run, problems, critic, *how: seen.append(how) or (
-        [0.0] * len(problems), [""] * len(problems)))
+    monkeypatch.setattr(beam, "measure", lambda problems, tools, *how: seen.append(how) or
+                        Result.of([0.0] * len(problems), [""] * len(problems)))
     run, splits = make(), {"x": Echo().heldout(4)}
     assert "value-guided beam" in oreo.measure(run, splits, oreo.Config(width=3, tries=7))["x"]
     assert seen == [(3, 7)]

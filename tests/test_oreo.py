@@ -11,13 +11,14 @@ from fakes import EOS, Echo, Letters, sequences, tiny
 from hypothesis import given, settings, strategies as st
 from torch.func import jacrev
 
+from minipost.datasets.rows import File
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig, RewardModel
 from minipost.methods import oreo
 from minipost.ops import kl_exact, pick
+from minipost.optim import Learner
 from minipost.rollout import distribution, logprobs, pack
-from minipost.run import Learner, Run
-
+from minipost.run import Run
 
 settings.register_profile("minipost", deadline=None, max_examples=25)
 settings.load_profile("minipost")
@@ -277,8 +278,8 @@ def test_a_step_learns_from_what_the_docstring_says(monkeypatch, tmp_path):
     path, test = tmp_path / "rows.jsonl", tmp_path / "test.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     test.write_text(json.dumps({"prompt": "h", "completion": "a", "reward": 1}))
-    task = files.File(str(path), str(test))
-    monkeypatch.setattr(files.File, "step_end", "h", raising=False)
+    task = File(str(path), str(test))
+    monkeypatch.setattr(File, "step_end", "h", raising=False)
     run, whole, seen = make(task, micro=4), oreo.loss, []
 
     def spy(*args, **options):
@@ -353,7 +354,7 @@ def learn(seed, control):
         next(steps)
     run.reward = Early().reward
     found = oreo.measure(run, {"x": Early().sample(200, random.Random(1))}, cfg)["x"]
-    return {name: result["score"]["value"] for name, result in found.items()}
+    return {name: result.score.value for name, result in found.items()}
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -378,7 +379,8 @@ def test_the_reference_stays_the_first_one_and_each_learner_has_its_rate(monkeyp
         next(steps)
     assert rates[:2] == [(True, 0.02), (False, 0.03)] and levels == ["response"] * 2
     assert all(torch.equal(a, b) for a, b in zip(run.reference().parameters(), first.parameters()))
-    assert not torch.equal(run.frozen["sampler"].embed_tokens.weight, first.embed_tokens.weight)
+    sampler = run.parts["frozen/sampler"].module
+    assert not torch.equal(sampler.embed_tokens.weight, first.embed_tokens.weight)
 
 
 def test_a_config_is_checked():

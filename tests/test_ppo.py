@@ -18,8 +18,9 @@ from minipost.methods import (
     a2c, dapo, dpo, dr_grpo, grpo, ppo, reinforce, reinforce_pp, rlaif, rloo, self_critical, trpo,
 )
 from minipost.ops import kl_exact
+from minipost.optim import Learner
 from minipost.rollout import distribution, logprobs
-from minipost.run import Learner, Run
+from minipost.run import Run
 
 settings.register_profile("minipost", deadline=None, max_examples=25)
 settings.load_profile("minipost")
@@ -218,7 +219,7 @@ def length(prompts, completions, **columns):
 
 def toy(task=None, dtype=torch.float64, seed=0, **options):
     task = task or Echo()
-    options = {"room": 4, "hidden": getattr(task, "hidden", False), **options}
+    options = {"room": 4, "hidden": task.hidden, **options}
     return Run(Learner(tiny(seed=seed).to(dtype)), Letters(), task, task.reward, **options)
 
 
@@ -254,7 +255,7 @@ def test_a_step_learns_from_what_the_docstring_says(spy):
     """
     run = toy(micro=50)
     run.reward = length
-    reference = run.keep("reference", lambda: tiny(seed=1))
+    reference = run.frozen("reference", lambda: tiny(seed=1))
     critic = copy.deepcopy(run.learner("critic", valuer).module)
     samples, losses = spy(Run, "sample"), spy(ppo, "loss")
     cfg = ppo.Config(prompts=12, minibatch=12, epochs=1, temperature=0.7, gamma=0.9, lam=0.8,
@@ -306,7 +307,7 @@ def test_cutting_a_rollout_up_keeps_what_belongs_together(spy):
     for micro, size, epochs in ((50, 12, 1), (2, 5, 2)):
         run, calls, rows, tokens = toy(micro=micro), spy(ppo, "loss"), 0, 0
         run.reward = length
-        run.keep("reference", lambda: tiny(seed=1))
+        run.frozen("reference", lambda: tiny(seed=1))
         run.learner("critic", valuer)
         next(ppo.optimise(run, ppo.Config(prompts=12, minibatch=size, epochs=epochs, lr=0.0,
                                           critic_lr=0.0)))
@@ -345,7 +346,7 @@ def test_the_price_of_kl_is_the_beta_of_its_step(spy):
     target = 0.0
     for control in ("fixed", "adaptive", "fixed"):
         run, calls = toy(), spy(ppo, "token_rewards")
-        run.keep("reference", lambda: tiny(seed=1))
+        run.frozen("reference", lambda: tiny(seed=1))
         cfg = ppo.Config(prompts=6, minibatch=6, control=control, horizon=30, kl_target=target or 1.0)
         found, beta = drive(run, ppo.optimise(run, cfg), 3), cfg.beta
         target = found[0]["kl_per_answer"] / 1.15
@@ -395,7 +396,8 @@ def test_the_first_update_of_a_run_has_ratio_one(spy, name):
     module, cfg = SAMPLING[name]
     run = toy(dtype=torch.float32, micro=5)
     run.reward = length
-    batches, losses = spy(module, "distribution"), spy(module, "loss")
+    asked = "distribution" if module is ppo else "logprobs_and_distribution"
+    batches, losses = spy(module, asked), spy(module, "loss")
     next(module.train(run, cfg))
     found = losses[0][0]
     batch = next(call["seqs"] for call, _ in batches if call["seqs"].mask.shape ==
@@ -443,9 +445,9 @@ def test_the_stages_of_rlhf(monkeypatch):
         metrics += drive(run, learn, 1)
         policy.append(run.policy.flat.clone())
         scorer.append(run.learners["reward model"].flat.clone() if k > 1 else None)
-        frozen.append(run.frozen.get("reward model") and {
-            key: x.clone() for key, x in run.frozen["reward model"].state_dict().items()})
-        assert ("critic" in run.learners) == ("reference" in run.frozen) == (k > 3)
+        part = run.parts.get("frozen/reward model")
+        frozen.append(part and {key: x.clone() for key, x in part.module.state_dict().items()})
+        assert ("critic" in run.learners) == ("frozen/reference" in run.parts) == (k > 3)
         assert (run.reward_model is not None) == (k > 3)
 
     sft_keys, reward_keys = {"loss", "grad_norm", "learning_rate"}, {"accuracy", "margin", "pairs"}
@@ -459,13 +461,13 @@ def test_the_stages_of_rlhf(monkeypatch):
     # PPO starts from the fine-tuned policy, which is the reference, and with a fresh Adam.
     tuned = toy()
     tuned.policy.assign(policy[4])
-    assert torch.equal(weights(run.frozen["reference"]), weights(tuned.policy.module))
+    assert torch.equal(weights(run.parts["frozen/reference"].module), weights(tuned.policy.module))
     assert entered == [(False, 0)] and run.policy.updates == 2 * 2 * 2
 
     # The reward model learns in its own stage only, and is asked as it then was, but normalised.
     assert not torch.equal(scorer[2], scorer[3])
     assert torch.equal(scorer[3], scorer[4]) and torch.equal(scorer[3], scorer[5])
-    assert run.reward_model is run.frozen["reward model"]
+    assert run.reward_model is run.parts["frozen/reward model"].module
     assert not any(p.requires_grad for p in run.reward_model.parameters())
     assert frozen[4].keys() == frozen[5].keys()
     assert all(torch.equal(frozen[4][key], frozen[5][key]) for key in frozen[4])
@@ -474,11 +476,11 @@ def test_the_stages_of_rlhf(monkeypatch):
     assert learnt.mean == 0 and learnt.deviation == 1 != run.reward_model.deviation
     run.step = 4                                            # the samples that normalised it
     rollout = run.sample(run.problems(128, again=1), 2, temperature=1.0, purpose="normalise",
-                         module=run.frozen["reference"])
+                         module=run.reference())
     raw, score = (run.final_scores(m, rollout) for m in (learnt, run.reward_model))
     assert raw.std() > 1e-4 and torch.allclose(score, (raw - raw.mean()) / raw.std())
     # What PPO calls the reward is this score, and gold is what nobody sees.
-    rollout = run.sample(run.problems(8), 1, temperature=1.0, module=run.frozen["reference"])
+    rollout = run.sample(run.problems(8), 1, temperature=1.0, module=run.reference())
     assert metrics[4]["reward"] == pytest.approx(
         float(run.final_scores(run.reward_model, rollout).mean()), rel=1e-5)
     assert metrics[4]["gold"] == pytest.approx(
@@ -558,7 +560,7 @@ def test_a_run_resumed_after_any_step_ends_with_the_same_bits(name):
     whole = toy(task())
     if start:
         start(whole)
-    steps = module.total(whole, cfg) if hasattr(module, "total") else cfg.steps
+    steps = ppo.total(whole, cfg) if module is ppo else cfg.steps
     assert steps == (6 if name == "rlhf" else cfg.steps)
     learn, states, metrics = module.train(whole, cfg), [], []
     for _ in range(steps):

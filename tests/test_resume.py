@@ -10,6 +10,7 @@ import torch
 
 from minipost import checkpoint, train
 from minipost.cli import session
+from minipost.datasets.rows import File
 
 STEPS = 4
 GROUPS = ("--prompts", 3, "--group", 4, "--minibatch", 8, "--epochs", 2)
@@ -150,7 +151,7 @@ def test_a_crash_between_saves_loses_only_what_came_after(command, tmp_path, sto
 
 def test_the_headline_is_the_same_after_a_resume(command, tmp_path, stopping, monkeypatch):
     """A task that names its splits out of alphabetical order."""
-    monkeypatch.setattr(train.File, "splits", lambda task, n: {
+    monkeypatch.setattr(File, "splits", lambda task, n: {
         "z": task.heldout(n), "a": task.training()[:n]}, raising=False)
     arguments = command("sft", "--steps", 2, "--batch", 4)
     stopping(1)

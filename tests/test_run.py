@@ -10,10 +10,13 @@ import torch
 from fakes import Echo, Letters, sequences, tiny
 from hypothesis import given, settings, strategies as st
 
+from minipost.datasets.rewards import ask, columns
 from minipost.errors import MinipostError
+from minipost.measure.meter import Meter
 from minipost.methods import grpo
+from minipost.optim import Learner
 from minipost.rollout import logprobs
-from minipost.run import Learner, Meter, Run, ask, columns
+from minipost.run import Run
 from minipost.tasks.base import Problem
 
 settings.register_profile("minipost", deadline=None, max_examples=30)

@@ -13,8 +13,9 @@ from torch.func import functional_call, grad, hessian
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig
 from minipost.methods import trpo
+from minipost.optim import Learner
 from minipost.rollout import distribution, logprobs, pack
-from minipost.run import Learner, Run
+from minipost.run import Run
 
 settings.register_profile("minipost", deadline=None, max_examples=25)
 settings.load_profile("minipost")
