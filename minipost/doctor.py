@@ -17,7 +17,6 @@ import time
 from dataclasses import asdict, dataclass
 
 from minipost.cli.options import SetUp, fail_in_one_sentence, parse
-from minipost.errors import require
 from minipost.tasks import TASKS
 
 PROG = "python -m minipost.doctor"
@@ -31,10 +30,6 @@ class Options(SetUp):
     group: int = 8              # answers per problem (G)
     temperature: float = 1.0    # sampling temperature (tau)
     rows: int = 4000            # rows of --data whose texts are looked at, from the first on
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(self, above=dict(temperature=0), at_least=dict(prompts=1, group=1, rows=1))
 
 
 def main(argv=None):

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 
 from minipost.cli import inference
 from minipost.cli.options import Options, fail_in_one_sentence, parse
-from minipost.errors import require
 
 PROG = "python -m minipost.evaluate"
 CARD_ROOM = 64  # tokens that the longest answers of the card's tasks take
@@ -31,9 +30,7 @@ class Measured(Options):
     n: int = 400                # held-out problems per split
     workers: int = 0            # processes; 0: one per core, at most 4
 
-    def __post_init__(self):
-        super().__post_init__()
-        require(self, at_least=dict(width=1, tries=1, n=1, workers=0))
+    LIMITS = {"workers": ">= 0"}
 
 
 def standard_tasks():

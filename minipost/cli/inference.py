@@ -7,7 +7,7 @@ from pathlib import Path
 
 from minipost import test_time
 from minipost.cli import options as command
-from minipost.errors import MinipostError, require
+from minipost.errors import MinipostError
 from minipost.measure.stats import paired
 
 
@@ -20,9 +20,7 @@ class Options(command.Options):
     verifier: str = ""          # directory of a reward model, where the method asks one
     temperature: float = 1.0    # at which answers and steps are sampled (tau)
 
-    def __post_init__(self):
-        super().__post_init__()
-        require(self, at_least=dict(temperature=0))
+    LIMITS = {"temperature": ">= 0"}
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,7 @@ class Measured(Options):
     out: str = ""               # directory for summary.json
     show: int = 2               # held-out problems shown before and after
 
-    def __post_init__(self):
-        super().__post_init__()
-        require(self, at_least=dict(n=1, workers=0, show=0))
+    LIMITS = {"workers": ">= 0", "show": ">= 0"}
 
 
 def settings_of(argv, prog, options):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, make_dataclass
 from typing import Any, Literal
 
 from minipost.datasets.rows import File
-from minipost.errors import MinipostError, require
+from minipost.errors import Bounded, MinipostError
 from minipost.tasks import TASKS
 
 PROBLEMS = f"""Problems: --task {{{','.join(TASKS)}}}, whose knobs are listed below"""
@@ -23,15 +23,12 @@ FILES = """, or
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Bounded):
     """What every command has."""
 
     model: str = "checkpoints/base"  # model directory
     seed: int = 0               # everything random follows from it
     room: int = 48              # longest response, in tokens (L_max)
-
-    def __post_init__(self):
-        require(self, at_least=dict(room=1))
 
 
 @dataclass(frozen=True)
@@ -43,10 +40,6 @@ class SetUp(Options):
     micro: int = 16             # sequences in one forward and backward pass; changes no gradient
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to run; auto: the best there is
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; bfloat16 is slow on CPUs
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(self, at_least=dict(micro=1))
 
 
 @dataclass(frozen=True)

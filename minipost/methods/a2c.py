@@ -22,7 +22,7 @@ import copy
 from dataclasses import dataclass
 
 from minipost import ops
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.gpt import Scalar
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum, spread
@@ -33,7 +33,7 @@ METRIC = "sampled"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Policy gradient with the predictions of a learned critic as its baseline."""
 
     steps: int = 28             # rollouts to learn from
@@ -48,10 +48,7 @@ class Config:
     critic_lr: float = 1e-3     # learning rate of the critic
     max_grad_norm: float = 1.0  # both gradients are shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, group=1, gamma=0, lam=0, value_weight=0,
-                                    entropy_weight=0, lr=0, critic_lr=0),
-                above=dict(temperature=0, max_grad_norm=0), at_most=dict(gamma=1, lam=1))
+    LIMITS = {"gamma": ">= 0, <= 1", "lam": ">= 0, <= 1"}
 
 
 def advantages(reward, value, mask, gamma, lam):

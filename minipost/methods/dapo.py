@@ -19,7 +19,7 @@ Where we differ: after `rounds` rounds of sampling the step goes on with the gro
 from dataclasses import dataclass
 
 from minipost import ops
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum
 from minipost.rollout import concat, logprobs_and_distribution, minibatches
@@ -29,7 +29,7 @@ METRIC = "sampled"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """GRPO with clip-higher, dynamic sampling, token-level loss and a soft length penalty."""
 
     steps: int = 20             # rollouts to learn from
@@ -45,10 +45,7 @@ class Config:
     lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, group=2, rounds=1, minibatch=1, epochs=1,
-                                    clip_low=0, clip_high=0, overlong=0, lr=0),
-                above=dict(temperature=0, max_grad_norm=0))
+    LIMITS = {"group": ">= 2", "overlong": ">= 0"}
 
 
 def soft_overlong(lengths, longest, buffer):

@@ -27,7 +27,7 @@ from typing import Literal
 import torch
 
 from minipost import checkpoint
-from minipost.errors import MinipostError, require
+from minipost.errors import Bounded, MinipostError
 from minipost.measure.meter import Meter
 from minipost.measure.results import results
 from minipost.ops import kl_exact, kl_exact_grad, shapes
@@ -41,7 +41,7 @@ MODEL = "checkpoints/student"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """A small model learns a larger one's distributions, on the larger one's answers and its own."""
 
     steps: int = 400            # gradient steps
@@ -55,9 +55,10 @@ class Config:
     warmup: int = 10            # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
+    LIMITS = {"mix": ">= 0, <= 1", "on_policy": ">= 0, <= 1"}
+
     def __post_init__(self):
-        require(self, at_least=dict(steps=1, batch=1, mix=0, on_policy=0, lr=0, warmup=0),
-                above=dict(temperature=0, max_grad_norm=0), at_most=dict(mix=1, on_policy=1))
+        super().__post_init__()
         if self.level == "sequence" and (self.on_policy or self.mix):
             raise MinipostError("level is sequence, which learns the teacher's answers alone; "
                                 "expected on_policy 0 and mix 0")

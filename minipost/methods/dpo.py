@@ -32,7 +32,7 @@ from functools import partial
 import torch
 
 from minipost.datasets.preferences import StepPairs, by_reward, take_pairs
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.ops import masked_sum, row_sums, shapes
@@ -43,7 +43,7 @@ METRIC = "win rate"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Direct preference optimisation on pairs that a task's reward, or a file, puts in order."""
 
     steps: int = 150            # gradient steps
@@ -56,10 +56,7 @@ class Config:
     lr: float = 5e-5            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, pairs=1, flip=0, lr=0),
-                above=dict(temperature=0, beta=0, likeliest=0, max_grad_norm=0),
-                at_most=dict(flip=0.49, likeliest=1))
+    LIMITS = {"beta": "> 0", "flip": ">= 0, <= 0.49", "likeliest": "> 0, <= 1"}
 
 
 def lead(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, beta):

@@ -17,7 +17,7 @@ Answers whose group ties are not trained on: their gradient is exactly zero.
 from dataclasses import dataclass
 
 from minipost import ops
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum
 from minipost.rollout import logprobs_and_distribution, minibatches
@@ -27,7 +27,7 @@ METRIC = "sampled"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """GRPO without its two biased normalisers."""
 
     steps: int = 28             # rollouts to learn from
@@ -40,9 +40,7 @@ class Config:
     lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, group=2, minibatch=1, epochs=1, clip=0,
-                                    lr=0), above=dict(temperature=0, max_grad_norm=0))
+    LIMITS = {"group": ">= 2"}
 
 
 @ops.shapes(logp="B T", logp_old="B T", adv="B", mask="B T")

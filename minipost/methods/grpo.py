@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 
 from minipost import ops
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum, spread
 from minipost.rollout import chosen_logprobs, distribution, logprobs_and_distribution, minibatches
@@ -34,7 +34,7 @@ METRIC = "sampled"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Group-relative policy optimisation against a task's reward or --reward."""
 
     steps: int = 28             # rollouts to learn from
@@ -49,9 +49,7 @@ class Config:
     lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, group=2, minibatch=1, epochs=1, clip=0,
-                                    beta=0, lr=0), above=dict(temperature=0, max_grad_norm=0))
+    LIMITS = {"group": ">= 2"}
 
 
 @ops.shapes(logp="B T", logp_old="B T", kl="B T", adv="B", mask="B T")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from minipost.datasets.preferences import StepPairs, by_reward
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure import scorers
 from minipost.methods import dpo
 from minipost.ops import row_sums, shapes
@@ -25,7 +25,7 @@ METRIC = "win rate"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Preference optimisation towards a gap of a given size."""
 
     steps: int = 150            # gradient steps
@@ -36,10 +36,7 @@ class Config:
     lr: float = 1e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, pairs=1, lr=0),
-                above=dict(temperature=0, tau=0, likeliest=0, max_grad_norm=0),
-                at_most=dict(likeliest=1))
+    LIMITS = {"tau": "> 0", "likeliest": "> 0, <= 1"}
 
 
 def gap(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l):

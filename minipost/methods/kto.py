@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.measure.results import Result
@@ -34,7 +34,7 @@ METRIC = "win rate"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Preference optimisation on answers that are good or bad by themselves."""
 
     steps: int = 150            # gradient steps
@@ -46,9 +46,7 @@ class Config:
     lr: float = 5e-5            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, answers=2, good_weight=0, bad_weight=0, lr=0),
-                above=dict(temperature=0, beta=0, max_grad_norm=0))
+    LIMITS = {"answers": ">= 2", "beta": "> 0"}
 
 
 def worth(logp, logp_ref, mask, good, z0, beta):

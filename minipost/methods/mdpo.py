@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.methods.dpo import margins
@@ -28,7 +28,7 @@ METRIC = "win rate"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Preference optimisation between sets of several answers."""
 
     steps: int = 150            # gradient steps
@@ -39,9 +39,7 @@ class Config:
     lr: float = 5e-5            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, answers=1, lr=0),
-                above=dict(temperature=0, beta=0, max_grad_norm=0))
+    LIMITS = {"beta": "> 0"}
 
 
 def lead(logp, logp_ref, mask, beta, answers):

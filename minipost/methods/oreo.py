@@ -37,7 +37,7 @@ from typing import Literal
 import torch
 
 from minipost.datasets.trajectories import Trajectories, reward_of, stated
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.gpt import RewardModel
 from minipost.measure.meter import Meter
 from minipost.measure.results import Result, results
@@ -54,7 +54,7 @@ EXPORTS = {"policy": "model", "critic": "critic"}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Policy and value from one fixed set of answers with rewards, by soft Bellman consistency."""
 
     steps: int = 200            # gradient steps
@@ -73,10 +73,7 @@ class Config:
     width: int = 4              # beams of the search that measures the value
     tries: int = 4              # samples to go on with each of them
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, copies=1, iterations=1, batch=1, alpha=0,
-                                    lr=0, critic_lr=0, warmup=0, width=1, tries=1),
-                above=dict(temperature=0, beta=0, max_grad_norm=0))
+    LIMITS = {"beta": "> 0"}
 
 
 def of_action(x, starts):

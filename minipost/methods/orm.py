@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minipost.errors import MinipostError, require
+from minipost.errors import Bounded, MinipostError
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.ops import shapes
@@ -38,7 +38,7 @@ measure = scorers.measure
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """A verifier of whole answers, from samples that a task's reward calls right or wrong."""
 
     steps: int = 220            # gradient steps
@@ -48,10 +48,6 @@ class Config:
     lr: float = 5e-4            # peak learning rate (eta); it ends at zero
     warmup: int = 20            # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
-
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, copies=1, lr=0, warmup=0),
-                above=dict(temperature=0, max_grad_norm=0))
 
 
 @shapes(score="B", right="B")

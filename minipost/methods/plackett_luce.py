@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from minipost.datasets import preferences
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.ops import shapes
@@ -36,7 +36,7 @@ measure = scorers.measure
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """A reward model from rankings of several answers to a prompt."""
 
     steps: int = 200            # gradient steps
@@ -47,9 +47,7 @@ class Config:
     warmup: int = 20            # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, ranked=2, lr=0, warmup=0),
-                above=dict(temperature=0, max_grad_norm=0))
+    LIMITS = {"ranked": ">= 2"}
 
 
 def left(scores):

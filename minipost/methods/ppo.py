@@ -30,7 +30,7 @@ from typing import Literal
 
 from minipost import ops
 from minipost.datasets import preferences
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.gpt import Scalar
 from minipost.measure import scorers
 from minipost.measure.meter import Meter, describe
@@ -46,7 +46,7 @@ TRACE = ("loss", "accuracy", "reward", "gold", "kl_per_answer", "beta")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """PPO against a reward; where the task hides it, after SFT and a reward model."""
 
     steps: int = 40             # rollouts to learn from
@@ -69,12 +69,8 @@ class Config:
     sft_steps: int = 60         # with a hidden reward: steps of supervised fine-tuning first
     reward_steps: int = 150     # with a hidden reward: steps of the reward model, 64 pairs each
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, minibatch=1, epochs=1, clip=0, value_clip=0,
-                                    gamma=0, lam=0, beta=0, missing_eos=0, lr=0, critic_lr=0,
-                                    sft_steps=0, reward_steps=1),
-                above=dict(temperature=0, kl_target=0, horizon=0, max_grad_norm=0),
-                at_most=dict(gamma=1, lam=1))
+    LIMITS = {"gamma": ">= 0, <= 1", "lam": ">= 0, <= 1",
+              "kl_target": "> 0", "horizon": "> 0", "sft_steps": ">= 0"}
 
 
 def clipped_value(value, value_old, clip):

@@ -28,7 +28,7 @@ from typing import Literal
 
 import torch
 
-from minipost.errors import MinipostError, require
+from minipost.errors import Bounded, MinipostError
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.measure.results import Result
@@ -43,7 +43,7 @@ EXPORTS = {REWARD_MODEL: "model"}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """A verifier of steps, from samples whose steps a task can check."""
 
     steps: int = 110            # gradient steps
@@ -57,9 +57,7 @@ class Config:
     warmup: int = 20            # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, copies=1, lr=0, warmup=0),
-                above=dict(hot=0, temperature=0, max_grad_norm=0))
+    LIMITS = {"hot": "> 0"}
 
 
 @shapes(score="B T", right="B T", mask="B T")

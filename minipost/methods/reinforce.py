@@ -20,7 +20,7 @@ for short ones.  Answers that score exactly b are left out: their gradient is ze
 from dataclasses import dataclass
 
 from minipost import ops
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure.meter import Meter, describe
 from minipost.rollout import logprobs_and_distribution
 
@@ -29,7 +29,7 @@ METRIC = "sampled"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Policy gradient with a moving average of rewards as its baseline."""
 
     steps: int = 28             # rollouts to learn from
@@ -40,9 +40,7 @@ class Config:
     lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, group=1, momentum=0, lr=0),
-                above=dict(temperature=0, max_grad_norm=0), at_most=dict(momentum=1))
+    LIMITS = {"momentum": ">= 0, <= 1"}
 
 
 loss, loss_grad = ops.policy_gradient, ops.policy_gradient_grad

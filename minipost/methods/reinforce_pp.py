@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 
 from minipost import ops
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum
 from minipost.rollout import logprobs_and_distribution, minibatches
@@ -37,7 +37,7 @@ METRIC = "sampled"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Clipped policy gradient with per-token KL in the reward and whitened returns."""
 
     steps: int = 28             # rollouts to learn from
@@ -50,10 +50,6 @@ class Config:
     beta: float = 0.01          # price of a token's log-ratio to the starting policy (beta)
     lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
-
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, group=1, minibatch=1, epochs=1, clip=0,
-                                    beta=0, lr=0), above=dict(temperature=0, max_grad_norm=0))
 
 
 def returns(reward, ratio, mask, beta):

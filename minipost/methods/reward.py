@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from minipost.datasets import preferences
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.ops import shapes
@@ -39,7 +39,7 @@ measure = scorers.measure
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """A reward model from pairs that a task's hidden reward, or a file, puts in order."""
 
     steps: int = 350            # gradient steps
@@ -52,9 +52,7 @@ class Config:
     warmup: int = 20            # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, answers=2, margin=0, center=0, lr=0, warmup=0),
-                above=dict(temperature=0, max_grad_norm=0))
+    LIMITS = {"answers": ">= 2"}
 
 
 @shapes(score_w="B", score_l="B")

@@ -30,7 +30,7 @@ from typing import Literal
 import torch
 
 from minipost.datasets.trajectories import Trajectories, reward_of, stated
-from minipost.errors import MinipostError, require
+from minipost.errors import Bounded, MinipostError
 from minipost.measure.meter import Meter
 from minipost.measure.results import Result, results
 from minipost.ops import masked_sum, shapes
@@ -43,7 +43,7 @@ METRIC = "sampled"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Fine-tuning on those of the policy's own answers that a reward finds right."""
 
     steps: int = 100            # gradient steps
@@ -60,9 +60,7 @@ class Config:
     warmup: int = 10            # steps over which it climbs to its peak, at most half an iteration
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, copies=1, iterations=1, batch=1, lr=0,
-                                    warmup=0), above=dict(temperature=0, max_grad_norm=0))
+    LIMITS = {"least": ""}
 
 
 @shapes(logp="B T", mask="B T", weight="B")

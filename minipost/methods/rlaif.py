@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 
 from minipost import checkpoint
-from minipost.errors import MinipostError, require
+from minipost.errors import MinipostError
 from minipost.methods import dpo, ppo, sft
 from minipost.rollout import distribution, pack
 from minipost.tasks.base import question
@@ -47,9 +47,7 @@ class Config(ppo.Config):
     dpo_beta: float = 0.5       # with dpo: how closely the policy stays by the reference
     dpo_lr: float = 5e-5        # with dpo: learning rate
 
-    def __post_init__(self):
-        super().__post_init__()
-        require(self, at_least=dict(dpo_lr=0), above=dict(dpo_beta=0))
+    LIMITS = {"dpo_beta": "> 0"}
 
 
 class Judge:

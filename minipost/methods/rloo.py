@@ -22,7 +22,7 @@ exactly zero.
 from dataclasses import dataclass
 
 from minipost import ops
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure.meter import Meter, describe
 from minipost.rollout import logprobs_and_distribution
 
@@ -31,7 +31,7 @@ METRIC = "sampled"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Policy gradient with the mean reward of an answer's siblings as its baseline."""
 
     steps: int = 28             # rollouts to learn from
@@ -42,9 +42,7 @@ class Config:
     lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, group=2, beta=0, lr=0),
-                above=dict(temperature=0, max_grad_norm=0))
+    LIMITS = {"group": ">= 2"}
 
 
 def leave_one_out(reward, group):

@@ -21,7 +21,7 @@ left out: their gradient is zero.
 from dataclasses import dataclass
 
 from minipost import ops
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure.meter import Meter, describe
 from minipost.rollout import logprobs_and_distribution
 
@@ -30,7 +30,7 @@ METRIC = "sampled"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Policy gradient with the reward of the greedy answer as its baseline (also: ReMax)."""
 
     steps: int = 28             # rollouts to learn from
@@ -39,10 +39,6 @@ class Config:
     temperature: float = 1.0    # sampling temperature (tau)
     lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
-
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, group=1, lr=0),
-                above=dict(temperature=0, max_grad_norm=0))
 
 
 loss, loss_grad = ops.policy_gradient, ops.policy_gradient_grad

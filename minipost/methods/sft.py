@@ -11,7 +11,7 @@ the prompt is not.
 
 from dataclasses import dataclass
 
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure.meter import Meter
 from minipost.ops import masked_sum, shapes
 from minipost.optim import cosine
@@ -22,7 +22,7 @@ METRIC = "greedy"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Supervised fine-tuning on demonstrations of a task, or on --data with completions."""
 
     steps: int = 800            # gradient steps
@@ -31,10 +31,6 @@ class Config:
     warmup: int = 20            # steps over which the learning rate climbs to its peak
     decay: float = 0.0          # weight decay of matrices (lambda)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
-
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, batch=1, lr=0, warmup=0, decay=0),
-                above=dict(max_grad_norm=0))
 
 
 @shapes(logp="B T", mask="B T")

@@ -42,7 +42,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from minipost import ops, parallel
-from minipost.errors import MinipostError, require
+from minipost.errors import Bounded
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum
 from minipost.rollout import logprobs_and_distribution
@@ -53,7 +53,7 @@ TRACE = ("reward", "surrogate", "predicted", "kl", "backtracks", "cg_residual", 
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Natural-gradient steps inside an exact bound on the KL to the policy that sampled."""
 
     steps: int = 28             # rollouts to learn from, one step each
@@ -67,11 +67,7 @@ class Config:
     shrink: float = 0.6         # factor between one try of the line search and the next (kappa)
     tries: int = 10             # tries of the line search
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, group=2, damping=0, iterations=1, fisher=1,
-                                    tries=1), above=dict(temperature=0, delta=0, shrink=0))
-        if self.shrink >= 1:
-            raise MinipostError(f"shrink is {self.shrink}; expected less than 1")
+    LIMITS = {"group": ">= 2", "delta": "> 0", "shrink": "> 0, < 1"}
 
 
 @ops.shapes(logp="B T", logp_old="B T", adv="B", mask="B T")

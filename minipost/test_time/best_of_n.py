@@ -20,7 +20,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from minipost.errors import MinipostError, require
+from minipost.errors import Bounded, MinipostError
 from minipost.measure.results import Arm
 from minipost.measure.stats import vote
 
@@ -31,15 +31,12 @@ AGGREGATES = {"min": min, "last": lambda chances: chances[-1], "product": math.p
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Sampled answers and who chooses among them."""
 
     samples: int = 16  # answers to a problem (n)
     aggregate: Literal["min", "last", "product"] = "min"  # a solution's chance from its steps'
     votes: int = 3     # samples of the model's own verdict on a step
-
-    def __post_init__(self):
-        require(self, at_least=dict(samples=1, votes=1))
 
 
 def best(scores):

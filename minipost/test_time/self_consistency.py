@@ -16,7 +16,7 @@ them could reach.
 import math
 from dataclasses import dataclass, replace
 
-from minipost.errors import MinipostError, require
+from minipost.errors import Bounded, MinipostError
 from minipost.measure.results import Arm
 from minipost.measure.stats import vote
 
@@ -25,14 +25,14 @@ BEFORE, AFTER = "n=1", "n={samples}"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """A vote among sampled answers."""
 
     samples: int = 17           # answers to a problem (n)
     curve: tuple[int, ...] = (1, 3, 5, 9, 17, 33)  # further numbers of samples to measure
 
     def __post_init__(self):
-        require(self, at_least=dict(samples=1))
+        super().__post_init__()
         if any(n < 1 for n in self.curve):
             raise MinipostError(f"curve is {self.curve}; expected numbers of at least 1")
 

@@ -15,7 +15,7 @@ worth; nothing outside the model is asked before it is given.
 from dataclasses import dataclass
 from typing import Literal
 
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure.results import Arm
 
 TASK, KNOBS = "countdown", {"numbers": 4, "target": 24}
@@ -23,7 +23,7 @@ BEFORE, AFTER = "best of n, tokens of b={width}", "breadth-first, b={width}"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """A search over steps, with worths from the model's own verdicts."""
 
     strategy: Literal["breadth-first", "depth-first", "best-first"] = "breadth-first"
@@ -33,9 +33,6 @@ class Config:
     threshold: float = 0.5   # depth-first search prunes states below this worth
     expansions: int = 11     # states that may be expanded, per problem
     depth: int = 8           # steps of an answer, at most
-
-    def __post_init__(self):
-        require(self, at_least=dict(width=1, copies=1, votes=1, expansions=1, depth=1, threshold=0))
 
 
 @dataclass
