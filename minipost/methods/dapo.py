@@ -26,6 +26,8 @@ from minipost.rollout import concat, logprobs_and_distribution, minibatches
 
 TASK = "arithmetic"
 METRIC = "sampled"
+PROOF = [dict(config=dict(prompts=1, group=2, rounds=1, overlong=1), rows=2, loss="minus_reward",
+              why="reward less a penalty of length, over its group's deviation", divisor="tokens")]
 
 
 @dataclass(frozen=True)

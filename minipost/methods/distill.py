@@ -38,6 +38,13 @@ TASK = "arithmetic"
 METRIC = "greedy"
 KNOBS = {"direct": True}
 MODEL = "checkpoints/student"
+PROOF = [
+    dict(config=dict(batch=1, on_policy=0.0), rows=1, loss="forward_kl", factor=1.0,
+         divisor="tokens"),
+    dict(variant="--mix 1", config=dict(batch=1, on_policy=1.0, mix=1.0), rows=1,
+         loss="reverse_kl", why="KL in each state, not of how often it is reached",
+         divisor="tokens"),
+]
 
 
 @dataclass(frozen=True)

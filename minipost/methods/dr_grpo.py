@@ -24,6 +24,8 @@ from minipost.rollout import logprobs_and_distribution, minibatches
 
 TASK = "arithmetic"
 METRIC = "sampled"
+PROOF = [dict(config=dict(prompts=1, group=2), rows=2, loss="minus_reward", factor=0.5,
+              divisor="room")]
 
 
 @dataclass(frozen=True)

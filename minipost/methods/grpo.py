@@ -31,6 +31,14 @@ from minipost.rollout import chosen_logprobs, distribution, logprobs_and_distrib
 
 TASK = "arithmetic"
 METRIC = "sampled"
+PROOF = [
+    dict(config=dict(prompts=1, group=2, beta=0.3), rows=2, loss="minus_regularised",
+         why="reward over its group's deviation; KL in each state, not of how often it is reached",
+         divisor="tokens"),
+    dict(variant="--kl k3", config=dict(prompts=1, group=2, beta=0.3, kl="k3"), rows=2,
+         loss="minus_regularised", why="as grpo, and k3 as a loss descends KL(ref || pi)",
+         divisor="tokens"),
+]
 
 
 @dataclass(frozen=True)

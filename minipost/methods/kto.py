@@ -31,6 +31,8 @@ from minipost.rollout import logprobs, pack
 
 TASK = "wording"
 METRIC = "win rate"
+PROOF = [dict(config=dict(answers=2, beta=0.3), rows=2, loss="kto_loss",
+              why="its z0 is a mean over answers of ref, cut at 0; KL(pi || ref) is one over those of pi")]
 
 
 @dataclass(frozen=True)

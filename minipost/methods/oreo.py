@@ -51,6 +51,8 @@ from minipost.test_time import beam
 TASK = "countdown"
 METRIC = "sampled"
 EXPORTS = {"policy": "model", "critic": "critic"}
+PROOF = [dict(config=dict(prompts=1, copies=1, batch=1, level="response", beta=0.3), rows=1,
+              loss="path_consistency", factor=1.0)]
 
 
 @dataclass(frozen=True)

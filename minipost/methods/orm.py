@@ -35,6 +35,8 @@ TASK = "countdown"
 METRIC = "pair accuracy"
 EXPORTS = {REWARD_MODEL: "model"}
 measure = scorers.measure
+PROOF = [dict(config=dict(prompts=1, copies=1), rows=1, loss="outcome_entropy", factor=1.0,
+              learner=REWARD_MODEL)]
 
 
 @dataclass(frozen=True)

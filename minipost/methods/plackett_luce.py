@@ -33,6 +33,8 @@ TASK = "wording"
 METRIC = "pair accuracy"
 EXPORTS = {REWARD_MODEL: "model"}
 measure = scorers.measure
+PROOF = [dict(config=dict(prompts=1, ranked=2), rows=2, loss="bradley_terry", factor=1.0,
+              learner=REWARD_MODEL)]
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,10 @@ TASK = "wording"
 METRIC = "sampled"
 EXPORTS = {"policy": "model", REWARD_MODEL: "reward_model"}
 TRACE = ("loss", "accuracy", "reward", "gold", "kl_per_answer", "beta")
+PROOF = [dict(config=dict(prompts=2, minibatch=2, epochs=1, beta=0.3, missing_eos=0.0), rows=2,
+              loss="minus_regularised",
+              why="whitened, and lambda 0.95 trusts a critic that knows nothing yet",
+              divisor="tokens")]
 
 
 @dataclass(frozen=True)

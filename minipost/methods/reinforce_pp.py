@@ -34,6 +34,9 @@ from minipost.rollout import logprobs_and_distribution, minibatches
 
 TASK = "arithmetic"
 METRIC = "sampled"
+PROOF = [dict(config=dict(prompts=1, group=2, beta=0.3), rows=2, loss="minus_regularised",
+              why="whitened, so that every rollout of two is as spread as any other",
+              divisor="tokens")]
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ TASK = "wording"
 METRIC = "pair accuracy"
 EXPORTS = {REWARD_MODEL: "model"}
 measure = scorers.measure
+PROOF = [dict(config=dict(prompts=1, answers=2, center=0.1), rows=2, loss="centred_bradley_terry",
+              factor=1.0, learner=REWARD_MODEL)]
 
 
 @dataclass(frozen=True)

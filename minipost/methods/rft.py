@@ -40,6 +40,8 @@ from minipost.tasks.base import Problem
 
 TASK = "arithmetic"
 METRIC = "sampled"
+PROOF = [dict(config=dict(prompts=1, copies=2, batch=2, least=0.5), rows=2, loss="minus_success",
+              why="each text once; with none right there is no step", divisor="kept")]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ measures, and nothing here learns from it.  The judge is by default the base mod
 corpus taught it to compare by three principles, and only the first is what the gold reward means.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from os.path import commonprefix
 from typing import Literal
 
@@ -31,13 +31,14 @@ TASK = "wording"
 METRIC = "sampled"
 EXPORTS = ppo.EXPORTS
 TRACE = ("loss", "agreement", "accuracy", "reward", "gold", "kl_per_answer")
+PROOF = "takes the steps of sft, reward and ppo, or of dpo; only the labels are its own"
 
 
 @dataclass(frozen=True)
 class Config(ppo.Config):
     """PPO, or DPO, on the labels of a judge that is a model.
 
-    DPO takes of PPO's settings steps, sft_steps, temperature and max_grad_norm only, and 64 pairs per
+    DPO heeds of PPO's settings steps, sft_steps, temperature and max_grad_norm, and takes 64 pairs per
     step as the reward model does.
     """
 
@@ -48,6 +49,15 @@ class Config(ppo.Config):
     dpo_lr: float = 5e-5        # with dpo: learning rate
 
     LIMITS = {"dpo_beta": "> 0"}
+
+    def __post_init__(self):
+        super().__post_init__()
+        heeded = "steps", "sft_steps", "temperature", "max_grad_norm"
+        for field in fields(ppo.Config) if self.learner == "dpo" else ():
+            value = getattr(self, field.name)
+            if field.name not in heeded and value != field.default:
+                raise MinipostError(f"{field.name} is {value}, which only PPO heeds; leave it out with "
+                                    "--learner dpo, or take --learner ppo")
 
 
 class Judge:

@@ -28,6 +28,8 @@ from minipost.rollout import logprobs_and_distribution
 
 TASK = "arithmetic"
 METRIC = "sampled"
+PROOF = [dict(config=dict(prompts=1, group=2, beta=0.3), rows=2, loss="minus_regularised",
+              factor=1.0, divisor="tokens")]
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ from minipost.rollout import logprobs_and_distribution
 
 TASK = "arithmetic"
 METRIC = "sampled"
+PROOF = [dict(config=dict(prompts=1, group=2), rows=2, loss="minus_reward", factor=1.0,
+              divisor="tokens")]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from minipost.rollout import logprobs
 
 TASK = "facts"
 METRIC = "greedy"
+PROOF = [dict(config=dict(batch=1), rows=1, loss="maximum_likelihood", factor=1.0,
+              divisor="tokens")]
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ from minipost.rollout import logprobs_and_distribution
 TASK = "arithmetic"
 METRIC = "sampled"
 TRACE = ("reward", "surrogate", "predicted", "kl", "backtracks", "cg_residual", "entropy")
+PROOF = [dict(config=dict(prompts=1, group=2), rows=2, loss="minus_reward", factor=0.5,
+              divisor="tokens")]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 from minipost import ops
 from minipost.gpt import RewardModel
 from minipost.methods import dpo, grpo, ipo, kto, mdpo, oreo, ppo, reinforce_pp, rloo
-from minipost.proof.estimates import EXACT, TWO, Estimate, dealer, enumerate_step
+from minipost.proof.estimates import EXACT, Estimate, dealer, enumerate_step
 from minipost.proof.exact import BETA
 from minipost.proof.oracle import (
     Known,
@@ -58,15 +58,15 @@ class Stationary:
 
 
 AT_OPTIMUM = [
-    Stationary("rloo", dict(**TWO, beta=BETA), 2, "every step",
+    Stationary("rloo", dict(prompts=1, group=2, beta=BETA), 2, "every step",
                "reward less price is the same number for all answers"),
     Stationary("ppo", dict(prompts=2, minibatch=2, epochs=1, beta=BETA, missing_eos=0.0), 2,
                "every step", "the critic being V*, so that what is left to come is no surprise"),
-    Stationary("reinforce-pp", dict(**TWO, beta=BETA), 2, "",
+    Stationary("reinforce-pp", dict(prompts=1, group=2, beta=BETA), 2, "",
                "one baseline for all states, and whitening makes small differences large"),
-    Stationary("grpo", dict(**TWO, beta=BETA), 2, "",
+    Stationary("grpo", dict(prompts=1, group=2, beta=BETA), 2, "",
                "an answer counts by its place in the group, not by how much better it is"),
-    Stationary("grpo --kl k3", dict(**TWO, beta=BETA, kl="k3"), 2, "", "the same"),
+    Stationary("grpo --kl k3", dict(prompts=1, group=2, beta=BETA, kl="k3"), 2, "", "the same"),
     Stationary("dpo", dict(pairs=1, beta=BETA), 2, "the mean step",
                "labels being Bradley-Terry's, pi* is the model that made them", LABELS),
     Stationary("ipo", dict(pairs=1, tau=BETA), 2, "",
@@ -93,7 +93,7 @@ def at_optimum(case, world):
     log_p, log_ref = (world.log_chance(m).detach() for m in (world.policy, world.reference))
     fitting = world.with_reward(BETA * (log_p - log_ref) + torch.tensor([[0.4], [-0.2]]))
     run = dealer(fitting, critic=Known(fitting, fitting.soft_values(BETA)))
-    estimate = Estimate(case.name, case.config, case.rows, None, "")
+    estimate = Estimate(case.name, case.config, case.rows, "")
     found = enumerate_step(estimate, run, case.labels)
     rms, mean = math.sqrt(found.square), float(found.step.norm())
     zero = {"every step": rms, "the mean step": mean, "": 0.0}[case.zero]

@@ -27,8 +27,8 @@ import torch
 
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig
-from minipost.rollout import Rollout, logprobs, pack
 from minipost.optim import Learner
+from minipost.rollout import Rollout, logprobs, pack
 from minipost.run import Run
 from minipost.tasks.base import Problem, Task
 
