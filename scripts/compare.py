@@ -404,8 +404,8 @@ def draw(path, found, heading):
             k = every.index(algo)
             tokens, middle, low, high = zip(*pooled(found[algo]))
             bottom = min(bottom, *low)
-            axes.fill_between(tokens, low, high, color=COLOURS[k], alpha=0.09, linewidth=0)
-            axes.plot(tokens, middle, color=COLOURS[k], linestyle=DASHES[k % len(DASHES)],
+            axes.fill_between(tokens, low, high, color=COLOURS[k % len(COLOURS)], alpha=0.09, linewidth=0)
+            axes.plot(tokens, middle, color=COLOURS[k % len(COLOURS)], linestyle=DASHES[k % len(DASHES)],
                       marker=MARKS[k % len(MARKS)], markersize=4, linewidth=1.6,
                       label=f"{algo}  {average([r.after for r in found[algo]]).value:.3f}")
         handles, labels = axes.get_legend_handles_labels()
