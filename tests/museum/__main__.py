@@ -31,8 +31,7 @@ def main():
     # A name of a test may end in brackets, which are markup elsewhere.
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 140)
     for exhibit in chosen:
-        found = hang(exhibit.file, exhibit.ours, exhibit.theirs,
-                     FAST if args.all else exhibit.caught_by)
+        found = hang(exhibit, FAST if args.all else exhibit.caught_by)
         tests = [name for name in found if failed(name, found)] if args.all else exhibit.caught_by
         missed = [test for test in tests if not failed(test, found)]
         caught += bool(tests) and not missed
