@@ -31,11 +31,6 @@ SECONDS = 120  # after which a child that hangs is stopped by a signal
 # such as an import error or a wrong name, has only seen that the bug does not run.
 VERDICTS = ("AssertionError", "Failed")
 
-# The tests that may catch a bug: those of the code itself, in the process that holds the bug.
-FAST = tuple(f"test_{name}.py" for name in (
-    "ops", "gpt", "rollout", "run", "checkpoint", "methods", "policy_gradient", "ppo", "trpo",
-    "pairs", "reward", "oreo", "offline", "gradients", "errata"))
-
 
 def place(where):
     """The module or class that holds a function of ours, "module:qualname", and its name there."""
