@@ -100,7 +100,7 @@ def _(ours, reward, size):
 @exhibit(
     "no guard on a tie", "NVIDIA-NeMo/RL#1518",
     "Advantages were divided by a deviation of next to nothing and reached a million.",
-    "minipost.methods.grpo:group_advantages",
+    "minipost.ops:group_normalised",
     "test_methods.py::test_a_tied_group_has_advantage_exactly_zero",
     "test_methods.py::test_group_advantages")
 def _(ours, reward, size):
@@ -147,7 +147,7 @@ def _(ours, x, mask):
     "one group for all prompts", "XU-YIJIE/grpo-flat#2",
     "Mean and deviation were taken over the answers to all prompts together, so every answer to "
     "an easy prompt looked good.",
-    "minipost.methods.grpo:group_advantages",
+    "minipost.ops:group_normalised",
     "test_methods.py::test_group_advantages")
 def _(ours, reward, size):
     return ours(reward, len(reward))
@@ -571,7 +571,7 @@ def _(ours, x, mask):
     "pairs of equal answers", "natolambert/rlhf-book#503",
     "Cutting answers made 352 of 5000 pairs equal on both sides: a loss of log 2 for ever, and no "
     "gradient.",
-    "minipost.preferences:ranked_pairs",
+    "minipost.datasets.preferences:ranked_pairs",
     "test_reward.py::test_ranked_pairs")
 def _(ours, rollout, label):
     from minipost.rollout import Pairs
@@ -639,11 +639,12 @@ def _(ours, logq_all, logp_all):
     "reference of another pair", "Liquid4All/liquid-finetune#42",
     "The reference's log-probs were cached by row number; with the data dealt to ranks, rows were "
     "given another's.",
-    "minipost.pairwise:step_pairs",
+    "minipost.datasets.preferences:take_pairs",
     "test_pairs.py::test_a_files_reference_is_computed_once_and_is_that_of_each_pair")
-def _(ours, run, n):
-    problems, pairs = ours(run, n)
-    return run.task.training()[: len(problems)], pairs  # by which the reference is looked up
+def _(ours, pairs, rows, logps):
+    taken, _ = ours(pairs, rows, logps)
+    sides = taken.chosen, taken.rejected
+    return taken, [x[: len(rows), : side.mask.shape[1]] for x, side in zip(logps, sides)]
 
 
 @exhibit(
@@ -667,14 +668,14 @@ def _(ours, run, f, seqs, *rest):
     "minipost.methods.grpo:describe",
     "test_methods.py::test_the_reward_that_a_step_logs_is_what_its_answers_earned[grpo]")
 def _(ours, rollout, reward, size):
-    from minipost.methods.grpo import group_advantages
-    return ours(rollout, group_advantages(reward, size), size)
+    from minipost.ops import group_normalised
+    return ours(rollout, group_normalised(reward, size), size)
 
 
 @exhibit(
     "metrics of the last micro-batch", "karpathy/nanochat#52",
     "The loss that was logged was that of the last micro-batch alone.",
-    "minipost.run:Meter.add",
+    "minipost.measure.meter:Meter.add",
     "test_run.py::test_the_meter_adds_pieces_and_averages_updates",
     "test_methods.py::test_a_methods_own_step_does_not_depend_on_how_it_is_cut[grpo]")
 def _(ours, meter, **pieces):
@@ -738,7 +739,7 @@ def _(ours, run, rows, n, since):
 @exhibit(
     "Adam forgets on resume", "awslabs/keys_values#101",
     "A checkpoint held the weights alone, and the optimiser began afresh after every stop.",
-    "minipost.run:Learner.restore",
+    "minipost.optim:Learner.restore",
     "test_resume.py::test_stopped_after_every_step[sft]",
     "test_ppo.py::test_a_run_resumed_after_any_step_ends_with_the_same_bits")
 def _(ours, learner, tensors, numbers):
