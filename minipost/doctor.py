@@ -54,7 +54,7 @@ def report(settings):
     start, console = time.perf_counter(), Console(quiet=settings.json)
     knobs = ", ".join(f"{k} {v}" for k, v in asdict(task).items() if v != "")
     console.say(f"{options.model} on {task.name} ({knobs}): {options.prompts} problems, {options.group} "
-                f"answers each of up to {options.room} tokens\n")
+                f"answers each of up to {options.max_new_tokens} tokens\n")
     found = parallel.launch(lambda: examine(options, task, pick_device(options.device)), 1)
     seconds = time.perf_counter() - start
     count = {status: sum(f.status == status for f in found) for status in (FAULT, WARNING)}

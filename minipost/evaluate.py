@@ -92,9 +92,9 @@ def rows(options, task):
     policy, found = Learner(model), []
     value = checkpoint.load_reward_model(options.value, vocabulary) if options.value else None
     tasks = {task.name: task} if task else standard_tasks()
-    room = options.room if task else max(options.room, CARD_ROOM)
+    max_new_tokens = options.max_new_tokens if task else max(options.max_new_tokens, CARD_ROOM)
     for title, each in tasks.items():
-        run = Run(policy, vocabulary, each, each.reward, seed=options.seed, room=room)
+        run = Run(policy, vocabulary, each, each.reward, seed=options.seed, max_new_tokens=max_new_tokens)
         parts = splits(each, options.n)
         for split, metrics in results(run, parts).items():
             if value is not None:

@@ -306,8 +306,8 @@ class GPT(nn.Module):
         """Logits of the token that follows each position.  (B, T) -> (B, T, V)"""
         return self.head(self.hidden(tokens, explicit))
 
-    def prefill(self, tokens, lengths, room, copies=1):
-        """Read prompts padded on the right; leave `room` columns for what follows.
+    def prefill(self, tokens, lengths, max_new_tokens, copies=1):
+        """Read prompts padded on the right; leave `max_new_tokens` columns for what follows.
 
         (P, L), (P,) -> Cache of P*copies rows, and each row's last hidden state, (P*copies, D).
         Each prompt is read once and its keys and values are copied, so a group costs one prompt.
@@ -315,7 +315,7 @@ class GPT(nn.Module):
         kept = []
         hidden = self.hidden(tokens, keep=kept)
         last = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]
-        cache = Cache(self.config, kept, lengths, room, copies)
+        cache = Cache(self.config, kept, lengths, max_new_tokens, copies)
         return cache, last.repeat_interleave(copies, 0)
 
     def step(self, tokens, cache):
@@ -337,7 +337,7 @@ class Cache:
     token into the same column `at`; `bias` hides the columns left of a shorter prompt.
     """
 
-    def __init__(self, config, kept, lengths, room, copies):
+    def __init__(self, config, kept, lengths, max_new_tokens, copies):
         self.width = self.at = kept[0][0].shape[2]
         self.lengths = lengths.repeat_interleave(copies)                    # (B,)
         column = torch.arange(self.width, device=lengths.device)
@@ -346,7 +346,7 @@ class Cache:
         if bool((lengths < self.width).any()):
             hidden = column < (self.width - self.lengths)[:, None]
             self.bias = torch.zeros(
-                len(hidden), self.width + room, dtype=kept[0][0].dtype, device=lengths.device
+                len(hidden), self.width + max_new_tokens, dtype=kept[0][0].dtype, device=lengths.device
             )
             self.bias[:, : self.width].masked_fill_(hidden, -math.inf)
         self.keys, self.values = [], []
@@ -354,7 +354,7 @@ class Cache:
             for store, new in zip((self.keys, self.values), pair):
                 flush = new.gather(2, source[:, None, :, None].expand_as(new))
                 whole = new.new_empty(
-                    len(self.lengths), new.shape[1], self.width + room, config.head_dim
+                    len(self.lengths), new.shape[1], self.width + max_new_tokens, config.head_dim
                 )
                 whole[:, :, : self.width] = flush.repeat_interleave(copies, 0)
                 store.append(whole)

@@ -60,7 +60,7 @@ class Run:
     hidden: bool = False    # `reward` only measures and labels; no learner may score by it
     seed: int = 0
     step: int = 0
-    room: int = 48          # longest response, in tokens
+    max_new_tokens: int = 48          # longest response, in tokens
     micro: int = 16         # sequences in one forward and backward pass
     tokens: int = 0         # response tokens sampled or trained on so far
     carried: dict = field(default_factory=dict)  # numbers that a method carries from step to step
@@ -180,24 +180,24 @@ class Run:
         return self.complete([self.vocabulary.prompt(p.prompt) for p in problems], copies, **options)
 
     def complete(self, prompts, copies, *, temperature, module=None, purpose="rollout",
-                 stop=frozenset(), room=None):
+                 stop=frozenset(), max_new_tokens=None):
         """`copies` responses to each prompt, given as ids: a Rollout, gathered in every rank.
 
-        `stop`: ids that end a response besides EOS.  `room`: the longest response, self.room if None.
+        `stop`: ids that end a response besides EOS.  `max_new_tokens`: self.max_new_tokens if None.
         `module`: who answers, the policy if None.
         """
-        module, room = module or self.policy.module, room or self.room
+        module, max_new_tokens = module or self.policy.module, max_new_tokens or self.max_new_tokens
         mine, repeat = parallel.share(range(len(prompts))), repeats(prompts)
         seed = (self.seed, self.step, zlib.crc32(purpose.encode()))
         size, part = max(1, ROWS // copies), None
         if len(mine):
             part = concat([generate(
-                module, [prompts[i] for i in piece], copies, room=room,
+                module, [prompts[i] for i in piece], copies, max_new_tokens=max_new_tokens,
                 eos={*self.vocabulary.eos, *stop}, pad=self.vocabulary.pad,
                 temperature=temperature, seed=seed, repeat=[repeat[i] for i in piece],
             ) for piece in (mine[k : k + size] for k in range(0, len(mine), size))],
                 self.vocabulary.pad)
-        rollout = gather(part, mine.start * copies, len(prompts) * copies, prompts, room,
+        rollout = gather(part, mine.start * copies, len(prompts) * copies, prompts, max_new_tokens,
                          self.vocabulary, module.device)
         self.tokens += int(rollout.mask.sum())
         return rollout
@@ -317,12 +317,12 @@ class Run:
         return [mine[i : i + self.micro] for i in range(0, len(mine), self.micro)]
 
 
-def gather(part, start, rows, prompts, room, vocabulary, device):
+def gather(part, start, rows, prompts, max_new_tokens, vocabulary, device):
     """The Rollout of all ranks in every rank, from each one's part.
 
     Each rank fills its rows of zeros and the ranks add up.  (All ranks know every prompt.)
     """
-    width = max(map(len, prompts)) + room
+    width = max(map(len, prompts)) + max_new_tokens
     tokens = torch.zeros(rows, width, dtype=torch.long, device=device)
     mask = torch.zeros(rows, width - 1, dtype=torch.uint8, device=device)
     logp = torch.zeros(rows, width - 1, device=device)
@@ -344,4 +344,4 @@ def open_run(options, task, device):
     model, vocabulary = checkpoint.load(options.model, device, options.dtype)
     return Run(Learner(model), vocabulary, task, load_reward(options.reward, task),
                hidden=task.hidden and not options.reward,
-               seed=options.seed, micro=options.micro, room=options.room)
+               seed=options.seed, micro=options.micro, max_new_tokens=options.max_new_tokens)

@@ -76,7 +76,7 @@ def own(work, args, task, reward):
 
     def main():
         model, vocabulary = checkpoint.load(args.model)
-        return work(Run(Learner(model), vocabulary, task, reward, seed=args.seed, room=ROOM))
+        return work(Run(Learner(model), vocabulary, task, reward, seed=args.seed, max_new_tokens=ROOM))
 
     return parallel.launch(main, parallel.default_workers("cpu"))
 
@@ -261,7 +261,7 @@ def peer_reach(args):
 
     cfg, task = replace(Config(), beta=0.0), Arithmetic()
     gpt, vocabulary = checkpoint.load(args.model)
-    run = Run(Learner(gpt), vocabulary, task, task.reward, seed=args.seed, room=ROOM)
+    run = Run(Learner(gpt), vocabulary, task, task.reward, seed=args.seed, max_new_tokens=ROOM)
     problems = []
     for run.step in range(args.steps):
         problems += run.problems(cfg.prompts)

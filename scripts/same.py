@@ -65,7 +65,7 @@ def jobs():
     tests = {f"test-time {name}": f"minipost.evaluate --method {name} --n 20 --workers 1 --json"
              for name in test_time.names()}
     tests["solve"] = "minipost.solve --method tot --json"
-    tests["evaluate"] = "minipost.evaluate --task countdown --n 40 --workers 1 --room 48 --json"
+    tests["evaluate"] = "minipost.evaluate --task countdown --n 40 --workers 1 --max-new-tokens 48 --json"
     return tests | trains
 
 

@@ -168,24 +168,24 @@ def stated_rewards(problems):
 
 # ---- answers
 
-def cut_answers(finished, references, room):
-    """Answers end by themselves within `room` tokens.
+def cut_answers(finished, references, max_new_tokens):
+    """Answers end by themselves within `max_new_tokens` tokens.
 
     finished: one bool per sampled answer; references: lengths of reference answers in tokens, with EOS.
     """
     name, cut = "cut answers", sum(not done for done in finished)
-    longer = [n for n in references if n > room]
-    what = f"{of(cut, len(finished), 'sampled answers')} are cut at --room {room} before their EOS"
+    longer = [n for n in references if n > max_new_tokens]
+    what = f"{of(cut, len(finished), 'sampled answers')} are cut at --max-new-tokens {max_new_tokens} before their EOS"
     if longer:
         return Finding(
             name, WARNING, f"{what}, and {of(len(longer), len(references), 'reference answers')} are longer",
-            "the policy has no room for an answer that it should give", f"use --room {max(longer)}")
+            "the policy has no room for an answer that it should give", f"use --max-new-tokens {max(longer)}")
     if cut > FEW * len(finished):
         todo = "fine-tune first (--algo sft) so that the policy stops"
         return Finding(name, WARNING, what, "what they would have answered is never rewarded", todo + (
             f" as reference answers do, within {max(references)} tokens" if references else
-            ", or raise --room"))
-    return Finding(name, OK, f"{cut} of {len(finished)} at --room {room}"
+            ", or raise --max-new-tokens"))
+    return Finding(name, OK, f"{cut} of {len(finished)} at --max-new-tokens {max_new_tokens}"
                    + (f"; the longest reference answer has {max(references)}" if references else ""))
 
 
@@ -198,7 +198,7 @@ def parsed_answers(task, texts, own):
         return Finding(
             name, WARNING, f"{of(len(lost), len(texts), 'sampled answers')} state nothing that {task.name} "
             f"can read ({first(lost)})", "they get nothing whatever was worked out in them",
-            "fine-tune first (--algo sft) so that the policy knows the form, or raise --room if they are cut")
+            "fine-tune first (--algo sft) so that the policy knows the form, or raise --max-new-tokens if they are cut")
     return Finding(name, OK, f"{task.name} can read {of(len(texts) - len(lost), len(texts), 'answers')}")
 
 

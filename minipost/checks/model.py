@@ -106,27 +106,27 @@ def eos_in_files(vocabulary, stated):
 
 # ---- sequences
 
-def context(prompts, answers, room, limit):
-    """Prompts leave `room` tokens of the context, and fit it with their given answers.
+def context(prompts, answers, max_new_tokens, limit):
+    """Prompts leave `max_new_tokens` tokens of the context, and fit it with their given answers.
 
     prompts: lengths in tokens; answers: lengths of (prompt, answer, EOS) where there are answers.
     """
     name = "context"
-    over = sum(n + room > limit for n in prompts)
+    over = sum(n + max_new_tokens > limit for n in prompts)
     if over:
         left = limit - max(prompts)
         return Finding(
-            name, FAULT, f"{of(over, len(prompts), 'prompts')} with a response of up to {room} tokens "
+            name, FAULT, f"{of(over, len(prompts), 'prompts')} with a response of up to {max_new_tokens} tokens "
             f"do not fit the model's context of {limit}", "minipost.train refuses to start",
-            f"use --room {left} or leave out longer prompts" if left > 0 else
-            f"leave out prompts of more than {limit - room} tokens")
+            f"use --max-new-tokens {left} or leave out longer prompts" if left > 0 else
+            f"leave out prompts of more than {limit - max_new_tokens} tokens")
     over = sum(n > limit for n in answers)
     if over:
         return Finding(
             name, FAULT, f"{of(over, len(answers), 'given answers')} with their prompts pass the model's "
             f"context of {limit} tokens, the longest with {max(answers)}", "minipost.train stops where "
             "it meets them", f"leave out rows of more than {limit} tokens or shorten their prompts")
-    return Finding(name, OK, f"the longest prompt has {max(prompts)} of {limit} tokens, the response {room}")
+    return Finding(name, OK, f"the longest prompt has {max(prompts)} of {limit} tokens, the response {max_new_tokens}")
 
 
 def ends_in_eos(seqs, eos):

@@ -28,7 +28,7 @@ class Options(Bounded):
 
     model: str = "checkpoints/base"  # model directory
     seed: int = 0               # everything random follows from it
-    room: int = 48              # longest response, in tokens (L_max)
+    max_new_tokens: int = 48              # longest response, in tokens (L_max)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,9 @@ def _first(argv, prog, methods, flag, data, json):
 
 # ---- names that have changed
 
-RENAMED: dict[str, tuple[str, ...]] = {}  # old field: what it is called now, by method
+RENAMED: dict[str, tuple[str, ...]] = {  # old name: what it is called now, whichever a command has
+    "room": ("max_new_tokens",),
+}
 
 
 def new_name(old, parts):

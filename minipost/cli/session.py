@@ -77,7 +77,7 @@ class Session:
         known = self.task.training() if self.task.training else self.run.problems(16)
         for problem in chain(known, *self.splits.values()):
             check_context(self.run.policy.module, len(self.vocabulary.prompt(problem.prompt)),
-                          self.options.room, problem.prompt)
+                          self.options.max_new_tokens, problem.prompt)
 
     def open_directory(self):
         if not self.lead:

@@ -89,7 +89,7 @@ def mixed_groups(run, cfg):
         first = first or describe(rollout, reward, cfg.group)
         mixed = (reward.view(-1, cfg.group) != reward.view(-1, cfg.group)[:, :1]).any(1)
         rows = mixed.repeat_interleave(cfg.group).nonzero()[: (cfg.prompts - groups) * cfg.group, 0]
-        penalty = soft_overlong(rollout.lengths, run.room, cfg.overlong)
+        penalty = soft_overlong(rollout.lengths, run.max_new_tokens, cfg.overlong)
         parts.append(rollout[rows])
         rewards += (reward + penalty)[rows].tolist()
         groups += len(rows) // cfg.group

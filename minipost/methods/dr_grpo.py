@@ -25,7 +25,7 @@ from minipost.rollout import logprobs_and_distribution, minibatches
 TASK = "arithmetic"
 METRIC = "sampled"
 PROOF = [dict(config=dict(prompts=1, group=2), rows=2, loss="minus_reward", factor=0.5,
-              divisor="room")]
+              divisor="longest")]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def train(run, cfg):
                 batch, gain = rollout.take(i, adv)
                 logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
                 value, stats = loss(logp, batch.logp, gain, batch.mask, clip=cfg.clip,
-                                    rows=len(rows), longest=run.room)
+                                    rows=len(rows), longest=run.max_new_tokens)
                 value.backward()
                 meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / seen)
             updates.append(policy.step(cfg.lr, cfg.max_grad_norm))

@@ -81,7 +81,7 @@ class Judge:
         longest = asked.inputs.shape[1]
         if longest + 1 > self.model.context:
             raise MinipostError(f"a question to the judge has {longest} tokens and its answer one; its "
-                                f"context holds {self.model.context}; lower --room")
+                                f"context holds {self.model.context}; lower --max-new-tokens")
 
         def odds(batch):
             logp_all = distribution(self.model, batch)                      # (b, V)

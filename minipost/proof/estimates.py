@@ -57,7 +57,7 @@ class Estimate:
     loss     what it should descend: the name of a function in exact.py
     factor   the mean is so many times that gradient, once the step's own divisor is put back to the
              number of answers; None where the method aims elsewhere, and `why` says how
-    divisor  "tokens": the step divides by the tokens that it was dealt; "room": by answers x longest;
+    divisor  "tokens": the step divides by the tokens that it was dealt; "longest": by answers x longest;
              "marks": by the tokens at which steps end; "kept": by the tokens that it keeps;
              "rows": by answers or pairs
     learner  the learner that the step is of
@@ -110,7 +110,7 @@ INHERITS = {name: said for name in methods.names() if isinstance(said := methods
 def dealer(world, sampler=None, critic=None):
     """A run in which every learner is a Recorder."""
     run = Dealer(Recorder(copy.deepcopy(world.policy)), world.words, world.task, world.task.reward,
-                 room=world.horizon, world=world, sampler=sampler)
+                 max_new_tokens=world.horizon, world=world, sampler=sampler)
     run.parts["frozen/reference"] = Frozen(world.reference)
     run.parts["learner/critic"] = Recorder(critic or RewardModel(copy.deepcopy(world.reference)))
     scorer = RewardModel(copy.deepcopy(world.reference))
@@ -150,7 +150,7 @@ def divisor_of(estimate, run, prompt, rows):
     lengths = {row: int(world.seqs.lengths[prompt * world.count + row]) for row in rows}
     if estimate.divisor == "rows":
         return 1.0
-    if estimate.divisor == "room":
+    if estimate.divisor == "longest":
         return float(world.horizon)
     if estimate.divisor == "marks":                         # the ends of steps, and what is no such end
         texts = [world.texts[row] for row in rows]
