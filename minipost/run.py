@@ -61,7 +61,7 @@ class Run:
     seed: int = 0
     step: int = 0
     max_new_tokens: int = 48          # longest response, in tokens
-    micro: int = 16         # sequences in one forward and backward pass
+    micro_batch_size: int = 16         # sequences in one forward and backward pass
     tokens: int = 0         # response tokens sampled or trained on so far
     carried: dict = field(default_factory=dict)  # numbers that a method carries from step to step
     reward_model: object = None                  # what `score` asks instead of `reward`
@@ -314,7 +314,7 @@ class Run:
         """
         order = sorted(rows, key=lambda row: (int(lengths[row]), row))
         mine = order[parallel.rank() :: parallel.world()]
-        return [mine[i : i + self.micro] for i in range(0, len(mine), self.micro)]
+        return [mine[i : i + self.micro_batch_size] for i in range(0, len(mine), self.micro_batch_size)]
 
 
 def gather(part, start, rows, prompts, max_new_tokens, vocabulary, device):
@@ -344,4 +344,4 @@ def open_run(options, task, device):
     model, vocabulary = checkpoint.load(options.model, device, options.dtype)
     return Run(Learner(model), vocabulary, task, load_reward(options.reward, task),
                hidden=task.hidden and not options.reward,
-               seed=options.seed, micro=options.micro, max_new_tokens=options.max_new_tokens)
+               seed=options.seed, micro_batch_size=options.micro_batch_size, max_new_tokens=options.max_new_tokens)

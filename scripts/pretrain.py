@@ -204,7 +204,7 @@ def pretrain(args):
         vocabulary = checkpoint.Vocabulary(words, words.id(BOS), [words.id(EOS)], words.id(PAD))
     cfg = sft.Config(steps=args.steps, batch=256, lr=2e-3 if thinker else 3e-3, warmup=100, decay=0.1)
     run = Run(Learner(model, betas=(0.9, 0.95)), vocabulary, Thoughts() if thinker else Corpus(), None,
-              seed=args.seed, micro=16 if thinker else 32)
+              seed=args.seed, micro_batch_size=16 if thinker else 32)
     learn, start = (evenly if thinker else sft.train)(run, cfg), time.perf_counter()
     for run.step in range(args.steps):
         metrics = next(learn)

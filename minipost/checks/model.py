@@ -166,7 +166,7 @@ def ratio_at_start(run, rollout, temperature):
     old, = run.for_all(lambda batch: [logprobs(model, batch, temperature)], rollout)
     order, gaps = list(range(len(rollout))), []
     run.rng("order").shuffle(order)
-    for i in (order[k : k + run.micro] for k in range(0, len(order), run.micro)):
+    for i in (order[k : k + run.micro_batch_size] for k in range(0, len(order), run.micro_batch_size)):
         batch = rollout[i]
         logp = logprobs(model, batch, temperature).detach()
         gaps.append((logp - old[i, : logp.shape[1]])[batch.mask])
@@ -251,7 +251,7 @@ def micro_batches(policy, seqs, loss, temperature):
     if not gap <= SHARE[policy.flat.dtype]:
         return Finding(
             name, FAULT, f"the gradient of {len(seqs)} answers changes by {gap:.2g} of its size when it is "
-            "added up from micro-batches", "--micro, which should only save memory, changes what is learnt",
+            "added up from micro-batches", "--micro-batch-size, which should only save memory, changes what is learnt",
             "divide the loss by the tokens of the whole step, not by those of a micro-batch")
     return Finding(name, OK, f"of 1, 3 and {len(seqs)} rows give one gradient, within {gap:.1g} of its size")
 

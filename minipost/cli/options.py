@@ -37,7 +37,7 @@ class SetUp(Options):
 
     reward: tuple[str, ...] = ()  # functions to add up, FILE.py:FUNCTION; the task's own if none
     reward_model: str = ""      # directory of a reward model to score with instead of a function
-    micro: int = 16             # sequences in one forward and backward pass; changes no gradient
+    micro_batch_size: int = 16             # sequences in one forward and backward pass; changes no gradient
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to run; auto: the best there is
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; bfloat16 is slow on CPUs
 
@@ -114,6 +114,7 @@ def _first(argv, prog, methods, flag, data, json):
 
 RENAMED: dict[str, tuple[str, ...]] = {  # old name: what it is called now, whichever a command has
     "room": ("max_new_tokens",),
+    "micro": ("micro_batch_size",),
 }
 
 
