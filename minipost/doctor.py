@@ -27,7 +27,7 @@ class Options(SetUp):
     """What to look at, beside the problems; names and defaults as in minipost.train."""
 
     prompts: int = 16           # problems to sample answers to; a reward function sees each answer four times
-    group: int = 8              # answers per problem (G)
+    group_size: int = 8              # answers per problem (G)
     temperature: float = 1.0    # sampling temperature (tau)
     rows: int = 4000            # rows of --data whose texts are looked at, from the first on
 
@@ -53,7 +53,7 @@ def report(settings):
     options, task = settings.options, settings.task
     start, console = time.perf_counter(), Console(quiet=settings.json)
     knobs = ", ".join(f"{k} {v}" for k, v in asdict(task).items() if v != "")
-    console.say(f"{options.model} on {task.name} ({knobs}): {options.prompts} problems, {options.group} "
+    console.say(f"{options.model} on {task.name} ({knobs}): {options.prompts} problems, {options.group_size} "
                 f"answers each of up to {options.max_new_tokens} tokens\n")
     found = parallel.launch(lambda: examine(options, task, pick_device(options.device)), 1)
     seconds = time.perf_counter() - start

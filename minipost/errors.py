@@ -19,7 +19,7 @@ class Bounded:
     """Settings whose numbers are finite and held to bounds: the base of every Config and Options.
 
     A whole number is at least 1 and any other at least 0, but for those in USUAL and in LIMITS, such
-    as {"group": ">= 2", "gamma": ">= 0, <= 1"}; "" is no bound.  MinipostError names the field, its
+    as {"group_size": ">= 2", "gamma": ">= 0, <= 1"}; "" is no bound.  MinipostError names the field, its
     value and what was expected.
     """
 

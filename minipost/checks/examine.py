@@ -77,7 +77,7 @@ def look_at_texts(run, stated, most):
 def look_at_samples(run, problems, options, scorer):
     """What the model's answers to some problems show of it, of the sampler and of the rewards."""
     temperature = options.temperature
-    rollout = run.sample(problems, options.group, temperature=temperature)
+    rollout = run.sample(problems, options.group_size, temperature=temperature)
     texts, asked = run.texts(rollout), [problems[i] for i in rollout.prompt.tolist()]
     shown = [(problem, text) for problem, text in demonstrations(run, problems)
              if length(run, problem.prompt, text) <= run.policy.module.context]
@@ -96,7 +96,7 @@ def look_at_samples(run, problems, options, scorer):
     values, error = data.ask_often(run.reward, asked, texts, shown) if judged else ({}, "")
     found.append(data.reward_function(values, error))
     if values:
-        found += [data.reward_spread(values["once"], texts, options.group),
+        found += [data.reward_spread(values["once"], texts, options.group_size),
                   data.reference_rewards(values["reference"], values["once"], values["empty"])]
     if scorer:
         found += look_at_scorer(run, scorer, rollout, problems, values.get("once"))

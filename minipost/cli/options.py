@@ -115,6 +115,7 @@ def _first(argv, prog, methods, flag, data, json):
 RENAMED: dict[str, tuple[str, ...]] = {  # old name: what it is called now, whichever a command has
     "room": ("max_new_tokens",),
     "micro": ("micro_batch_size",),
+    "group": ("group_size",),
 }
 
 

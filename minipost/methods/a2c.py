@@ -30,7 +30,7 @@ from minipost.rollout import logprobs_and_distribution
 
 TASK = "arithmetic"
 METRIC = "sampled"
-PROOF = [dict(config=dict(prompts=1, group=2, entropy_weight=0.0), rows=2, loss="minus_reward",
+PROOF = [dict(config=dict(prompts=1, group_size=2, entropy_weight=0.0), rows=2, loss="minus_reward",
               why="whitened, and lambda 0.95 trusts a critic that knows nothing yet",
               divisor="tokens")]
 
@@ -41,7 +41,7 @@ class Config(Bounded):
 
     steps: int = 28             # rollouts to learn from
     prompts: int = 32           # prompts per rollout (P)
-    group: int = 8              # answers per prompt (G)
+    group_size: int = 8              # answers per prompt (G)
     temperature: float = 1.0    # sampling temperature (tau)
     gamma: float = 1.0          # discount (gamma)
     lam: float = 0.95           # GAE: 0 trusts the critic, 1 the rewards (lambda)
@@ -84,7 +84,7 @@ def train(run, cfg):
     critic = run.learner("critic", lambda: Scalar(copy.deepcopy(policy.module)))
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
+        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
         value_old, = run.for_all(lambda batch: [critic.module(batch.inputs)], rollout)    # (B, T)
         adv, ret = advantages(reward, value_old, rollout.mask, cfg.gamma, cfg.lam)
@@ -102,6 +102,6 @@ def train(run, cfg):
             meter.add(**stats, entropy=entropy.detach().sum() / count)
         norm = policy.step(cfg.lr, cfg.max_grad_norm)
         critic.step(cfg.critic_lr, cfg.max_grad_norm)
-        yield {**meter.means(), **describe(rollout, reward, cfg.group),
+        yield {**meter.means(), **describe(rollout, reward, cfg.group_size),
                "explained_variance": ops.explained_variance(value_old, ret, rollout.mask),
                "grad_norm": norm, "learning_rate": cfg.lr}

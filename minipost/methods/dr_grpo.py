@@ -24,7 +24,7 @@ from minipost.rollout import logprobs_and_distribution, minibatches
 
 TASK = "arithmetic"
 METRIC = "sampled"
-PROOF = [dict(config=dict(prompts=1, group=2), rows=2, loss="minus_reward", factor=0.5,
+PROOF = [dict(config=dict(prompts=1, group_size=2), rows=2, loss="minus_reward", factor=0.5,
               divisor="longest")]
 
 
@@ -34,7 +34,7 @@ class Config(Bounded):
 
     steps: int = 28             # rollouts to learn from
     prompts: int = 32           # prompts per rollout (P)
-    group: int = 8              # answers per prompt (G), at least 2
+    group_size: int = 8              # answers per prompt (G), at least 2
     temperature: float = 1.0    # sampling temperature (tau)
     minibatch: int = 256        # answers per gradient step (B)
     epochs: int = 1             # passes over each rollout (mu)
@@ -42,7 +42,7 @@ class Config(Bounded):
     lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    LIMITS = {"group": ">= 2"}
+    LIMITS = {"group_size": ">= 2"}
 
 
 @ops.shapes(logp="B T", logp_old="B T", adv="B", mask="B T")
@@ -69,9 +69,9 @@ def train(run, cfg):
     policy = run.policy
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
+        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
-        adv = ops.group_centred(reward, cfg.group).flatten()                         # (B,)
+        adv = ops.group_centred(reward, cfg.group_size).flatten()                         # (B,)
 
         meter, updates = Meter("loss", "entropy", "clip_ratio"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch, cfg.epochs, run.rng("order")):
@@ -85,5 +85,5 @@ def train(run, cfg):
                 value.backward()
                 meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / seen)
             updates.append(policy.step(cfg.lr, cfg.max_grad_norm))
-        yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group),
+        yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group_size),
                "grad_norm": sum(updates) / len(updates), "learning_rate": cfg.lr}

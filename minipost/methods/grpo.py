@@ -32,10 +32,10 @@ from minipost.rollout import chosen_logprobs, distribution, logprobs_and_distrib
 TASK = "arithmetic"
 METRIC = "sampled"
 PROOF = [
-    dict(config=dict(prompts=1, group=2, beta=0.3), rows=2, loss="minus_regularised",
+    dict(config=dict(prompts=1, group_size=2, beta=0.3), rows=2, loss="minus_regularised",
          why="reward over its group's deviation; KL in each state, not of how often it is reached",
          divisor="tokens"),
-    dict(variant="--kl k3", config=dict(prompts=1, group=2, beta=0.3, kl="k3"), rows=2,
+    dict(variant="--kl k3", config=dict(prompts=1, group_size=2, beta=0.3, kl="k3"), rows=2,
          loss="minus_regularised", why="as grpo, and k3 as a loss descends KL(ref || pi)",
          divisor="tokens"),
 ]
@@ -47,7 +47,7 @@ class Config(Bounded):
 
     steps: int = 28             # rollouts to learn from
     prompts: int = 32           # prompts per rollout (P)
-    group: int = 8              # answers per prompt (G), at least 2
+    group_size: int = 8              # answers per prompt (G), at least 2
     temperature: float = 1.0    # sampling temperature (tau)
     minibatch: int = 256        # answers per gradient step
     epochs: int = 1             # passes over each rollout (mu)
@@ -57,7 +57,7 @@ class Config(Bounded):
     lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    LIMITS = {"group": ">= 2"}
+    LIMITS = {"group_size": ">= 2"}
 
 
 @ops.shapes(logp="B T", logp_old="B T", kl="B T", adv="B", mask="B T")
@@ -96,9 +96,9 @@ def train(run, cfg):
     reference = run.reference() if cfg.beta else None
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
+        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
-        adv = ops.group_normalised(reward, cfg.group)                           # (B,)
+        adv = ops.group_normalised(reward, cfg.group_size)                           # (B,)
 
         meter, updates = Meter("loss", "kl", "entropy", "clip_ratio"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch, cfg.epochs, run.rng("order")):
@@ -115,5 +115,5 @@ def train(run, cfg):
                 meter.add(**stats, kl=masked_sum(kl, batch.mask).detach() / count,
                           entropy=ops.entropy(logp_all.detach()).sum() / seen)
             updates.append(policy.step(cfg.lr, cfg.max_grad_norm))
-        yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group),
+        yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group_size),
                "grad_norm": sum(updates) / len(updates), "learning_rate": cfg.lr}

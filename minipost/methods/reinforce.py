@@ -26,7 +26,7 @@ from minipost.rollout import logprobs_and_distribution
 
 TASK = "arithmetic"
 METRIC = "sampled"
-PROOF = [dict(config=dict(prompts=1, group=2), rows=2, loss="minus_reward", factor=1.0,
+PROOF = [dict(config=dict(prompts=1, group_size=2), rows=2, loss="minus_reward", factor=1.0,
               divisor="tokens")]
 
 
@@ -36,7 +36,7 @@ class Config(Bounded):
 
     steps: int = 28             # rollouts to learn from
     prompts: int = 32           # prompts per rollout (P)
-    group: int = 8              # answers per prompt (G)
+    group_size: int = 8              # answers per prompt (G)
     temperature: float = 1.0    # sampling temperature (tau)
     momentum: float = 0.9       # share of the old baseline in the new one (m)
     lr: float = 2e-4            # learning rate (eta)
@@ -53,7 +53,7 @@ def train(run, cfg):
     policy = run.policy
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
+        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
         baseline, mean = run.carried.get("baseline", 0.0), float(reward.mean())
         adv = reward - baseline                                             # (B,)
@@ -69,5 +69,5 @@ def train(run, cfg):
             value.backward()
             meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / seen)
         norm = policy.step(cfg.lr, cfg.max_grad_norm)
-        yield {**meter.means(), **describe(rollout, reward, cfg.group), "baseline": baseline,
+        yield {**meter.means(), **describe(rollout, reward, cfg.group_size), "baseline": baseline,
                "grad_norm": norm, "learning_rate": cfg.lr}

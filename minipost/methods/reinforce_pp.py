@@ -34,7 +34,7 @@ from minipost.rollout import logprobs_and_distribution, minibatches
 
 TASK = "arithmetic"
 METRIC = "sampled"
-PROOF = [dict(config=dict(prompts=1, group=2, beta=0.3), rows=2, loss="minus_regularised",
+PROOF = [dict(config=dict(prompts=1, group_size=2, beta=0.3), rows=2, loss="minus_regularised",
               why="whitened, so that every rollout of two is as spread as any other",
               divisor="tokens")]
 
@@ -45,7 +45,7 @@ class Config(Bounded):
 
     steps: int = 28             # rollouts to learn from
     prompts: int = 32           # prompts per rollout (P)
-    group: int = 8              # answers per prompt (G)
+    group_size: int = 8              # answers per prompt (G)
     temperature: float = 1.0    # sampling temperature (tau)
     minibatch: int = 256        # answers per gradient step
     epochs: int = 1             # passes over each rollout (mu)
@@ -85,7 +85,7 @@ def train(run, cfg):
     reference = run.reference() if cfg.beta else None
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
+        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
         ratio = run.log_ratio(rollout, reference, cfg.temperature)          # (B, T)
         ret = returns(reward, ratio, rollout.mask, cfg.beta)                # (B, T)
@@ -102,6 +102,6 @@ def train(run, cfg):
                 value.backward()
                 meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / count)
             updates.append(policy.step(cfg.lr, cfg.max_grad_norm))
-        yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group),
+        yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group_size),
                "kl": float(ratio.sum() / rollout.mask.sum()),
                "grad_norm": sum(updates) / len(updates), "learning_rate": cfg.lr}

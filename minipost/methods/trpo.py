@@ -50,7 +50,7 @@ from minipost.rollout import logprobs_and_distribution
 TASK = "arithmetic"
 METRIC = "sampled"
 TRACE = ("reward", "surrogate", "predicted", "kl", "backtracks", "cg_residual", "entropy")
-PROOF = [dict(config=dict(prompts=1, group=2), rows=2, loss="minus_reward", factor=0.5,
+PROOF = [dict(config=dict(prompts=1, group_size=2), rows=2, loss="minus_reward", factor=0.5,
               divisor="tokens")]
 
 
@@ -60,7 +60,7 @@ class Config(Bounded):
 
     steps: int = 28             # rollouts to learn from, one step each
     prompts: int = 32           # prompts per rollout (P)
-    group: int = 8              # answers per prompt (G), at least 2
+    group_size: int = 8              # answers per prompt (G), at least 2
     temperature: float = 1.0    # sampling temperature (tau)
     delta: float = 0.003        # bound on the mean KL per token of a step, in nats (delta)
     damping: float = 1.0        # added to the diagonal of the Fisher matrix
@@ -69,7 +69,7 @@ class Config(Bounded):
     shrink: float = 0.6         # factor between one try of the line search and the next (kappa)
     tries: int = 10             # tries of the line search
 
-    LIMITS = {"group": ">= 2", "delta": "> 0", "shrink": "> 0, < 1"}
+    LIMITS = {"group_size": ">= 2", "delta": "> 0", "shrink": "> 0, < 1"}
 
 
 @ops.shapes(logp="B T", logp_old="B T", adv="B", mask="B T")
@@ -190,9 +190,9 @@ def train(run, cfg):
     policy = run.policy
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
+        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
-        adv = ops.group_centred(reward, cfg.group).flatten()
+        adv = ops.group_centred(reward, cfg.group_size).flatten()
         count = int(rollout.mask.sum())
         batches = [(i, rollout[i]) for i in run.micro_batches(range(len(rollout)),
                                                               rollout.lengths)]
@@ -211,7 +211,7 @@ def train(run, cfg):
                  "cg_residual": 0.0}
         if 0 < norm < math.inf:
             found = improve(run, cfg, rollout, batches, before, adv, gradient, count)
-        yield {**meter.means(), **found, **describe(rollout, reward, cfg.group), "grad_norm": norm}
+        yield {**meter.means(), **found, **describe(rollout, reward, cfg.group_size), "grad_norm": norm}
 
 
 def improve(run, cfg, rollout, batches, before, adv, gradient, count):

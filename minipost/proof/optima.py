@@ -58,15 +58,15 @@ class Stationary:
 
 
 AT_OPTIMUM = [
-    Stationary("rloo", dict(prompts=1, group=2, beta=BETA), 2, "every step",
+    Stationary("rloo", dict(prompts=1, group_size=2, beta=BETA), 2, "every step",
                "reward less price is the same number for all answers"),
     Stationary("ppo", dict(prompts=2, minibatch=2, epochs=1, beta=BETA, missing_eos=0.0), 2,
                "every step", "the critic being V*, so that what is left to come is no surprise"),
-    Stationary("reinforce-pp", dict(prompts=1, group=2, beta=BETA), 2, "",
+    Stationary("reinforce-pp", dict(prompts=1, group_size=2, beta=BETA), 2, "",
                "one baseline for all states, and whitening makes small differences large"),
-    Stationary("grpo", dict(prompts=1, group=2, beta=BETA), 2, "",
+    Stationary("grpo", dict(prompts=1, group_size=2, beta=BETA), 2, "",
                "an answer counts by its place in the group, not by how much better it is"),
-    Stationary("grpo --kl k3", dict(prompts=1, group=2, beta=BETA, kl="k3"), 2, "", "the same"),
+    Stationary("grpo --kl k3", dict(prompts=1, group_size=2, beta=BETA, kl="k3"), 2, "", "the same"),
     Stationary("dpo", dict(pairs=1, beta=BETA), 2, "the mean step",
                "labels being Bradley-Terry's, pi* is the model that made them", LABELS),
     Stationary("ipo", dict(pairs=1, tau=BETA), 2, "",
