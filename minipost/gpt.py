@@ -306,17 +306,17 @@ class GPT(nn.Module):
         """Logits of the token that follows each position.  (B, T) -> (B, T, V)"""
         return self.head(self.hidden(tokens, explicit))
 
-    def prefill(self, tokens, lengths, max_new_tokens, copies=1):
+    def prefill(self, tokens, lengths, max_new_tokens, group_size=1):
         """Read prompts padded on the right; leave `max_new_tokens` columns for what follows.
 
-        (P, L), (P,) -> Cache of P*copies rows, and each row's last hidden state, (P*copies, D).
+        (P, L), (P,) -> Cache of P*G rows, and each row's last hidden state, (P*G, D).
         Each prompt is read once and its keys and values are copied, so a group costs one prompt.
         """
         kept = []
         hidden = self.hidden(tokens, keep=kept)
         last = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]
-        cache = Cache(self.config, kept, lengths, max_new_tokens, copies)
-        return cache, last.repeat_interleave(copies, 0)
+        cache = Cache(self.config, kept, lengths, max_new_tokens, group_size)
+        return cache, last.repeat_interleave(group_size, 0)
 
     def step(self, tokens, cache):
         """Append one token to every row of the cache.  (B,) -> final hidden states (B, D)"""
@@ -337,9 +337,9 @@ class Cache:
     token into the same column `at`; `bias` hides the columns left of a shorter prompt.
     """
 
-    def __init__(self, config, kept, lengths, max_new_tokens, copies):
+    def __init__(self, config, kept, lengths, max_new_tokens, group_size):
         self.width = self.at = kept[0][0].shape[2]
-        self.lengths = lengths.repeat_interleave(copies)                    # (B,)
+        self.lengths = lengths.repeat_interleave(group_size)                    # (B,)
         column = torch.arange(self.width, device=lengths.device)
         source = (column - (self.width - lengths)[:, None]).clamp(min=0)    # (P, width)
         self.bias = None
@@ -356,7 +356,7 @@ class Cache:
                 whole = new.new_empty(
                     len(self.lengths), new.shape[1], self.width + max_new_tokens, config.head_dim
                 )
-                whole[:, :, : self.width] = flush.repeat_interleave(copies, 0)
+                whole[:, :, : self.width] = flush.repeat_interleave(group_size, 0)
                 store.append(whole)
 
     def select(self, rows):

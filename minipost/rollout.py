@@ -185,8 +185,8 @@ def repeats(prompts):
     return found
 
 
-def uniforms(prompts, copies, max_new_tokens, seed, repeat):
-    """The random numbers of every sample, from a stream of its own.  (P*copies, N)
+def uniforms(prompts, group_size, max_new_tokens, seed, repeat):
+    """The random numbers of every sample, from a stream of its own.  (P*G, N)
 
     A stream is named by (seed, the prompt's own ids, which sample of it), so what a sample draws
     does not depend on what else is in the batch, nor on its place there.  A prompt that stands
@@ -195,8 +195,8 @@ def uniforms(prompts, copies, max_new_tokens, seed, repeat):
     drawn = []
     for ids, earlier in zip(prompts, repeat):
         name = zlib.crc32(np.asarray(ids, dtype=np.int64).tobytes())
-        for k in range(copies):
-            key = np.random.SeedSequence([*seed, name, earlier * copies + k])
+        for k in range(group_size):
+            key = np.random.SeedSequence([*seed, name, earlier * group_size + k])
             drawn.append(np.random.Generator(np.random.Philox(key)).random(max_new_tokens))
     return torch.from_numpy(np.stack(drawn)).float()  # some devices have no float64
 
@@ -215,32 +215,32 @@ def check_context(model, prompt, response, *texts):
 
 
 @torch.no_grad()
-def generate(model, prompts, copies=1, *, max_new_tokens, eos, pad, temperature=1.0, seed=(0,), repeat=None):
-    """Sample `copies` responses to each prompt, of at most `max_new_tokens` tokens.
+def generate(model, prompts, group_size=1, *, max_new_tokens, eos, pad, temperature=1.0, seed=(0,), repeat=None):
+    """Sample `group_size` responses to each prompt, of at most `max_new_tokens` tokens.
 
     prompts: P lists of ids, BOS included.  eos: the set of ids that end a response.  seed: the
     integers that name this call, such as (run seed, step).  temperature 0 takes the likeliest
     token.  repeat: how often each prompt has stood earlier, where these are a share of a longer
-    list.  Returns a Rollout of P*copies rows, the samples of one prompt side by side.
+    list.  Returns a Rollout of P*G rows, the samples of one prompt side by side.
 
     Tokens are drawn by inverting the cumulative distribution at one uniform number, which is
     several times faster than torch.multinomial and keeps each row's draws its own.
     """
     longest = max(map(len, prompts))
     check_context(model, longest, max_new_tokens)
-    device, rows = model.device, len(prompts) * copies
+    device, rows = model.device, len(prompts) * group_size
     lengths = torch.tensor([len(ids) for ids in prompts], device=device)
     read = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in prompts], device=device)
     uniform = None
     if temperature > 0:
         repeat = repeats(prompts) if repeat is None else repeat
-        uniform = uniforms(prompts, copies, max_new_tokens, seed, repeat).to(device)  # (B, N)
+        uniform = uniforms(prompts, group_size, max_new_tokens, seed, repeat).to(device)  # (B, N)
     stop = torch.tensor(sorted(eos), device=device)
     response = torch.full((rows, max_new_tokens), pad, device=device)
     logp = torch.zeros(rows, max_new_tokens, device=device)
     here = torch.arange(rows, device=device)                                # the cache's rows
     going = torch.ones(rows, dtype=torch.bool, device=device)               # of those, unfinished
-    cache, hidden = model.prefill(read, lengths, max_new_tokens, copies)
+    cache, hidden = model.prefill(read, lengths, max_new_tokens, group_size)
     for t in range(max_new_tokens):
         logp_all = next_logp(model.head(hidden), temperature)               # (here, V)
         token = draw(logp_all, None if uniform is None else uniform[here, t])
@@ -254,7 +254,7 @@ def generate(model, prompts, copies=1, *, max_new_tokens, eos, pad, temperature=
             cache.select(keep)
             here, token, going = here[keep], token[keep], going[keep]
         hidden = model.step(token, cache)
-    prompt = torch.arange(len(prompts), device=device).repeat_interleave(copies)
+    prompt = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
     return assemble(read[prompt], lengths[prompt], response, logp, prompt, stop, t + 1, pad)
 
 

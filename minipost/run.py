@@ -175,13 +175,13 @@ class Run:
             found.append(rows[order[k]])
         return found
 
-    def sample(self, problems, copies, **options):
-        """`copies` responses to each problem: a Rollout.  Options as in `complete`."""
-        return self.complete([self.vocabulary.prompt(p.prompt) for p in problems], copies, **options)
+    def sample(self, problems, group_size, **options):
+        """`group_size` responses to each problem: a Rollout.  Options as in `complete`."""
+        return self.complete([self.vocabulary.prompt(p.prompt) for p in problems], group_size, **options)
 
-    def complete(self, prompts, copies, *, temperature, module=None, purpose="rollout",
+    def complete(self, prompts, group_size, *, temperature, module=None, purpose="rollout",
                  stop=frozenset(), max_new_tokens=None):
-        """`copies` responses to each prompt, given as ids: a Rollout, gathered in every rank.
+        """`group_size` responses to each prompt, given as ids: a Rollout, gathered in every rank.
 
         `stop`: ids that end a response besides EOS.  `max_new_tokens`: self.max_new_tokens if None.
         `module`: who answers, the policy if None.
@@ -189,15 +189,15 @@ class Run:
         module, max_new_tokens = module or self.policy.module, max_new_tokens or self.max_new_tokens
         mine, repeat = parallel.share(range(len(prompts))), repeats(prompts)
         seed = (self.seed, self.step, zlib.crc32(purpose.encode()))
-        size, part = max(1, ROWS // copies), None
+        size, part = max(1, ROWS // group_size), None
         if len(mine):
             part = concat([generate(
-                module, [prompts[i] for i in piece], copies, max_new_tokens=max_new_tokens,
+                module, [prompts[i] for i in piece], group_size, max_new_tokens=max_new_tokens,
                 eos={*self.vocabulary.eos, *stop}, pad=self.vocabulary.pad,
                 temperature=temperature, seed=seed, repeat=[repeat[i] for i in piece],
             ) for piece in (mine[k : k + size] for k in range(0, len(mine), size))],
                 self.vocabulary.pad)
-        rollout = gather(part, mine.start * copies, len(prompts) * copies, prompts, max_new_tokens,
+        rollout = gather(part, mine.start * group_size, len(prompts) * group_size, prompts, max_new_tokens,
                          self.vocabulary, module.device)
         self.tokens += int(rollout.mask.sum())
         return rollout

@@ -116,6 +116,9 @@ RENAMED: dict[str, tuple[str, ...]] = {  # old name: what it is called now, whic
     "room": ("max_new_tokens",),
     "micro": ("micro_batch_size",),
     "group": ("group_size",),
+    "copies": ("group_size",),
+    "ranked": ("group_size",),
+    "answers": ("group_size", "batch_size"),
 }
 
 

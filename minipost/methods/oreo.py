@@ -51,7 +51,7 @@ from minipost.test_time import beam
 TASK = "countdown"
 METRIC = "sampled"
 EXPORTS = {"policy": "model", "critic": "critic"}
-PROOF = [dict(config=dict(prompts=1, copies=1, batch=1, level="response", beta=0.3), rows=1,
+PROOF = [dict(config=dict(prompts=1, group_size=1, batch=1, level="response", beta=0.3), rows=1,
               loss="path_consistency", factor=1.0)]
 
 
@@ -61,7 +61,7 @@ class Config(Bounded):
 
     steps: int = 200            # gradient steps
     prompts: int = 512          # problems that are answered before learning, unless --data has answers
-    copies: int = 8             # answers to each
+    group_size: int = 8             # answers to each
     iterations: int = 1         # how often they are answered anew, by the policy as it is then
     batch: int = 64             # answers per gradient step (B)
     temperature: float = 1.0    # sampling temperature of the answers

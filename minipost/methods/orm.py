@@ -35,7 +35,7 @@ TASK = "countdown"
 METRIC = "pair accuracy"
 EXPORTS = {REWARD_MODEL: "model"}
 measure = scorers.measure
-PROOF = [dict(config=dict(prompts=1, copies=1), rows=1, loss="outcome_entropy", factor=1.0,
+PROOF = [dict(config=dict(prompts=1, group_size=1), rows=1, loss="outcome_entropy", factor=1.0,
               learner=REWARD_MODEL)]
 
 
@@ -45,7 +45,7 @@ class Config(Bounded):
 
     steps: int = 220            # gradient steps
     prompts: int = 32           # prompts per step
-    copies: int = 4             # answers to each prompt (B = prompts * copies)
+    group_size: int = 4             # answers to each prompt (B = prompts * group_size)
     temperature: float = 1.3    # sampling temperature of the answers (tau)
     lr: float = 5e-4            # peak learning rate (eta); it ends at zero
     warmup: int = 20            # steps over which the learning rate climbs to its peak
@@ -79,7 +79,7 @@ def train(run, cfg):
     model = scorers.scorer(run)
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.copies, temperature=cfg.temperature)
+        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
         right = outcomes(run, problems, rollout)                            # (B,)
         meter = Meter("loss", "accuracy")
         for i in run.micro_batches(range(len(rollout)), rollout.lengths):

@@ -33,7 +33,7 @@ TASK = "wording"
 METRIC = "pair accuracy"
 EXPORTS = {REWARD_MODEL: "model"}
 measure = scorers.measure
-PROOF = [dict(config=dict(prompts=1, ranked=2), rows=2, loss="bradley_terry", factor=1.0,
+PROOF = [dict(config=dict(prompts=1, group_size=2), rows=2, loss="bradley_terry", factor=1.0,
               learner=REWARD_MODEL)]
 
 
@@ -43,13 +43,13 @@ class Config(Bounded):
 
     steps: int = 200            # gradient steps
     prompts: int = 32           # prompts per step (B, less those whose answers all tie)
-    ranked: int = 4             # answers to each prompt that are ranked (K), at least 2
+    group_size: int = 4             # answers to each prompt that are ranked (K), at least 2
     temperature: float = 1.0    # sampling temperature of the answers (tau)
     lr: float = 1e-3            # peak learning rate (eta); it ends at zero
     warmup: int = 20            # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    LIMITS = {"ranked": ">= 2"}
+    LIMITS = {"group_size": ">= 2"}
 
 
 def left(scores):
@@ -88,11 +88,11 @@ def draw_rankings(run, cfg):
     problems, pairs = preferences.step_pairs(run, cfg.prompts)
     if pairs is not None:
         return [pairs.chosen, pairs.rejected]
-    rollout = run.sample(problems, cfg.ranked, temperature=cfg.temperature, purpose="rankings")
-    reward = run.grade(problems, rollout).view(-1, cfg.ranked)
+    rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature, purpose="rankings")
+    reward = run.grade(problems, rollout).view(-1, cfg.group_size)
     orders = rank(reward, run.rng("ranks"), run.task.noise)
-    rows = [[p * cfg.ranked + k for k in order] for p, order in enumerate(orders) if order]
-    rows = torch.tensor(rows, dtype=torch.long, device=reward.device).view(-1, cfg.ranked)
+    rows = [[p * cfg.group_size + k for k in order] for p, order in enumerate(orders) if order]
+    rows = torch.tensor(rows, dtype=torch.long, device=reward.device).view(-1, cfg.group_size)
     return [rollout[place] for place in rows.unbind(1)]
 
 

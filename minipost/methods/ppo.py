@@ -141,7 +141,7 @@ def rlhf(run, cfg, label):
             yield next(stage)
     if run.step < judged:
         stage = reward.train(run, reward.Config(
-            steps=cfg.reward_steps, prompts=64, answers=2, temperature=cfg.temperature), label, tuned)
+            steps=cfg.reward_steps, prompts=64, group_size=2, temperature=cfg.temperature), label, tuned)
         while run.step < judged:
             yield next(stage)
     if run.step == judged:

@@ -40,7 +40,7 @@ from minipost.sampler import ends
 TASK = "arithmetic"
 METRIC = "pair accuracy"
 EXPORTS = {REWARD_MODEL: "model"}
-PROOF = [dict(config=dict(prompts=1, copies=1), rows=1, loss="step_entropy", factor=1.0,
+PROOF = [dict(config=dict(prompts=1, group_size=1), rows=1, loss="step_entropy", factor=1.0,
               why="exact but for the division by the number of steps", divisor="marks",
               learner=REWARD_MODEL)]
 
@@ -51,7 +51,7 @@ class Config(Bounded):
 
     steps: int = 110            # gradient steps
     prompts: int = 32           # prompts per step
-    copies: int = 4             # answers to each prompt
+    group_size: int = 4             # answers to each prompt
     hot: float = 1.6            # sampling temperature of the answers in the first half
     temperature: float = 1.0    # what it has come down to at the end (tau)
     last_only: bool = False     # label the last token alone: an outcome reward model
@@ -184,7 +184,7 @@ def train(run, cfg):
     model = scorers.scorer(run)
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.copies, temperature=cooled(cfg, run.step))
+        rollout = run.sample(problems, cfg.group_size, temperature=cooled(cfg, run.step))
         mask = marks(run, rollout, cfg.last_only)                           # (B, T)
         right = labels(run, problems, rollout, cfg.last_only)               # (B, T)
         count, meter = int(mask.sum()), Meter("loss", "accuracy")

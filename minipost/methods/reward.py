@@ -36,7 +36,7 @@ TASK = "wording"
 METRIC = "pair accuracy"
 EXPORTS = {REWARD_MODEL: "model"}
 measure = scorers.measure
-PROOF = [dict(config=dict(prompts=1, answers=2, center=0.1), rows=2, loss="centred_bradley_terry",
+PROOF = [dict(config=dict(prompts=1, group_size=2, center=0.1), rows=2, loss="centred_bradley_terry",
               factor=1.0, learner=REWARD_MODEL)]
 
 
@@ -46,7 +46,7 @@ class Config(Bounded):
 
     steps: int = 350            # gradient steps
     prompts: int = 32           # prompts per step
-    answers: int = 4            # answers to each, of which every two make a pair (B pairs, less ties)
+    group_size: int = 4            # answers to each, of which every two make a pair (B pairs, less ties)
     temperature: float = 1.0    # sampling temperature of the answers (tau)
     margin: float = 0.0         # lead that the better answer should have
     center: float = 0.001       # weight of the pull of both scores to zero (c)
@@ -54,7 +54,7 @@ class Config(Bounded):
     warmup: int = 20            # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    LIMITS = {"answers": ">= 2"}
+    LIMITS = {"group_size": ">= 2"}
 
 
 @shapes(score_w="B", score_l="B")
@@ -79,7 +79,7 @@ def train(run, cfg, label=preferences.by_reward, first=0):
     """
     model = scorers.scorer(run)
     while True:
-        places, wins = preferences.draw_comparisons(run, cfg.prompts, cfg.answers, label,
+        places, wins = preferences.draw_comparisons(run, cfg.prompts, cfg.group_size, label,
                                                     cfg.temperature)
         pairs, meter = int(wins.sum()), Meter("loss", "accuracy", "margin")
         for i in run.micro_batches(range(len(wins)), sum(place.lengths for place in places)):

@@ -40,7 +40,7 @@ from minipost.tasks.base import Problem
 
 TASK = "arithmetic"
 METRIC = "sampled"
-PROOF = [dict(config=dict(prompts=1, copies=2, batch=2, least=0.5), rows=2, loss="minus_success",
+PROOF = [dict(config=dict(prompts=1, group_size=2, batch=2, least=0.5), rows=2, loss="minus_success",
               why="each text once; with none right there is no step", divisor="kept")]
 
 
@@ -50,7 +50,7 @@ class Config(Bounded):
 
     steps: int = 100            # gradient steps
     prompts: int = 512          # problems that are answered before learning, unless --data has answers
-    copies: int = 8             # answers to each
+    group_size: int = 8             # answers to each
     iterations: int = 1         # how often they are answered anew, by the policy as it is then
     restart: bool = False       # learn each time from the first weights (STaR)
     hint: bool = False          # where no answer is right, ask again with the answer in the prompt

@@ -71,15 +71,15 @@ AT_OPTIMUM = [
                "labels being Bradley-Terry's, pi* is the model that made them", LABELS),
     Stationary("ipo", dict(pairs=1, tau=BETA), 2, "",
                "its optimum is that of the chance to win, not of the reward", LABELS),
-    Stationary("mdpo", dict(prompts=1, answers=1, beta=BETA), 2, "",
+    Stationary("mdpo", dict(prompts=1, group_size=1, beta=BETA), 2, "",
                "the better always wins, where Bradley-Terry gives the worse a chance"),
-    Stationary("kto", dict(answers=2, beta=BETA), 2, "",
+    Stationary("kto", dict(batch_size=2, beta=BETA), 2, "",
                "an answer is good or bad, and by how much is not told"),
     *(Stationary(f"oreo, by {level}, alpha 0",
-                 dict(prompts=1, copies=1, batch=1, level=level, beta=BETA, alpha=0.0), 1,
+                 dict(prompts=1, group_size=1, batch=1, level=level, beta=BETA, alpha=0.0), 1,
                  "every step", "V being V*, soft Bellman holds on every answer")
       for level in ("token", "step", "response")),
-    Stationary("oreo", dict(prompts=1, copies=1, batch=1, beta=BETA), 1, "",
+    Stationary("oreo", dict(prompts=1, group_size=1, batch=1, beta=BETA), 1, "",
                "alpha = 0.1 pulls to the reference besides"),
 ]
 

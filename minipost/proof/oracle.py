@@ -298,14 +298,14 @@ class Dealer(Run):
             return super().problems(1, again) * n
         return [Problem(self.world.prompts[self.hand[0]])] * n
 
-    def sample(self, problems, copies, *, temperature, module=None, **options):
+    def sample(self, problems, group_size, *, temperature, module=None, **options):
         module = module or self.sampler or self.policy.module
         if self.hand is None or temperature == 0:
-            return super().sample(problems, copies, temperature=temperature, module=module, **options)
+            return super().sample(problems, group_size, temperature=temperature, module=module, **options)
         prompt, rows = self.hand
-        if len(rows) != len(problems) * copies:
+        if len(rows) != len(problems) * group_size:
             raise MinipostError(f"{len(rows)} answers in the hand; the step asks for "
-                                f"{len(problems) * copies}")
+                                f"{len(problems) * group_size}")
         if id(module) not in self.known:
             with torch.no_grad():
                 self.known[id(module)] = module, self.world.token_logp(module)
@@ -314,6 +314,6 @@ class Dealer(Run):
         place = prompt * self.world.count + torch.tensor(rows)
         seqs = self.world.seqs
         tokens, mask = seqs.tokens[place], seqs.mask[place]
-        return Rollout(tokens, mask, logp, torch.arange(len(problems)).repeat_interleave(copies),
+        return Rollout(tokens, mask, logp, torch.arange(len(problems)).repeat_interleave(group_size),
                        (tokens[:, 1:].eq(EOS) & mask).any(1))[torch.arange(len(rows))]
 
