@@ -119,6 +119,7 @@ RENAMED: dict[str, tuple[str, ...]] = {  # old name: what it is called now, whic
     "copies": ("group_size",),
     "ranked": ("group_size",),
     "answers": ("group_size", "batch_size"),
+    "samples": ("group_size",),
 }
 
 

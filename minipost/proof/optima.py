@@ -212,7 +212,7 @@ def mdpo_field(g, critic):
     """With sets of one, of which the better always wins."""
     i, j, chance = g.pairs()
     both = torch.stack([i, j], 1)                           # (n, 2)
-    values = vmap(lambda *xs: mdpo.loss(*xs, beta=BETA, answers=1, count=1)[0])(
+    values = vmap(lambda *xs: mdpo.loss(*xs, beta=BETA, group_size=1, count=1)[0])(
         g.logp[both], g.logp_ref[both], g.mask[both])
     return 2 * (chance * certain(g.reward[i] - g.reward[j]) * values).sum()
 
