@@ -26,8 +26,8 @@ OFFLINE = {  # what: (options, seeds, metrics to show, the first of them first)
 }
 PREFERENCES = {
     "preferences": ({
-        "dpo": THREE, "dpo --noise 0.2": ONE, "dpo --noise 0.2 --flip 0.2": ONE,
-        "dpo --noise 0.2 --flip 0.2 --robust True": ONE, "dpo --likeliest 0.9": ONE,
+        "dpo": THREE, "dpo --noise 0.2": ONE, "dpo --noise 0.2 --label-smoothing 0.2": ONE,
+        "dpo --noise 0.2 --label-smoothing 0.2 --robust True": ONE, "dpo --likeliest 0.9": ONE,
     }, ("win rate", "sampled", "greedy")),
 }
 WANTED = {

@@ -44,7 +44,7 @@ def variants():
         "ppo, adaptive": "--algo ppo --task arithmetic --control adaptive",
         "rlaif, dpo": "--algo rlaif --learner dpo --sft-steps 1",
         "dpo, likeliest": f"--algo dpo --likeliest 0.8 {data['pairs']}",
-        "dpo, likeliest, sampled": "--algo dpo --likeliest 0.8 --flip 0.1",
+        "dpo, likeliest, sampled": "--algo dpo --likeliest 0.8 --label-smoothing 0.1",
         "rft, STaR": "--algo rft --iterations 2 --restart True --hint True",
         "oreo, token": "--algo oreo --level token --iterations 2",
         "distill, mixed": "--algo distill --mix 0.5",

@@ -120,6 +120,7 @@ RENAMED: dict[str, tuple[str, ...]] = {  # old name: what it is called now, whic
     "ranked": ("group_size",),
     "answers": ("group_size", "batch_size"),
     "samples": ("group_size",),
+    "flip": ("label_smoothing",),
 }
 
 
