@@ -121,6 +121,7 @@ RENAMED: dict[str, tuple[str, ...]] = {  # old name: what it is called now, whic
     "answers": ("group_size", "batch_size"),
     "samples": ("group_size",),
     "flip": ("label_smoothing",),
+    "batch": ("batch_size",),
 }
 
 

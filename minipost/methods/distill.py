@@ -39,9 +39,9 @@ METRIC = "greedy"
 KNOBS = {"direct": True}
 MODEL = "checkpoints/student"
 PROOF = [
-    dict(config=dict(batch=1, on_policy=0.0), rows=1, loss="forward_kl", factor=1.0,
+    dict(config=dict(batch_size=1, on_policy=0.0), rows=1, loss="forward_kl", factor=1.0,
          divisor="tokens"),
-    dict(variant="--mix 1", config=dict(batch=1, on_policy=1.0, mix=1.0), rows=1,
+    dict(variant="--mix 1", config=dict(batch_size=1, on_policy=1.0, mix=1.0), rows=1,
          loss="reverse_kl", why="KL in each state, not of how often it is reached",
          divisor="tokens"),
 ]
@@ -56,7 +56,7 @@ class Config(Bounded):
     level: Literal["word", "sequence"] = "word"  # the teacher's distributions, or just its answers
     mix: float = 0.0            # between forward KL (0) and reverse KL (1) (beta of GKD)
     on_policy: float = 0.5      # share of the answers that the student gives itself (lambda)
-    batch: int = 128            # answers per gradient step
+    batch_size: int = 128            # answers per gradient step
     temperature: float = 1.0    # sampling temperature of the answers
     lr: float = 1e-3            # peak learning rate (eta); it ends at zero
     warmup: int = 10            # steps over which the learning rate climbs to its peak
@@ -133,9 +133,9 @@ def certain(seqs, like):
 
 
 def answers(run, cfg, teacher):
-    """This step's answers, one to each of `batch` problems, the student's among them."""
-    problems = run.problems(cfg.batch)
-    own = round(cfg.on_policy * cfg.batch)
+    """This step's answers, one to each of `batch_size` problems, the student's among them."""
+    problems = run.problems(cfg.batch_size)
+    own = round(cfg.on_policy * cfg.batch_size)
     sides = [(problems[:own], None, "student"), (problems[own:], teacher, "teacher")]
     return concat([run.sample(some, 1, temperature=cfg.temperature, module=module, purpose=purpose)
                    for some, module, purpose in sides if some], run.vocabulary.pad)

@@ -51,7 +51,7 @@ from minipost.test_time import beam
 TASK = "countdown"
 METRIC = "sampled"
 EXPORTS = {"policy": "model", "critic": "critic"}
-PROOF = [dict(config=dict(prompts=1, group_size=1, batch=1, level="response", beta=0.3), rows=1,
+PROOF = [dict(config=dict(prompts=1, group_size=1, batch_size=1, level="response", beta=0.3), rows=1,
               loss="path_consistency", factor=1.0)]
 
 
@@ -63,7 +63,7 @@ class Config(Bounded):
     prompts: int = 512          # problems that are answered before learning, unless --data has answers
     group_size: int = 8             # answers to each
     iterations: int = 1         # how often they are answered anew, by the policy as it is then
-    batch: int = 64             # answers per gradient step (B)
+    batch_size: int = 64             # answers per gradient step (B)
     temperature: float = 1.0    # sampling temperature of the answers
     level: Literal["token", "step", "response"] = "step"  # what an action is
     beta: float = 0.05          # price of leaving the reference (beta)
@@ -190,7 +190,7 @@ def train(run, cfg):
     while True:
         if data.refresh():
             begins = starts(run, data.seqs, cfg.level)                      # (N, T)
-        rows = data.deal(range(len(data.seqs)), cfg.batch)
+        rows = data.deal(range(len(data.seqs)), cfg.batch_size)
         batch, begin, reward = data.seqs.take(rows, begins, data.reward)
         data.count(batch)
         tokens = batch.mask.sum()

@@ -40,7 +40,7 @@ from minipost.tasks.base import Problem
 
 TASK = "arithmetic"
 METRIC = "sampled"
-PROOF = [dict(config=dict(prompts=1, group_size=2, batch=2, least=0.5), rows=2, loss="minus_success",
+PROOF = [dict(config=dict(prompts=1, group_size=2, batch_size=2, least=0.5), rows=2, loss="minus_success",
               why="each text once; with none right there is no step", divisor="kept")]
 
 
@@ -56,7 +56,7 @@ class Config(Bounded):
     hint: bool = False          # where no answer is right, ask again with the answer in the prompt
     least: float = 1.0          # reward from which on an answer is kept
     weigh: Literal["answer", "prompt"] = "answer"  # what counts alike
-    batch: int = 64             # answers per gradient step (B)
+    batch_size: int = 64             # answers per gradient step (B)
     temperature: float = 1.0    # sampling temperature of the answers
     lr: float = 2e-4            # peak learning rate of every iteration (eta); it ends near zero
     warmup: int = 10            # steps over which it climbs to its peak, at most half an iteration
@@ -150,7 +150,7 @@ def train(run, cfg):
             kept, weight, solved = keep(run, cfg, data)
             if cfg.restart and run.step == data.since:
                 policy.become(first)
-        rows = data.deal(range(len(kept)), cfg.batch)
+        rows = data.deal(range(len(kept)), cfg.batch_size)
         batch, w = kept[rows], weight[rows]
         data.count(batch)
         count = float((w * batch.lengths).sum())

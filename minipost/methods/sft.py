@@ -19,7 +19,7 @@ from minipost.rollout import logprobs
 
 TASK = "facts"
 METRIC = "greedy"
-PROOF = [dict(config=dict(batch=1), rows=1, loss="maximum_likelihood", factor=1.0,
+PROOF = [dict(config=dict(batch_size=1), rows=1, loss="maximum_likelihood", factor=1.0,
               divisor="tokens")]
 
 
@@ -28,7 +28,7 @@ class Config(Bounded):
     """Supervised fine-tuning on demonstrations of a task, or on --data with completions."""
 
     steps: int = 800            # gradient steps
-    batch: int = 64             # answers per gradient step (B)
+    batch_size: int = 64             # answers per gradient step (B)
     lr: float = 1e-3            # peak learning rate (eta)
     warmup: int = 20            # steps over which the learning rate climbs to its peak
     decay: float = 0.0          # weight decay of matrices (lambda)
@@ -53,7 +53,7 @@ def train(run, cfg):
     policy.decay = cfg.decay
     while True:
         rng = run.rng("demonstrations")
-        problems = run.problems(cfg.batch)
+        problems = run.problems(cfg.batch_size)
         batch = run.encode([p.prompt for p in problems],
                              [run.task.demonstrate(p, rng) for p in problems])
         count = int(batch.mask.sum())

@@ -76,10 +76,10 @@ AT_OPTIMUM = [
     Stationary("kto", dict(batch_size=2, beta=BETA), 2, "",
                "an answer is good or bad, and by how much is not told"),
     *(Stationary(f"oreo, by {level}, alpha 0",
-                 dict(prompts=1, group_size=1, batch=1, level=level, beta=BETA, alpha=0.0), 1,
+                 dict(prompts=1, group_size=1, batch_size=1, level=level, beta=BETA, alpha=0.0), 1,
                  "every step", "V being V*, soft Bellman holds on every answer")
       for level in ("token", "step", "response")),
-    Stationary("oreo", dict(prompts=1, group_size=1, batch=1, beta=BETA), 1, "",
+    Stationary("oreo", dict(prompts=1, group_size=1, batch_size=1, beta=BETA), 1, "",
                "alpha = 0.1 pulls to the reference besides"),
 ]
 
