@@ -94,7 +94,7 @@ def follow(run, learn, steps):
 def own_grpo(args):
     from minipost.methods import grpo
 
-    cfg = grpo.Config(steps=args.steps, prompts=PROMPTS, group_size=GROUP, minibatch=PROMPTS * GROUP,
+    cfg = grpo.Config(steps=args.steps, prompts=PROMPTS, group_size=GROUP, minibatch_size=PROMPTS * GROUP,
                       beta=0.0, lr=LR)
     return own(lambda run: follow(run, grpo.train(run, cfg), args.steps), args,
                Digits(PROMPT_DIGITS), letter_share)
@@ -266,7 +266,7 @@ def peer_reach(args):
     for run.step in range(args.steps):
         problems += run.problems(cfg.prompts)
     answers = cfg.prompts * cfg.group_size
-    updates = cfg.epochs * answers // cfg.minibatch                 # gradient steps per rollout
+    updates = cfg.epochs * answers // cfg.minibatch_size                 # gradient steps per rollout
     scores, seconds, start = [], 0.0, None
 
     def look(model, state, control):
@@ -284,7 +284,7 @@ def peer_reach(args):
         args, problems, task.reward, each_step(look), learning_rate=cfg.lr,
         num_generations=cfg.group_size, temperature=cfg.temperature, epsilon=cfg.clip,
         max_grad_norm=cfg.max_grad_norm, num_iterations=cfg.epochs,
-        per_device_train_batch_size=cfg.minibatch, generation_batch_size=answers,
+        per_device_train_batch_size=cfg.minibatch_size, generation_batch_size=answers,
     ).train()
     return {"scores": scores, "reached": seconds if scores[-1] >= TARGET else None}
 

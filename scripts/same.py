@@ -40,7 +40,7 @@ def variants():
     return {
         **found,
         "kto, labels": f"--algo kto {data['labels']}",
-        "grpo, k3": "--algo grpo --kl k3 --epochs 2 --minibatch 64",
+        "grpo, k3": "--algo grpo --kl k3 --epochs 2 --minibatch-size-size 64",
         "ppo, adaptive": "--algo ppo --task arithmetic --control adaptive",
         "rlaif, dpo": "--algo rlaif --learner dpo --sft-steps 1",
         "dpo, likeliest": f"--algo dpo --likeliest 0.8 {data['pairs']}",

@@ -122,6 +122,7 @@ RENAMED: dict[str, tuple[str, ...]] = {  # old name: what it is called now, whic
     "samples": ("group_size",),
     "flip": ("label_smoothing",),
     "batch": ("batch_size",),
+    "minibatch": ("minibatch_size",),
 }
 
 

@@ -39,7 +39,7 @@ class Config(Bounded):
     group_size: int = 8              # answers per prompt (G), at least 2
     rounds: int = 2             # how often to sample P prompts before going on with fewer groups
     temperature: float = 1.0    # sampling temperature (tau)
-    minibatch: int = 256        # answers per gradient step
+    minibatch_size: int = 256        # answers per gradient step
     epochs: int = 1             # passes over each rollout (mu)
     clip_low: float = 0.2       # how far a ratio may fall below 1 (eps_low)
     clip_high: float = 0.28     # how far a ratio may rise above 1 (eps_high)
@@ -106,7 +106,7 @@ def train(run, cfg):
         adv = ops.group_normalised(reward, cfg.group_size)                           # (B,)
 
         meter, updates = Meter("loss", "entropy", "clip_ratio"), []
-        for rows in minibatches(range(len(rollout)), cfg.minibatch, cfg.epochs, run.rng("order")):
+        for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs, run.rng("order")):
             count = int(rollout.mask[rows].sum())
             for i in run.micro_batches(rows, rollout.lengths):
                 batch, gain = rollout.take(i, adv)

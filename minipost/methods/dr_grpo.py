@@ -36,7 +36,7 @@ class Config(Bounded):
     prompts: int = 32           # prompts per rollout (P)
     group_size: int = 8              # answers per prompt (G), at least 2
     temperature: float = 1.0    # sampling temperature (tau)
-    minibatch: int = 256        # answers per gradient step (B)
+    minibatch_size: int = 256        # answers per gradient step (B)
     epochs: int = 1             # passes over each rollout (mu)
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
     lr: float = 2e-4            # learning rate (eta)
@@ -74,7 +74,7 @@ def train(run, cfg):
         adv = ops.group_centred(reward, cfg.group_size).flatten()                         # (B,)
 
         meter, updates = Meter("loss", "entropy", "clip_ratio"), []
-        for rows in minibatches(range(len(rollout)), cfg.minibatch, cfg.epochs, run.rng("order")):
+        for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs, run.rng("order")):
             live = [row for row in rows if adv[row] != 0]
             seen = max(1, int(rollout.mask[live].sum()))
             for i in run.micro_batches(live, rollout.lengths):

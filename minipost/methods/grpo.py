@@ -49,7 +49,7 @@ class Config(Bounded):
     prompts: int = 32           # prompts per rollout (P)
     group_size: int = 8              # answers per prompt (G), at least 2
     temperature: float = 1.0    # sampling temperature (tau)
-    minibatch: int = 256        # answers per gradient step
+    minibatch_size: int = 256        # answers per gradient step
     epochs: int = 1             # passes over each rollout (mu)
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
     beta: float = 0.01          # weight of the KL to the starting policy (beta)
@@ -101,7 +101,7 @@ def train(run, cfg):
         adv = ops.group_normalised(reward, cfg.group_size)                           # (B,)
 
         meter, updates = Meter("loss", "kl", "entropy", "clip_ratio"), []
-        for rows in minibatches(range(len(rollout)), cfg.minibatch, cfg.epochs, run.rng("order")):
+        for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs, run.rng("order")):
             count = int(rollout.mask[rows].sum())
             live = rows if cfg.beta else [row for row in rows if adv[row] != 0]
             seen = max(1, int(rollout.mask[live].sum()))

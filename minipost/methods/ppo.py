@@ -43,7 +43,7 @@ TASK = "wording"
 METRIC = "sampled"
 EXPORTS = {"policy": "model", REWARD_MODEL: "reward_model"}
 TRACE = ("loss", "accuracy", "reward", "gold", "kl_per_answer", "beta")
-PROOF = [dict(config=dict(prompts=2, minibatch=2, epochs=1, beta=0.3, missing_eos=0.0), rows=2,
+PROOF = [dict(config=dict(prompts=2, minibatch_size=2, epochs=1, beta=0.3, missing_eos=0.0), rows=2,
               loss="minus_regularised",
               why="whitened, and lambda 0.95 trusts a critic that knows nothing yet",
               divisor="tokens")]
@@ -56,7 +56,7 @@ class Config(Bounded):
     steps: int = 40             # rollouts to learn from
     prompts: int = 128          # prompts per rollout, one answer each (B)
     temperature: float = 1.0    # sampling temperature (tau)
-    minibatch: int = 64         # answers per gradient step
+    minibatch_size: int = 64         # answers per gradient step
     epochs: int = 2             # passes over each rollout
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
     value_clip: float = 0.2     # how far a value may go from its old one before its pull stops (c)
@@ -175,7 +175,7 @@ def optimise(run, cfg):
         adv = ops.whiten(adv, mask)
 
         meter, norms = Meter("loss", "value_loss", "clip_ratio"), []
-        for rows in minibatches(range(len(rollout)), cfg.minibatch, cfg.epochs, run.rng("order")):
+        for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs, run.rng("order")):
             count = int(mask[rows].sum())
             for i in run.micro_batches(rows, rollout.lengths):
                 batch, gain, target, before = rollout.take(i, adv, ret, value_old)

@@ -47,7 +47,7 @@ class Config(Bounded):
     prompts: int = 32           # prompts per rollout (P)
     group_size: int = 8              # answers per prompt (G)
     temperature: float = 1.0    # sampling temperature (tau)
-    minibatch: int = 256        # answers per gradient step
+    minibatch_size: int = 256        # answers per gradient step
     epochs: int = 1             # passes over each rollout (mu)
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
     beta: float = 0.01          # price of a token's log-ratio to the starting policy (beta)
@@ -92,7 +92,7 @@ def train(run, cfg):
         adv = ops.whiten(ret, rollout.mask)                                 # (B, T)
 
         meter, updates = Meter("loss", "entropy", "clip_ratio"), []
-        for rows in minibatches(range(len(rollout)), cfg.minibatch, cfg.epochs, run.rng("order")):
+        for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs, run.rng("order")):
             count = int(rollout.mask[rows].sum())
             for i in run.micro_batches(rows, rollout.lengths):
                 batch, gain = rollout.take(i, adv)

@@ -60,7 +60,7 @@ class Stationary:
 AT_OPTIMUM = [
     Stationary("rloo", dict(prompts=1, group_size=2, beta=BETA), 2, "every step",
                "reward less price is the same number for all answers"),
-    Stationary("ppo", dict(prompts=2, minibatch=2, epochs=1, beta=BETA, missing_eos=0.0), 2,
+    Stationary("ppo", dict(prompts=2, minibatch_size=2, epochs=1, beta=BETA, missing_eos=0.0), 2,
                "every step", "the critic being V*, so that what is left to come is no surprise"),
     Stationary("reinforce-pp", dict(prompts=1, group_size=2, beta=BETA), 2, "",
                "one baseline for all states, and whitening makes small differences large"),
