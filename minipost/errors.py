@@ -12,7 +12,7 @@ class MinipostError(ValueError):
 
 HOLDS = {">=": ("at least", operator.ge), ">": ("more than", operator.gt),
          "<=": ("at most", operator.le), "<": ("less than", operator.lt)}
-USUAL = {"temperature": "> 0", "max_grad_norm": "> 0", "warmup": ">= 0", "seed": ">= 0"}
+USUAL = {"temperature": "> 0", "max_grad_norm": "> 0", "warmup_steps": ">= 0", "seed": ">= 0"}
 
 
 class Bounded:

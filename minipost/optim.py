@@ -110,8 +110,8 @@ class Learner:
         self.updates, self.skipped, self.skips_in_a_row = numbers
 
 
-def cosine(peak, step, steps, warmup):
+def cosine(peak, step, steps, warmup_steps):
     """Learning rate of a step: a linear climb to `peak`, then a cosine that ends at zero."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup)))) / 2
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    return peak * (1 + math.cos(math.pi * min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps)))) / 2

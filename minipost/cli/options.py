@@ -123,6 +123,7 @@ RENAMED: dict[str, tuple[str, ...]] = {  # old name: what it is called now, whic
     "flip": ("label_smoothing",),
     "batch": ("batch_size",),
     "minibatch": ("minibatch_size",),
+    "warmup": ("warmup_steps",),
 }
 
 

@@ -59,7 +59,7 @@ class Config(Bounded):
     batch_size: int = 128            # answers per gradient step
     temperature: float = 1.0    # sampling temperature of the answers
     lr: float = 1e-3            # peak learning rate (eta); it ends at zero
-    warmup: int = 10            # steps over which the learning rate climbs to its peak
+    warmup_steps: int = 10            # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     LIMITS = {"mix": ">= 0, <= 1", "on_policy": ">= 0, <= 1"}
@@ -159,6 +159,6 @@ def train(run, cfg, teacher=None):
             value, stats = loss(logp_all, logq_all, mix=cfg.mix, count=count)
             value.backward()
             meter.add(**stats)
-        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup)
+        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup_steps)
         norm = policy.step(rate, cfg.max_grad_norm)
         yield {**meter.means(), "grad_norm": norm, "learning_rate": rate}

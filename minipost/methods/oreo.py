@@ -70,7 +70,7 @@ class Config(Bounded):
     alpha: float = 0.1          # weight of the KL regulariser (alpha)
     lr: float = 2e-4            # peak learning rate of the policy (eta); it ends at zero
     critic_lr: float = 5e-4     # the same of the value
-    warmup: int = 10            # steps over which the learning rates climb to their peaks
+    warmup_steps: int = 10            # steps over which the learning rates climb to their peaks
     max_grad_norm: float = 1.0  # a gradient is shortened to this norm
     width: int = 4              # beams of the search that measures the value
     tries: int = 4              # samples to go on with each of them
@@ -206,7 +206,7 @@ def train(run, cfg):
                                 part.mask, here, beta=cfg.beta, alpha=cfg.alpha, count=len(batch))
             total.backward()
             meter.add(**stats, kl=kl.detach().sum() / tokens)
-        rates = [cosine(peak, run.step, cfg.steps, cfg.warmup) for peak in (cfg.lr, cfg.critic_lr)]
+        rates = [cosine(peak, run.step, cfg.steps, cfg.warmup_steps) for peak in (cfg.lr, cfg.critic_lr)]
         norms = [each.step(rate, cfg.max_grad_norm)
                  for each, rate in zip((policy, critic), rates)]
         yield {**meter.means(), "reward": float(reward.mean()), "grad_norm": norms[0],

@@ -48,7 +48,7 @@ class Config(Bounded):
     group_size: int = 4             # answers to each prompt (B = prompts * group_size)
     temperature: float = 1.3    # sampling temperature of the answers (tau)
     lr: float = 5e-4            # peak learning rate (eta); it ends at zero
-    warmup: int = 20            # steps over which the learning rate climbs to its peak
+    warmup_steps: int = 20            # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
 
@@ -87,7 +87,7 @@ def train(run, cfg):
                                 count=len(rollout))
             value.backward()
             meter.add(**stats)
-        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup)
+        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup_steps)
         norm = model.step(rate, cfg.max_grad_norm)
         yield {**meter.means(), "right": float(right.mean()), "grad_norm": norm,
                "learning_rate": rate}

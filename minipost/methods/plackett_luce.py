@@ -46,7 +46,7 @@ class Config(Bounded):
     group_size: int = 4             # answers to each prompt that are ranked (K), at least 2
     temperature: float = 1.0    # sampling temperature of the answers (tau)
     lr: float = 1e-3            # peak learning rate (eta); it ends at zero
-    warmup: int = 20            # steps over which the learning rate climbs to its peak
+    warmup_steps: int = 20            # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     LIMITS = {"group_size": ">= 2"}
@@ -107,6 +107,6 @@ def train(run, cfg):
             value, stats = loss(scores, count=count)                        # (b, K)
             value.backward()
             meter.add(**stats)
-        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup)
+        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup_steps)
         norm = model.step(rate, cfg.max_grad_norm) if count else 0.0
         yield {**meter.means(), "rankings": count, "grad_norm": norm, "learning_rate": rate}

@@ -136,7 +136,7 @@ def rlhf(run, cfg, label):
     """Fine-tune, learn a reward from labels, optimise it.  run.step says which stage a step is in."""
     tuned, judged = cfg.sft_steps, cfg.sft_steps + cfg.reward_steps
     if run.step < tuned:
-        stage = sft.train(run, sft.Config(steps=cfg.sft_steps, lr=5e-4, warmup=5))
+        stage = sft.train(run, sft.Config(steps=cfg.sft_steps, lr=5e-4, warmup_steps=5))
         while run.step < tuned:
             yield next(stage)
     if run.step < judged:

@@ -57,7 +57,7 @@ class Config(Bounded):
     last_only: bool = False     # label the last token alone: an outcome reward model
     aggregate: Literal["min", "last", "product"] = "min"  # a solution's chance from its steps'
     lr: float = 4e-4            # peak learning rate (eta); it ends at zero
-    warmup: int = 20            # steps over which the learning rate climbs to its peak
+    warmup_steps: int = 20            # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     LIMITS = {"hot": "> 0"}
@@ -193,7 +193,7 @@ def train(run, cfg):
             value, stats = loss(step_scores(model.module, batch), *labelled, count=count)
             value.backward()
             meter.add(**stats)
-        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup)
+        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup_steps)
         norm = model.step(rate, cfg.max_grad_norm)
         yield {**meter.means(), "right": float(right[mask].mean()),
                "temperature": cooled(cfg, run.step), "grad_norm": norm,

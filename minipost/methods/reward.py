@@ -51,7 +51,7 @@ class Config(Bounded):
     margin: float = 0.0         # lead that the better answer should have
     center: float = 0.001       # weight of the pull of both scores to zero (c)
     lr: float = 1e-3            # peak learning rate (eta); it ends at zero
-    warmup: int = 20            # steps over which the learning rate climbs to its peak
+    warmup_steps: int = 20            # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     LIMITS = {"group_size": ">= 2"}
@@ -89,6 +89,6 @@ def train(run, cfg, label=preferences.by_reward, first=0):
                                 center=cfg.center, count=max(1, pairs))
             value.backward()
             meter.add(**stats)
-        rate = cosine(cfg.lr, run.step - first, cfg.steps, cfg.warmup)
+        rate = cosine(cfg.lr, run.step - first, cfg.steps, cfg.warmup_steps)
         norm = model.step(rate, cfg.max_grad_norm) if pairs else 0.0
         yield {**meter.means(), "pairs": pairs, "grad_norm": norm, "learning_rate": rate}

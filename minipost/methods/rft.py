@@ -59,7 +59,7 @@ class Config(Bounded):
     batch_size: int = 64             # answers per gradient step (B)
     temperature: float = 1.0    # sampling temperature of the answers
     lr: float = 2e-4            # peak learning rate of every iteration (eta); it ends near zero
-    warmup: int = 10            # steps over which it climbs to its peak, at most half an iteration
+    warmup_steps: int = 10            # steps over which it climbs to its peak, at most half an iteration
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     LIMITS = {"least": ""}
@@ -161,7 +161,7 @@ def train(run, cfg):
             value.backward()
             meter.add(**stats)
         rate = cosine(cfg.lr, run.step - data.since, data.length,
-                      min(cfg.warmup, data.length // 2))
+                      min(cfg.warmup_steps, data.length // 2))
         norm = policy.step(rate, cfg.max_grad_norm)
         yield {**meter.means(), "kept": len(kept), "reward": float(data.reward.mean()),
                "solved": solved / len({p.prompt for p in data.problems}), "grad_norm": norm,

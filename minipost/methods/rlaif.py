@@ -128,7 +128,7 @@ def train(run, cfg):
 def preferred(run, cfg, judge):
     """Fine-tune, then DPO on the judge's labels."""
     if run.step < cfg.sft_steps:
-        stage = sft.train(run, sft.Config(steps=cfg.sft_steps, lr=5e-4, warmup=5))
+        stage = sft.train(run, sft.Config(steps=cfg.sft_steps, lr=5e-4, warmup_steps=5))
         while run.step < cfg.sft_steps:
             yield next(stage)
     if run.step == cfg.sft_steps:

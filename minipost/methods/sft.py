@@ -30,7 +30,7 @@ class Config(Bounded):
     steps: int = 800            # gradient steps
     batch_size: int = 64             # answers per gradient step (B)
     lr: float = 1e-3            # peak learning rate (eta)
-    warmup: int = 20            # steps over which the learning rate climbs to its peak
+    warmup_steps: int = 20            # steps over which the learning rate climbs to its peak
     decay: float = 0.0          # weight decay of matrices (lambda)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
@@ -64,6 +64,6 @@ def train(run, cfg):
             value, stats = loss(logprobs(policy.module, part), part.mask, count=count)
             value.backward()
             meter.add(**stats)
-        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup)
+        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup_steps)
         norm = policy.step(rate, cfg.max_grad_norm)
         yield {**meter.means(), "grad_norm": norm, "learning_rate": rate}
