@@ -21,8 +21,8 @@ class Learner:
     touches matrices only.  With weights below float32 the update runs on a float32 copy.
     """
 
-    def __init__(self, module, betas=(0.9, 0.999), eps=1e-8, decay=0.0):
-        self.module, self.betas, self.eps, self.decay = module, betas, eps, decay
+    def __init__(self, module, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+        self.module, self.betas, self.eps, self.weight_decay = module, betas, eps, weight_decay
         self.params = sorted((p for p in module.parameters()), key=lambda p: p.dim() < 2)
         self.matrix_part = sum(p.numel() for p in self.params if p.dim() >= 2)
         self.flat = torch.cat([p.detach().flatten() for p in self.params])
@@ -72,7 +72,7 @@ class Learner:
         self.m.lerp_(grad, 1 - b1)
         self.v.mul_(b2).addcmul_(grad, grad, value=1 - b2)
         scale = (self.v / (1 - b2**self.updates)).sqrt_().add_(self.eps)
-        self.master[: self.matrix_part].mul_(1 - lr * self.decay)
+        self.master[: self.matrix_part].mul_(1 - lr * self.weight_decay)
         self.master.addcdiv_(self.m, scale, value=-lr / (1 - b1**self.updates))
         self.assign(self.master)
         self.grad.zero_()

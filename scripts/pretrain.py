@@ -177,7 +177,7 @@ def encode(run, documents):
 def evenly(run, cfg):
     """As sft.train, but every document counts the same, whatever its length."""
     policy = run.policy
-    policy.decay = cfg.decay
+    policy.weight_decay = cfg.weight_decay
     while True:
         batch = encode(run, run.problems(cfg.batch_size))
         run.tokens += int(batch.mask.sum())
@@ -202,7 +202,7 @@ def pretrain(args):
         model = GPT(GPTConfig(words.vocab_size, max_position_embeddings=512, **SHAPES[args.shape]))
         model.initialise(args.seed)
         vocabulary = checkpoint.Vocabulary(words, words.id(BOS), [words.id(EOS)], words.id(PAD))
-    cfg = sft.Config(steps=args.steps, batch_size=256, lr=2e-3 if thinker else 3e-3, warmup_steps=100, decay=0.1)
+    cfg = sft.Config(steps=args.steps, batch_size=256, lr=2e-3 if thinker else 3e-3, warmup_steps=100, weight_decay=0.1)
     run = Run(Learner(model, betas=(0.9, 0.95)), vocabulary, Thoughts() if thinker else Corpus(), None,
               seed=args.seed, micro_batch_size=16 if thinker else 32)
     learn, start = (evenly if thinker else sft.train)(run, cfg), time.perf_counter()

@@ -124,6 +124,7 @@ RENAMED: dict[str, tuple[str, ...]] = {  # old name: what it is called now, whic
     "batch": ("batch_size",),
     "minibatch": ("minibatch_size",),
     "warmup": ("warmup_steps",),
+    "decay": ("weight_decay",),
 }
 
 

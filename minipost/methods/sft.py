@@ -31,7 +31,7 @@ class Config(Bounded):
     batch_size: int = 64             # answers per gradient step (B)
     lr: float = 1e-3            # peak learning rate (eta)
     warmup_steps: int = 20            # steps over which the learning rate climbs to its peak
-    decay: float = 0.0          # weight decay of matrices (lambda)
+    weight_decay: float = 0.0          # weight decay of matrices (lambda)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
 
@@ -50,7 +50,7 @@ def loss_grad(logp, mask, *, count):
 def train(run, cfg):
     """problems -> demonstrations -> log-probs -> loss -> update.  Yields metrics per step."""
     policy = run.policy
-    policy.decay = cfg.decay
+    policy.weight_decay = cfg.weight_decay
     while True:
         rng = run.rng("demonstrations")
         problems = run.problems(cfg.batch_size)
