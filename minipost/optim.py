@@ -90,9 +90,9 @@ class Learner:
         """Take over the weights of a module of the same shape, and start Adam afresh."""
         params = sorted(module.parameters(), key=lambda p: p.dim() < 2)
         self.assign(torch.cat([p.detach().flatten() for p in params]).to(self.master))
-        self.forget()
+        self.reset_optimizer()
 
-    def forget(self):
+    def reset_optimizer(self):
         """Start Adam afresh, for another loss."""
         self.m.zero_()
         self.v.zero_()

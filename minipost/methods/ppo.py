@@ -145,7 +145,7 @@ def rlhf(run, cfg, label):
         while run.step < judged:
             yield next(stage)
     if run.step == judged:
-        run.policy.forget()  # what Adam remembers is about another loss
+        run.policy.reset_optimizer()  # what Adam remembers is about another loss
     run.score_by(scorers.scorer(run).module)
     yield from optimise(run, cfg)
 

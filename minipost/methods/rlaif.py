@@ -132,7 +132,7 @@ def preferred(run, cfg, judge):
         while run.step < cfg.sft_steps:
             yield next(stage)
     if run.step == cfg.sft_steps:
-        run.policy.forget()
+        run.policy.reset_optimizer()
     yield from dpo.train(run, dpo.Config(
         temperature=cfg.temperature, beta=cfg.dpo_beta, lr=cfg.dpo_lr,
         max_grad_norm=cfg.max_grad_norm), judge)
