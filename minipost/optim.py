@@ -40,7 +40,7 @@ class Learner:
 
         A gradient that is not finite is dropped and counted; MinipostError after 5 in a row.
         """
-        parallel.sum_(self.grad)
+        parallel.all_reduce(self.grad)
         norm = float(self.grad.norm())
         if norm < float("inf"):
             self.skips_in_a_row = 0

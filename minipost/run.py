@@ -227,7 +227,7 @@ class Run:
         reward = torch.zeros(len(texts), dtype=torch.float64)
         if parallel.rank() == 0:
             reward = torch.tensor(ask(self.reward, problems, texts), dtype=torch.float64)
-        parallel.sum_(reward)
+        parallel.all_reduce(reward)
         return reward
 
     def score(self, problems, rollout):
@@ -303,7 +303,7 @@ class Run:
         for i in self.micro_batches(range(len(seqs)), seqs.lengths):
             for whole, part in zip(found, f(seqs[i]), strict=True):
                 whole[i, : part.shape[1]] = part.to(whole.dtype)
-        parallel.sum_(*found)
+        parallel.all_reduce(*found)
         return found
 
     def micro_batches(self, rows, lengths):
@@ -334,7 +334,7 @@ def gather(part, start, rows, prompts, max_new_tokens, vocabulary, device):
         mask[mine, : part.mask.shape[1]] = part.mask
         logp[mine, : part.logp.shape[1]] = part.logp
         finished[mine] = part.finished
-    parallel.sum_(tokens, mask, logp, finished)
+    parallel.all_reduce(tokens, mask, logp, finished)
     prompt = torch.arange(len(prompts), device=device).repeat_interleave(rows // len(prompts))
     return Rollout(tokens, mask.bool(), logp, prompt, finished.bool())[torch.arange(rows)]
 

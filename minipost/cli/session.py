@@ -111,7 +111,7 @@ class Session:
                     self.log(metrics)
                     self.console.step(self.run.step, metrics, rate)
                     flag = torch.tensor([float(self.stop)])
-                    parallel.sum_(flag)
+                    parallel.all_reduce(flag)
                     over = self.over(steps)
                     if flag or over or (every and self.run.step % every == 0):
                         self.save()

@@ -21,7 +21,7 @@ class Meter:
 
     def means(self, updates=1):
         values = torch.tensor(list(self.sums.values()), dtype=torch.float64)
-        parallel.sum_(values)
+        parallel.all_reduce(values)
         return dict(zip(self.sums, (values / max(1, updates)).tolist()))
 
 

@@ -225,7 +225,7 @@ def improve(run, cfg, rollout, batches, before, adv, gradient, count):
         total = torch.zeros_like(vector)
         for part in parts:
             total += product_jacobian(policy, part, cfg.temperature, vector) / seen
-        parallel.sum_(total)
+        parallel.all_reduce(total)
         return total + cfg.damping * vector
 
     @torch.no_grad()
