@@ -367,7 +367,7 @@ class Cache:
         self.values = [values[rows] for values in self.values]
 
 
-class Scalar(nn.Module):
+class ValueHead(nn.Module):
     """A nano-GPT that gives one number per position: a value function, or a RewardModel.
 
     The head starts at zero, so a fresh critic predicts 0 and a fresh reward model is indifferent.
@@ -384,7 +384,7 @@ class Scalar(nn.Module):
         return self.score(self.trunk.hidden(tokens, explicit))[..., 0]
 
 
-class RewardModel(Scalar):
+class RewardModel(ValueHead):
     """A score of a prompt with its response, read at the last real token (rollout.final_score)."""
 
     def __init__(self, trunk):

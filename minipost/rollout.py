@@ -157,7 +157,7 @@ def logprobs_and_distribution(model, seqs, temperature=1.0):
 
 
 def final_score(model, seqs):
-    """A scalar model's output at the last real token of every row, the EOS if there is one.  (B,)"""
+    """A value head's output at the last real token of every row, the EOS if there is one.  (B,)"""
     last = (seqs.mask * torch.arange(1, seqs.mask.shape[1] + 1, device=seqs.mask.device)).amax(1)
     return model(seqs.tokens).gather(1, last[:, None])[:, 0]
 

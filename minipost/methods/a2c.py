@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from minipost import ops
 from minipost.errors import Bounded
-from minipost.gpt import Scalar
+from minipost.gpt import ValueHead
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum, spread
 from minipost.rollout import logprobs_and_distribution
@@ -81,7 +81,7 @@ def loss_grad(logp, entropy, value, adv, ret, mask, *, value_weight, entropy_wei
 def train(run, cfg):
     """prompts -> rollout -> rewards -> advantages -> loss -> updates.  Yields metrics per step."""
     policy = run.policy
-    critic = run.learner("critic", lambda: Scalar(copy.deepcopy(policy.module)))
+    critic = run.learner("critic", lambda: ValueHead(copy.deepcopy(policy.module)))
     while True:
         problems = run.problems(cfg.prompts)
         rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)

@@ -31,7 +31,7 @@ from typing import Literal
 from minipost import ops
 from minipost.datasets import preferences
 from minipost.errors import Bounded
-from minipost.gpt import Scalar
+from minipost.gpt import ValueHead
 from minipost.measure import scorers
 from minipost.measure.meter import Meter, describe
 from minipost.methods import reward, sft
@@ -153,7 +153,7 @@ def rlhf(run, cfg, label):
 def optimise(run, cfg):
     """prompts -> rollout -> scores -> token rewards -> advantages -> loss -> update."""
     policy, reference = run.policy, run.reference()
-    critic = run.learner("critic", lambda: Scalar(copy.deepcopy(policy.module)))
+    critic = run.learner("critic", lambda: ValueHead(copy.deepcopy(policy.module)))
     beta = run.carried.setdefault("beta", cfg.beta)
 
     def look(batch):
