@@ -27,7 +27,7 @@ class Options(SetUp):
     """What to look at, beside the problems; names and defaults as in minipost.train."""
 
     prompts: int = 16           # problems to sample answers to; a reward function sees each answer four times
-    group_size: int = 8              # answers per problem (G)
+    group_size: int = 8         # answers per problem (G)
     temperature: float = 1.0    # sampling temperature (tau)
     rows: int = 4000            # rows of --data whose texts are looked at, from the first on
 

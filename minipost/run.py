@@ -57,14 +57,14 @@ class Run:
     vocabulary: object
     task: object
     reward: object          # f(prompts, completions, **columns) -> list of float
-    hidden: bool = False    # `reward` only measures and labels; no learner may score by it
+    hidden: bool = False        # `reward` only measures and labels; no learner may score by it
     seed: int = 0
     step: int = 0
-    max_new_tokens: int = 48          # longest response, in tokens
-    micro_batch_size: int = 16         # sequences in one forward and backward pass
-    tokens: int = 0         # response tokens sampled or trained on so far
+    max_new_tokens: int = 48    # longest response, in tokens
+    micro_batch_size: int = 16  # sequences in one forward and backward pass
+    tokens: int = 0             # response tokens sampled or trained on so far
     carried: dict = field(default_factory=dict)  # numbers that a method carries from step to step
-    reward_model: object = None                  # what `score` asks instead of `reward`
+    reward_model: object = None  # what `score` asks instead of `reward`
 
     def __post_init__(self):
         self.parts = {"learner/policy": self.policy}  # "learner/NAME" or "frozen/NAME": the part

@@ -25,7 +25,7 @@ class Options(inference.Options):
     """Which problem to solve, beside what every test-time method has."""
 
     problem: str = ""  # the problem, as the task writes it; a held-out one if empty
-    index: int = 0     # which of the held-out problems, from 0 on
+    index: int = 0              # which of the held-out problems, from 0 on
 
     LIMITS = {"index": ">= 0"}
 

@@ -16,7 +16,7 @@ class Options(command.Options):
     """What every test-time method has."""
 
     model: str = "checkpoints/thinker"  # model directory
-    max_new_tokens: int = 192             # longest answer, in tokens
+    max_new_tokens: int = 192   # longest answer, in tokens
     verifier: str = ""          # directory of a reward model, where the method asks one
     temperature: float = 1.0    # at which answers and steps are sampled (tau)
 

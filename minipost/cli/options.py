@@ -28,7 +28,7 @@ class Options(Bounded):
 
     model: str = "checkpoints/base"  # model directory
     seed: int = 0               # everything random follows from it
-    max_new_tokens: int = 48              # longest response, in tokens (L_max)
+    max_new_tokens: int = 48    # longest response, in tokens (L_max)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class SetUp(Options):
 
     reward: tuple[str, ...] = ()  # functions to add up, FILE.py:FUNCTION; the task's own if none
     reward_model: str = ""      # directory of a reward model to score with instead of a function
-    micro_batch_size: int = 16             # sequences in one forward and backward pass; changes no gradient
+    micro_batch_size: int = 16  # sequences in one forward and backward pass; changes no gradient
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to run; auto: the best there is
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; bfloat16 is slow on CPUs
 

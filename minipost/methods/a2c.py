@@ -41,7 +41,7 @@ class Config(Bounded):
 
     steps: int = 28             # rollouts to learn from
     prompts: int = 32           # prompts per rollout (P)
-    group_size: int = 8              # answers per prompt (G)
+    group_size: int = 8         # answers per prompt (G)
     temperature: float = 1.0    # sampling temperature (tau)
     gamma: float = 1.0          # discount (gamma)
     lam: float = 0.95           # GAE: 0 trusts the critic, 1 the rewards (lambda)

@@ -36,10 +36,10 @@ class Config(Bounded):
 
     steps: int = 20             # rollouts to learn from
     prompts: int = 32           # groups per rollout with answers that differ (P)
-    group_size: int = 8              # answers per prompt (G), at least 2
+    group_size: int = 8         # answers per prompt (G), at least 2
     rounds: int = 2             # how often to sample P prompts before going on with fewer groups
     temperature: float = 1.0    # sampling temperature (tau)
-    minibatch_size: int = 256        # answers per gradient step
+    minibatch_size: int = 256   # answers per gradient step
     epochs: int = 1             # passes over each rollout (mu)
     clip_low: float = 0.2       # how far a ratio may fall below 1 (eps_low)
     clip_high: float = 0.28     # how far a ratio may rise above 1 (eps_high)

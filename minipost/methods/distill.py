@@ -56,10 +56,10 @@ class Config(Bounded):
     level: Literal["word", "sequence"] = "word"  # the teacher's distributions, or just its answers
     mix: float = 0.0            # between forward KL (0) and reverse KL (1) (beta of GKD)
     on_policy: float = 0.5      # share of the answers that the student gives itself (lambda)
-    batch_size: int = 128            # answers per gradient step
+    batch_size: int = 128       # answers per gradient step
     temperature: float = 1.0    # sampling temperature of the answers
     lr: float = 1e-3            # peak learning rate (eta); it ends at zero
-    warmup_steps: int = 10            # steps over which the learning rate climbs to its peak
+    warmup_steps: int = 10      # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     LIMITS = {"mix": ">= 0, <= 1", "on_policy": ">= 0, <= 1"}

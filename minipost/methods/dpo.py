@@ -51,7 +51,7 @@ class Config(Bounded):
     pairs: int = 64             # prompts with two answers each per step (B, less ties)
     temperature: float = 1.0    # sampling temperature of the answers (tau)
     beta: float = 1.0           # how closely the policy stays by the reference (beta)
-    label_smoothing: float = 0.0           # share of the labels taken to be wrong (e), below 0.5
+    label_smoothing: float = 0.0  # share of the labels taken to be wrong (e), below 0.5
     robust: bool = False        # with flip: undo the flips on average instead of smoothing (cDPO)
     likeliest: float = 1.0      # share of the pairs kept, those whose chosen answer is likeliest
     lr: float = 5e-5            # learning rate (eta)

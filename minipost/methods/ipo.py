@@ -32,7 +32,7 @@ class Config(Bounded):
     steps: int = 150            # gradient steps
     pairs: int = 64             # prompts with two answers each per step (B, less ties)
     temperature: float = 1.0    # sampling temperature of the answers
-    tau: float = 0.1            # how closely the policy stays by the reference; the gap is 1/(2 tau) nats
+    tau: float = 0.1  # how closely the policy stays by the reference; the gap is 1/(2 tau) nats
     likeliest: float = 1.0      # share of the pairs kept, those whose chosen answer is likeliest
     lr: float = 1e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm

@@ -40,7 +40,7 @@ class Config(Bounded):
     """Preference optimisation on answers that are good or bad by themselves."""
 
     steps: int = 150            # gradient steps
-    batch_size: int = 128          # answers per step (B)
+    batch_size: int = 128       # answers per step (B)
     temperature: float = 1.0    # sampling temperature of the answers
     beta: float = 0.5           # how fast worth saturates (beta)
     good_weight: float = 1.0    # weight of good answers (lambda_D)

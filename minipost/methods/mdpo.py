@@ -34,7 +34,7 @@ class Config(Bounded):
 
     steps: int = 150            # gradient steps
     prompts: int = 32           # prompts with two sets each per step (B, less ties)
-    group_size: int = 2            # answers in a set (K)
+    group_size: int = 2         # answers in a set (K)
     temperature: float = 1.0    # sampling temperature of the answers
     beta: float = 1.0           # how closely the policy stays by the reference (beta)
     lr: float = 5e-5            # learning rate (eta)

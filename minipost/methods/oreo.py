@@ -60,17 +60,17 @@ class Config(Bounded):
     """Policy and value from one fixed set of answers with rewards, by soft Bellman consistency."""
 
     steps: int = 200            # gradient steps
-    prompts: int = 512          # problems that are answered before learning, unless --data has answers
-    group_size: int = 8             # answers to each
+    prompts: int = 512  # problems that are answered before learning, unless --data has answers
+    group_size: int = 8         # answers to each
     iterations: int = 1         # how often they are answered anew, by the policy as it is then
-    batch_size: int = 64             # answers per gradient step (B)
+    batch_size: int = 64        # answers per gradient step (B)
     temperature: float = 1.0    # sampling temperature of the answers
     level: Literal["token", "step", "response"] = "step"  # what an action is
     beta: float = 0.05          # price of leaving the reference (beta)
     alpha: float = 0.1          # weight of the KL regulariser (alpha)
     lr: float = 2e-4            # peak learning rate of the policy (eta); it ends at zero
     critic_lr: float = 5e-4     # the same of the value
-    warmup_steps: int = 10            # steps over which the learning rates climb to their peaks
+    warmup_steps: int = 10      # steps over which the learning rates climb to their peaks
     max_grad_norm: float = 1.0  # a gradient is shortened to this norm
     width: int = 4              # beams of the search that measures the value
     tries: int = 4              # samples to go on with each of them

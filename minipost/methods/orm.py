@@ -45,10 +45,10 @@ class Config(Bounded):
 
     steps: int = 220            # gradient steps
     prompts: int = 32           # prompts per step
-    group_size: int = 4             # answers to each prompt (B = prompts * group_size)
+    group_size: int = 4         # answers to each prompt (B = prompts * group_size)
     temperature: float = 1.3    # sampling temperature of the answers (tau)
     lr: float = 5e-4            # peak learning rate (eta); it ends at zero
-    warmup_steps: int = 20            # steps over which the learning rate climbs to its peak
+    warmup_steps: int = 20      # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
 

@@ -43,10 +43,10 @@ class Config(Bounded):
 
     steps: int = 200            # gradient steps
     prompts: int = 32           # prompts per step (B, less those whose answers all tie)
-    group_size: int = 4             # answers to each prompt that are ranked (K), at least 2
+    group_size: int = 4         # answers to each prompt that are ranked (K), at least 2
     temperature: float = 1.0    # sampling temperature of the answers (tau)
     lr: float = 1e-3            # peak learning rate (eta); it ends at zero
-    warmup_steps: int = 20            # steps over which the learning rate climbs to its peak
+    warmup_steps: int = 20      # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     LIMITS = {"group_size": ">= 2"}

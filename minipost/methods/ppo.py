@@ -56,7 +56,7 @@ class Config(Bounded):
     steps: int = 40             # rollouts to learn from
     prompts: int = 128          # prompts per rollout, one answer each (B)
     temperature: float = 1.0    # sampling temperature (tau)
-    minibatch_size: int = 64         # answers per gradient step
+    minibatch_size: int = 64    # answers per gradient step
     epochs: int = 2             # passes over each rollout
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
     value_clip: float = 0.2     # how far a value may go from its old one before its pull stops (c)

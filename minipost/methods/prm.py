@@ -51,13 +51,13 @@ class Config(Bounded):
 
     steps: int = 110            # gradient steps
     prompts: int = 32           # prompts per step
-    group_size: int = 4             # answers to each prompt
+    group_size: int = 4         # answers to each prompt
     hot: float = 1.6            # sampling temperature of the answers in the first half
     temperature: float = 1.0    # what it has come down to at the end (tau)
     last_only: bool = False     # label the last token alone: an outcome reward model
     aggregate: Literal["min", "last", "product"] = "min"  # a solution's chance from its steps'
     lr: float = 4e-4            # peak learning rate (eta); it ends at zero
-    warmup_steps: int = 20            # steps over which the learning rate climbs to its peak
+    warmup_steps: int = 20      # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     LIMITS = {"hot": "> 0"}

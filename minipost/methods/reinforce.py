@@ -36,7 +36,7 @@ class Config(Bounded):
 
     steps: int = 28             # rollouts to learn from
     prompts: int = 32           # prompts per rollout (P)
-    group_size: int = 8              # answers per prompt (G)
+    group_size: int = 8         # answers per prompt (G)
     temperature: float = 1.0    # sampling temperature (tau)
     momentum: float = 0.9       # share of the old baseline in the new one (m)
     lr: float = 2e-4            # learning rate (eta)

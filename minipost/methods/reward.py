@@ -46,12 +46,12 @@ class Config(Bounded):
 
     steps: int = 350            # gradient steps
     prompts: int = 32           # prompts per step
-    group_size: int = 4            # answers to each, of which every two make a pair (B pairs, less ties)
+    group_size: int = 4  # answers to each, of which every two make a pair (B pairs, less ties)
     temperature: float = 1.0    # sampling temperature of the answers (tau)
     margin: float = 0.0         # lead that the better answer should have
     center: float = 0.001       # weight of the pull of both scores to zero (c)
     lr: float = 1e-3            # peak learning rate (eta); it ends at zero
-    warmup_steps: int = 20            # steps over which the learning rate climbs to its peak
+    warmup_steps: int = 20      # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     LIMITS = {"group_size": ">= 2"}

@@ -49,17 +49,17 @@ class Config(Bounded):
     """Fine-tuning on those of the policy's own answers that a reward finds right."""
 
     steps: int = 100            # gradient steps
-    prompts: int = 512          # problems that are answered before learning, unless --data has answers
-    group_size: int = 8             # answers to each
+    prompts: int = 512  # problems that are answered before learning, unless --data has answers
+    group_size: int = 8         # answers to each
     iterations: int = 1         # how often they are answered anew, by the policy as it is then
     restart: bool = False       # learn each time from the first weights (STaR)
     hint: bool = False          # where no answer is right, ask again with the answer in the prompt
     least: float = 1.0          # reward from which on an answer is kept
     weigh: Literal["answer", "prompt"] = "answer"  # what counts alike
-    batch_size: int = 64             # answers per gradient step (B)
+    batch_size: int = 64        # answers per gradient step (B)
     temperature: float = 1.0    # sampling temperature of the answers
     lr: float = 2e-4            # peak learning rate of every iteration (eta); it ends near zero
-    warmup_steps: int = 10            # steps over which it climbs to its peak, at most half an iteration
+    warmup_steps: int = 10      # steps over which it climbs to its peak, at most half an iteration
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
     LIMITS = {"least": ""}

@@ -38,7 +38,7 @@ class Config(Bounded):
 
     steps: int = 28             # rollouts to learn from
     prompts: int = 32           # prompts per rollout (P)
-    group_size: int = 8              # answers per prompt (G), at least 2
+    group_size: int = 8         # answers per prompt (G), at least 2
     temperature: float = 1.0    # sampling temperature (tau)
     beta: float = 0.01          # price of an answer's log-ratio to the starting policy (beta)
     lr: float = 2e-4            # learning rate (eta)

@@ -37,7 +37,7 @@ class Config(Bounded):
 
     steps: int = 28             # rollouts to learn from
     prompts: int = 32           # prompts per rollout (P)
-    group_size: int = 8              # answers per prompt (G)
+    group_size: int = 8         # answers per prompt (G)
     temperature: float = 1.0    # sampling temperature (tau)
     lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm

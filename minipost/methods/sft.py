@@ -28,10 +28,10 @@ class Config(Bounded):
     """Supervised fine-tuning on demonstrations of a task, or on --data with completions."""
 
     steps: int = 800            # gradient steps
-    batch_size: int = 64             # answers per gradient step (B)
+    batch_size: int = 64        # answers per gradient step (B)
     lr: float = 1e-3            # peak learning rate (eta)
-    warmup_steps: int = 20            # steps over which the learning rate climbs to its peak
-    weight_decay: float = 0.0          # weight decay of matrices (lambda)
+    warmup_steps: int = 20      # steps over which the learning rate climbs to its peak
+    weight_decay: float = 0.0   # weight decay of matrices (lambda)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
 

@@ -60,7 +60,7 @@ class Config(Bounded):
 
     steps: int = 28             # rollouts to learn from, one step each
     prompts: int = 32           # prompts per rollout (P)
-    group_size: int = 8              # answers per prompt (G), at least 2
+    group_size: int = 8         # answers per prompt (G), at least 2
     temperature: float = 1.0    # sampling temperature (tau)
     delta: float = 0.003        # bound on the mean KL per token of a step, in nats (delta)
     damping: float = 1.0        # added to the diagonal of the Fisher matrix

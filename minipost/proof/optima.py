@@ -257,7 +257,7 @@ class Lead:
     end: Callable | None
     why: str
     steps: int = 800
-    lr: float = 0.01        # at first; it falls to zero
+    lr: float = 0.01            # at first; it falls to zero
 
 
 ENDLESS = "the better always wins, so the lead grows without end"

@@ -280,7 +280,7 @@ class Dealer(Run):
     hand: tuple = None
     log_chance: float = 0.0
     metrics: dict = field(default_factory=dict)
-    known: dict = field(default_factory=dict)               # module's id: (module, its logp (P, S, T))
+    known: dict = field(default_factory=dict)  # module's id: (module, its logp (P, S, T))
 
     def deal_hand(self, prompt, rows):
         self.hand, self.log_chance = (prompt, rows), 0.0

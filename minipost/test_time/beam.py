@@ -22,7 +22,7 @@ BEFORE, AFTER = "greedy", "beam"
 class Config(Bounded):
     """A search for the answer whose steps a reward model likes best."""
 
-    width: int = 4   # beginnings that are kept (B)
+    width: int = 4              # beginnings that are kept (B)
     copies: int = 4  # samples to go on with each (K)
     depth: int = 32  # steps of an answer, at most
 

@@ -36,7 +36,7 @@ class Config(Bounded):
 
     group_size: int = 16  # answers to a problem (n)
     aggregate: Literal["min", "last", "product"] = "min"  # a solution's chance from its steps'
-    votes: int = 3     # samples of the model's own verdict on a step
+    votes: int = 3              # samples of the model's own verdict on a step
 
 
 def best(scores):

@@ -25,7 +25,7 @@ BEFORE, AFTER = "vote of as many chains", "graph"
 class Config(Bounded):
     """Parts solved one by one, and aggregated."""
 
-    size: int = 4    # terms of a part, at most
+    size: int = 4               # terms of a part, at most
     copies: int = 5  # thoughts on every part and aggregate
 
     LIMITS = {"size": ">= 2"}

@@ -33,12 +33,12 @@ BEFORE, AFTER = "no memory", "nearest"
 class Config(Bounded):
     """An agent's life of episodes."""
 
-    size: int = 1       # episodes brought up for a question
-    length: int = 40    # episodes of a life
-    things: int = 16    # things that a life asks about
-    lives: int = 16     # lives lived side by side
-    keys: int = 8       # keys of a lock
-    trials: int = 4     # trials at a lock
+    size: int = 1               # episodes brought up for a question
+    length: int = 40            # episodes of a life
+    things: int = 16            # things that a life asks about
+    lives: int = 16             # lives lived side by side
+    keys: int = 8               # keys of a lock
+    trials: int = 4             # trials at a lock
 
     LIMITS = {"length": ">= 2", "things": ">= 2", "keys": ">= 2"}
 

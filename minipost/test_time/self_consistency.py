@@ -28,7 +28,7 @@ BEFORE, AFTER = "n=1", "n={group_size}"
 class Config(Bounded):
     """A vote among sampled answers."""
 
-    group_size: int = 17           # answers to a problem (n)
+    group_size: int = 17        # answers to a problem (n)
     curve: tuple[int, ...] = (1, 3, 5, 9, 17, 33)  # further numbers of samples to measure
 
     def __post_init__(self):

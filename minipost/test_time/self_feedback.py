@@ -23,7 +23,7 @@ BEFORE, AFTER = "retry", "self-feedback"
 class Config(Bounded):
     """A draft, and revisions of it by the model's own critique."""
 
-    attempts: int = 4      # answers that may be made, the draft included
+    attempts: int = 4           # answers that may be made, the draft included
     checker: bool = False  # let the exact reward say when to stop, and not the critique
 
 

@@ -27,12 +27,12 @@ class Config(Bounded):
     """A search over steps, with worths from the model's own verdicts."""
 
     strategy: Literal["breadth-first", "depth-first", "best-first"] = "breadth-first"
-    width: int = 5           # states kept at each level of breadth-first search (b)
-    copies: int = 16         # steps sampled from a state (k)
-    votes: int = 3           # verdicts sampled on a state
-    threshold: float = 0.5   # depth-first search prunes states below this worth
-    expansions: int = 11     # states that may be expanded, per problem
-    depth: int = 8           # steps of an answer, at most
+    width: int = 5              # states kept at each level of breadth-first search (b)
+    copies: int = 16            # steps sampled from a state (k)
+    votes: int = 3              # verdicts sampled on a state
+    threshold: float = 0.5      # depth-first search prunes states below this worth
+    expansions: int = 11        # states that may be expanded, per problem
+    depth: int = 8              # steps of an answer, at most
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Node:
     parent: int | None
     depth: int
     worth: float = 0.0
-    open: bool = True       # may be expanded: neither finished, nor expanded, nor pruned
+    open: bool = True           # may be expanded: neither finished, nor expanded, nor pruned
     finished: bool = False
     expanded: bool = False
 
