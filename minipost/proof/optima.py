@@ -179,7 +179,7 @@ def ppo_field(g, critic):
 def grpo_field(g, critic, k3=False):
     """With groups of two, whose expectation is a sum over the sibling."""
     i, j, _ = g.pairs()
-    both = grpo.group_advantages(torch.stack([g.reward[i], g.reward[j]], 1).flatten(), 2)
+    both = ops.group_normalised(torch.stack([g.reward[i], g.reward[j]], 1).flatten(), 2)
     adv = torch.zeros_like(g.reward).index_add(0, i, 2 * g.chance[j] * both[::2])
     kl = ops.kl_k3(g.logp, g.logp_ref) if k3 else \
         ops.spread(ops.kl_exact(g.logp_all, g.ref_all), g.mask)
