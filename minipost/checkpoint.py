@@ -17,6 +17,7 @@ import shutil
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -165,11 +166,14 @@ def hf_config(config, ids, dtype):
 
 # ---- weights
 
+Table = dict[str, list[tuple[str, tuple[int, ...]]]]
+
+
 def names(config):
     """Our parameter -> the parts, stacked by rows, that Hugging Face stores: (name, shape)."""
     d, e, ffn = config.hidden_size, config.head_dim, config.intermediate_size
     q, kv = config.num_attention_heads * e, config.num_key_value_heads * e
-    table = {"embed_tokens.weight": [("model.embed_tokens.weight", (config.vocab_size, d))]}
+    table: Table = {"embed_tokens.weight": [("model.embed_tokens.weight", (config.vocab_size, d))]}
     for i in range(config.num_hidden_layers):
         ours, theirs = f"layers.{i}.", f"model.layers.{i}."
         table |= {
@@ -372,7 +376,7 @@ def save(directory, model, like, dtype="float32"):
     for name in SIDE_FILES:
         if (like / name).is_file():
             publish(directory / name, lambda path, name=name: shutil.copyfile(like / name, path))
-    raw, kind = read_json(like / "config.json"), {}
+    raw, kind = read_json(like / "config.json"), dict[str, Any]()
     if isinstance(model, ValueHead):
         kind = {"architectures": [REWARD_MODEL], "id2label": {"0": "score"},
                 "label2id": {"score": 0}}

@@ -29,7 +29,7 @@ class Bounded:
         limits = dict(USUAL)
         for base in reversed(type(self).__mro__):
             limits |= vars(base).get("LIMITS", {})
-        for field in fields(self):
+        for field in fields(self):  # type: ignore[arg-type]  # of a dataclass
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue

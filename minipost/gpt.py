@@ -325,7 +325,7 @@ class GPT(nn.Module):
         cos, sin = cos[here][:, None, None], sin[here][:, None, None]       # (B, 1, 1, E)
         x = F.embedding(tokens, self.embed_tokens.weight)[:, None]          # (B, 1, D)
         for layer, keys, values in zip(self.layers, cache.keys, cache.values):
-            x = layer.step(x, cos, sin, keys, values, cache.at, cache.bias)
+            x = layer.step(x, cos, sin, keys, values, cache.at, cache.bias)  # type: ignore[operator]
         cache.at += 1
         return self.norm(x)[:, 0]
 

@@ -14,6 +14,7 @@ import random
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -54,9 +55,9 @@ class Run:
     """One training run.  `step` is the number of the step that is being made, from 0 on."""
 
     policy: Learner
-    vocabulary: object
-    task: object
-    reward: object          # f(prompts, completions, **columns) -> list of float
+    vocabulary: Any
+    task: Any
+    reward: Any             # f(prompts, completions, **columns) -> list of float
     hidden: bool = False        # `reward` only measures and labels; no learner may score by it
     seed: int = 0
     step: int = 0
@@ -64,10 +65,10 @@ class Run:
     micro_batch_size: int = 16  # sequences in one forward and backward pass
     tokens: int = 0             # response tokens sampled or trained on so far
     carried: dict = field(default_factory=dict)  # numbers that a method carries from step to step
-    reward_model: object = None  # what `score` asks instead of `reward`
+    reward_model: Any = None     # what `score` asks instead of `reward`
 
     def __post_init__(self):
-        self.parts = {"learner/policy": self.policy}  # "learner/NAME" or "frozen/NAME": the part
+        self.parts: dict[str, Any] = {"learner/policy": self.policy}  # "learner/NAME" or "frozen/NAME": the part
         self.saved = {}     # what a state holds of parts that nobody has asked for yet
 
     # ---- the parts that a step depends on

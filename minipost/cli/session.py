@@ -24,10 +24,10 @@ PROG = "python -m minipost.train"
 
 def pick_device(name):
     """The device that --device names."""
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return next((device for device, found in there.items() if found()), "cpu")
-    if name in there and not there[name]():
+        return next((device for device, found in there.items() if found), "cpu")
+    if name in there and not there[name]:
         raise MinipostError(f"--device {name}: this machine or this build of torch has none")
     return name
 

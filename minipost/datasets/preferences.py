@@ -131,7 +131,7 @@ def draw_comparisons(run, prompts, group_size, label, temperature):
     """
     problems, pairs = step_pairs(run, prompts)
     if pairs is not None:
-        places, wins = [pairs.chosen, pairs.rejected], torch.zeros(len(pairs), 2, 2, dtype=bool)
+        places, wins = [pairs.chosen, pairs.rejected], torch.zeros(len(pairs), 2, 2, dtype=torch.bool)
         wins[:, 0, 1] = True
         return places, wins.to(pairs.chosen.mask.device)
     rollout = run.sample(problems, group_size, temperature=temperature, purpose="pairs")

@@ -23,7 +23,7 @@ class Trajectories:
     """
 
     def __init__(self, run, cfg):
-        self.run, self.cfg, self.since = run, cfg, None
+        self.run, self.cfg, self.since = run, cfg, -1           # no part has begun
         if cfg.iterations > cfg.steps:
             raise MinipostError(f"iterations is {cfg.iterations}; expected at most one per step, of "
                                 f"which there are {cfg.steps}")

@@ -80,7 +80,7 @@ def mixed_groups(run, cfg):
     -> the Rollout of those groups, their rewards with the length penalty, and metrics of the
     first round, which is the only one that is a fair sample of the prompts.
     """
-    parts, rewards, groups, first = [], [], 0, None
+    parts, rewards, groups, first = [], [], 0, {}
     for k in range(cfg.rounds):
         problems = run.problems(cfg.prompts, again=k)
         rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature,

@@ -92,8 +92,8 @@ def draw_rankings(run, cfg):
     reward = run.grade(problems, rollout).view(-1, cfg.group_size)
     orders = rank(reward, run.rng("ranks"), run.task.noise)
     rows = [[p * cfg.group_size + k for k in order] for p, order in enumerate(orders) if order]
-    rows = torch.tensor(rows, dtype=torch.long, device=reward.device).view(-1, cfg.group_size)
-    return [rollout[place] for place in rows.unbind(1)]
+    order = torch.tensor(rows, dtype=torch.long, device=reward.device).view(-1, cfg.group_size)
+    return [rollout[place] for place in order.unbind(1)]
 
 
 def train(run, cfg):

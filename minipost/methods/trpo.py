@@ -133,8 +133,8 @@ def product_hessian(learner, batch, temperature, vector):
     params = list(parameters(learner).values())
     logp_all = Logits(learner.module, temperature)(batch).log_softmax(-1)   # (N, V)
     kl = ops.kl_exact(logp_all.detach(), logp_all).sum()
-    slope = torch.autograd.grad(kl, params, create_graph=True)
-    slope = torch.cat([part.flatten() for part in slope])
+    parts = torch.autograd.grad(kl, params, create_graph=True)
+    slope = torch.cat([part.flatten() for part in parts])
     found = torch.autograd.grad(slope @ vector.to(slope.dtype), params)
     return torch.cat([part.flatten() for part in found]).to(vector.dtype)
 

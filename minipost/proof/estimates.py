@@ -256,10 +256,10 @@ def against_samples(estimate, run, mean, gradient, samples):
     step, generator = stepper(estimate, run), torch.Generator().manual_seed(1)
     along = torch.stack([gradient / (gradient @ gradient), *torch.randn(
         4, len(gradient), generator=generator, dtype=gradient.dtype)])
-    seen = []
+    steps = []
     for run.seed in range(samples):
-        seen.append(along @ step())
-    seen = torch.stack(seen)                                                # (samples, 5)
+        steps.append(along @ step())
+    seen = torch.stack(steps)                                               # (samples, 5)
     error = seen.std(0) / math.sqrt(samples)
     value, half = float(seen[:, 0].mean()), 1.96 * float(error[0])
     return {"n": samples, "value": value, "low": value - half, "high": value + half,

@@ -7,6 +7,7 @@
 import copy
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Callable
 
 import torch
@@ -266,7 +267,7 @@ LEADS = {
     "ppo": Lead(ppo_field, best_of, "with a critic that knows what the policy will get"),
     "reinforce-pp": Lead(reinforce_pp_field, best_of, "whitening a large rollout only scales the step"),
     "grpo": Lead(grpo_field, None, "groups of two: an answer counts by its place; KL in each state"),
-    "grpo --kl k3": Lead(lambda *a: grpo_field(*a, k3=True), None, "the same with the other KL"),
+    "grpo --kl k3": Lead(partial(grpo_field, k3=True), None, "the same with the other KL"),
     "dpo": Lead(pair_field(dpo_loss_of, torch.sigmoid), best_of, "labels are Bradley-Terry's"),
     "dpo, sure labels": Lead(pair_field(dpo_loss_of, certain), None, ENDLESS),
     "mdpo": Lead(mdpo_field, None, ENDLESS),

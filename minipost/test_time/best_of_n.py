@@ -18,7 +18,7 @@ is unbiased, and choosing among n samples moves the policy by at most KL = log n
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Callable, Literal
 
 from minipost.errors import Bounded, MinipostError
 from minipost.measure.results import Arm
@@ -27,7 +27,8 @@ from minipost.measure.stats import vote
 TASK, KNOBS = "arithmetic", {"hurried": True}
 VERIFIER = "checkpoints/verifier"
 BEFORE, AFTER = "vote", "verifier"
-AGGREGATES = {"min": min, "last": lambda chances: chances[-1], "product": math.prod}
+AGGREGATES: dict[str, Callable] = {
+    "min": min, "last": lambda chances: chances[-1], "product": math.prod}
 
 
 @dataclass(frozen=True)

@@ -140,12 +140,11 @@ def arms(problems, tools, cfg):
     """Yield the Arms of the strategies, and of sampling whole answers for as many tokens as a narrow and
     the wide search took."""
     spent = {}
-    widths = {f"breadth-first, b={b}": dict(strategy="breadth-first", width=b)
-              for b in (1, cfg.width)}
-    for name, change in {**widths, "depth-first": dict(strategy="depth-first"),
-                         "best-first": dict(strategy="best-first")}.items():
+    ways = {f"breadth-first, b={b}": ("breadth-first", b) for b in (1, cfg.width)}
+    ways |= {name: (name, cfg.width) for name in ("depth-first", "best-first")}
+    for name, (strategy, width) in ways.items():
         start = tools.tokens
-        trees = grow(problems, tools, cfg, **change)
+        trees = grow(problems, tools, cfg, strategy=strategy, width=width)
         spent[name] = tools.tokens - start
         workings = [{"tree": [vars(node) for node in tree]} for tree in trees]
         yield from ranked(name, problems, [answers(tree) for tree in trees], workings, tools, start)
