@@ -5,6 +5,8 @@
 #   make demo-tot           a test-time method, before and after (N=20: on so many problems)
 #   make demos              every method's demo and one table; LINES=10 trims what each one prints
 #   make test               the whole suite
+#   make quick              what a change needs before a commit: lint, types, its own tests; seconds
+#   make lint               ruff and mypy
 #   make prove              hold every method against an oracle that knows all answers: tables
 #   make museum             put historic bugs into our code, one by one: which test catches each
 #   make base               train checkpoints/base again, from nothing
@@ -25,10 +27,12 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 STEPS ?=
 LINES ?=
 N ?=
+# What a change is measured against by `make quick`.
+SINCE ?= HEAD
 # A file in minipost/test_time/ is a test-time method.
 TEST_TIME = $(subst _,-,$(basename $(notdir $(wildcard minipost/test_time/[a-z]*.py))))
 
-.PHONY: help test prove museum demos base student thinker verifier card data bench compare compare-offline compute-optimal clean
+.PHONY: help test quick lint prove museum demos base student thinker verifier card data bench compare compare-offline compute-optimal clean
 .PRECIOUS: $(VENV)/.%
 
 help:
@@ -58,6 +62,14 @@ demos: $(VENV)/.core
 
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.lint
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy
+
+quick: lint $(VENV)/.test
+	@$(BIN)/python -m scripts.quick --since $(SINCE)
 
 prove: $(VENV)/.core
 	@$(BIN)/python -m minipost.prove

@@ -17,13 +17,14 @@ import shutil
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from minipost.errors import MinipostError
-from minipost.gpt import GPT, GPTConfig, RewardModel, Scalar
+from minipost.gpt import GPT, GPTConfig, RewardModel, ValueHead
 from minipost.tokenizer import BOS, EOS, PAD, Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -165,11 +166,14 @@ def hf_config(config, ids, dtype):
 
 # ---- weights
 
+Table = dict[str, list[tuple[str, tuple[int, ...]]]]
+
+
 def names(config):
     """Our parameter -> the parts, stacked by rows, that Hugging Face stores: (name, shape)."""
     d, e, ffn = config.hidden_size, config.head_dim, config.intermediate_size
     q, kv = config.num_attention_heads * e, config.num_key_value_heads * e
-    table = {"embed_tokens.weight": [("model.embed_tokens.weight", (config.vocab_size, d))]}
+    table: Table = {"embed_tokens.weight": [("model.embed_tokens.weight", (config.vocab_size, d))]}
     for i in range(config.num_hidden_layers):
         ours, theirs = f"layers.{i}.", f"model.layers.{i}."
         table |= {
@@ -193,8 +197,8 @@ def names(config):
     return table
 
 
-def scalar_names(config):
-    """The same for a Scalar: the trunk without a head for words, and `score`."""
+def value_names(config):
+    """The same for a ValueHead: the trunk without a head for words, and `score`."""
     table = {f"trunk.{name}": parts for name, parts in names(config).items()
              if name != "lm_head.weight"}
     return {**table, "score.weight": [("score.weight", (1, config.hidden_size))]}
@@ -224,7 +228,7 @@ def open_tensors(path):
 
 
 def stored(config, table, directory):
-    """Tensor name -> the open file that holds it; table is `names` or `scalar_names`.
+    """Tensor name -> the open file that holds it; table is `names` or `value_names`.
 
     Names, shapes and types are held against config.json here, before anything is allocated.
     """
@@ -261,10 +265,10 @@ def load_weights(model, table, files, directory):
 
 
 def weights(model):
-    """Hugging Face's names and tensors of a GPT or a Scalar; a tied head is left out."""
+    """Hugging Face's names and tensors of a GPT or a ValueHead; a tied head is left out."""
     state, found = model.state_dict(), {}
-    scalar = isinstance(model, Scalar)
-    table = scalar_names(model.trunk.config) if scalar else names(model.config)
+    critic = isinstance(model, ValueHead)
+    table = value_names(model.trunk.config) if critic else names(model.config)
     for name, parts in table.items():
         pieces = state[name].split([shape[0] for _, shape in parts])
         found |= {part: piece for (part, _), piece in zip(parts, pieces)}
@@ -338,9 +342,9 @@ def load_reward_model(directory, vocabulary, device="cpu", dtype="float32"):
     if raw.get("architectures") != [REWARD_MODEL]:
         raise MinipostError(f"{directory}: architectures is {raw.get('architectures')}; a reward "
                             f"model is a {REWARD_MODEL}")
-    files = stored(config, scalar_names, directory)
+    files = stored(config, value_names, directory)
     model = RewardModel(GPT(config).to(DTYPES[dtype]))
-    load_weights(model, scalar_names(config), files, directory)
+    load_weights(model, value_names(config), files, directory)
     own = read_vocabulary(directory, raw, config.vocab_size)
     if own.kind() != vocabulary.kind():
         raise MinipostError(f"{directory}: the reward model's tokenizer differs from the policy's; "
@@ -372,8 +376,8 @@ def save(directory, model, like, dtype="float32"):
     for name in SIDE_FILES:
         if (like / name).is_file():
             publish(directory / name, lambda path, name=name: shutil.copyfile(like / name, path))
-    raw, kind = read_json(like / "config.json"), {}
-    if isinstance(model, Scalar):
+    raw, kind = read_json(like / "config.json"), dict[str, Any]()
+    if isinstance(model, ValueHead):
         kind = {"architectures": [REWARD_MODEL], "id2label": {"0": "score"},
                 "label2id": {"score": 0}}
         if raw.get("pad_token_id") == raw.get("eos_token_id"):

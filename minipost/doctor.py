@@ -17,7 +17,6 @@ import time
 from dataclasses import asdict, dataclass
 
 from minipost.cli.options import SetUp, fail_in_one_sentence, parse
-from minipost.errors import require
 from minipost.tasks import TASKS
 
 PROG = "python -m minipost.doctor"
@@ -28,13 +27,9 @@ class Options(SetUp):
     """What to look at, beside the problems; names and defaults as in minipost.train."""
 
     prompts: int = 16           # problems to sample answers to; a reward function sees each answer four times
-    group: int = 8              # answers per problem (G)
+    group_size: int = 8         # answers per problem (G)
     temperature: float = 1.0    # sampling temperature (tau)
     rows: int = 4000            # rows of --data whose texts are looked at, from the first on
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(self, above=dict(temperature=0), at_least=dict(prompts=1, group=1, rows=1))
 
 
 def main(argv=None):
@@ -58,8 +53,8 @@ def report(settings):
     options, task = settings.options, settings.task
     start, console = time.perf_counter(), Console(quiet=settings.json)
     knobs = ", ".join(f"{k} {v}" for k, v in asdict(task).items() if v != "")
-    console.say(f"{options.model} on {task.name} ({knobs}): {options.prompts} problems, {options.group} "
-                f"answers each of up to {options.room} tokens\n")
+    console.say(f"{options.model} on {task.name} ({knobs}): {options.prompts} problems, {options.group_size} "
+                f"answers each of up to {options.max_new_tokens} tokens\n")
     found = parallel.launch(lambda: examine(options, task, pick_device(options.device)), 1)
     seconds = time.perf_counter() - start
     count = {status: sum(f.status == status for f in found) for status in (FAULT, WARNING)}

@@ -1,24 +1,43 @@
-"""The one exception that a user is meant to read, and the check that most often raises it."""
+"""The one exception that a user is meant to read, and settings that are held to bounds."""
 
 import math
+import operator
+from dataclasses import fields
+from typing import ClassVar, Mapping
 
 
 class MinipostError(ValueError):
     """Something the user can mend, said in one sentence; the command lines print it and exit 1."""
 
 
-def require(settings, *, at_least=None, above=None, at_most=None):
-    """Hold named fields of a dataclass to their bounds; inf and nan fail those of every kind.
+HOLDS = {">=": ("at least", operator.ge), ">": ("more than", operator.gt),
+         "<=": ("at most", operator.le), "<": ("less than", operator.lt)}
+USUAL = {"temperature": "> 0", "max_grad_norm": "> 0", "warmup_steps": ">= 0", "seed": ">= 0"}
 
-    MinipostError names the field, its value and what was expected.
+
+class Bounded:
+    """Settings whose numbers are finite and held to bounds: the base of every Config and Options.
+
+    A whole number is at least 1 and any other at least 0, but for those in USUAL and in LIMITS, such
+    as {"group_size": ">= 2", "gamma": ">= 0, <= 1"}; "" is no bound.  MinipostError names the field, its
+    value and what was expected.
     """
-    holds = {
-        "at least": (at_least, lambda value, bound: value >= bound),
-        "more than": (above, lambda value, bound: value > bound),
-        "at most": (at_most, lambda value, bound: value <= bound),
-    }
-    for words, (bounds, within) in holds.items():
-        for name, bound in (bounds or {}).items():
-            value = getattr(settings, name)
-            if not (math.isfinite(value) and within(value, bound)):
-                raise MinipostError(f"{name} is {value}; expected {words} {bound}")
+
+    LIMITS: ClassVar[Mapping[str, str]] = {}
+
+    def __post_init__(self):
+        limits = dict(USUAL)
+        for base in reversed(type(self).__mro__):
+            limits |= vars(base).get("LIMITS", {})
+        for field in fields(self):  # type: ignore[arg-type]  # of a dataclass
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            usual = ">= 1" if field.type in (int, "int") else ">= 0"
+            for limit in filter(None, limits.get(field.name, usual).split(", ")):
+                sign, bound = limit.split()
+                words, within = HOLDS[sign]
+                if not within(value, float(bound)) or not math.isfinite(value):
+                    raise MinipostError(f"{field.name} is {value}; expected {words} {bound}")
+            if not math.isfinite(value):
+                raise MinipostError(f"{field.name} is {value}; expected a finite number")

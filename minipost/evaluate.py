@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 
 from minipost.cli import inference
 from minipost.cli.options import Options, fail_in_one_sentence, parse
-from minipost.errors import require
 
 PROG = "python -m minipost.evaluate"
 CARD_ROOM = 64  # tokens that the longest answers of the card's tasks take
@@ -31,9 +30,7 @@ class Measured(Options):
     n: int = 400                # held-out problems per split
     workers: int = 0            # processes; 0: one per core, at most 4
 
-    def __post_init__(self):
-        super().__post_init__()
-        require(self, at_least=dict(width=1, tries=1, n=1, workers=0))
+    LIMITS = {"workers": ">= 0"}
 
 
 def standard_tasks():
@@ -95,9 +92,9 @@ def rows(options, task):
     policy, found = Learner(model), []
     value = checkpoint.load_reward_model(options.value, vocabulary) if options.value else None
     tasks = {task.name: task} if task else standard_tasks()
-    room = options.room if task else max(options.room, CARD_ROOM)
+    max_new_tokens = options.max_new_tokens if task else max(options.max_new_tokens, CARD_ROOM)
     for title, each in tasks.items():
-        run = Run(policy, vocabulary, each, each.reward, seed=options.seed, room=room)
+        run = Run(policy, vocabulary, each, each.reward, seed=options.seed, max_new_tokens=max_new_tokens)
         parts = splits(each, options.n)
         for split, metrics in results(run, parts).items():
             if value is not None:

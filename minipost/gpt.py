@@ -306,17 +306,17 @@ class GPT(nn.Module):
         """Logits of the token that follows each position.  (B, T) -> (B, T, V)"""
         return self.head(self.hidden(tokens, explicit))
 
-    def prefill(self, tokens, lengths, room, copies=1):
-        """Read prompts padded on the right; leave `room` columns for what follows.
+    def prefill(self, tokens, lengths, max_new_tokens, group_size=1):
+        """Read prompts padded on the right; leave `max_new_tokens` columns for what follows.
 
-        (P, L), (P,) -> Cache of P*copies rows, and each row's last hidden state, (P*copies, D).
+        (P, L), (P,) -> Cache of P*G rows, and each row's last hidden state, (P*G, D).
         Each prompt is read once and its keys and values are copied, so a group costs one prompt.
         """
         kept = []
         hidden = self.hidden(tokens, keep=kept)
         last = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]
-        cache = Cache(self.config, kept, lengths, room, copies)
-        return cache, last.repeat_interleave(copies, 0)
+        cache = Cache(self.config, kept, lengths, max_new_tokens, group_size)
+        return cache, last.repeat_interleave(group_size, 0)
 
     def step(self, tokens, cache):
         """Append one token to every row of the cache.  (B,) -> final hidden states (B, D)"""
@@ -325,7 +325,7 @@ class GPT(nn.Module):
         cos, sin = cos[here][:, None, None], sin[here][:, None, None]       # (B, 1, 1, E)
         x = F.embedding(tokens, self.embed_tokens.weight)[:, None]          # (B, 1, D)
         for layer, keys, values in zip(self.layers, cache.keys, cache.values):
-            x = layer.step(x, cos, sin, keys, values, cache.at, cache.bias)
+            x = layer.step(x, cos, sin, keys, values, cache.at, cache.bias)  # type: ignore[operator]
         cache.at += 1
         return self.norm(x)[:, 0]
 
@@ -337,16 +337,16 @@ class Cache:
     token into the same column `at`; `bias` hides the columns left of a shorter prompt.
     """
 
-    def __init__(self, config, kept, lengths, room, copies):
+    def __init__(self, config, kept, lengths, max_new_tokens, group_size):
         self.width = self.at = kept[0][0].shape[2]
-        self.lengths = lengths.repeat_interleave(copies)                    # (B,)
+        self.lengths = lengths.repeat_interleave(group_size)                    # (B,)
         column = torch.arange(self.width, device=lengths.device)
         source = (column - (self.width - lengths)[:, None]).clamp(min=0)    # (P, width)
         self.bias = None
         if bool((lengths < self.width).any()):
             hidden = column < (self.width - self.lengths)[:, None]
             self.bias = torch.zeros(
-                len(hidden), self.width + room, dtype=kept[0][0].dtype, device=lengths.device
+                len(hidden), self.width + max_new_tokens, dtype=kept[0][0].dtype, device=lengths.device
             )
             self.bias[:, : self.width].masked_fill_(hidden, -math.inf)
         self.keys, self.values = [], []
@@ -354,9 +354,9 @@ class Cache:
             for store, new in zip((self.keys, self.values), pair):
                 flush = new.gather(2, source[:, None, :, None].expand_as(new))
                 whole = new.new_empty(
-                    len(self.lengths), new.shape[1], self.width + room, config.head_dim
+                    len(self.lengths), new.shape[1], self.width + max_new_tokens, config.head_dim
                 )
-                whole[:, :, : self.width] = flush.repeat_interleave(copies, 0)
+                whole[:, :, : self.width] = flush.repeat_interleave(group_size, 0)
                 store.append(whole)
 
     def select(self, rows):
@@ -367,7 +367,7 @@ class Cache:
         self.values = [values[rows] for values in self.values]
 
 
-class Scalar(nn.Module):
+class ValueHead(nn.Module):
     """A nano-GPT that gives one number per position: a value function, or a RewardModel.
 
     The head starts at zero, so a fresh critic predicts 0 and a fresh reward model is indifferent.
@@ -384,7 +384,7 @@ class Scalar(nn.Module):
         return self.score(self.trunk.hidden(tokens, explicit))[..., 0]
 
 
-class RewardModel(Scalar):
+class RewardModel(ValueHead):
     """A score of a prompt with its response, read at the last real token (rollout.final_score)."""
 
     def __init__(self, trunk):

@@ -76,17 +76,17 @@ def row_means(x, mask):
     return row_sums(x, mask) / mask.sum(1)
 
 
-def group_centred(reward, group):
+def group_centred(reward, group_size):
     """Reward less the mean of its group; exactly 0 when all siblings tie.  (P*G,) -> (P, G)"""
-    r = reward.view(-1, group)
+    r = reward.view(-1, group_size)
     gap = r - r.mean(1, keepdim=True)
     return gap.where((r != r[:, :1]).any(1, keepdim=True), 0.0)  # the mean of equals may round off
 
 
-def group_normalised(reward, group):
+def group_normalised(reward, group_size):
     """`group_centred` over the group's standard deviation (GRPO, sec. 4.1.2).  (P*G,) -> (P*G,)"""
-    gap = group_centred(reward, group)                                      # (P, G)
-    deviation = (gap.square().sum(1, keepdim=True) / (group - 1)).sqrt()    # (P, 1)
+    gap = group_centred(reward, group_size)                                      # (P, G)
+    deviation = (gap.square().sum(1, keepdim=True) / (group_size - 1)).sqrt()    # (P, 1)
     return (gap / (deviation + 1e-4)).flatten()
 
 

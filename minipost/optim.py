@@ -21,8 +21,8 @@ class Learner:
     touches matrices only.  With weights below float32 the update runs on a float32 copy.
     """
 
-    def __init__(self, module, betas=(0.9, 0.999), eps=1e-8, decay=0.0):
-        self.module, self.betas, self.eps, self.decay = module, betas, eps, decay
+    def __init__(self, module, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+        self.module, self.betas, self.eps, self.weight_decay = module, betas, eps, weight_decay
         self.params = sorted((p for p in module.parameters()), key=lambda p: p.dim() < 2)
         self.matrix_part = sum(p.numel() for p in self.params if p.dim() >= 2)
         self.flat = torch.cat([p.detach().flatten() for p in self.params])
@@ -40,7 +40,7 @@ class Learner:
 
         A gradient that is not finite is dropped and counted; MinipostError after 5 in a row.
         """
-        parallel.sum_(self.grad)
+        parallel.all_reduce(self.grad)
         norm = float(self.grad.norm())
         if norm < float("inf"):
             self.skips_in_a_row = 0
@@ -72,7 +72,7 @@ class Learner:
         self.m.lerp_(grad, 1 - b1)
         self.v.mul_(b2).addcmul_(grad, grad, value=1 - b2)
         scale = (self.v / (1 - b2**self.updates)).sqrt_().add_(self.eps)
-        self.master[: self.matrix_part].mul_(1 - lr * self.decay)
+        self.master[: self.matrix_part].mul_(1 - lr * self.weight_decay)
         self.master.addcdiv_(self.m, scale, value=-lr / (1 - b1**self.updates))
         self.assign(self.master)
         self.grad.zero_()
@@ -90,9 +90,9 @@ class Learner:
         """Take over the weights of a module of the same shape, and start Adam afresh."""
         params = sorted(module.parameters(), key=lambda p: p.dim() < 2)
         self.assign(torch.cat([p.detach().flatten() for p in params]).to(self.master))
-        self.forget()
+        self.reset_optimizer()
 
-    def forget(self):
+    def reset_optimizer(self):
         """Start Adam afresh, for another loss."""
         self.m.zero_()
         self.v.zero_()
@@ -110,8 +110,8 @@ class Learner:
         self.updates, self.skipped, self.skips_in_a_row = numbers
 
 
-def cosine(peak, step, steps, warmup):
+def cosine(peak, step, steps, warmup_steps):
     """Learning rate of a step: a linear climb to `peak`, then a cosine that ends at zero."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup)))) / 2
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    return peak * (1 + math.cos(math.pi * min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps)))) / 2

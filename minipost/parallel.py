@@ -27,7 +27,7 @@ def world():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def sum_(*tensors):
+def all_reduce(*tensors):
     """Add each tensor over all ranks, in place.  Filling one rank's part of zeros gathers."""
     if world() > 1:
         for tensor in tensors:

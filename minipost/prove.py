@@ -18,15 +18,16 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from minipost.errors import MinipostError
 from minipost import methods
 from minipost.cli.options import fail_in_one_sentence
+from minipost.errors import MinipostError
 
 PROG = "python -m minipost.prove"
 MOST = 30_000  # rollouts that a method's step is made on; in larger worlds only the oracle is asked
@@ -93,7 +94,7 @@ def check(args):
 
 def jobs(args):
     """[(section, what, world's size, samples)]"""
-    from minipost.proof.estimates import CLIPS, ESTIMATES, method_of
+    from minipost.proof.estimates import CLIPS, ESTIMATES, method_of, stated
     from minipost.proof.optima import AT_OPTIMUM, LEADS
     from minipost.proof.oracle import World
 
@@ -106,10 +107,13 @@ def jobs(args):
                                 f"made on at most {MOST:,}; choose a smaller world")
         return [(section, what, size, args.samples) for section, what in oracle]
 
+    if args.algo != "all":
+        stated(args.algo)                                   # which says it where a proof is missing
+
     def wanted(name):
         return args.algo in ("all", method_of(name))
 
-    found = [("clipped", k) for k, e in enumerate(ESTIMATES) if e.name in CLIPS and wanted(e.name)]
+    found: list[tuple[str, Any]] = [("clipped", k) for k, e in enumerate(ESTIMATES) if e.name in CLIPS and wanted(e.name)]
     found += [("optimum", k) for k, case in enumerate(AT_OPTIMUM) if wanted(case.name)]
     found += [("estimates", k) for k, e in enumerate(ESTIMATES) if wanted(e.name)]
     found += [("leads", name) for name in LEADS if wanted(name)]
@@ -121,14 +125,14 @@ def work(job):
     """The rows of one piece, as plain data."""
     import torch
 
-    from minipost.proof import estimates, identities, optima
+    from minipost.proof import estimates, exact, identities, optima
     from minipost.proof.oracle import World
 
     torch.set_num_threads(1)
     section, what, size, samples = job
     world = World(*size)
     if section == "identities":
-        return identities.identities(world, estimates.BETA)
+        return identities.identities(world, exact.BETA)
     if section == "sizes":
         return estimates.by_size(world)
     if section == "estimates":

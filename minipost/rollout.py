@@ -157,7 +157,7 @@ def logprobs_and_distribution(model, seqs, temperature=1.0):
 
 
 def final_score(model, seqs):
-    """A scalar model's output at the last real token of every row, the EOS if there is one.  (B,)"""
+    """A value head's output at the last real token of every row, the EOS if there is one.  (B,)"""
     last = (seqs.mask * torch.arange(1, seqs.mask.shape[1] + 1, device=seqs.mask.device)).amax(1)
     return model(seqs.tokens).gather(1, last[:, None])[:, 0]
 
@@ -185,8 +185,8 @@ def repeats(prompts):
     return found
 
 
-def uniforms(prompts, copies, room, seed, repeat):
-    """The random numbers of every sample, from a stream of its own.  (P*copies, room)
+def uniforms(prompts, group_size, max_new_tokens, seed, repeat):
+    """The random numbers of every sample, from a stream of its own.  (P*G, N)
 
     A stream is named by (seed, the prompt's own ids, which sample of it), so what a sample draws
     does not depend on what else is in the batch, nor on its place there.  A prompt that stands
@@ -195,9 +195,9 @@ def uniforms(prompts, copies, room, seed, repeat):
     drawn = []
     for ids, earlier in zip(prompts, repeat):
         name = zlib.crc32(np.asarray(ids, dtype=np.int64).tobytes())
-        for k in range(copies):
-            key = np.random.SeedSequence([*seed, name, earlier * copies + k])
-            drawn.append(np.random.Generator(np.random.Philox(key)).random(room))
+        for k in range(group_size):
+            key = np.random.SeedSequence([*seed, name, earlier * group_size + k])
+            drawn.append(np.random.Generator(np.random.Philox(key)).random(max_new_tokens))
     return torch.from_numpy(np.stack(drawn)).float()  # some devices have no float64
 
 
@@ -211,50 +211,50 @@ def check_context(model, prompt, response, *texts):
         known = "a response of" if len(texts) == 2 else "a response of up to"
         raise MinipostError(f"a prompt of {prompt} tokens{named[0]} and {known} {response}{named[1]} do "
                             f"not fit the model's context of {model.context}"
-                            + ("" if len(texts) == 2 else "; lower --room"))
+                            + ("" if len(texts) == 2 else "; lower --max-new-tokens"))
 
 
 @torch.no_grad()
-def generate(model, prompts, copies=1, *, room, eos, pad, temperature=1.0, seed=(0,), repeat=None):
-    """Sample `copies` responses to each prompt, of at most `room` tokens.
+def generate(model, prompts, group_size=1, *, max_new_tokens, eos, pad, temperature=1.0, seed=(0,), repeat=None):
+    """Sample `group_size` responses to each prompt, of at most `max_new_tokens` tokens.
 
     prompts: P lists of ids, BOS included.  eos: the set of ids that end a response.  seed: the
     integers that name this call, such as (run seed, step).  temperature 0 takes the likeliest
     token.  repeat: how often each prompt has stood earlier, where these are a share of a longer
-    list.  Returns a Rollout of P*copies rows, the samples of one prompt side by side.
+    list.  Returns a Rollout of P*G rows, the samples of one prompt side by side.
 
     Tokens are drawn by inverting the cumulative distribution at one uniform number, which is
     several times faster than torch.multinomial and keeps each row's draws its own.
     """
     longest = max(map(len, prompts))
-    check_context(model, longest, room)
-    device, rows = model.device, len(prompts) * copies
+    check_context(model, longest, max_new_tokens)
+    device, rows = model.device, len(prompts) * group_size
     lengths = torch.tensor([len(ids) for ids in prompts], device=device)
     read = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in prompts], device=device)
     uniform = None
     if temperature > 0:
         repeat = repeats(prompts) if repeat is None else repeat
-        uniform = uniforms(prompts, copies, room, seed, repeat).to(device)  # (B, room)
+        uniform = uniforms(prompts, group_size, max_new_tokens, seed, repeat).to(device)  # (B, N)
     stop = torch.tensor(sorted(eos), device=device)
-    response = torch.full((rows, room), pad, device=device)
-    logp = torch.zeros(rows, room, device=device)
+    response = torch.full((rows, max_new_tokens), pad, device=device)
+    logp = torch.zeros(rows, max_new_tokens, device=device)
     here = torch.arange(rows, device=device)                                # the cache's rows
     going = torch.ones(rows, dtype=torch.bool, device=device)               # of those, unfinished
-    cache, hidden = model.prefill(read, lengths, room, copies)
-    for t in range(room):
+    cache, hidden = model.prefill(read, lengths, max_new_tokens, group_size)
+    for t in range(max_new_tokens):
         logp_all = next_logp(model.head(hidden), temperature)               # (here, V)
         token = draw(logp_all, None if uniform is None else uniform[here, t])
         response[here, t], logp[here, t] = token, pick(logp_all, token).to(logp.dtype)
         going = going & ~torch.isin(token, stop)
         left = int(going.sum())
-        if left == 0 or t == room - 1:
+        if left == 0 or t == max_new_tokens - 1:
             break
         if left < COMPACT * len(going):
             keep = going.nonzero()[:, 0]
             cache.select(keep)
             here, token, going = here[keep], token[keep], going[keep]
         hidden = model.step(token, cache)
-    prompt = torch.arange(len(prompts), device=device).repeat_interleave(copies)
+    prompt = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
     return assemble(read[prompt], lengths[prompt], response, logp, prompt, stop, t + 1, pad)
 
 
@@ -283,15 +283,15 @@ def assemble(read, lengths, response, logp, prompt, stop, sampled, pad):
     A row's response ends with its first EOS; what was drawn for it afterwards, while it waited
     to leave the cache, is dropped.
     """
-    (rows, longest), room = read.shape, response.shape[1]
-    column = torch.arange(room, device=read.device)
-    ended = torch.isin(response, stop)                                      # (B, room)
+    (rows, longest), max_new_tokens = read.shape, response.shape[1]
+    column = torch.arange(max_new_tokens, device=read.device)
+    ended = torch.isin(response, stop)                                      # (B, N)
     mask = (ended.cumsum(1) - ended.long() == 0) & (column < sampled)
     place = lengths[:, None] + column
-    tokens = torch.full((rows, longest + room), pad, device=read.device)
+    tokens = torch.full((rows, longest + max_new_tokens), pad, device=read.device)
     tokens[:, :longest] = read
     tokens.scatter_(1, place, response.where(mask, pad))
-    wide = torch.zeros(rows, longest + room - 1, device=read.device)
+    wide = torch.zeros(rows, longest + max_new_tokens - 1, device=read.device)
     return Rollout(
         tokens, wide.bool().scatter(1, place - 1, mask),
         wide.scatter(1, place - 1, logp.where(mask, 0.0)), prompt, (ended & mask).any(1),

@@ -14,6 +14,7 @@ import random
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -54,20 +55,20 @@ class Run:
     """One training run.  `step` is the number of the step that is being made, from 0 on."""
 
     policy: Learner
-    vocabulary: object
-    task: object
-    reward: object          # f(prompts, completions, **columns) -> list of float
-    hidden: bool = False    # `reward` only measures and labels; no learner may score by it
+    vocabulary: Any
+    task: Any
+    reward: Any             # f(prompts, completions, **columns) -> list of float
+    hidden: bool = False        # `reward` only measures and labels; no learner may score by it
     seed: int = 0
     step: int = 0
-    room: int = 48          # longest response, in tokens
-    micro: int = 16         # sequences in one forward and backward pass
-    tokens: int = 0         # response tokens sampled or trained on so far
+    max_new_tokens: int = 48    # longest response, in tokens
+    micro_batch_size: int = 16  # sequences in one forward and backward pass
+    tokens: int = 0             # response tokens sampled or trained on so far
     carried: dict = field(default_factory=dict)  # numbers that a method carries from step to step
-    reward_model: object = None                  # what `score` asks instead of `reward`
+    reward_model: Any = None     # what `score` asks instead of `reward`
 
     def __post_init__(self):
-        self.parts = {"learner/policy": self.policy}  # "learner/NAME" or "frozen/NAME": the part
+        self.parts: dict[str, Any] = {"learner/policy": self.policy}  # "learner/NAME" or "frozen/NAME": the part
         self.saved = {}     # what a state holds of parts that nobody has asked for yet
 
     # ---- the parts that a step depends on
@@ -175,29 +176,29 @@ class Run:
             found.append(rows[order[k]])
         return found
 
-    def sample(self, problems, copies, **options):
-        """`copies` responses to each problem: a Rollout.  Options as in `complete`."""
-        return self.complete([self.vocabulary.prompt(p.prompt) for p in problems], copies, **options)
+    def sample(self, problems, group_size, **options):
+        """`group_size` responses to each problem: a Rollout.  Options as in `complete`."""
+        return self.complete([self.vocabulary.prompt(p.prompt) for p in problems], group_size, **options)
 
-    def complete(self, prompts, copies, *, temperature, module=None, purpose="rollout",
-                 stop=frozenset(), room=None):
-        """`copies` responses to each prompt, given as ids: a Rollout, gathered in every rank.
+    def complete(self, prompts, group_size, *, temperature, module=None, purpose="rollout",
+                 stop=frozenset(), max_new_tokens=None):
+        """`group_size` responses to each prompt, given as ids: a Rollout, gathered in every rank.
 
-        `stop`: ids that end a response besides EOS.  `room`: the longest response, self.room if None.
+        `stop`: ids that end a response besides EOS.  `max_new_tokens`: self.max_new_tokens if None.
         `module`: who answers, the policy if None.
         """
-        module, room = module or self.policy.module, room or self.room
+        module, max_new_tokens = module or self.policy.module, max_new_tokens or self.max_new_tokens
         mine, repeat = parallel.share(range(len(prompts))), repeats(prompts)
         seed = (self.seed, self.step, zlib.crc32(purpose.encode()))
-        size, part = max(1, ROWS // copies), None
+        size, part = max(1, ROWS // group_size), None
         if len(mine):
             part = concat([generate(
-                module, [prompts[i] for i in piece], copies, room=room,
+                module, [prompts[i] for i in piece], group_size, max_new_tokens=max_new_tokens,
                 eos={*self.vocabulary.eos, *stop}, pad=self.vocabulary.pad,
                 temperature=temperature, seed=seed, repeat=[repeat[i] for i in piece],
             ) for piece in (mine[k : k + size] for k in range(0, len(mine), size))],
                 self.vocabulary.pad)
-        rollout = gather(part, mine.start * copies, len(prompts) * copies, prompts, room,
+        rollout = gather(part, mine.start * group_size, len(prompts) * group_size, prompts, max_new_tokens,
                          self.vocabulary, module.device)
         self.tokens += int(rollout.mask.sum())
         return rollout
@@ -227,7 +228,7 @@ class Run:
         reward = torch.zeros(len(texts), dtype=torch.float64)
         if parallel.rank() == 0:
             reward = torch.tensor(ask(self.reward, problems, texts), dtype=torch.float64)
-        parallel.sum_(reward)
+        parallel.all_reduce(reward)
         return reward
 
     def score(self, problems, rollout):
@@ -303,7 +304,7 @@ class Run:
         for i in self.micro_batches(range(len(seqs)), seqs.lengths):
             for whole, part in zip(found, f(seqs[i]), strict=True):
                 whole[i, : part.shape[1]] = part.to(whole.dtype)
-        parallel.sum_(*found)
+        parallel.all_reduce(*found)
         return found
 
     def micro_batches(self, rows, lengths):
@@ -314,15 +315,15 @@ class Run:
         """
         order = sorted(rows, key=lambda row: (int(lengths[row]), row))
         mine = order[parallel.rank() :: parallel.world()]
-        return [mine[i : i + self.micro] for i in range(0, len(mine), self.micro)]
+        return [mine[i : i + self.micro_batch_size] for i in range(0, len(mine), self.micro_batch_size)]
 
 
-def gather(part, start, rows, prompts, room, vocabulary, device):
+def gather(part, start, rows, prompts, max_new_tokens, vocabulary, device):
     """The Rollout of all ranks in every rank, from each one's part.
 
     Each rank fills its rows of zeros and the ranks add up.  (All ranks know every prompt.)
     """
-    width = max(map(len, prompts)) + room
+    width = max(map(len, prompts)) + max_new_tokens
     tokens = torch.zeros(rows, width, dtype=torch.long, device=device)
     mask = torch.zeros(rows, width - 1, dtype=torch.uint8, device=device)
     logp = torch.zeros(rows, width - 1, device=device)
@@ -334,7 +335,7 @@ def gather(part, start, rows, prompts, room, vocabulary, device):
         mask[mine, : part.mask.shape[1]] = part.mask
         logp[mine, : part.logp.shape[1]] = part.logp
         finished[mine] = part.finished
-    parallel.sum_(tokens, mask, logp, finished)
+    parallel.all_reduce(tokens, mask, logp, finished)
     prompt = torch.arange(len(prompts), device=device).repeat_interleave(rows // len(prompts))
     return Rollout(tokens, mask.bool(), logp, prompt, finished.bool())[torch.arange(rows)]
 
@@ -344,4 +345,4 @@ def open_run(options, task, device):
     model, vocabulary = checkpoint.load(options.model, device, options.dtype)
     return Run(Learner(model), vocabulary, task, load_reward(options.reward, task),
                hidden=task.hidden and not options.reward,
-               seed=options.seed, micro=options.micro, room=options.room)
+               seed=options.seed, micro_batch_size=options.micro_batch_size, max_new_tokens=options.max_new_tokens)

@@ -22,15 +22,15 @@ class Sampler:
     """sampler(texts, n) -> for each text a list of n continuations by the policy.
 
     With `mark` a continuation ends with the token in which the first mark ends, else with the end of
-    the answer.  An answer has at most `room` tokens in all, run.room if None: a text that was made
+    the answer.  An answer has at most `max_new_tokens` tokens in all, that of the run if None: a text that was made
     here goes on with what its beginning left of them.  Where nothing is left, or the context is full,
     the continuation is empty.  Every call draws afresh, and the same calls in another run of this seed
     draw the same.  `tokens` counts what was sampled, EOS included.
     """
 
-    def __init__(self, run, mark="", temperature=1.0, purpose="search", room=None):
+    def __init__(self, run, mark="", temperature=1.0, purpose="search", max_new_tokens=None):
         self.run, self.mark, self.temperature, self.purpose = run, mark, temperature, purpose
-        self.room = room or run.room
+        self.max_new_tokens = max_new_tokens or run.max_new_tokens
         size, decode = run.policy.module.config.vocab_size, run.vocabulary.decode
         self.stop = {i for i in range(size) if mark and mark in decode([i])}
         self.made = {}          # text: how many of its tokens were made here
@@ -42,32 +42,32 @@ class Sampler:
         self.calls += 1
         found = [[""] * n for _ in texts]
         prompts = [self.run.vocabulary.prompt(text) for text in texts]
-        left = [self.room - self.made.get(text, 0) for text in texts]
-        for room, rows in self.together(prompts, left).items():
+        left = [self.max_new_tokens - self.made.get(text, 0) for text in texts]
+        for max_new_tokens, rows in self.together(prompts, left).items():
             with self.run.aside():
                 rollout = self.run.complete(
                     [prompts[k] for k in rows], n, temperature=self.temperature,
-                    purpose=f"{self.purpose} {self.calls}", stop=self.stop, room=room)
+                    purpose=f"{self.purpose} {self.calls}", stop=self.stop, max_new_tokens=max_new_tokens)
             for place, (targets, chosen) in enumerate(zip(rollout.targets, rollout.mask)):
                 k = rows[place // n]
                 ids = self.cut(targets[chosen].tolist()[: left[k]])
                 self.tokens += len(ids)
                 found[k][place % n] = more = self.run.vocabulary.decode(ids)
                 if more:                                    # else it is the same text, and ended
-                    self.made[texts[k] + more] = self.room - left[k] + len(ids)
+                    self.made[texts[k] + more] = self.max_new_tokens - left[k] + len(ids)
         return found
 
     def together(self, prompts, left):
-        """{room: texts, by number}: which are continued in one batch.
+        """{max_new_tokens: texts, by number}: which are continued in one batch.
 
         All go on for as long as any may, and are cut to their own length afterwards.  Only where the
         context is too short for that a text goes by itself.
         """
         groups, longest = {}, max(left)
         for k, ids in enumerate(prompts):
-            room = min(longest, self.run.policy.module.context - len(ids))
-            if left[k] > 0 and room > 0:
-                groups.setdefault(room, []).append(k)
+            max_new_tokens = min(longest, self.run.policy.module.context - len(ids))
+            if left[k] > 0 and max_new_tokens > 0:
+                groups.setdefault(max_new_tokens, []).append(k)
         return groups
 
     def cut(self, ids):

@@ -25,7 +25,9 @@ class Options(inference.Options):
     """Which problem to solve, beside what every test-time method has."""
 
     problem: str = ""  # the problem, as the task writes it; a held-out one if empty
-    index: int = 0     # which of the held-out problems, from 0 on
+    index: int = 0              # which of the held-out problems, from 0 on
+
+    LIMITS = {"index": ">= 0"}
 
 
 def main(argv=None):
@@ -43,9 +45,9 @@ def pick(options, task):
             raise MinipostError(f"the task {task.name} takes no --problem; choose a held-out one with "
                                 "--index")
         return task.pose(options.problem)
-    problems = task.heldout(options.index + 1) if options.index >= 0 else []
-    if not 0 <= options.index < len(problems):
-        raise MinipostError(f"index is {options.index}; expected 0 to {max(0, len(problems) - 1)}")
+    problems = task.heldout(options.index + 1)
+    if options.index >= len(problems):
+        raise MinipostError(f"index is {options.index}; expected 0 to {len(problems) - 1}")
     return problems[options.index]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from minipost import methods
 from minipost.cli.options import Settings, SetUp, fail_in_one_sentence, parse, rebuild
 from minipost.datasets.rows import File
-from minipost.errors import MinipostError, require
+from minipost.errors import MinipostError
 from minipost.tasks import TASKS
 
 PROG = "python -m minipost.train"
@@ -35,9 +35,7 @@ class Options(SetUp):
     eval_every: int = 0         # steps between held-out measurements into metrics.jsonl; 0: none
     budget: int = 0             # response tokens after which the run stops early; 0: no such limit
 
-    def __post_init__(self):
-        super().__post_init__()
-        require(self, at_least=dict(workers=0, eval_n=1, show=0, save_every=0, eval_every=0, budget=0))
+    LIMITS = dict.fromkeys(("workers", "show", "save_every", "eval_every", "budget"), ">= 0")
 
 
 def settings_of(argv):

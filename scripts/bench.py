@@ -312,7 +312,7 @@ def command_line(folder, steps):
     options = {
         "algo": "grpo", "data": folder / "prompts.jsonl", "model": folder / "model",
         "reward": ROOT / "scripts" / "bench_peer.py:letter_share", "steps": steps,
-        "prompts": PROMPTS, "group": GROUP, "minibatch": PROMPTS * GROUP, "room": ROOM, "beta": 0,
+        "prompts": PROMPTS, "group-size": GROUP, "minibatch-size": PROMPTS * GROUP, "max-new-tokens": ROOM, "beta": 0,
         "lr": 1e-5, "eval-n": 1, "show": 0, "save-every": 0, "out": folder / "run",
     }
     return [sys.executable, "-m", "minipost.train",

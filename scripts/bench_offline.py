@@ -16,7 +16,7 @@ OFFLINE = {  # what: (options, seeds, metrics to show, the first of them first)
         "distill": THREE, "distill --mix 0.5": ONE, "distill --mix 1": ONE,
         "distill --on-policy 0": ONE, "distill --on-policy 1": ONE,
         "distill --on-policy 0 --level sequence": ONE,
-        " ".join(("sft", *STUDENT, "--steps 400 --batch 128")): ONE,
+        " ".join(("sft", *STUDENT, "--steps 400 --batch-size 128")): ONE,
     }, ("greedy", "sampled", "teacher greedy", "teacher sampled")),
     "rft": ({
         "rft": THREE, "rft --weigh prompt": ONE, "rft --iterations 3": ONE,
@@ -26,8 +26,8 @@ OFFLINE = {  # what: (options, seeds, metrics to show, the first of them first)
 }
 PREFERENCES = {
     "preferences": ({
-        "dpo": THREE, "dpo --noise 0.2": ONE, "dpo --noise 0.2 --flip 0.2": ONE,
-        "dpo --noise 0.2 --flip 0.2 --robust True": ONE, "dpo --likeliest 0.9": ONE,
+        "dpo": THREE, "dpo --noise 0.2": ONE, "dpo --noise 0.2 --label-smoothing 0.2": ONE,
+        "dpo --noise 0.2 --label-smoothing 0.2 --robust True": ONE, "dpo --likeliest 0.9": ONE,
     }, ("win rate", "sampled", "greedy")),
 }
 WANTED = {

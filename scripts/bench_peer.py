@@ -76,7 +76,7 @@ def own(work, args, task, reward):
 
     def main():
         model, vocabulary = checkpoint.load(args.model)
-        return work(Run(Learner(model), vocabulary, task, reward, seed=args.seed, room=ROOM))
+        return work(Run(Learner(model), vocabulary, task, reward, seed=args.seed, max_new_tokens=ROOM))
 
     return parallel.launch(main, parallel.default_workers("cpu"))
 
@@ -94,7 +94,7 @@ def follow(run, learn, steps):
 def own_grpo(args):
     from minipost.methods import grpo
 
-    cfg = grpo.Config(steps=args.steps, prompts=PROMPTS, group=GROUP, minibatch=PROMPTS * GROUP,
+    cfg = grpo.Config(steps=args.steps, prompts=PROMPTS, group_size=GROUP, minibatch_size=PROMPTS * GROUP,
                       beta=0.0, lr=LR)
     return own(lambda run: follow(run, grpo.train(run, cfg), args.steps), args,
                Digits(PROMPT_DIGITS), letter_share)
@@ -103,7 +103,7 @@ def own_grpo(args):
 def own_sft(args):
     from minipost.methods import sft
 
-    cfg = sft.Config(steps=args.steps, batch=ROWS, lr=LR, warmup=0)
+    cfg = sft.Config(steps=args.steps, batch_size=ROWS, lr=LR, warmup_steps=0)
     def work(run):
         row = Digits(0, ROW_DIGITS).sample(1)[0]
         first = run.encode([row.prompt], [run.task.demonstrate(row)]).tokens[0].tolist()
@@ -261,12 +261,12 @@ def peer_reach(args):
 
     cfg, task = replace(Config(), beta=0.0), Arithmetic()
     gpt, vocabulary = checkpoint.load(args.model)
-    run = Run(Learner(gpt), vocabulary, task, task.reward, seed=args.seed, room=ROOM)
+    run = Run(Learner(gpt), vocabulary, task, task.reward, seed=args.seed, max_new_tokens=ROOM)
     problems = []
     for run.step in range(args.steps):
         problems += run.problems(cfg.prompts)
-    answers = cfg.prompts * cfg.group
-    updates = cfg.epochs * answers // cfg.minibatch                 # gradient steps per rollout
+    answers = cfg.prompts * cfg.group_size
+    updates = cfg.epochs * answers // cfg.minibatch_size                 # gradient steps per rollout
     scores, seconds, start = [], 0.0, None
 
     def look(model, state, control):
@@ -282,9 +282,9 @@ def peer_reach(args):
     args.steps *= updates
     grpo_trainer(
         args, problems, task.reward, each_step(look), learning_rate=cfg.lr,
-        num_generations=cfg.group, temperature=cfg.temperature, epsilon=cfg.clip,
+        num_generations=cfg.group_size, temperature=cfg.temperature, epsilon=cfg.clip,
         max_grad_norm=cfg.max_grad_norm, num_iterations=cfg.epochs,
-        per_device_train_batch_size=cfg.minibatch, generation_batch_size=answers,
+        per_device_train_batch_size=cfg.minibatch_size, generation_batch_size=answers,
     ).train()
     return {"scores": scores, "reached": seconds if scores[-1] >= TARGET else None}
 

@@ -20,7 +20,7 @@ LEARNT = {   # reward model: how it is trained, beside checkpoints/verifier
     "prm-24": f"--algo prm --model checkpoints/thinker {GAME}",
 }
 ORM, PRM_24 = (f"--verifier runs/test-time/{name}/model" for name in LEARNT)
-BEST_24 = f"best-of-n {GAME} --samples 32 {PRM_24}"
+BEST_24 = f"best-of-n {GAME} --group-size 32 {PRM_24}"
 METHODS = {  # command: seeds; greedy answers are the same with every seed
     "cot --n 400": (0,),
     "self-consistency --n 400": SEEDS,
@@ -45,11 +45,11 @@ WANTED = {
                       "1 - (1 - 1/n)^k, are what a perfect agent reaches with memory and without.",
 }
 GAME_ROWS = {  # row: (command, arm, arm of any of 5, the paper's row)
-    "direct (IO)": (f"self-consistency {GAME} --direct True --curve 1 5 32 --samples 32", "n=1",
+    "direct (IO)": (f"self-consistency {GAME} --direct True --curve 1 5 32 --group-size 32", "n=1",
                     "any of n=5", "7.3"),
-    "worked steps (CoT)": (f"self-consistency {GAME} --curve 1 5 32 --samples 32", "n=1", "any of n=5",
+    "worked steps (CoT)": (f"self-consistency {GAME} --curve 1 5 32 --group-size 32", "n=1", "any of n=5",
                            "4.0"),
-    "self-consistency of 32": (f"self-consistency {GAME} --curve 1 5 32 --samples 32", "n=32", None,
+    "self-consistency of 32": (f"self-consistency {GAME} --curve 1 5 32 --group-size 32", "n=32", None,
                                "9.0 (of 100)"),
     "best of 32, PRM": (BEST_24, "verifier", None, ""),
     "best of n, own verdicts, tokens of b=1": ("tot", "best of n, tokens of b=1",
@@ -59,9 +59,9 @@ GAME_ROWS = {  # row: (command, arm, arm of any of 5, the paper's row)
     "tree of thoughts, b=1": ("tot", "breadth-first, b=1", "breadth-first, b=1, any of 5", "45"),
     "tree of thoughts, b=5": ("tot", "breadth-first, b=5", "breadth-first, b=5, any of 5", "74"),
     "MCTS": ("mcts", "mcts", None, ""),
-    "any of the samples: direct": (f"self-consistency {GAME} --direct True --curve 1 5 32 --samples 32",
+    "any of the samples: direct": (f"self-consistency {GAME} --direct True --curve 1 5 32 --group-size 32",
                                    None, "any of n=32", "33 (of 100)"),
-    "any of the samples: worked": (f"self-consistency {GAME} --curve 1 5 32 --samples 32", None,
+    "any of the samples: worked": (f"self-consistency {GAME} --curve 1 5 32 --group-size 32", None,
                                    "any of n=32", "49 (of 100)"),
 }
 _done = {}

@@ -103,7 +103,7 @@ THINKER_TASKS = {
 
 def thinker_table(directory):
     """The thinker's accuracy on the tasks that it was taught."""
-    args = Namespace(model=directory, value=None, seed=0, room=128, n=400)
+    args = Namespace(model=directory, value=None, seed=0, max_new_tokens=128, n=400)
     lines = ["| task | n | greedy [95%] | sampled [95%] |", "|---|---|---|---|"]
     for row in evaluate.rows(args, THINKER_TASKS):
         greedy, sampled = (Score(**row[metric]) for metric in ("greedy", "sampled"))

@@ -395,16 +395,17 @@ def draw(path, found, heading):
 
     scale = (lambda share: numpy.arcsin(numpy.clip(share, 0, 1) ** 0.5),
              lambda height: numpy.sin(numpy.clip(height, 0, numpy.pi / 2)) ** 2)
+    every = [*METHODS, *(algo for algo in found if algo not in METHODS)]    # which colour is whose
     with matplotlib.rc_context({"svg.hashsalt": "minipost", "font.size": 9}):
         figure = Figure(figsize=(9, 5.5), layout="constrained")
         axes = figure.add_subplot()
         bottom = 1.0
         for algo in reversed(ranked(found)):  # the best lies on top
-            k = METHODS.index(algo)
+            k = every.index(algo)
             tokens, middle, low, high = zip(*pooled(found[algo]))
             bottom = min(bottom, *low)
-            axes.fill_between(tokens, low, high, color=COLOURS[k], alpha=0.09, linewidth=0)
-            axes.plot(tokens, middle, color=COLOURS[k], linestyle=DASHES[k % len(DASHES)],
+            axes.fill_between(tokens, low, high, color=COLOURS[k % len(COLOURS)], alpha=0.09, linewidth=0)
+            axes.plot(tokens, middle, color=COLOURS[k % len(COLOURS)], linestyle=DASHES[k % len(DASHES)],
                       marker=MARKS[k % len(MARKS)], markersize=4, linewidth=1.6,
                       label=f"{algo}  {average([r.after for r in found[algo]]).value:.3f}")
         handles, labels = axes.get_legend_handles_labels()
@@ -435,7 +436,7 @@ def parse(argv):
     parser = argparse.ArgumentParser(prog="python -m scripts.compare", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
-    tasks = sorted(name for name, task in TASKS.items() if not getattr(task, "hidden", False))
+    tasks = sorted(name for name, task in TASKS.items() if not task.hidden)
     parser.add_argument("--methods", default=",".join(METHODS), help="some of them, a,b,c")
     parser.add_argument("--task", default="arithmetic", choices=tasks)
     parser.add_argument("--model", default="checkpoints/base", help="model directory to start from")
@@ -451,8 +452,10 @@ def parse(argv):
     args = parser.parse_args(argv)
     args.methods = list(dict.fromkeys(args.methods.split(",")))
     for algo in args.methods:
-        if algo not in METHODS:
-            parser.error(f"no method {algo!r} to compare; there are {', '.join(METHODS)}")
+        if algo not in methods.names():
+            parser.error(f"no method {algo!r} to compare; there are {', '.join(methods.names())}")
+        if "policy" not in methods.load(algo).EXPORTS:
+            parser.error(f"{algo} makes no policy, so there are no answers of it to compare")
     folder = ROOT / "runs" / ("compare-quick" if args.quick else "compare")
     picture = f"compare-{args.task}.svg"
     fallback = {

@@ -55,7 +55,7 @@ class Setting:
 
     task: object
     flags: tuple
-    room: int
+    max_new_tokens: int
     steps: int
 
 
@@ -79,7 +79,7 @@ def answers(args, setting, seed):
     """The start checkpoint's answers: {prompt: [(completion, right)]}."""
     model, vocabulary = checkpoint.load(ROOT / args.model)
     task = setting.task
-    run = Run(Learner(model), vocabulary, task, task.reward, seed=seed, room=setting.room)
+    run = Run(Learner(model), vocabulary, task, task.reward, seed=seed, max_new_tokens=setting.max_new_tokens)
     problems = task.sample(args.prompts + SPARE, random.Random(f"compare-offline {seed}"))
     with run.aside():
         rollout = run.sample(problems, args.copies, temperature=1.0, purpose="compare-offline")
@@ -125,7 +125,7 @@ def flags(args, setting, folder, algo, seed):
     options = {
         "algo": algo, "data": folder / f"{kind}.jsonl", "eval-data": folder / f"{kind}-spare.jsonl",
         "seed": seed, "model": args.model, "steps": args.steps or setting.steps, "eval-n": 8,
-        "room": setting.room, "show": 0, "save-every": 0, "workers": args.workers, **settings,
+        "max-new-tokens": setting.max_new_tokens, "show": 0, "save-every": 0, "workers": args.workers, **settings,
     }
     return [str(part) for name, value in options.items() for part in (f"--{name}", value)]
 
@@ -135,7 +135,7 @@ def measure(args, setting, seed, model, value=None):
     # A session of its own, as the runs have, so that Ctrl-C lets it finish.
     command = [sys.executable, "-m", "minipost.evaluate", "--model", str(model), "--task",
                setting.task.name, *setting.flags, "--n", str(args.eval_n), "--seed", str(seed),
-               "--room", str(setting.room), "--workers", str(args.workers), "--json",
+               "--max-new-tokens", str(setting.max_new_tokens), "--workers", str(args.workers), "--json",
                *(["--value", str(value)] if value else [])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
                           start_new_session=True)

@@ -29,8 +29,8 @@ CURVES = {  # panel: (task, {curve: [(command, arm)]})
         "at once": [(f"cot {SUMS}", "direct")],
         "worked, greedy": [(f"beam {SUMS}", "greedy")],
         "self-consistency": [(f"self-consistency {SUMS}", f"n={n}") for n in (1, 3, 5, 9, 17, 33)],
-        "best of n, PRM": [(f"best-of-n {SUMS} --samples {n}", "verifier") for n in (2, 4, 8, 16, 32)],
-        "best of n, own verdicts": [(f"best-of-n {SUMS} --samples {n}", "own verdicts")
+        "best of n, PRM": [(f"best-of-n {SUMS} --group-size {n}", "verifier") for n in (2, 4, 8, 16, 32)],
+        "best of n, own verdicts": [(f"best-of-n {SUMS} --group-size {n}", "own verdicts")
                                     for n in (2, 4, 8, 16, 32)],
         "beam, PRM": [(f"beam {SUMS} --width {b} --copies {b}", "beam") for b in (2, 4)],
         "retry": [(f"self-feedback {SUMS} --attempts {k}", "retry") for k in (2, 4)],
@@ -61,7 +61,7 @@ def trained(task, args):
     out = args.runs / f"grpo-{hashlib.sha256(task.encode()).hexdigest()[:8]}"
     if not (out / "summary.json").is_file():
         run(["-m", "minipost.train", "--algo", "grpo", "--model", str(args.model), *task.split(),
-             *GRPO[task].split(), "--room", "64", "--out", str(out)])
+             *GRPO[task].split(), "--max-new-tokens", "64", "--out", str(out)])
     return out
 
 

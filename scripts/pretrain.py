@@ -177,18 +177,18 @@ def encode(run, documents):
 def evenly(run, cfg):
     """As sft.train, but every document counts the same, whatever its length."""
     policy = run.policy
-    policy.decay = cfg.decay
+    policy.weight_decay = cfg.weight_decay
     while True:
-        batch = encode(run, run.problems(cfg.batch))
+        batch = encode(run, run.problems(cfg.batch_size))
         run.tokens += int(batch.mask.sum())
         ends = (batch.mask * torch.arange(batch.mask.shape[1])).amax(1)
         meter = Meter("loss")
         for i in run.micro_batches(range(len(batch)), ends):
             part = batch[i]
-            value = -(logprobs(policy.module, part).sum(1) / part.lengths).sum() / cfg.batch
+            value = -(logprobs(policy.module, part).sum(1) / part.lengths).sum() / cfg.batch_size
             value.backward()
             meter.add(loss=value.detach())
-        policy.step(cosine(cfg.lr, run.step, cfg.steps, cfg.warmup), cfg.max_grad_norm)
+        policy.step(cosine(cfg.lr, run.step, cfg.steps, cfg.warmup_steps), cfg.max_grad_norm)
         yield meter.means()
 
 
@@ -202,9 +202,9 @@ def pretrain(args):
         model = GPT(GPTConfig(words.vocab_size, max_position_embeddings=512, **SHAPES[args.shape]))
         model.initialise(args.seed)
         vocabulary = checkpoint.Vocabulary(words, words.id(BOS), [words.id(EOS)], words.id(PAD))
-    cfg = sft.Config(steps=args.steps, batch=256, lr=2e-3 if thinker else 3e-3, warmup=100, decay=0.1)
+    cfg = sft.Config(steps=args.steps, batch_size=256, lr=2e-3 if thinker else 3e-3, warmup_steps=100, weight_decay=0.1)
     run = Run(Learner(model, betas=(0.9, 0.95)), vocabulary, Thoughts() if thinker else Corpus(), None,
-              seed=args.seed, micro=16 if thinker else 32)
+              seed=args.seed, micro_batch_size=16 if thinker else 32)
     learn, start = (evenly if thinker else sft.train)(run, cfg), time.perf_counter()
     for run.step in range(args.steps):
         metrics = next(learn)

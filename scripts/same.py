@@ -40,11 +40,11 @@ def variants():
     return {
         **found,
         "kto, labels": f"--algo kto {data['labels']}",
-        "grpo, k3": "--algo grpo --kl k3 --epochs 2 --minibatch 64",
+        "grpo, k3": "--algo grpo --kl k3 --epochs 2 --minibatch-size-size 64",
         "ppo, adaptive": "--algo ppo --task arithmetic --control adaptive",
         "rlaif, dpo": "--algo rlaif --learner dpo --sft-steps 1",
         "dpo, likeliest": f"--algo dpo --likeliest 0.8 {data['pairs']}",
-        "dpo, likeliest, sampled": "--algo dpo --likeliest 0.8 --flip 0.1",
+        "dpo, likeliest, sampled": "--algo dpo --likeliest 0.8 --label-smoothing 0.1",
         "rft, STaR": "--algo rft --iterations 2 --restart True --hint True",
         "oreo, token": "--algo oreo --level token --iterations 2",
         "distill, mixed": "--algo distill --mix 0.5",
@@ -65,7 +65,7 @@ def jobs():
     tests = {f"test-time {name}": f"minipost.evaluate --method {name} --n 20 --workers 1 --json"
              for name in test_time.names()}
     tests["solve"] = "minipost.solve --method tot --json"
-    tests["evaluate"] = "minipost.evaluate --task countdown --n 40 --workers 1 --room 48 --json"
+    tests["evaluate"] = "minipost.evaluate --task countdown --n 40 --workers 1 --max-new-tokens 48 --json"
     return tests | trains
 
 

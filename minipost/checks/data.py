@@ -1,7 +1,7 @@
 """What must hold of problems, answers and a reward function before any training: checks of a set-up.
 
 Each is a function from texts and numbers to a Finding, see model.py.  Answers are `sampled` (the policy's,
-`group` of them to each problem) or `reference` (those that training would imitate).
+`group_size` of them to each problem) or `reference` (those that training would imitate).
 """
 
 import json
@@ -87,28 +87,28 @@ def reward_function(asked, error):
     return Finding(name, OK, f"the same for {n} answers asked again and in the other order")
 
 
-def reward_spread(values, texts, group):
+def reward_spread(values, texts, group_size):
     """Answers to one prompt differ in reward: groups in which all tie teach nothing."""
     name = "reward spread"
-    if group == 1:
+    if group_size == 1:
         return Finding(name, NONE, "with a group of 1 no answer has siblings to differ from")
-    cut = range(0, len(values), group)
-    tied = [k for k in cut if len(set(values[k : k + group])) == 1]
+    cut = range(0, len(values), group_size)
+    tied = [k for k in cut if len(set(values[k : k + group_size])) == 1]
     at = Counter(values[k] for k in tied)
-    alike = sum(len(set(texts[k : k + group])) == 1 for k in tied)
+    alike = sum(len(set(texts[k : k + group_size])) == 1 for k in tied)
     mean = sum(values) / len(values)
     if 2 * len(tied) <= len(cut):
-        return Finding(name, OK, f"answers differ in {len(cut) - len(tied)} of {len(cut)} groups of {group}; "
+        return Finding(name, OK, f"answers differ in {len(cut) - len(tied)} of {len(cut)} groups of {group_size}; "
                        f"the mean is {mean:.3f}")
     where = ", ".join(f"{n} at {value:g}" for value, n in at.most_common(3))
     if 2 * alike > len(tied):
         todo = "sample at a higher --temperature or ask harder problems"
     elif at.most_common(1)[0][0] <= mean:
-        todo = "fine-tune first (--algo sft), ask easier problems, or take a larger --group or --algo dapo"
+        todo = "fine-tune first (--algo sft), ask easier problems, or take a larger --group-size or --algo dapo"
     else:
         todo = "ask harder problems, or take --algo dapo, which draws further ones"
     return Finding(
-        name, WARNING, f"in {of(len(tied), len(cut), f'groups of {group} answers')} all rewards tie ({where}"
+        name, WARNING, f"in {of(len(tied), len(cut), f'groups of {group_size} answers')} all rewards tie ({where}"
         + (f"; {alike} of them say the same words" if alike else "") + ")",
         "GRPO, RLOO and pairs learn nothing from them", todo)
 
@@ -140,14 +140,14 @@ def reference_rewards(references, sampled, empty):
                    f"{sum(sampled) / len(sampled):.3f}, empty ones {sum(empty) / len(empty):.3f}")
 
 
-def gaps(scores, values, group):
+def gaps(scores, values, group_size):
     """How far the score of the better one is ahead, of two answers to each prompt that differ in value.
 
     They are the first of a group and the first that differs from it.
     """
     found = []
-    for k in range(0, len(values), group):
-        other = next((j for j in range(k, k + group) if values[j] != values[k]), None)
+    for k in range(0, len(values), group_size):
+        other = next((j for j in range(k, k + group_size) if values[j] != values[k]), None)
         if other is not None:
             found.append((scores[k] - scores[other]) * (1 if values[k] > values[other] else -1))
     return found
@@ -168,24 +168,24 @@ def stated_rewards(problems):
 
 # ---- answers
 
-def cut_answers(finished, references, room):
-    """Answers end by themselves within `room` tokens.
+def cut_answers(finished, references, max_new_tokens):
+    """Answers end by themselves within `max_new_tokens` tokens.
 
     finished: one bool per sampled answer; references: lengths of reference answers in tokens, with EOS.
     """
     name, cut = "cut answers", sum(not done for done in finished)
-    longer = [n for n in references if n > room]
-    what = f"{of(cut, len(finished), 'sampled answers')} are cut at --room {room} before their EOS"
+    longer = [n for n in references if n > max_new_tokens]
+    what = f"{of(cut, len(finished), 'sampled answers')} are cut at --max-new-tokens {max_new_tokens} before their EOS"
     if longer:
         return Finding(
             name, WARNING, f"{what}, and {of(len(longer), len(references), 'reference answers')} are longer",
-            "the policy has no room for an answer that it should give", f"use --room {max(longer)}")
+            "the policy has no room for an answer that it should give", f"use --max-new-tokens {max(longer)}")
     if cut > FEW * len(finished):
         todo = "fine-tune first (--algo sft) so that the policy stops"
         return Finding(name, WARNING, what, "what they would have answered is never rewarded", todo + (
             f" as reference answers do, within {max(references)} tokens" if references else
-            ", or raise --room"))
-    return Finding(name, OK, f"{cut} of {len(finished)} at --room {room}"
+            ", or raise --max-new-tokens"))
+    return Finding(name, OK, f"{cut} of {len(finished)} at --max-new-tokens {max_new_tokens}"
                    + (f"; the longest reference answer has {max(references)}" if references else ""))
 
 
@@ -198,7 +198,7 @@ def parsed_answers(task, texts, own):
         return Finding(
             name, WARNING, f"{of(len(lost), len(texts), 'sampled answers')} state nothing that {task.name} "
             f"can read ({first(lost)})", "they get nothing whatever was worked out in them",
-            "fine-tune first (--algo sft) so that the policy knows the form, or raise --room if they are cut")
+            "fine-tune first (--algo sft) so that the policy knows the form, or raise --max-new-tokens if they are cut")
     return Finding(name, OK, f"{task.name} can read {of(len(texts) - len(lost), len(texts), 'answers')}")
 
 

@@ -22,7 +22,7 @@ def examine(options, task, device):
         scorer = checkpoint.load_reward_model(options.reward_model, run.vocabulary, device, options.dtype)
     found = look_at_texts(run, model.stated_ids(options.model, tokenizer), options.rows)
     problems = [p for p in run.problems(options.prompts)
-                if len(run.vocabulary.prompt(p.prompt)) + run.room <= run.policy.module.context]
+                if len(run.vocabulary.prompt(p.prompt)) + run.max_new_tokens <= run.policy.module.context]
     if problems:
         found += look_at_samples(run, problems, options, scorer)
     else:
@@ -58,7 +58,7 @@ def look_at_texts(run, stated, most):
                 vocabulary.tokenizer.backend.get_added_tokens_decoder().values() if token.special]
     found = [
         model.control_ids(vocabulary, stated), model.eos_in_files(vocabulary, stated),
-        model.context(list(prompts.values()), [length(run, *pair) for pair in given], run.room,
+        model.context(list(prompts.values()), [length(run, *pair) for pair in given], run.max_new_tokens,
                       run.policy.module.context),
         data.control_texts([*prompts, *answers], specials),
         data.boundary(given, encode), data.round_trip(answers, vocabulary),
@@ -77,7 +77,7 @@ def look_at_texts(run, stated, most):
 def look_at_samples(run, problems, options, scorer):
     """What the model's answers to some problems show of it, of the sampler and of the rewards."""
     temperature = options.temperature
-    rollout = run.sample(problems, options.group, temperature=temperature)
+    rollout = run.sample(problems, options.group_size, temperature=temperature)
     texts, asked = run.texts(rollout), [problems[i] for i in rollout.prompt.tolist()]
     shown = [(problem, text) for problem, text in demonstrations(run, problems)
              if length(run, problem.prompt, text) <= run.policy.module.context]
@@ -89,14 +89,14 @@ def look_at_samples(run, problems, options, scorer):
         model.padding(run.policy.module, rollout, run.vocabulary.pad, temperature),
         model.micro_batches(run.policy, rollout, policy_gradient, temperature),
         data.cut_answers(rollout.finished.tolist(),
-                         [len(run.vocabulary.response(text)) for _, text in shown], run.room),
+                         [len(run.vocabulary.response(text)) for _, text in shown], run.max_new_tokens),
         data.parsed_answers(run.task, texts, bool(options.reward)),
     ]
     judged = run.task.name != "file" or options.reward or data.exact(asked)
     values, error = data.ask_often(run.reward, asked, texts, shown) if judged else ({}, "")
     found.append(data.reward_function(values, error))
     if values:
-        found += [data.reward_spread(values["once"], texts, options.group),
+        found += [data.reward_spread(values["once"], texts, options.group_size),
                   data.reference_rewards(values["reference"], values["once"], values["empty"])]
     if scorer:
         found += look_at_scorer(run, scorer, rollout, problems, values.get("once"))

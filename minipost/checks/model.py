@@ -106,27 +106,27 @@ def eos_in_files(vocabulary, stated):
 
 # ---- sequences
 
-def context(prompts, answers, room, limit):
-    """Prompts leave `room` tokens of the context, and fit it with their given answers.
+def context(prompts, answers, max_new_tokens, limit):
+    """Prompts leave `max_new_tokens` tokens of the context, and fit it with their given answers.
 
     prompts: lengths in tokens; answers: lengths of (prompt, answer, EOS) where there are answers.
     """
     name = "context"
-    over = sum(n + room > limit for n in prompts)
+    over = sum(n + max_new_tokens > limit for n in prompts)
     if over:
         left = limit - max(prompts)
         return Finding(
-            name, FAULT, f"{of(over, len(prompts), 'prompts')} with a response of up to {room} tokens "
+            name, FAULT, f"{of(over, len(prompts), 'prompts')} with a response of up to {max_new_tokens} tokens "
             f"do not fit the model's context of {limit}", "minipost.train refuses to start",
-            f"use --room {left} or leave out longer prompts" if left > 0 else
-            f"leave out prompts of more than {limit - room} tokens")
+            f"use --max-new-tokens {left} or leave out longer prompts" if left > 0 else
+            f"leave out prompts of more than {limit - max_new_tokens} tokens")
     over = sum(n > limit for n in answers)
     if over:
         return Finding(
             name, FAULT, f"{of(over, len(answers), 'given answers')} with their prompts pass the model's "
             f"context of {limit} tokens, the longest with {max(answers)}", "minipost.train stops where "
             "it meets them", f"leave out rows of more than {limit} tokens or shorten their prompts")
-    return Finding(name, OK, f"the longest prompt has {max(prompts)} of {limit} tokens, the response {room}")
+    return Finding(name, OK, f"the longest prompt has {max(prompts)} of {limit} tokens, the response {max_new_tokens}")
 
 
 def ends_in_eos(seqs, eos):
@@ -166,7 +166,7 @@ def ratio_at_start(run, rollout, temperature):
     old, = run.for_all(lambda batch: [logprobs(model, batch, temperature)], rollout)
     order, gaps = list(range(len(rollout))), []
     run.rng("order").shuffle(order)
-    for i in (order[k : k + run.micro] for k in range(0, len(order), run.micro)):
+    for i in (order[k : k + run.micro_batch_size] for k in range(0, len(order), run.micro_batch_size)):
         batch = rollout[i]
         logp = logprobs(model, batch, temperature).detach()
         gaps.append((logp - old[i, : logp.shape[1]])[batch.mask])
@@ -251,7 +251,7 @@ def micro_batches(policy, seqs, loss, temperature):
     if not gap <= SHARE[policy.flat.dtype]:
         return Finding(
             name, FAULT, f"the gradient of {len(seqs)} answers changes by {gap:.2g} of its size when it is "
-            "added up from micro-batches", "--micro, which should only save memory, changes what is learnt",
+            "added up from micro-batches", "--micro-batch-size, which should only save memory, changes what is learnt",
             "divide the loss by the tokens of the whole step, not by those of a micro-batch")
     return Finding(name, OK, f"of 1, 3 and {len(seqs)} rows give one gradient, within {gap:.1g} of its size")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from minipost import test_time
 from minipost.cli import options as command
-from minipost.errors import MinipostError, require
+from minipost.errors import MinipostError
 from minipost.measure.stats import paired
 
 
@@ -16,13 +16,11 @@ class Options(command.Options):
     """What every test-time method has."""
 
     model: str = "checkpoints/thinker"  # model directory
-    room: int = 192             # longest answer, in tokens
+    max_new_tokens: int = 192   # longest answer, in tokens
     verifier: str = ""          # directory of a reward model, where the method asks one
     temperature: float = 1.0    # at which answers and steps are sampled (tau)
 
-    def __post_init__(self):
-        super().__post_init__()
-        require(self, at_least=dict(temperature=0))
+    LIMITS = {"temperature": ">= 0"}
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,7 @@ class Measured(Options):
     out: str = ""               # directory for summary.json
     show: int = 2               # held-out problems shown before and after
 
-    def __post_init__(self):
-        super().__post_init__()
-        require(self, at_least=dict(n=1, workers=0, show=0))
+    LIMITS = {"workers": ">= 0", "show": ">= 0"}
 
 
 def settings_of(argv, prog, options):
@@ -56,10 +52,10 @@ def tools_for(settings):
     model, vocabulary = checkpoint.load(options.model)
     directory = options.verifier or settings.method.VERIFIER
     verifier = checkpoint.load_reward_model(directory, vocabulary) if directory else None
-    if options.room >= model.context:
-        raise MinipostError(f"room is {options.room}; the context of {options.model} holds "
+    if options.max_new_tokens >= model.context:
+        raise MinipostError(f"max_new_tokens is {options.max_new_tokens}; the context of {options.model} holds "
                             f"{model.context}")
-    run = Run(Learner(model), vocabulary, task, task.reward, seed=options.seed, room=options.room)
+    run = Run(Learner(model), vocabulary, task, task.reward, seed=options.seed, max_new_tokens=options.max_new_tokens)
     return Texts(run, options.temperature, verifier)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, make_dataclass
 from typing import Any, Literal
 
 from minipost.datasets.rows import File
-from minipost.errors import MinipostError, require
+from minipost.errors import Bounded, MinipostError
 from minipost.tasks import TASKS
 
 PROBLEMS = f"""Problems: --task {{{','.join(TASKS)}}}, whose knobs are listed below"""
@@ -23,15 +23,12 @@ FILES = """, or
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Bounded):
     """What every command has."""
 
     model: str = "checkpoints/base"  # model directory
     seed: int = 0               # everything random follows from it
-    room: int = 48              # longest response, in tokens (L_max)
-
-    def __post_init__(self):
-        require(self, at_least=dict(room=1))
+    max_new_tokens: int = 48    # longest response, in tokens (L_max)
 
 
 @dataclass(frozen=True)
@@ -40,13 +37,9 @@ class SetUp(Options):
 
     reward: tuple[str, ...] = ()  # functions to add up, FILE.py:FUNCTION; the task's own if none
     reward_model: str = ""      # directory of a reward model to score with instead of a function
-    micro: int = 16             # sequences in one forward and backward pass; changes no gradient
+    micro_batch_size: int = 16  # sequences in one forward and backward pass; changes no gradient
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to run; auto: the best there is
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; bfloat16 is slow on CPUs
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(self, at_least=dict(micro=1))
 
 
 @dataclass(frozen=True)
@@ -119,7 +112,20 @@ def _first(argv, prog, methods, flag, data, json):
 
 # ---- names that have changed
 
-RENAMED: dict[str, tuple[str, ...]] = {}  # old field: what it is called now, by method
+RENAMED: dict[str, tuple[str, ...]] = {  # old name: what it is called now, whichever a command has
+    "room": ("max_new_tokens",),
+    "micro": ("micro_batch_size",),
+    "group": ("group_size",),
+    "copies": ("group_size",),
+    "ranked": ("group_size",),
+    "answers": ("group_size", "batch_size"),
+    "samples": ("group_size",),
+    "flip": ("label_smoothing",),
+    "batch": ("batch_size",),
+    "minibatch": ("minibatch_size",),
+    "warmup": ("warmup_steps",),
+    "decay": ("weight_decay",),
+}
 
 
 def new_name(old, parts):

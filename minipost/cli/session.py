@@ -24,10 +24,10 @@ PROG = "python -m minipost.train"
 
 def pick_device(name):
     """The device that --device names."""
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return next((device for device, found in there.items() if found()), "cpu")
-    if name in there and not there[name]():
+        return next((device for device, found in there.items() if found), "cpu")
+    if name in there and not there[name]:
         raise MinipostError(f"--device {name}: this machine or this build of torch has none")
     return name
 
@@ -77,7 +77,7 @@ class Session:
         known = self.task.training() if self.task.training else self.run.problems(16)
         for problem in chain(known, *self.splits.values()):
             check_context(self.run.policy.module, len(self.vocabulary.prompt(problem.prompt)),
-                          self.options.room, problem.prompt)
+                          self.options.max_new_tokens, problem.prompt)
 
     def open_directory(self):
         if not self.lead:
@@ -111,7 +111,7 @@ class Session:
                     self.log(metrics)
                     self.console.step(self.run.step, metrics, rate)
                     flag = torch.tensor([float(self.stop)])
-                    parallel.sum_(flag)
+                    parallel.all_reduce(flag)
                     over = self.over(steps)
                     if flag or over or (every and self.run.step % every == 0):
                         self.save()

@@ -122,8 +122,8 @@ def file_pairs(run, problems):
 
 # ---- comparisons of several answers
 
-def draw_comparisons(run, prompts, answers, label, temperature):
-    """This step's answers, `answers` (K) to each prompt, and which is better than which.
+def draw_comparisons(run, prompts, group_size, label, temperature):
+    """This step's answers, `group_size` (K) to each prompt, and which is better than which.
 
     -> K Sequences of P rows each, wins (P, K, K): true where a row's i-th is better than its j-th.
     From a file they are its pairs (K = 2), else samples of the policy, every two of which the
@@ -131,12 +131,12 @@ def draw_comparisons(run, prompts, answers, label, temperature):
     """
     problems, pairs = step_pairs(run, prompts)
     if pairs is not None:
-        places, wins = [pairs.chosen, pairs.rejected], torch.zeros(len(pairs), 2, 2, dtype=bool)
+        places, wins = [pairs.chosen, pairs.rejected], torch.zeros(len(pairs), 2, 2, dtype=torch.bool)
         wins[:, 0, 1] = True
         return places, wins.to(pairs.chosen.mask.device)
-    rollout = run.sample(problems, answers, temperature=temperature, purpose="pairs")
-    sides = list(itertools.combinations(range(answers), 2))                 # C of them
-    rows = torch.tensor([[p * answers + k for k in side] for p in range(len(problems))
+    rollout = run.sample(problems, group_size, temperature=temperature, purpose="pairs")
+    sides = list(itertools.combinations(range(group_size), 2))                 # C of them
+    rows = torch.tensor([[p * group_size + k for k in side] for p in range(len(problems))
                          for side in sides]).flatten().to(rollout.prompt.device)
     asked = [problem for problem in problems for _ in sides]
     matches = replace(rollout[rows], prompt=torch.arange(len(asked)).repeat_interleave(2)
@@ -145,7 +145,7 @@ def draw_comparisons(run, prompts, answers, label, temperature):
     same = torch.tensor([a == b for a, b in zip(words[::2], words[1::2])])
     lead = label(run, asked, matches).where(~same.to(rollout.mask.device), 0.0)
     lead = lead.view(len(problems), len(sides))
-    wins = torch.zeros(len(problems), answers, answers, dtype=torch.bool, device=lead.device)
+    wins = torch.zeros(len(problems), group_size, group_size, dtype=torch.bool, device=lead.device)
     for c, (i, j) in enumerate(sides):
         wins[:, i, j], wins[:, j, i] = lead[:, c] > 0, lead[:, c] < 0
-    return [rollout[k::answers] for k in range(answers)], wins
+    return [rollout[k::group_size] for k in range(group_size)], wins

@@ -1,7 +1,7 @@
 """A fixed set of answers with their rewards: what is learnt from without sampling on the way.
 
 They come from a file, rows with `completion` and a `reward` within 0..1 (or a `label`, true or false),
-or are sampled once: `copies` answers to each of `prompts` problems, by a frozen copy of the policy.
+or are sampled once: `group_size` answers to each of `prompts` problems, by a frozen copy of the policy.
 With `iterations` the run is cut into as many parts, as equal as whole steps can be; at the start of each
 the frozen copy becomes what the policy has become, and answers anew.  A resumed run draws the same
 answers again, so no state holds them.  What a file states is learnt from, whatever --reward says of it.
@@ -16,14 +16,14 @@ from minipost.errors import MinipostError
 
 
 class Trajectories:
-    """The answers of a run.  cfg has steps, prompts, copies, temperature and iterations.
+    """The answers of a run.  cfg has steps, prompts, group_size, temperature and iterations.
 
     After `refresh` they are: problems, the N answers' own; seqs, N Sequences; reward (N,).  This part
     of the run began at step `since` and has `length` steps.
     """
 
     def __init__(self, run, cfg):
-        self.run, self.cfg, self.since = run, cfg, None
+        self.run, self.cfg, self.since = run, cfg, -1           # no part has begun
         if cfg.iterations > cfg.steps:
             raise MinipostError(f"iterations is {cfg.iterations}; expected at most one per step, of "
                                 f"which there are {cfg.steps}")
@@ -87,7 +87,7 @@ class Trajectories:
         """
         run, cfg, counted = self.run, self.cfg, self.run.tokens
         with run.at(self.since):
-            rollout = run.sample(problems, cfg.copies, temperature=cfg.temperature,
+            rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature,
                                  module=self.sampler, purpose=purpose)
         if run.step != self.since:
             run.tokens = counted

@@ -21,15 +21,15 @@ class Meter:
 
     def means(self, updates=1):
         values = torch.tensor(list(self.sums.values()), dtype=torch.float64)
-        parallel.sum_(values)
+        parallel.all_reduce(values)
         return dict(zip(self.sums, (values / max(1, updates)).tolist()))
 
 
-def describe(rollout, reward, group):
+def describe(rollout, reward, group_size):
     """What people look for first in a rollout, under TRL's names."""
-    by_group = reward.view(-1, group)
+    by_group = reward.view(-1, group_size)
     found = {"reward": float(reward.mean())}
-    if group > 1:
+    if group_size > 1:
         ties = (by_group == by_group[:, :1]).all(1)
         found |= {"reward_std": float(by_group.std(1).mean()),
                   "frac_reward_zero_std": float(ties.float().mean())}

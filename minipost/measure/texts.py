@@ -22,7 +22,7 @@ class Texts:
         self.sample = Sampler(run, temperature=temperature, purpose="answers")
         self.step = Sampler(run, self.mark, temperature, stream)
         self._greedy = Sampler(run, temperature=0.0)
-        self._judge = Sampler(run, purpose="verdicts", room=VERDICT)
+        self._judge = Sampler(run, purpose="verdicts", max_new_tokens=VERDICT)
 
     @property
     def tokens(self):

@@ -47,6 +47,8 @@ class Method:
     check: Callable = lambda run, cfg: None
     #: remark(lines of metrics.jsonl) -> a sentence to end with, or ""
     remark: Callable = lambda lines: ""
+    #: what gradient its mean step is (proof/estimates.Estimate), or in words why that is not asked
+    PROOF: Sequence[Mapping[str, Any]] | str = ()
     #: the metrics whose course is shown at the end
     TRACE: Sequence[str] = ()
     #: which learners are saved as model directories: {learner: folder}

@@ -19,25 +19,27 @@ Where we differ: after `rounds` rounds of sampling the step goes on with the gro
 from dataclasses import dataclass
 
 from minipost import ops
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum
 from minipost.rollout import concat, logprobs_and_distribution, minibatches
 
 TASK = "arithmetic"
 METRIC = "sampled"
+PROOF = [dict(config=dict(prompts=1, group_size=2, rounds=1, overlong=1), rows=2, loss="minus_reward",
+              why="reward less a penalty of length, over its group's deviation", divisor="tokens")]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """GRPO with clip-higher, dynamic sampling, token-level loss and a soft length penalty."""
 
     steps: int = 20             # rollouts to learn from
     prompts: int = 32           # groups per rollout with answers that differ (P)
-    group: int = 8              # answers per prompt (G), at least 2
+    group_size: int = 8         # answers per prompt (G), at least 2
     rounds: int = 2             # how often to sample P prompts before going on with fewer groups
     temperature: float = 1.0    # sampling temperature (tau)
-    minibatch: int = 256        # answers per gradient step
+    minibatch_size: int = 256   # answers per gradient step
     epochs: int = 1             # passes over each rollout (mu)
     clip_low: float = 0.2       # how far a ratio may fall below 1 (eps_low)
     clip_high: float = 0.28     # how far a ratio may rise above 1 (eps_high)
@@ -45,10 +47,7 @@ class Config:
     lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, group=2, rounds=1, minibatch=1, epochs=1,
-                                    clip_low=0, clip_high=0, overlong=0, lr=0),
-                above=dict(temperature=0, max_grad_norm=0))
+    LIMITS = {"group_size": ">= 2", "overlong": ">= 0"}
 
 
 def soft_overlong(lengths, longest, buffer):
@@ -81,19 +80,19 @@ def mixed_groups(run, cfg):
     -> the Rollout of those groups, their rewards with the length penalty, and metrics of the
     first round, which is the only one that is a fair sample of the prompts.
     """
-    parts, rewards, groups, first = [], [], 0, None
+    parts, rewards, groups, first = [], [], 0, {}
     for k in range(cfg.rounds):
         problems = run.problems(cfg.prompts, again=k)
-        rollout = run.sample(problems, cfg.group, temperature=cfg.temperature,
+        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature,
                              purpose=f"rollout {k}")
         reward = run.score(problems, rollout)                               # (B,)
-        first = first or describe(rollout, reward, cfg.group)
-        mixed = (reward.view(-1, cfg.group) != reward.view(-1, cfg.group)[:, :1]).any(1)
-        rows = mixed.repeat_interleave(cfg.group).nonzero()[: (cfg.prompts - groups) * cfg.group, 0]
-        penalty = soft_overlong(rollout.lengths, run.room, cfg.overlong)
+        first = first or describe(rollout, reward, cfg.group_size)
+        mixed = (reward.view(-1, cfg.group_size) != reward.view(-1, cfg.group_size)[:, :1]).any(1)
+        rows = mixed.repeat_interleave(cfg.group_size).nonzero()[: (cfg.prompts - groups) * cfg.group_size, 0]
+        penalty = soft_overlong(rollout.lengths, run.max_new_tokens, cfg.overlong)
         parts.append(rollout[rows])
         rewards += (reward + penalty)[rows].tolist()
-        groups += len(rows) // cfg.group
+        groups += len(rows) // cfg.group_size
         if groups == cfg.prompts:
             break
     return concat(parts, run.vocabulary.pad), reward.new_tensor(rewards), {**first, "rounds": k + 1}
@@ -104,10 +103,10 @@ def train(run, cfg):
     policy = run.policy
     while True:
         rollout, reward, metrics = mixed_groups(run, cfg)
-        adv = ops.group_normalised(reward, cfg.group)                           # (B,)
+        adv = ops.group_normalised(reward, cfg.group_size)                           # (B,)
 
         meter, updates = Meter("loss", "entropy", "clip_ratio"), []
-        for rows in minibatches(range(len(rollout)), cfg.minibatch, cfg.epochs, run.rng("order")):
+        for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs, run.rng("order")):
             count = int(rollout.mask[rows].sum())
             for i in run.micro_batches(rows, rollout.lengths):
                 batch, gain = rollout.take(i, adv)

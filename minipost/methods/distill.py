@@ -27,7 +27,7 @@ from typing import Literal
 import torch
 
 from minipost import checkpoint
-from minipost.errors import MinipostError, require
+from minipost.errors import Bounded, MinipostError
 from minipost.measure.meter import Meter
 from minipost.measure.results import results
 from minipost.ops import kl_exact, kl_exact_grad, shapes
@@ -38,10 +38,17 @@ TASK = "arithmetic"
 METRIC = "greedy"
 KNOBS = {"direct": True}
 MODEL = "checkpoints/student"
+PROOF = [
+    dict(config=dict(batch_size=1, on_policy=0.0), rows=1, loss="forward_kl", factor=1.0,
+         divisor="tokens"),
+    dict(variant="--mix 1", config=dict(batch_size=1, on_policy=1.0, mix=1.0), rows=1,
+         loss="reverse_kl", why="KL in each state, not of how often it is reached",
+         divisor="tokens"),
+]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """A small model learns a larger one's distributions, on the larger one's answers and its own."""
 
     steps: int = 400            # gradient steps
@@ -49,15 +56,16 @@ class Config:
     level: Literal["word", "sequence"] = "word"  # the teacher's distributions, or just its answers
     mix: float = 0.0            # between forward KL (0) and reverse KL (1) (beta of GKD)
     on_policy: float = 0.5      # share of the answers that the student gives itself (lambda)
-    batch: int = 128            # answers per gradient step
+    batch_size: int = 128       # answers per gradient step
     temperature: float = 1.0    # sampling temperature of the answers
     lr: float = 1e-3            # peak learning rate (eta); it ends at zero
-    warmup: int = 10            # steps over which the learning rate climbs to its peak
+    warmup_steps: int = 10      # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
+    LIMITS = {"mix": ">= 0, <= 1", "on_policy": ">= 0, <= 1"}
+
     def __post_init__(self):
-        require(self, at_least=dict(steps=1, batch=1, mix=0, on_policy=0, lr=0, warmup=0),
-                above=dict(temperature=0, max_grad_norm=0), at_most=dict(mix=1, on_policy=1))
+        super().__post_init__()
         if self.level == "sequence" and (self.on_policy or self.mix):
             raise MinipostError("level is sequence, which learns the teacher's answers alone; "
                                 "expected on_policy 0 and mix 0")
@@ -125,9 +133,9 @@ def certain(seqs, like):
 
 
 def answers(run, cfg, teacher):
-    """This step's answers, one to each of `batch` problems, the student's among them."""
-    problems = run.problems(cfg.batch)
-    own = round(cfg.on_policy * cfg.batch)
+    """This step's answers, one to each of `batch_size` problems, the student's among them."""
+    problems = run.problems(cfg.batch_size)
+    own = round(cfg.on_policy * cfg.batch_size)
     sides = [(problems[:own], None, "student"), (problems[own:], teacher, "teacher")]
     return concat([run.sample(some, 1, temperature=cfg.temperature, module=module, purpose=purpose)
                    for some, module, purpose in sides if some], run.vocabulary.pad)
@@ -151,6 +159,6 @@ def train(run, cfg, teacher=None):
             value, stats = loss(logp_all, logq_all, mix=cfg.mix, count=count)
             value.backward()
             meter.add(**stats)
-        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup)
+        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup_steps)
         norm = policy.step(rate, cfg.max_grad_norm)
         yield {**meter.means(), "grad_norm": norm, "learning_rate": rate}

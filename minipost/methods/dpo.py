@@ -8,7 +8,7 @@ reward needs no reward model and no sampling while it learns.  With h = sum_t lo
 
     dL/dlogp_t = -beta sigmoid(-u) / B on the chosen answer, +beta sigmoid(-u) / B on the rejected
 
-Where a share e of the labels is wrong (`--flip e`), the loss of a pair, l(u) = -log sigmoid(u), becomes
+Where a share e of the labels is wrong (`--label-smoothing e`), the loss of a pair, l(u) = -log sigmoid(u), becomes
 
     cDPO     (1-e) l(u) + e l(-u)                 least at u = log((1-e)/e), so certainty is capped
     robust   ((1-e) l(u) - e l(-u)) / (1-2e)      its mean over flipped labels is l(u) on true ones
@@ -32,7 +32,7 @@ from functools import partial
 import torch
 
 from minipost.datasets.preferences import StepPairs, by_reward, take_pairs
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.ops import masked_sum, row_sums, shapes
@@ -40,26 +40,24 @@ from minipost.rollout import logprobs
 
 TASK = "wording"
 METRIC = "win rate"
+PROOF = [dict(config=dict(pairs=1, beta=0.3), rows=2, loss="dpo_loss", factor=1.0)]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Direct preference optimisation on pairs that a task's reward, or a file, puts in order."""
 
     steps: int = 150            # gradient steps
     pairs: int = 64             # prompts with two answers each per step (B, less ties)
     temperature: float = 1.0    # sampling temperature of the answers (tau)
     beta: float = 1.0           # how closely the policy stays by the reference (beta)
-    flip: float = 0.0           # share of the labels taken to be wrong (e), below 0.5
+    label_smoothing: float = 0.0  # share of the labels taken to be wrong (e), below 0.5
     robust: bool = False        # with flip: undo the flips on average instead of smoothing (cDPO)
     likeliest: float = 1.0      # share of the pairs kept, those whose chosen answer is likeliest
     lr: float = 5e-5            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, pairs=1, flip=0, lr=0),
-                above=dict(temperature=0, beta=0, likeliest=0, max_grad_norm=0),
-                at_most=dict(flip=0.49, likeliest=1))
+    LIMITS = {"beta": "> 0", "label_smoothing": ">= 0, <= 0.49", "likeliest": "> 0, <= 1"}
 
 
 def lead(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, beta):
@@ -68,24 +66,24 @@ def lead(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, beta):
 
 
 @shapes(logp_w="B T", logp_l="B S", ref_w="B T", ref_l="B S", mask_w="B T", mask_l="B S")
-def loss(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, *, beta, flip=0.0, robust=False, count):
+def loss(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, *, beta, label_smoothing=0.0, robust=False, count):
     """Log-probs, the reference's, and masks of chosen (w) and rejected (l) answers; count = B
 
     ->  scalar loss, metrics that add up
     """
     u = lead(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, beta)
     right, wrong = (-torch.nn.functional.logsigmoid(sign * u).sum() / count for sign in (1, -1))
-    value = (1 - flip) * right + (-flip if robust else flip) * wrong
+    value = (1 - label_smoothing) * right + (-label_smoothing if robust else label_smoothing) * wrong
     if robust:
-        value = value / (1 - 2 * flip)
+        value = value / (1 - 2 * label_smoothing)
     return value, {"loss": value.detach(), **margins(u, count)}
 
 
-def loss_grad(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, *, beta, flip=0.0, robust=False, count):
+def loss_grad(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, *, beta, label_smoothing=0.0, robust=False, count):
     """The derivative of `loss`: {"logp_w": (b, T), "logp_l": (b, S)}."""
     u = lead(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, beta)
-    slope = (1 - flip) * torch.sigmoid(-u) + (flip if robust else -flip) * torch.sigmoid(u)
-    push = beta * slope[:, None] / (count * (1 - 2 * flip if robust else 1))    # (b, 1)
+    slope = (1 - label_smoothing) * torch.sigmoid(-u) + (label_smoothing if robust else -label_smoothing) * torch.sigmoid(u)
+    push = beta * slope[:, None] / (count * (1 - 2 * label_smoothing if robust else 1))    # (b, 1)
     return {"logp_w": -push * mask_w, "logp_l": push * mask_l}
 
 
@@ -102,7 +100,7 @@ def measure(run, splits, cfg):
 
 def train(run, cfg, label=by_reward):
     """pairs -> log-probs of policy and reference -> loss -> update.  Yields metrics per step."""
-    objective = partial(loss, beta=cfg.beta, flip=cfg.flip, robust=cfg.robust)
+    objective = partial(loss, beta=cfg.beta, label_smoothing=cfg.label_smoothing, robust=cfg.robust)
     return learn(run, cfg, StepPairs(run, cfg, label), objective)
 
 

@@ -17,32 +17,32 @@ Answers whose group ties are not trained on: their gradient is exactly zero.
 from dataclasses import dataclass
 
 from minipost import ops
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum
 from minipost.rollout import logprobs_and_distribution, minibatches
 
 TASK = "arithmetic"
 METRIC = "sampled"
+PROOF = [dict(config=dict(prompts=1, group_size=2), rows=2, loss="minus_reward", factor=0.5,
+              divisor="longest")]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """GRPO without its two biased normalisers."""
 
     steps: int = 28             # rollouts to learn from
     prompts: int = 32           # prompts per rollout (P)
-    group: int = 8              # answers per prompt (G), at least 2
+    group_size: int = 8         # answers per prompt (G), at least 2
     temperature: float = 1.0    # sampling temperature (tau)
-    minibatch: int = 256        # answers per gradient step (B)
+    minibatch_size: int = 256   # answers per gradient step (B)
     epochs: int = 1             # passes over each rollout (mu)
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
     lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, group=2, minibatch=1, epochs=1, clip=0,
-                                    lr=0), above=dict(temperature=0, max_grad_norm=0))
+    LIMITS = {"group_size": ">= 2"}
 
 
 @ops.shapes(logp="B T", logp_old="B T", adv="B", mask="B T")
@@ -69,21 +69,21 @@ def train(run, cfg):
     policy = run.policy
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
+        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
-        adv = ops.group_centred(reward, cfg.group).flatten()                         # (B,)
+        adv = ops.group_centred(reward, cfg.group_size).flatten()                         # (B,)
 
         meter, updates = Meter("loss", "entropy", "clip_ratio"), []
-        for rows in minibatches(range(len(rollout)), cfg.minibatch, cfg.epochs, run.rng("order")):
+        for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs, run.rng("order")):
             live = [row for row in rows if adv[row] != 0]
             seen = max(1, int(rollout.mask[live].sum()))
             for i in run.micro_batches(live, rollout.lengths):
                 batch, gain = rollout.take(i, adv)
                 logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
                 value, stats = loss(logp, batch.logp, gain, batch.mask, clip=cfg.clip,
-                                    rows=len(rows), longest=run.room)
+                                    rows=len(rows), longest=run.max_new_tokens)
                 value.backward()
                 meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / seen)
             updates.append(policy.step(cfg.lr, cfg.max_grad_norm))
-        yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group),
+        yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group_size),
                "grad_norm": sum(updates) / len(updates), "learning_rate": cfg.lr}

@@ -24,24 +24,32 @@ from typing import Literal
 import torch
 
 from minipost import ops
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum, spread
 from minipost.rollout import chosen_logprobs, distribution, logprobs_and_distribution, minibatches
 
 TASK = "arithmetic"
 METRIC = "sampled"
+PROOF = [
+    dict(config=dict(prompts=1, group_size=2, beta=0.3), rows=2, loss="minus_regularised",
+         why="reward over its group's deviation; KL in each state, not of how often it is reached",
+         divisor="tokens"),
+    dict(variant="--kl k3", config=dict(prompts=1, group_size=2, beta=0.3, kl="k3"), rows=2,
+         loss="minus_regularised", why="as grpo, and k3 as a loss descends KL(ref || pi)",
+         divisor="tokens"),
+]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Group-relative policy optimisation against a task's reward or --reward."""
 
     steps: int = 28             # rollouts to learn from
     prompts: int = 32           # prompts per rollout (P)
-    group: int = 8              # answers per prompt (G), at least 2
+    group_size: int = 8         # answers per prompt (G), at least 2
     temperature: float = 1.0    # sampling temperature (tau)
-    minibatch: int = 256        # answers per gradient step
+    minibatch_size: int = 256   # answers per gradient step
     epochs: int = 1             # passes over each rollout (mu)
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
     beta: float = 0.01          # weight of the KL to the starting policy (beta)
@@ -49,9 +57,7 @@ class Config:
     lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, group=2, minibatch=1, epochs=1, clip=0,
-                                    beta=0, lr=0), above=dict(temperature=0, max_grad_norm=0))
+    LIMITS = {"group_size": ">= 2"}
 
 
 @ops.shapes(logp="B T", logp_old="B T", kl="B T", adv="B", mask="B T")
@@ -90,12 +96,12 @@ def train(run, cfg):
     reference = run.reference() if cfg.beta else None
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
+        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
-        adv = ops.group_normalised(reward, cfg.group)                           # (B,)
+        adv = ops.group_normalised(reward, cfg.group_size)                           # (B,)
 
         meter, updates = Meter("loss", "kl", "entropy", "clip_ratio"), []
-        for rows in minibatches(range(len(rollout)), cfg.minibatch, cfg.epochs, run.rng("order")):
+        for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs, run.rng("order")):
             count = int(rollout.mask[rows].sum())
             live = rows if cfg.beta else [row for row in rows if adv[row] != 0]
             seen = max(1, int(rollout.mask[live].sum()))
@@ -109,5 +115,5 @@ def train(run, cfg):
                 meter.add(**stats, kl=masked_sum(kl, batch.mask).detach() / count,
                           entropy=ops.entropy(logp_all.detach()).sum() / seen)
             updates.append(policy.step(cfg.lr, cfg.max_grad_norm))
-        yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group),
+        yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group_size),
                "grad_norm": sum(updates) / len(updates), "learning_rate": cfg.lr}

@@ -15,31 +15,29 @@ from dataclasses import dataclass
 from functools import partial
 
 from minipost.datasets.preferences import StepPairs, by_reward
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure import scorers
 from minipost.methods import dpo
 from minipost.ops import row_sums, shapes
 
 TASK = "wording"
 METRIC = "win rate"
+PROOF = [dict(config=dict(pairs=1, tau=0.3), rows=2, loss="ipo_loss", factor=1.0)]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Preference optimisation towards a gap of a given size."""
 
     steps: int = 150            # gradient steps
     pairs: int = 64             # prompts with two answers each per step (B, less ties)
     temperature: float = 1.0    # sampling temperature of the answers
-    tau: float = 0.1            # how closely the policy stays by the reference; the gap is 1/(2 tau) nats
+    tau: float = 0.1  # how closely the policy stays by the reference; the gap is 1/(2 tau) nats
     likeliest: float = 1.0      # share of the pairs kept, those whose chosen answer is likeliest
     lr: float = 1e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, pairs=1, lr=0),
-                above=dict(temperature=0, tau=0, likeliest=0, max_grad_norm=0),
-                at_most=dict(likeliest=1))
+    LIMITS = {"tau": "> 0", "likeliest": "> 0, <= 1"}
 
 
 def gap(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l):

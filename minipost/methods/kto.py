@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.measure.results import Result
@@ -31,14 +31,16 @@ from minipost.rollout import logprobs, pack
 
 TASK = "wording"
 METRIC = "win rate"
+PROOF = [dict(config=dict(batch_size=2, beta=0.3), rows=2, loss="kto_loss",
+              why="its z0 is a mean over answers of ref, cut at 0; KL(pi || ref) is one over those of pi")]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Preference optimisation on answers that are good or bad by themselves."""
 
     steps: int = 150            # gradient steps
-    answers: int = 128          # answers per step (B)
+    batch_size: int = 128       # answers per step (B)
     temperature: float = 1.0    # sampling temperature of the answers
     beta: float = 0.5           # how fast worth saturates (beta)
     good_weight: float = 1.0    # weight of good answers (lambda_D)
@@ -46,9 +48,7 @@ class Config:
     lr: float = 5e-5            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, answers=2, good_weight=0, bad_weight=0, lr=0),
-                above=dict(temperature=0, beta=0, max_grad_norm=0))
+    LIMITS = {"batch_size": ">= 2", "beta": "> 0"}
 
 
 def worth(logp, logp_ref, mask, good, z0, beta):
@@ -93,12 +93,12 @@ def draw(run, cfg, reference):
     first = run.problems(1)[0].columns
     if "chosen" in first:
         rows = [(p.prompt, p.columns[side], side == "chosen")
-                for p in run.problems(max(1, cfg.answers // 2)) for side in ("chosen", "rejected")]
+                for p in run.problems(max(1, cfg.batch_size // 2)) for side in ("chosen", "rejected")]
     elif "label" in first:
         rows = [(p.prompt, p.columns["completion"], p.columns["label"])
-                for p in run.problems(cfg.answers)]
+                for p in run.problems(cfg.batch_size)]
     else:
-        problems = run.problems(cfg.answers)
+        problems = run.problems(cfg.batch_size)
         rollout = run.sample(problems, 1, temperature=cfg.temperature, module=reference)
         reward = run.grade(problems, rollout)
         return rollout, reward > reward.mean()

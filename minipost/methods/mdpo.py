@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.methods.dpo import margins
@@ -25,46 +25,45 @@ from minipost.rollout import logprobs
 
 TASK = "wording"
 METRIC = "win rate"
+PROOF = [dict(config=dict(prompts=1, group_size=1, beta=0.3), rows=2, loss="dpo_loss", factor=1.0)]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Preference optimisation between sets of several answers."""
 
     steps: int = 150            # gradient steps
     prompts: int = 32           # prompts with two sets each per step (B, less ties)
-    answers: int = 2            # answers in a set (K)
+    group_size: int = 2         # answers in a set (K)
     temperature: float = 1.0    # sampling temperature of the answers
     beta: float = 1.0           # how closely the policy stays by the reference (beta)
     lr: float = 5e-5            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, answers=1, lr=0),
-                above=dict(temperature=0, beta=0, max_grad_norm=0))
+    LIMITS = {"beta": "> 0"}
 
 
-def lead(logp, logp_ref, mask, beta, answers):
+def lead(logp, logp_ref, mask, beta, group_size):
     """u of each comparison.  (b,)"""
-    h = row_sums(logp - logp_ref, mask).view(-1, 2, answers).mean(2)        # better, worse
+    h = row_sums(logp - logp_ref, mask).view(-1, 2, group_size).mean(2)        # better, worse
     return beta * (h[:, 0] - h[:, 1])
 
 
 @shapes(logp="B T", logp_ref="B T", mask="B T")
-def loss(logp, logp_ref, mask, *, beta, answers, count):
+def loss(logp, logp_ref, mask, *, beta, group_size, count):
     """Log-probs and mask (2Kb, T), a comparison's better set first; count = B
 
     ->  scalar loss, metrics that add up
     """
-    u = lead(logp, logp_ref, mask, beta, answers)
+    u = lead(logp, logp_ref, mask, beta, group_size)
     value = -torch.nn.functional.logsigmoid(u).sum() / count
     return value, {"loss": value.detach(), **margins(u, count)}
 
 
-def loss_grad(logp, logp_ref, mask, *, beta, answers, count):
+def loss_grad(logp, logp_ref, mask, *, beta, group_size, count):
     """The derivative of `loss`: {"logp": (2Kb, T)}."""
-    push = beta * torch.sigmoid(-lead(logp, logp_ref, mask, beta, answers)) / (answers * count)
-    sides = torch.stack([-push, push], 1).repeat_interleave(answers, 1)     # (b, 2K)
+    push = beta * torch.sigmoid(-lead(logp, logp_ref, mask, beta, group_size)) / (group_size * count)
+    sides = torch.stack([-push, push], 1).repeat_interleave(group_size, 1)     # (b, 2K)
     return {"logp": sides.view(-1, 1) * mask}
 
 
@@ -75,7 +74,7 @@ def measure(run, splits, cfg):
 
 def train(run, cfg):
     """answers of the reference -> sets in order -> log-probs -> loss -> update."""
-    policy, reference, k = run.policy, run.reference(), cfg.answers
+    policy, reference, k = run.policy, run.reference(), cfg.group_size
     while True:
         problems = run.problems(cfg.prompts)
         rollout = run.sample(problems, 2 * k, temperature=cfg.temperature, module=reference,
@@ -92,7 +91,7 @@ def train(run, cfg):
             with torch.no_grad():
                 logp_ref = logprobs(reference, batch)
             objective, stats = loss(logprobs(policy.module, batch), logp_ref, batch.mask,
-                                    beta=cfg.beta, answers=k, count=count)
+                                    beta=cfg.beta, group_size=k, count=count)
             objective.backward()
             meter.add(**stats)
         norm = policy.step(cfg.lr, cfg.max_grad_norm) if count else 0.0

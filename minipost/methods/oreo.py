@@ -37,7 +37,7 @@ from typing import Literal
 import torch
 
 from minipost.datasets.trajectories import Trajectories, reward_of, stated
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.gpt import RewardModel
 from minipost.measure.meter import Meter
 from minipost.measure.results import Result, results
@@ -51,32 +51,31 @@ from minipost.test_time import beam
 TASK = "countdown"
 METRIC = "sampled"
 EXPORTS = {"policy": "model", "critic": "critic"}
+PROOF = [dict(config=dict(prompts=1, group_size=1, batch_size=1, level="response", beta=0.3), rows=1,
+              loss="path_consistency", factor=1.0)]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Policy and value from one fixed set of answers with rewards, by soft Bellman consistency."""
 
     steps: int = 200            # gradient steps
-    prompts: int = 512          # problems that are answered before learning, unless --data has answers
-    copies: int = 8             # answers to each
+    prompts: int = 512  # problems that are answered before learning, unless --data has answers
+    group_size: int = 8         # answers to each
     iterations: int = 1         # how often they are answered anew, by the policy as it is then
-    batch: int = 64             # answers per gradient step (B)
+    batch_size: int = 64        # answers per gradient step (B)
     temperature: float = 1.0    # sampling temperature of the answers
     level: Literal["token", "step", "response"] = "step"  # what an action is
     beta: float = 0.05          # price of leaving the reference (beta)
     alpha: float = 0.1          # weight of the KL regulariser (alpha)
     lr: float = 2e-4            # peak learning rate of the policy (eta); it ends at zero
     critic_lr: float = 5e-4     # the same of the value
-    warmup: int = 10            # steps over which the learning rates climb to their peaks
+    warmup_steps: int = 10      # steps over which the learning rates climb to their peaks
     max_grad_norm: float = 1.0  # a gradient is shortened to this norm
     width: int = 4              # beams of the search that measures the value
     tries: int = 4              # samples to go on with each of them
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, copies=1, iterations=1, batch=1, alpha=0,
-                                    lr=0, critic_lr=0, warmup=0, width=1, tries=1),
-                above=dict(temperature=0, beta=0, max_grad_norm=0))
+    LIMITS = {"beta": "> 0"}
 
 
 def of_action(x, starts):
@@ -191,7 +190,7 @@ def train(run, cfg):
     while True:
         if data.refresh():
             begins = starts(run, data.seqs, cfg.level)                      # (N, T)
-        rows = data.deal(range(len(data.seqs)), cfg.batch)
+        rows = data.deal(range(len(data.seqs)), cfg.batch_size)
         batch, begin, reward = data.seqs.take(rows, begins, data.reward)
         data.count(batch)
         tokens = batch.mask.sum()
@@ -207,7 +206,7 @@ def train(run, cfg):
                                 part.mask, here, beta=cfg.beta, alpha=cfg.alpha, count=len(batch))
             total.backward()
             meter.add(**stats, kl=kl.detach().sum() / tokens)
-        rates = [cosine(peak, run.step, cfg.steps, cfg.warmup) for peak in (cfg.lr, cfg.critic_lr)]
+        rates = [cosine(peak, run.step, cfg.steps, cfg.warmup_steps) for peak in (cfg.lr, cfg.critic_lr)]
         norms = [each.step(rate, cfg.max_grad_norm)
                  for each, rate in zip((policy, critic), rates)]
         yield {**meter.means(), "reward": float(reward.mean()), "grad_norm": norms[0],

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minipost.errors import MinipostError, require
+from minipost.errors import Bounded, MinipostError
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.ops import shapes
@@ -35,23 +35,21 @@ TASK = "countdown"
 METRIC = "pair accuracy"
 EXPORTS = {REWARD_MODEL: "model"}
 measure = scorers.measure
+PROOF = [dict(config=dict(prompts=1, group_size=1), rows=1, loss="outcome_entropy", factor=1.0,
+              learner=REWARD_MODEL)]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """A verifier of whole answers, from samples that a task's reward calls right or wrong."""
 
     steps: int = 220            # gradient steps
     prompts: int = 32           # prompts per step
-    copies: int = 4             # answers to each prompt (B = prompts * copies)
+    group_size: int = 4         # answers to each prompt (B = prompts * group_size)
     temperature: float = 1.3    # sampling temperature of the answers (tau)
     lr: float = 5e-4            # peak learning rate (eta); it ends at zero
-    warmup: int = 20            # steps over which the learning rate climbs to its peak
+    warmup_steps: int = 20      # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
-
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, copies=1, lr=0, warmup=0),
-                above=dict(temperature=0, max_grad_norm=0))
 
 
 @shapes(score="B", right="B")
@@ -81,7 +79,7 @@ def train(run, cfg):
     model = scorers.scorer(run)
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.copies, temperature=cfg.temperature)
+        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
         right = outcomes(run, problems, rollout)                            # (B,)
         meter = Meter("loss", "accuracy")
         for i in run.micro_batches(range(len(rollout)), rollout.lengths):
@@ -89,7 +87,7 @@ def train(run, cfg):
                                 count=len(rollout))
             value.backward()
             meter.add(**stats)
-        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup)
+        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup_steps)
         norm = model.step(rate, cfg.max_grad_norm)
         yield {**meter.means(), "right": float(right.mean()), "grad_norm": norm,
                "learning_rate": rate}

@@ -22,7 +22,7 @@ from math import log
 import torch
 
 from minipost.datasets.preferences import StepPairs, by_reward
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure import scorers
 from minipost.methods import dpo
 from minipost.ops import row_means, shapes
@@ -30,10 +30,11 @@ from minipost.ops import row_means, shapes
 TASK = "wording"
 METRIC = "win rate"
 CERTAIN = -1e-6  # a mean log-prob above this counts as this
+PROOF = [dict(config=dict(pairs=1), rows=2, loss="orpo_loss", factor=1.0)]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Fine-tuning on chosen answers with a penalty on the odds of rejected ones."""
 
     steps: int = 150            # gradient steps
@@ -44,10 +45,7 @@ class Config:
     lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, pairs=1, lam=0, lr=0),
-                above=dict(temperature=0, likeliest=0, max_grad_norm=0),
-                at_most=dict(likeliest=1))
+    LIMITS = {"likeliest": "> 0, <= 1"}
 
 
 def log_odds(mean):

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from minipost.datasets import preferences
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.ops import shapes
@@ -33,23 +33,23 @@ TASK = "wording"
 METRIC = "pair accuracy"
 EXPORTS = {REWARD_MODEL: "model"}
 measure = scorers.measure
+PROOF = [dict(config=dict(prompts=1, group_size=2), rows=2, loss="bradley_terry", factor=1.0,
+              learner=REWARD_MODEL)]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """A reward model from rankings of several answers to a prompt."""
 
     steps: int = 200            # gradient steps
     prompts: int = 32           # prompts per step (B, less those whose answers all tie)
-    ranked: int = 4             # answers to each prompt that are ranked (K), at least 2
+    group_size: int = 4         # answers to each prompt that are ranked (K), at least 2
     temperature: float = 1.0    # sampling temperature of the answers (tau)
     lr: float = 1e-3            # peak learning rate (eta); it ends at zero
-    warmup: int = 20            # steps over which the learning rate climbs to its peak
+    warmup_steps: int = 20      # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, ranked=2, lr=0, warmup=0),
-                above=dict(temperature=0, max_grad_norm=0))
+    LIMITS = {"group_size": ">= 2"}
 
 
 def left(scores):
@@ -88,12 +88,12 @@ def draw_rankings(run, cfg):
     problems, pairs = preferences.step_pairs(run, cfg.prompts)
     if pairs is not None:
         return [pairs.chosen, pairs.rejected]
-    rollout = run.sample(problems, cfg.ranked, temperature=cfg.temperature, purpose="rankings")
-    reward = run.grade(problems, rollout).view(-1, cfg.ranked)
+    rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature, purpose="rankings")
+    reward = run.grade(problems, rollout).view(-1, cfg.group_size)
     orders = rank(reward, run.rng("ranks"), run.task.noise)
-    rows = [[p * cfg.ranked + k for k in order] for p, order in enumerate(orders) if order]
-    rows = torch.tensor(rows, dtype=torch.long, device=reward.device).view(-1, cfg.ranked)
-    return [rollout[place] for place in rows.unbind(1)]
+    rows = [[p * cfg.group_size + k for k in order] for p, order in enumerate(orders) if order]
+    order = torch.tensor(rows, dtype=torch.long, device=reward.device).view(-1, cfg.group_size)
+    return [rollout[place] for place in order.unbind(1)]
 
 
 def train(run, cfg):
@@ -107,6 +107,6 @@ def train(run, cfg):
             value, stats = loss(scores, count=count)                        # (b, K)
             value.backward()
             meter.add(**stats)
-        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup)
+        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup_steps)
         norm = model.step(rate, cfg.max_grad_norm) if count else 0.0
         yield {**meter.means(), "rankings": count, "grad_norm": norm, "learning_rate": rate}

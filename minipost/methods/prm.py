@@ -28,7 +28,7 @@ from typing import Literal
 
 import torch
 
-from minipost.errors import MinipostError, require
+from minipost.errors import Bounded, MinipostError
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.measure.results import Result
@@ -40,26 +40,27 @@ from minipost.sampler import ends
 TASK = "arithmetic"
 METRIC = "pair accuracy"
 EXPORTS = {REWARD_MODEL: "model"}
+PROOF = [dict(config=dict(prompts=1, group_size=1), rows=1, loss="step_entropy", factor=1.0,
+              why="exact but for the division by the number of steps", divisor="marks",
+              learner=REWARD_MODEL)]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """A verifier of steps, from samples whose steps a task can check."""
 
     steps: int = 110            # gradient steps
     prompts: int = 32           # prompts per step
-    copies: int = 4             # answers to each prompt
+    group_size: int = 4         # answers to each prompt
     hot: float = 1.6            # sampling temperature of the answers in the first half
     temperature: float = 1.0    # what it has come down to at the end (tau)
     last_only: bool = False     # label the last token alone: an outcome reward model
     aggregate: Literal["min", "last", "product"] = "min"  # a solution's chance from its steps'
     lr: float = 4e-4            # peak learning rate (eta); it ends at zero
-    warmup: int = 20            # steps over which the learning rate climbs to its peak
+    warmup_steps: int = 20      # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, copies=1, lr=0, warmup=0),
-                above=dict(hot=0, temperature=0, max_grad_norm=0))
+    LIMITS = {"hot": "> 0"}
 
 
 @shapes(score="B T", right="B T", mask="B T")
@@ -183,7 +184,7 @@ def train(run, cfg):
     model = scorers.scorer(run)
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.copies, temperature=cooled(cfg, run.step))
+        rollout = run.sample(problems, cfg.group_size, temperature=cooled(cfg, run.step))
         mask = marks(run, rollout, cfg.last_only)                           # (B, T)
         right = labels(run, problems, rollout, cfg.last_only)               # (B, T)
         count, meter = int(mask.sum()), Meter("loss", "accuracy")
@@ -192,7 +193,7 @@ def train(run, cfg):
             value, stats = loss(step_scores(model.module, batch), *labelled, count=count)
             value.backward()
             meter.add(**stats)
-        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup)
+        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup_steps)
         norm = model.step(rate, cfg.max_grad_norm)
         yield {**meter.means(), "right": float(right[mask].mean()),
                "temperature": cooled(cfg, run.step), "grad_norm": norm,

@@ -27,33 +27,32 @@ from dataclasses import dataclass
 import torch
 
 from minipost import ops
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum
 from minipost.rollout import logprobs_and_distribution, minibatches
 
 TASK = "arithmetic"
 METRIC = "sampled"
+PROOF = [dict(config=dict(prompts=1, group_size=2, beta=0.3), rows=2, loss="minus_regularised",
+              why="whitened, so that every rollout of two is as spread as any other",
+              divisor="tokens")]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Clipped policy gradient with per-token KL in the reward and whitened returns."""
 
     steps: int = 28             # rollouts to learn from
     prompts: int = 32           # prompts per rollout (P)
-    group: int = 8              # answers per prompt (G)
+    group_size: int = 8         # answers per prompt (G)
     temperature: float = 1.0    # sampling temperature (tau)
-    minibatch: int = 256        # answers per gradient step
+    minibatch_size: int = 256   # answers per gradient step
     epochs: int = 1             # passes over each rollout (mu)
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
     beta: float = 0.01          # price of a token's log-ratio to the starting policy (beta)
     lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
-
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, group=1, minibatch=1, epochs=1, clip=0,
-                                    beta=0, lr=0), above=dict(temperature=0, max_grad_norm=0))
 
 
 def returns(reward, ratio, mask, beta):
@@ -86,14 +85,14 @@ def train(run, cfg):
     reference = run.reference() if cfg.beta else None
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
+        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
         ratio = run.log_ratio(rollout, reference, cfg.temperature)          # (B, T)
         ret = returns(reward, ratio, rollout.mask, cfg.beta)                # (B, T)
         adv = ops.whiten(ret, rollout.mask)                                 # (B, T)
 
         meter, updates = Meter("loss", "entropy", "clip_ratio"), []
-        for rows in minibatches(range(len(rollout)), cfg.minibatch, cfg.epochs, run.rng("order")):
+        for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs, run.rng("order")):
             count = int(rollout.mask[rows].sum())
             for i in run.micro_batches(rows, rollout.lengths):
                 batch, gain = rollout.take(i, adv)
@@ -103,6 +102,6 @@ def train(run, cfg):
                 value.backward()
                 meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / count)
             updates.append(policy.step(cfg.lr, cfg.max_grad_norm))
-        yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group),
+        yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group_size),
                "kl": float(ratio.sum() / rollout.mask.sum()),
                "grad_norm": sum(updates) / len(updates), "learning_rate": cfg.lr}

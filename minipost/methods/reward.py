@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from minipost.datasets import preferences
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.ops import shapes
@@ -36,25 +36,25 @@ TASK = "wording"
 METRIC = "pair accuracy"
 EXPORTS = {REWARD_MODEL: "model"}
 measure = scorers.measure
+PROOF = [dict(config=dict(prompts=1, group_size=2, center=0.1), rows=2, loss="centred_bradley_terry",
+              factor=1.0, learner=REWARD_MODEL)]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """A reward model from pairs that a task's hidden reward, or a file, puts in order."""
 
     steps: int = 350            # gradient steps
     prompts: int = 32           # prompts per step
-    answers: int = 4            # answers to each, of which every two make a pair (B pairs, less ties)
+    group_size: int = 4  # answers to each, of which every two make a pair (B pairs, less ties)
     temperature: float = 1.0    # sampling temperature of the answers (tau)
     margin: float = 0.0         # lead that the better answer should have
     center: float = 0.001       # weight of the pull of both scores to zero (c)
     lr: float = 1e-3            # peak learning rate (eta); it ends at zero
-    warmup: int = 20            # steps over which the learning rate climbs to its peak
+    warmup_steps: int = 20      # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, answers=2, margin=0, center=0, lr=0, warmup=0),
-                above=dict(temperature=0, max_grad_norm=0))
+    LIMITS = {"group_size": ">= 2"}
 
 
 @shapes(score_w="B", score_l="B")
@@ -79,7 +79,7 @@ def train(run, cfg, label=preferences.by_reward, first=0):
     """
     model = scorers.scorer(run)
     while True:
-        places, wins = preferences.draw_comparisons(run, cfg.prompts, cfg.answers, label,
+        places, wins = preferences.draw_comparisons(run, cfg.prompts, cfg.group_size, label,
                                                     cfg.temperature)
         pairs, meter = int(wins.sum()), Meter("loss", "accuracy", "margin")
         for i in run.micro_batches(range(len(wins)), sum(place.lengths for place in places)):
@@ -89,6 +89,6 @@ def train(run, cfg, label=preferences.by_reward, first=0):
                                 center=cfg.center, count=max(1, pairs))
             value.backward()
             meter.add(**stats)
-        rate = cosine(cfg.lr, run.step - first, cfg.steps, cfg.warmup)
+        rate = cosine(cfg.lr, run.step - first, cfg.steps, cfg.warmup_steps)
         norm = model.step(rate, cfg.max_grad_norm) if pairs else 0.0
         yield {**meter.means(), "pairs": pairs, "grad_norm": norm, "learning_rate": rate}

@@ -30,7 +30,7 @@ from typing import Literal
 import torch
 
 from minipost.datasets.trajectories import Trajectories, reward_of, stated
-from minipost.errors import MinipostError, require
+from minipost.errors import Bounded, MinipostError
 from minipost.measure.meter import Meter
 from minipost.measure.results import Result, results
 from minipost.ops import masked_sum, shapes
@@ -40,29 +40,29 @@ from minipost.tasks.base import Problem
 
 TASK = "arithmetic"
 METRIC = "sampled"
+PROOF = [dict(config=dict(prompts=1, group_size=2, batch_size=2, least=0.5), rows=2, loss="minus_success",
+              why="each text once; with none right there is no step", divisor="kept")]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Fine-tuning on those of the policy's own answers that a reward finds right."""
 
     steps: int = 100            # gradient steps
-    prompts: int = 512          # problems that are answered before learning, unless --data has answers
-    copies: int = 8             # answers to each
+    prompts: int = 512  # problems that are answered before learning, unless --data has answers
+    group_size: int = 8         # answers to each
     iterations: int = 1         # how often they are answered anew, by the policy as it is then
     restart: bool = False       # learn each time from the first weights (STaR)
     hint: bool = False          # where no answer is right, ask again with the answer in the prompt
     least: float = 1.0          # reward from which on an answer is kept
     weigh: Literal["answer", "prompt"] = "answer"  # what counts alike
-    batch: int = 64             # answers per gradient step (B)
+    batch_size: int = 64        # answers per gradient step (B)
     temperature: float = 1.0    # sampling temperature of the answers
     lr: float = 2e-4            # peak learning rate of every iteration (eta); it ends near zero
-    warmup: int = 10            # steps over which it climbs to its peak, at most half an iteration
+    warmup_steps: int = 10      # steps over which it climbs to its peak, at most half an iteration
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, copies=1, iterations=1, batch=1, lr=0,
-                                    warmup=0), above=dict(temperature=0, max_grad_norm=0))
+    LIMITS = {"least": ""}
 
 
 @shapes(logp="B T", mask="B T", weight="B")
@@ -150,7 +150,7 @@ def train(run, cfg):
             kept, weight, solved = keep(run, cfg, data)
             if cfg.restart and run.step == data.since:
                 policy.become(first)
-        rows = data.deal(range(len(kept)), cfg.batch)
+        rows = data.deal(range(len(kept)), cfg.batch_size)
         batch, w = kept[rows], weight[rows]
         data.count(batch)
         count = float((w * batch.lengths).sum())
@@ -161,7 +161,7 @@ def train(run, cfg):
             value.backward()
             meter.add(**stats)
         rate = cosine(cfg.lr, run.step - data.since, data.length,
-                      min(cfg.warmup, data.length // 2))
+                      min(cfg.warmup_steps, data.length // 2))
         norm = policy.step(rate, cfg.max_grad_norm)
         yield {**meter.means(), "kept": len(kept), "reward": float(data.reward.mean()),
                "solved": solved / len({p.prompt for p in data.problems}), "grad_norm": norm,

@@ -15,14 +15,14 @@ measures, and nothing here learns from it.  The judge is by default the base mod
 corpus taught it to compare by three principles, and only the first is what the gold reward means.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from os.path import commonprefix
 from typing import Literal
 
 import torch
 
 from minipost import checkpoint
-from minipost.errors import MinipostError, require
+from minipost.errors import MinipostError
 from minipost.methods import dpo, ppo, sft
 from minipost.rollout import distribution, pack
 from minipost.tasks.base import question
@@ -31,13 +31,14 @@ TASK = "wording"
 METRIC = "sampled"
 EXPORTS = ppo.EXPORTS
 TRACE = ("loss", "agreement", "accuracy", "reward", "gold", "kl_per_answer")
+PROOF = "takes the steps of sft, reward and ppo, or of dpo; only the labels are its own"
 
 
 @dataclass(frozen=True)
 class Config(ppo.Config):
     """PPO, or DPO, on the labels of a judge that is a model.
 
-    DPO takes of PPO's settings steps, sft_steps, temperature and max_grad_norm only, and 64 pairs per
+    DPO heeds of PPO's settings steps, sft_steps, temperature and max_grad_norm, and takes 64 pairs per
     step as the reward model does.
     """
 
@@ -47,9 +48,16 @@ class Config(ppo.Config):
     dpo_beta: float = 0.5       # with dpo: how closely the policy stays by the reference
     dpo_lr: float = 5e-5        # with dpo: learning rate
 
+    LIMITS = {"dpo_beta": "> 0"}
+
     def __post_init__(self):
         super().__post_init__()
-        require(self, at_least=dict(dpo_lr=0), above=dict(dpo_beta=0))
+        heeded = "steps", "sft_steps", "temperature", "max_grad_norm"
+        for field in fields(ppo.Config) if self.learner == "dpo" else ():
+            value = getattr(self, field.name)
+            if field.name not in heeded and value != field.default:
+                raise MinipostError(f"{field.name} is {value}, which only PPO heeds; leave it out with "
+                                    "--learner dpo, or take --learner ppo")
 
 
 class Judge:
@@ -73,7 +81,7 @@ class Judge:
         longest = asked.inputs.shape[1]
         if longest + 1 > self.model.context:
             raise MinipostError(f"a question to the judge has {longest} tokens and its answer one; its "
-                                f"context holds {self.model.context}; lower --room")
+                                f"context holds {self.model.context}; lower --max-new-tokens")
 
         def odds(batch):
             logp_all = distribution(self.model, batch)                      # (b, V)
@@ -120,11 +128,11 @@ def train(run, cfg):
 def preferred(run, cfg, judge):
     """Fine-tune, then DPO on the judge's labels."""
     if run.step < cfg.sft_steps:
-        stage = sft.train(run, sft.Config(steps=cfg.sft_steps, lr=5e-4, warmup=5))
+        stage = sft.train(run, sft.Config(steps=cfg.sft_steps, lr=5e-4, warmup_steps=5))
         while run.step < cfg.sft_steps:
             yield next(stage)
     if run.step == cfg.sft_steps:
-        run.policy.forget()
+        run.policy.reset_optimizer()
     yield from dpo.train(run, dpo.Config(
         temperature=cfg.temperature, beta=cfg.dpo_beta, lr=cfg.dpo_lr,
         max_grad_norm=cfg.max_grad_norm), judge)

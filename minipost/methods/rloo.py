@@ -22,34 +22,34 @@ exactly zero.
 from dataclasses import dataclass
 
 from minipost import ops
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure.meter import Meter, describe
 from minipost.rollout import logprobs_and_distribution
 
 TASK = "arithmetic"
 METRIC = "sampled"
+PROOF = [dict(config=dict(prompts=1, group_size=2, beta=0.3), rows=2, loss="minus_regularised",
+              factor=1.0, divisor="tokens")]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Policy gradient with the mean reward of an answer's siblings as its baseline."""
 
     steps: int = 28             # rollouts to learn from
     prompts: int = 32           # prompts per rollout (P)
-    group: int = 8              # answers per prompt (G), at least 2
+    group_size: int = 8         # answers per prompt (G), at least 2
     temperature: float = 1.0    # sampling temperature (tau)
     beta: float = 0.01          # price of an answer's log-ratio to the starting policy (beta)
     lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, group=2, beta=0, lr=0),
-                above=dict(temperature=0, max_grad_norm=0))
+    LIMITS = {"group_size": ">= 2"}
 
 
-def leave_one_out(reward, group):
+def leave_one_out(reward, group_size):
     """Reward less the mean of its siblings; exactly 0 when all tie.  (P*G,) -> (P*G,)"""
-    return ops.group_centred(reward, group).flatten() * (group / (group - 1))
+    return ops.group_centred(reward, group_size).flatten() * (group_size / (group_size - 1))
 
 
 loss, loss_grad = ops.policy_gradient, ops.policy_gradient_grad
@@ -61,10 +61,10 @@ def train(run, cfg):
     reference = run.reference() if cfg.beta else None
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
+        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
         ratio = run.log_ratio(rollout, reference, cfg.temperature)          # (B, T)
-        adv = leave_one_out(reward - cfg.beta * ratio.sum(1), cfg.group)    # (B,)
+        adv = leave_one_out(reward - cfg.beta * ratio.sum(1), cfg.group_size)    # (B,)
 
         meter, count = Meter("loss", "entropy"), int(rollout.mask.sum())
         live = [row for row in range(len(rollout)) if adv[row] != 0]
@@ -76,5 +76,5 @@ def train(run, cfg):
             value.backward()
             meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / seen)
         norm = policy.step(cfg.lr, cfg.max_grad_norm)
-        yield {**meter.means(), **describe(rollout, reward, cfg.group),
+        yield {**meter.means(), **describe(rollout, reward, cfg.group_size),
                "kl": float(ratio.sum() / count), "grad_norm": norm, "learning_rate": cfg.lr}

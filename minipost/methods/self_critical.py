@@ -21,28 +21,26 @@ left out: their gradient is zero.
 from dataclasses import dataclass
 
 from minipost import ops
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure.meter import Meter, describe
 from minipost.rollout import logprobs_and_distribution
 
 TASK = "arithmetic"
 METRIC = "sampled"
+PROOF = [dict(config=dict(prompts=1, group_size=2), rows=2, loss="minus_reward", factor=1.0,
+              divisor="tokens")]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Policy gradient with the reward of the greedy answer as its baseline (also: ReMax)."""
 
     steps: int = 28             # rollouts to learn from
     prompts: int = 32           # prompts per rollout (P)
-    group: int = 8              # answers per prompt (G)
+    group_size: int = 8         # answers per prompt (G)
     temperature: float = 1.0    # sampling temperature (tau)
     lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
-
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, group=1, lr=0),
-                above=dict(temperature=0, max_grad_norm=0))
 
 
 loss, loss_grad = ops.policy_gradient, ops.policy_gradient_grad
@@ -53,7 +51,7 @@ def train(run, cfg):
     policy = run.policy
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
+        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
         greedy = run.sample(problems, 1, temperature=0, purpose="greedy")
         baseline = run.score(problems, greedy)                              # (P,)
@@ -69,5 +67,5 @@ def train(run, cfg):
             value.backward()
             meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / seen)
         norm = policy.step(cfg.lr, cfg.max_grad_norm)
-        yield {**meter.means(), **describe(rollout, reward, cfg.group),
+        yield {**meter.means(), **describe(rollout, reward, cfg.group_size),
                "baseline": float(baseline.mean()), "grad_norm": norm, "learning_rate": cfg.lr}

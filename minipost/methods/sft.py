@@ -11,7 +11,7 @@ the prompt is not.
 
 from dataclasses import dataclass
 
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure.meter import Meter
 from minipost.ops import masked_sum, shapes
 from minipost.optim import cosine
@@ -19,22 +19,20 @@ from minipost.rollout import logprobs
 
 TASK = "facts"
 METRIC = "greedy"
+PROOF = [dict(config=dict(batch_size=1), rows=1, loss="maximum_likelihood", factor=1.0,
+              divisor="tokens")]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Supervised fine-tuning on demonstrations of a task, or on --data with completions."""
 
     steps: int = 800            # gradient steps
-    batch: int = 64             # answers per gradient step (B)
+    batch_size: int = 64        # answers per gradient step (B)
     lr: float = 1e-3            # peak learning rate (eta)
-    warmup: int = 20            # steps over which the learning rate climbs to its peak
-    decay: float = 0.0          # weight decay of matrices (lambda)
+    warmup_steps: int = 20      # steps over which the learning rate climbs to its peak
+    weight_decay: float = 0.0   # weight decay of matrices (lambda)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
-
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, batch=1, lr=0, warmup=0, decay=0),
-                above=dict(max_grad_norm=0))
 
 
 @shapes(logp="B T", mask="B T")
@@ -52,10 +50,10 @@ def loss_grad(logp, mask, *, count):
 def train(run, cfg):
     """problems -> demonstrations -> log-probs -> loss -> update.  Yields metrics per step."""
     policy = run.policy
-    policy.decay = cfg.decay
+    policy.weight_decay = cfg.weight_decay
     while True:
         rng = run.rng("demonstrations")
-        problems = run.problems(cfg.batch)
+        problems = run.problems(cfg.batch_size)
         batch = run.encode([p.prompt for p in problems],
                              [run.task.demonstrate(p, rng) for p in problems])
         count = int(batch.mask.sum())
@@ -66,6 +64,6 @@ def train(run, cfg):
             value, stats = loss(logprobs(policy.module, part), part.mask, count=count)
             value.backward()
             meter.add(**stats)
-        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup)
+        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup_steps)
         norm = policy.step(rate, cfg.max_grad_norm)
         yield {**meter.means(), "grad_norm": norm, "learning_rate": rate}

@@ -18,17 +18,18 @@ from functools import partial
 import torch
 
 from minipost.datasets.preferences import StepPairs, by_reward
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure import scorers
 from minipost.methods import dpo
 from minipost.ops import row_means, shapes
 
 TASK = "wording"
 METRIC = "win rate"
+PROOF = [dict(config=dict(pairs=1, beta=2.0, gamma=1.0), rows=2, loss="simpo_loss", factor=1.0)]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Preference optimisation without a reference."""
 
     steps: int = 150            # gradient steps
@@ -40,10 +41,7 @@ class Config:
     lr: float = 2e-5            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, pairs=1, gamma=0, lr=0),
-                above=dict(temperature=0, beta=0, likeliest=0, max_grad_norm=0),
-                at_most=dict(likeliest=1))
+    LIMITS = {"beta": "> 0", "likeliest": "> 0, <= 1"}
 
 
 @shapes(logp_w="B T", logp_l="B S", mask_w="B T", mask_l="B S")

@@ -42,7 +42,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from minipost import ops, parallel
-from minipost.errors import MinipostError, require
+from minipost.errors import Bounded
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum
 from minipost.rollout import logprobs_and_distribution
@@ -50,15 +50,17 @@ from minipost.rollout import logprobs_and_distribution
 TASK = "arithmetic"
 METRIC = "sampled"
 TRACE = ("reward", "surrogate", "predicted", "kl", "backtracks", "cg_residual", "entropy")
+PROOF = [dict(config=dict(prompts=1, group_size=2), rows=2, loss="minus_reward", factor=0.5,
+              divisor="tokens")]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Natural-gradient steps inside an exact bound on the KL to the policy that sampled."""
 
     steps: int = 28             # rollouts to learn from, one step each
     prompts: int = 32           # prompts per rollout (P)
-    group: int = 8              # answers per prompt (G), at least 2
+    group_size: int = 8         # answers per prompt (G), at least 2
     temperature: float = 1.0    # sampling temperature (tau)
     delta: float = 0.003        # bound on the mean KL per token of a step, in nats (delta)
     damping: float = 1.0        # added to the diagonal of the Fisher matrix
@@ -67,11 +69,7 @@ class Config:
     shrink: float = 0.6         # factor between one try of the line search and the next (kappa)
     tries: int = 10             # tries of the line search
 
-    def __post_init__(self):
-        require(self, at_least=dict(steps=1, prompts=1, group=2, damping=0, iterations=1, fisher=1,
-                                    tries=1), above=dict(temperature=0, delta=0, shrink=0))
-        if self.shrink >= 1:
-            raise MinipostError(f"shrink is {self.shrink}; expected less than 1")
+    LIMITS = {"group_size": ">= 2", "delta": "> 0", "shrink": "> 0, < 1"}
 
 
 @ops.shapes(logp="B T", logp_old="B T", adv="B", mask="B T")
@@ -135,8 +133,8 @@ def product_hessian(learner, batch, temperature, vector):
     params = list(parameters(learner).values())
     logp_all = Logits(learner.module, temperature)(batch).log_softmax(-1)   # (N, V)
     kl = ops.kl_exact(logp_all.detach(), logp_all).sum()
-    slope = torch.autograd.grad(kl, params, create_graph=True)
-    slope = torch.cat([part.flatten() for part in slope])
+    parts = torch.autograd.grad(kl, params, create_graph=True)
+    slope = torch.cat([part.flatten() for part in parts])
     found = torch.autograd.grad(slope @ vector.to(slope.dtype), params)
     return torch.cat([part.flatten() for part in found]).to(vector.dtype)
 
@@ -192,9 +190,9 @@ def train(run, cfg):
     policy = run.policy
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.group, temperature=cfg.temperature)
+        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
-        adv = ops.group_centred(reward, cfg.group).flatten()
+        adv = ops.group_centred(reward, cfg.group_size).flatten()
         count = int(rollout.mask.sum())
         batches = [(i, rollout[i]) for i in run.micro_batches(range(len(rollout)),
                                                               rollout.lengths)]
@@ -213,7 +211,7 @@ def train(run, cfg):
                  "cg_residual": 0.0}
         if 0 < norm < math.inf:
             found = improve(run, cfg, rollout, batches, before, adv, gradient, count)
-        yield {**meter.means(), **found, **describe(rollout, reward, cfg.group), "grad_norm": norm}
+        yield {**meter.means(), **found, **describe(rollout, reward, cfg.group_size), "grad_norm": norm}
 
 
 def improve(run, cfg, rollout, batches, before, adv, gradient, count):
@@ -227,7 +225,7 @@ def improve(run, cfg, rollout, batches, before, adv, gradient, count):
         total = torch.zeros_like(vector)
         for part in parts:
             total += product_jacobian(policy, part, cfg.temperature, vector) / seen
-        parallel.sum_(total)
+        parallel.all_reduce(total)
         return total + cfg.damping * vector
 
     @torch.no_grad()

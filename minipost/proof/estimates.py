@@ -11,22 +11,21 @@ mean of the quotient is not the quotient of the means: the theorems are about th
 """
 
 import copy
-import importlib
 import itertools
 import math
 from dataclasses import dataclass, replace
-from typing import Callable
 
 import numpy as np
 import torch
 
+from minipost import methods
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
 from minipost.methods import distill, rft, sft
 from minipost.proof import exact
-from minipost.proof.exact import BETA, Exact
-from minipost.run import REWARD_MODEL, Frozen
+from minipost.proof.exact import Exact
 from minipost.proof.oracle import Dealer, Recorder, divergence, relative
+from minipost.run import REWARD_MODEL, Frozen
 
 EXACT = 1e-9    # relative distance up to which two float64 vectors are the same
 SURE = 5.0      # standard errors beyond which a sampled mean is another one
@@ -40,93 +39,78 @@ def method_of(name):
     return name.replace(",", " ").split()[0]
 
 
+AIMS = {  # what a loss of exact.py is called in the tables; "its loss" where a method has its own
+    "minus_reward": "J", "minus_regularised": "J_b", "maximum_likelihood": "likelihood",
+    "centred_bradley_terry": "Bradley-Terry", "bradley_terry": "Plackett-Luce",
+    "outcome_entropy": "cross-entropy", "step_entropy": "cross-entropy",
+    "minus_success": "P(right)", "forward_kl": "forward KL", "reverse_kl": "reverse KL",
+}
+LENGTHS = "exact but for the division by the rollout's own tokens"
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A method's step on `rows` answers to one prompt, and what its mean over all of them should be.
 
-    loss     what it should descend, from an Exact
-    aim      that in words
+    A method states it in its own file: PROOF is a list of dicts of these fields, all but the name.
+
+    loss     what it should descend: the name of a function in exact.py
     factor   the mean is so many times that gradient, once the step's own divisor is put back to the
              number of answers; None where the method aims elsewhere, and `why` says how
-    divisor  "tokens": the step divides by the tokens that it was dealt; "room": by answers x longest;
+    divisor  "tokens": the step divides by the tokens that it was dealt; "longest": by answers x longest;
              "marks": by the tokens at which steps end; "kept": by the tokens that it keeps;
              "rows": by answers or pairs
+    learner  the learner that the step is of
+    variant  the flags that tell it from others of the method
     """
 
     name: str
     config: dict
     rows: int
-    loss: Callable
-    aim: str
+    loss: str
     factor: float | None = None
     why: str = ""
     divisor: str = "rows"
     learner: str = "policy"
+    variant: str = ""
+
+    @property
+    def aim(self):
+        return AIMS.get(self.loss, "its loss")
+
+    @property
+    def reason(self):
+        """Why the mean step is not that gradient, or not quite."""
+        return self.why or (LENGTHS if self.divisor == "tokens" else "")
 
     @property
     def module(self):
-        return importlib.import_module(f"minipost.methods.{method_of(self.name).replace('-', '_')}")
+        return methods.load(method_of(self.name)).module
 
 
-TWO = dict(prompts=1, group=2)
-J, J_BETA = "J", "J_b"
-LENGTHS = "exact but for the division by the rollout's own tokens"
-ESTIMATES = [
-    Estimate("sft", dict(batch=1), 1, exact.maximum_likelihood, "likelihood", 1.0,
-             LENGTHS, "tokens"),
-    Estimate("reinforce", TWO, 2, exact.minus_reward, J, 1.0, LENGTHS, "tokens"),
-    Estimate("self-critical", TWO, 2, exact.minus_reward, J, 1.0, LENGTHS, "tokens"),
-    Estimate("rloo", dict(**TWO, beta=BETA), 2, exact.minus_regularised, J_BETA, 1.0, LENGTHS, "tokens"),
-    Estimate("reinforce-pp", dict(**TWO, beta=BETA), 2, exact.minus_regularised, J_BETA, None,
-             "whitened, so that every rollout of two is as spread as any other", "tokens"),
-    Estimate("a2c", dict(**TWO, entropy_weight=0.0), 2, exact.minus_reward, J, None,
-             "whitened, and lambda 0.95 trusts a critic that knows nothing yet", "tokens"),
-    Estimate("ppo", dict(prompts=2, minibatch=2, epochs=1, beta=BETA, missing_eos=0.0), 2,
-             exact.minus_regularised, J_BETA, None,
-             "whitened, and lambda 0.95 trusts a critic that knows nothing yet", "tokens"),
-    Estimate("trpo", TWO, 2, exact.minus_reward, J, 0.5, LENGTHS, "tokens"),
-    Estimate("grpo", dict(**TWO, beta=BETA), 2, exact.minus_regularised, J_BETA, None,
-             "reward over its group's deviation; KL in each state, not of how often it is reached",
-             "tokens"),
-    Estimate("grpo --kl k3", dict(**TWO, beta=BETA, kl="k3"), 2, exact.minus_regularised, J_BETA, None,
-             "as grpo, and k3 as a loss descends KL(ref || pi)", "tokens"),
-    Estimate("dr-grpo", TWO, 2, exact.minus_reward, J, 0.5, "", "room"),
-    Estimate("dapo", dict(**TWO, rounds=1, overlong=1), 2, exact.minus_reward, J, None,
-             "reward less a penalty of length, over its group's deviation", "tokens"),
-    Estimate("reward", dict(prompts=1, answers=2, center=0.1), 2, exact.centred_bradley_terry,
-             "Bradley-Terry", 1.0, learner=REWARD_MODEL),
-    Estimate("plackett-luce", dict(prompts=1, ranked=2), 2, exact.bradley_terry,
-             "Plackett-Luce", 1.0, learner=REWARD_MODEL),
-    Estimate("orm", dict(prompts=1, copies=1), 1, exact.outcome_entropy, "cross-entropy", 1.0,
-             learner=REWARD_MODEL),
-    Estimate("prm", dict(prompts=1, copies=1), 1, exact.step_entropy, "cross-entropy", 1.0,
-             "exact but for the division by the number of steps", "marks", REWARD_MODEL),
-    Estimate("dpo", dict(pairs=1, beta=BETA), 2, exact.dpo_loss, "its loss", 1.0),
-    Estimate("ipo", dict(pairs=1, tau=BETA), 2, exact.ipo_loss, "its loss", 1.0),
-    Estimate("simpo", dict(pairs=1, beta=2.0, gamma=1.0), 2, exact.simpo_loss,
-             "its loss", 1.0),
-    Estimate("orpo", dict(pairs=1), 2, exact.orpo_loss, "its loss", 1.0),
-    Estimate("kto", dict(answers=2, beta=BETA), 2, exact.kto_loss, "its loss", None,
-             "its z0 is a mean over answers of ref, cut at 0; KL(pi || ref) is one over those of pi"),
-    Estimate("mdpo", dict(prompts=1, answers=1, beta=BETA), 2, exact.dpo_loss, "DPO's loss", 1.0),
-    Estimate("oreo", dict(prompts=1, copies=1, batch=1, level="response", beta=BETA), 1,
-             exact.path_consistency, "its loss", 1.0),
-    Estimate("rft", dict(prompts=1, copies=2, batch=2, least=0.5), 2, exact.minus_success,
-             "P(right)", None,
-             "each text once; with none right there is no step", "kept"),
-    Estimate("distill", dict(batch=1, on_policy=0.0), 1, exact.forward_kl, "forward KL", 1.0,
-             LENGTHS, "tokens"),
-    Estimate("distill --mix 1", dict(batch=1, on_policy=1.0, mix=1.0), 1, exact.reverse_kl,
-             "reverse KL", None,
-             "KL in each state, not of how often it is reached", "tokens"),
-]
-INHERITS = {"rlaif": "takes the steps of sft, reward and ppo, or of dpo; only the labels are its own"}
+def stated(name):
+    """The Estimates of a method's PROOF; [] where it says in words why it has none of its own.
+
+    MinipostError where there is no PROOF at all.
+    """
+    method = methods.load(name)
+    if not method.PROOF:
+        raise MinipostError(f"{method.module.__file__}: has no PROOF, which says what gradient its mean "
+                            "step is; minipost/proof/estimates.py says how it is written (Estimate)")
+    if isinstance(method.PROOF, str):
+        return []
+    return [Estimate(**{**fields, "name": f"{name} {fields.get('variant', '')}".strip()})
+            for fields in method.PROOF]
+
+
+ESTIMATES = [e for name in methods.names() if methods.load(name).PROOF for e in stated(name)]
+INHERITS = {name: said for name in methods.names() if isinstance(said := methods.load(name).PROOF, str)}
 
 
 def dealer(world, sampler=None, critic=None):
     """A run in which every learner is a Recorder."""
     run = Dealer(Recorder(copy.deepcopy(world.policy)), world.words, world.task, world.task.reward,
-                 room=world.horizon, world=world, sampler=sampler)
+                 max_new_tokens=world.horizon, world=world, sampler=sampler)
     run.parts["frozen/reference"] = Frozen(world.reference)
     run.parts["learner/critic"] = Recorder(critic or RewardModel(copy.deepcopy(world.reference)))
     scorer = RewardModel(copy.deepcopy(world.reference))
@@ -166,7 +150,7 @@ def divisor_of(estimate, run, prompt, rows):
     lengths = {row: int(world.seqs.lengths[prompt * world.count + row]) for row in rows}
     if estimate.divisor == "rows":
         return 1.0
-    if estimate.divisor == "room":
+    if estimate.divisor == "longest":
         return float(world.horizon)
     if estimate.divisor == "marks":                         # the ends of steps, and what is no such end
         texts = [world.texts[row] for row in rows]
@@ -237,7 +221,7 @@ def gradient_of(estimate, run):
     """The exact gradient of what a method should descend, at the policy of this run.  (W,)"""
     world, module = copy.copy(run.world), run.learners[estimate.learner].module
     world.policy = run.policy.module
-    return world.slope(module, estimate.loss(Exact(world, module)))
+    return world.slope(module, getattr(exact, estimate.loss)(Exact(world, module)))
 
 
 def measure(estimate, world, samples):
@@ -255,7 +239,7 @@ def measure(estimate, world, samples):
     size, off = split(mean.step, gradient)
     found = {
         "name": estimate.name, "config": estimate.config, "answers": estimate.rows,
-        "aim": estimate.aim, "factor": estimate.factor, "why": estimate.why, "chance": mean.chance,
+        "aim": estimate.aim, "factor": estimate.factor, "why": estimate.reason, "chance": mean.chance,
         "size": size, "off": off, "off_answer": split(mean.whole, gradient)[1], "noise": mean.noise,
         "sampled": against_samples(estimate, run, mean.step, gradient, samples),
     }
@@ -272,10 +256,10 @@ def against_samples(estimate, run, mean, gradient, samples):
     step, generator = stepper(estimate, run), torch.Generator().manual_seed(1)
     along = torch.stack([gradient / (gradient @ gradient), *torch.randn(
         4, len(gradient), generator=generator, dtype=gradient.dtype)])
-    seen = []
+    steps = []
     for run.seed in range(samples):
-        seen.append(along @ step())
-    seen = torch.stack(seen)                                                # (samples, 5)
+        steps.append(along @ step())
+    seen = torch.stack(steps)                                               # (samples, 5)
     error = seen.std(0) / math.sqrt(samples)
     value, half = float(seen[:, 0].mean()), 1.96 * float(error[0])
     return {"n": samples, "value": value, "low": value - half, "high": value + half,

@@ -7,6 +7,7 @@
 import copy
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Callable
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.functional import logsigmoid
 from minipost import ops
 from minipost.gpt import RewardModel
 from minipost.methods import dpo, grpo, ipo, kto, mdpo, oreo, ppo, reinforce_pp, rloo
-from minipost.proof.estimates import EXACT, TWO, Estimate, dealer, enumerate_step
+from minipost.proof.estimates import EXACT, Estimate, dealer, enumerate_step
 from minipost.proof.exact import BETA
 from minipost.proof.oracle import (
     Known,
@@ -58,28 +59,28 @@ class Stationary:
 
 
 AT_OPTIMUM = [
-    Stationary("rloo", dict(**TWO, beta=BETA), 2, "every step",
+    Stationary("rloo", dict(prompts=1, group_size=2, beta=BETA), 2, "every step",
                "reward less price is the same number for all answers"),
-    Stationary("ppo", dict(prompts=2, minibatch=2, epochs=1, beta=BETA, missing_eos=0.0), 2,
+    Stationary("ppo", dict(prompts=2, minibatch_size=2, epochs=1, beta=BETA, missing_eos=0.0), 2,
                "every step", "the critic being V*, so that what is left to come is no surprise"),
-    Stationary("reinforce-pp", dict(**TWO, beta=BETA), 2, "",
+    Stationary("reinforce-pp", dict(prompts=1, group_size=2, beta=BETA), 2, "",
                "one baseline for all states, and whitening makes small differences large"),
-    Stationary("grpo", dict(**TWO, beta=BETA), 2, "",
+    Stationary("grpo", dict(prompts=1, group_size=2, beta=BETA), 2, "",
                "an answer counts by its place in the group, not by how much better it is"),
-    Stationary("grpo --kl k3", dict(**TWO, beta=BETA, kl="k3"), 2, "", "the same"),
+    Stationary("grpo --kl k3", dict(prompts=1, group_size=2, beta=BETA, kl="k3"), 2, "", "the same"),
     Stationary("dpo", dict(pairs=1, beta=BETA), 2, "the mean step",
                "labels being Bradley-Terry's, pi* is the model that made them", LABELS),
     Stationary("ipo", dict(pairs=1, tau=BETA), 2, "",
                "its optimum is that of the chance to win, not of the reward", LABELS),
-    Stationary("mdpo", dict(prompts=1, answers=1, beta=BETA), 2, "",
+    Stationary("mdpo", dict(prompts=1, group_size=1, beta=BETA), 2, "",
                "the better always wins, where Bradley-Terry gives the worse a chance"),
-    Stationary("kto", dict(answers=2, beta=BETA), 2, "",
+    Stationary("kto", dict(batch_size=2, beta=BETA), 2, "",
                "an answer is good or bad, and by how much is not told"),
     *(Stationary(f"oreo, by {level}, alpha 0",
-                 dict(prompts=1, copies=1, batch=1, level=level, beta=BETA, alpha=0.0), 1,
+                 dict(prompts=1, group_size=1, batch_size=1, level=level, beta=BETA, alpha=0.0), 1,
                  "every step", "V being V*, soft Bellman holds on every answer")
       for level in ("token", "step", "response")),
-    Stationary("oreo", dict(prompts=1, copies=1, batch=1, beta=BETA), 1, "",
+    Stationary("oreo", dict(prompts=1, group_size=1, batch_size=1, beta=BETA), 1, "",
                "alpha = 0.1 pulls to the reference besides"),
 ]
 
@@ -93,7 +94,7 @@ def at_optimum(case, world):
     log_p, log_ref = (world.log_chance(m).detach() for m in (world.policy, world.reference))
     fitting = world.with_reward(BETA * (log_p - log_ref) + torch.tensor([[0.4], [-0.2]]))
     run = dealer(fitting, critic=Known(fitting, fitting.soft_values(BETA)))
-    estimate = Estimate(case.name, case.config, case.rows, None, "")
+    estimate = Estimate(case.name, case.config, case.rows, "")
     found = enumerate_step(estimate, run, case.labels)
     rms, mean = math.sqrt(found.square), float(found.step.norm())
     zero = {"every step": rms, "the mean step": mean, "": 0.0}[case.zero]
@@ -179,7 +180,7 @@ def ppo_field(g, critic):
 def grpo_field(g, critic, k3=False):
     """With groups of two, whose expectation is a sum over the sibling."""
     i, j, _ = g.pairs()
-    both = grpo.group_advantages(torch.stack([g.reward[i], g.reward[j]], 1).flatten(), 2)
+    both = ops.group_normalised(torch.stack([g.reward[i], g.reward[j]], 1).flatten(), 2)
     adv = torch.zeros_like(g.reward).index_add(0, i, 2 * g.chance[j] * both[::2])
     kl = ops.kl_k3(g.logp, g.logp_ref) if k3 else \
         ops.spread(ops.kl_exact(g.logp_all, g.ref_all), g.mask)
@@ -212,7 +213,7 @@ def mdpo_field(g, critic):
     """With sets of one, of which the better always wins."""
     i, j, chance = g.pairs()
     both = torch.stack([i, j], 1)                           # (n, 2)
-    values = vmap(lambda *xs: mdpo.loss(*xs, beta=BETA, answers=1, count=1)[0])(
+    values = vmap(lambda *xs: mdpo.loss(*xs, beta=BETA, group_size=1, count=1)[0])(
         g.logp[both], g.logp_ref[both], g.mask[both])
     return 2 * (chance * certain(g.reward[i] - g.reward[j]) * values).sum()
 
@@ -257,7 +258,7 @@ class Lead:
     end: Callable | None
     why: str
     steps: int = 800
-    lr: float = 0.01        # at first; it falls to zero
+    lr: float = 0.01            # at first; it falls to zero
 
 
 ENDLESS = "the better always wins, so the lead grows without end"
@@ -266,7 +267,7 @@ LEADS = {
     "ppo": Lead(ppo_field, best_of, "with a critic that knows what the policy will get"),
     "reinforce-pp": Lead(reinforce_pp_field, best_of, "whitening a large rollout only scales the step"),
     "grpo": Lead(grpo_field, None, "groups of two: an answer counts by its place; KL in each state"),
-    "grpo --kl k3": Lead(lambda *a: grpo_field(*a, k3=True), None, "the same with the other KL"),
+    "grpo --kl k3": Lead(partial(grpo_field, k3=True), None, "the same with the other KL"),
     "dpo": Lead(pair_field(dpo_loss_of, torch.sigmoid), best_of, "labels are Bradley-Terry's"),
     "dpo, sure labels": Lead(pair_field(dpo_loss_of, certain), None, ENDLESS),
     "mdpo": Lead(mdpo_field, None, ENDLESS),

@@ -22,13 +22,14 @@ import copy
 import itertools
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig
-from minipost.rollout import Rollout, logprobs, pack
 from minipost.optim import Learner
+from minipost.rollout import Rollout, logprobs, pack
 from minipost.run import Run
 from minipost.tasks.base import Problem, Task
 
@@ -67,6 +68,12 @@ class Table(Task):
     def sample(self, n, rng):
         return [Problem(p) for p in rng.choices(sorted({p for p, _ in self.rewards}), k=n)]
 
+    def heldout(self, n):
+        return [Problem(p) for p in sorted({p for p, _ in self.rewards})][:n]
+
+    def parse(self, text):
+        return text
+
     def reward(self, prompts, completions, **columns):
         return [self.rewards[pair] for pair in zip(prompts, completions)]
 
@@ -75,7 +82,7 @@ class Table(Task):
         longest = max(len(text) for _, text in self.rewards)
         return [text for p, text in self.rewards if p == problem.prompt and len(text) < longest]
 
-    def demonstrate(self, problem, rng):
+    def demonstrate(self, problem, rng=None):
         """What is told, else one of the finished answers, all alike."""
         return rng.choice(self.finished(problem)) if self.told is None else self.told
 
@@ -275,12 +282,12 @@ class Dealer(Run):
     latest step.
     """
 
-    world: World = None
-    sampler: object = None
-    hand: tuple = None
+    world: Any = None
+    sampler: Any = None
+    hand: Any = None
     log_chance: float = 0.0
     metrics: dict = field(default_factory=dict)
-    known: dict = field(default_factory=dict)               # module's id: (module, its logp (P, S, T))
+    known: dict = field(default_factory=dict)  # module's id: (module, its logp (P, S, T))
 
     def deal_hand(self, prompt, rows):
         self.hand, self.log_chance = (prompt, rows), 0.0
@@ -298,14 +305,14 @@ class Dealer(Run):
             return super().problems(1, again) * n
         return [Problem(self.world.prompts[self.hand[0]])] * n
 
-    def sample(self, problems, copies, *, temperature, module=None, **options):
+    def sample(self, problems, group_size, *, temperature=1.0, module=None, **options):
         module = module or self.sampler or self.policy.module
         if self.hand is None or temperature == 0:
-            return super().sample(problems, copies, temperature=temperature, module=module, **options)
+            return super().sample(problems, group_size, temperature=temperature, module=module, **options)
         prompt, rows = self.hand
-        if len(rows) != len(problems) * copies:
+        if len(rows) != len(problems) * group_size:
             raise MinipostError(f"{len(rows)} answers in the hand; the step asks for "
-                                f"{len(problems) * copies}")
+                                f"{len(problems) * group_size}")
         if id(module) not in self.known:
             with torch.no_grad():
                 self.known[id(module)] = module, self.world.token_logp(module)
@@ -314,6 +321,6 @@ class Dealer(Run):
         place = prompt * self.world.count + torch.tensor(rows)
         seqs = self.world.seqs
         tokens, mask = seqs.tokens[place], seqs.mask[place]
-        return Rollout(tokens, mask, logp, torch.arange(len(problems)).repeat_interleave(copies),
+        return Rollout(tokens, mask, logp, torch.arange(len(problems)).repeat_interleave(group_size),
                        (tokens[:, 1:].eq(EOS) & mask).any(1))[torch.arange(len(rows))]
 

@@ -22,7 +22,7 @@ def found():
                     raise MinipostError(f"{module.__file__}: {task.__name__} does not define "
                                         f"{(missing or ['name'])[0]}; minipost/tasks/base.py says what a "
                                         "task has")
-                tasks[task.name] = task
+                tasks[vars(task)["name"]] = task
     return dict(sorted(tasks.items()))
 
 

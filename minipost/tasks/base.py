@@ -39,8 +39,8 @@ class Task(Protocol):
         """A completion that answers the problem, as training data shows it."""
         ...
 
-    def reward(self, prompts, completions, **columns) -> Sequence[float]:
-        """What each completion is worth: 1.0 where the answer is right."""
+    def reward(self, *args: Any, **columns: Any) -> Sequence[float]:
+        """reward(prompts, completions, **columns) -> what each completion is worth, 1.0 if right."""
         ...
 
     def parse(self, text) -> Any:

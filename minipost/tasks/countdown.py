@@ -113,7 +113,7 @@ def expression(text):
     """The expression that the lines of `text` build, operands of + and * in one order; None where
     a line is no move.  It is read off, not checked: a wrong result counts as its parts."""
     made = {}                                   # number as written: expressions that make it
-    whole = None
+    whole = ""
     for line in text.rstrip("\n").split("\n"):
         if (match := MOVE.fullmatch(line)) is None:
             return None

@@ -7,7 +7,7 @@ A method's file knows of the model only what `tools`, a measure.texts.Texts, let
     arms(problems, tools, cfg)  yields an Arm for each way to answer that it compares
     show(working) -> lines of text
     TASK, KNOBS      the task that its demo is measured on, and which of its knobs differ from the usual
-    BEFORE, AFTER    the two arms that a demo compares; {samples} in a name is that setting
+    BEFORE, AFTER    the two arms that a demo compares; {group_size} in a name is that setting
 
 and may define what stands in `InferenceMethod` below with a default.
 """

@@ -10,7 +10,7 @@ search for the highest value.
 
 from dataclasses import dataclass
 
-from minipost.errors import MinipostError, require
+from minipost.errors import Bounded, MinipostError
 from minipost.measure.results import Result
 
 TASK, KNOBS = "arithmetic", {"hurried": True}
@@ -19,15 +19,12 @@ BEFORE, AFTER = "greedy", "beam"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """A search for the answer whose steps a reward model likes best."""
 
-    width: int = 4   # beginnings that are kept (B)
+    width: int = 4              # beginnings that are kept (B)
     copies: int = 4  # samples to go on with each (K)
     depth: int = 32  # steps of an answer, at most
-
-    def __post_init__(self):
-        require(self, at_least=dict(width=1, copies=1, depth=1))
 
 
 def beam(prompts, sample, value, *, mark, width, copies, depth):

@@ -18,28 +18,26 @@ is unbiased, and choosing among n samples moves the policy by at most KL = log n
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Callable, Literal
 
-from minipost.errors import MinipostError, require
+from minipost.errors import Bounded, MinipostError
 from minipost.measure.results import Arm
 from minipost.measure.stats import vote
 
 TASK, KNOBS = "arithmetic", {"hurried": True}
 VERIFIER = "checkpoints/verifier"
 BEFORE, AFTER = "vote", "verifier"
-AGGREGATES = {"min": min, "last": lambda chances: chances[-1], "product": math.prod}
+AGGREGATES: dict[str, Callable] = {
+    "min": min, "last": lambda chances: chances[-1], "product": math.prod}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Sampled answers and who chooses among them."""
 
-    samples: int = 16  # answers to a problem (n)
+    group_size: int = 16  # answers to a problem (n)
     aggregate: Literal["min", "last", "product"] = "min"  # a solution's chance from its steps'
-    votes: int = 3     # samples of the model's own verdict on a step
-
-    def __post_init__(self):
-        require(self, at_least=dict(samples=1, votes=1))
+    votes: int = 3              # samples of the model's own verdict on a step
 
 
 def best(scores):
@@ -77,13 +75,13 @@ def chosen(drawn, scores):
 
 def solve(problems, tools, cfg):
     """The sample of each problem that the verifier likes best: (answers, workings)."""
-    drawn = tools.sample([p.prompt for p in problems], cfg.samples)
+    drawn = tools.sample([p.prompt for p in problems], cfg.group_size)
     return chosen(drawn, aggregate(verified(problems, drawn, tools), cfg.aggregate))
 
 
 def arms(problems, tools, cfg):
     """Yield the Arm of each way to choose among the same samples."""
-    prompts, n, start = [p.prompt for p in problems], cfg.samples, tools.tokens
+    prompts, n, start = [p.prompt for p in problems], cfg.group_size, tools.tokens
     drawn = tools.sample(prompts, n)
     spent = tools.tokens - start
     first, workings = chosen([texts[:1] for texts in drawn], [[0.0] for _ in drawn])

@@ -10,20 +10,17 @@ is what the steps are worth to it, not that thinking emerges.
 import random
 from dataclasses import dataclass, replace
 
-from minipost.errors import MinipostError, require
+from minipost.errors import Bounded, MinipostError
 
 TASK, KNOBS = "arithmetic", {"terms": 7, "largest": 60}
 BEFORE, AFTER = "direct", "worked"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Answer greedily, at once and in steps."""
 
     shots: int = 2  # examples in a few-shot prompt
-
-    def __post_init__(self):
-        require(self, at_least=dict(shots=1))
 
 
 def few_shot(task, problems, shots, rng):

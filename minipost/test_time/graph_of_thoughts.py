@@ -14,7 +14,7 @@ The split and the form of the aggregate are the task's; solving parts and aggreg
 
 from dataclasses import dataclass
 
-from minipost.errors import MinipostError, require
+from minipost.errors import Bounded, MinipostError
 from minipost.measure.stats import vote
 
 TASK, KNOBS = "arithmetic", {"terms": 20}
@@ -22,14 +22,13 @@ BEFORE, AFTER = "vote of as many chains", "graph"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Parts solved one by one, and aggregated."""
 
-    size: int = 4    # terms of a part, at most
+    size: int = 4               # terms of a part, at most
     copies: int = 5  # thoughts on every part and aggregate
 
-    def __post_init__(self):
-        require(self, at_least=dict(size=2, copies=1))
+    LIMITS = {"size": ">= 2"}
 
 
 def keep(texts, parse):

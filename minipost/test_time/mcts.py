@@ -17,24 +17,21 @@ own less one, the visit that expanded it.
 import math
 from dataclasses import dataclass, field
 
-from minipost.errors import require
+from minipost.errors import Bounded
 
 TASK, KNOBS = "countdown", {"numbers": 4, "target": 24}
 BEFORE, AFTER = "1 sample", "mcts"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """A search by visits, with worths from the model's own verdicts."""
 
     simulations: int = 24  # before each step of the answer
-    copies: int = 16       # steps sampled to expand a node (k)
-    votes: int = 3         # verdicts sampled on a node
-    c: float = 1.0         # how much a prior counts beside a value
-    depth: int = 8         # steps of an answer, at most
-
-    def __post_init__(self):
-        require(self, at_least=dict(simulations=1, copies=1, votes=1, c=0, depth=1))
+    copies: int = 16            # steps sampled to expand a node (k)
+    votes: int = 3              # verdicts sampled on a node
+    c: float = 1.0              # how much a prior counts beside a value
+    depth: int = 8              # steps of an answer, at most
 
 
 @dataclass
@@ -46,7 +43,7 @@ class Node:
     prior: float = 1.0
     visits: int = 0
     total: float = 0.0
-    worth: float | None = None          # what the verdicts said, once they were asked
+    worth: float | None = None  # what the verdicts said, once they were asked
     children: list = field(default_factory=list)
 
     @property

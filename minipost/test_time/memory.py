@@ -22,7 +22,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
-from minipost.errors import MinipostError, require
+from minipost.errors import Bounded, MinipostError
 from minipost.measure.results import Arm
 
 TASK, KNOBS = "recall", {}
@@ -30,18 +30,20 @@ BEFORE, AFTER = "no memory", "nearest"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """An agent's life of episodes."""
 
-    size: int = 1       # episodes brought up for a question
-    length: int = 40    # episodes of a life
-    things: int = 16    # things that a life asks about
-    lives: int = 16     # lives lived side by side
-    keys: int = 8       # keys of a lock
-    trials: int = 4     # trials at a lock
+    size: int = 1               # episodes brought up for a question
+    length: int = 40            # episodes of a life
+    things: int = 16            # things that a life asks about
+    lives: int = 16             # lives lived side by side
+    keys: int = 8               # keys of a lock
+    trials: int = 4             # trials at a lock
+
+    LIMITS = {"length": ">= 2", "things": ">= 2", "keys": ">= 2"}
 
     def __post_init__(self):
-        require(self, at_least=dict(size=1, length=2, things=2, lives=1, keys=2, trials=1))
+        super().__post_init__()
         if self.keys > 9 or self.trials > self.keys:
             raise MinipostError(f"keys {self.keys}, trials {self.trials}; expected at most 9 keys and "
                                 "no more trials than keys")

@@ -16,23 +16,23 @@ them could reach.
 import math
 from dataclasses import dataclass, replace
 
-from minipost.errors import MinipostError, require
+from minipost.errors import Bounded, MinipostError
 from minipost.measure.results import Arm
 from minipost.measure.stats import vote
 
 TASK, KNOBS = "arithmetic", {}
-BEFORE, AFTER = "n=1", "n={samples}"
+BEFORE, AFTER = "n=1", "n={group_size}"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """A vote among sampled answers."""
 
-    samples: int = 17           # answers to a problem (n)
+    group_size: int = 17        # answers to a problem (n)
     curve: tuple[int, ...] = (1, 3, 5, 9, 17, 33)  # further numbers of samples to measure
 
     def __post_init__(self):
-        require(self, at_least=dict(samples=1))
+        super().__post_init__()
         if any(n < 1 for n in self.curve):
             raise MinipostError(f"curve is {self.curve}; expected numbers of at least 1")
 
@@ -53,8 +53,8 @@ def elected(problems, drawn, task, weights=None):
 
 
 def solve(problems, tools, cfg):
-    """The vote of cfg.samples samples on each problem: (answers, workings)."""
-    drawn = tools.sample([p.prompt for p in problems], cfg.samples)
+    """The vote of cfg.group_size samples on each problem: (answers, workings)."""
+    drawn = tools.sample([p.prompt for p in problems], cfg.group_size)
     return elected(problems, drawn, tools.task)
 
 
@@ -65,7 +65,7 @@ def arms(problems, tools, cfg):
         modes.append((", hurried", [replace(tools.task, hurried=True).like(p) for p in problems]))
     for mode, asked in modes:
         start, prompts, drawn = tools.tokens, [p.prompt for p in asked], [[] for _ in asked]
-        for n in sorted({1, *cfg.curve, cfg.samples}):
+        for n in sorted({1, *cfg.curve, cfg.group_size}):
             for texts, more in zip(drawn, tools.sample(prompts, n - len(drawn[0]))):
                 texts += more
             answers, workings = elected(asked, drawn, tools.task)

@@ -13,21 +13,18 @@ without a checker it has its last answer, with one the first right answer.
 
 from dataclasses import dataclass
 
-from minipost.errors import MinipostError, require
+from minipost.errors import Bounded, MinipostError
 
 TASK, KNOBS = "arithmetic", {}
 BEFORE, AFTER = "retry", "self-feedback"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """A draft, and revisions of it by the model's own critique."""
 
-    attempts: int = 4      # answers that may be made, the draft included
+    attempts: int = 4           # answers that may be made, the draft included
     checker: bool = False  # let the exact reward say when to stop, and not the critique
-
-    def __post_init__(self):
-        require(self, at_least=dict(attempts=1))
 
 
 def refine(problems, sample, task, attempts, right=None):

@@ -15,7 +15,7 @@ worth; nothing outside the model is asked before it is given.
 from dataclasses import dataclass
 from typing import Literal
 
-from minipost.errors import require
+from minipost.errors import Bounded
 from minipost.measure.results import Arm
 
 TASK, KNOBS = "countdown", {"numbers": 4, "target": 24}
@@ -23,19 +23,16 @@ BEFORE, AFTER = "best of n, tokens of b={width}", "breadth-first, b={width}"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """A search over steps, with worths from the model's own verdicts."""
 
     strategy: Literal["breadth-first", "depth-first", "best-first"] = "breadth-first"
-    width: int = 5           # states kept at each level of breadth-first search (b)
-    copies: int = 16         # steps sampled from a state (k)
-    votes: int = 3           # verdicts sampled on a state
-    threshold: float = 0.5   # depth-first search prunes states below this worth
-    expansions: int = 11     # states that may be expanded, per problem
-    depth: int = 8           # steps of an answer, at most
-
-    def __post_init__(self):
-        require(self, at_least=dict(width=1, copies=1, votes=1, expansions=1, depth=1, threshold=0))
+    width: int = 5              # states kept at each level of breadth-first search (b)
+    copies: int = 16            # steps sampled from a state (k)
+    votes: int = 3              # verdicts sampled on a state
+    threshold: float = 0.5      # depth-first search prunes states below this worth
+    expansions: int = 11        # states that may be expanded, per problem
+    depth: int = 8              # steps of an answer, at most
 
 
 @dataclass
@@ -47,7 +44,7 @@ class Node:
     parent: int | None
     depth: int
     worth: float = 0.0
-    open: bool = True       # may be expanded: neither finished, nor expanded, nor pruned
+    open: bool = True           # may be expanded: neither finished, nor expanded, nor pruned
     finished: bool = False
     expanded: bool = False
 
@@ -143,12 +140,11 @@ def arms(problems, tools, cfg):
     """Yield the Arms of the strategies, and of sampling whole answers for as many tokens as a narrow and
     the wide search took."""
     spent = {}
-    widths = {f"breadth-first, b={b}": dict(strategy="breadth-first", width=b)
-              for b in (1, cfg.width)}
-    for name, change in {**widths, "depth-first": dict(strategy="depth-first"),
-                         "best-first": dict(strategy="best-first")}.items():
+    ways = {f"breadth-first, b={b}": ("breadth-first", b) for b in (1, cfg.width)}
+    ways |= {name: (name, cfg.width) for name in ("depth-first", "best-first")}
+    for name, (strategy, width) in ways.items():
         start = tools.tokens
-        trees = grow(problems, tools, cfg, **change)
+        trees = grow(problems, tools, cfg, strategy=strategy, width=width)
         spent[name] = tools.tokens - start
         workings = [{"tree": [vars(node) for node in tree]} for tree in trees]
         yield from ranked(name, problems, [answers(tree) for tree in trees], workings, tools, start)

@@ -1,7 +1,7 @@
 """`make museum`: hang every bug in turn and show which tests see it.
 
-python -m tests.museum [NAME ...]          a table; exit code 1 where a test named there sees nothing
-python -m tests.museum [NAME ...] --all    ask all fast tests of the suite and list those that fail
+python -m tests.museum [NAME ...]    a table; exit code 1 where a test named there sees nothing
+python -m tests.museum [NAME ...] --ask test_ops.py ...    which tests of other files fail on them
 """
 
 import argparse
@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from .exhibits import EXHIBITS
-from .gallery import FAST, failed, hang
+from .gallery import failed, hang
 
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m tests.museum", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="exhibits; all of them if none is named")
-    parser.add_argument("--all", action="store_true", help="ask every fast test")
+    parser.add_argument("--ask", nargs="+", help="tests to ask instead, test_file.py[::name]")
     args = parser.parse_args()
     chosen = [e for e in EXHIBITS if not args.names or e.name in args.names]
     if len(chosen) < len(args.names):
@@ -31,9 +31,8 @@ def main():
     # A name of a test may end in brackets, which are markup elsewhere.
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 140)
     for exhibit in chosen:
-        found = hang(exhibit.file, exhibit.ours, exhibit.theirs,
-                     FAST if args.all else exhibit.caught_by)
-        tests = [name for name in found if failed(name, found)] if args.all else exhibit.caught_by
+        found = hang(exhibit, args.ask or exhibit.caught_by)
+        tests = [name for name in found if failed(name, found)] if args.ask else exhibit.caught_by
         missed = [test for test in tests if not failed(test, found)]
         caught += bool(tests) and not missed
         table.add_row(exhibit.name, exhibit.thread, exhibit.story, "\n".join(

@@ -1,20 +1,22 @@
-"""Run tests of the suite on code in which one snippet has been replaced.
+"""Run tests of the suite on code in which one function has a bug.
 
 The working tree is never touched.  `hang` forks; the child forgets every module of minipost and of
-the tests, so that importing them anew gives it the patched file, and runs pytest inside itself.  What
-costs seconds, importing torch, is done once, by whoever calls.
+the tests, imports the one that the bug is to stand in, puts it there before anybody else can import
+the function, and runs pytest inside itself.  What costs seconds, importing torch, is done once, by
+whoever calls.
 """
 
+import functools
 import gc
-import importlib.abc
-import importlib.machinery
-import importlib.util
+import importlib
+import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 import pytest
@@ -26,21 +28,36 @@ ROOT = TESTS.parent
 SECONDS = 120  # after which a child that hangs is stopped by a signal
 
 # Whoever catches a bug tells a wrong value from a right one.  A test that fails with anything else,
-# such as an import error or a wrong name, has only seen that the patch does not run.
+# such as an import error or a wrong name, has only seen that the bug does not run.
 VERDICTS = ("AssertionError", "Failed")
 
-# The tests that may catch a bug: those of the code itself, in the process that holds the bug.
-FAST = tuple(f"test_{name}.py" for name in (
-    "ops", "gpt", "rollout", "run", "checkpoint", "methods", "policy_gradient", "ppo", "trpo",
-    "pairs", "reward", "oreo", "offline", "gradients", "errata"))
+
+def place(where):
+    """The module or class that holds a function of ours, "module:qualname", and its name there."""
+    module, _, path = where.partition(":")
+    *classes, name = path.split(".")
+    holder = functools.reduce(getattr, classes, importlib.import_module(module))
+    if name not in vars(holder):
+        raise LookupError(f"we have no {where}")
+    return holder, name
 
 
-def patched(file, ours, theirs):
-    """The text of a file of ours with the one snippet replaced.  ValueError unless it is there once."""
-    text = (ROOT / file).read_text(encoding="utf-8")
-    if text.count(ours) != 1:
-        raise ValueError(f"{file} holds {text.count(ours)} times: {ours}")
-    return text.replace(ours, theirs)
+def with_bug(ours, bug):
+    """A function, or a property, that hands all arguments of ours, defaults too, to the bug.
+
+    By position where that is possible, so that a bug need not know what we call them.
+    """
+    if isinstance(ours, property):
+        return property(with_bug(ours.fget, bug))
+    signature = inspect.signature(ours)
+
+    @functools.wraps(ours)
+    def theirs(*args, **kwargs):
+        call = signature.bind(*args, **kwargs)
+        call.apply_defaults()
+        return bug(ours, *call.args, **call.kwargs)
+
+    return theirs
 
 
 def failed(test, found):
@@ -49,30 +66,37 @@ def failed(test, found):
                if name == test or name.startswith(f"{test}["))
 
 
-def hang(file, ours, theirs, tests):
-    """Run tests, "test_file.py::name" each, on code with a bug: {id of a test: how it failed or ""}.
+def hang(exhibit, tests):
+    """Run tests, "test_file.py::name" each, on code with a bug: {a test's id: how it failed or ""}.
 
     RuntimeError where they could not be run at all.
     """
-    text = patched(file, ours, theirs)
     with tempfile.TemporaryDirectory() as directory:
-        found = Path(directory) / "found.json"
+        found, said = Path(directory) / "found.json", Path(directory) / "said.txt"
         gc.freeze()  # pytest collects garbage when it ends, which is not to go through all of torch
         child = os.fork()
         if child == 0:
             try:
                 signal.alarm(SECONDS)
-                code = visit(file, text, tests, Path(directory), found)
+                with open(said, "w") as file:
+                    os.dup2(file.fileno(), 1)
+                    os.dup2(file.fileno(), 2)
+                code = visit(exhibit, tests, Path(directory), found)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(code if "code" in locals() else 70)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-            raise RuntimeError(f"pytest ended with {code} on {file} with {theirs!r}")
+            raise RuntimeError(f"pytest ended with {code} on {exhibit.name!r}\n{said.read_text()}")
         return json.loads(found.read_text(encoding="utf-8"))
 
 
 def tour(hangings):
-    """What `hang` finds for each of many, from a process of its own, which has no threads to fork."""
+    """What `hang` finds for each of many, (name of an exhibit or a control, tests).
+
+    From a process of its own, which has no threads to fork.
+    """
     done = subprocess.run([sys.executable, "-m", "tests.museum.gallery"], cwd=ROOT, text=True,
                           input=json.dumps(hangings), capture_output=True)
     if done.returncode:
@@ -80,21 +104,21 @@ def tour(hangings):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def visit(file, text, tests, directory, found):
+def visit(exhibit, tests, directory, found):
     """What the child does; returns pytest's exit code."""
-    with open(os.devnull, "w") as null:
-        os.dup2(null.fileno(), 1)
-        os.dup2(null.fileno(), 2)
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(directory / "hypothesis")
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     torch.set_num_threads(1)
     forget()
     calm_hypothesis()
-    sys.meta_path.insert(0, Finder(".".join(Path(file).with_suffix("").parts), ROOT / file, text))
+    for where in exhibit.where.split():
+        holder, name = place(where)
+        setattr(holder, name, with_bug(vars(holder)[name], exhibit.bug))
     report = Report()
     # Plain asserts: what pytest would say of two models that differ, it says in minutes.
-    code = pytest.main(["-p", "no:cacheprovider", "--assert=plain", "--rootdir", str(ROOT), "--basetemp",
-                        str(directory / "pytest"), *(str(TESTS / test) for test in tests)], [report])
+    code = pytest.main(["-p", "no:cacheprovider", "--assert=plain", "--rootdir", str(ROOT),
+                        "--basetemp", str(directory / "pytest"),
+                        *(str(TESTS / test) for test in tests)], [report])
     found.write_text(json.dumps(report.found), encoding="utf-8")
     return code
 
@@ -117,27 +141,6 @@ def calm_hypothesis():
     settings.load_profile("museum")
 
 
-class Finder(importlib.abc.MetaPathFinder):
-    """Imports one module from the text that it was given."""
-
-    def __init__(self, name, path, text):
-        self.name, self.path, self.text = name, path, text
-
-    def find_spec(self, name, path, target=None):
-        if name != self.name:
-            return None
-        return importlib.util.spec_from_loader(name, Loader(name, str(self.path), self.text))
-
-
-class Loader(importlib.machinery.SourceFileLoader):
-    def __init__(self, name, path, text):
-        super().__init__(name, path)
-        self.text = text
-
-    def get_code(self, name):
-        return self.source_to_code(self.text, self.path)
-
-
 class Report:
     """A pytest plugin that notes how each test ended."""
 
@@ -156,5 +159,8 @@ class Report:
 
 
 if __name__ == "__main__":
-    for hanging in json.load(sys.stdin):
-        print(json.dumps(hang(*hanging)), flush=True)
+    from .exhibits import CONTROLS, EXHIBITS
+
+    named = {exhibit.name: exhibit for exhibit in (*EXHIBITS, *CONTROLS)}
+    for name, tests in json.load(sys.stdin):
+        print(json.dumps(hang(named[name], tests)), flush=True)

@@ -1,0 +1,42 @@
+"""Run the tests of what has changed: `make quick`, or `python -m scripts.quick --since REV`.
+
+A changed file of minipost or scripts asks for the test file of its name, a changed test file for itself.
+The tests of the structure are always among them.  Nothing slow is chosen: `make test` runs everything.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+ALWAYS = ("test_floors.py", "test_contracts.py")
+
+
+def changed(since):
+    """The Python files that differ from a commit, new ones included."""
+    lines = []
+    for command in (["diff", "--name-only", since], ["ls-files", "--others", "--exclude-standard"]):
+        lines += subprocess.run(["git", *command], capture_output=True, text=True, check=True
+                                ).stdout.splitlines()
+    return [Path(line) for line in lines if line.endswith(".py")]
+
+
+def tests_of(paths, tests):
+    """The test files that some changed files ask for."""
+    found = {tests / name for name in ALWAYS}
+    for path in paths:
+        found |= {tests / path.name, tests / f"test_{path.stem}.py",
+                  tests / f"test_{path.parent.name}_{path.stem}.py"}
+    return sorted(path for path in found if path.name.startswith("test_") and path.is_file())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--since", default="HEAD", help="the commit to compare with")
+    chosen = tests_of(changed(parser.parse_args().since), Path("tests"))
+    print("tests:", " ".join(path.name for path in chosen))
+    return subprocess.run([sys.executable, "-m", "pytest", "-q", *map(str, chosen)]).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

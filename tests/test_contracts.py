@@ -1,0 +1,219 @@
+"""What a stranger meets: files found by their name, one sentence where one is not whole, old names."""
+
+import ast
+import importlib
+import inspect
+import io
+import json
+import shutil
+import sys
+import tokenize
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from minipost import evaluate, methods, prove, solve, tasks, test_time, train
+from minipost.cli import options
+from minipost.errors import MinipostError
+
+ROOT = Path(__file__).parents[1]
+STRANGERS = Path(__file__).parent / "strangers"
+
+
+@pytest.fixture
+def added(tmp_path, monkeypatch):
+    """add(package, file): a package of minipost finds a stranger's file, until the test ends."""
+    def add(package, file, text=None):
+        folder = tmp_path / package.__name__.rsplit(".")[-1]
+        folder.mkdir(exist_ok=True)
+        if text is None:
+            shutil.copy(STRANGERS / file, folder)
+        else:
+            (folder / file).write_text(text)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+        monkeypatch.delitem(sys.modules, f"{package.__name__}.{Path(file).stem}", raising=False)
+        importlib.invalidate_caches()
+    yield add
+    for name in list(sys.modules):
+        if name.startswith("minipost.") and Path(getattr(sys.modules[name], "__file__", "") or "/"
+                                                 ).is_relative_to(tmp_path):
+            del sys.modules[name]
+
+
+def code_lines(path):
+    """Lines of code: no docstrings, no comments, no blank lines."""
+    text = path.read_text()
+    prose = set()
+    for node in ast.walk(ast.parse(text)):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(
+                body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+            prose |= set(range(body[0].lineno, body[0].end_lineno + 1))
+    dull = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+            tokenize.ENDMARKER)
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in dull:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    return len(lines - prose)
+
+
+# ---- a stranger's three tasks, a file each
+
+def test_a_new_method_is_one_file_of_at_most_60_lines(added, command, tmp_path, reward):
+    assert code_lines(STRANGERS / "gspo.py") <= 60
+    added(methods, "gspo.py")
+    assert "gspo" in methods.names()
+    assert train.main([*command("gspo", "--steps", 2, "--prompts", 2, "--group-size", 4),
+                       "--reward", reward]) == 0
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    module = methods.load("gspo").module
+    assert methods.load("gspo").EXPORTS == {"policy": "model"}
+    generator = torch.Generator().manual_seed(0)
+    logp, old = (torch.randn(3, 4, generator=generator, dtype=torch.float64) / 50 for _ in "ab")
+    mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1], [1, 0, 0, 0]], dtype=torch.bool)
+    adv = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    logp.requires_grad_()
+    module.loss(logp, old, adv, mask, clip=0.01, count=3)[0].backward()
+    by_hand = module.loss_grad(logp.detach(), old, adv, mask, clip=0.01, count=3)["logp"]
+    assert torch.allclose(logp.grad, by_hand, rtol=0, atol=1e-12)
+
+
+def test_a_new_method_is_proved_by_its_own_file(added, tmp_path, capsys):
+    added(methods, "gspo.py")
+    from minipost.proof import estimates
+
+    (estimate,) = estimates.stated("gspo")
+    assert estimate.rows == 2 and estimate.module.__name__ == "minipost.methods.gspo"
+    text = (STRANGERS / "gspo.py").read_text()
+    start = text.index("PROOF"), text.index("\n\n\n@dataclass")
+    added(methods, "unproved.py", text[: start[0]] + text[start[1]:])
+    out = ["--out", str(tmp_path / "p.json")]
+    assert prove.main(["--algo", "unproved", *out]) == 1
+    said = capsys.readouterr().err
+    assert "unproved.py: has no PROOF" in said and "estimates.py" in said
+    assert len(said.strip().splitlines()) == 1 and not (tmp_path / "p.json").exists()
+
+
+@pytest.mark.parametrize("missing", ["train", "Config", "TASK", "METRIC"])
+def test_a_method_that_is_not_whole_is_told_what_it_lacks(added, missing):
+    text = (STRANGERS / "gspo.py").read_text()
+    for old in (f"def {missing}(", f"class {missing}(", f"{missing} = "):
+        text = text.replace(old, old.replace(missing, f"No{missing}"))
+    added(methods, "broken.py", text)
+    with pytest.raises(MinipostError, match=rf"broken\.py: does not define {missing},"):
+        methods.load("broken")
+
+
+def test_a_new_task_is_one_file(added):
+    added(tasks, "parity.py")
+    found = tasks.found()
+    assert set(found) == {*tasks.TASKS, "parity"} and found["parity"]().heldout(3)
+    added(tasks, "half.py", (STRANGERS / "parity.py").read_text().replace("def reward", "def no")
+          .replace('"parity"', '"half"'))
+    with pytest.raises(MinipostError, match=r"half\.py: Parity does not define reward"):
+        tasks.found()
+
+
+def test_a_new_way_to_answer_is_one_file(added, capsys):
+    added(test_time, "shortest.py")
+    small = ["--model", str(ROOT / "checkpoints/student"), "--max-new-tokens", "24"]
+    assert evaluate.main(["--method", "shortest", "--n", "3", "--workers", "1", "--json", *small]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["arms"]) == {"1 sample", "shortest of 3"}
+    assert solve.main(["--method", "shortest", *small]) == 0
+    added(test_time, "mute.py", (STRANGERS / "shortest.py").read_text().replace("def show", "def no"))
+    with pytest.raises(MinipostError, match=r"mute\.py: does not define show"):
+        test_time.load("mute")
+
+
+# ---- the contracts that are written down
+
+def test_every_file_keeps_its_contract():
+    for name in methods.names():
+        method = methods.load(name)
+        assert method.PROOF and all(isinstance(f, str) for f in method.EXPORTS.values()), name
+        assert [f.name for f in fields(method.Config)][0] == "steps"
+        if hasattr(method.module, "loss"):
+            assert hasattr(method.module, "loss_grad"), name
+    for name in test_time.names():
+        way = test_time.load(name)
+        assert {way.BEFORE, way.AFTER} and way.Config() is not None
+
+
+def test_the_front_hall_shows_what_a_learner_reads_and_little_else():
+    hall = [path for path in (ROOT / "minipost").iterdir() if path.name != "__pycache__"]
+    assert sum(path.suffix == ".py" for path in hall) <= 17
+    assert {path.name for path in hall if path.is_dir()} == {
+        "checks", "cli", "datasets", "measure", "methods", "proof", "tasks", "test_time"}
+
+
+# ---- losses are held to shapes
+
+LOSSES = [name for name in methods.names() if hasattr(methods.load(name).module, "loss")]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_names_the_tensor_that_has_a_wrong_shape(name):
+    """Every tensor in turn gets one axis more, which would broadcast without a word."""
+    loss = methods.load(name).module.loss
+    held = inspect.getclosurevars(loss).nonlocals
+    assert "loss" in held, f"{name}: the loss is not held to shapes (ops.shapes)"
+    sizes = {"B": 2, "T": 3, "S": 4, "N": 5, "V": 6, "K": 2}
+    wanted = shapes_of(loss)
+    for wrong in wanted:
+        given = {argument: torch.ones([sizes[axis] for axis in axes.split()], dtype=torch.bool
+                                      if argument.startswith(("mask", "good", "starts")) else torch.float64)
+                 for argument, axes in wanted.items()}
+        given[wrong] = given[wrong][..., None].expand(*given[wrong].shape, 2)
+        rest = {p.name: 1 for p in inspect.signature(loss).parameters.values()
+                if p.name not in given and p.default is p.empty}
+        with pytest.raises(MinipostError, match=rf"\.(loss|policy_gradient): {wrong} has shape"):
+            loss(**given, **rest)
+
+
+def shapes_of(loss):
+    """What the loss was wrapped with: {argument: axes}."""
+    return inspect.getclosurevars(loss).nonlocals["wanted"]
+
+
+def test_an_advantage_per_token_is_no_advantage_per_answer():
+    """(B, T) where (B,) is meant broadcast to (B, B, T) and gave a number."""
+    from minipost.methods import grpo, reinforce
+
+    x, mask = torch.zeros(2, 2), torch.ones(2, 2, dtype=torch.bool)
+    for loss in (lambda adv: grpo.loss(x, x, x, adv, mask, clip=0.2, beta=0.0, count=4),
+                 lambda adv: reinforce.loss(x, adv, mask, count=4)):
+        assert loss(torch.ones(2))[0].dim() == 0
+        with pytest.raises(MinipostError, match=r"adv has shape \(2, 2\); expected \(B\) with B = 2"):
+            loss(torch.ones(2, 2))
+
+
+# ---- names that have changed
+
+@pytest.mark.parametrize("algo, old, new", [
+    ("grpo", "group", "group_size"), ("oreo", "copies", "group_size"), ("reward", "answers", "group_size"),
+    ("plackett-luce", "ranked", "group_size"), ("kto", "answers", "batch_size"),
+    ("sft", "batch", "batch_size"), ("grpo", "minibatch", "minibatch_size"),
+    ("dpo", "flip", "label_smoothing"), ("sft", "warmup", "warmup_steps"), ("sft", "decay", "weight_decay"),
+])
+def test_an_old_flag_works_and_says_its_new_name_once(capsys, algo, old, new):
+    value = "0.25" if old in ("flip", "decay") else "6"
+    for argument in ([f"--{old}", value], [f"--{old}={value}"]):
+        config = train.settings_of(["--algo", algo, *argument]).config
+        assert getattr(config, new) == float(value)
+        said = capsys.readouterr().err
+        assert said == f"--{old} is now --{new.replace('_', '-')}\n"
+    assert getattr(options.rebuild(type(config), {old: float(value)}), new) == float(value)
+    train.settings_of(["--algo", algo, f"--{new.replace('_', '-')}", value])
+    assert capsys.readouterr().err == ""
+
+
+def test_old_options_of_every_run_work_too(capsys):
+    given = train.settings_of(["--algo", "sft", "--room", "40", "--micro", "3"]).options
+    assert (given.max_new_tokens, given.micro_batch_size) == (40, 3)
+    assert capsys.readouterr().err.splitlines() == [
+        "--room is now --max-new-tokens", "--micro is now --micro-batch-size"]
