@@ -20,7 +20,7 @@ from minipost.gpt import RewardModel
 from minipost.methods import sft
 from minipost.tokenizer import Tokenizer
 
-GRPO = ("--steps", 2, "--prompts", 2, "--group", 4)
+GRPO = ("--steps", 2, "--prompts", 2, "--group-size", 4)
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_skipped_rows_are_counted_and_reported(command, tmp_path, capsys):
     good = [GOOD.strip().replace(b'"a"', b'"%d"' % n) for n in range(5)]
     path.write_bytes(b"\n".join([b"\xef\xbb\xbf" + good[0], bad[0], b"", *bad[1:], *good[1:]]))
     test.write_bytes(GOOD)
-    arguments = command("sft", "--steps", 1, "--batch", 4, "--on-bad-row", "skip")
+    arguments = command("sft", "--steps", 1, "--batch-size", 4, "--on-bad-row", "skip")
     assert train.main([*arguments, "--data", str(path), "--eval-data", str(test)]) == 0
     said = capsys.readouterr().out
     assert f"skipped 6 of 11 rows of {path}; the first was {path}, line 2: expected one JSON" in said
@@ -298,7 +298,7 @@ def test_a_prompt_longer_than_the_context(command, fails, rows, tmp_path, algo):
     path = tmp_path / "long.jsonl"
     path.write_text(rows.read_text() + json.dumps({"prompt": "x" * 70, "completion": "b"}) + "\n")
     fails([*command(algo), "--data", path], "71 tokens", "context of 64", "xxx")
-    fails([*command(algo), "--room", 64], "context of 64", "--room")
+    fails([*command(algo), "--max-new-tokens", 64], "context of 64", "--max-new-tokens")
     assert not (tmp_path / "run").exists()
 
 
@@ -374,7 +374,7 @@ def test_a_reward_model_is_no_policy(command, fails, scorer):
 
 @pytest.mark.parametrize("algo", ["grpo", "dapo"])
 def test_a_hidden_reward_scores_no_learner(command, fails, algo):
-    fails(command(algo, "--steps", 1, "--prompts", 2, "--group", 2, "--task", "wording"),
+    fails(command(algo, "--steps", 1, "--prompts", 2, "--group-size", 2, "--task", "wording"),
           "the reward of wording is hidden", "--algo reward --task wording", "--reward-model")
 
 
@@ -390,9 +390,9 @@ def test_a_verifier_on_a_task_that_cannot_label_for_it(command, fails, tmp_path)
 # ---- options
 
 @pytest.mark.parametrize("flags, part", [
-    (("--grop", "4"), "--group"), (("--max-gradnorm", "4"), "--max-grad-norm"),
-    (("--group", "many"), "--group"), (("--group", "1"), "at least 2"), (("--micro", "0"), "micro"),
-    (("--room", "0"), "room"), (("--eval-n", "0"), "eval_n"), (("--device", "abacus"), "--device"),
+    (("--grop", "4"), "--group-size"), (("--max-gradnorm", "4"), "--max-grad-norm"),
+    (("--group-size", "many"), "--group-size"), (("--group-size", "1"), "at least 2"), (("--micro-batch-size", "0"), "micro"),
+    (("--max-new-tokens", "0"), "room"), (("--eval-n", "0"), "eval_n"), (("--device", "abacus"), "--device"),
     (("--dtype", "float7"), "--dtype"), (("--kl", "k9"), "exact"),
 ])
 def test_a_wrong_flag_is_answered_with_the_right_one(command, capsys, flags, part):
@@ -464,7 +464,7 @@ def fill_disk(monkeypatch, what, n):
 @pytest.mark.parametrize("what", ["os.fsync", "os.replace", "checkpoint.save_file"])
 def test_a_disk_that_fills_at_any_moment_leaves_a_run_to_resume(
         command, fails, tmp_path, monkeypatch, what):
-    run, arguments = tmp_path / "run", command("sft", "--steps", 2, "--batch", 4, "--save-every", 1)
+    run, arguments = tmp_path / "run", command("sft", "--steps", 2, "--batch-size", 4, "--save-every", 1)
     with monkeypatch.context() as patch:
         calls = fill_disk(patch, what, 1000)
         assert train.main(arguments) == 0
@@ -486,12 +486,12 @@ def test_a_log_that_cannot_be_written(command, fails, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(session, "open", full, raising=False)
-    fails(command("sft", "--steps", 1, "--batch", 4), "metrics.jsonl", "No space left")
+    fails(command("sft", "--steps", 1, "--batch-size", 4), "metrics.jsonl", "No space left")
 
 
 def test_files_that_grow_past_the_limit(command, fails, tmp_path):
     """The system itself refuses the state, which is three times as large as the model."""
-    run, arguments = tmp_path / "run", command("sft", "--steps", 2, "--batch", 4)
+    run, arguments = tmp_path / "run", command("sft", "--steps", 2, "--batch-size", 4)
     assert train.main(arguments) == 0
     model, state = (run / "model/model.safetensors"), (run / "state/state.safetensors")
     kept = model.read_bytes(), state.read_bytes()
@@ -510,7 +510,7 @@ def test_files_that_grow_past_the_limit(command, fails, tmp_path):
 @pytest.mark.parametrize("calls", [0, 1, 2])
 def test_an_earlier_run_survives_a_failed_one(command, fails, tmp_path, calls):
     """Before the first step (the third call) its state stays too, then at least its model."""
-    run, arguments = tmp_path / "run", command("sft", "--steps", 2, "--batch", 4)
+    run, arguments = tmp_path / "run", command("sft", "--steps", 2, "--batch-size", 4)
     assert train.main(arguments) == 0
     kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     path = tmp_path / "late.py"
@@ -540,7 +540,7 @@ def test_gradients_that_stay_not_finite_end_the_run(command, fails, tmp_path, mo
     loss, real, calls = sft.loss, session.Session.log, []
     monkeypatch.setattr(sft, "loss", broken)
     monkeypatch.setattr(session.Session, "log", log)
-    fails(command("sft", "--steps", 20, "--batch", 4, "--save-every", 1), "not finite 5 steps")
+    fails(command("sft", "--steps", 20, "--batch-size", 4, "--save-every", 1), "not finite 5 steps")
     assert calls == [1, 2, 3, 4, 5, 6]
     model, _ = checkpoint.load(tmp_path / "run/model")
     assert all(torch.isfinite(weight).all() for weight in model.parameters())
@@ -556,7 +556,7 @@ def test_a_model_that_overflows_replaces_nothing(command, fails, tmp_path, monke
 
     real = session.Session.log
     monkeypatch.setattr(session.Session, "log", overflow)
-    fails(command("sft", "--steps", 3, "--batch", 4, "--save-every", 1), "not saved", "not finite")
+    fails(command("sft", "--steps", 3, "--batch-size", 4, "--save-every", 1), "not saved", "not finite")
     checkpoint.load(tmp_path / "run/model")
     tensors, facts = checkpoint.load_state(tmp_path / "run/state/state.safetensors")
     assert facts["step"] == 1 and torch.isfinite(tensors["learner/policy/weights"]).all()
@@ -573,16 +573,16 @@ from minipost import parallel, train
 from minipost.errors import MinipostError
 
 def raises():
-    parallel.sum_(torch.ones(1))  # all are connected; before that, gloo prints lines of its own
+    parallel.all_reduce(torch.ones(1))  # all are connected; before that, gloo prints lines of its own
     if parallel.rank() == 1:
         raise MinipostError("the second half is broken")
-    parallel.sum_(torch.ones(1))
+    parallel.all_reduce(torch.ones(1))
 
 def dies():
-    parallel.sum_(torch.ones(1))
+    parallel.all_reduce(torch.ones(1))
     if parallel.rank() == 1:
         os._exit(9)
-    parallel.sum_(torch.ones(1))
+    parallel.all_reduce(torch.ones(1))
 
 for work in (raises, dies):
     assert train.fail_in_one_sentence(lambda: parallel.launch(work, 3)) == 1

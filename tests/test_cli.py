@@ -11,7 +11,7 @@ from minipost.datasets.rewards import load_reward
 from minipost.datasets.rows import File
 from minipost.tasks import TASKS
 
-GRPO = ("--steps", 2, "--prompts", 2, "--group", 4)
+GRPO = ("--steps", 2, "--prompts", 2, "--group-size", 4)
 
 
 def names(cls):
@@ -83,14 +83,14 @@ def test_a_run_writes_what_the_design_says(command, tmp_path, reward):
     assert [row["step"] for row in rows] == [1, 2]
     assert summary["tokens"] == rows[-1]["num_tokens"] > 0
     config = json.loads((run / "config.json").read_text())
-    assert config["options"]["seed"] == 3 and config["method"]["group"] == 4
+    assert config["options"]["seed"] == 3 and config["method"]["group_size"] == 4
     assert config["task"]["name"] == "file"
     checkpoint.load(run / "model")
 
 
 def test_a_demo_is_named_after_its_directory(command, tmp_path):
     out = tmp_path / "demo-cot"
-    assert train.main([*command("sft", "--steps", 1, "--batch", 2), "--out", str(out)]) == 0
+    assert train.main([*command("sft", "--steps", 1, "--batch-size", 2), "--out", str(out)]) == 0
     assert json.loads((out / "summary.json").read_text())["name"] == "cot"
 
 
@@ -98,7 +98,7 @@ def test_answers_are_shown_beside_their_own_problems(command, tmp_path, capsys, 
     """Also for a task whose headline is not its held-out problems."""
     monkeypatch.setattr(File, "splits", lambda task, n: {"taught": task.training()[:n]},
                         raising=False)
-    assert train.main(command("sft", "--steps", 1, "--batch", 2)) == 0
+    assert train.main(command("sft", "--steps", 1, "--batch-size", 2)) == 0
     said = capsys.readouterr().out
     shown = re.findall(r"^\s*(\d+\+5=\?)", said, re.MULTILINE)
     assert shown == [File(str(command("sft")[5])).training()[0].prompt]
@@ -134,7 +134,7 @@ def test_held_out_rows_of_a_file_of_their_own(command, tmp_path, rows):
     assert held == {f"{n}+5=?" for n in range(5)}
     assert not held & {problem.prompt for problem in task.training()}
     assert len(task.training()) == 35
-    arguments = command("sft", "--steps", 1, "--batch", 2, "--eval-data", path, "--eval-n", 99)
+    arguments = command("sft", "--steps", 1, "--batch-size", 2, "--eval-data", path, "--eval-n", 99)
     assert train.main(arguments) == 0
     assert json.loads((tmp_path / "run/summary.json").read_text())["after"]["n"] == 5
 
@@ -142,7 +142,7 @@ def test_held_out_rows_of_a_file_of_their_own(command, tmp_path, rows):
 # ---- evaluate
 
 def test_evaluate_measures_a_model(capsys, tiny):
-    arguments = ["--model", str(tiny), "--workers", "1", "--room", "4", "--task", "arithmetic"]
+    arguments = ["--model", str(tiny), "--workers", "1", "--max-new-tokens", "4", "--task", "arithmetic"]
     knobs = ["--terms", "3", "--direct", "True", "--n", "6"]
     assert evaluate.main([*arguments, *knobs, "--json"]) == 0
     row, = json.loads(capsys.readouterr().out)
@@ -155,7 +155,7 @@ def test_evaluate_measures_a_model(capsys, tiny):
 
 def test_evaluate_searches_with_what_oreo_saved(command, tmp_path, tiny, reward, capsys):
     """The value lies beside the policy; with width and tries of 1 the search is one sample."""
-    flags = ("--steps", 2, "--prompts", 3, "--copies", 2, "--batch", 4, "--task", "arithmetic",
+    flags = ("--steps", 2, "--prompts", 3, "--group-size", 2, "--batch-size", 4, "--task", "arithmetic",
              "--reward", reward)
     assert train.main(command("oreo", *flags)) == 0
     run = tmp_path / "run"
@@ -163,7 +163,7 @@ def test_evaluate_searches_with_what_oreo_saved(command, tmp_path, tiny, reward,
         "config.json", "metrics.jsonl", "summary.json", "model", "critic", "state"}
     capsys.readouterr()
     arguments = ["--model", str(run / "model"), "--value", str(run / "critic"), "--workers", "1",
-                 "--room", "4", "--task", "arithmetic", "--n", "3"]
+                 "--max-new-tokens", "4", "--task", "arithmetic", "--n", "3"]
     assert evaluate.main([*arguments, "--json"]) == 0
     row, = json.loads(capsys.readouterr().out)
     assert row["beam"]["n"] == 3 and set(row) == {"task", "split", "greedy", "sampled", "beam"}

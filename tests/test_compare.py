@@ -322,7 +322,8 @@ def test_the_report_says_how_it_was_made(args):
 
 
 @pytest.mark.parametrize("flags, said", [
-    (["--methods", "grpo,sft"], "no method 'sft' to compare"), (["--budget", "0"], "--budget is 0"),
+    (["--methods", "grpo,gpro"], "no method 'gpro' to compare"),
+    (["--methods", "reward"], "reward makes no policy"), (["--budget", "0"], "--budget is 0"),
     (["--model", "data"], "holds no config.json"), (["--task", "wording"], "invalid choice"),
 ])
 def test_options_that_make_no_sense(capsys, flags, said):

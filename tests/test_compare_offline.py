@@ -58,7 +58,7 @@ def test_every_method_makes_as_many_steps_on_as_many_answers(args, tmp_path, alg
     given = offline.flags(args, offline.SETTINGS["countdown"], tmp_path, algo, 1)
     found = train.settings_of(given)
     config, task = found.config, found.task
-    count = 2 * config.pairs if algo == "dpo" else getattr(config, "answers", None) or config.batch
+    count = 2 * config.pairs if algo == "dpo" else config.batch_size
     assert (config.steps, count, found.options.seed) == (200, 64, 1)
     assert task.data.endswith("pairs.jsonl" if algo == "dpo" else "answers.jsonl")
     if algo == "sft":

@@ -193,9 +193,9 @@ def test_ppo_trains_on_the_ratio_to_the_policy_that_answered(monkeypatch):
         return whole(logp, value, logp_old, value_old, adv, ret, mask, **options)
 
     monkeypatch.setattr(ppo, "loss", spy)
-    run = Run(Learner(tiny()), Letters(), task, task.reward, room=4)
+    run = Run(Learner(tiny()), Letters(), task, task.reward, max_new_tokens=4)
     run.frozen("reference", lambda: tiny(seed=50))
-    metrics = next(ppo.train(run, ppo.Config(steps=1, prompts=8, minibatch=8, epochs=1)))
+    metrics = next(ppo.train(run, ppo.Config(steps=1, prompts=8, minibatch_size=8, epochs=1)))
     assert metrics["kl"] > 0.1                              # the ratio to the reference is not 1
     assert seen and max(seen) < 1e-5 and metrics["clip_ratio"] == 0
 

@@ -46,8 +46,8 @@ OPTIONS = {
     "value_clip": positive, "value_weight": positive, "entropy_weight": positive,
     "beta": positive, "alpha": positive, "tau": positive, "gamma": positive, "lam": positive,
     "margin": positive, "center": positive, "good_weight": positive, "bad_weight": positive,
-    "z0": st.floats(0.0, 2.0), "flip": st.floats(0.0, 0.4), "robust": st.booleans(),
-    "answers": st.integers(1, 3), "mix": st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+    "z0": st.floats(0.0, 2.0), "label_smoothing": st.floats(0.0, 0.4), "robust": st.booleans(),
+    "group_size": st.integers(1, 3), "mix": st.sampled_from([0.0, 0.3, 0.5, 1.0]),
 }
 
 
@@ -94,7 +94,7 @@ def arguments(draw, name):
             options[p.name] = draw(OPTIONS[p.name])
         else:
             tensors[p.name] = None
-    rows, width = draw(st.integers(1, 3)) * 2 * options.get("answers", 1), draw(st.integers(1, 4))
+    rows, width = draw(st.integers(1, 3)) * 2 * options.get("group_size", 1), draw(st.integers(1, 4))
     masked = "mask" in tensors
     shape = (rows, width) if masked else (rows,)            # of what a method may have either way
     wide = {side: (rows, draw(st.integers(1, 4))) for side in SIDES}
@@ -246,7 +246,7 @@ def test_padding_order_and_cuts_change_nothing(name, data):
     for key, g in module.loss_grad(**wide, **options).items():
         same(g, expected[key])
 
-    together = 2 * options["answers"] if "answers" in options else 1    # rows of one comparison
+    together = 2 * options["group_size"] if "group_size" in options else 1    # rows of one comparison
     rows = len(next(iter(tensors.values())))
     order = data.draw(st.permutations(range(rows // together)))
     order = torch.arange(rows).view(-1, together)[list(order)]

@@ -23,7 +23,7 @@ settings.load_profile("minipost")
 
 def texts(task=None, **options):
     task = task or Echo()
-    run = Run(Learner(tiny()), Letters(), task, task.reward, room=6)
+    run = Run(Learner(tiny()), Letters(), task, task.reward, max_new_tokens=6)
     return Texts(run, **options)
 
 
@@ -137,7 +137,7 @@ def verifier(tmp_path_factory, tiny):
     return directory / "model"
 
 
-QUICK = {"self-consistency": ["--samples", "2", "--curve", "1"], "best-of-n": ["--samples", "2"],
+QUICK = {"self-consistency": ["--group-size", "2", "--curve", "1"], "best-of-n": ["--group-size", "2"],
          "tot": ["--copies", "2", "--expansions", "3"], "mcts": ["--simulations", "2", "--copies", "2"],
          "memory": ["--length", "4", "--things", "2", "--lives", "2", "--trials", "2"],
          "graph-of-thoughts": ["--copies", "1"], "self-feedback": ["--attempts", "2"],
@@ -146,7 +146,7 @@ QUICK = {"self-consistency": ["--samples", "2", "--curve", "1"], "best-of-n": ["
 
 def arguments(method, tiny, verifier, *more):
     needs = ["--verifier", str(verifier)] if method in ("best-of-n", "beam") else []
-    return ["--method", method, "--model", str(tiny), "--room", "6", *needs, *QUICK[method], *more]
+    return ["--method", method, "--model", str(tiny), "--max-new-tokens", "6", *needs, *QUICK[method], *more]
 
 
 def test_every_method_is_listed_here():
@@ -207,24 +207,26 @@ def test_a_life_is_right_where_its_own_last_question_was_answered(said, tiny, ve
     (["--method", "tot", "--problem", "4 9"], "expected 4 whole numbers"),
     (["--method", "memory", "--problem", "x"], "takes no --problem"),
     (["--method", "tot", "--index", "100"], "expected 0 to 99"),
-    (["--method", "tot", "--index", "-1"], "index is -1"),
-    (["--method", "tot", "--room", "500"], "the context of"),
+    (["--method", "tot", "--max-new-tokens", "500"], "the context of"),
     (["--method", "tot", "--task", "recall"], "no question for a judge"),
     (["--method", "best-of-n", "--verifier", "nowhere"], "nowhere"),
 ])
 def test_bad_input_is_one_sentence(command, sentence, tiny, capsys):
-    assert solve.main([*command, "--model", str(tiny), *([] if "--room" in command else ["--room", "6"])]) == 1
+    assert solve.main([*command, "--model", str(tiny), *([] if "--max-new-tokens" in command else ["--max-new-tokens", "6"])]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("flag, value", [("--width", "0"), ("--room", "0"), ("--temperature", "-1"),
+@pytest.mark.parametrize("flag, value", [("--width", "0"), ("--max-new-tokens", "0"), ("--temperature", "-1"),
                                          ("--temperature", "nan"), ("--votes", "0"), ("--n", "0"),
                                          ("--workers", "-1"), ("--show", "-1")])
 def test_senseless_settings_are_refused(flag, value, capsys):
     with pytest.raises(SystemExit):
         evaluate.main(["--method", "tot", flag, value])
-    assert f"{flag[2:]} is {value}" in capsys.readouterr().err
+    assert f"{flag[2:].replace('-', '_')} is {value}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        solve.main(["--method", "tot", "--index", "-1"])
+    assert "index is -1" in capsys.readouterr().err
 
 
 def test_help_names_every_method_and_every_knob(capsys):

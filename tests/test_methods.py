@@ -102,10 +102,10 @@ def test_micro_batches_change_no_gradient(name):
 
 
 LARGER = {  # answers of several lengths in one step; a method that is not here takes prompts and group
-    "sft": dict(batch=5), "distill": dict(batch=5), "kto": dict(answers=5),
-    "ppo": dict(prompts=6, minibatch=6), "oreo": dict(copies=5, batch=5), "rft": dict(copies=6, batch=6),
-    "reward": dict(prompts=3, answers=3), "plackett-luce": dict(prompts=3, ranked=3),
-    "orm": dict(copies=5), "prm": dict(copies=5), "mdpo": dict(prompts=3, answers=2),
+    "sft": dict(batch_size=5), "distill": dict(batch_size=5), "kto": dict(batch_size=5),
+    "ppo": dict(prompts=6, minibatch_size=6), "oreo": dict(group_size=5, batch_size=5), "rft": dict(group_size=6, batch_size=6),
+    "reward": dict(prompts=3, group_size=3), "plackett-luce": dict(prompts=3, group_size=3),
+    "orm": dict(group_size=5), "prm": dict(group_size=5), "mdpo": dict(prompts=3, group_size=2),
     **dict.fromkeys(("dpo", "ipo", "simpo", "orpo"), dict(pairs=5)),
 }
 
@@ -113,12 +113,12 @@ LARGER = {  # answers of several lengths in one step; a method that is not here 
 @pytest.mark.parametrize("estimate", ESTIMATES, ids=lambda estimate: estimate.name)
 def test_a_methods_own_step_does_not_depend_on_how_it_is_cut(estimate):
     """Gradient and metrics, with all rows at once, in twos and one by one."""
-    larger = LARGER.get(method_of(estimate.name), dict(prompts=2, group=4))
+    larger = LARGER.get(method_of(estimate.name), dict(prompts=2, group_size=4))
     estimate = replace(estimate, config={**estimate.config, **larger})
     found = []
     for micro in (64, 2, 1):
         run = dealer(World(4, 3))
-        run.micro = micro
+        run.micro_batch_size = micro
         found.append((stepper(estimate, run)(), run.metrics))
     (whole, metrics), *cut = found
     assert whole.norm() > 1e-6
@@ -269,10 +269,10 @@ def test_soft_overlong_penalty(length, buffer):
 
 
 @pytest.mark.parametrize("config, fault", [
-    (sft.Config, dict(batch=0)), (sft.Config, dict(steps=0)), (sft.Config, dict(lr=-1e-3)),
-    (grpo.Config, dict(group=1)), (grpo.Config, dict(temperature=0.0)),
+    (sft.Config, dict(batch_size=0)), (sft.Config, dict(steps=0)), (sft.Config, dict(lr=-1e-3)),
+    (grpo.Config, dict(group_size=1)), (grpo.Config, dict(temperature=0.0)),
     (grpo.Config, dict(lr=float("nan"))), (grpo.Config, dict(max_grad_norm=0.0)),
-    (dr_grpo.Config, dict(minibatch=0)), (dr_grpo.Config, dict(clip=-0.1)),
+    (dr_grpo.Config, dict(minibatch_size=0)), (dr_grpo.Config, dict(clip=-0.1)),
     (dapo.Config, dict(rounds=0)), (dapo.Config, dict(clip_high=float("inf"))),
 ])
 def test_settings_that_make_no_sense_are_refused_by_name(config, fault):
@@ -296,7 +296,7 @@ def test_an_answer_that_does_not_fit_the_context_is_refused():
     task.demonstrate = lambda problem, rng: "a" * 6
     with pytest.raises(MinipostError, match=r"a prompt of 2 tokens \('.'\) and a response of 7 "
                        r"\('aaaaaa'\) do not fit the model's context of 8$"):
-        next(sft.train(run, sft.Config(batch=2)))
+        next(sft.train(run, sft.Config(batch_size=2)))
     task.demonstrate = lambda problem, rng: "a" * 5
-    next(sft.train(run, sft.Config(batch=2)))
+    next(sft.train(run, sft.Config(batch_size=2)))
     assert run.tokens == 2 * 6

@@ -32,7 +32,7 @@ settings.load_profile("minipost")
 
 def make(task=None, model=None, **options):
     task = task or Echo()
-    return Run(Learner(model or tiny()), Letters(), task, task.reward, **{"room": 4, **options})
+    return Run(Learner(model or tiny()), Letters(), task, task.reward, **{"max_new_tokens": 4, **options})
 
 
 def small(seed=0):
@@ -43,7 +43,7 @@ def small(seed=0):
 
 # ---- the set
 
-CFG = rft.Config(steps=7, prompts=5, copies=3, iterations=3, batch=4)
+CFG = rft.Config(steps=7, prompts=5, group_size=3, iterations=3, batch_size=4)
 
 
 def moved(run):
@@ -166,7 +166,7 @@ def test_a_reward_without_a_completion_is_a_column_like_any_other(tmp_path):
 
 def test_oreo_on_a_file_says_how_often_the_implied_reward_is_right(tmp_path):
     run = make(answer_file(tmp_path, "label"))
-    steps = oreo.train(run, oreo.Config(steps=30, batch=9, lr=1e-2, critic_lr=1e-2, warmup=1))
+    steps = oreo.train(run, oreo.Config(steps=30, batch_size=9, lr=1e-2, critic_lr=1e-2, warmup_steps=1))
     splits = {"seen": run.task.training()}
     before = oreo.measure(run, splits, oreo.Config())["seen"]["outcome accuracy"]
     for run.step in range(30):
@@ -239,7 +239,7 @@ class Half(Echo):
 
 @pytest.mark.parametrize("weigh", ["answer", "prompt"])
 def test_what_is_kept(weigh):
-    run, cfg = make(Half(), room=2), rft.Config(prompts=6, copies=20, weigh=weigh)
+    run, cfg = make(Half(), max_new_tokens=2), rft.Config(prompts=6, group_size=20, weigh=weigh)
     data = Trajectories(run, cfg)
     data.refresh()
     kept, weight, solved = rft.keep(run, cfg, data)
@@ -258,10 +258,10 @@ def test_what_is_kept(weigh):
 
 def test_a_step_is_divided_by_the_weight_of_its_tokens(monkeypatch):
     """And each row comes with its own weight."""
-    run, whole, seen = make(Half(), micro=2), rft.loss, []
+    run, whole, seen = make(Half(), micro_batch_size=2), rft.loss, []
     monkeypatch.setattr(rft, "loss", lambda logp, mask, w, *, count: seen.append(
         (logp.detach(), mask, w, count)) or whole(logp, mask, w, count=count))
-    cfg = rft.Config(prompts=9, copies=20, batch=7, weigh="prompt")
+    cfg = rft.Config(prompts=9, group_size=20, batch_size=7, weigh="prompt")
     data = Trajectories(run, cfg)
     data.refresh()
     kept, weight, _ = rft.keep(run, cfg, data)
@@ -279,7 +279,7 @@ def test_a_step_is_divided_by_the_weight_of_its_tokens(monkeypatch):
 def test_nothing_right_is_said():
     run = make()
     with pytest.raises(MinipostError, match="none of 6 answers has a reward of at least 2 "):
-        next(rft.train(run, rft.Config(prompts=2, copies=3, least=2.0)))
+        next(rft.train(run, rft.Config(prompts=2, group_size=3, least=2.0)))
 
 
 def test_star_starts_each_part_from_the_first_weights():
@@ -287,8 +287,8 @@ def test_star_starts_each_part_from_the_first_weights():
     for restart in (False, True):
         run = make(Half(), seed=3)
         first = run.policy.flat.clone()
-        cfg = rft.Config(steps=4, prompts=8, copies=8, iterations=2, restart=restart, lr=1e-2,
-                         warmup=0)
+        cfg = rft.Config(steps=4, prompts=8, group_size=8, iterations=2, restart=restart, lr=1e-2,
+                         warmup_steps=0)
         steps = rft.train(run, cfg)
         for run.step in range(4):
             before = run.policy.flat.clone()
@@ -303,7 +303,7 @@ def test_star_starts_each_part_from_the_first_weights():
     assert moved[0] < 0.7 * moved[1]
     assert [seen[True, k][2] for k in range(4)] == [1e-2, 0.5e-2, 1e-2, 0.5e-2]
     run, rates = make(Half()), []
-    steps = rft.train(run, rft.Config(steps=8, prompts=8, copies=8, iterations=2, lr=1.0, warmup=9))
+    steps = rft.train(run, rft.Config(steps=8, prompts=8, group_size=8, iterations=2, lr=1.0, warmup_steps=9))
     for run.step in range(8):
         rates.append(next(steps)["learning_rate"])
     assert rates == pytest.approx([0.5, 1.0, 1.0, 0.5] * 2)
@@ -321,7 +321,7 @@ def test_hints_are_told_to_problems_without_a_right_answer_and_learnt_without():
             return [float(p.endswith("h") and bool(text)) if c in "ab" else float(bool(text))
                     for p, text, c in zip(prompts, completions, letter)]
 
-    run, cfg = make(Told()), rft.Config(prompts=12, copies=4, hint=True)
+    run, cfg = make(Told()), rft.Config(prompts=12, group_size=4, hint=True)
     data = Trajectories(run, cfg)
     data.refresh()
     kept, _, solved = rft.keep(run, cfg, data)
@@ -336,14 +336,14 @@ def test_hints_are_told_to_problems_without_a_right_answer_and_learnt_without():
 @pytest.mark.parametrize("control", [False, True])
 def test_rft_learns_what_is_right_and_nothing_from_shuffled_rewards(control):
     torch.set_num_threads(1)
-    run = make(Half(), small(), room=3, micro=256)
+    run = make(Half(), small(), max_new_tokens=3, micro_batch_size=256)
     if control:
         def shuffled(prompts, completions, **columns):
             values = Half().reward(prompts, completions, **columns)
             random.Random("".join(completions)).shuffle(values)
             return values
         run.reward = shuffled
-    cfg = rft.Config(steps=40, prompts=64, copies=8, iterations=2, lr=1e-2)
+    cfg = rft.Config(steps=40, prompts=64, group_size=8, iterations=2, lr=1e-2)
     steps = rft.train(run, cfg)
     for run.step in range(40):
         next(steps)
@@ -425,8 +425,8 @@ def test_a_student_comes_to_its_teacher(monkeypatch, options):
     gaps = {}
     for taught_by in (teacher, other):
         Teacher(monkeypatch, taught_by)
-        run = make(Echo(), small(), room=4, micro=256)
-        cfg = distill.Config(steps=60, batch=64, lr=1e-2, **options)
+        run = make(Echo(), small(), max_new_tokens=4, micro_batch_size=256)
+        cfg = distill.Config(steps=60, batch_size=64, lr=1e-2, **options)
         steps = distill.train(run, cfg)
         for run.step in range(60):
             next(steps)
@@ -452,7 +452,7 @@ def test_what_is_shown_of_the_teacher_is_the_teachers(monkeypatch):
         for p in teacher.parameters():
             p.mul_(3.0 if p.dim() == 2 else 1.0)
     Teacher(monkeypatch, teacher)
-    run, problems = make(room=5), Echo().heldout(4)
+    run, problems = make(max_new_tokens=5), Echo().heldout(4)
     found = distill.measure(run, {"x": problems}, distill.Config())["x"]
     assert list(found) == ["greedy", "sampled", "teacher greedy", "teacher sampled"]
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
@@ -467,14 +467,14 @@ def test_a_step_of_distillation_learns_from_what_the_docstring_says(monkeypatch,
     """What the loss is given, over micro-batches, against a recomputation; and how it was sampled."""
     teacher = small(1)
     Teacher(monkeypatch, teacher)
-    run, whole, given, asked = make(micro=3), distill.loss, [], []
+    run, whole, given, asked = make(micro_batch_size=3), distill.loss, [], []
     sample = Run.sample
     monkeypatch.setattr(Run, "sample", lambda self, *args, **options: asked.append(
         (options["temperature"], options["module"] is None)) or sample(self, *args, **options))
     monkeypatch.setattr(distill, "loss", lambda logits, logq_all, **options: given.append(
         (logits, logq_all, options)) or whole(logits, logq_all, **options))
     share = 0.0 if level == "sequence" else 0.5
-    cfg = distill.Config(batch=8, temperature=1.3, level=level, mix=mix, on_policy=share)
+    cfg = distill.Config(batch_size=8, temperature=1.3, level=level, mix=mix, on_policy=share)
     batch = distill.answers(run, cfg, teacher)
     asked.clear()
     next(distill.train(run, cfg))
@@ -506,7 +506,7 @@ def test_the_share_of_the_students_own_answers(monkeypatch):
     for share, expected in ((0.0, [(8, True)]), (0.25, [(2, False), (6, True)]),
                             (1.0, [(8, False)])):
         seen.clear()
-        batch = distill.answers(run, distill.Config(batch=8, on_policy=share), small(1))
+        batch = distill.answers(run, distill.Config(batch_size=8, on_policy=share), small(1))
         assert seen == expected and len(batch) == 8
 
 
@@ -586,7 +586,7 @@ def test_finished_answers_wait_for_better_ones_and_win_over_unfinished():
 # ---- models as functions of texts
 
 def test_continuations_end_at_the_mark_and_are_drawn_afresh_each_time():
-    run = make(room=6)
+    run = make(max_new_tokens=6)
     sample = Sampler(run, mark="c")
     first, second = sample(["ab", "a"], 40), sample(["ab", "a"], 40)
     assert [len(said) for said in first] == [40, 40] and first != second
@@ -604,8 +604,8 @@ def test_continuations_end_at_the_mark_and_are_drawn_afresh_each_time():
 
 
 def test_an_answer_has_so_many_tokens_in_all_its_steps():
-    """run.room of them however often it is gone on with, and no more than the context holds."""
-    run = make(model=small(), room=6)
+    """run.max_new_tokens of them however often it is gone on with, and no more than the context holds."""
+    run = make(model=small(), max_new_tokens=6)
     assert run.policy.module.config.max_position_embeddings == 16
     sample, texts, longest = Sampler(run, "c"), ["ab", "abcdefgabcdefga", "abcdefgabcde"], 0
     said = sample(texts, 200)
@@ -624,7 +624,7 @@ def test_an_answer_has_so_many_tokens_in_all_its_steps():
 
 
 def test_a_mark_of_several_tokens_ends_a_continuation_too():
-    run = make(room=6)
+    run = make(max_new_tokens=6)
     said = Sampler(run, "ca")(["ab"], 300)[0]
     assert all("ca" not in text[:-2] for text in said) and any(text.endswith("ca") for text in said)
 
@@ -644,7 +644,7 @@ def test_a_value_is_read_after_the_last_token():
 
 
 def test_what_else_ends_a_response():
-    run = make(model=small(), room=9)
+    run = make(model=small(), max_new_tokens=9)
     with run.aside():
         rollout = run.sample([Problem("ab")], 60, temperature=1.0, purpose="evaluation", stop={5})
     ends = [5 in ids[:-1] for ids in (t[m].tolist() for t, m in zip(rollout.targets, rollout.mask))]
@@ -652,7 +652,7 @@ def test_what_else_ends_a_response():
 
 
 def test_searching_with_an_exact_value_finds_better_answers(monkeypatch):
-    run, problems = make(room=5), Echo().sample(40, random.Random(0))
+    run, problems = make(max_new_tokens=5), Echo().sample(40, random.Random(0))
     before = evaluate(run, problems, 1.0)
 
     class Exact(torch.nn.Module):
@@ -677,7 +677,7 @@ def test_searching_with_an_exact_value_finds_better_answers(monkeypatch):
         def forward(self, tokens):
             return (tokens == 3 + Letters.letters.index("c")).double()
 
-    run, seen = make(Steps(), small(), room=5), []
+    run, seen = make(Steps(), small(), max_new_tokens=5), []
     whole = Run.complete
     monkeypatch.setattr(Run, "complete", lambda self, asked, n, **options: seen.append(
         (len(asked), n, options["stop"])) or whole(self, asked, n, **options))

@@ -243,7 +243,7 @@ class Rows(Echo):
 
 def make(task=None, model=None, **options):
     task = task or Echo()
-    return Run(Learner(model or tiny()), Letters(), task, task.reward, **{"room": 5, **options})
+    return Run(Learner(model or tiny()), Letters(), task, task.reward, **{"max_new_tokens": 5, **options})
 
 
 def test_where_actions_begin():
@@ -280,14 +280,14 @@ def test_a_step_learns_from_what_the_docstring_says(monkeypatch, tmp_path):
     test.write_text(json.dumps({"prompt": "h", "completion": "a", "reward": 1}))
     task = File(str(path), str(test))
     monkeypatch.setattr(File, "step_end", "h", raising=False)
-    run, whole, seen = make(task, micro=4), oreo.loss, []
+    run, whole, seen = make(task, micro_batch_size=4), oreo.loss, []
 
     def spy(*args, **options):
         seen.append((args, options))
         return whole(*args, **options)
 
     monkeypatch.setattr(oreo, "loss", spy)
-    steps = oreo.train(run, oreo.Config(steps=3, batch=6, lr=1e-2, critic_lr=1e-2, warmup=0))
+    steps = oreo.train(run, oreo.Config(steps=3, batch_size=6, lr=1e-2, critic_lr=1e-2, warmup_steps=0))
     next(steps)
     run.step = 1
     seen.clear()
@@ -341,7 +341,7 @@ def learn(seed, control):
     model = GPT(GPTConfig(11, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
                           num_attention_heads=2, num_key_value_heads=2, head_dim=16,
                           max_position_embeddings=16)).initialise(seed)
-    run = make(Early(), model, room=3, seed=seed, micro=256)
+    run = make(Early(), model, max_new_tokens=3, seed=seed, micro_batch_size=256)
     if control:
         def shuffled(prompts, completions, **columns):
             values = Early().reward(prompts, completions)
@@ -372,8 +372,8 @@ def test_the_reference_stays_the_first_one_and_each_learner_has_its_rate(monkeyp
     monkeypatch.setattr(oreo, "starts", lambda run, seqs, level: levels.append(level) or starts(
         run, seqs, level))
     first = copy.deepcopy(run.policy.module)
-    cfg = oreo.Config(steps=4, prompts=6, copies=2, batch=8, iterations=2, lr=0.02, critic_lr=0.03,
-                      warmup=0, level="response")
+    cfg = oreo.Config(steps=4, prompts=6, group_size=2, batch_size=8, iterations=2, lr=0.02, critic_lr=0.03,
+                      warmup_steps=0, level="response")
     steps = oreo.train(run, cfg)
     for run.step in range(4):
         next(steps)
@@ -384,6 +384,6 @@ def test_the_reference_stays_the_first_one_and_each_learner_has_its_rate(monkeyp
 
 
 def test_a_config_is_checked():
-    for wrong in (dict(beta=0), dict(alpha=-1), dict(iterations=0), dict(width=0), dict(copies=0)):
+    for wrong in (dict(beta=0), dict(alpha=-1), dict(iterations=0), dict(width=0), dict(group_size=0)):
         with pytest.raises(MinipostError, match=next(iter(wrong))):
             oreo.Config(**wrong)

@@ -31,15 +31,15 @@ PLAIN = {name: shape for name, shape in REFERRED.items() if not name.startswith(
 SIDES = ("w", "l")
 CASES = {  # name: (module, shapes, options)
     "dpo": (dpo, REFERRED, dict(beta=0.4, count=7)),
-    "cdpo": (dpo, REFERRED, dict(beta=0.4, flip=0.2, count=7)),
-    "robust dpo": (dpo, REFERRED, dict(beta=0.4, flip=0.2, robust=True, count=7)),
+    "cdpo": (dpo, REFERRED, dict(beta=0.4, label_smoothing=0.2, count=7)),
+    "robust dpo": (dpo, REFERRED, dict(beta=0.4, label_smoothing=0.2, robust=True, count=7)),
     "ipo": (ipo, REFERRED, dict(tau=0.3, count=7)),
     "simpo": (simpo, PLAIN, dict(beta=2.0, gamma=0.7, count=7)),
     "orpo": (orpo, PLAIN, dict(lam=0.6, count=7)),
     "kto": (kto, dict(logp=(5, 4), logp_ref=(5, 4), mask=(5, 4), good=(5,)),
             dict(z0=0.3, beta=0.5, good_weight=1.3, bad_weight=0.7, count=7)),
     "mdpo": (mdpo, dict(logp=(12, 5), logp_ref=(12, 5), mask=(12, 5)),
-             dict(beta=0.4, answers=2, count=7)),
+             dict(beta=0.4, group_size=2, count=7)),
 }
 PAIRED = [name for name in CASES if name not in ("kto", "mdpo")]
 
@@ -79,7 +79,7 @@ def test_at_the_reference():
     same = inputs(REFERRED, 1)
     same["ref_w"], same["ref_l"] = same["logp_w"], same["logp_l"]
     for flip, robust in ((0.0, False), (0.2, False), (0.3, True)):
-        assert float(dpo.loss(**same, beta=0.3, flip=flip, robust=robust, count=3)[0]) == \
+        assert float(dpo.loss(**same, beta=0.3, label_smoothing=flip, robust=robust, count=3)[0]) == \
             pytest.approx(math.log(2))
     assert float(ipo.loss(**same, tau=0.3, count=3)[0]) == pytest.approx(1 / (4 * 0.3**2))
     found = inputs(CASES["kto"][1], 2)
@@ -108,7 +108,7 @@ def test_dpo_turned_round_and_smoothed(seed):
     u = dpo.lead(*(found[key] for key in REFERRED), 0.4)
 
     def value(pairs, flip=0.0, robust=False):
-        return dpo.loss(**pairs, beta=0.4, flip=flip, robust=robust, count=3)[0]
+        return dpo.loss(**pairs, beta=0.4, label_smoothing=flip, robust=robust, count=3)[0]
 
     assert torch.allclose(value(found) - value(swapped(found)), -u.mean())
     assert torch.equal(value(found, 0.0, True), value(found))
@@ -118,7 +118,7 @@ def test_dpo_turned_round_and_smoothed(seed):
         best = math.log((1 - flip) / flip)                  # where smoothing stops
         for u in (best - 1, best + 1):
             assert value(at(found, best, 0.4), flip) < value(at(found, u, 0.4), flip)
-        grad = dpo.loss_grad(**at(found, best, 0.4), beta=0.4, flip=flip, count=3)
+        grad = dpo.loss_grad(**at(found, best, 0.4), beta=0.4, label_smoothing=flip, count=3)
         assert max(float(g.abs().max()) for g in grad.values()) < 1e-12
 
 
@@ -128,7 +128,7 @@ def test_labels_that_say_nothing_hold_dpo_at_its_reference(seed, u):
     found = inputs(REFERRED, seed)
 
     def value(u, flip=0.5):
-        return float(dpo.loss(**at(found, u, 0.4), beta=0.4, flip=flip, count=3)[0])
+        return float(dpo.loss(**at(found, u, 0.4), beta=0.4, label_smoothing=flip, count=3)[0])
 
     assert value(u) == pytest.approx(value(-u)) and value(u) > value(0.0)
     assert value(0.0) == pytest.approx(math.log(2))
@@ -148,7 +148,7 @@ def test_dpo_is_bradley_terry_on_log_ratios(seed):
         chosen = torch.nn.functional.pad(found[f"{key}_w"], (0, 2))
         return torch.stack([chosen, found[f"{key}_l"]], 1).flatten(0, 1)
 
-    sets = mdpo.loss(rows("logp"), rows("ref"), rows("mask"), beta=0.4, answers=1, count=3)[0]
+    sets = mdpo.loss(rows("logp"), rows("ref"), rows("mask"), beta=0.4, group_size=1, count=3)[0]
     assert torch.allclose(sets, value)
 
 
@@ -229,7 +229,7 @@ def test_dpo_finds_the_closed_form_optimum(flip):
             pairs = [x[:, None] for x in (logp[i], logp[j], ref.log()[i], ref.log()[j])]
             ones = torch.ones_like(pairs[0]).bool()
             each = [dpo.loss(*(x[k: k + 1] for x in (*pairs, ones, ones)), beta=beta,
-                             flip=flip if robust else 0.0, robust=robust, count=1)[0]
+                             label_smoothing=flip if robust else 0.0, robust=robust, count=1)[0]
                     for k in range(len(i))]
             return (torch.stack(each) * weight).sum()
         return total
@@ -267,7 +267,7 @@ METHODS = [dpo, ipo, simpo, orpo, kto, mdpo]
 
 def make(task=None, model=None, **options):
     task = task or Echo()
-    return Run(Learner(model or tiny()), Letters(), task, task.reward, **{"room": 5, **options})
+    return Run(Learner(model or tiny()), Letters(), task, task.reward, **{"max_new_tokens": 5, **options})
 
 
 def pair_task(folder, n=12, key="chosen"):
@@ -308,6 +308,19 @@ def test_simpo_and_orpo_go_without_the_reference(tmp_path, module):
         steps.append(run.policy.flat.clone())
     assert not torch.equal(steps[0], make().policy.flat)
     assert torch.equal(*steps) == (module is not dpo)
+
+
+@pytest.mark.parametrize("module", [simpo, orpo, dpo])
+@pytest.mark.parametrize("source", ["file", "samples"])
+@pytest.mark.parametrize("likeliest", [1.0, 0.6])
+def test_a_reference_is_made_where_it_is_asked(tmp_path, module, source, likeliest):
+    """By the loss or by the filter; who answers without one is kept under another name."""
+    run = make(pair_task(tmp_path) if source == "file" else None)
+    metrics = next(module.train(run, module.Config(pairs=6, likeliest=likeliest)))
+    asked = module is dpo or likeliest < 1
+    expected = {"frozen/reference"} if asked else {"frozen/start"} if source == "samples" else set()
+    assert set(run.parts) == {"learner/policy", *expected}
+    assert any(name.startswith("drift/") for name in metrics) == (module is dpo)
 
 
 @pytest.mark.parametrize("source", ["file", "samples"])
@@ -371,7 +384,7 @@ def test_what_could_be_expected_is_never_less_than_nothing(sign):
 @pytest.mark.parametrize("key", ["chosen", "label"])
 def test_what_kto_takes_from_a_file(tmp_path, key):
     run = make(pair_task(tmp_path, key=key))
-    seqs, good = kto.draw(run, kto.Config(answers=12), run.reference())
+    seqs, good = kto.draw(run, kto.Config(batch_size=12), run.reference())
     texts = [Letters().decode(t[m].tolist()) for t, m in zip(seqs.targets, seqs.mask)]
     assert len(texts) == 12 and run.tokens == int(seqs.mask.sum())
     if key == "chosen":
@@ -412,7 +425,7 @@ def test_it_learns_what_is_preferred_and_nothing_from_shuffled_rewards(module, c
     model = GPT(GPTConfig(11, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
                           num_attention_heads=2, num_key_value_heads=2, head_dim=16,
                           max_position_embeddings=16)).initialise(1)
-    run = make(Early(), model, room=3, seed=1, micro=256)
+    run = make(Early(), model, max_new_tokens=3, seed=1, micro_batch_size=256)
     if control:
         def shuffled(prompts, completions, **columns):
             values = Early().reward(prompts, completions)

@@ -16,7 +16,7 @@ from torch.func import jacrev
 
 from minipost import ops
 from minipost.errors import MinipostError
-from minipost.gpt import Scalar
+from minipost.gpt import ValueHead
 from minipost.methods import a2c, reinforce, reinforce_pp, rloo, self_critical, sft
 from minipost.optim import Learner
 from minipost.rollout import logprobs
@@ -361,19 +361,19 @@ def test_explained_variance():
 
 METHODS = {
     "reinforce": (reinforce, dict(momentum=0.75)), "self_critical": (self_critical, {}),
-    "rloo": (rloo, dict(beta=0.2)), "reinforce_pp": (reinforce_pp, dict(beta=0.2, minibatch=32)),
+    "rloo": (rloo, dict(beta=0.2)), "reinforce_pp": (reinforce_pp, dict(beta=0.2, minibatch_size=32)),
     "a2c": (a2c, dict(gamma=0.9, lam=0.8, entropy_weight=0.1, value_weight=0.5)),
 }
-SIZE, TAU = dict(prompts=4, group=4, lr=1e-3), 0.8
+SIZE, TAU = dict(prompts=4, group_size=4, lr=1e-3), 0.8
 
 
 def start(seed):
     """A run of a network whose reference and critic differ from it and from zero."""
     task = Echo()
-    run = Run(Learner(tiny(seed=seed)), Letters(), task, task.reward, seed=seed, room=4)
+    run = Run(Learner(tiny(seed=seed)), Letters(), task, task.reward, seed=seed, max_new_tokens=4)
     run.carried["baseline"] = 0.3
     run.frozen("reference", lambda: tiny(seed=seed + 50))
-    critic = run.learner("critic", lambda: Scalar(tiny(seed=seed + 60)))
+    critic = run.learner("critic", lambda: ValueHead(tiny(seed=seed + 60)))
     critic.flat.copy_(critic.flat + 0.1 * randn(seed, len(critic.flat)))
     return run
 
@@ -460,7 +460,7 @@ def test_a_step_descends_the_formula(name, seed):
     module, knobs = METHODS[name]
     gradients, wanted = formula(name, start(seed))
     run = start(seed)
-    run.micro = 3
+    run.micro_batch_size = 3
     seen = {key: watch(learner) for key, learner in run.learners.items()}
     metrics = next(module.train(run, module.Config(**SIZE, **knobs, temperature=TAU)))
     assert [len(seen[key]) for key in ("policy", "critic")] == [1, int(name == "a2c")]
@@ -487,7 +487,7 @@ def test_the_moving_average_uses_earlier_steps_only_and_is_carried_on():
 @pytest.mark.parametrize("module", [rloo, reinforce_pp])
 def test_without_a_price_no_reference_is_kept(module):
     task = Echo()
-    run = Run(Learner(tiny()), Letters(), task, task.reward, room=4)
+    run = Run(Learner(tiny()), Letters(), task, task.reward, max_new_tokens=4)
     metrics = next(module.train(run, module.Config(**SIZE, beta=0.0)))
     assert list(run.parts) == ["learner/policy"] and metrics["kl"] == 0.0
 
@@ -509,7 +509,7 @@ def test_where_every_answer_scores_the_same_nothing_is_learned(name):
 
 
 @pytest.mark.parametrize("module, fault", [
-    (rloo, dict(group=1)), (reinforce, dict(group=0)), (reinforce, dict(momentum=-0.1)),
+    (rloo, dict(group_size=1)), (reinforce, dict(group_size=0)), (reinforce, dict(momentum=-0.1)),
     (reinforce_pp, dict(beta=-1.0)), (a2c, dict(lam=-0.5)), (a2c, dict(critic_lr=float("inf"))),
 ])
 def test_knobs_that_make_no_sense(module, fault):

@@ -214,7 +214,7 @@ def test_at_the_optimum_a_step_is_zero_where_it_is_proved_to_be(case, world):
 
 
 def test_another_price_of_kl_makes_it_move(world):
-    case = optima.Stationary("rloo", {**estimates.TWO, "beta": 2 * BETA}, 2, "every step", "")
+    case = optima.Stationary("rloo", dict(prompts=1, group_size=2, beta=2 * BETA), 2, "every step", "")
     assert not optima.at_optimum(case, world)["holds"]
 
 

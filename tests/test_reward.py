@@ -44,7 +44,7 @@ class Steps(Echo):
 
 def make(task=None, model=None, **options):
     task = task or Steps()
-    options = {"room": 5, **options}
+    options = {"max_new_tokens": 5, **options}
     return Run(Learner(model or tiny()), Letters(), task, task.reward, **options)
 
 
@@ -103,9 +103,9 @@ def test_scores_of_any_size_give_finite_losses_and_gradients(name, scale):
         assert hand[key].isfinite().all() and torch.allclose(hand[key], back, atol=1e-12)
 
 
-def step_of(module, monkeypatch, micro=16, **knobs):
+def step_of(module, monkeypatch, **knobs):
     """Gradient and metrics of a method's first step, on a policy that has left its reference."""
-    seen, run = [], make(micro=micro)
+    seen, run = [], make()
 
     def record(learner, lr, max_grad_norm):
         seen.append(learner.grad.clone())
@@ -134,7 +134,7 @@ SIZES = {"reward": dict(prompts=6), "plackett_luce": dict(prompts=8), "orm": dic
 def test_a_fresh_model_finds_all_equally_likely(name, loss):
     """Two sides of a pair, of an answer or of a step, and the 24 orders of four answers."""
     module = CASES[name][0]
-    metrics = next(module.train(make(micro=5), replace(module.Config(), **SIZES[name])))
+    metrics = next(module.train(make(micro_batch_size=5), replace(module.Config(), **SIZES[name])))
     assert metrics["loss"] == pytest.approx(loss, abs=1e-6)
     assert metrics["accuracy"] == pytest.approx(0.5, abs=1e-6)
 
@@ -147,8 +147,8 @@ def test_every_number_of_a_config_is_checked(name):
             for value in (float("nan"), float("inf"), -1):
                 with pytest.raises(MinipostError, match=f"{field.name} is .*; expected "):
                     config(**{field.name: value})
-    with pytest.raises(MinipostError, match="ranked is 1; expected at least 2"):
-        plackett_luce.Config(ranked=1)
+    with pytest.raises(MinipostError, match="group_size is 1; expected at least 2"):
+        plackett_luce.Config(group_size=1)
 
 
 numbers = st.lists(st.floats(-5, 5), min_size=4, max_size=4).map(
@@ -220,7 +220,7 @@ def test_orm_is_binary_cross_entropy(seed):
 
 def test_prm_with_the_last_step_only_is_an_orm(monkeypatch):
     """The same samples, the same labels, the same gradient; with the steps another one."""
-    knobs = dict(prompts=8, copies=4, temperature=1.0, steps=9, lr=1e-3, warmup=0)
+    knobs = dict(prompts=8, group_size=4, temperature=1.0, steps=9, lr=1e-3, warmup_steps=0)
     outcome, metrics = step_of(orm, monkeypatch, **knobs)
     knobs_prm = dict(knobs, hot=1.0)
     last, same = step_of(prm, monkeypatch, **knobs_prm, last_only=True)
@@ -268,7 +268,7 @@ def test_the_score_is_read_at_the_last_real_token(finished):
         other = replace(rollout, tokens=rollout.tokens.where(real, 10))
         assert torch.allclose(final_score(model, other), alone, atol=1e-12)
         for micro in (1, 2, 16):
-            assert torch.allclose(make(micro=micro).final_scores(model, rollout), alone, atol=1e-6)
+            assert torch.allclose(make(micro_batch_size=micro).final_scores(model, rollout), alone, atol=1e-6)
 
 
 def test_step_scores_end_with_the_final_score():
@@ -606,7 +606,7 @@ def test_a_step_in_which_all_tie_moves_nothing(module):
 # ---- how good a scorer is
 
 def test_scores_that_are_not_finite_are_refused():
-    run, splits = make(room=5), {"held-out": Echo().heldout(4)}
+    run, splits = make(max_new_tokens=5), {"held-out": Echo().heldout(4)}
     for broken in (math.nan, math.inf):
         with pytest.raises(MinipostError, match="not finite"):
             scorers.report(run, splits, lambda rollout: torch.full((len(rollout),), broken))
@@ -623,7 +623,7 @@ def test_calibration_error_of_known_cases():
 
 
 def test_report_of_no_perfect_and_reversed_scorers():
-    run = make(room=5)
+    run = make(max_new_tokens=5)
     problems = Echo().heldout(4)
 
     def scores(score):
@@ -659,7 +659,7 @@ def test_report_where_nothing_can_be_ranked():
 
 def test_prm_reports_its_steps():
     """Heads of zero know nothing; what a step is worth is counted on the first answers alone."""
-    run = make(room=12)
+    run = make(max_new_tokens=12)
     found = prm.measure(run, {"held-out": Echo().heldout(4)}, prm.Config())["held-out"]
     for name in ("pair accuracy", "step accuracy", "wrong steps found"):
         assert found[name].score.value == 0.5, name
@@ -701,7 +701,7 @@ def shuffled(prompts, completions, **columns):
     return values
 
 
-SHORT = dict(steps=16, lr=1e-2, warmup=2)
+SHORT = dict(steps=16, lr=1e-2, warmup_steps=2)
 LEARNT = {
     "reward": lambda run, label: reward.train(run, reward.Config(**SHORT), label),
     "plackett_luce": lambda run, label: plackett_luce.train(run, plackett_luce.Config(**SHORT)),
@@ -716,7 +716,7 @@ def learn(name, seed, control):
     model = GPT(GPTConfig(11, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
                           num_attention_heads=2, num_key_value_heads=2, head_dim=16,
                           max_position_embeddings=16)).initialise(seed)
-    run = make(Early(), model, room=3, seed=seed, micro=128)
+    run = make(Early(), model, max_new_tokens=3, seed=seed, micro_batch_size=128)
     if control and name != "reward":
         run.reward = shuffled
     steps = LEARNT[name](run, coin if control else preferences.by_reward)

@@ -12,7 +12,7 @@ from minipost.errors import MinipostError
 from minipost.ops import entropy, spread
 from minipost.rollout import Pairs, concat, distribution, generate, logprobs, minibatches, pack
 
-KW = dict(room=8, eos={EOS}, pad=PAD)
+KW = dict(max_new_tokens=8, eos={EOS}, pad=PAD)
 PROMPTS = [[BOS, 3, 4, 5], [BOS, 6], [BOS, 7, 8, 9, 10, 3], [BOS]]
 
 
@@ -63,7 +63,7 @@ def test_samples_follow_the_models_distribution():
     """20,000 first tokens against the exact probabilities: chi-square below its 1e-6 quantile."""
     model = tiny()
     n = 20_000
-    drawn = generate(model, [PROMPTS[0]], n, room=1, eos={EOS}, pad=PAD, seed=(3,))
+    drawn = generate(model, [PROMPTS[0]], n, max_new_tokens=1, eos={EOS}, pad=PAD, seed=(3,))
     counts = torch.bincount(drawn.targets[drawn.mask], minlength=11).double()
     with torch.no_grad():
         p = model(torch.tensor([PROMPTS[0]]))[0, -1].softmax(-1)
@@ -95,7 +95,7 @@ def test_rows_stop_at_eos_and_cost_nothing_after_it():
     model, seen = tiny(), []
     original = model.step
     model.step = lambda tokens, cache: seen.append(len(tokens)) or original(tokens, cache)
-    rollout = generate(model, PROMPTS, 32, room=20, eos={EOS}, pad=PAD, seed=(1,))
+    rollout = generate(model, PROMPTS, 32, max_new_tokens=20, eos={EOS}, pad=PAD, seed=(1,))
     for (ids, _), length, done in zip(rows_of(rollout), rollout.lengths, rollout.finished):
         response = ids[-int(length):]
         assert (response[-1] == EOS) == bool(done) and EOS not in response[:-1]

@@ -577,9 +577,9 @@ class Babble:
 
 GAME = Countdown(numbers=4, target=24)
 SETTINGS = [
-    (cot, Arithmetic(), {}), (self_consistency, Arithmetic(), dict(samples=3, curve=(1, 3))),
-    (self_consistency, GAME, dict(samples=3, curve=(1, 3))),
-    (best_of_n, Arithmetic(), dict(samples=5)), (best_of_n, GAME, dict(samples=3)),
+    (cot, Arithmetic(), {}), (self_consistency, Arithmetic(), dict(group_size=3, curve=(1, 3))),
+    (self_consistency, GAME, dict(group_size=3, curve=(1, 3))),
+    (best_of_n, Arithmetic(), dict(group_size=5)), (best_of_n, GAME, dict(group_size=3)),
     (self_feedback, Arithmetic(), dict(attempts=3)),
     (tot, GAME, dict(copies=3, expansions=4)), (tot, Arithmetic(), dict(copies=2, expansions=4)),
     (mcts, GAME, dict(simulations=3, copies=2)), (mcts, Arithmetic(), dict(simulations=2, copies=2)),
@@ -689,11 +689,11 @@ def test_own_verdicts_choose_the_sample_that_is_worth_most_and_are_paid_for():
 
     problems = [Problem("5"), Problem("7")]
     tools = Digits("352" "167", Judged())
-    arms = {arm.name: arm for arm in best_of_n.arms(problems, tools, best_of_n.Config(samples=3))}
+    arms = {arm.name: arm for arm in best_of_n.arms(problems, tools, best_of_n.Config(group_size=3))}
     chosen = arms["own verdicts"]
     assert (chosen.tokens, chosen.result.rewards, chosen.result.texts) == (66, [1.0, 1.0], ["5", "7"])
     assert arms["vote"].tokens == 60
     del Judged.questions
     tools = Digits("352" "167", Judged())
     assert "own verdicts" not in {arm.name for arm in
-                                  best_of_n.arms(problems, tools, best_of_n.Config(samples=3))}
+                                  best_of_n.arms(problems, tools, best_of_n.Config(group_size=3))}
