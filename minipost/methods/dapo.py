@@ -105,7 +105,7 @@ def train(run, cfg):
     policy = run.policy
     while True:
         rollout, reward, metrics = mixed_groups(run, cfg)
-        adv = ops.group_normalised(reward, cfg.group_size)                           # (B,)
+        adv = ops.group_normalised(reward, cfg.group_size)                  # (B,)
 
         meter, updates = Meter("loss", "entropy", "clip_ratio"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,

@@ -71,7 +71,7 @@ def train(run, cfg):
         problems = run.problems(cfg.prompts)
         rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
-        adv = ops.group_centred(reward, cfg.group_size).flatten()                         # (B,)
+        adv = ops.group_centred(reward, cfg.group_size).flatten()           # (B,)
 
         meter, updates = Meter("loss", "entropy", "clip_ratio"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,

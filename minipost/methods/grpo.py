@@ -99,7 +99,7 @@ def train(run, cfg):
         problems = run.problems(cfg.prompts)
         rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
-        adv = ops.group_normalised(reward, cfg.group_size)                           # (B,)
+        adv = ops.group_normalised(reward, cfg.group_size)                  # (B,)
 
         meter, updates = Meter("loss", "kl", "entropy", "clip_ratio"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,
@@ -110,7 +110,7 @@ def train(run, cfg):
             for i in run.micro_batches(live, rollout.lengths):
                 batch, gain = rollout.take(i, adv)
                 logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
-                kl = divergence(cfg, reference, batch, logp, logp_all)           # (B, T)
+                kl = divergence(cfg, reference, batch, logp, logp_all)      # (B, T)
                 value, stats = loss(logp, batch.logp, kl, gain, batch.mask,
                                     clip=cfg.clip, beta=cfg.beta, count=count)
                 value.backward()

@@ -160,7 +160,7 @@ def optimise(run, cfg):
 
     def look(batch):
         """Reference log-prob, exact KL to the reference, value, each (b, T)."""
-        logp_all = distribution(policy.module, batch, cfg.temperature)           # (N, V)
+        logp_all = distribution(policy.module, batch, cfg.temperature)      # (N, V)
         logp_ref, logq_all = logprobs_and_distribution(reference, batch, cfg.temperature)
         kl = spread(ops.kl_exact(logp_all, logq_all), batch.mask)
         return logp_ref, kl, critic.module(batch.inputs)
@@ -168,8 +168,8 @@ def optimise(run, cfg):
     while True:
         problems = run.problems(cfg.prompts)
         rollout = run.sample(problems, 1, temperature=cfg.temperature)
-        score, mask = run.score(problems, rollout), rollout.mask                 # (B,)
-        logp_ref, kl, value_old = run.for_all(look, rollout, outputs=3)          # (B, T)
+        score, mask = run.score(problems, rollout), rollout.mask            # (B,)
+        logp_ref, kl, value_old = run.for_all(look, rollout, outputs=3)     # (B, T)
         charged = score - cfg.missing_eos * (~rollout.finished)
         earned = token_rewards(charged, rollout.logp, logp_ref, mask, beta)
         adv = ops.gae(earned, value_old, mask, cfg.gamma, cfg.lam)
