@@ -47,7 +47,7 @@ class Method:
     check: Callable = lambda run, cfg: None
     #: remark(lines of metrics.jsonl) -> a sentence to end with, or ""
     remark: Callable = lambda lines: ""
-    #: the gradient that its mean step equals (proof/estimates.Estimate), or why none is checked
+    #: the gradient its mean step should be (proof/estimates.Estimate), or why none is checked
     PROOF: Sequence[Mapping[str, Any]] | str = ()
     #: the metrics that are shown over all steps at the end
     TRACE: Sequence[str] = ()
