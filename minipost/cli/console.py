@@ -121,7 +121,7 @@ class Console:
         self.rich.print(table)
 
     def findings(self, found, seconds):
-        """The doctor's findings, one per line.  Faults come last, at the end of the screen."""
+        """The doctor's findings, one per line.  Warnings and faults end the screen."""
         marks = {"ok": ("ok", "green"), "does not apply": ("n/a", "dim"),
                  "warning": ("warning", "yellow"), "fault": ("FAULT", "bold red")}
         table = Table.grid(padding=(0, 2))

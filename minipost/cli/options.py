@@ -114,7 +114,7 @@ def _first(argv, prog, methods, flag, data, json):
 
 # ---- names that have changed
 
-RENAMED: dict[str, tuple[str, ...]] = {  # old name: new names; a command has at most one of them
+RENAMED: dict[str, tuple[str, ...]] = {  # old name: new names; the first that a command has applies
     "room": ("max_new_tokens",),
     "micro": ("micro_batch_size",),
     "group": ("group_size",),

@@ -86,7 +86,7 @@ def take_pairs(pairs, rows, logps):
 
 
 def step_pairs(run, n):
-    """This step's n problems and their pairs, or None if they are no rows of pairs.
+    """This step's n problems, and their pairs if they are rows of pairs, else None.
 
     The tokens of the pairs are counted.
     """

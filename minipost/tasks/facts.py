@@ -98,7 +98,7 @@ class Facts(Task):
         return [as_problem(row) for row in rng.choices(self.split("train"), k=n)]
 
     def heldout(self, n):
-        """The first n held-out sums and differences.  None if `kinds` leaves arithmetic out."""
+        """The first n held-out sums and differences; [] if `kinds` leaves arithmetic out."""
         return [as_problem(row) for row in self.split("test")[:n]]
 
     def known(self, n):

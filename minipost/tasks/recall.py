@@ -1,4 +1,4 @@
-"""Recall: questions with answers only in earlier episodes, and locks with a key to find.
+"""Recall: questions about lockers, answered only in earlier episodes, and locks with a key to find.
 
     code of K7? 47
     code of M2? 12
