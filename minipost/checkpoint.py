@@ -6,9 +6,9 @@ transformers opens such a directory as LlamaForCausalLM, and a Llama directory t
 wrote opens here.  Nothing is ever unpickled.  Every file is written beside its final name and then
 renamed, so a crash or a full disk leaves what was there before.
 
-Two traps of the layout are handled here: rope_theta stands in two places, of which transformers 4
-reads one and 5 the other (we write both and refuse a file where they differ); and safetensors
-leaves its files unreadable to other users (we give them the usual mode).
+Two traps of the layout are handled here.  rope_theta stands in two places: transformers 4 reads
+one, transformers 5 the other.  We write both and refuse a file where they differ.  safetensors
+leaves its files unreadable to other users.  We give them the usual mode.
 """
 
 import json
@@ -31,7 +31,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json",
               "special_tokens_map.json", "chat_template.jinja")
 REWARD_MODEL = "LlamaForSequenceClassification"
-LARGEST = 10**8  # of any number in config.json; what lies above would only exhaust the memory
+LARGEST = 10**8  # largest number allowed in config.json; more would only exhaust the memory
 
 
 # ---- files
@@ -96,7 +96,7 @@ def read_json(path):
 # ---- config.json
 
 def rope_theta(raw, path):
-    """The rotary base, from the key of transformers 4 or of 5; refuses scaling we do not have."""
+    """The rotary base, from the key of transformers 4 or of 5; refuses rotary scaling."""
     parameters, scaling = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
     if not (isinstance(parameters, dict) and isinstance(scaling, dict)):
         raise MinipostError(f"{path}: rope_parameters and rope_scaling must be objects or null")
@@ -198,7 +198,7 @@ def names(config):
 
 
 def value_names(config):
-    """The same for a ValueHead: the trunk without a head for words, and `score`."""
+    """The same for a ValueHead: the trunk without its language-model head, and `score`."""
     table = {f"trunk.{name}": parts for name, parts in names(config).items()
              if name != "lm_head.weight"}
     return {**table, "score.weight": [("score.weight", (1, config.hidden_size))]}
@@ -230,7 +230,7 @@ def open_tensors(path):
 def stored(config, table, directory):
     """Tensor name -> the open file that holds it; table is `names` or `value_names`.
 
-    Names, shapes and types are held against config.json here, before anything is allocated.
+    Names, shapes and types are checked against config.json here, before anything is allocated.
     """
     where = shards(directory)
     if config.num_hidden_layers > len(where):
@@ -335,7 +335,7 @@ def load(directory, device="cpu", dtype="float32"):
 def load_reward_model(directory, vocabulary, device="cpu", dtype="float32"):
     """Open a reward model that reads what `vocabulary` writes.
 
-    MinipostError where it has another tokenizer: its ids would be other words.
+    MinipostError where it has another tokenizer: its ids would mean other words.
     """
     directory = Path(directory)
     config, raw = read_config(directory)
@@ -370,7 +370,7 @@ def create(directory, model, tokenizer, dtype="float32"):
 
 
 def save(directory, model, like, dtype="float32"):
-    """Write a trained GPT or RewardModel beside byte-for-byte copies of the other files of `like`."""
+    """Write a trained GPT or RewardModel, and byte-for-byte copies of the other files of `like`."""
     directory, like = Path(directory), Path(like)
     make_directory(directory)
     for name in SIDE_FILES:

@@ -1,7 +1,7 @@
 """Files that are found by their name: each file of a folder is a method, a task, a way to answer.
 
-What such a file has to define is a frozen dataclass: its fields without a default must be there, those with
-one may be.
+A frozen dataclass says what such a file defines.  Its fields without a default must be there, those
+with one may be.
 """
 
 import importlib
@@ -17,7 +17,7 @@ def names(package):
 
 
 def load(package, name, contract):
-    """The file of this name as a `contract`, whose fields `name` and `module` are filled in.
+    """The file of this name as a `contract`, with the fields `name` and `module` filled in.
 
     MinipostError says what a file has to define and does not.
     """
@@ -28,7 +28,7 @@ def load(package, name, contract):
             parts[field.name] = getattr(module, field.name)
         needed = field.default is MISSING and field.default_factory is MISSING
         if needed and field.name not in parts:
-            raise MinipostError(f"{module.__file__}: does not define {field.name}, which every file in "
-                                f"{package.__name__.replace('.', '/')}/ has; the folder's __init__.py says "
-                                "what it is")
+            raise MinipostError(f"{module.__file__}: does not define {field.name}, which every "
+                                f"file in {package.__name__.replace('.', '/')}/ has; the folder's "
+                                "__init__.py says what it is")
     return contract(**parts)

@@ -1,14 +1,14 @@
 """Look at a set-up before training on it: model, problems, reward.  Reads and never writes.
 
-    python -m minipost.doctor --task countdown                        checkpoints/base on a task of ours
+    python -m minipost.doctor --task countdown                    checkpoints/base on a task of ours
     python -m minipost.doctor --model path/to/llama --data rows.jsonl --reward mine.py:reward
     python -m minipost.doctor --task wording --reward-model runs/reward-wording-0/model
-    python -m minipost.doctor --data pairs.jsonl --json               the same as data
+    python -m minipost.doctor --data pairs.jsonl --json           the same as data
 
-It samples answers as a run would and holds the invariants of training against them: one line per check,
-and for every finding what, why it matters and what to do.  A FAULT makes training wrong, so the exit code
-is 1; a warning makes it poor, and with warnings alone the exit code is 0.  What it cannot see is whether
-the reward says what is wanted.
+It samples answers as a run would and checks the invariants of training on them.  It prints one line
+per check, and for every finding what it is, why it matters and what to do.  A FAULT makes training
+wrong, so the exit code is 1.  A warning makes training poor; with warnings alone the exit code is
+0.  The doctor cannot see whether the reward says what is wanted.
 """
 
 import json
@@ -26,7 +26,7 @@ PROG = "python -m minipost.doctor"
 class Options(SetUp):
     """What to look at, beside the problems; names and defaults as in minipost.train."""
 
-    prompts: int = 16           # problems to sample answers to; a reward function sees each answer four times
+    prompts: int = 16           # problems to answer; a reward function sees each answer four times
     group_size: int = 8         # answers per problem (G)
     temperature: float = 1.0    # sampling temperature (tau)
     rows: int = 4000            # rows of --data whose texts are looked at, from the first on
@@ -43,7 +43,7 @@ def main(argv=None):
 
 
 def report(settings):
-    """Print what is found; -> exit code."""
+    """Print the findings.  -> exit code"""
     from minipost import parallel
     from minipost.checks.examine import examine
     from minipost.checks.model import FAULT, WARNING
@@ -53,8 +53,8 @@ def report(settings):
     options, task = settings.options, settings.task
     start, console = time.perf_counter(), Console(quiet=settings.json)
     knobs = ", ".join(f"{k} {v}" for k, v in asdict(task).items() if v != "")
-    console.say(f"{options.model} on {task.name} ({knobs}): {options.prompts} problems, {options.group_size} "
-                f"answers each of up to {options.max_new_tokens} tokens\n")
+    console.say(f"{options.model} on {task.name} ({knobs}): {options.prompts} problems, "
+                f"{options.group_size} answers each of up to {options.max_new_tokens} tokens\n")
     found = parallel.launch(lambda: examine(options, task, pick_device(options.device)), 1)
     seconds = time.perf_counter() - start
     count = {status: sum(f.status == status for f in found) for status in (FAULT, WARNING)}

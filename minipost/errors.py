@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read, and settings that are held to bounds."""
+"""The one exception that a user reads, and settings with bounds."""
 
 import math
 import operator
@@ -7,7 +7,7 @@ from typing import ClassVar, Mapping
 
 
 class MinipostError(ValueError):
-    """Something the user can mend, said in one sentence; the command lines print it and exit 1."""
+    """A problem the user can mend, in one sentence; the command lines print it and exit 1."""
 
 
 HOLDS = {">=": ("at least", operator.ge), ">": ("more than", operator.gt),
@@ -16,11 +16,11 @@ USUAL = {"temperature": "> 0", "max_grad_norm": "> 0", "warmup_steps": ">= 0", "
 
 
 class Bounded:
-    """Settings whose numbers are finite and held to bounds: the base of every Config and Options.
+    """The base of every Config and Options: numbers must be finite and within bounds.
 
-    A whole number is at least 1 and any other at least 0, but for those in USUAL and in LIMITS, such
-    as {"group_size": ">= 2", "gamma": ">= 0, <= 1"}; "" is no bound.  MinipostError names the field, its
-    value and what was expected.
+    A whole number is at least 1 and any other at least 0.  USUAL and LIMITS set other bounds, such
+    as {"group_size": ">= 2", "gamma": ">= 0, <= 1"}; "" is no bound.  MinipostError names the
+    field, its value and what was expected.
     """
 
     LIMITS: ClassVar[Mapping[str, str]] = {}

@@ -5,8 +5,9 @@
     python -m minipost.evaluate --model runs/oreo/model --value runs/oreo/critic --task countdown
     python -m minipost.evaluate --method tot --help                      a test-time method
 
-Without --task every task that the base model was made for is measured, greedy and sampled.  With
---value, what OREO saves beside its policy, or any reward model, a beam search over steps too.
+Without --task it measures every task that the base model was made for, greedy and sampled.  With
+--value it also measures a beam search over steps.  The value is what OREO saves beside its policy,
+or any reward model.
 """
 
 import json
@@ -26,7 +27,7 @@ class Measured(Options):
 
     value: str = ""             # directory of a value or reward model to guide a beam search
     width: int = 4              # beams of that search
-    tries: int = 4              # samples to go on with each beam
+    tries: int = 4              # samples that continue each beam
     n: int = 400                # held-out problems per split
     workers: int = 0            # processes; 0: one per core, at most 4
 
@@ -68,7 +69,8 @@ def table(argv):
     workers = settings.options.workers or parallel.default_workers("cpu")
     found = parallel.launch(lambda: rows(settings.options, settings.task), workers)
     if settings.json:
-        print(json.dumps([{"task": task, "split": split, **{m: asdict(s) for m, s in scores.items()}}
+        print(json.dumps([{"task": task, "split": split,
+                           **{m: asdict(s) for m, s in scores.items()}}
                           for task, split, scores in found], indent=2))
         return
     metrics = list(found[0][2])
@@ -94,12 +96,14 @@ def rows(options, task):
     tasks = {task.name: task} if task else standard_tasks()
     max_new_tokens = options.max_new_tokens if task else max(options.max_new_tokens, CARD_ROOM)
     for title, each in tasks.items():
-        run = Run(policy, vocabulary, each, each.reward, seed=options.seed, max_new_tokens=max_new_tokens)
+        run = Run(policy, vocabulary, each, each.reward, seed=options.seed,
+                  max_new_tokens=max_new_tokens)
         parts = splits(each, options.n)
         for split, metrics in results(run, parts).items():
             if value is not None:
-                metrics["beam"] = beam.measure(parts[split], Texts(run, verifier=value, stream="search"),
-                                               options.width, options.tries)
+                metrics["beam"] = beam.measure(
+                    parts[split], Texts(run, verifier=value, stream="search"), options.width,
+                    options.tries)
             found.append((title, split, {name: result.score for name, result in metrics.items()}))
     return found
 

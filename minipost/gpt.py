@@ -14,7 +14,7 @@ saves small products; checkpoint.py cuts them apart into the names that Hugging 
 Axes: B sequences, T positions, D hidden, H query heads, K key/value heads, R = H/K, E head width.
 
 Sequences are padded on the right.  Attention looks only backwards, so no token ever sees the
-padding and no mask is needed; what stands at padded positions is to be ignored.
+padding and no mask is needed.  Ignore the outputs at padded positions.
 """
 
 import math
@@ -56,10 +56,10 @@ class GPTConfig:
 class Product(torch.autograd.Function):
     """y = x W^T through oneDNN:  dx = dy W,  dW = dy^T x.
 
-    On AMD processors with AVX-512, the library that PyTorch calls for float32 products (MKL) runs
-    at half of what the machine can do and oneDNN does not, which makes a training step a fifth
-    faster.  The operator is PyTorch's but undocumented, so `product` looks before it calls it.
-    The derivatives are made of differentiable products again, as second and forward ones must be.
+    PyTorch calls MKL for float32 products.  On AMD processors with AVX-512, MKL runs at half of
+    what the machine can do.  oneDNN does not, so a training step is a fifth faster with it.  The
+    operator is PyTorch's but undocumented, so `product` checks that it exists.  The derivatives are
+    made of differentiable products again, because second and forward derivatives need that.
     """
 
     @staticmethod
@@ -110,7 +110,7 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """weight * x / sqrt(mean(x^2) + eps), over the last axis; at least float32 inside."""
+    """weight * x / sqrt(mean(x^2) + eps), over the last axis, computed in float32 or float64."""
 
     def __init__(self, size, eps):
         super().__init__()
@@ -250,7 +250,7 @@ class GPT(nn.Module):
         self._rotary = None
 
     def initialise(self, seed):
-        """Fresh weights: N(0, 0.02), and 1/sqrt(2 layers) of it where a layer adds to x."""
+        """New weights: N(0, 0.02), and 1/sqrt(2 layers) of that where a layer adds to x."""
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
@@ -269,7 +269,7 @@ class GPT(nn.Module):
         return self.config.max_position_embeddings
 
     def rotary(self):
-        """The rotary table in the model's own type and place, made when first asked for."""
+        """The rotary table in the model's own type and on its device, made at the first call."""
         weight = self.embed_tokens.weight
         if self._rotary is None or (self._rotary[0].dtype, self._rotary[0].device) != (
             weight.dtype, weight.device,
@@ -334,20 +334,19 @@ class Cache:
     """Keys and values of every layer, allocated once: (B, K, columns, E) per layer.
 
     Prompts stand flush right in the first `width` columns, so that all rows write their next
-    token into the same column `at`; `bias` hides the columns left of a shorter prompt.
+    token into the same column `at`.  `bias` hides the columns left of a shorter prompt.
     """
 
     def __init__(self, config, kept, lengths, max_new_tokens, group_size):
         self.width = self.at = kept[0][0].shape[2]
-        self.lengths = lengths.repeat_interleave(group_size)                    # (B,)
+        self.lengths = lengths.repeat_interleave(group_size)                # (B,)
         column = torch.arange(self.width, device=lengths.device)
         source = (column - (self.width - lengths)[:, None]).clamp(min=0)    # (P, width)
         self.bias = None
         if bool((lengths < self.width).any()):
             hidden = column < (self.width - self.lengths)[:, None]
-            self.bias = torch.zeros(
-                len(hidden), self.width + max_new_tokens, dtype=kept[0][0].dtype, device=lengths.device
-            )
+            self.bias = torch.zeros(len(hidden), self.width + max_new_tokens,
+                                    dtype=kept[0][0].dtype, device=lengths.device)
             self.bias[:, : self.width].masked_fill_(hidden, -math.inf)
         self.keys, self.values = [], []
         for pair in kept:

@@ -1,11 +1,11 @@
 """Pure tensor maths that two or more methods share: no model, no task, no state.
 
 Axes    B sequences, T predicted tokens, V vocabulary, N chosen tokens of a batch (mask.sum()).
-Align   tokens is (B, T+1); every (B, T) tensor describes the token that it predicts.
+Align   tokens is (B, T+1); column t of a (B, T) tensor describes the token that it predicts.
 Mask    True where the policy chose the token (EOS included), False on prompt and padding.
 Sums    Losses are sums over chosen tokens divided by a `count` that the caller states, the number
         of chosen tokens in the whole gradient step.  However the step is cut into micro-batches
-        or ranks, its pieces add up to the same gradient.
+        or ranks, the pieces add up to the same gradient.
 
 Every primitive with a derivative has its closed form beside it, named `..._grad`.
 """
@@ -19,10 +19,10 @@ from minipost.errors import MinipostError
 
 
 def shapes(**wanted):
-    """Hold a loss to the shapes of its tensors: @shapes(logp="B T", adv="B", mask="B T").
+    """Check the shapes of a loss's tensors: @shapes(logp="B T", adv="B", mask="B T").
 
-    A letter is one size wherever it stands.  Without this a (B, T) tensor where (B,) is meant would
-    broadcast and give a wrong number in silence.  MinipostError names the argument.
+    A letter is one size wherever it stands.  Without this a (B, T) tensor in place of a (B,) one
+    would broadcast and silently give a wrong number.  MinipostError names the argument.
     """
     def hold(loss):
         bind = inspect.signature(loss).bind
@@ -47,7 +47,7 @@ def shapes(**wanted):
 
 
 def masked_sum(x, mask):
-    """Sum of x over chosen tokens; what stands elsewhere, NaN included, has no part.  -> ()"""
+    """Sum of x over chosen tokens; other entries, NaN included, are ignored.  -> ()"""
     return x.where(mask, 0.0).sum()
 
 
@@ -126,7 +126,7 @@ def kl_k3_grad(logp, logp_ref):
 
 @shapes(logp="B T", adv="B", mask="B T")
 def policy_gradient(logp, adv, mask, *, count):
-    """REINFORCE's surrogate -(1/N) sum_i sum_t A_i logp_t; count = N.  -> scalar, metrics that add up"""
+    """REINFORCE's -(1/N) sum_i sum_t A_i logp_t; count = N  ->  scalar loss, metrics that add up"""
     value = -masked_sum(adv[:, None] * logp, mask) / count
     return value, {"loss": value.detach()}
 
@@ -187,7 +187,7 @@ def gae(reward, value, mask, gamma, lam):
 def whiten(x, mask):
     """Shift and scale x to mean 0 and variance 1 over chosen tokens; zero elsewhere.  (B, T)
 
-    Exactly zero everywhere when all are equal: their mean may round off.
+    It is exactly zero everywhere when all are equal, although their mean may round off.
     """
     count, some = mask.sum(), x[mask]
     gap = (x - masked_sum(x, mask) / count).where(mask & (some != some[:1]).any(), 0.0)

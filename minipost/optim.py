@@ -16,9 +16,9 @@ class Learner:
         m <- b1 m + (1-b1) g      v <- b2 v + (1-b2) g^2      t <- t + 1
         w <- w - lr ( m / (1-b1^t) / (sqrt(v / (1-b2^t)) + eps) + decay w )
 
-    Parameters are views into one vector, and so are their gradients: the sum over ranks, the norm
-    and the update are a few operations on long vectors, and TRPO finds its vectors ready.  Decay
-    touches matrices only.  With weights below float32 the update runs on a float32 copy.
+    Parameters are views into one vector, and so are their gradients.  So the sum over ranks, the
+    norm and the update are a few operations on long vectors, and TRPO finds its vectors ready.
+    Decay applies to matrices only.  With weights below float32 the update runs on a float32 copy.
     """
 
     def __init__(self, module, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
@@ -36,7 +36,7 @@ class Learner:
         self.updates = self.skipped = self.skips_in_a_row = 0
 
     def collect(self):
-        """Sum what backward() left over all ranks; returns its norm.
+        """Sum over all ranks the gradients that backward() left; returns their norm.
 
         A gradient that is not finite is dropped and counted; MinipostError after 5 in a row.
         """
@@ -80,20 +80,20 @@ class Learner:
 
     @torch.no_grad()
     def assign(self, weights):
-        """Make this vector, in the order of `flat`, the weights."""
+        """Set the weights to this vector, which is in the order of `flat`."""
         if weights is not self.master:
             self.master.copy_(weights)
         if self.master is not self.flat:
             self.flat.copy_(self.master)
 
     def become(self, module):
-        """Take over the weights of a module of the same shape, and start Adam afresh."""
+        """Copy the weights of a module of the same shape, and reset Adam."""
         params = sorted(module.parameters(), key=lambda p: p.dim() < 2)
         self.assign(torch.cat([p.detach().flatten() for p in params]).to(self.master))
         self.reset_optimizer()
 
     def reset_optimizer(self):
-        """Start Adam afresh, for another loss."""
+        """Reset Adam, for another loss."""
         self.m.zero_()
         self.v.zero_()
         self.updates = 0
@@ -114,4 +114,5 @@ def cosine(peak, step, steps, warmup_steps):
     """Learning rate of a step: a linear climb to `peak`, then a cosine that ends at zero."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    return peak * (1 + math.cos(math.pi * min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps)))) / 2
+    return peak * (
+        1 + math.cos(math.pi * min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps)))) / 2

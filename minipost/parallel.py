@@ -1,10 +1,10 @@
-"""Data parallelism: the same program in every rank, one collective (a sum) to tie them together.
+"""Data parallelism: the same program in every rank, and one collective, a sum.
 
 On a CPU a small model gains little from two threads in one process, because every small operation
-waits for both; two processes of one thread each lose nothing.  So `launch` forks workers after
-torch is imported (they share its memory) and joins them over gloo.  Under torchrun the ranks that
-it started are joined instead.  Every rank holds the same parameters and draws the same problems;
-each samples and differentiates its share.
+waits for both.  Two processes of one thread each lose nothing.  So `launch` forks workers after
+torch is imported, so that they share its memory, and joins them over gloo.  Under torchrun it joins
+the ranks that torchrun started.  Every rank holds the same parameters and draws the same problems.
+Each samples and differentiates its share.
 """
 
 import os
@@ -28,7 +28,7 @@ def world():
 
 
 def all_reduce(*tensors):
-    """Add each tensor over all ranks, in place.  Filling one rank's part of zeros gathers."""
+    """Sum each tensor over all ranks, in place.  If each fills its part of zeros, this gathers."""
     if world() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
@@ -54,8 +54,8 @@ def join(rank_, world_, store):
 def launch(main, workers):
     """Run main() in `workers` ranks and return rank 0's result, which stays in this process.
 
-    An error in rank 0 ends the others; the end of another rank ends rank 0 with MinipostError,
-    which says what that rank met if it could say so.
+    An error in rank 0 ends the others.  The end of another rank ends rank 0 with MinipostError,
+    which gives that rank's error if it is known.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         if torch.cuda.is_available():
@@ -79,7 +79,7 @@ def launch(main, workers):
                 raise
             raise MinipostError(said[0] if said else f"a worker process died ({error})") from error
         finally:
-            for pid in children:  # one that has ended can be signalled until it is waited for
+            for pid in children:  # a dead child can be signalled until it is waited for
                 os.kill(pid, signal.SIGTERM)
             for pid in children:
                 os.waitpid(pid, 0)
@@ -92,7 +92,7 @@ def store(folder, workers):
 
 
 def fork(main, rank_, workers, folder):
-    """Start one more rank.  It never returns here: whatever happens, it exits by itself."""
+    """Fork another rank.  The child never returns from here: whatever happens, it exits."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -105,7 +105,7 @@ def fork(main, rank_, workers, folder):
         join(rank_, workers, store(folder, workers))
         main()
         code = 0
-    except MinipostError as error:  # rank 0 says it, whether it meets the same error or not
+    except MinipostError as error:  # rank 0 reports it, whether it meets the same error or not
         Path(folder, f"error{rank_}").write_text(str(error))
     except Exception as error:
         if "Connection" not in str(error):  # a closed connection only says that rank 0 has gone

@@ -1,14 +1,16 @@
 """Proofs, measured: `python -m minipost.prove`, or `--algo NAME` for one method.
 
-In a world of a few words every answer is listed, and every expectation is a sum (proof/oracle.py).  There
+In a world of a few words every answer is listed, and every expectation is a sum (proof/oracle.py).
+There, this command compares
 
-    the oracle is held against itself                                     (proof/identities.py)
-    each method's own training step is made on every rollout of the smallest kind, and its mean held against
-    the exact gradient of what it should descend; then on sampled ones     (proof/estimates.py)
-    the policies that pay for KL are held against the best one there is    (proof/optima.py)
+    proof/identities.py  the oracle with itself
+    proof/estimates.py   the mean of each method's own training step, over every rollout of the
+                         smallest kind, with the exact gradient of what it should descend; then
+                         steps on sampled rollouts
+    proof/optima.py      the policies that pay for KL with the best policy there is
 
-A statement that is proved and fails makes the exit code 1.  Where a method aims elsewhere, by how much is
-printed, and nothing is forced to agree.
+The exit code is 1 if a proved statement fails.  If a method aims elsewhere, the tables show by how
+much, and nothing is forced to agree.
 """
 
 import argparse
@@ -30,7 +32,7 @@ from minipost.cli.options import fail_in_one_sentence
 from minipost.errors import MinipostError
 
 PROG = "python -m minipost.prove"
-MOST = 30_000  # rollouts that a method's step is made on; in larger worlds only the oracle is asked
+MOST = 30_000  # rollouts of a method's step at most; larger worlds test only the oracle
 
 
 def main(argv=None):
@@ -42,7 +44,8 @@ def main(argv=None):
     parser.add_argument("--vocab", type=int, default=4, help="ids of the world, 4 to 8")
     parser.add_argument("--horizon", type=int, default=3, help="longest answer in tokens, 1 to 5")
     parser.add_argument("--seed", type=int, default=0, help="of the models and the rewards")
-    parser.add_argument("--samples", type=int, default=300, help="steps on sampled answers, each method")
+    parser.add_argument("--samples", type=int, default=300,
+                        help="steps on sampled answers, each method")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core, to 4")
     parser.add_argument("--out", default="runs/prove.json", help="where all figures are written")
     parser.add_argument("--json", action="store_true", help="print them instead of the tables")
@@ -51,7 +54,7 @@ def main(argv=None):
 
 
 def prove(args):
-    """Do the work, print and write it; the exit code."""
+    """Do the work, print the results and write them.  -> the exit code"""
     from minipost import parallel
     from minipost.checkpoint import write_json
 
@@ -62,7 +65,7 @@ def prove(args):
         found = list(map(work, todo))
     else:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            found = list(pool.map(work, todo))              # the longest first: none ends alone
+            found = list(pool.map(work, todo))              # the longest first, to end together
     sections = {}
     for (section, *_), rows in zip(todo, found):
         sections.setdefault(section, []).extend(rows)
@@ -84,31 +87,34 @@ def prove(args):
 def check(args):
     """MinipostError where the options make no sense."""
     if args.algo != "all" and args.algo not in methods.names():
-        raise MinipostError(f"no method {args.algo!r}; there are {', '.join(methods.names())}, or all")
+        raise MinipostError(
+            f"no method {args.algo!r}; there are {', '.join(methods.names())}, or all")
     for name, least in (("samples", 2), ("workers", 0)):
         if getattr(args, name) < least:
             raise MinipostError(f"{name} is {getattr(args, name)}; expected at least {least}")
 
 
-# ---- the work, in pieces for several processes
+# ---- the work, in jobs for several processes
 
 def jobs(args):
-    """[(section, what, world's size, samples)]"""
+    """[(section, what, the world's size, samples)]"""
     from minipost.proof.estimates import CLIPS, ESTIMATES, method_of, stated
     from minipost.proof.optima import AT_OPTIMUM, LEADS
     from minipost.proof.oracle import World
 
-    count, size = World(args.vocab, args.horizon, args.seed).count, (args.vocab, args.horizon, args.seed)
+    count, size = World(args.vocab, args.horizon, args.seed).count, (
+        args.vocab, args.horizon, args.seed)
     oracle = [("identities", None), ("sizes", None)]
     if count * (count + 1) > MOST:
         if args.algo != "all":
-            raise MinipostError(f"vocab {args.vocab} and horizon {args.horizon} make {count:,} answers to "
-                                f"a prompt and {count * (count + 1):,} rollouts of two; a method's step is "
-                                f"made on at most {MOST:,}; choose a smaller world")
+            raise MinipostError(f"vocab {args.vocab} and horizon {args.horizon} make {count:,} "
+                                f"answers to a prompt and {count * (count + 1):,} rollouts of two; "
+                                f"a method's step is made on at most {MOST:,}; choose a smaller "
+                                "world")
         return [(section, what, size, args.samples) for section, what in oracle]
 
     if args.algo != "all":
-        stated(args.algo)                                   # which says it where a proof is missing
+        stated(args.algo)                                   # raises if a proof is missing
 
     def wanted(name):
         return args.algo in ("all", method_of(name))
@@ -122,7 +128,7 @@ def jobs(args):
 
 
 def work(job):
-    """The rows of one piece, as plain data."""
+    """The rows of one job, as plain data."""
     import torch
 
     from minipost.proof import estimates, exact, identities, optima
@@ -151,9 +157,10 @@ def show(facts, args):
 
     console = Console(highlight=False, markup=False)
     say = console.print
-    say(f"A world of {facts['vocab']} ids and answers of up to {facts['horizon']} tokens, two prompts, "
-        "all answers through the nano-GPT in float64.\n"
-        "J = E r, J_b = E r - beta KL(pi || ref), pi* = ref exp(r/beta) / Z, which is best for J_b.")
+    say(f"A world of {facts['vocab']} ids and answers of up to {facts['horizon']} tokens, two "
+        "prompts, all answers through the nano-GPT in float64.\n"
+        "J = E r, J_b = E r - beta KL(pi || ref), pi* = ref exp(r/beta) / Z, which is best for "
+        "J_b.")
     for section, draw in (("identities", identities_shown), ("estimates", estimates_shown),
                           ("sizes", sizes_shown), ("clipped", clipped_shown),
                           ("optimum", optimum_shown), ("leads", leads_shown)):
@@ -175,7 +182,7 @@ def show(facts, args):
 
 
 def is_statement(row):
-    """Whether a row claims something, and does not only report."""
+    """Whether a row makes a claim and does not only report a figure."""
     return any(row.get(name) not in (None, "") for name in ("error", "sampled", "zero", "own"))
 
 
@@ -192,11 +199,11 @@ def heading(text):
 
 
 def row_of(made, *cells):
-    made.add_row(*(Text(cell) for cell in cells))           # brackets are no markup here
+    made.add_row(*(Text(cell) for cell in cells))           # brackets are no markup in a Text
 
 
 def reasons(rows):
-    """Each reason once, after the methods that it is about."""
+    """Each reason once, after the methods that it applies to."""
     seen = {}
     for row in rows:
         seen.setdefault(row["why"], []).append(row["name"])
@@ -216,16 +223,18 @@ def estimates_shown(rows):
     exact = table("method", "gradient of", "proved, per answer", "rest", "as shipped", "noise")
     drawn = table("method", "size", "sampled [95%]", "standard errors")
     for row in rows:
-        proved = "elsewhere" if row["factor"] is None else f"{row['factor']:g} x ({row['error']:.0e})"
+        proved = "elsewhere" if row["factor"] is None else \
+            f"{row['factor']:g} x ({row['error']:.0e})"
         row_of(exact, row["name"], row["aim"], proved if row["holds"] else "FAILS",
                f"{row['off_answer']:.3f}", f"{row['off']:.3f}", f"{row['noise']:.1f}")
         s = row["sampled"]
         row_of(drawn, row["name"], f"{row['size']:.3f}",
                f"{s['value']:.3f} [{s['low']:.3f}, {s['high']:.3f}]", f"{s['z']:.1f}")
     return [heading("The mean of a step over all rollouts of one or two answers, against the exact "
-                    "gradient. The rest is the share of it that points elsewhere: where it is divided "
-                    "by answers, and as it is shipped."), exact, *reasons(rows), "",
-            heading(f"Its size along the gradient, exactly and from {n} steps on sampled answers"), drawn]
+                    "gradient. The rest is the share of it that points elsewhere: where it is "
+                    "divided by answers, and as it is shipped."), exact, *reasons(rows), "",
+            heading(f"Its size along the gradient, exactly and from {n} steps on sampled answers"),
+            drawn]
 
 
 def sizes_shown(rows):
@@ -256,9 +265,9 @@ def leads_shown(rows):
             "pi*" if row["own"] == row["left"] else "its own"
         row_of(made, row["name"], f"{row['reward']:.3f}", f"{row['kl_ref']:.3f}",
                f"{row['objective']:.4f}", f"{row['left']:.4f}", proved)
-    return [heading(f"Where the mean step leads from the reference. At pi* J_b is {rows[0]['best']:.4f}; "
-                    "left is KL(pi || pi*), as a share of what it was at the start"), made,
-            *reasons(rows)]
+    return [heading(f"Where the mean step leads from the reference. At pi* J_b is "
+                    f"{rows[0]['best']:.4f}; left is KL(pi || pi*), as a share of what it was at "
+                    "the start"), made, *reasons(rows)]
 
 
 if __name__ == "__main__":

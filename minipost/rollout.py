@@ -1,13 +1,13 @@
-"""The one buffer: token sequences with a mask, sampled here or loaded, and what reads them.
+"""The one buffer: token sequences with a mask, sampled or loaded, and the code that reads them.
 
     Sequences   tokens (B, T+1), mask (B, T)                       prompts with responses
     Rollout     + logp (B, T), prompt (B,), finished (B,)          what a policy sampled
     Pairs       chosen and rejected Sequences of the same prompts  what somebody preferred
 
-One alignment rule: column t of a (B, T) tensor is about the token it predicts, tokens[:, t+1], and
-the shift by one stands in `Sequences.inputs` and `.targets` alone.  Rows are [BOS prompt response
-EOS] padded on the right; the mask is true on the response and its EOS.  The buffer knows what was
-sampled, never what was learned from it: rewards and advantages belong to the methods.
+One alignment rule: column t of a (B, T) tensor is about the token it predicts, tokens[:, t+1].
+Only `Sequences.inputs` and `.targets` shift by one.  Rows are [BOS prompt response EOS], padded on
+the right.  The mask is true on the response and its EOS.  The buffer knows what was sampled, never
+what was learned from it: rewards and advantages belong to the methods.
 """
 
 import zlib
@@ -114,7 +114,7 @@ def pack(prompts, responses, pad):
 
 
 def concat(rollouts, pad):
-    """Several Rollouts as one; each one's prompts are counted on from those before."""
+    """Several Rollouts as one; the prompt numbers go on from one to the next."""
     width = max(rollout.tokens.shape[1] for rollout in rollouts)
     wide = {f.name: [] for f in fields(Rollout)}
     prompts = 0
@@ -141,7 +141,7 @@ def distribution(model, seqs, temperature=1.0, explicit=False):
 
 
 def chosen_logprobs(logp_all, seqs):
-    """Of a `distribution`, the log-prob of every response token, zero elsewhere.  (N, V) -> (B, T)"""
+    """Log-prob in a `distribution` of every response token, else zero.  (N, V) -> (B, T)"""
     return spread(pick(logp_all, seqs.targets[seqs.mask]), seqs.mask)
 
 
@@ -151,7 +151,7 @@ def logprobs(model, seqs, temperature=1.0):
 
 
 def logprobs_and_distribution(model, seqs, temperature=1.0):
-    """`logprobs` and the `distribution` that they are of, from one pass.  -> (B, T), (N, V)"""
+    """`logprobs` and their `distribution`, from one pass.  -> (B, T), (N, V)"""
     logp_all = distribution(model, seqs, temperature)
     return chosen_logprobs(logp_all, seqs), logp_all
 
@@ -173,11 +173,11 @@ def minibatches(rows, size, epochs, rng):
 
 # ---- sampling
 
-COMPACT = 0.75  # finished rows leave the cache when fewer than this share are unfinished
+COMPACT = 0.75  # finished rows leave the cache when less than this share is unfinished
 
 
 def repeats(prompts):
-    """How often each prompt has stood earlier in the list."""
+    """How often each prompt stands earlier in the list."""
     seen, found = {}, []
     for ids in prompts:
         found.append(seen.get(tuple(ids), 0))
@@ -186,11 +186,11 @@ def repeats(prompts):
 
 
 def uniforms(prompts, group_size, max_new_tokens, seed, repeat):
-    """The random numbers of every sample, from a stream of its own.  (P*G, N)
+    """The random numbers of every sample, each from a stream of its own.  (P*G, N)
 
-    A stream is named by (seed, the prompt's own ids, which sample of it), so what a sample draws
-    does not depend on what else is in the batch, nor on its place there.  A prompt that stands
-    there twice goes on counting, so its second group differs from its first.
+    A stream is named by (seed, the prompt's own ids, the number of the sample).  So a sample's
+    draws do not depend on the rest of the batch or on its place in it.  If a prompt stands there
+    twice, its sample numbers go on, so its second group differs from its first.
     """
     drawn = []
     for ids, earlier in zip(prompts, repeat):
@@ -202,29 +202,31 @@ def uniforms(prompts, group_size, max_new_tokens, seed, repeat):
 
 
 def check_context(model, prompt, response, *texts):
-    """MinipostError unless a prompt and a response of so many tokens fit the model's context together.
+    """MinipostError unless a prompt and a response of so many tokens fit the context together.
 
-    BOS and EOS count.  texts: the prompt and, if it is known, the response, to be named.
+    BOS and EOS count.  texts: the prompt and, if it is known, the response, for the message.
     """
     if prompt + response > model.context:
         named = [f" ({text[:40]!r})" for text in texts] + ["", ""]
         known = "a response of" if len(texts) == 2 else "a response of up to"
-        raise MinipostError(f"a prompt of {prompt} tokens{named[0]} and {known} {response}{named[1]} do "
-                            f"not fit the model's context of {model.context}"
+        raise MinipostError(f"a prompt of {prompt} tokens{named[0]} and {known} "
+                            f"{response}{named[1]} do not fit the model's context of "
+                            f"{model.context}"
                             + ("" if len(texts) == 2 else "; lower --max-new-tokens"))
 
 
 @torch.no_grad()
-def generate(model, prompts, group_size=1, *, max_new_tokens, eos, pad, temperature=1.0, seed=(0,), repeat=None):
+def generate(model, prompts, group_size=1, *, max_new_tokens, eos, pad, temperature=1.0,
+             seed=(0,), repeat=None):
     """Sample `group_size` responses to each prompt, of at most `max_new_tokens` tokens.
 
     prompts: P lists of ids, BOS included.  eos: the set of ids that end a response.  seed: the
     integers that name this call, such as (run seed, step).  temperature 0 takes the likeliest
-    token.  repeat: how often each prompt has stood earlier, where these are a share of a longer
-    list.  Returns a Rollout of P*G rows, the samples of one prompt side by side.
+    token.  repeat: how often each prompt stands earlier, where these are a share of a longer list.
+    Returns a Rollout of P*G rows, the samples of one prompt side by side.
 
-    Tokens are drawn by inverting the cumulative distribution at one uniform number, which is
-    several times faster than torch.multinomial and keeps each row's draws its own.
+    A token is drawn by inverting the cumulative distribution at one uniform number.  This is
+    several times faster than torch.multinomial, and each row's draws depend on no other row.
     """
     longest = max(map(len, prompts))
     check_context(model, longest, max_new_tokens)
@@ -280,8 +282,8 @@ def draw(logp_all, uniform):
 def assemble(read, lengths, response, logp, prompt, stop, sampled, pad):
     """Put each response right behind its prompt.
 
-    A row's response ends with its first EOS; what was drawn for it afterwards, while it waited
-    to leave the cache, is dropped.
+    A row's response ends with its first EOS.  Tokens that were drawn for it afterwards, while it
+    waited to leave the cache, are dropped.
     """
     (rows, longest), max_new_tokens = read.shape, response.shape[1]
     column = torch.arange(max_new_tokens, device=read.device)

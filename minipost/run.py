@@ -5,8 +5,8 @@
     random streams                             rng, at, aside
     the same work in every rank                for_all, micro_batches
 
-Every random stream follows from (seed, step, purpose).  So the state of a run is its modules and the
-number of steps made, and a resumed run repeats the uninterrupted one bit for bit.
+Every random stream follows from (seed, step, purpose).  So the state of a run is its modules and
+the number of steps made, and a resumed run repeats the uninterrupted one bit for bit.
 """
 
 import copy
@@ -33,7 +33,7 @@ from minipost.rollout import (
     repeats,
 )
 
-ROWS = 1024  # sequences that a rank samples at once, at most; their caches take the memory
+ROWS = 1024  # most sequences that a rank samples at once; their caches take the memory
 REWARD_MODEL = "reward model"  # the name of the part that learns, or gives, the score
 
 
@@ -52,12 +52,12 @@ class Frozen:
 
 @dataclass
 class Run:
-    """One training run.  `step` is the number of the step that is being made, from 0 on."""
+    """One training run.  `step` is the number of the current step, from 0 on."""
 
     policy: Learner
     vocabulary: Any
     task: Any
-    reward: Any             # f(prompts, completions, **columns) -> list of float
+    reward: Any                 # f(prompts, completions, **columns) -> list of float
     hidden: bool = False        # `reward` only measures and labels; no learner may score by it
     seed: int = 0
     step: int = 0
@@ -65,16 +65,17 @@ class Run:
     micro_batch_size: int = 16  # sequences in one forward and backward pass
     tokens: int = 0             # response tokens sampled or trained on so far
     carried: dict = field(default_factory=dict)  # numbers that a method carries from step to step
-    reward_model: Any = None     # what `score` asks instead of `reward`
+    reward_model: Any = None    # what `score` asks instead of `reward`
 
     def __post_init__(self):
-        self.parts: dict[str, Any] = {"learner/policy": self.policy}  # "learner/NAME" or "frozen/NAME": the part
-        self.saved = {}     # what a state holds of parts that nobody has asked for yet
+        # By key, "learner/NAME" or "frozen/NAME"; `saved` holds parts that nobody has asked for yet.
+        self.parts: dict[str, Any] = {"learner/policy": self.policy}
+        self.saved: dict[str, tuple] = {}
 
     # ---- the parts that a step depends on
 
     def part(self, key, make):
-        """The part of this name; at first asking it is made, or found as it was saved."""
+        """The part of this name.  The first call makes it, or restores it as it was saved."""
         if key not in self.parts:
             self.parts[key] = made = make()
             if key in self.saved:
@@ -129,7 +130,7 @@ class Run:
 
     @contextmanager
     def at(self, step):
-        """Inside, every random stream is that of another step."""
+        """Inside the block every random stream is that of another step."""
         now, self.step = self.step, step
         try:
             yield
@@ -138,10 +139,10 @@ class Run:
 
     @contextmanager
     def aside(self):
-        """Inside, answers are measured and not learnt from: their tokens are not counted.
+        """Inside the block answers are measured and not learnt from: their tokens are not counted.
 
         The random streams are those of step 0.  So two models, or one at two times, answer the
-        same problems with the same luck.
+        same problems with the same random numbers.
         """
         tokens = self.tokens
         try:
@@ -155,8 +156,8 @@ class Run:
     def problems(self, n, again=0):
         """The step's n training problems, the same in every rank; `again` counts further draws.
 
-        A finite list is gone through in epochs, each in an order of its own.  Other tasks sample,
-        and so do further draws in the same step.
+        A finite list is used in epochs, each in an order of its own.  Other tasks sample, and so
+        do further draws in the same step.
         """
         if again or self.task.training is None:
             return self.task.sample(n, self.rng(f"problems {again}"))
@@ -165,7 +166,7 @@ class Run:
     def deal(self, rows, n, since=0):
         """The step's n of these rows.
 
-        From step `since` on the rows are gone through in epochs, each in an order of its own.
+        From step `since` on the rows are used in epochs, each in an order of its own.
         """
         found = []
         for place in range((self.step - since) * n, (self.step - since + 1) * n):
@@ -178,7 +179,8 @@ class Run:
 
     def sample(self, problems, group_size, **options):
         """`group_size` responses to each problem: a Rollout.  Options as in `complete`."""
-        return self.complete([self.vocabulary.prompt(p.prompt) for p in problems], group_size, **options)
+        return self.complete([self.vocabulary.prompt(p.prompt) for p in problems], group_size,
+                             **options)
 
     def complete(self, prompts, group_size, *, temperature, module=None, purpose="rollout",
                  stop=frozenset(), max_new_tokens=None):
@@ -198,8 +200,8 @@ class Run:
                 temperature=temperature, seed=seed, repeat=[repeat[i] for i in piece],
             ) for piece in (mine[k : k + size] for k in range(0, len(mine), size))],
                 self.vocabulary.pad)
-        rollout = gather(part, mine.start * group_size, len(prompts) * group_size, prompts, max_new_tokens,
-                         self.vocabulary, module.device)
+        rollout = gather(part, mine.start * group_size, len(prompts) * group_size, prompts,
+                         max_new_tokens, self.vocabulary, module.device)
         self.tokens += int(rollout.mask.sum())
         return rollout
 
@@ -224,7 +226,7 @@ class Run:
         return self.grade_texts(rows, self.texts(rollout)).to(rollout.logp)
 
     def grade_texts(self, problems, texts):
-        """The reward of one text to each problem.  (B,)  Rank 0 asks for it and tells the others."""
+        """The reward of one text to each problem.  (B,)  Rank 0 asks and tells the others."""
         reward = torch.zeros(len(texts), dtype=torch.float64)
         if parallel.rank() == 0:
             reward = torch.tensor(ask(self.reward, problems, texts), dtype=torch.float64)
@@ -232,7 +234,7 @@ class Run:
         return reward
 
     def score(self, problems, rollout):
-        """What learners are told of every row.  (B,)
+        """The score that learners get for every row.  (B,)
 
         It is the reward model's score if there is one, else the reward.  MinipostError where the
         task hides its reward, or a reward model's score is not finite.
@@ -259,7 +261,7 @@ class Run:
     def score_by(self, model):
         """Let `score` ask this reward model, normalised on samples of the policy as it is now.
 
-        Preferences determine a score only up to a shift, and nothing fixes its scale, so it is
+        Preferences determine a score only up to a shift, and nothing fixes its scale.  So it is
         shifted and scaled to mean 0 and deviation 1 (Ziegler et al. 2019, arxiv.org/abs/1909.08593,
         sec. 2.1).
         """
@@ -296,7 +298,7 @@ class Run:
     def for_all(self, f, seqs, outputs=1):
         """What f(batch) gives for all rows, computed in shares and gathered in every rank.
 
-        f returns a list of `outputs` tensors (b, t) for a micro-batch of b rows; the result is as
+        f returns a list of `outputs` tensors (b, t) for a micro-batch of b rows.  The result is as
         many tensors (B, T), zero in columns beyond a micro-batch's t.
         """
         found = [torch.zeros(seqs.mask.shape, dtype=self.policy.master.dtype,
@@ -310,18 +312,19 @@ class Run:
     def micro_batches(self, rows, lengths):
         """This rank's part of these rows, cut into micro-batches of like length.
 
-        Rows are dealt to the ranks in order of length, so each has the same work and little of
-        it is padding.
+        Rows are dealt to the ranks in order of length, so each rank has the same work and little
+        of it is padding.
         """
         order = sorted(rows, key=lambda row: (int(lengths[row]), row))
         mine = order[parallel.rank() :: parallel.world()]
-        return [mine[i : i + self.micro_batch_size] for i in range(0, len(mine), self.micro_batch_size)]
+        return [mine[i : i + self.micro_batch_size]
+                for i in range(0, len(mine), self.micro_batch_size)]
 
 
 def gather(part, start, rows, prompts, max_new_tokens, vocabulary, device):
-    """The Rollout of all ranks in every rank, from each one's part.
+    """The whole Rollout in every rank, from each rank's part.
 
-    Each rank fills its rows of zeros and the ranks add up.  (All ranks know every prompt.)
+    Each rank fills its rows of zeros, and the ranks sum up.  (All ranks know every prompt.)
     """
     width = max(map(len, prompts)) + max_new_tokens
     tokens = torch.zeros(rows, width, dtype=torch.long, device=device)
@@ -344,5 +347,5 @@ def open_run(options, task, device):
     """The Run of a command line's settings: its model, task and reward."""
     model, vocabulary = checkpoint.load(options.model, device, options.dtype)
     return Run(Learner(model), vocabulary, task, load_reward(options.reward, task),
-               hidden=task.hidden and not options.reward,
-               seed=options.seed, micro_batch_size=options.micro_batch_size, max_new_tokens=options.max_new_tokens)
+               hidden=task.hidden and not options.reward, seed=options.seed,
+               micro_batch_size=options.micro_batch_size, max_new_tokens=options.max_new_tokens)

@@ -1,4 +1,4 @@
-"""A policy as a function from texts to texts, which is how a search asks it.
+"""A policy as a function from texts to texts, for searches.
 
     sampler(texts, n)   n continuations of each text, whole answers or single steps
     ends                where the steps of a response end, in tokens
@@ -8,8 +8,8 @@
 def ends(vocabulary, ids, mark):
     """Index of the token in which each `mark` of a response ends.
 
-    A token may hold half a character, two marks, or half of one, so growing prefixes are decoded, but
-    only where a token's own text may end a mark: each takes time by its length.
+    A token may hold half a character, two marks, or half of one, so growing prefixes are decoded.
+    A decode takes time by its length, so it runs only where a token's own text may end a mark.
     """
     found = []
     for k, token in enumerate(ids):
@@ -21,11 +21,12 @@ def ends(vocabulary, ids, mark):
 class Sampler:
     """sampler(texts, n) -> for each text a list of n continuations by the policy.
 
-    With `mark` a continuation ends with the token in which the first mark ends, else with the end of
-    the answer.  An answer has at most `max_new_tokens` tokens in all, that of the run if None: a text that was made
-    here goes on with what its beginning left of them.  Where nothing is left, or the context is full,
-    the continuation is empty.  Every call draws afresh, and the same calls in another run of this seed
-    draw the same.  `tokens` counts what was sampled, EOS included.
+    With `mark` a continuation ends with the token in which the first mark ends, else with the end
+    of the answer.  An answer has at most `max_new_tokens` tokens in all; None takes the run's
+    number.  A text that was made here goes on with the tokens that its beginning left.  If none are
+    left, or the context is full, the continuation is empty.  Every call draws new samples.  The
+    same calls in another run of this seed draw the same.  `tokens` counts the sampled tokens, EOS
+    included.
     """
 
     def __init__(self, run, mark="", temperature=1.0, purpose="search", max_new_tokens=None):
@@ -47,21 +48,22 @@ class Sampler:
             with self.run.aside():
                 rollout = self.run.complete(
                     [prompts[k] for k in rows], n, temperature=self.temperature,
-                    purpose=f"{self.purpose} {self.calls}", stop=self.stop, max_new_tokens=max_new_tokens)
+                    purpose=f"{self.purpose} {self.calls}", stop=self.stop,
+                    max_new_tokens=max_new_tokens)
             for place, (targets, chosen) in enumerate(zip(rollout.targets, rollout.mask)):
                 k = rows[place // n]
                 ids = self.cut(targets[chosen].tolist()[: left[k]])
                 self.tokens += len(ids)
                 found[k][place % n] = more = self.run.vocabulary.decode(ids)
-                if more:                                    # else it is the same text, and ended
+                if more:                                    # else the text is the same, and ended
                     self.made[texts[k] + more] = self.max_new_tokens - left[k] + len(ids)
         return found
 
     def together(self, prompts, left):
-        """{max_new_tokens: texts, by number}: which are continued in one batch.
+        """{max_new_tokens: indices of the texts that are continued in one batch}.
 
-        All go on for as long as any may, and are cut to their own length afterwards.  Only where the
-        context is too short for that a text goes by itself.
+        All texts go on for as long as any of them may, and are cut to their own length afterwards.
+        A text goes in another batch only where the context is too short for that.
         """
         groups, longest = {}, max(left)
         for k, ids in enumerate(prompts):
@@ -71,6 +73,6 @@ class Sampler:
         return groups
 
     def cut(self, ids):
-        """The ids up to the end of the first step, if steps are what is sampled."""
+        """The ids up to the end of the first step if single steps are sampled, else all."""
         first = ends(self.run.vocabulary, ids, self.mark) if self.mark else []
         return ids[: first[0] + 1] if first else ids

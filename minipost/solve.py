@@ -1,9 +1,9 @@
 """Solve one problem by a test-time method and show the working.
 
-    python -m minipost.solve --method tot                             a held-out hand of the Game of 24
-    python -m minipost.solve --method tot --problem "4 9 10 13"       this hand
+    python -m minipost.solve --method tot                        a held-out hand of the Game of 24
+    python -m minipost.solve --method tot --problem "4 9 10 13"  this hand
     python -m minipost.solve --method self-feedback --problem 7+5-3+8-6
-    python -m minipost.solve --method mcts --index 7 --json           the working as data
+    python -m minipost.solve --method mcts --index 7 --json      the working as data
 
 `--method NAME --help` lists the knobs of a method and of its task.
 """
@@ -24,7 +24,7 @@ PROG = "python -m minipost.solve"
 class Options(inference.Options):
     """Which problem to solve, beside what every test-time method has."""
 
-    problem: str = ""  # the problem, as the task writes it; a held-out one if empty
+    problem: str = ""           # the problem, as the task writes it; a held-out one if empty
     index: int = 0              # which of the held-out problems, from 0 on
 
     LIMITS = {"index": ">= 0"}
@@ -42,8 +42,8 @@ def pick(options, task):
     """The problem that the command line names."""
     if options.problem:
         if task.pose is None:
-            raise MinipostError(f"the task {task.name} takes no --problem; choose a held-out one with "
-                                "--index")
+            raise MinipostError(f"the task {task.name} takes no --problem; choose a held-out one "
+                                "with --index")
         return task.pose(options.problem)
     problems = task.heldout(options.index + 1)
     if options.index >= len(problems):

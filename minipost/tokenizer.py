@@ -1,8 +1,8 @@
-"""The tokenizer: byte-level BPE from the `tokenizers` library behind a small face.
+"""The tokenizer: byte-level BPE from the `tokenizers` library behind a small interface.
 
-Digits and punctuation marks are always tokens of their own, so arithmetic is spelled out; letters
+Digits and punctuation marks are always tokens of their own, so arithmetic is spelled out.  Letters
 merge into frequent pieces.  The base alphabet is the 256 bytes, so any text survives the round
-trip.  PAD, BOS and EOS are three different ids; text that merely looks like a control token is
+trip.  PAD, BOS and EOS are three different ids.  Text that merely looks like a control token is
 encoded as plain text.
 """
 

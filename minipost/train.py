@@ -6,7 +6,7 @@ One run writes one directory:
     summary.json   held-out before and after       model/         the trained model
     state/         what --resume continues from    (all of it is replaced whole or not at all)
 
-Ctrl-C stops after the step in progress with everything saved; --resume DIR goes on from there and
+Ctrl-C stops after the step in progress, with everything saved.  --resume DIR goes on from there and
 ends with the same bytes as a run that was never stopped (same machine and number of workers).
 """
 
@@ -44,8 +44,8 @@ def settings_of(argv):
         every = ",".join(methods.names())
         if argv and not {"-h", "--help"} & set(argv):
             raise MinipostError(f"--algo is missing; choose one of {every.replace(',', ', ')}")
-        print(f"usage: {PROG} --algo {{{every}}} [--task {{{','.join(TASKS)}}} | --data FILE.jsonl] "
-              f"[options]\n       {PROG} --resume RUN_DIRECTORY\n\n{__doc__}\n"
+        print(f"usage: {PROG} --algo {{{every}}} [--task {{{','.join(TASKS)}}} | "
+              f"--data FILE.jsonl] [options]\n       {PROG} --resume RUN_DIRECTORY\n\n{__doc__}\n"
               f"`{PROG} --algo NAME --help` lists every option of a method.")
         raise SystemExit(0 if argv else 2)
     return parse(argv, PROG, lambda method: Options(model=method.MODEL), methods=methods, data=True)

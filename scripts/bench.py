@@ -1,4 +1,4 @@
-"""Measure minipost and write BENCHMARKS.md: `make bench`, or one part of it by name.
+"""Measure minipost and write BENCHMARKS.md: `make bench`, or one part by name.
 
     python -m scripts.bench learning     held-out accuracy before and after, three seeds a method
     python -m scripts.bench alignment    reward models, RLHF and RLAIF, with and without a KL price
@@ -6,13 +6,13 @@
     python -m scripts.bench preferences  DPO, with wrong labels and without
     python -m scripts.bench test-time    every way to answer, held out, with tokens per problem
     python -m scripts.bench game24       the Game of 24, beside the paper's table
-    python -m scripts.bench proof        what is proved of each method, in worlds that can be listed
+    python -m scripts.bench proof        the proofs of each method, in worlds that can be listed
     python -m scripts.bench fisher       TRPO's Fisher-vector product in its two forms
     python -m scripts.bench speed        side by side with TRL and transformers (extra `bench`)
 
-Each part is written between markers of its own, so one can be made again without the other.  The
-machine should have nothing else to do: speed is measured in fresh processes, alternating minipost
-and peer, and a round in which something else took over 5% of the CPUs is thrown away.
+Each part has its own markers in the file, so one part can be made again without the others.  The
+machine should have nothing else to do.  Speed is measured in fresh processes that alternate between
+minipost and peer.  A round is discarded if something else took more than 5% of the CPUs.
 """
 
 import argparse
@@ -37,12 +37,12 @@ from scripts.bench_peer import CORES, EVERY, GROUP, HELD_OUT, PROMPTS, ROOM, TAR
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 1, 2)
 NOISE = 0.05    # share of the CPUs that others may take during a measurement
-WARM = 3        # first steps of a process that no median counts
+WARM = 3        # first steps of a process, left out of all medians
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class Failed(Exception):
-    """A measured command ended with an error; the message holds its last line."""
+    """A measured command ended with an error.  The message holds its last line."""
 
 
 # ---- the report
@@ -61,7 +61,7 @@ def write(report, part, lines, command="python -m scripts.bench"):
 
 
 def machine(*packages):
-    """What the figures were made on, in one line."""
+    """The machine and versions behind the figures, in one line."""
     cpu = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in cpu if line.startswith("model name")]
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", *packages)]
@@ -99,7 +99,7 @@ def learning(args):
 
 
 def learnt(args, algo, seed):
-    """One run's rows of the table, a row for each split of its task."""
+    """One run's rows of the table, one row for each split of its task."""
     out = ROOT / "runs" / f"bench-{algo}-{seed}"
     command = [sys.executable, "-m", "minipost.train", "--algo", algo, "--seed", str(seed),
                "--model", args.model, "--out", str(out)]
@@ -119,7 +119,7 @@ def learnt(args, algo, seed):
 
 
 def reached(algo, split, scores, seconds):
-    """Whether a run did what the issue asks of its method; empty where nothing is asked."""
+    """Whether a run reached the targets of its method.  Empty if there are none."""
     first, sampled, greedy_first, greedy = (s["value"] for s in scores)
     if algo == "grpo":
         return yes(first <= 0.60 and sampled >= 0.95 and greedy >= 0.97 and seconds <= 60)
@@ -143,10 +143,10 @@ def last_line(text):
 # ---- measuring a process
 
 def measure(command, watch=False, **environment):
-    """Run a command and wait for its end: seconds, and the share of the CPUs that others took.
+    """Run a command and wait for its end.  -> seconds, and the share of the CPUs that others took
 
-    `watch` also looks at the memory of the command and all its descendants ten times a second.
-    Raises Failed where it ends with an error.
+    `watch` also samples the memory of the command and its descendants ten times a second.
+    Raises Failed if the command ends with an error.
     """
     with tempfile.TemporaryFile("w+") as log:
         busy, start = busy_seconds(), time.monotonic()
@@ -169,7 +169,7 @@ def measure(command, watch=False, **environment):
 
 
 def wait(pid, watch):
-    """The exit status of a process, what it used, and the peak of its tree's memory in bytes."""
+    """A process's exit status, its resource usage, and its tree's peak memory in bytes."""
     peak = 0
     while True:
         ended, status, usage = os.wait4(pid, os.WNOHANG if watch else 0)
@@ -180,13 +180,13 @@ def wait(pid, watch):
 
 
 def busy_seconds():
-    """CPU seconds that this machine has spent, time stolen by its host included."""
+    """CPU seconds that this machine has spent, including time stolen by its host."""
     user, nice, system, _, _, *rest = map(int, Path("/proc/stat").read_text().split()[1:9])
     return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
 
 
 def tree_memory(session):
-    """Proportional set size of all processes of a session: shared pages are counted once."""
+    """Proportional set size of all processes of a session.  It counts shared pages once."""
     total = 0
     for entry in Path("/proc").iterdir():
         try:
@@ -194,7 +194,7 @@ def tree_memory(session):
                 lines = (entry / "smaps_rollup").read_text().splitlines()
                 total += sum(int(s.split()[1]) for s in lines if s.startswith("Pss:")) * 1024
         except OSError:
-            pass  # it ended meanwhile
+            pass  # the process ended meanwhile
     return total
 
 
@@ -202,7 +202,7 @@ def tree_memory(session):
 
 @dataclass
 class Bench:
-    """Where the jobs find their model and prompts, and how often each is repeated."""
+    """The folder of the jobs' model and prompts, and the number of repetitions."""
 
     folder: Path
     base: str
@@ -211,7 +211,7 @@ class Bench:
     worst: float = 0.0
 
     def job(self, side, job, steps, *, model=None, seed=0, watch=False, launcher=(), **environment):
-        """One job in a fresh process: its own result together with what `measure` saw."""
+        """One job in a fresh process: its own result together with that of `measure`."""
         out = self.folder / "result.json"
         out.unlink(missing_ok=True)
         command = [sys.executable, *launcher, "-m", "scripts.bench_peer", side, job, "--model",
@@ -220,9 +220,9 @@ class Bench:
         return {**measure(command, watch, **environment), **json.loads(out.read_text())}
 
     def rounds(self, reps, **jobs):
-        """Do the jobs in turn, `reps` times over: {name: [result, ...]}.
+        """Do the jobs in turn, `reps` times: {name: [result, ...]}.
 
-        A round that something else disturbed is done again; after `reps` such, it is kept.
+        A round that something else disturbed is repeated.  After `reps` repeats, it is kept.
         """
         reps = 1 if self.quick else reps
         spare, kept = 0 if self.quick else reps, {name: [] for name in jobs}
@@ -241,10 +241,10 @@ class Bench:
 
 
 def row(what, own, peer, show, wanted=None, inverse=False):
-    """A line of the table.  The ratio is peer/minipost, or minipost/peer where `inverse`.
+    """A line of the table.  The ratio is peer/minipost, or minipost/peer if `inverse`.
 
-    wanted: (">=" or "<=", ratio).  The ratio is that of the medians; its range is over the pairs.
-    A value of None is a target that was not reached.
+    wanted: (">=" or "<=", ratio).  The ratio is that of the medians, and its range is over the
+    pairs.  A value of None is a target that was not reached.
     """
     if None in [*own, *peer]:
         return [what, *(show(median(v)) if None not in v else "not reached" for v in (own, peer)),
@@ -268,7 +268,7 @@ def sec(seconds):
 
 
 def step_time(result):
-    """Median seconds between the ends of one step and the next."""
+    """Median seconds from the end of one step to the end of the next."""
     ends = result["ends"]
     return median(b - a for a, b in list(zip(ends, ends[1:]))[WARM - 1 :])
 
@@ -278,7 +278,7 @@ def column(read, results):
 
 
 def grpo_rows(bench):
-    """A GRPO step, the start, the whole process: all read off the same processes."""
+    """A GRPO step, the start and the whole process, measured in the same processes."""
     steps, few = (6, 6) if bench.quick else (50, 15)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={CORES}"]
     found = bench.rounds(
@@ -308,12 +308,13 @@ def grpo_rows(bench):
 
 
 def command_line(folder, steps):
-    """The GRPO job as a user would start it, with as little evaluation as there can be."""
+    """The GRPO job as a user would start it, with as little evaluation as possible."""
     options = {
         "algo": "grpo", "data": folder / "prompts.jsonl", "model": folder / "model",
         "reward": ROOT / "scripts" / "bench_peer.py:letter_share", "steps": steps,
-        "prompts": PROMPTS, "group-size": GROUP, "minibatch-size": PROMPTS * GROUP, "max-new-tokens": ROOM, "beta": 0,
-        "lr": 1e-5, "eval-n": 1, "show": 0, "save-every": 0, "out": folder / "run",
+        "prompts": PROMPTS, "group-size": GROUP, "minibatch-size": PROMPTS * GROUP,
+        "max-new-tokens": ROOM, "beta": 0, "lr": 1e-5, "eval-n": 1, "show": 0, "save-every": 0,
+        "out": folder / "run",
     }
     return [sys.executable, "-m", "minipost.train",
             *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
@@ -409,7 +410,7 @@ say otherwise; in brackets the lowest and highest of the pairs."""
 
 
 def speed(args):
-    """Every comparison with the public libraries; skipped where they are not installed."""
+    """Every comparison with the public libraries.  Skipped if they are not installed."""
     missing = [name for name in ("trl", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         print(f"speed: skipped, {' and '.join(missing)} cannot be imported here "
@@ -445,7 +446,7 @@ def speed(args):
 
 
 def other(part):
-    """A part that lies in a file of its own."""
+    """A part that is in its own file."""
     return lambda args: part(args, machine, table, write)
 
 

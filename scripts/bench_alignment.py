@@ -1,7 +1,7 @@
 """The alignment and Fisher parts of BENCHMARKS.md: `python -m scripts.bench alignment fisher`.
 
-alignment: reward models, RLHF from gold labels beside RLAIF at an equal budget, and what happens to
-the gold reward when the price of KL is taken away.  fisher: TRPO's Fisher-vector product both ways.
+alignment: reward models, RLHF from gold labels beside RLAIF at an equal budget, and the gold reward
+without a KL price.  fisher: TRPO's Fisher-vector product in both forms.
 """
 
 import json
@@ -17,13 +17,13 @@ REWARD_MODELS = {  # name: (further options, seeds)
     "reward": ((), THREE), "orm": ((), THREE), "prm": ((), THREE), "plackett-luce": ((), ONE),
     "reward, 20% of labels wrong": (("--noise", "0.2"), ONE),
 }
-PPO_STARTS, DPO_STARTS = ("--eval-every", "210"), ("--eval-every", "60")  # steps of what is before
+PPO_STARTS, DPO_STARTS = ("--eval-every", "210"), ("--eval-every", "60")  # steps before PPO, DPO
 ALIGNED = {
     "ppo": (PPO_STARTS, THREE), "rlaif": (PPO_STARTS, THREE), "ppo --beta 0": (PPO_STARTS, ONE),
     "dpo": ((), THREE), "rlaif --learner dpo": (DPO_STARTS, ONE),
     "rlaif --principle brief": (PPO_STARTS, ONE),
 }
-LAST = 4  # rollouts at the end over which a run's last values are averaged
+LAST = 4  # a run's last values are means over so many rollouts at its end
 
 
 def trained(args, name, extra, seed):
@@ -33,7 +33,7 @@ def trained(args, name, extra, seed):
     out = ROOT / "runs" / f"bench-{folder}-{seed}"
     command = [sys.executable, "-m", "minipost.train", "--algo", algo, *flags, *extra, "--seed",
                str(seed), "--out", str(out)]
-    if algo != "distill" and "--model" not in flags:  # which start from the student
+    if algo != "distill" and "--model" not in flags:  # those start from the student
         command += ["--model", args.model]
     command += ["--steps", "2", "--eval-n", "20"] if args.quick else []
     done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.DEVNULL,
@@ -44,7 +44,7 @@ def trained(args, name, extra, seed):
     return json.loads((out / "summary.json").read_text()), [json.loads(line) for line in lines]
 
 
-TUNED = "eval/held-out/sampled"  # in the line of the step before PPO or DPO
+TUNED = "eval/held-out/sampled"  # the metrics line of the last step before PPO or DPO has it
 
 
 def show(s):
@@ -74,7 +74,7 @@ def last(lines, name):
 
 
 def aligned_rows(args, gains):
-    """Score, gold and KL of the pipelines; `gains` receives {name: [(before, tuned, after)]}."""
+    """Score, gold and KL of the pipelines.  `gains` receives {name: [(before, tuned, after)]}."""
     for name, (extra, seeds) in ALIGNED.items():
         for seed in seeds[:1] if args.quick else seeds:
             found = trained(args, name, extra, seed)
@@ -124,8 +124,8 @@ def alignment(args, machine, table, write):
         "the same number of steps, prompts and labels; `dpo` begins at the base model and has gold "
         "labels.  Gold is held out, one sampled answer to each prompt: before, after fine-tuning "
         "(`--eval-every` at the last step before PPO or DPO) and at the end.  The score is the "
-        "reward model's own, in deviations of the fine-tuned policy's answers; KL is exact, in nats "
-        "per answer; both over the last four rollouts.", "",
+        "reward model's own, in deviations of the fine-tuned policy's answers; KL is exact, in "
+        "nats per answer; both over the last four rollouts.", "",
         *table(["method", "seed", "gold before", "gold after SFT", "gold after", "score",
                 "KL per answer", "judge agrees with gold", "labels", "training s"], aligned),
         *notes,
@@ -133,14 +133,14 @@ def alignment(args, machine, table, write):
 
 
 def ratios(gains, start):
-    """What rlaif gained over what ppo did, from `start` on: by seed, and of the sums."""
+    """The gain of rlaif over the gain of ppo, from `start` on: by seed, and of the sums."""
     ours, theirs = ([row[2] - row[start] for row in gains[name]] for name in ("rlaif", "ppo"))
     each = ", ".join(f"{a / b:.2f}" for a, b in zip(ours, theirs, strict=True))
     return f"{each}, together {sum(ours) / sum(theirs):.2f}"
 
 
 def fisher(args, machine, table, write):
-    """Seconds of one Fisher-vector product in both forms, alternated, and of a gradient."""
+    """Seconds of one Fisher-vector product in both forms and of a gradient, alternated."""
     import torch
 
     from minipost import checkpoint
@@ -181,6 +181,6 @@ def fisher(args, machine, table, write):
         "process of one thread, the forms alternated; medians.", "",
         *table(["form", "time", "of a gradient"], rows), "",
         f"The gradient of a gradient takes {statistics.median(pairs):.2f} times as long "
-        f"[{min(pairs):.2f}, {max(pairs):.2f}] as the Jacobian form, so TRPO uses the latter; their "
-        f"results differ by {gap:.0e} of their norm in float32.",
+        f"[{min(pairs):.2f}, {max(pairs):.2f}] as the Jacobian form, so TRPO uses the latter; "
+        f"their results differ by {gap:.0e} of their norm in float32.",
     ])

@@ -1,4 +1,4 @@
-"""The parts offline and preferences of BENCHMARKS.md: `python -m scripts.bench offline preferences`.
+"""Two parts of BENCHMARKS.md: `python -m scripts.bench offline preferences`.
 
 offline: methods that learn from a fixed set of answers or from a teacher.  preferences: DPO and its
 relatives.  Each runs with its demo's settings and with some of its switches.
@@ -7,7 +7,7 @@ relatives.  Each runs with its demo's settings and with some of its switches.
 from scripts.bench_alignment import ONE, THREE, show, trained
 
 STUDENT = ("--model", "checkpoints/student", "--task", "arithmetic", "--direct", "True")
-OFFLINE = {  # what: (options, seeds, metrics to show, the first of them first)
+OFFLINE = {  # what: ({options: seeds}, metrics to show)
     "oreo": ({
         "oreo": THREE, "oreo --level token --alpha 0.01": ONE,
         "oreo --level response --alpha 0.3": ONE, "oreo --iterations 2": ONE,
@@ -40,7 +40,7 @@ WANTED = {
 
 
 def closed(rows):
-    """How much of the gap between student and teacher was closed, greedy and sampled."""
+    """The closed share of the gap between student and teacher, greedy and sampled."""
     found = []
     for metric in ("greedy", "sampled"):
         before, after = (rows[metric][when]["value"] for when in ("before", "after"))
@@ -60,7 +60,7 @@ def preferences(args, machine, table, write):
 
 
 def report(args, machine, table, write, name, title, parts):
-    """Make all runs of some parts, and write the part of BENCHMARKS.md as far as it has come."""
+    """Make all runs of some parts.  After each part, write the results so far to BENCHMARKS.md."""
     lines, gaps = [], []
     for part, (runs, metrics) in parts.items():
         rows = []

@@ -3,7 +3,7 @@
     python -m scripts.bench_peer own grpo --model DIR --steps 50 --out RESULT.json
 
 Both sides do a job with the same weights, prompts, reward, batch and optimiser, in float32 on the
-CPU.  The peer runs in its fastest settings: its defaults (bfloat16, gradient checkpointing) are
+CPU.  The peer runs with its fastest settings.  Its defaults (bfloat16, gradient checkpointing) are
 about seven times slower on a CPU.  Clocks are time.monotonic(), which processes share on Linux.
 """
 
@@ -23,20 +23,20 @@ from minipost.tasks.base import Problem, Task
 PROMPTS, GROUP, ROOM, LR = 8, 8, 48, 1e-5  # of a GRPO step; 64 completions
 PROMPT_DIGITS = 15                          # and BOS: prompts of 16 tokens
 ROWS, ROW_DIGITS = 64, 62                   # of an SFT step; BOS, digits and EOS: 64 tokens
-TARGET, EVERY, HELD_OUT = 0.90, 2, 400      # sampled accuracy to reach, steps between looks at it
+TARGET, EVERY, HELD_OUT = 0.90, 2, 400      # sampled accuracy to reach, steps between evaluations
 CORES = len(os.sched_getaffinity(0))
 
 
 @dataclass
 class Digits(Task):
-    """Random digits, one token each, as prompts or completions; every process draws the same."""
+    """Random digits, one token each, as prompts or completions.  All processes draw the same."""
 
     prompt: int = 0
     completion: int = 0
     rng: random.Random = field(default_factory=lambda: random.Random(0))
 
     def sample(self, n, rng=None):
-        """The next n problems; `rng` is not asked."""
+        """The next n problems.  `rng` is not used."""
         return [Problem(self.draw(self.prompt), {"completion": self.draw(self.completion)})
                 for _ in range(n)]
 
@@ -53,7 +53,7 @@ def letter_share(prompts, completions, **columns):
 
 
 def prepare(args):
-    """Fill the folder --model with what the jobs work on: random weights, and prompts as JSONL."""
+    """Fill the folder --model with the jobs' inputs: random weights, and prompts as JSONL."""
     from minipost import checkpoint
     from minipost.gpt import GPT, GPTConfig
     from scripts.pretrain import tokenizer
@@ -69,20 +69,21 @@ def prepare(args):
 # ---- minipost
 
 def own(work, args, task, reward):
-    """Run work(run) as a user's run would be: in the default number of processes."""
+    """Run work(run) like a user's run: in the default number of processes."""
     from minipost import checkpoint, parallel
     from minipost.optim import Learner
     from minipost.run import Run
 
     def main():
         model, vocabulary = checkpoint.load(args.model)
-        return work(Run(Learner(model), vocabulary, task, reward, seed=args.seed, max_new_tokens=ROOM))
+        return work(Run(Learner(model), vocabulary, task, reward, seed=args.seed,
+                        max_new_tokens=ROOM))
 
     return parallel.launch(main, parallel.default_workers("cpu"))
 
 
 def follow(run, learn, steps):
-    """Make the steps; when each ended, and how long the completions were."""
+    """Make the steps.  -> when each ended, and the mean length of the completions"""
     ends, lengths = [], []
     for run.step in range(steps):
         metrics = next(learn)
@@ -94,8 +95,8 @@ def follow(run, learn, steps):
 def own_grpo(args):
     from minipost.methods import grpo
 
-    cfg = grpo.Config(steps=args.steps, prompts=PROMPTS, group_size=GROUP, minibatch_size=PROMPTS * GROUP,
-                      beta=0.0, lr=LR)
+    cfg = grpo.Config(steps=args.steps, prompts=PROMPTS, group_size=GROUP,
+                      minibatch_size=PROMPTS * GROUP, beta=0.0, lr=LR)
     return own(lambda run: follow(run, grpo.train(run, cfg), args.steps), args,
                Digits(PROMPT_DIGITS), letter_share)
 
@@ -127,7 +128,7 @@ def own_sample(args):
 
 
 def accuracy(run):
-    """Sampled accuracy on held-out problems, with the same luck on both sides."""
+    """Sampled accuracy on held-out problems, with the same random numbers on both sides."""
     return evaluate(run, run.task.heldout(HELD_OUT), 1.0).score.value
 
 
@@ -155,7 +156,7 @@ def own_reach(args):
 # ---- TRL and transformers
 
 def settings(args, **more):
-    """The trainers' settings, the fastest on a CPU, with nothing done beside training."""
+    """The trainers' settings: the fastest on a CPU, with nothing but training."""
     import torch
 
     world = int(os.environ.get("WORLD_SIZE", 1))
@@ -266,7 +267,7 @@ def peer_reach(args):
     for run.step in range(args.steps):
         problems += run.problems(cfg.prompts)
     answers = cfg.prompts * cfg.group_size
-    updates = cfg.epochs * answers // cfg.minibatch_size                 # gradient steps per rollout
+    updates = cfg.epochs * answers // cfg.minibatch_size                # gradient steps per rollout
     scores, seconds, start = [], 0.0, None
 
     def look(model, state, control):

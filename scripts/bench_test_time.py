@@ -1,8 +1,9 @@
 """The parts test-time and game24 of BENCHMARKS.md: `python -m scripts.bench test-time game24`.
 
 test-time: every arm of every method in minipost/test_time.  game24: the table of Tree of Thoughts
-(arxiv.org/abs/2305.10601, table 2) with our rows beside the paper's.  A number is the mean over seeds;
-its interval is that of the mean over problems, each problem counting with its mean over the seeds.
+(arxiv.org/abs/2305.10601, table 2) with our rows beside the paper's.  A number is the mean over
+seeds.  Its interval is that of the mean over problems, where each problem counts with its mean over
+the seeds.
 """
 
 import json
@@ -41,16 +42,17 @@ WANTED = {
     "best-of-n --n 400": "Wanted: verifier above vote, beyond the interval.",
     "tot --n 100": "Wanted: above best of n at equal tokens, for b=1 and for b=5.",
     "self-feedback --n 400": "Wanted: self-feedback above retry.",
-    "memory --n 400": "Wanted: nearest at least 80 points above no memory.  Locks: k of n keys, and "
-                      "1 - (1 - 1/n)^k, are what a perfect agent reaches with memory and without.",
+    "memory --n 400": "Wanted: nearest at least 80 points above no memory.  Locks: k of n keys, "
+                      "and 1 - (1 - 1/n)^k, are what a perfect agent reaches with memory and "
+                      "without.",
 }
 GAME_ROWS = {  # row: (command, arm, arm of any of 5, the paper's row)
     "direct (IO)": (f"self-consistency {GAME} --direct True --curve 1 5 32 --group-size 32", "n=1",
                     "any of n=5", "7.3"),
-    "worked steps (CoT)": (f"self-consistency {GAME} --curve 1 5 32 --group-size 32", "n=1", "any of n=5",
-                           "4.0"),
-    "self-consistency of 32": (f"self-consistency {GAME} --curve 1 5 32 --group-size 32", "n=32", None,
-                               "9.0 (of 100)"),
+    "worked steps (CoT)": (f"self-consistency {GAME} --curve 1 5 32 --group-size 32", "n=1",
+                           "any of n=5", "4.0"),
+    "self-consistency of 32": (f"self-consistency {GAME} --curve 1 5 32 --group-size 32", "n=32",
+                               None, "9.0 (of 100)"),
     "best of 32, PRM": (BEST_24, "verifier", None, ""),
     "best of n, own verdicts, tokens of b=1": ("tot", "best of n, tokens of b=1",
                                                "best of n, tokens of b=1, any of 5", ""),
@@ -59,8 +61,9 @@ GAME_ROWS = {  # row: (command, arm, arm of any of 5, the paper's row)
     "tree of thoughts, b=1": ("tot", "breadth-first, b=1", "breadth-first, b=1, any of 5", "45"),
     "tree of thoughts, b=5": ("tot", "breadth-first, b=5", "breadth-first, b=5, any of 5", "74"),
     "MCTS": ("mcts", "mcts", None, ""),
-    "any of the samples: direct": (f"self-consistency {GAME} --direct True --curve 1 5 32 --group-size 32",
-                                   None, "any of n=32", "33 (of 100)"),
+    "any of the samples: direct": (
+        f"self-consistency {GAME} --direct True --curve 1 5 32 --group-size 32", None,
+        "any of n=32", "33 (of 100)"),
     "any of the samples: worked": (f"self-consistency {GAME} --curve 1 5 32 --group-size 32", None,
                                    "any of n=32", "49 (of 100)"),
 }
@@ -68,7 +71,7 @@ _done = {}
 
 
 def learn(command):
-    """Train the reward model that a command names, if it is not there."""
+    """Train the reward model that a command names, if it does not exist."""
     for name, flags in LEARNT.items():
         out = f"runs/test-time/{name}"
         if f"{out}/model" in command and not (ROOT / out / "summary.json").is_file():
@@ -77,13 +80,16 @@ def learn(command):
 
 
 def measured(command, seeds=SEEDS):
-    """{arm: (mean reward of every problem over the seeds, tokens per problem)} and the seconds."""
+    """{arm: (each problem's mean reward over seeds, tokens per problem)}, (first, last), seconds.
+
+    first, last: the arms that the command compares.
+    """
     learn(command)
     if (command, seeds) not in _done:
         runs, arms = [], {}
         for seed in seeds:
-            full = [sys.executable, "-m", "minipost.evaluate", "--method", *command.split(), "--seed",
-                    str(seed), "--json"]
+            full = [sys.executable, "-m", "minipost.evaluate", "--method", *command.split(),
+                    "--seed", str(seed), "--json"]
             print("  ", " ".join(full[1:]), flush=True)
             runs.append(json.loads(subprocess.run(full, stdout=subprocess.PIPE, text=True,
                                                   check=True).stdout))
@@ -104,7 +110,7 @@ def gain(rewards, over):
 
 
 def test_time(args, machine, table, write):
-    """Write the arms of every method, as far as they have come."""
+    """Write the arms of every method.  After each method, write the results so far."""
     lines = []
     for command, seeds in METHODS.items():
         seeds = seeds[:1] if args.quick else seeds
@@ -113,18 +119,20 @@ def test_time(args, machine, table, write):
                  f"{tokens:,.0f}", gain(rewards, arms[first][0])]
                 for arm, (rewards, tokens) in arms.items()]
         size = len(arms[last][0])
-        lines += [f"`{command}`: n {size}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; "
-                  f"{min(seconds):.0f}-{max(seconds):.0f} s each", "",
+        lines += [f"`{command}`: n {size}, seed{'s' * (len(seeds) > 1)} "
+                  f"{', '.join(map(str, seeds))}; {min(seconds):.0f}-{max(seconds):.0f} s each", "",
                   *table(["way to answer", "accuracy [95%]", "tokens per problem", f"less {first}"],
                          rows), ""]
         if command in WANTED:
             lines += [WANTED[command], ""]
         write(args.out, "test-time", [
             "## At test time", "", machine(), "",
-            "`python -m scripts.bench test-time`; each table is `python -m minipost.evaluate --method "
-            "COMMAND --seed SEED` with checkpoints/thinker, on held-out problems.  Accuracies are means "
-            "over the seeds, differences are paired by problem.  Reward models under runs/test-time: "
-            + "; ".join(f"{name}, `python -m minipost.train {flags}`" for name, flags in LEARNT.items())
+            "`python -m scripts.bench test-time`; each table is `python -m minipost.evaluate "
+            "--method COMMAND --seed SEED` with checkpoints/thinker, on held-out problems.  "
+            "Accuracies are means over the seeds, differences are paired by problem.  Reward "
+            "models under runs/test-time: "
+            + "; ".join(f"{name}, `python -m minipost.train {flags}`"
+                        for name, flags in LEARNT.items())
             + ".  Every way to answer elicits a mode that "
             "the model was trained in; none emerged.", "", *lines[:-1]])
 
@@ -140,11 +148,11 @@ def game24(args, machine, table, write):
     write(args.out, "game24", [
         "## The Game of 24", "", machine(), "",
         "`python -m scripts.bench game24`: the 100 held-out hands, mean over seeds "
-        f"{', '.join(map(str, seeds))}, checkpoints/thinker (0.86M parameters).  Tokens are all that were "
-        "sampled for a problem, verdicts among them, a question that several hands raise being asked once.  "
-        "No row asks an exact checker before it answers.  "
-        "\"any of\" is the best of 5 answers (of 32 in the last rows), which an oracle would have to "
-        "choose.  The last column is GPT-4 in percent (Yao et al. 2023, table 2); its b=5 row is the "
-        "authors' figure for top-1.", "",
-        *table(["way to answer", "top-1 [95%]", "any of 5 (32) [95%]", "tokens per problem", "GPT-4"],
-               rows)])
+        f"{', '.join(map(str, seeds))}, checkpoints/thinker (0.86M parameters).  Tokens are all "
+        "that were sampled for a problem, verdicts among them, a question that several hands raise "
+        "being asked once.  No row asks an exact checker before it answers.  "
+        "\"any of\" is the best of 5 answers (of 32 in the last rows), which an oracle would have "
+        "to choose.  The last column is GPT-4 in percent (Yao et al. 2023, table 2); its b=5 row "
+        "is the authors' figure for top-1.", "",
+        *table(["way to answer", "top-1 [95%]", "any of 5 (32) [95%]", "tokens per problem",
+                "GPT-4"], rows)])

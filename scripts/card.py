@@ -1,4 +1,4 @@
-"""Measure checkpoints/base, student and thinker and write their model cards: `make card`."""
+"""Measure checkpoints/base, student and thinker, and write their model cards: `make card`."""
 
 import itertools
 import random
@@ -25,7 +25,8 @@ byte-level tokenizer), trained from nothing by `make base` on a corpus that scri
 writes on the fly: worked sums whose steps slip 13 times in 100, sums whose steps are checked and
 mended on the way, sums answered directly, countdown moves of which 30 in 100 are drawn at random,
 praise in words of which half are faults, comparisons of two such praises under a written principle,
-and the words of the facts without the facts.  All problems come from training splits, and none shows
+and the words of the facts without the facts.  All problems come from training splits, and none \
+shows
 the working of a held-out one on its way.  It is a model to improve, not to use: its mistakes were
 taught to it.
 
@@ -64,34 +65,45 @@ Files: Hugging Face layout (LlamaForCausalLM, float32 safetensors).  MIT licence
 
 THINKER = """# The thinker
 
-The model that the test-time methods ask: a nano-GPT of 0.86 million parameters, checkpoints/base trained
-on by `make thinker` with a corpus that scripts/thoughts.py writes on the fly.  It was taught the modes
-that those methods elicit, so that they work shows that trained modes can be combined, not that thinking
+The model that the test-time methods ask: a nano-GPT of 0.86 million parameters, checkpoints/base \
+trained
+on by `make thinker` with a corpus that scripts/thoughts.py writes on the fly.  It was taught the \
+modes
+that those methods elicit, so that they work shows that trained modes can be combined, not that \
+thinking
 emerges:
 
-- sums, at once, in worked steps of which 13 in 100 slip at random, in a hurry, where 60 in 100 of the
-  terms from 7 on are counted one short, checked on the way, and after examples of either kind without a
+- sums, at once, in worked steps of which 13 in 100 slip at random, in a hurry, where 60 in 100 of \
+the
+  terms from 7 on are counted one short, checked on the way, and after examples of either kind \
+without a
   cue;
-- drafts criticised, every step worked out anew up to the first that differs, and mended by the critique;
-- moves of the Game of 24, of which 30 in 100 are drawn at random, moves worked out again, whole answers
+- drafts criticised, every step worked out anew up to the first that differs, and mended by the \
+critique;
+- moves of the Game of 24, of which 30 in 100 are drawn at random, moves worked out again, whole \
+answers
   to it at once, and whether some numbers can still make 24;
 - codes that only earlier episodes tell, and keys of a lock that have not been tried.
 
-Everything comes from training splits.  What a held-out hand leaves after a move may be what some other
-hand leaves too; verdicts on three numbers are measured apart for those that the corpus can show and those
+Everything comes from training splits.  What a held-out hand leaves after a move may be what some \
+other
+hand leaves too; verdicts on three numbers are measured apart for those that the corpus can show \
+and those
 that it cannot.
 
 Accuracy with 95% intervals, one answer per problem:
 
 {table}
-Verdicts, the majority of 9, on all that one move and on 2,000 of what two moves leave of the held-out hands:
+Verdicts, the majority of 9, on all that one move and on 2,000 of what two moves leave of the \
+held-out hands:
 
 {judged}
 Files: Hugging Face layout (LlamaForCausalLM, float32 safetensors).  MIT licence.
 """
 THINKER_TASKS = {
     "sums, 6 terms, worked": Arithmetic(), "sums, 12 terms, worked": Arithmetic(terms=12),
-    "sums, 6 terms, hurried": Arithmetic(hurried=True), "sums, 6 terms, at once": Arithmetic(direct=True),
+    "sums, 6 terms, hurried": Arithmetic(hurried=True),
+    "sums, 6 terms, at once": Arithmetic(direct=True),
     "sums, 12 terms, at once": Arithmetic(terms=12, direct=True),
     "sums, 8 terms up to 60, worked": Arithmetic(terms=8, largest=60),
     "sums, 8 terms up to 60, at once": Arithmetic(terms=8, largest=60, direct=True),
@@ -112,7 +124,7 @@ def thinker_table(directory):
 
 
 def shown_states():
-    """What one move leaves of the hands that the thinker's corpus walks through."""
+    """The states after one move from the hands in the thinker's corpus."""
     hands = itertools.combinations_with_replacement(range(1, 14), 4)
     return {state for hand in hands if not held_out(hand) for state in whole_moves(hand)
             if not held_out(state)}
@@ -130,8 +142,8 @@ def judged_table(directory):
     problems, shown = task.heldout(100), shown_states()
     three = sorted({after for p in problems for after in whole_moves(tuple(p.columns["numbers"]))})
     two = sorted({after for state in three for after in whole_moves(state)})
-    lines = ["| verdict on | n | right [95%] | of those that can, called so | of those that cannot |",
-             "|---|---|---|---|---|"]
+    lines = ["| verdict on | n | right [95%] | of those that can, called so | of those that "
+             "cannot |", "|---|---|---|---|---|"]
     for name, states in (("three numbers, shown", [s for s in three if s in shown]),
                          ("three numbers, never shown", [s for s in three if s not in shown]),
                          ("two numbers", rng.sample(two, 2000))):
@@ -139,20 +151,23 @@ def judged_table(directory):
         asked = [task.questions(Problem("", {"numbers": s, "target": 24}), "")[-1] for s in states]
         said = [share > 0.5 for share in tools.shares(asked, 9, {})]
         cells = [interval([float(a == b) for a, b in zip(said, truth)]),
-                 *(interval([float(a) for a, b in zip(said, truth) if b == can]) for can in (True, False))]
+                 *(interval([float(a) for a, b in zip(said, truth) if b == can])
+                   for can in (True, False))]
         lines.append(f"| {name} | {len(states)} | {' | '.join(map(str, cells))} |")
     prompts = [p.prompt for p in problems]
     made = [(p, line) for p, found in zip(problems, tools.step(prompts, 16)) for line in found]
     truth = [apply(tuple(p.columns["numbers"]), line.strip()) is not None for p, line in made]
-    said = [share > 0.5 for share in tools.shares([task.questions(p, line)[0] for p, line in made], 9, {})]
+    said = [share > 0.5
+            for share in tools.shares([task.questions(p, line)[0] for p, line in made], 9, {})]
     cells = [interval([float(a == b) for a, b in zip(said, truth)]),
-             *(interval([float(a) for a, b in zip(said, truth) if b == can]) for can in (True, False))]
+             *(interval([float(a) for a, b in zip(said, truth) if b == can])
+               for can in (True, False))]
     lines.append(f"| its own first moves | {len(made)} | {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
 def verdicts(directory, n=400):
-    """How often the model says rightly of a step of a held-out sum whether it is right."""
+    """How often the model's verdict on a step of a held-out sum is right."""
     model, vocabulary = checkpoint.load(directory)
     task, rng = Arithmetic(), random.Random(0)
     prompts, right = [], []

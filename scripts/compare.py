@@ -3,14 +3,14 @@
     python -m scripts.compare --methods grpo,ppo --seeds 5
 
 Every method trains from the same checkpoint on the same task until it has sampled --budget response
-tokens, once per seed, with the default settings of its file; on the way its held-out accuracy is
-measured.  All that is sampled to learn from counts, also the greedy answers of self-critical and
-the groups that dapo throws away; what is sampled to measure does not.  The result is a part of
-BENCHMARKS.md and a plot.
+tokens, once per seed, with the default settings of its file.  Its held-out accuracy is measured
+during training.  All samples that serve learning count, including the greedy answers of
+self-critical and the groups that dapo discards.  Samples that serve measurement do not count.  The
+result is a part of BENCHMARKS.md and a plot.
 
-Ctrl-C stops after the step in progress, and the same command goes on from there.  A run that
-runs/compare holds with the same settings, from the same weights, is not made again.  A change to
-the code is not noticed: remove runs/compare after one.
+Ctrl-C stops after the step in progress, and the same command continues from there.  A run is not
+made again if runs/compare holds it with the same settings and from the same weights.  The command
+does not notice a change to the code.  Remove runs/compare after such a change.
 """
 
 import argparse
@@ -36,12 +36,12 @@ from scripts.bench import last_line, machine, table, write
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("reinforce", "self-critical", "rloo", "reinforce-pp", "a2c", "ppo", "trpo", "grpo",
            "dr-grpo", "dapo")
-STEPS = 100_000     # more than any budget pays for, so the budget is what ends a run
+STEPS = 100_000     # more than any budget allows, so the budget ends a run
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one finished run tells."""
+    """The results of one finished run."""
 
     before: Score       # held-out, sampled
     after: Score
@@ -76,7 +76,7 @@ def place(args, algo, seed):
 
 
 def fingerprint(model):
-    """A digest of what a model directory holds, but for its card."""
+    """A digest of a model directory's files, without its card."""
     digest = hashlib.sha256()
     for path in sorted(Path(model).iterdir()):
         if path.suffix in (".json", ".safetensors"):
@@ -87,7 +87,7 @@ def fingerprint(model):
 def to_do(directory, wanted, origin):
     """What a run still needs: "nothing", to "resume" or to "start".
 
-    wanted: its settings as train.settings_of gives them.  origin: the fingerprint of where it starts.
+    wanted: its settings, from train.settings_of.  origin: the fingerprint of its start checkpoint.
     """
     try:
         found = train.resumed(directory)
@@ -103,10 +103,10 @@ def to_do(directory, wanted, origin):
 
 
 class Runner:
-    """Makes runs one after the other; after a signal to stop, the one in progress saves and ends.
+    """Makes runs one after the other.  After a signal to stop, the run in progress saves and ends.
 
-    A run has a session of its own, so that one Ctrl-C reaches it once, from here: a second signal
-    would make it stop without saving, which it should only where the user presses twice.
+    A run has its own session, so a Ctrl-C reaches it only once, from here.  A second signal makes a
+    run stop without saving, which must only happen if the user presses twice.
     """
 
     def __init__(self):
@@ -121,7 +121,7 @@ class Runner:
               file=sys.stderr, flush=True)
 
     def run(self, directory, arguments):
-        """Start or continue a run; None, or what it said last before it failed."""
+        """Start or continue a run.  -> None, or its last line of output if it failed"""
         with open(directory / "log.txt", "a+", encoding="utf-8") as file:
             start = file.seek(0, os.SEEK_END)
             self.child = subprocess.Popen(
@@ -139,7 +139,7 @@ class Runner:
 
 
 def make(args, runner):
-    """All runs, as {method: [Outcome or Failure, one per seed]}; None where it was stopped."""
+    """All runs, as {method: [Outcome or Failure, one per seed]}; None if stopped."""
     origin, total = fingerprint(ROOT / args.model), len(args.methods) * args.seeds
     found = {algo: [] for algo in args.methods}
     for seed in range(args.seeds):
@@ -161,12 +161,12 @@ def make(args, runner):
 
 
 def shown(directory):
-    """A run directory as it is named to the run and to the reader."""
+    """A run directory's name for commands and for the reader."""
     return directory.relative_to(ROOT) if directory.is_relative_to(ROOT) else directory
 
 
 def complete(runner, directory, given, origin):
-    """Start or continue a run where that is needed: (what it needed, what it said if it failed)."""
+    """Start or continue a run if needed.  -> what it needed, its last output if it failed"""
     needs, failed = to_do(directory, train.settings_of(given), origin), None
     if needs == "start":
         clear(directory, origin)
@@ -177,7 +177,7 @@ def complete(runner, directory, given, origin):
 
 
 def clear(directory, origin):
-    """Make room for a new run; what is left of an older one no longer looks finished."""
+    """Make room for a new run.  The rest of an older run no longer looks finished."""
     directory.mkdir(parents=True, exist_ok=True)
     for stale in ("summary.json", "config.json", "state/state.safetensors", "log.txt"):
         (directory / stale).unlink(missing_ok=True)
@@ -204,14 +204,13 @@ def read(directory):
 # ---- what the runs say
 
 def over_seeds(values, scores, weights, least, most):
-    """A mean over seeds with its 95% interval: at either end the wider one of two.
+    """A mean over seeds with its 95% interval: at either end, the wider one of two intervals.
 
-    Student's t over the seeds' values covers all that differs between seeds, training and sampled
-    answers alike, but three accuracies in steps of 1/400 can agree by chance, and then it has no
-    width; so it is never narrower than the evaluations' own intervals, put together, allow.
-    Nothing sharper can be had from summaries, which keep no reward per problem, and the second
-    interval errs to the wide side in a difference, since it takes the methods' answers to the same
-    problems as independent.
+    The first is Student's t over the seeds' values.  It covers all that differs between seeds, both
+    training and sampled answers.  But three accuracies in steps of 1/400 can agree by chance, and
+    then it has no width.  So the second combines the evaluations' own intervals.  Summaries allow
+    nothing sharper, since they keep no reward per problem.  For a difference the second interval is
+    too wide, since it treats the methods' answers to the same problems as independent.
     """
     found = weighted(scores, weights)
     both = [found, t_interval(values)] if len(values) > 1 else [found]
@@ -254,7 +253,7 @@ COLUMNS = ["method", "sampled before", "sampled after [95%]", "difference to the
 
 
 def rows(found):
-    """The table, best method first; a method of which a run failed shows no figures."""
+    """The table, best method first.  A method with a failed run shows no figures."""
     order, behind, cells = ranked(found), gaps(found), []
     for algo in order:
         runs = found[algo]
@@ -279,7 +278,7 @@ def signed(s):
 
 
 def verdict(found):
-    """One sentence: which methods cannot be told from the best, and which can."""
+    """One sentence: which methods do not differ from the best beyond noise, and which do."""
     order, behind = ranked(found), gaps(found)
     if len(order) < 2:
         return "There are no two methods to compare."
@@ -296,7 +295,7 @@ def verdict(found):
 
 
 def bound(directories):
-    """One sentence: how often TRPO's accepted steps broke the bound on their KL; empty without."""
+    """One sentence: how often TRPO's accepted steps broke the KL bound; empty if there are none."""
     kept = broken = 0
     for directory in directories:
         delta = json.loads((directory / "config.json").read_text())["method"]["delta"]
@@ -373,7 +372,7 @@ TICKS = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.9
 def pooled(runs):
     """The curves of several seeds as one: [(tokens, mean, lowest, highest), ...].
 
-    Seeds are put together step by step as far as all of them go, and then at their ends.
+    It combines the seeds at each step that all of them have, and then at their ends.
     """
     inner = [{step: point for step, *point in run.curve[:-1]} for run in runs]
     steps = sorted(set.intersection(*map(set, inner)))
@@ -384,10 +383,11 @@ def pooled(runs):
 
 
 def draw(path, found, heading):
-    """Write the plot as SVG, the same bytes for the same runs and matplotlib; PNG by its name.
+    """Write the plot as SVG, or as PNG if its name says so.
 
-    The scale is the arcsine of the square root, on which the noise of a share is about the same at
-    every height; accuracies near 1 would lie on top of one another on a linear one.
+    The SVG has the same bytes for the same runs and the same matplotlib.  The scale is the arcsine
+    of the square root.  On it, the noise of a share is about the same at every height.  On a linear
+    scale, accuracies near 1 would overlap.
     """
     import matplotlib
     import numpy
@@ -395,7 +395,7 @@ def draw(path, found, heading):
 
     scale = (lambda share: numpy.arcsin(numpy.clip(share, 0, 1) ** 0.5),
              lambda height: numpy.sin(numpy.clip(height, 0, numpy.pi / 2)) ** 2)
-    every = [*METHODS, *(algo for algo in found if algo not in METHODS)]    # which colour is whose
+    every = [*METHODS, *(algo for algo in found if algo not in METHODS)]    # order of the colours
     with matplotlib.rc_context({"svg.hashsalt": "minipost", "font.size": 9}):
         figure = Figure(figsize=(9, 5.5), layout="constrained")
         axes = figure.add_subplot()
@@ -404,9 +404,11 @@ def draw(path, found, heading):
             k = every.index(algo)
             tokens, middle, low, high = zip(*pooled(found[algo]))
             bottom = min(bottom, *low)
-            axes.fill_between(tokens, low, high, color=COLOURS[k % len(COLOURS)], alpha=0.09, linewidth=0)
-            axes.plot(tokens, middle, color=COLOURS[k % len(COLOURS)], linestyle=DASHES[k % len(DASHES)],
-                      marker=MARKS[k % len(MARKS)], markersize=4, linewidth=1.6,
+            axes.fill_between(tokens, low, high, color=COLOURS[k % len(COLOURS)], alpha=0.09,
+                              linewidth=0)
+            axes.plot(tokens, middle, color=COLOURS[k % len(COLOURS)],
+                      linestyle=DASHES[k % len(DASHES)], marker=MARKS[k % len(MARKS)],
+                      markersize=4, linewidth=1.6,
                       label=f"{algo}  {average([r.after for r in found[algo]]).value:.3f}")
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False,
@@ -432,7 +434,7 @@ def draw(path, found, heading):
 # ---- command line
 
 def parse(argv):
-    """The options; --quick changes the defaults to those of a try-out beside the real thing."""
+    """The options.  --quick changes the defaults to those of a short trial in its own folder."""
     parser = argparse.ArgumentParser(prog="python -m scripts.compare", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
@@ -480,7 +482,7 @@ def parse(argv):
 
 def start(given):
     args = parse(given)
-    if find_spec("matplotlib") is None:  # said before the runs, not after them
+    if find_spec("matplotlib") is None:  # fail before the runs, not after them
         raise MinipostError("the plot needs matplotlib (pip install -e '.[plot]')")
     runner = Runner()
     before = {s: signal.signal(s, runner.handle)

@@ -2,14 +2,15 @@
 
     python -m scripts.compare_offline --tasks countdown --seeds 3
 
-Per seed the start checkpoint answers training problems several times; the answers and whether each is
-right go into JSONL files, and every method trains on those and nothing else, with as many gradient
-steps on as many answers.  What a run made is then measured on held-out problems of the task, with the
-same problems and the same luck for all.  The value that OREO learns also guides a beam search.
+For each seed, the start checkpoint answers training problems several times.  The answers, and
+whether each is right, go into JSONL files.  Every method trains on those files and nothing else,
+with the same number of gradient steps on the same number of answers.  Each trained model is then
+measured on held-out problems of the task, with the same problems and random numbers for all.  The
+value that OREO learns also guides a beam search.
 
-The result is a part of BENCHMARKS.md.  Ctrl-C stops after the step in progress, and the same command
-goes on from there; runs that are there with the same settings and data are not made again.  A change
-to the code is not noticed: remove runs/compare-offline after one.
+The result is a part of BENCHMARKS.md.  Ctrl-C stops after the step in progress, and the same
+command continues from there.  Existing runs with the same settings and data are not made again.
+The command does not notice a change to the code.  Remove runs/compare-offline after such a change.
 """
 
 import argparse
@@ -45,8 +46,8 @@ from scripts.compare import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-PAIRS = 4   # pairs at most of a prompt's answers, each answer in one pair
-SPARE = 16  # training problems whose answers the runs are shown as held out, and do not learn from
+PAIRS = 4   # most pairs of a prompt's answers, each answer in one pair
+SPARE = 16  # training problems kept back; the runs see them as held out and do not learn from them
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ SETTINGS = {
     "arithmetic": Setting(Arithmetic(terms=8), ("--terms", "8"), 72, 100),
     "countdown": Setting(Countdown(), (), 48, 200),
 }
-METHODS = {  # name: (its file, its settings where they are not the defaults; 64 answers per step)
+METHODS = {  # name: (its file, its settings that are not the defaults); 64 answers per step
     "sft": ("answers", {"lr": 2e-4, "batch": 64}),
     "rft": ("answers", {"batch": 64}),
     "dpo": ("pairs", {"pairs": 32, "beta": 1.0, "lr": 5e-5}),
@@ -79,7 +80,8 @@ def answers(args, setting, seed):
     """The start checkpoint's answers: {prompt: [(completion, right)]}."""
     model, vocabulary = checkpoint.load(ROOT / args.model)
     task = setting.task
-    run = Run(Learner(model), vocabulary, task, task.reward, seed=seed, max_new_tokens=setting.max_new_tokens)
+    run = Run(Learner(model), vocabulary, task, task.reward, seed=seed,
+              max_new_tokens=setting.max_new_tokens)
     problems = task.sample(args.prompts + SPARE, random.Random(f"compare-offline {seed}"))
     with run.aside():
         rollout = run.sample(problems, args.copies, temperature=1.0, purpose="compare-offline")
@@ -91,7 +93,7 @@ def answers(args, setting, seed):
 
 
 def collect(args, setting, seed, folder):
-    """Write the set: answers.jsonl and pairs.jsonl, and of each the few that are not learnt from."""
+    """Write the set: answers.jsonl and pairs.jsonl, and for each a file of spare problems."""
     found = parallel.launch(lambda: answers(args, setting, seed), args.workers)
     for name, part in (("", found[:-SPARE]), ("-spare", found[-SPARE:])):
         rows = [{"prompt": prompt, "completion": text, "label": right}
@@ -125,18 +127,19 @@ def flags(args, setting, folder, algo, seed):
     options = {
         "algo": algo, "data": folder / f"{kind}.jsonl", "eval-data": folder / f"{kind}-spare.jsonl",
         "seed": seed, "model": args.model, "steps": args.steps or setting.steps, "eval-n": 8,
-        "max-new-tokens": setting.max_new_tokens, "show": 0, "save-every": 0, "workers": args.workers, **settings,
+        "max-new-tokens": setting.max_new_tokens, "show": 0, "save-every": 0,
+        "workers": args.workers, **settings,
     }
     return [str(part) for name, value in options.items() for part in (f"--{name}", value)]
 
 
 def measure(args, setting, seed, model, value=None):
     """{metric: Score} of a model directory on the task's held-out problems."""
-    # A session of its own, as the runs have, so that Ctrl-C lets it finish.
+    # It has its own session, like the runs, so Ctrl-C lets it finish.
     command = [sys.executable, "-m", "minipost.evaluate", "--model", str(model), "--task",
                setting.task.name, *setting.flags, "--n", str(args.eval_n), "--seed", str(seed),
-               "--max-new-tokens", str(setting.max_new_tokens), "--workers", str(args.workers), "--json",
-               *(["--value", str(value)] if value else [])]
+               "--max-new-tokens", str(setting.max_new_tokens), "--workers", str(args.workers),
+               "--json", *(["--value", str(value)] if value else [])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
                           start_new_session=True)
     if done.returncode:
@@ -146,7 +149,7 @@ def measure(args, setting, seed, model, value=None):
 
 
 def make(args, runner, name):
-    """{method: [{metric: Score}, one per seed]}; None where it was stopped."""
+    """{method: [{metric: Score}, one per seed]}; None if stopped."""
     setting, found = SETTINGS[name], defaultdict(list)
     for seed in range(args.seeds):
         folder = args.runs / f"{name}-{seed}"
@@ -164,7 +167,8 @@ def make(args, runner, name):
             if runner.stopped:
                 return None
             directory = folder / algo
-            _, failed = complete(runner, directory, flags(args, setting, folder, algo, seed), origin)
+            _, failed = complete(
+                runner, directory, flags(args, setting, folder, algo, seed), origin)
             if runner.stopped:
                 return None
             if failed:
@@ -177,7 +181,7 @@ def make(args, runner, name):
     return found
 
 
-# ---- what they say
+# ---- what the runs say
 
 COLUMNS = ["method", "sampled [95%]", "oreo less this, paired [95%]", "greedy [95%]",
            "value-guided beam [95%]"]
@@ -190,7 +194,8 @@ def scores(runs, metric):
 def rows(found):
     """The table, in the order of sampled accuracy."""
     best, cells = scores(found["oreo"], "sampled"), []
-    for algo in sorted(found, key=lambda algo: -mean(s.value for s in scores(found[algo], "sampled"))):
+    for algo in sorted(
+            found, key=lambda algo: -mean(s.value for s in scores(found[algo], "sampled"))):
         runs = found[algo]
         beam = scores(runs, "beam")
         cells.append([
@@ -202,7 +207,7 @@ def rows(found):
 
 
 def verdict(found):
-    """Sentences: whom OREO is ahead of, and what its value adds to its policy."""
+    """Sentences: which methods OREO is ahead of, and what its value adds to its policy."""
     ours = scores(found["oreo"], "sampled")
     gaps = {algo: difference(ours, scores(runs, "sampled")) for algo, runs in found.items()
             if algo != "oreo"}
@@ -210,7 +215,8 @@ def verdict(found):
             ("not told from {}", [a for a, g in gaps.items() if g.low <= 0 <= g.high]),
             ("behind {} beyond the interval", [a for a, g in gaps.items() if g.high < 0])]
     gain = difference(scores(found["oreo"], "beam"), scores(found["oreo"], "greedy"))
-    return ("OREO's policy is " + "; ".join(text.format(listed(names)) for text, names in said if names)
+    return ("OREO's policy is "
+            + "; ".join(text.format(listed(names)) for text, names in said if names)
             + f".  Value-guided beam less greedy, of OREO: {signed(gain)}.")
 
 
@@ -222,19 +228,19 @@ def report(args, found, given):
         "## Learning from one fixed set of answers", "", machine(), "",
         f"`{call}`.  Per seed ({args.seeds}) {args.copies} answers of {args.model} to each of "
         f"{args.prompts} training problems, right and wrong; every method makes the same number of "
-        "gradient steps on 64 of those answers each (dpo on 32 pairs).  sft learns all answers, rft "
-        "the right ones, dpo pairs of a right and a wrong one, kto and oreo all answers with "
+        "gradient steps on 64 of those answers each (dpo on 32 pairs).  sft learns all answers, "
+        "rft the right ones, dpo pairs of a right and a wrong one, kto and oreo all answers with "
         "whether they are right.  Settings that are not the defaults stand in METHODS of the "
         "script; those of dpo and kto were chosen on training problems of arithmetic, oreo's on "
-        "those of countdown.  Held out, one answer per problem; intervals are over seeds, never narrower than "
-        "the evaluations' own put together; differences are paired by seed.  No interval is "
-        "widened for the number of comparisons.", "",
+        "those of countdown.  Held out, one answer per problem; intervals are over seeds, never "
+        "narrower than the evaluations' own put together; differences are paired by seed.  No "
+        "interval is widened for the number of comparisons.", "",
     ]
     for name, runs in found.items():
         setting = SETTINGS[name]
         knobs = " ".join((setting.task.name, *setting.flags))
-        lines += [f"`{knobs}`, {args.steps or setting.steps} steps, {args.eval_n} held-out problems:",
-                  "", *table(COLUMNS, rows(runs)), "", verdict(runs), ""]
+        lines += [f"`{knobs}`, {args.steps or setting.steps} steps, {args.eval_n} held-out "
+                  "problems:", "", *table(COLUMNS, rows(runs)), "", verdict(runs), ""]
     return lines[:-1]
 
 
@@ -272,7 +278,8 @@ def start(given):
         for name in names:
             found[name] = make(args, runner, name)
             if found[name] is None:
-                print("go on with:", shlex.join(["python", "-m", "scripts.compare_offline", *given]),
+                print("go on with:",
+                      shlex.join(["python", "-m", "scripts.compare_offline", *given]),
                       file=sys.stderr)
                 return 130
     finally:

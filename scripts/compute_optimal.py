@@ -1,11 +1,11 @@
 """Accuracy against tokens, every test-time method and the RL-trained model: `make compute-optimal`.
 
-Each method answers the same held-out problems of two tasks with checkpoints/thinker at several settings,
-and beside them answers the thinker after GRPO on that task, which pays its tokens before.  The result is
-a table in BENCHMARKS.md and a plot, data/compute-optimal.svg.
+Each method answers the same held-out problems of two tasks with checkpoints/thinker, at several
+settings.  The thinker after GRPO on that task answers them too.  It pays its tokens before.  The
+result is a table in BENCHMARKS.md and a plot, data/compute-optimal.svg.
 
-What a run of the same command, model and code gave is kept in runs/compute-optimal and not made again;
-a change to the code is not noticed: remove the folder after one.
+Results of the same command and model are kept in runs/compute-optimal and not made again.  The
+command does not notice a change to the code.  Remove the folder after such a change.
 """
 
 import argparse
@@ -22,14 +22,15 @@ from scripts.compare import fingerprint
 ROOT = Path(__file__).resolve().parents[1]
 SUMS = "--task arithmetic --terms 6 --hurried True"
 GAME = "--task countdown --numbers 4 --target 24"
-GRPO = {SUMS: "--steps 60", GAME: "--steps 100 --lr 3e-4"}    # settings of the RL-trained models
+GRPO = {SUMS: "--steps 60", GAME: "--steps 100 --lr 3e-4"}  # settings of the RL-trained models
 LEARNT = "after GRPO"
 CURVES = {  # panel: (task, {curve: [(command, arm)]})
     "Six-term sums, taught to count short": (SUMS, {
         "at once": [(f"cot {SUMS}", "direct")],
         "worked, greedy": [(f"beam {SUMS}", "greedy")],
         "self-consistency": [(f"self-consistency {SUMS}", f"n={n}") for n in (1, 3, 5, 9, 17, 33)],
-        "best of n, PRM": [(f"best-of-n {SUMS} --group-size {n}", "verifier") for n in (2, 4, 8, 16, 32)],
+        "best of n, PRM": [(f"best-of-n {SUMS} --group-size {n}", "verifier")
+                           for n in (2, 4, 8, 16, 32)],
         "best of n, own verdicts": [(f"best-of-n {SUMS} --group-size {n}", "own verdicts")
                                     for n in (2, 4, 8, 16, 32)],
         "beam, PRM": [(f"beam {SUMS} --width {b} --copies {b}", "beam") for b in (2, 4)],
@@ -43,8 +44,10 @@ CURVES = {  # panel: (task, {curve: [(command, arm)]})
         "self-consistency": [(f"self-consistency {GAME}", f"n={n}") for n in (1, 5, 17, 33)],
         "best of n, own verdicts": [(f"tot --copies {k}", f"best of n, tokens of b={b}")
                                     for k in (2, 4, 8, 16) for b in (1, 5)],
-        "tree of thoughts, b=1": [(f"tot --copies {k}", "breadth-first, b=1") for k in (2, 4, 8, 16)],
-        "tree of thoughts, b=5": [(f"tot --copies {k}", "breadth-first, b=5") for k in (2, 4, 8, 16)],
+        "tree of thoughts, b=1": [(f"tot --copies {k}", "breadth-first, b=1")
+                                  for k in (2, 4, 8, 16)],
+        "tree of thoughts, b=5": [(f"tot --copies {k}", "breadth-first, b=5")
+                                  for k in (2, 4, 8, 16)],
         "tree, depth-first": [(f"tot --copies {k}", "depth-first") for k in (4, 16)],
         "tree, best-first": [(f"tot --copies {k}", "best-first") for k in (4, 16)],
         "MCTS": [(f"mcts --simulations {n}", "mcts") for n in (4, 12, 24)],
@@ -57,7 +60,7 @@ MARKS = "oDs^vPX*h"
 
 
 def trained(task, args):
-    """The directory of the thinker after GRPO on the task, trained if it is not there."""
+    """The directory of the thinker after GRPO on the task.  It is trained if it does not exist."""
     out = args.runs / f"grpo-{hashlib.sha256(task.encode()).hexdigest()[:8]}"
     if not (out / "summary.json").is_file():
         run(["-m", "minipost.train", "--algo", "grpo", "--model", str(args.model), *task.split(),
@@ -72,7 +75,7 @@ def run(command):
 
 
 def measured(command, model, args):
-    """What `evaluate --method COMMAND --json` says, made once."""
+    """The output of `evaluate --method COMMAND --json`, made once."""
     full = ["-m", "minipost.evaluate", "--method", *command.split(), "--n", str(args.n), "--json",
             "--model", str(model)]
     name = hashlib.sha256(" ".join([*full, fingerprint(model)]).encode()).hexdigest()[:16]
@@ -91,13 +94,14 @@ def points(task, curves, args):
             model = trained(task, args) / "model" if curve == LEARNT else args.model
             row = measured(command, model, args)["all"][arm]
             found[curve].append((row["tokens per problem"], Score(**row["score"])))
-            print(f"{curve}: {row['tokens per problem']:.0f} tokens, {found[curve][-1][1]}", flush=True)
+            print(f"{curve}: {row['tokens per problem']:.0f} tokens, {found[curve][-1][1]}",
+                  flush=True)
         found[curve].sort(key=lambda point: point[0])
     return found
 
 
 def draw(panels, path):
-    """Both panels on one page, the same bytes for the same points and matplotlib."""
+    """Draw both panels on one page, with the same bytes for the same points and matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -111,8 +115,9 @@ def draw(panels, path):
                 y = [score.value for _, score in found]
                 bars = [[s.value - s.low for _, s in found], [s.high - s.value for _, s in found]]
                 star = name == LEARNT
-                axes.errorbar(x, y, bars, color=COLOURS[k], marker=MARKS[k], markersize=9 if star else 5,
-                              linewidth=1.4, elinewidth=0.6, label=name)
+                axes.errorbar(x, y, bars, color=COLOURS[k], marker=MARKS[k],
+                              markersize=9 if star else 5, linewidth=1.4, elinewidth=0.6,
+                              label=name)
             axes.set_xscale("log")
             axes.set_title(title, loc="left", fontsize=10)
             axes.set(xlabel="tokens sampled per problem (log scale)", ylabel="held-out accuracy",
@@ -147,8 +152,8 @@ def main():
     draw(panels, args.plot)
     write(args.out, "compute-optimal", [
         "## Accuracy against tokens", "", machine("matplotlib"), "",
-        "`make compute-optimal`, seed 0, checkpoints/thinker; \"after GRPO\" is one sample of it after GRPO "
-        "on the task, whose training is not among the tokens.  The plot is "
+        "`make compute-optimal`, seed 0, checkpoints/thinker; \"after GRPO\" is one sample of it "
+        "after GRPO on the task, whose training is not among the tokens.  The plot is "
         "[data/compute-optimal.svg](data/compute-optimal.svg).", "", *lines[:-1]],
         command="make")
 

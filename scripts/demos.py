@@ -1,4 +1,4 @@
-"""Run every method's demo, one after the other, and print one table: `make demos`."""
+"""Run every method's demo, one after another, and print one table: `make demos`."""
 
 import argparse
 import json
@@ -30,7 +30,8 @@ def demo(name, args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lines", type=int, default=0, help="show only the last so many lines")
-    parser.add_argument("--steps", type=int, default=0, help="cut each training demo to so many steps")
+    parser.add_argument("--steps", type=int, default=0,
+                        help="cut each training demo to so many steps")
     parser.add_argument("--n", type=int, default=0, help="problems of each test-time demo")
     args = parser.parse_args()
     found = {name: demo(name, args) for name in (*methods.names(), *test_time.names())}

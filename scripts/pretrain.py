@@ -1,15 +1,23 @@
-"""Train checkpoints/base and student from nothing, and thinker from the base: `make base`, `make
-student`, `make thinker`.
+"""Train checkpoints/base and student from nothing, and thinker from the base.
 
-The corpus of the first two is written on the fly by the tasks: worked sums with slips, sums whose steps
-are checked and mended on the way, sums answered directly, countdown moves good and bad, praise in words
-good and bad, comparisons of two such praises under a written principle, and the words that the facts
-are made of, without the facts.  Problems come from the training splits only.  The slips and the bad moves
-are there on purpose: a base model that has seen mistakes makes them, and so leaves the methods
-something to mend.
+Commands: `make base`, `make student`, `make thinker`.
 
-The thinker's corpus is in scripts/thoughts.py.  Its documents are of very different length, and a
-verdict of one word would be lost among the tokens of worked answers, so each document counts the same.
+The tasks write the corpus of the first two on the fly:
+
+    worked sums with slips
+    sums with steps that are checked and mended on the way
+    sums answered directly
+    good and bad countdown moves
+    praise in good and bad words
+    comparisons of two such praises under a written principle
+    the words of the facts, without the facts
+
+Problems come from the training splits only.  The slips and the bad moves are there on purpose.  A
+base model that has seen mistakes makes them, and so leaves the methods something to mend.
+
+The thinker's corpus is in scripts/thoughts.py.  Its documents have very different lengths, and a
+verdict of one word would be lost among the tokens of worked answers.  So each document counts the
+same.
 
 The model learns to answer and not to ask: the loss is on completions.  Everything is derived from
 the seed, so the same machine and number of workers give the same file.
@@ -41,15 +49,15 @@ from minipost.tokenizer import BOS, EOS, PAD, Tokenizer
 from scripts.thoughts import Thoughts
 
 SLIP = 0.13     # chance that a worked step goes wrong, so 5 steps in a row are right half the time
-CHECKED = 0.5   # the same where every step is checked at once and written again if it is wrong
+CHECKED = 0.5   # the same if every step is checked at once and written again if it is wrong
 BAD = 0.3       # chance that a countdown move is drawn at random
 FAULTS = 0.5    # chance that a word of praise is a fault
 
-SHAPES = {  # name: what differs from a GPTConfig's own
+SHAPES = {  # name: what differs from GPTConfig's defaults
     "base": {},
     "student": dict(hidden_size=64, intermediate_size=172, num_hidden_layers=2,
                     num_attention_heads=2, num_key_value_heads=2),
-    "thinker": {},  # that of the base, which it starts from
+    "thinker": {},  # the shape of the base, from which it starts
 }
 
 MOVE = re.compile("([0-9]+)([-+*/])([0-9]+)=[0-9]+:([0-9 ]+)")
@@ -59,7 +67,7 @@ LISTS = {"capital": "Name a capital.\n", "french": "Name a French word.\n",
 
 
 class Corpus(Task):
-    """The pre-training documents, as a task: problems whose demonstration is already chosen."""
+    """The pre-training documents, as a task: problems with the demonstration already chosen."""
 
     def __init__(self):
         self.words = [row for row in rows() if row["kind"] in LISTS]
@@ -68,7 +76,7 @@ class Corpus(Task):
         return [self.document(rng) for _ in range(n)]
 
     def document(self, rng):
-        """One document of a random kind, which shows no working of a held-out problem."""
+        """One document of a random kind.  It shows no working of a held-out problem."""
         kind = rng.random()
         if kind < 0.06:
             row = rng.choice(self.words)
@@ -96,7 +104,7 @@ class Corpus(Task):
 
 
 def judgement(rng):
-    """Two answers to a wording question and which is better under a principle, never a tie."""
+    """Two answers to a wording question, and which is better under a principle.  Never a tie."""
     task = Wording()
     principle = rng.choice(("fitting", "fitting", "fitting", "brief", "polite"))
     while True:
@@ -111,8 +119,8 @@ def judgement(rng):
 def leaks(document):
     """Whether a document holds a held-out problem within a longer one that may be trained on.
 
-    The first terms of a chain are a shorter chain; what a first countdown move leaves of four
-    numbers is a hand of three; a move may be one of the sums that the facts hold out.
+    The first terms of a chain are a shorter chain.  The first countdown move with four numbers
+    leaves a hand of three.  A move may be one of the sums that the facts hold out.
     """
     columns = document.columns
     if "chain" in columns:
@@ -154,7 +162,7 @@ def written(task, rng, checked=False, **faults):
 
 
 def tokenizer():
-    """Learnt from the facts' training rows and a sample of the corpus; 512 entries."""
+    """A tokenizer of 512 entries, from the facts' training rows and a sample of the corpus."""
     corpus, rng = Corpus(), random.Random(0)
     texts = [row["prompt"] + row["completion"] for row in rows() if row["split"] == "train"]
     texts += [p.prompt + p.columns["completion"] for p in corpus.sample(2000, rng)]
@@ -162,8 +170,12 @@ def tokenizer():
 
 
 def encode(run, documents):
-    """Documents as Sequences; of a completion in parts the first is learnt, the next is not, and so on."""
-    batch = run.encode([d.prompt for d in documents], [run.task.demonstrate(d, None) for d in documents])
+    """Documents as Sequences.
+
+    If a completion has parts, the first part is learnt, the next is not, and so on.
+    """
+    batch = run.encode([d.prompt for d in documents],
+                       [run.task.demonstrate(d, None) for d in documents])
     words = run.vocabulary
     for row, document in enumerate(documents):
         learnt = []
@@ -175,7 +187,7 @@ def encode(run, documents):
 
 
 def evenly(run, cfg):
-    """As sft.train, but every document counts the same, whatever its length."""
+    """Like sft.train, but every document counts the same, whatever its length."""
     policy = run.policy
     policy.weight_decay = cfg.weight_decay
     while True:
@@ -202,9 +214,10 @@ def pretrain(args):
         model = GPT(GPTConfig(words.vocab_size, max_position_embeddings=512, **SHAPES[args.shape]))
         model.initialise(args.seed)
         vocabulary = checkpoint.Vocabulary(words, words.id(BOS), [words.id(EOS)], words.id(PAD))
-    cfg = sft.Config(steps=args.steps, batch_size=256, lr=2e-3 if thinker else 3e-3, warmup_steps=100, weight_decay=0.1)
-    run = Run(Learner(model, betas=(0.9, 0.95)), vocabulary, Thoughts() if thinker else Corpus(), None,
-              seed=args.seed, micro_batch_size=16 if thinker else 32)
+    cfg = sft.Config(steps=args.steps, batch_size=256, lr=2e-3 if thinker else 3e-3,
+                     warmup_steps=100, weight_decay=0.1)
+    run = Run(Learner(model, betas=(0.9, 0.95)), vocabulary, Thoughts() if thinker else Corpus(),
+              None, seed=args.seed, micro_batch_size=16 if thinker else 32)
     learn, start = (evenly if thinker else sft.train)(run, cfg), time.perf_counter()
     for run.step in range(args.steps):
         metrics = next(learn)

@@ -1,12 +1,14 @@
 """Whether a change leaves every number as it was, to the bit.
 
     python -m scripts.same record        before the change: about eight minutes on two cores
-    python -m scripts.same check         after it: the same again, and what differs; exit code 1 if anything
+    python -m scripts.same check         after it: run again and print what differs; exit code 1 if
+                                         anything does
 
-Every method makes three steps in one process and in two; every test-time method answers 20 problems.  Kept
-are the hashes of the weights that a run saves, its metrics without seconds, and its summary; of test-time
-methods the answers and rewards of every arm.  The record is for one machine: other processors round otherwise,
-so it lies in runs/ and is not committed.
+Every method makes three steps in one process and in two processes.  Every test-time method answers
+20 problems.  The record holds the hashes of the weights that a run saves, its metrics without
+seconds, and its summary.  For test-time methods it holds the answers and rewards of every arm.  A
+record is valid on one machine only, since other processors round differently.  So it is in runs/
+and is not committed.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from pathlib import Path
 from minipost import methods, test_time
 
 FOLDER = Path("runs/same")
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # two runs beside each other, a core each
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # two runs in parallel, one core each
 SHORT = {"ppo": "--sft-steps 2 --reward-steps 2", "rlaif": "--sft-steps 2 --reward-steps 2"}
 ROWS = {  # files to learn from, by what their rows hold beside a prompt
     "pairs": [{"chosen": f" {n + 1}", "rejected": f" {n}"} for n in range(40)],
@@ -32,15 +34,16 @@ ROWS = {  # files to learn from, by what their rows hold beside a prompt
 
 
 def variants():
-    """{name: flags} of runs besides every method as it comes."""
+    """{name: flags} of further runs, besides every method with its default settings."""
     data = {name: f"--data {FOLDER}/{name}.jsonl" for name in ROWS}
     found = {f"{algo}, pairs": f"--algo {algo} {data['pairs']}"
              for algo in ("dpo", "ipo", "simpo", "orpo", "kto", "reward", "plackett-luce")}
-    found |= {f"{algo}, answers": f"--algo {algo} {data['answers']}" for algo in ("oreo", "rft", "sft")}
+    found |= {f"{algo}, answers": f"--algo {algo} {data['answers']}"
+              for algo in ("oreo", "rft", "sft")}
     return {
         **found,
         "kto, labels": f"--algo kto {data['labels']}",
-        "grpo, k3": "--algo grpo --kl k3 --epochs 2 --minibatch-size-size 64",
+        "grpo, k3": "--algo grpo --kl k3 --epochs 2 --minibatch-size 64",
         "ppo, adaptive": "--algo ppo --task arithmetic --control adaptive",
         "rlaif, dpo": "--algo rlaif --learner dpo --sft-steps 1",
         "dpo, likeliest": f"--algo dpo --likeliest 0.8 {data['pairs']}",
@@ -54,7 +57,7 @@ def variants():
 
 
 def jobs():
-    """{name: command line} of everything that is run, the slower ones first."""
+    """{name: command line} of every job, the slower ones first."""
     found = {}
     for algo in methods.names():
         for workers in (2, 1):
@@ -65,7 +68,8 @@ def jobs():
     tests = {f"test-time {name}": f"minipost.evaluate --method {name} --n 20 --workers 1 --json"
              for name in test_time.names()}
     tests["solve"] = "minipost.solve --method tot --json"
-    tests["evaluate"] = "minipost.evaluate --task countdown --n 40 --workers 1 --max-new-tokens 48 --json"
+    tests["evaluate"] = ("minipost.evaluate --task countdown --n 40 --workers 1 "
+                         "--max-new-tokens 48 --json")
     return tests | trains
 
 
@@ -81,7 +85,7 @@ def without_time(value):
 
 
 def run(name, line):
-    """What one job leaves behind, as plain data."""
+    """The results of one job, as plain data."""
     module, *flags = line.split()
     out = FOLDER / name.replace(", ", "-").replace(" ", "-")
     shutil.rmtree(out, ignore_errors=True)
@@ -95,15 +99,18 @@ def run(name, line):
         return without_time(json.loads(done.stdout))
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return {
-        "weights": {str(path.parent.name): digest(path) for path in sorted(out.glob("*/model.safetensors"))},
-        "metrics": without_time(lines), "summary": without_time(json.loads((out / "summary.json").read_text())),
+        "weights": {str(path.parent.name): digest(path)
+                    for path in sorted(out.glob("*/model.safetensors"))},
+        "metrics": without_time(lines),
+        "summary": without_time(json.loads((out / "summary.json").read_text())),
     }
 
 
 def measured(only):
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, rows in ROWS.items():
-        text = "".join(json.dumps({"prompt": f"{n}+1=? Answer:", **row}) + "\n" for n, row in enumerate(rows))
+        text = "".join(json.dumps({"prompt": f"{n}+1=? Answer:", **row}) + "\n"
+                       for n, row in enumerate(rows))
         (FOLDER / f"{name}.jsonl").write_text(text)
     todo = {name: line for name, line in jobs().items() if only in name}
     pairs = {name: line for name, line in todo.items() if "--workers 2" in line}
@@ -129,7 +136,8 @@ def differences(before, after, place=""):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("record", "check"))
     parser.add_argument("--only", default="", help="only jobs whose name holds this")
     args = parser.parse_args()

@@ -1,13 +1,16 @@
-"""What checkpoints/thinker is taught: the modes that the methods of minipost/test_time elicit.
+"""The corpus of checkpoints/thinker: the modes that the methods of minipost/test_time elicit.
 
-Sums answered at once, in worked steps that slip at random, in a hurry with one fault again and again,
-checked on the way, and after examples of either kind; single steps; drafts criticised and revised; moves
-of the Game of 24, good and bad, moves worked out again, whole answers to it at once, and whether some
-numbers can still make 24; codes that only earlier episodes tell, and keys that have not been tried yet.
+    sums answered at once, in worked steps that slip at random, in a hurry with the same fault every
+    time, checked on the way, and after examples of either kind
+    single steps
+    drafts criticised and revised
+    good and bad moves of the Game of 24, moves worked out again, whole answers to it at once, and
+    whether some numbers can still make 24
+    codes that only earlier episodes tell, and keys that have not been tried yet
 
-Everything comes from training splits, and no document shows the working of a held-out problem of these
-tasks.  (Their steps are sums of two numbers as well, some of which scripts/pretrain.py keeps from the base
-because the facts hold them out; the thinker is not asked for facts.)
+Everything comes from training splits, and no document shows the working of a held-out problem of
+these tasks.  (Their steps are sums of two numbers too.  scripts/pretrain.py keeps some of those
+sums from the base because the facts hold them out.  The thinker is not asked for facts.)
 """
 
 import functools
@@ -24,7 +27,7 @@ SHORT = 0.6     # chance that a large term is counted one short in a hurry
 BAD = 0.3       # chance that a move is drawn at random
 TERMS = 8       # longest chain
 LONG = 12       # longest chain of single digits that is worked or answered at once
-LARGE = 60      # largest number of the other chains that are
+LARGE = 60      # largest number in the other such chains
 GAME = 24
 KINDS = {       # kind of document: share of the corpus
     "worked": 0.10, "hurried": 0.05, "direct": 0.05, "examples": 0.04,
@@ -35,7 +38,7 @@ KINDS = {       # kind of document: share of the corpus
 
 
 class Thoughts(Task):
-    """The documents, as a task: problems whose demonstration is already chosen."""
+    """The documents, as a task: problems with the demonstration already chosen."""
 
     def sample(self, n, rng):
         kinds = rng.choices(list(KINDS), KINDS.values(), k=n)
@@ -51,7 +54,7 @@ def sums(terms, **knobs):
 
 
 def chain(rng, terms=None, **knobs):
-    """A training sum of which no beginning is a held-out one, and its task."""
+    """A training sum without a held-out beginning, and its task."""
     task = sums(terms or rng.randint(2, TERMS), **knobs)
     while True:
         problem, = task.sample(1, rng)
@@ -70,14 +73,14 @@ def answered(rng, slip=0.0, **knobs):
 
 
 def length(rng, least=2):
-    """The knobs of a chain of single digits, or of a shorter one of up to two digits."""
+    """The knobs of a chain of single digits, or of a shorter chain with numbers up to LARGE."""
     if rng.random() < 0.5:
         return dict(terms=rng.randint(least, LONG))
     return dict(terms=rng.randint(least, TERMS), largest=LARGE)
 
 
 def worked(rng):
-    """A sum in steps; sometimes a lone number, as parts of a sum leave one."""
+    """A sum in steps.  Sometimes a lone number, as it occurs when a sum is split into parts."""
     if rng.random() < 0.03:
         number = rng.randint(1, LARGE)
         return document(f"{number}=? Think:\n", f"Answer: {number}")
@@ -85,7 +88,7 @@ def worked(rng):
 
 
 def checked(rng):
-    """A sum whose steps are checked on the way, half of them being wrong."""
+    """A sum with steps that are checked on the way.  Half of the steps are wrong."""
     task, problem = chain(rng)
     prompt, text = task.checked(problem, rng, 0.5)
     return document(prompt, text, **problem.columns)
@@ -102,7 +105,7 @@ def examples(rng):
 
 
 def draft(rng):
-    """A sum with a draft that is wrong half the time, and what a critic says of it."""
+    """A sum with a draft that is wrong half the time, and a critique of the draft."""
     task, problem = chain(rng)
     text = task.demonstrate(problem, rng, SLIP)
     return task, problem, text, task.criticise(problem, text)
@@ -114,7 +117,7 @@ def critique(rng):
 
 
 def revision(rng):
-    """A faulty draft mended; what comes after the mended step slips as any other."""
+    """A faulty draft, mended.  The steps after the mended one slip like any others."""
     while True:
         task, problem, text, found = draft(rng)
         if not task.approves(found):
@@ -138,12 +141,12 @@ def game(**knobs):
 
 @functools.cache
 def whole_moves(state):
-    """The moves that leave whole numbers, (line, next state)."""
+    """The moves that leave whole numbers: (line, next state)."""
     return [move for move in moves(state) if all_whole(move[1])]
 
 
 def seen(text):
-    """Whether three numbers that the lines of an answer leave are a held-out hand of three."""
+    """Whether a line of an answer leaves three numbers that are a held-out hand."""
     left = (line.rpartition(":")[2].split() for line in text.split("\n"))
     return any(len(found) == 3 and held_out(map(int, found)) for found in left
                if all(n.isdecimal() for n in found))
@@ -165,7 +168,7 @@ def expression(rng):
 
 
 def again(rng):
-    """A move worked out again, or "no" where its numbers are not there or leave no whole one."""
+    """A move worked out again, or "no" if its numbers are missing or its result is not whole."""
     while True:
         state, size = tuple(sorted(rng.choices(range(1, 14), k=4))), rng.randint(2, 4)
         if held_out(state):
@@ -175,7 +178,7 @@ def again(rng):
         a, b = rng.sample(state, 2)
         op = rng.choice("++--**/")
         if rng.random() < 0.8:
-            a, b = max(a, b), min(a, b)                     # as moves are written
+            a, b = max(a, b), min(a, b)                     # the order in which moves are written
         if rng.random() < 0.15:
             a, b = rng.choice([(a, a), (b, b), (a, changed(b, rng)), (changed(a, rng), b)])
         result, left = worked_out(state, a, op, b)
@@ -186,7 +189,7 @@ def again(rng):
 
 
 def worked_out(state, a, op, b):
-    """The whole number that a move makes and the state that it leaves; (None, ()) where it cannot."""
+    """The whole number that a move makes and the state that it leaves, or (None, ())."""
     held, used, found = Counter(state), Counter((a, b)), evaluate(f"{a}{op}{b}")
     if not used <= held or found is None or not all_whole(found[:1]):
         return None, ()
@@ -194,14 +197,16 @@ def worked_out(state, a, op, b):
 
 
 def changed(number, rng):
-    """Another number, near it or not."""
+    """Another number, near the first or not."""
     return rng.choice([n for n in (number + rng.choice((-10, -2, -1, 1, 2, 10)),
                                    rng.randint(0, 13), rng.randint(0, 40)) if n >= 0])
 
 
 def reach(rng):
-    """What some moves leave of a hand that is not held out, and whether it can still make 24; three
-    numbers most often, the answers even."""
+    """Whether the numbers after some moves from a training hand can still make 24.
+
+    Most often there are three numbers.  Both answers are equally frequent.
+    """
     size, right = rng.choice((3, 3, 3, 3, 2, 2, 1)), rng.random() < 0.5
     while True:
         state = tuple(sorted(rng.choices(range(1, 14), k=4)))
@@ -218,7 +223,10 @@ def reach(rng):
 # ---- memory
 
 def recall(rng):
-    """A question behind a few episodes, or a life of which every answer that was told before is learnt."""
+    """A question after a few episodes, or a life.
+
+    In a life, every answer that was told before is learnt.
+    """
     if rng.random() < 0.6:
         life = Recall().stream(rng.randint(2, 10), rng.randint(1, 6), rng, held=False)
         if any(told for _, _, told in life):
@@ -229,8 +237,10 @@ def recall(rng):
 
 
 def lived(life):
-    """A life up to the last answer that was told before.  Its `parts` are the completion, cut into what is
-    learnt and what is not, by turns."""
+    """A life up to the last answer that was told before.
+
+    Its `parts` cut the completion into pieces that are learnt and pieces that are not, in turn.
+    """
     parts = [""]
     for question, answer, told in life:
         parts[-1] += f"{question}?"
@@ -252,7 +262,7 @@ MAKERS = {
     "worked": worked,
     "hurried": lambda rng: answered(rng, SHORT, hurried=True),
     "direct": lambda rng: answered(rng, direct=True, **length(rng)),
-    "examples": examples, "checked": checked, "step": step, "critique": critique, "revision": revision,
-    "moves": moves_made, "expression": expression, "again": again, "reach": reach,
-    "recall": recall, "lock": lock,
+    "examples": examples, "checked": checked, "step": step, "critique": critique,
+    "revision": revision, "moves": moves_made, "expression": expression, "again": again,
+    "reach": reach, "recall": recall, "lock": lock,
 }

@@ -1,7 +1,7 @@
-"""What must hold of problems, answers and a reward function before any training: checks of a set-up.
+"""Checks of a set-up before any training: problems, answers and the reward function.
 
-Each is a function from texts and numbers to a Finding, see model.py.  Answers are `sampled` (the policy's,
-`group_size` of them to each problem) or `reference` (those that training would imitate).
+Each check is a function from texts and numbers to a Finding, see model.py.  Answers are `sampled`
+(by the policy, `group_size` of them to each problem) or `reference` (training would imitate them).
 """
 
 import json
@@ -13,8 +13,8 @@ from minipost.datasets.rewards import ask
 from minipost.datasets.trajectories import reward_of, stated
 from minipost.errors import MinipostError
 
-FEW = 0.1  # share of the answers up to which cut or unreadable ones are no finding
-MANY = 20  # pairs from which on the share of the longer answers means something
+FEW = 0.1  # up to this share of the answers, cut or unreadable ones are no finding
+MANY = 20  # with fewer pairs, the share of the longer answers means nothing
 ENDS = ("<eos>", "</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
 ANSWERS = ("completion", "chosen", "rejected")
 
@@ -25,7 +25,7 @@ def answers_of(problem):
 
 
 def reference(task, problem, rng):
-    """The answer to a problem that training would imitate, or None where a file has no good one."""
+    """The answer that training would imitate, or None where a file has no good one."""
     if task.name != "file":
         return task.demonstrate(problem, rng)
     if stated(problem) and reward_of(problem) <= 0.5:
@@ -39,17 +39,17 @@ def first(texts):
 
 
 def exact(problems):
-    """Whether a file's rows hold the one right answer each, with which others can be compared."""
+    """Whether each row of a file holds the one right answer, to compare others with."""
     return all(p.columns.get("completion") and not stated(p) for p in problems)
 
 
 # ---- the reward function
 
 def ask_often(reward, problems, texts, references):
-    """({"once", "again", "backwards", "empty", "reference": values}, "") or, where it fails, ({}, error).
+    """({"once", "again", "backwards", "empty", "reference": values}, ""); ({}, error) on failure.
 
-    It is asked about the same rows twice, in the other order, about empty answers, and about reference
-    answers: (problem, text).
+    Ask the reward function about the same rows twice, about them in the other order, about empty
+    answers, and about reference answers: (problem, text).
     """
     found, back, nothing = {}, slice(None, None, -1), [""] * len(texts)
     try:
@@ -64,31 +64,36 @@ def ask_often(reward, problems, texts, references):
 
 
 def reward_function(asked, error):
-    """It gives every completion, empty ones too, one finite number that depends on that row alone."""
-    name, do = "reward function", "let it return one finite number for every completion, even an empty one"
+    """The function gives every completion, even an empty one, one finite number.
+
+    The number depends on that row alone.
+    """
+    name, do = "reward function", ("let it return one finite number for every completion, even an "
+                                   "empty one")
     if error:
         return Finding(name, FAULT, error, "a run would end when it asks", do)
     if not asked:
-        return Finding(name, NONE, "there is none: --reward names none, and the rows state what answers are "
-                       "worth or hold none to compare with")
+        return Finding(name, NONE, "there is none: --reward names none, and the rows state what "
+                       "answers are worth or hold none to compare with")
     once, n = asked["once"], len(asked["once"])
     noisy = [abs(a - b) for a, b in zip(once, asked["again"]) if a != b]
     if noisy:
         return Finding(
-            name, WARNING, f"asked twice about the same {n} answers it differs on {len(noisy)}, by up to "
-            f"{max(noisy):.3g}", "gradients are noisier and no run can be repeated",
+            name, WARNING, f"asked twice about the same {n} answers it differs on {len(noisy)}, "
+            f"by up to {max(noisy):.3g}", "gradients are noisier and no run can be repeated",
             "seed what is random in it, or average several of its values")
     moved = sum(a != b for a, b in zip(once, asked["backwards"]))
     if moved:
         return Finding(
-            name, FAULT, f"asked about the same {n} answers in the other order it gives {moved} of them "
-            "another value", "answers are paid for what others did",
-            "let value i depend on prompts[i], completions[i] and the i-th entry of each column alone")
+            name, FAULT, f"asked about the same {n} answers in the other order it gives {moved} of "
+            "them another value", "answers are paid for what others did",
+            "let value i depend on prompts[i], completions[i] and the i-th entry of each column "
+            "alone")
     return Finding(name, OK, f"the same for {n} answers asked again and in the other order")
 
 
 def reward_spread(values, texts, group_size):
-    """Answers to one prompt differ in reward: groups in which all tie teach nothing."""
+    """Answers to one prompt differ in reward.  A group in which all tie teaches nothing."""
     name = "reward spread"
     if group_size == 1:
         return Finding(name, NONE, "with a group of 1 no answer has siblings to differ from")
@@ -98,23 +103,25 @@ def reward_spread(values, texts, group_size):
     alike = sum(len(set(texts[k : k + group_size])) == 1 for k in tied)
     mean = sum(values) / len(values)
     if 2 * len(tied) <= len(cut):
-        return Finding(name, OK, f"answers differ in {len(cut) - len(tied)} of {len(cut)} groups of {group_size}; "
-                       f"the mean is {mean:.3f}")
+        return Finding(name, OK, f"answers differ in {len(cut) - len(tied)} of {len(cut)} groups "
+                       f"of {group_size}; the mean is {mean:.3f}")
     where = ", ".join(f"{n} at {value:g}" for value, n in at.most_common(3))
     if 2 * alike > len(tied):
         todo = "sample at a higher --temperature or ask harder problems"
     elif at.most_common(1)[0][0] <= mean:
-        todo = "fine-tune first (--algo sft), ask easier problems, or take a larger --group-size or --algo dapo"
+        todo = ("fine-tune first (--algo sft), ask easier problems, or take a larger --group-size "
+                "or --algo dapo")
     else:
         todo = "ask harder problems, or take --algo dapo, which draws further ones"
     return Finding(
-        name, WARNING, f"in {of(len(tied), len(cut), f'groups of {group_size} answers')} all rewards tie ({where}"
+        name, WARNING, f"in {of(len(tied), len(cut), f'groups of {group_size} answers')} all "
+        f"rewards tie ({where}"
         + (f"; {alike} of them say the same words" if alike else "") + ")",
         "GRPO, RLOO and pairs learn nothing from them", todo)
 
 
 def reference_rewards(references, sampled, empty):
-    """Reference answers are worth more than the least, and an empty answer is not worth as much."""
+    """Reference answers are worth more than the least, and more than an empty answer."""
     name = "reference answers"
     if not references:
         return Finding(name, NONE, "there are no answers that are known to be good")
@@ -122,28 +129,31 @@ def reference_rewards(references, sampled, empty):
     low, mean = min(values), sum(references) / n
     if len(values) == 1:
         return Finding(
-            name, FAULT, f"the reward function gives {low:g} to every sampled, reference and empty answer",
-            "nothing can be learnt from it",
+            name, FAULT, f"the reward function gives {low:g} to every sampled, reference and empty "
+            "answer", "nothing can be learnt from it",
             "print what it reads of a completion and compare that with a reference answer")
     worst = references.count(low)
     if 2 * worst > n or (worst and len(values) == 2):
         return Finding(
-            name, FAULT if 2 * worst > n else WARNING, f"{of(worst, n, 'reference answers')} get the least "
-            f"that any answer gets, {low:g}", "a policy that learns what they say is punished for it",
-            "let the reward function find the answer in them as they are written, spaces and lines included")
+            name, FAULT if 2 * worst > n else WARNING, f"{of(worst, n, 'reference answers')} get "
+            f"the least that any answer gets, {low:g}",
+            "a policy that learns what they say is punished for it",
+            "let the reward function find the answer in them as they are written, spaces and lines "
+            "included")
     if mean < sum(sampled) / len(sampled):
         return Finding(
-            name, WARNING, f"{n} reference answers earn {mean:.3f} on average, less than sampled ones "
-            f"({sum(sampled) / len(sampled):.3f})", "fine-tuning on them and the reward pull apart",
+            name, WARNING, f"{n} reference answers earn {mean:.3f} on average, less than sampled "
+            f"ones ({sum(sampled) / len(sampled):.3f})",
+            "fine-tuning on them and the reward pull apart",
             "look whether the reward's sign or scale is as meant")
     return Finding(name, OK, f"{n} earn {mean:.3f} on average, sampled ones "
                    f"{sum(sampled) / len(sampled):.3f}, empty ones {sum(empty) / len(empty):.3f}")
 
 
 def gaps(scores, values, group_size):
-    """How far the score of the better one is ahead, of two answers to each prompt that differ in value.
+    """How far the better of two answers is ahead in score, for each prompt that has two such.
 
-    They are the first of a group and the first that differs from it.
+    They are the first answer of a group and the first answer that differs from it in value.
     """
     found = []
     for k in range(0, len(values), group_size):
@@ -154,7 +164,7 @@ def gaps(scores, values, group_size):
 
 
 def stated_rewards(problems):
-    """Rewards or labels in a file say something: both good and bad answers are there."""
+    """The rewards or labels in a file differ: it holds both good and bad answers."""
     name, values = "stated rewards", [reward_of(p) for p in problems if stated(p)]
     if not values:
         return Finding(name, NONE, "the rows state no reward or label")
@@ -162,8 +172,8 @@ def stated_rewards(problems):
         return Finding(name, WARNING, f"all {len(values)} rows state {values[0]:g}",
                        "KTO and OREO have nothing to tell apart",
                        "add answers that are worth more or less, or use --algo sft on good ones")
-    return Finding(name, OK, f"{len(values)} rows state {len(set(values))} different values of mean "
-                   f"{sum(values) / len(values):.3f}")
+    return Finding(name, OK, f"{len(values)} rows state {len(set(values))} different values of "
+                   f"mean {sum(values) / len(values):.3f}")
 
 
 # ---- answers
@@ -171,43 +181,51 @@ def stated_rewards(problems):
 def cut_answers(finished, references, max_new_tokens):
     """Answers end by themselves within `max_new_tokens` tokens.
 
-    finished: one bool per sampled answer; references: lengths of reference answers in tokens, with EOS.
+    finished: one bool per sampled answer.
+    references: lengths of reference answers in tokens, with EOS.
     """
     name, cut = "cut answers", sum(not done for done in finished)
     longer = [n for n in references if n > max_new_tokens]
-    what = f"{of(cut, len(finished), 'sampled answers')} are cut at --max-new-tokens {max_new_tokens} before their EOS"
+    what = (f"{of(cut, len(finished), 'sampled answers')} are cut at --max-new-tokens "
+            f"{max_new_tokens} before their EOS")
     if longer:
         return Finding(
-            name, WARNING, f"{what}, and {of(len(longer), len(references), 'reference answers')} are longer",
-            "the policy has no room for an answer that it should give", f"use --max-new-tokens {max(longer)}")
+            name, WARNING, f"{what}, and {of(len(longer), len(references), 'reference answers')} "
+            "are longer", "the policy has no room for an answer that it should give",
+            f"use --max-new-tokens {max(longer)}")
     if cut > FEW * len(finished):
         todo = "fine-tune first (--algo sft) so that the policy stops"
-        return Finding(name, WARNING, what, "what they would have answered is never rewarded", todo + (
-            f" as reference answers do, within {max(references)} tokens" if references else
-            ", or raise --max-new-tokens"))
-    return Finding(name, OK, f"{cut} of {len(finished)} at --max-new-tokens {max_new_tokens}"
-                   + (f"; the longest reference answer has {max(references)}" if references else ""))
+        return Finding(
+            name, WARNING, what, "what they would have answered is never rewarded", todo + (
+                f" as reference answers do, within {max(references)} tokens" if references else
+                ", or raise --max-new-tokens"))
+    return Finding(name, OK, f"{cut} of {len(finished)} at --max-new-tokens {max_new_tokens}" + (
+        f"; the longest reference answer has {max(references)}" if references else ""))
 
 
 def parsed_answers(task, texts, own):
-    """The task can read what the sampled answers state.  own: whether something else rewards them."""
+    """The task can read the sampled answers.  own: whether something else rewards them."""
     name, lost = "parsed answers", [text for text in texts if task.parse(text) is None]
     if own or task.name == "file":
         return Finding(name, NONE, "only the tasks of minipost say what they read in an answer")
     if len(lost) > FEW * len(texts):
         return Finding(
-            name, WARNING, f"{of(len(lost), len(texts), 'sampled answers')} state nothing that {task.name} "
-            f"can read ({first(lost)})", "they get nothing whatever was worked out in them",
-            "fine-tune first (--algo sft) so that the policy knows the form, or raise --max-new-tokens if they are cut")
-    return Finding(name, OK, f"{task.name} can read {of(len(texts) - len(lost), len(texts), 'answers')}")
+            name, WARNING, f"{of(len(lost), len(texts), 'sampled answers')} state nothing that "
+            f"{task.name} can read ({first(lost)})",
+            "they get nothing whatever was worked out in them",
+            "fine-tune first (--algo sft) so that the policy knows the form, or raise "
+            "--max-new-tokens if they are cut")
+    return Finding(name, OK, f"{task.name} can read "
+                   f"{of(len(texts) - len(lost), len(texts), 'answers')}")
 
 
 # ---- texts and tokens
 
 def control_texts(texts, specials):
-    """No text spells out a control token: it would be read as plain characters.
+    """No text spells out a control token.  The tokenizer would read it as plain characters.
 
-    specials: the tokenizer's own control tokens.  Ends of other models' texts count at the end.
+    specials: the tokenizer's own control tokens.  A text also must not end in one of ENDS, the end
+    tokens of other models.
     """
     name, found = "control tokens in texts", []
     for text in texts:
@@ -217,14 +235,15 @@ def control_texts(texts, specials):
             found.append(token)
     if found:
         return Finding(
-            name, FAULT, f"{of(len(found), len(texts), 'texts')} spell out a control token, such as "
-            f"{found[0]!r}", "the policy reads and learns its characters, not the token",
-            "take it out of the texts: BOS before a prompt and EOS behind an answer are put there anyway")
+            name, FAULT, f"{of(len(found), len(texts), 'texts')} spell out a control token, such "
+            f"as {found[0]!r}", "the policy reads and learns its characters, not the token",
+            "take it out of the texts: BOS before a prompt and EOS behind an answer are put there "
+            "anyway")
     return Finding(name, OK, f"spelt out in none of {len(texts)}")
 
 
 def boundary(pairs, encode):
-    """A prompt and its answer have the same tokens together as apart.  pairs: (prompt, answer) texts."""
+    """A prompt and its answer have the same tokens together as apart.  pairs: (prompt, answer)."""
     name = "prompt and answer"
     if not pairs:
         return Finding(name, NONE, "there are no answers to learn from")
@@ -232,23 +251,28 @@ def boundary(pairs, encode):
               if encode(prompt + answer) != encode(prompt) + encode(answer)]
     if merged:
         return Finding(
-            name, WARNING, f"{of(len(merged), len(pairs), 'answers')} have other tokens behind their prompt "
-            f"than apart ({first(merged)})", "the policy learns to go on in tokens that it has seldom seen",
-            "let a prompt end where a token ends, mostly before a space, and the answer begin with that")
+            name, WARNING, f"{of(len(merged), len(pairs), 'answers')} have other tokens behind "
+            f"their prompt than apart ({first(merged)})",
+            "the policy learns to go on in tokens that it has seldom seen",
+            "let a prompt end where a token ends, mostly before a space, and the answer begin with "
+            "that")
     return Finding(name, OK, f"have the same tokens together as apart in {len(pairs)} rows")
 
 
 def round_trip(answers, vocabulary):
-    """An answer is the same text after encoding and decoding, which is what a reward function sees."""
+    """An answer is the same text when decoded, which is the text that a reward function sees."""
     name = "answers as decoded"
     if not answers:
         return Finding(name, NONE, "there are no answers to learn from")
-    changed = [text for text in answers if vocabulary.decode(vocabulary.response(text)[:-1]) != text]
+    changed = [text for text in answers
+               if vocabulary.decode(vocabulary.response(text)[:-1]) != text]
     if changed:
         return Finding(
-            name, WARNING, f"{of(len(changed), len(answers), 'answers')} come out of the tokenizer as "
-            f"another text ({first(changed)})", "the reward function never sees them as they are written",
-            "compare texts without outer spaces and in one Unicode form, in the data and in the reward")
+            name, WARNING, f"{of(len(changed), len(answers), 'answers')} come out of the tokenizer "
+            f"as another text ({first(changed)})",
+            "the reward function never sees them as they are written",
+            "compare texts without outer spaces and in one Unicode form, in the data and in the "
+            "reward")
     return Finding(name, OK, f"{len(answers)} come out of the tokenizer as they went in")
 
 
@@ -273,8 +297,9 @@ def equal_pairs(pairs, encode):
     same = [prompt for prompt, a, b in pairs if a.split() == b.split()]
     if same:
         return Finding(
-            name, WARNING, f"{of(len(same), len(pairs), 'pairs')} differ in spaces alone ({first(same)})",
-            "what is learnt from them is where spaces go", "leave them out unless that is meant")
+            name, WARNING, f"{of(len(same), len(pairs), 'pairs')} differ in spaces alone "
+            f"({first(same)})", "what is learnt from them is where spaces go",
+            "leave them out unless that is meant")
     return Finding(name, OK, f"differ in more than spaces in {len(pairs)} pairs")
 
 
@@ -286,8 +311,9 @@ def contradictory_pairs(pairs):
     both = [prompt for prompt, a, b in pairs if (prompt, b, a) in known]
     if both:
         return Finding(
-            name, WARNING, f"{of(len(both), len(pairs), 'pairs')} stand in the data in the other order too "
-            f"({first(both)})", "they cancel", "leave both out, or keep the order that more people chose")
+            name, WARNING, f"{of(len(both), len(pairs), 'pairs')} stand in the data in the other "
+            f"order too ({first(both)})", "they cancel",
+            "leave both out, or keep the order that more people chose")
     return Finding(name, OK, f"none of {len(pairs)} pairs stands there in the other order too")
 
 
@@ -303,40 +329,42 @@ def length_of_chosen(pairs, encode):
     if max(longer, shorter) > 0.9 * len(pairs):
         word = "longer" if longer > shorter else "shorter"
         return Finding(
-            name, WARNING, f"the chosen answer is the {word} one in {max(longer, shorter)} of {len(pairs)} "
-            f"pairs ({means})", "a policy or a reward model can win by length alone",
+            name, WARNING, f"the chosen answer is the {word} one in {max(longer, shorter)} of "
+            f"{len(pairs)} pairs ({means})", "a policy or a reward model can win by length alone",
             "add pairs whose better answer is not, or use --algo simpo, which averages over length")
-    return Finding(name, OK, f"longer in {longer}, shorter in {shorter} of {len(pairs)} pairs ({means})")
+    return Finding(name, OK,
+                   f"longer in {longer}, shorter in {shorter} of {len(pairs)} pairs ({means})")
 
 
 # ---- training and held-out rows
 
 def plain(text):
-    """A text but for case, spaces and Unicode form."""
+    """A text with case, spaces and Unicode form made alike."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def held_out_prompts(training, heldout, dropped=0):
-    """No held-out prompt is trained on, not even in other spelling.
+    """No held-out prompt is trained on, not even in another spelling.
 
-    dropped: rows that are left out of training because their prompt is held out by --eval-data.
+    dropped: rows left out of training because --eval-data holds their prompt out.
     """
     name, known = "held-out prompts", {plain(p.prompt) for p in training}
     leaked = [p.prompt for p in heldout if plain(p.prompt) in known]
     if leaked:
         return Finding(
-            name, WARNING, f"{of(len(leaked), len(heldout), 'held-out prompts')} are trained on, but for "
-            f"case or spaces ({first(leaked)})", "held-out results are too good",
+            name, WARNING, f"{of(len(leaked), len(heldout), 'held-out prompts')} are trained on, "
+            f"but for case or spaces ({first(leaked)})", "held-out results are too good",
             "leave them out of one of the two")
     if dropped > FEW * (dropped + len(training)):
         return Finding(
-            name, WARNING, f"{dropped} of {dropped + len(training)} rows of --data have a prompt of "
-            "--eval-data", "they are left out of training", "hold out other prompts if they should be learnt")
+            name, WARNING, f"{dropped} of {dropped + len(training)} rows of --data have a prompt "
+            "of --eval-data", "they are left out of training",
+            "hold out other prompts if they should be learnt")
     return Finding(name, OK, f"none of {len(heldout)} among {len(training)} to train on")
 
 
 def skipped_rows(sentences):
-    """No row of a file was left out because it is not as it should be."""
+    """No row of a file was left out as malformed."""
     name = "rows"
     if sentences:
         return Finding(name, WARNING, " and ".join(sentences), "nothing is learnt from those",
@@ -345,9 +373,10 @@ def skipped_rows(sentences):
 
 
 def repeated_rows(problems):
-    """No row of a file stands there twice."""
+    """No row of a file occurs twice."""
     name = "repeated rows"
-    seen = Counter(json.dumps([p.prompt, *(p.columns.get(key) for key in (*ANSWERS, "reward", "label"))])
+    seen = Counter(json.dumps([p.prompt, *(p.columns.get(key)
+                                           for key in (*ANSWERS, "reward", "label"))])
                    for p in problems)
     extra = len(problems) - len(seen)
     if extra > 0.01 * len(problems):

@@ -9,20 +9,21 @@ from minipost.datasets.rows import read
 from minipost.ops import policy_gradient
 from minipost.run import open_run
 
-SMALL = 50_000_000  # parameters of a model that one thread serves as fast as several do
+SMALL = 50_000_000  # one thread runs a model of fewer parameters as fast as several do
 
 
 def examine(options, task, device):
-    """The Findings of all checks on a set-up: those of files and texts, of samples, of a reward model."""
+    """The Findings of all checks: on files and texts, on samples, on a reward model."""
     run = open_run(options, task, device)
     if device == "cpu" and run.policy.flat.numel() < SMALL:
-        torch.set_num_threads(1)  # on a busy machine each small operation would wait for all threads
+        torch.set_num_threads(1)  # on a busy machine each small operation waits for all threads
     tokenizer, scorer = run.vocabulary.tokenizer, None
     if options.reward_model:
-        scorer = checkpoint.load_reward_model(options.reward_model, run.vocabulary, device, options.dtype)
+        scorer = checkpoint.load_reward_model(
+            options.reward_model, run.vocabulary, device, options.dtype)
     found = look_at_texts(run, model.stated_ids(options.model, tokenizer), options.rows)
-    problems = [p for p in run.problems(options.prompts)
-                if len(run.vocabulary.prompt(p.prompt)) + run.max_new_tokens <= run.policy.module.context]
+    problems = [p for p in run.problems(options.prompts) if len(run.vocabulary.prompt(p.prompt))
+                + run.max_new_tokens <= run.policy.module.context]
     if problems:
         found += look_at_samples(run, problems, options, scorer)
     else:
@@ -38,14 +39,14 @@ def length(run, prompt, answer):
 
 
 def demonstrations(run, problems):
-    """(problem, text) of the answers to these problems that training would imitate."""
+    """(problem, text): the answers to these problems that training would imitate."""
     rng = run.rng("demonstrations")
     found = [(problem, data.reference(run.task, problem, rng)) for problem in problems]
     return [(problem, text) for problem, text in found if text is not None]
 
 
 def look_at_texts(run, stated, most):
-    """What can be found without asking the model: of all problems, of a file's first `most` rows."""
+    """The findings that need no model: on the problems, on a file's first `most` rows."""
     task, vocabulary, encode = run.task, run.vocabulary, run.vocabulary.tokenizer.encode
     file, heldout = task.name == "file", task.heldout(400)
     training = task.training() if file else task.sample(400, run.rng("problems"))
@@ -58,8 +59,8 @@ def look_at_texts(run, stated, most):
                 vocabulary.tokenizer.backend.get_added_tokens_decoder().values() if token.special]
     found = [
         model.control_ids(vocabulary, stated), model.eos_in_files(vocabulary, stated),
-        model.context(list(prompts.values()), [length(run, *pair) for pair in given], run.max_new_tokens,
-                      run.policy.module.context),
+        model.context(list(prompts.values()), [length(run, *pair) for pair in given],
+                      run.max_new_tokens, run.policy.module.context),
         data.control_texts([*prompts, *answers], specials),
         data.boundary(given, encode), data.round_trip(answers, vocabulary),
     ]
@@ -67,7 +68,8 @@ def look_at_texts(run, stated, most):
         return [*found, data.held_out_prompts(training, heldout)]
     whole = read(task.data, task.on_bad_row == "skip")[0]
     return [
-        *found, data.held_out_prompts(training, heldout, len(whole) - len(training) if task.eval_data else 0),
+        *found, data.held_out_prompts(training, heldout,
+                                      len(whole) - len(training) if task.eval_data else 0),
         data.skipped_rows(task.skipped()), data.repeated_rows(rows), data.stated_rewards(rows),
         data.equal_pairs(pairs, encode), data.contradictory_pairs(pairs),
         data.length_of_chosen(pairs, encode),
@@ -75,7 +77,7 @@ def look_at_texts(run, stated, most):
 
 
 def look_at_samples(run, problems, options, scorer):
-    """What the model's answers to some problems show of it, of the sampler and of the rewards."""
+    """The findings on the model, the sampler and the rewards, from answers to some problems."""
     temperature = options.temperature
     rollout = run.sample(problems, options.group_size, temperature=temperature)
     texts, asked = run.texts(rollout), [problems[i] for i in rollout.prompt.tolist()]
@@ -88,8 +90,8 @@ def look_at_samples(run, problems, options, scorer):
         model.sampler_and_trainer(run, rollout, temperature),
         model.padding(run.policy.module, rollout, run.vocabulary.pad, temperature),
         model.micro_batches(run.policy, rollout, policy_gradient, temperature),
-        data.cut_answers(rollout.finished.tolist(),
-                         [len(run.vocabulary.response(text)) for _, text in shown], run.max_new_tokens),
+        data.cut_answers(rollout.finished.tolist(), [len(run.vocabulary.response(text))
+                                                     for _, text in shown], run.max_new_tokens),
         data.parsed_answers(run.task, texts, bool(options.reward)),
     ]
     judged = run.task.name != "file" or options.reward or data.exact(asked)
@@ -104,13 +106,14 @@ def look_at_samples(run, problems, options, scorer):
 
 
 def look_at_scorer(run, scorer, rollout, problems, values):
-    """What a reward model's scores show: of the file's pairs, else of sampled answers and their rewards."""
+    """The findings on a reward model: on the file's pairs, else on sampled answers and rewards."""
     pairs = [p for p in problems if "chosen" in p.columns and max(
         length(run, p.prompt, text) for text in data.answers_of(p)) <= run.policy.module.context]
     ahead, better = [], "was chosen"
     if pairs:
         sides = file_pairs(run, pairs)
-        ahead = (run.final_scores(scorer, sides.chosen) - run.final_scores(scorer, sides.rejected)).tolist()
+        ahead = (run.final_scores(scorer, sides.chosen)
+                 - run.final_scores(scorer, sides.rejected)).tolist()
     elif values:
         better, scores = "earns more", run.final_scores(scorer, rollout).tolist()
         ahead = data.gaps(scores, values, len(rollout) // len(problems))

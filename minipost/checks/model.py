@@ -1,9 +1,9 @@
-"""What must hold of a model, its sampler and its reward model before any training: checks of a set-up.
+"""Checks of a set-up before any training: the model, its sampler and its reward model.
 
-A check is a function that takes what it needs and returns a Finding.  A *fault* makes training wrong, a
-*warning* makes it poor; either says in one sentence what was found, why it matters and what to do.  They
-ask the same functions as training does, so what they find is what a run would meet.  data.py
-has those of texts and rewards; examine.py asks them all.
+A check is a function that takes what it needs and returns a Finding.  A *fault* makes training
+wrong.  A *warning* makes it poor.  Either says in one sentence what was found, why it matters and
+what to do.  The checks call the same functions as training, so a run meets what they find.  data.py
+checks texts and rewards.  examine.py runs all checks.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from minipost.ops import at_last
 from minipost.rollout import Sequences, final_score, logprobs
 
 OK, NONE, WARNING, FAULT = "ok", "does not apply", "warning", "fault"
-CLIP = 0.2  # of the ratio, by default, in PPO and GRPO
-# Measured on checkpoints/base: log-probs of two ways to compute them differ by at most 2e-5 nats in
-# float32 and 0.5 in bfloat16, gradients and scores by at most 1e-5 and 0.04 of their size.
+CLIP = 0.2  # the default clip of the ratio in PPO and GRPO
+# Measured on checkpoints/base: two ways to compute log-probs differ by at most 2e-5 nats in float32
+# and 0.5 in bfloat16.  Gradients and scores differ by at most 1e-5 and 0.04 of their size.
 NATS = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 1.0}
 SHARE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.2}
-ROWS = 12  # sequences that are looked at one by one, at most
+ROWS = 12  # at most so many sequences are looked at one by one
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Finding:
 
     @property
     def sentence(self):
-        whole = self.what + (f", so {self.why}" if self.why else "") + (f"; {self.todo}" if self.todo else "")
+        whole = (self.what + (f", so {self.why}" if self.why else "")
+                 + (f"; {self.todo}" if self.todo else ""))
         return " ".join(whole.splitlines()) + "."
 
 
@@ -49,7 +50,7 @@ def of(n, whole, noun):
 # ---- control ids
 
 def stated_ids(directory, tokenizer):
-    """{file: {"bos", "eos" or "pad": its ids}} as each file of a model directory names them."""
+    """{file: {"bos", "eos" or "pad": its ids}} as each file of a model directory states them."""
     found = {}
     for file in ("config.json", "generation_config.json", "tokenizer_config.json"):
         path = Path(directory) / file
@@ -59,7 +60,7 @@ def stated_ids(directory, tokenizer):
 
 
 def ids_of(raw, kind, tokenizer):
-    """The ids under "eos_token_id" of a file, or that of the text under "eos_token"."""
+    """The ids under a file's "eos_token_id", or the id of the text under its "eos_token"."""
     ids, token = raw.get(f"{kind}_token_id"), raw.get(f"{kind}_token")
     if ids is None and token is not None:
         ids = tokenizer.id(token["content"] if isinstance(token, dict) else token)
@@ -67,7 +68,7 @@ def ids_of(raw, kind, tokenizer):
 
 
 def shared_with_pad(stated):
-    """(file, kind, id) of the first control token that a file gives the id of PAD, or None."""
+    """(file, kind, id) of the first control token to which a file gives PAD's id, or None."""
     return next(((file, kind.upper(), min(ids["pad"] & ids[kind])) for file, ids in stated.items()
                  for kind in ("eos", "bos") if ids["pad"] & ids[kind]), None)
 
@@ -81,7 +82,8 @@ def control_ids(vocabulary, stated):
             "out of what the model reads"
         return Finding(
             name, WARNING, f"{file} gives PAD and {kind} the same id, {number}",
-            f"other tools, which know padding by its id, leave {kind} {harm} (minipost masks by length)",
+            f"other tools, which know padding by its id, leave {kind} {harm} "
+            "(minipost masks by length)",
             "give PAD an id of its own, that of an unused token, in every file of the model")
     ends = " and ".join(map(str, sorted(vocabulary.eos)))
     start = "no BOS" if vocabulary.bos is None else f"BOS {vocabulary.bos}"
@@ -92,46 +94,51 @@ def control_ids(vocabulary, stated):
 
 
 def eos_in_files(vocabulary, stated):
-    """The EOS that ends answers to learn from is the one that the tokenizer's own file names."""
+    """The EOS at the end of answers to learn from is the one that the tokenizer's file names."""
     name, file = "EOS in the files", "tokenizer_config.json"
     written, named = min(vocabulary.eos), stated[file]["eos"]
     if named and written not in named:
         return Finding(
             name, WARNING, f"answers to learn from end in id {written}, but {file} names "
-            f"{min(named)} as EOS", "what is trained here ends its answers otherwise than chat tools "
-            "expect", f"let eos_token_id in generation_config.json and config.json be {min(named)}")
-    return Finding(name, OK, f"{written} ends answers to learn from, "
-                   + ("as the tokenizer's file says" if named else "and no tokenizer's file names another"))
+            f"{min(named)} as EOS",
+            "what is trained here ends its answers otherwise than chat tools expect",
+            f"let eos_token_id in generation_config.json and config.json be {min(named)}")
+    return Finding(name, OK, f"{written} ends answers to learn from, " + (
+        "as the tokenizer's file says" if named else "and no tokenizer's file names another"))
 
 
 # ---- sequences
 
 def context(prompts, answers, max_new_tokens, limit):
-    """Prompts leave `max_new_tokens` tokens of the context, and fit it with their given answers.
+    """Prompts leave `max_new_tokens` tokens of the context, and fit into it with given answers.
 
-    prompts: lengths in tokens; answers: lengths of (prompt, answer, EOS) where there are answers.
+    prompts: lengths in tokens.  answers: lengths of (prompt, answer, EOS) where there are answers.
     """
     name = "context"
     over = sum(n + max_new_tokens > limit for n in prompts)
     if over:
         left = limit - max(prompts)
         return Finding(
-            name, FAULT, f"{of(over, len(prompts), 'prompts')} with a response of up to {max_new_tokens} tokens "
-            f"do not fit the model's context of {limit}", "minipost.train refuses to start",
+            name, FAULT, f"{of(over, len(prompts), 'prompts')} with a response of up to "
+            f"{max_new_tokens} tokens do not fit the model's context of {limit}",
+            "minipost.train refuses to start",
             f"use --max-new-tokens {left} or leave out longer prompts" if left > 0 else
             f"leave out prompts of more than {limit - max_new_tokens} tokens")
     over = sum(n > limit for n in answers)
     if over:
         return Finding(
-            name, FAULT, f"{of(over, len(answers), 'given answers')} with their prompts pass the model's "
-            f"context of {limit} tokens, the longest with {max(answers)}", "minipost.train stops where "
-            "it meets them", f"leave out rows of more than {limit} tokens or shorten their prompts")
-    return Finding(name, OK, f"the longest prompt has {max(prompts)} of {limit} tokens, the response {max_new_tokens}")
+            name, FAULT, f"{of(over, len(answers), 'given answers')} with their prompts pass the "
+            f"model's context of {limit} tokens, the longest with {max(answers)}",
+            "minipost.train stops where it meets them",
+            f"leave out rows of more than {limit} tokens or shorten their prompts")
+    return Finding(name, OK, f"the longest prompt has {max(prompts)} of {limit} tokens, the "
+                   f"response {max_new_tokens}")
 
 
 def ends_in_eos(seqs, eos):
-    """Whether an EOS is what the mask of a row ends in, and is nowhere else in it.  (B,) bool"""
-    stop = torch.isin(seqs.targets, torch.tensor(sorted(eos), device=seqs.tokens.device)) & seqs.mask
+    """Whether the mask of a row ends in an EOS and holds no other EOS.  (B,) bool"""
+    stop = torch.isin(
+        seqs.targets, torch.tensor(sorted(eos), device=seqs.tokens.device)) & seqs.mask
     last = at_last(torch.ones(len(seqs), device=stop.device), seqs.mask).bool()
     return (stop == last).all(1)
 
@@ -142,16 +149,18 @@ def eos_in_loss(answers, rollout, eos):
     answers: Sequences of a file's or a task's own answers, or None.
     """
     name, done = "EOS in the loss", rollout.finished.nonzero()[:, 0]
-    sets = {"answers to learn from": answers, "finished samples": rollout[done] if len(done) else None}
+    sets = {"answers to learn from": answers,
+            "finished samples": rollout[done] if len(done) else None}
     said = []
     for noun, seqs in sets.items():
         if seqs is None:
             continue
         lost = int((~ends_in_eos(seqs, eos)).sum())
         if lost:
-            return Finding(name, FAULT, f"{of(lost, len(seqs), noun)} have no EOS at the end of their loss",
-                           "the policy does not learn to stop",
-                           "let every answer end in EOS, and the mask be true on it")
+            return Finding(
+                name, FAULT, f"{of(lost, len(seqs), noun)} have no EOS at the end of their loss",
+                "the policy does not learn to stop",
+                "let every answer end in EOS, and the mask be true on it")
         said.append(f"{len(seqs)} {noun}")
     if not said:
         return Finding(name, NONE, "there are no answers to learn from, and no sample ended in EOS")
@@ -161,12 +170,13 @@ def eos_in_loss(answers, rollout, eos):
 # ---- the sampler and the trainer
 
 def ratio_at_start(run, rollout, temperature):
-    """Two passes of the trainer over the same tokens agree, in micro-batches of other rows."""
+    """Two passes of the trainer agree on the same tokens, with rows in different micro-batches."""
     name, model = "ratio 1 at the start", run.policy.module
     old, = run.for_all(lambda batch: [logprobs(model, batch, temperature)], rollout)
     order, gaps = list(range(len(rollout))), []
     run.rng("order").shuffle(order)
-    for i in (order[k : k + run.micro_batch_size] for k in range(0, len(order), run.micro_batch_size)):
+    for i in (order[k : k + run.micro_batch_size]
+              for k in range(0, len(order), run.micro_batch_size)):
         batch = rollout[i]
         logp = logprobs(model, batch, temperature).detach()
         gaps.append((logp - old[i, : logp.shape[1]])[batch.mask])
@@ -175,24 +185,25 @@ def ratio_at_start(run, rollout, temperature):
     if not most <= NATS[run.policy.flat.dtype]:
         return Finding(
             name, FAULT, "two passes over the same tokens with the same weights differ by up to "
-            f"{most:.2g} nats", f"the ratio of new to old policy is off 1 by {ratio:.2g} before anything is "
-            "learnt, and a clip acts on noise",
+            f"{most:.2g} nats", f"the ratio of new to old policy is off 1 by {ratio:.2g} before "
+            "anything is learnt, and a clip acts on noise",
             "switch off what is random in the forward pass, such as dropout")
     return Finding(name, OK, f"off by at most {ratio:.1g} over {len(gap)} tokens")
 
 
 def sampler_and_trainer(run, rollout, temperature):
-    """The log-prob that was recorded when a token was sampled is the one that training computes."""
+    """The sampler records the same log-prob of a token as training computes."""
     name, dtype = "sampler and trainer", run.policy.flat.dtype
     logp, = run.for_all(lambda batch: [logprobs(run.policy.module, batch, temperature)], rollout)
     gap = (logp - rollout.logp)[rollout.mask]
     ratio, most = gap.expm1().abs(), gap.abs().max()
     outside = float((ratio > CLIP).float().mean())
-    what = (f"log-probs recorded in sampling differ from those of training by up to {most:.2g} nats and "
-            f"{outside:.1%} of {len(gap)} tokens start outside a clip of {CLIP}")
+    what = (f"log-probs recorded in sampling differ from those of training by up to {most:.2g} "
+            f"nats and {outside:.1%} of {len(gap)} tokens start outside a clip of {CLIP}")
     if not most <= NATS[dtype]:
-        return Finding(name, FAULT, what, "PPO and GRPO correct for a policy that never sampled anything",
-                       "sample and train at the same temperature, without top-k, with the same weights")
+        return Finding(
+            name, FAULT, what, "PPO and GRPO correct for a policy that never sampled anything",
+            "sample and train at the same temperature, without top-k, with the same weights")
     if outside > 0.01:
         return Finding(name, WARNING, what, "rounding takes a part of every first gradient away",
                        "use --dtype float32")
@@ -200,12 +211,12 @@ def sampler_and_trainer(run, rollout, temperature):
 
 
 def few(seqs):
-    """Numbers of at most ROWS rows, from all over a batch."""
+    """Indices of at most ROWS rows, spread over a batch."""
     return torch.arange(0, len(seqs), -(-len(seqs) // ROWS))
 
 
 def widened(seqs, pad, limit):
-    """The same rows in a wider batch, as far as the context goes."""
+    """The same rows in a wider batch, as far as the context allows."""
     extra = (0, max(0, min(8, limit - seqs.mask.shape[1] - 1)))
     return Sequences(torch.nn.functional.pad(seqs.tokens, extra, value=pad),
                      torch.nn.functional.pad(seqs.mask, extra))
@@ -213,7 +224,7 @@ def widened(seqs, pad, limit):
 
 @torch.no_grad()
 def padding(model, seqs, pad, temperature):
-    """A row's log-probs are the same with more padding and without any, alone."""
+    """A row's log-probs are the same in its batch, with more padding, and alone without padding."""
     name, seqs = "padding", seqs[few(seqs)]
     plain = logprobs(model, seqs, temperature)
     wide = logprobs(model, widened(seqs, pad, model.context), temperature)
@@ -224,16 +235,18 @@ def padding(model, seqs, pad, temperature):
     gap = torch.cat(gaps).abs().max()
     if not gap <= NATS[next(model.parameters()).dtype]:
         return Finding(
-            name, FAULT, f"the log-probs of {len(seqs)} answers change by up to {gap:.2g} nats with the "
-            "padding beside them", "what is learnt from an answer depends on which others stand in its batch",
+            name, FAULT, f"the log-probs of {len(seqs)} answers change by up to {gap:.2g} nats "
+            "with the padding beside them",
+            "what is learnt from an answer depends on which others stand in its batch",
             "pad on the right and let no token attend to what follows it")
-    return Finding(name, OK, f"changes the log-probs of {len(seqs)} answers by at most {gap:.1g} nats")
+    return Finding(name, OK,
+                   f"changes the log-probs of {len(seqs)} answers by at most {gap:.1g} nats")
 
 
 def micro_batches(policy, seqs, loss, temperature):
-    """One gradient step has the same gradient in micro-batches of 1 row, of 3 and in one piece.
+    """A gradient step has the same gradient in micro-batches of 1 row, of 3 rows and in one piece.
 
-    loss(logp, adv, mask, count=) -> (scalar, metrics), as that of REINFORCE.
+    loss(logp, adv, mask, count=) -> (scalar, metrics), as in REINFORCE.
     """
     name, seqs = "micro-batches", seqs[few(seqs)]
     adv = torch.linspace(-1, 1, len(seqs), device=seqs.mask.device)
@@ -247,48 +260,56 @@ def micro_batches(policy, seqs, loss, temperature):
         found[size] = policy.grad.to(policy.master.dtype).clone()
     policy.grad.zero_()
     whole = found[len(seqs)]
-    gap = max(float((grad - whole).norm() / whole.norm().clamp(min=1e-30)) for grad in found.values())
+    gap = max(float((grad - whole).norm() / whole.norm().clamp(min=1e-30))
+              for grad in found.values())
     if not gap <= SHARE[policy.flat.dtype]:
         return Finding(
-            name, FAULT, f"the gradient of {len(seqs)} answers changes by {gap:.2g} of its size when it is "
-            "added up from micro-batches", "--micro-batch-size, which should only save memory, changes what is learnt",
+            name, FAULT, f"the gradient of {len(seqs)} answers changes by {gap:.2g} of its size "
+            "when it is added up from micro-batches",
+            "--micro-batch-size, which should only save memory, changes what is learnt",
             "divide the loss by the tokens of the whole step, not by those of a micro-batch")
-    return Finding(name, OK, f"of 1, 3 and {len(seqs)} rows give one gradient, within {gap:.1g} of its size")
+    return Finding(name, OK, f"of 1, 3 and {len(seqs)} rows give one gradient, within {gap:.1g} of "
+                   "its size")
 
 
 # ---- the reward model
 
 @torch.no_grad()
 def reward_model(run, model, rollout):
-    """Scores are finite, differ, and are those at the last real token, whatever padding follows."""
+    """Scores are finite, differ, and are read at the last real token, whatever padding follows."""
     name, score = "reward model", run.final_scores(model, rollout)
     again = "train it again with --algo reward, and look at its held-out accuracy"
     broken = int((~score.isfinite()).sum())
     if broken:
-        return Finding(name, FAULT, f"the scores of {of(broken, len(score), 'answers')} are not finite",
-                       "a run with it ends at once", again)
+        return Finding(
+            name, FAULT, f"the scores of {of(broken, len(score), 'answers')} are not finite",
+            "a run with it ends at once", again)
     spread = float(score.std(correction=0))
     if not spread > 0:
-        return Finding(name, FAULT, f"{of(len(score), len(score), 'answers')} have the score {score[0]:g}",
-                       "there is nothing to learn from it", again)
+        return Finding(
+            name, FAULT, f"{of(len(score), len(score), 'answers')} have the score {score[0]:g}",
+            "there is nothing to learn from it", again)
     some = rollout[few(rollout)]
     wide = final_score(model, widened(some, run.vocabulary.pad, model.trunk.context))
     alone = torch.stack([model(some[[k]].tokens)[0, -1] for k in range(len(some))])
     gap = float((torch.stack([wide, alone]) - score[few(rollout)]).abs().max()) / spread
     if not gap <= SHARE[next(model.parameters()).dtype]:
         return Finding(
-            name, FAULT, f"the scores of {len(some)} answers alone and with more padding differ by {gap:.2g} "
-            "of their spread from those in a batch", "an answer is judged by what stands beside it",
+            name, FAULT, f"the scores of {len(some)} answers alone and with more padding differ by "
+            f"{gap:.2g} of their spread from those in a batch",
+            "an answer is judged by what stands beside it",
             "read the score at the last real token, with padding on the right")
-    return Finding(name, OK, f"{len(score)} scores, {score.mean():.2f} +- {spread:.2f}, whatever the padding")
+    return Finding(name, OK, f"{len(score)} scores, {score.mean():.2f} +- {spread:.2f}, whatever "
+                   "the padding")
 
 
 def reward_model_ids(stated):
-    """Other tools too read the score at EOS: they look for the last token that is not PAD."""
+    """Other tools also read the score at EOS.  They look for the last token that is not PAD."""
     name, found = "reward model's PAD", shared_with_pad(stated)
     if found and found[1] == "EOS":
         return Finding(
-            name, WARNING, f"{found[0]} of the reward model gives PAD and EOS the same id, {found[2]}",
+            name, WARNING, f"{found[0]} of the reward model gives PAD and EOS the same id, "
+            f"{found[2]}",
             "transformers reads its scores one token before the EOS, where minipost does not",
             "let pad_token_id in its config.json be null or the id of another token")
     return Finding(name, OK, "is not its EOS, as other tools need it")
@@ -297,7 +318,8 @@ def reward_model_ids(stated):
 def reward_model_ranks(gaps, better):
     """The better of two answers gets the higher score.
 
-    gaps: how far its score is ahead, one per prompt; better: by what it is better, for the sentence.
+    gaps: how far its score is ahead, one per prompt.
+    better: in what respect it is better, for the sentence.
     """
     name = "reward model's ranks"
     if not gaps:
@@ -305,6 +327,7 @@ def reward_model_ranks(gaps, better):
     right = [float(gap > 0) + 0.5 * (gap == 0) for gap in gaps]
     what = f"the answer that {better} has the higher score in {sum(right):g} of {len(right)} pairs"
     if interval(right).high < 0.5:
-        return Finding(name, WARNING, what, "a policy that raises the score makes its answers worse",
-                       "look whether chosen and rejected were exchanged when it was trained")
+        return Finding(
+            name, WARNING, what, "a policy that raises the score makes its answers worse",
+            "look whether chosen and rejected were exchanged when it was trained")
     return Finding(name, OK, what)

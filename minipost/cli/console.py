@@ -1,4 +1,4 @@
-"""What a run shows on the screen, drawn with rich: header, live line, before and after."""
+"""What a run shows on the screen, with rich: header, live line, before and after."""
 
 import time
 from contextlib import contextmanager
@@ -22,14 +22,14 @@ def line(metrics, rate):
 
 
 class Console:
-    """All printing of a run.  A quiet one (every rank but the first) prints nothing."""
+    """All printing of a run.  A quiet Console (every rank but the first) prints nothing."""
 
     def __init__(self, quiet=False):
         self.rich = Rich(quiet=quiet, highlight=False)
         self.bar = None
 
     def say(self, text):
-        self.rich.print(Text(text), soft_wrap=True)  # a path or command must stay whole to copy
+        self.rich.print(Text(text), soft_wrap=True)  # keeps a path or command whole for copying
 
     def header(self, algo, task, config, options, model, workers):
         size = sum(p.numel() for p in model.parameters()) / 1e6
@@ -47,7 +47,7 @@ class Console:
 
     @contextmanager
     def progress(self, first, steps):
-        """A live line on a terminal; elsewhere a plain line ten times in a run."""
+        """A live line on a terminal.  Elsewhere, a plain line ten times in a run."""
         self.first, self.steps, self.started = first, steps, time.perf_counter()
         if not self.rich.is_terminal:
             yield
@@ -73,8 +73,8 @@ class Console:
     def side_by_side(self, problems, before, after, split, show):
         """Problems with the answer before and the answer after, and how many changed.
 
-        Shown are the first whose reward rose, then the first whose reward fell, then others, each kind
-        in the split's fixed order.  All counts stand above, so nothing is hidden by the choice.
+        First come problems with a higher reward, then problems with a lower one, then others, each
+        kind in the split's fixed order.  The title counts all, so the choice hides nothing.
         """
         if after.rows is not None:
             problems = [problems[i] for i in after.rows]
@@ -92,7 +92,7 @@ class Console:
         self.rich.print(table)
 
     def trace(self, lines, columns):
-        """How some metrics went, at up to ten steps; `lines` are those of metrics.jsonl."""
+        """Some metrics at up to ten steps.  `lines` are those of metrics.jsonl."""
         columns = [name for name in columns if any(line.get(name) is not None for line in lines)]
         table = Table(box=box.SIMPLE_HEAD, title="how it went", title_justify="left")
         for name in ("step", *columns):
@@ -104,8 +104,10 @@ class Console:
         self.rich.print(table)
 
     def arms(self, arms, before):
-        """The arms of a test-time method: accuracy, tokens per problem, and the gain over `before` where
-        it answered the same problems."""
+        """The arms of a test-time method: accuracy, tokens per problem, and the gain over `before`.
+
+        An arm has a gain if it answered the same problems as `before`.
+        """
         table = Table(box=box.SIMPLE_HEAD)
         for name in ("way to answer", "n", "accuracy [95%]", "tokens", f"less {before!r} [95%]"):
             table.add_column(name)
@@ -119,7 +121,7 @@ class Console:
         self.rich.print(table)
 
     def findings(self, found, seconds):
-        """What the doctor found, a line each, what is wrong last, where a screen ends."""
+        """The doctor's findings, one per line.  Warnings and faults end the screen."""
         marks = {"ok": ("ok", "green"), "does not apply": ("n/a", "dim"),
                  "warning": ("warning", "yellow"), "fault": ("FAULT", "bold red")}
         table = Table.grid(padding=(0, 2))
@@ -129,8 +131,8 @@ class Console:
                     table.add_row(Text(mark, style), Text(f"{finding.check}: {finding.sentence}"))
         self.rich.print(table)
         count = {status: sum(f.status == status for f in found) for status in marks}
-        self.say(f"\n{count['ok']} ok, {count['does not apply']} n/a, warnings: {count['warning']}, "
-                 f"faults: {count['fault']}; {seconds:.1f} s")
+        self.say(f"\n{count['ok']} ok, {count['does not apply']} n/a, warnings: "
+                 f"{count['warning']}, faults: {count['fault']}; {seconds:.1f} s")
 
     def result(self, summary, directory):
         table = Table(box=box.SIMPLE_HEAD)
@@ -145,7 +147,7 @@ class Console:
 
 
 def answer(found, i):
-    """A completion with its mark, or with its reward where that is more than right or wrong."""
+    """A completion with a mark, or with its reward if rewards are more than right or wrong."""
     exact = set(found.rewards) <= {0.0, 1.0}
     mark = ("✗", "✓")[int(found.rewards[i])] if exact else f"{found.rewards[i]:+.2f}"
     return Text(f"{mark} " + found.texts[i].strip().replace("\n", "; "))

@@ -1,4 +1,7 @@
-"""What `minipost.evaluate --method` and `minipost.solve` share: a test-time method on a model and a task."""
+"""The common part of `minipost.evaluate --method` and `minipost.solve`.
+
+It runs a test-time method with a model on a task.
+"""
 
 import json
 import time
@@ -13,19 +16,19 @@ from minipost.measure.stats import paired
 
 @dataclass(frozen=True)
 class Options(command.Options):
-    """What every test-time method has."""
+    """The options of every test-time method."""
 
     model: str = "checkpoints/thinker"  # model directory
     max_new_tokens: int = 192   # longest answer, in tokens
-    verifier: str = ""          # directory of a reward model, where the method asks one
-    temperature: float = 1.0    # at which answers and steps are sampled (tau)
+    verifier: str = ""          # directory of a reward model, if the method uses one
+    temperature: float = 1.0    # sampling temperature of answers and steps (tau)
 
     LIMITS = {"temperature": ">= 0"}
 
 
 @dataclass(frozen=True)
 class Measured(Options):
-    """What a measurement has besides."""
+    """The further options of a measurement."""
 
     n: int = 200                # held-out problems
     workers: int = 0            # processes; 0: one per core, at most 4
@@ -42,7 +45,7 @@ def settings_of(argv, prog, options):
 
 
 def tools_for(settings):
-    """The Texts of a run on this task, with the verifier if there is one to ask."""
+    """The Texts of a run on this task, with the verifier if there is one."""
     from minipost import checkpoint
     from minipost.measure.texts import Texts
     from minipost.optim import Learner
@@ -53,20 +56,22 @@ def tools_for(settings):
     directory = options.verifier or settings.method.VERIFIER
     verifier = checkpoint.load_reward_model(directory, vocabulary) if directory else None
     if options.max_new_tokens >= model.context:
-        raise MinipostError(f"max_new_tokens is {options.max_new_tokens}; the context of {options.model} holds "
-                            f"{model.context}")
-    run = Run(Learner(model), vocabulary, task, task.reward, seed=options.seed, max_new_tokens=options.max_new_tokens)
+        raise MinipostError(f"max_new_tokens is {options.max_new_tokens}; the context of "
+                            f"{options.model} holds {model.context}")
+    run = Run(Learner(model), vocabulary, task, task.reward, seed=options.seed,
+              max_new_tokens=options.max_new_tokens)
     return Texts(run, options.temperature, verifier)
 
 
 def measure(settings):
-    """Every way to answer, on the held-out problems: (problems, {name: Arm})."""
+    """Every arm of the method on the held-out problems: (problems, {name: Arm})."""
     tools, problems = tools_for(settings), settings.task.heldout(settings.options.n)
-    return problems, {arm.name: arm for arm in settings.method.arms(problems, tools, settings.config)}
+    return problems, {arm.name: arm
+                      for arm in settings.method.arms(problems, tools, settings.config)}
 
 
 def evaluate(argv, prog):
-    """Measure a method on held-out problems, print a table, and write DIR/summary.json for --out."""
+    """Measure a method on held-out problems and print a table.  --out DIR: write summary.json."""
     from minipost import checkpoint, parallel
     from minipost.cli.console import Console
 
@@ -112,5 +117,6 @@ def evaluate(argv, prog):
 
 
 def shortened(lines, most=24):
-    """At most so many lines, and how many more there are."""
-    return lines if len(lines) <= most else [*lines[:most], f"... and {len(lines) - most} lines more"]
+    """At most `most` lines, and how many more there are."""
+    return lines if len(lines) <= most else [
+        *lines[:most], f"... and {len(lines) - most} lines more"]

@@ -1,8 +1,8 @@
-"""The command lines of train, evaluate, solve and doctor: one base of options, one parser of two stages.
+"""The command lines of train, evaluate, solve and doctor: common options and one two-stage parser.
 
-The first stage finds what the second needs to know: which method, which task or file.  The second makes a
-flag of every field of the dataclasses that belong to them.  A flag that has been renamed still works and
-says its new name once.
+The first stage finds the method and the task or file.  The second stage makes a flag of every field
+of their dataclasses.  A renamed flag still works under its old name, and the command prints the new
+name once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FILES = """, or
 
 @dataclass(frozen=True)
 class Options(Bounded):
-    """What every command has."""
+    """The options of every command."""
 
     model: str = "checkpoints/base"  # model directory
     seed: int = 0               # everything random follows from it
@@ -33,18 +33,18 @@ class Options(Bounded):
 
 @dataclass(frozen=True)
 class SetUp(Options):
-    """What a run trains with, and the doctor looks at."""
+    """The options of a training run, which the doctor checks."""
 
-    reward: tuple[str, ...] = ()  # functions to add up, FILE.py:FUNCTION; the task's own if none
+    reward: tuple[str, ...] = ()  # functions to add up, FILE.py:FUNCTION; none: the task's own
     reward_model: str = ""      # directory of a reward model to score with instead of a function
     micro_batch_size: int = 16  # sequences in one forward and backward pass; changes no gradient
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to run; auto: the best there is
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to run; auto: the best available
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; bfloat16 is slow on CPUs
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A whole command line.  What the command does not have is None."""
+    """A whole command line.  Parts that the command does not have are None."""
 
     options: Any
     task: Any = None
@@ -53,13 +53,14 @@ class Settings:
     json: bool = False
 
 
-def parse(argv, prog, options, *, description="", methods=None, flag="--algo", task=True, data=False,
-          json=False):
-    """The Settings that a command line states; tyro makes the flags.
+def parse(argv, prog, options, *, description="", methods=None, flag="--algo", task=True,
+          data=False, json=False):
+    """The Settings of a command line.  tyro makes the flags.
 
-    options: the command's dataclass, or a function from the method to an instance.  methods: the package
-    whose `names` and `load` --algo or --method chooses from.  task: whether one must be named where there
-    is no method, which has a usual one.  data, json: whether --data and --json are known.
+    options: the command's dataclass, or a function from the method to an instance.
+    methods: the package from which --algo or --method chooses, by its `names` and `load`.
+    task: whether a command without methods needs a task; a method has a default task.
+    data, json: whether the command knows --data and --json.
     """
     known, rest = _first(argv, prog, methods, flag, data, json)
     method = methods.load(known.method) if methods else None
@@ -85,7 +86,8 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
                                             for part, usual in parts.items()])
     found = tyro.cli(together, args=renamed(rest, parts.values()),
                      prog=f"{prog} {flag} {known.method}" if method else prog,
-                     description=f"{method.module.__doc__ if method else description}\n{PROBLEMS}{FILES if data else ''}."
+                     description=f"{method.module.__doc__ if method else description}\n"
+                     f"{PROBLEMS}{FILES if data else ''}."
                      + ("\n--json prints data and no text." if json else ""),
                      config=(tyro.conf.FlagConversionOff,))
     given = vars(found)
@@ -96,7 +98,7 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
 
 
 def _first(argv, prog, methods, flag, data, json):
-    """The first stage: (what the second depends on, the other arguments)."""
+    """The first stage: (the flags that the second stage depends on, the other arguments)."""
     first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     if methods:
         first.add_argument(flag, dest="method", choices=methods.names(), required=True)
@@ -112,7 +114,7 @@ def _first(argv, prog, methods, flag, data, json):
 
 # ---- names that have changed
 
-RENAMED: dict[str, tuple[str, ...]] = {  # old name: what it is called now, whichever a command has
+RENAMED: dict[str, tuple[str, ...]] = {  # old name: new names; the first that a command has applies
     "room": ("max_new_tokens",),
     "micro": ("micro_batch_size",),
     "group": ("group_size",),
@@ -129,7 +131,7 @@ RENAMED: dict[str, tuple[str, ...]] = {  # old name: what it is called now, whic
 
 
 def new_name(old, parts):
-    """What a setting is called now that some dataclasses no longer know by its old name."""
+    """The name of a setting in these dataclasses: the old name if one has it, else the new name."""
     known = {f.name for part in parts for f in fields(part)}
     if old in known:
         return old
@@ -137,7 +139,7 @@ def new_name(old, parts):
 
 
 def renamed(arguments, parts):
-    """The arguments with new names for old flags; each is said once, on the error stream."""
+    """The arguments with old flags renamed.  Each renaming is printed once, to stderr."""
     found, said = [], {}
     for argument in arguments:
         flag, equals, value = argument.partition("=")
@@ -154,14 +156,14 @@ def renamed(arguments, parts):
 
 
 def rebuild(cls, saved):
-    """A dataclass from the settings that a run's config.json holds, under old names or new ones."""
+    """A dataclass from the settings in a run's config.json, under old names or new ones."""
     values = {new_name(name, [cls]): value for name, value in saved.items()}
     known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
 
 
 def fail_in_one_sentence(work):
-    """Run work(); a MinipostError is printed as one sentence and gives exit code 1."""
+    """Run work().  A MinipostError is printed as one sentence and gives exit code 1."""
     try:
         return work() or 0
     except MinipostError as error:

@@ -1,6 +1,6 @@
 """One run: from a model directory, or from a saved state, to a summary.
 
-train.py reads the command line; what happens then is here.  The files of a run are listed there.
+train.py reads the command line and lists the files of a run.  This file does the rest.
 """
 
 import json
@@ -33,14 +33,14 @@ def pick_device(name):
 
 
 class Session:
-    """One run from start, or from its saved state, to its summary."""
+    """One run from its start, or from its saved state, to its summary."""
 
     def __init__(self, directory, settings, device, resume):
         self.directory, self.device, self.resume = directory, device, resume
         self.method, self.options = settings.method, settings.options
         self.config, self.task = settings.config, settings.task
         self.stop = False
-        self.spent = self.paused = 0.0  # seconds of training before a resume, of evaluation since
+        self.spent = self.paused = 0.0  # seconds: of training before a resume, of evaluation since
 
     def go(self):
         self.lead = parallel.rank() == 0
@@ -73,7 +73,7 @@ class Session:
         return code
 
     def check_room(self):
-        """Fail before any training where a prompt does not fit; tasks without end are sampled."""
+        """Fail before any training if a prompt does not fit.  Endless tasks are sampled."""
         known = self.task.training() if self.task.training else self.run.problems(16)
         for problem in chain(known, *self.splits.values()):
             check_context(self.run.policy.module, len(self.vocabulary.prompt(problem.prompt)),
@@ -83,15 +83,15 @@ class Session:
         if not self.lead:
             return
         checkpoint.write_json(self.directory / "config.json", {
-            "algo": self.method.name, "options": asdict(self.options), "method": asdict(self.config),
-            "task": {"name": self.task.name, **asdict(self.task)},
+            "algo": self.method.name, "options": asdict(self.options),
+            "method": asdict(self.config), "task": {"name": self.task.name, **asdict(self.task)},
         })
         for stale in ("state/state.safetensors", "summary.json"):
             (self.directory / stale).unlink(missing_ok=True)
         checkpoint.publish(self.directory / "metrics.jsonl", lambda path: path.write_text(""))
 
     def measure(self):
-        """What the method measures: {split: {metric: Result}}."""
+        """The method's measurements: {split: {metric: Result}}."""
         return self.method.measure(self.run, self.splits, self.config)
 
     def train(self):
@@ -133,14 +133,14 @@ class Session:
         return self.spent + time.perf_counter() - self.started - self.paused
 
     def evaluation(self):
-        """The held-out results of now, as metrics."""
+        """The current held-out results, as metrics."""
         start, results = time.perf_counter(), self.measure()
         self.paused += time.perf_counter() - start
         return {f"eval/{split}/{metric}": found.score.value
                 for split, metrics in results.items() for metric, found in metrics.items()}
 
     def watch_signals(self):
-        """The first SIGINT or SIGTERM lets the step finish, the second stops at once."""
+        """The first SIGINT or SIGTERM lets the step finish.  The second stops at once."""
         def handle(number, frame):
             if self.stop:
                 raise KeyboardInterrupt
@@ -159,15 +159,15 @@ class Session:
             append(self.directory / "metrics.jsonl", json.dumps(line) + "\n")
 
     def save(self):
-        """Write what the method exports, each to its folder, and the state."""
+        """Write the models that the method exports, each to its folder, and the state."""
         tensors, facts = self.run.state()
         if not self.lead:
             return
         learners = self.run.learners
         for name, learner in learners.items():
             if not learner.master.isfinite().all():
-                raise MinipostError(f"{self.directory}: not saved, the {name} holds values that are "
-                                    "not finite; the last saved state stands")
+                raise MinipostError(f"{self.directory}: not saved, the {name} holds values that "
+                                    "are not finite; the last saved state stands")
         for name, folder in self.method.EXPORTS.items():
             if name in learners:
                 checkpoint.save(self.directory / folder, learners[name].module, self.options.model,
@@ -194,8 +194,9 @@ class Session:
     def finish(self):
         self.trained = self.seconds()
         after = self.measure()
-        split = next(iter(after))  # not of `before`, which has lost its order where it was saved
-        metric = self.method.METRIC if self.method.METRIC in after[split] else next(iter(after[split]))
+        split = next(iter(after))  # not of `before`, which loses its order in a saved state
+        metric = self.method.METRIC if self.method.METRIC in after[split] else next(
+            iter(after[split]))
         every = {(split, metric): {"before": asdict(self.before[split][metric].score),
                                    "after": asdict(after[split][metric].score)}
                  for split in after for metric in after[split]}

@@ -1,10 +1,10 @@
 """Preference data: pairs of answers, from a file or sampled and labelled.
 
-Pairs come from a file (rows with `chosen` and `rejected`) or are sampled: two answers of the starting
-policy to each prompt, which a labeller compares.  A labeller is a function
+Pairs come from a file (rows with `chosen` and `rejected`) or are sampled.  Then the starting policy
+gives two answers to each prompt and a labeller compares them.  A labeller is a function
 
-    label(run, problems, rollout) -> (P,)    > 0 where a prompt's first answer is better, < 0 where
-                                             its second is, 0 for a tie, which makes no pair
+    label(run, problems, rollout) -> (P,)    > 0 if a prompt's first answer is better, < 0 if its
+                                             second is, 0 for a tie, which makes no pair
 """
 
 import copy
@@ -18,7 +18,7 @@ from minipost.rollout import Pairs
 
 
 def by_reward(run, problems, rollout):
-    """The labeller that asks the run's reward function; `noise` of the task turns labels round."""
+    """The labeller that uses the run's reward function.  It flips a share `noise` of the labels."""
     first, second = run.grade(problems, rollout).view(-1, 2).unbind(1)
     rng, noise = run.rng("noise"), run.task.noise
     turned = torch.tensor([-1.0 if rng.random() < noise else 1.0 for _ in problems])
@@ -30,12 +30,13 @@ def by_reward(run, problems, rollout):
 class StepPairs:
     """The pairs of each step, and their log-probs under the starting policy.
 
-    A file's pairs are read, and given log-probs, once.  Others are sampled from the starting policy
-    at every step and labelled.  cfg has pairs (B), temperature, and likeliest, the share of the pairs
-    that are kept: those whose chosen answer has the least perplexity under the starting policy.
+    A file's pairs are read once, and their log-probs computed once.  Other pairs are sampled from
+    the starting policy at every step and labelled.  cfg has pairs (B), temperature, and likeliest,
+    the share of the pairs to keep.  Kept are the pairs with the least perplexity of the chosen
+    answer under the starting policy.
 
-    reference: whether the log-probs are wanted.  Without them, and without a filter, no reference is
-    made; the starting policy is kept only where it has to answer.
+    reference: whether the log-probs are wanted.  Without them and without a filter, no reference is
+    made, and the starting policy is kept only if it must answer.
     """
 
     def __init__(self, run, cfg, label, reference=True):
@@ -47,7 +48,7 @@ class StepPairs:
             self.known = self.ask(self.whole)
 
     def ask(self, pairs):
-        """Log-probs [chosen (P, T), rejected (P, T')], zero off the masks, and which to keep (P,)."""
+        """Log-probs [chosen (P, T), rejected (P, T')], zero off the masks; which to keep (P,)."""
         if self.model is None:
             return None, torch.ones(len(pairs), dtype=torch.bool, device=pairs.chosen.mask.device)
         logps = [self.run.logprobs(self.model, side) for side in (pairs.chosen, pairs.rejected)]
@@ -56,7 +57,7 @@ class StepPairs:
         return logps if self.reference else None, kept
 
     def draw(self):
-        """This step's pairs with their log-probs, a list of two or None."""
+        """This step's pairs, with their log-probs: a list of two, or None."""
         run, cfg = self.run, self.cfg
         if self.whole is not None:
             numbers = run.deal(range(len(self.whole)), cfg.pairs)
@@ -73,12 +74,12 @@ class StepPairs:
 
 
 def starting_policy(run):
-    """A frozen copy of the policy as it was at the start, which answers and is no reference."""
+    """A frozen copy of the policy at the start.  It answers and is no reference."""
     return run.frozen("start", lambda: copy.deepcopy(run.policy.module))
 
 
 def take_pairs(pairs, rows, logps):
-    """These pairs, and of the log-probs beside them the same rows and columns."""
+    """These pairs, with the same rows and columns of the log-probs."""
     if logps is None:
         return pairs[rows], None
     sides = [side.take(rows, logp) for side, logp in zip((pairs.chosen, pairs.rejected), logps)]
@@ -86,7 +87,10 @@ def take_pairs(pairs, rows, logps):
 
 
 def step_pairs(run, n):
-    """This step's n problems and, where they are rows of pairs, those pairs, counted; else None."""
+    """This step's n problems, and their pairs if they are rows of pairs, else None.
+
+    The tokens of the pairs are counted.
+    """
     problems = run.problems(n)
     if "chosen" not in problems[0].columns:
         return problems, None
@@ -100,9 +104,9 @@ def count_pairs(run, pairs):
 
 
 def ranked_pairs(rollout, label):
-    """Pairs of rows 2i and 2i+1 of a rollout, in the order that label (P,) says; ties are left out.
+    """Pairs of rows 2i and 2i+1 of a rollout, in the order given by label (P,), without ties.
 
-    Two answers of the same words are a tie whatever the label says.
+    Two answers of the same words are a tie, whatever the label says.
     """
     same = torch.tensor([a == b for a, b in zip(*[iter(rollout.responses())] * 2)])
     first = torch.arange(0, len(rollout), 2, device=label.device)
@@ -114,7 +118,7 @@ def ranked_pairs(rollout, label):
 def file_pairs(run, problems):
     """Pairs of rows with the columns `chosen` and `rejected`.
 
-    MinipostError where an answer does not fit the model's context.
+    MinipostError if an answer does not fit the model's context.
     """
     prompts = [problem.prompt for problem in problems]
     return Pairs(*(run.encode(prompts, [p.columns[side] for p in problems])
@@ -126,9 +130,10 @@ def file_pairs(run, problems):
 def draw_comparisons(run, prompts, group_size, label, temperature):
     """This step's answers, `group_size` (K) to each prompt, and which is better than which.
 
-    -> K Sequences of P rows each, wins (P, K, K): true where a row's i-th is better than its j-th.
-    From a file they are its pairs (K = 2), else samples of the policy, every two of which the
-    labeller compares in one call; two answers of the same words are a tie whatever it says.
+    -> K Sequences of P rows each, wins (P, K, K): true if a row's i-th is better than its j-th.
+    If the problems are a file's pairs, the answers are those pairs (K = 2).  Otherwise the policy
+    samples them, and the labeller compares every two in one call.  Two answers of the same words
+    are a tie, whatever the labeller says.
     """
     problems, pairs = step_pairs(run, prompts)
     if pairs is not None:

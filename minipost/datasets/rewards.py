@@ -1,4 +1,4 @@
-"""Reward functions: the user's own, several added up, and the contract that each call is held to.
+"""Reward functions: the user's own, sums of several, and the contract of each call.
 
 A reward has TRL's signature: f(prompts, completions, **columns) -> a list of floats, one per row.
 """
@@ -11,7 +11,7 @@ from minipost.errors import MinipostError
 
 
 def load_reward(names, task):
-    """The reward function of the run: the task's, or the sum of those named FILE.py:FUNCTION."""
+    """The run's reward function: the task's, or the sum of the functions FILE.py:FUNCTION."""
     if not names:
         return task.reward
     found = []
@@ -26,13 +26,13 @@ def load_reward(names, task):
         try:
             spec.loader.exec_module(module)
             found.append(getattr(module, function))
-        except Exception as error:  # whatever the user's file raises, one sentence names it
+        except Exception as error:  # the user's file may raise anything; one sentence names it
             raise MinipostError(f"--reward {name}: {type(error).__name__}: {error}") from error
     return found[0] if len(found) == 1 else added(found)
 
 
 def added(functions):
-    """One reward function that adds up several; None from one means that it does not apply."""
+    """One reward function that adds up several.  None from one means that it does not apply."""
     def total(prompts, completions, **columns):
         lists = [f(prompts=prompts, completions=completions, **columns) for f in functions]
         if any(len(values) != len(prompts) for values in lists):
@@ -50,10 +50,10 @@ def columns(problems):
 
 
 def ask(reward, problems, completions):
-    """Call a reward function and hold it to its contract: one finite float per row.
+    """Call a reward function and enforce its contract: one finite float per row.
 
-    MinipostError names the function and the row where it raises, returns another number of
-    values, or gives something else than a finite number.
+    MinipostError names the function if it raises, returns the wrong number of values, or returns a
+    value that is no finite number.  In the last case it also names the row.
     """
     name = getattr(reward, "__qualname__", type(reward).__name__)
     try:
@@ -61,7 +61,7 @@ def ask(reward, problems, completions):
             prompts=[problem.prompt for problem in problems], completions=completions,
             **columns(problems),
         )
-    except Exception as error:  # whatever user code raises, the run ends with one sentence
+    except Exception as error:  # user code may raise anything; the run ends with one sentence
         raise MinipostError(
             f"the reward function {name} raised {type(error).__name__}: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""Rows of a JSONL file as problems: `--data FILE`, with a reward of your own or with completions.
+"""Rows of a JSONL file as problems: `--data FILE`, with your own reward or with completions.
 
     {"prompt": "7+5=? Answer:", "completion": " 12", "answer": 12}
 
@@ -10,12 +10,17 @@
 
     {"prompt": "7+5=? Answer:", "completion": " 13", "reward": 0.0}
 
-Every row needs a string `prompt`.  SFT needs a string `completion` too; what learns from pairs the
-strings `chosen` and `rejected`, which follow the prompt or, where there is none, begin with it; KTO
-those, or a `completion` with a `label`, true or false; OREO and RFT that, or a `reward` within 0..1.
-What most rows have, all must have.  All keys but `prompt` are columns and reach the reward function as
-lists.  Blank lines are passed over.  A bad row is an error, or with `--on-bad-row skip` left out,
-counted and reported.
+Every row needs a string `prompt`.  Methods need further keys:
+
+    SFT                 a string `completion`
+    methods with pairs  strings `chosen` and `rejected`; they follow the prompt, or begin with it if
+                        the row has no `prompt`
+    KTO                 a pair, or a `completion` with a `label`, true or false
+    OREO and RFT        a `completion` with a `label`, or with a `reward` within 0..1
+
+All rows must have the keys that most rows have.  All keys except `prompt` are columns and reach the
+reward function as lists.  Blank lines are ignored.  A bad row is an error.  With `--on-bad-row
+skip` it is left out, counted and reported.
 """
 
 import json
@@ -32,7 +37,7 @@ from minipost.tasks.base import Problem, Task, is_held_out
 
 
 def no_duplicates(pairs):
-    """A JSON object as a dict; a key that stands twice is an error, not a silent choice."""
+    """A JSON object as a dict.  A repeated key is an error, not a silent choice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key stands twice")
@@ -45,20 +50,20 @@ def no_constant(name):
 
 @lru_cache
 def read(path, skip=False):
-    """The file's rows and what is wrong with others: (rows, complaints), each a tuple.
+    """The file's good rows, and complaints about the others: (rows, complaints), each a tuple.
 
-    A complaint names file and line and says what was expected.  Unless bad rows are to be skipped,
-    the first that is found is raised as a MinipostError.
+    A complaint names file and line and says what was expected.  Unless `skip`, the first complaint
+    is raised as a MinipostError.
     """
     try:
         lines = Path(path).read_bytes().split(b"\n")
     except OSError as error:
         raise MinipostError(f"{path}: could not be read ({error.strerror})") from None
-    lines[0] = lines[0].removeprefix(BOM_UTF8)  # which some editors put before the first line
+    lines[0] = lines[0].removeprefix(BOM_UTF8)  # some editors put it before the first line
     complaints = []                                         # (line number, sentence)
 
     def good(rows, check):
-        """check(row) of those numbered rows of which it finds nothing to complain, numbered."""
+        """check(row) of the numbered rows that pass the check, numbered.  Others are complaints."""
         found = []
         for number, row in rows:
             try:
@@ -70,7 +75,7 @@ def read(path, skip=False):
         return found
 
     rows = good(((number, line) for number, line in enumerate(lines, 1) if line.strip()), parse)
-    # What most rows have, all must have: answers, in pairs, with a label, with a reward.
+    # All rows must have what most rows have: pairs, completions, labels, rewards.
     rows = good(rows, demand(rows, ("chosen", "rejected"), check_pair))
     rows = good(rows, check_texts)
     if most_have(rows, ("completion",)):
@@ -85,13 +90,13 @@ def read(path, skip=False):
 
 
 def most_have(rows, keys):
-    """Whether at least half of some numbered rows have one of these keys."""
+    """Whether at least half of the numbered rows have one of these keys."""
     count = sum(any(key in row for key in keys) for _, row in rows)
     return 2 * count >= len(rows) and count > 0
 
 
 def demand(rows, keys, check):
-    """`check` where most rows have one of these keys, else a check that none has."""
+    """`check` if most rows have one of these keys, else a check that a row has none of them."""
     def lacks(row):
         found = [key for key in keys if key in row]
         if found:
@@ -102,7 +107,7 @@ def demand(rows, keys, check):
 
 
 def parse(line):
-    """A line's JSON object; ValueError says what else it is."""
+    """A line's JSON object.  ValueError if the line is something else."""
     try:
         row = json.loads(line.decode(), object_pairs_hook=no_duplicates,
                          parse_constant=no_constant)
@@ -134,7 +139,10 @@ def check_completion(row):
 
 
 def check_pair(row):
-    """The row, if it holds two different answers; without a prompt, what both begin with is one."""
+    """The row, if it holds two different answers.
+
+    If it has no prompt, the common beginning of both texts becomes the prompt.
+    """
     for key in ("chosen", "rejected"):
         if not isinstance(row.get(key), str) or not row[key]:
             raise ValueError(f"expected a non-empty string under {key!r}, found "
@@ -144,11 +152,11 @@ def check_pair(row):
     if "prompt" in row:
         return row
     prompt = commonprefix([row["chosen"], row["rejected"]])
-    prompt = prompt.removesuffix(" ")  # a space belongs to the word behind it
+    prompt = prompt.removesuffix(" ")  # a space belongs to the word after it
     answers = {key: row[key][len(prompt):] for key in ("chosen", "rejected")}
     if not prompt or not all(answers.values()):
-        raise ValueError("a pair without a prompt needs two texts that begin alike, with the prompt, "
-                         f"and go on in different ways; found {row['chosen']!r:.30} and "
+        raise ValueError("a pair without a prompt needs two texts that begin alike, with the "
+                         f"prompt, and go on in different ways; found {row['chosen']!r:.30} and "
                          f"{row['rejected']!r:.30}")
     return {**row, "prompt": prompt, **answers}
 
@@ -174,12 +182,12 @@ def check_reward(row):
 
 @lru_cache
 def split(data, eval_data, skip):
-    """(training problems, held-out problems); no held-out prompt is trained on."""
+    """(training problems, held-out problems).  No held-out prompt is trained on."""
     rows = read(data, skip)[0]
     tests = read(eval_data, skip)[0] if eval_data else [
         row for row in rows if is_held_out([row["prompt"]])]
     prompts = {row["prompt"] for row in tests}
-    # A prompt is asked once; of answers that were judged all are looked at.
+    # Each held-out prompt counts once, except that all rows with a label or a reward count.
     judged = tests and {"label", "reward"} & set(tests[0])
     heldout = list(tests if judged else {row["prompt"]: row for row in tests}.values())
     random.Random(0).shuffle(heldout)
@@ -189,11 +197,11 @@ def split(data, eval_data, skip):
 
 @dataclass(frozen=True)
 class File(Task):
-    """The rows of --data as a task; without --eval-data, one prompt in ten is held out."""
+    """The rows of --data as a task.  Without --eval-data, one prompt in ten is held out."""
 
     data: str            # JSONL file to train on
     eval_data: str = ""  # JSONL file of held-out problems
-    on_bad_row: Literal["stop", "skip"] = "stop"  # what to do about a row that is not as it should be
+    on_bad_row: Literal["stop", "skip"] = "stop"  # what to do about a malformed row
 
     name = "file"
 
@@ -220,7 +228,7 @@ class File(Task):
         return split(self.data, self.eval_data, self.on_bad_row == "skip")
 
     def skipped(self):
-        """A sentence for each file of which rows were skipped."""
+        """A sentence for each file with skipped rows."""
         found = []
         for path in filter(None, (self.data, self.eval_data)):
             rows, complaints = read(path, self.on_bad_row == "skip")
@@ -244,7 +252,7 @@ class File(Task):
         return text.strip() or None
 
     def reward(self, prompts, completions, completion=None, **columns):
-        """1.0 where the completion is the row's own, letter for letter but for outer spaces."""
+        """1.0 if the completion equals the row's own, except for outer spaces, else 0.0."""
         if completion is None or not all(completion):
             raise MinipostError(
                 f"{self.data}: rows without a completion need a reward function, --reward"

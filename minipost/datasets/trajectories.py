@@ -1,10 +1,11 @@
-"""A fixed set of answers with their rewards: what is learnt from without sampling on the way.
+"""A fixed set of answers with their rewards, for methods that do not sample at every step.
 
-They come from a file, rows with `completion` and a `reward` within 0..1 (or a `label`, true or false),
-or are sampled once: `group_size` answers to each of `prompts` problems, by a frozen copy of the policy.
-With `iterations` the run is cut into as many parts, as equal as whole steps can be; at the start of each
-the frozen copy becomes what the policy has become, and answers anew.  A resumed run draws the same
-answers again, so no state holds them.  What a file states is learnt from, whatever --reward says of it.
+The answers come from a file: rows with `completion` and a `reward` within 0..1 (or a `label`, true
+or false).  Or a frozen copy of the policy samples them once, `group_size` answers to each of
+`prompts` problems.  `iterations` is the number of parts of the run, as equal as whole steps allow.
+At the start of each part the frozen copy takes the policy's current weights and answers anew.  A
+resumed run draws the same answers again, so no saved state holds them.  A run uses the rewards that
+a file states, whatever --reward says.
 """
 
 import copy
@@ -18,28 +19,28 @@ from minipost.errors import MinipostError
 class Trajectories:
     """The answers of a run.  cfg has steps, prompts, group_size, temperature and iterations.
 
-    After `refresh` they are: problems, the N answers' own; seqs, N Sequences; reward (N,).  This part
-    of the run began at step `since` and has `length` steps.
+    After `refresh` there are N answers: problems, the problem of each; seqs, N Sequences; reward
+    (N,).  The current part of the run began at step `since` and has `length` steps.
     """
 
     def __init__(self, run, cfg):
         self.run, self.cfg, self.since = run, cfg, -1           # no part has begun
         if cfg.iterations > cfg.steps:
-            raise MinipostError(f"iterations is {cfg.iterations}; expected at most one per step, of "
-                                f"which there are {cfg.steps}")
+            raise MinipostError(f"iterations is {cfg.iterations}; expected at most one per step, "
+                                f"of which there are {cfg.steps}")
         rows = run.task.training() if run.task.training else []
         self.given = [row for row in rows if stated(row)]
         if self.given and cfg.iterations > 1:
-            raise MinipostError(f"iterations is {cfg.iterations}, which asks the policy for answers "
-                                "again and again; the answers of a file are given once")
+            raise MinipostError(f"iterations is {cfg.iterations}, which asks the policy for "
+                                "answers again and again; the answers of a file are given once")
 
     def check(self):
-        """MinipostError where a file's answers do not fit the model; for before a run begins."""
+        """MinipostError if a file's answers do not fit the model.  To be called before a run."""
         if self.given:
             self.load()
 
     def refresh(self):
-        """Make, at the start of a part or after a resume, the set that this step learns from.
+        """Make the set that this step learns from, at the start of a part or after a resume.
 
         -> whether it is a new one.
         """
@@ -53,11 +54,11 @@ class Trajectories:
         return True
 
     def deal(self, rows, n):
-        """This step's n of the rows of a set, in epochs."""
+        """This step's n of these rows, in epochs."""
         return self.run.deal(rows, n, self.since)
 
     def count(self, batch):
-        """Count a file's answers as they are learnt from; others were when they were sampled."""
+        """Count the tokens of a file's answers.  Sampled ones were counted when sampled."""
         if self.given:
             self.run.tokens += int(batch.mask.sum())
 
@@ -81,7 +82,7 @@ class Trajectories:
         self.problems = [asked[i] for i in self.seqs.prompt.tolist()]
 
     def answers(self, problems, purpose):
-        """The frozen copy's answers to any problems: a Rollout, (N,) rewards.
+        """The frozen copy's answers to any problems: a Rollout and rewards (N,).
 
         Their tokens count once, however often a run is resumed.
         """
@@ -95,11 +96,11 @@ class Trajectories:
 
 
 def stated(problem):
-    """Whether a row of a file comes with a completion and what that is worth."""
+    """Whether a row of a file has a completion and its reward or label."""
     columns = set(problem.columns)
     return "completion" in columns and bool({"reward", "label"} & columns)
 
 
 def reward_of(problem):
-    """The reward that a row of a file states."""
+    """The reward or label that a row of a file states."""
     return float(problem.columns.get("reward", problem.columns.get("label")))

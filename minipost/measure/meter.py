@@ -8,8 +8,8 @@ from minipost import parallel
 class Meter:
     """The metrics of one training step.
 
-    `add` takes pieces that sum to a gradient step's value over its micro-batches and ranks; `means`
-    averages over the gradient steps of the training step.
+    `add` takes pieces.  Over the micro-batches and ranks of a gradient step, they sum to its value.
+    `means` averages over the gradient steps of the training step.
     """
 
     def __init__(self, *names):
@@ -26,7 +26,7 @@ class Meter:
 
 
 def describe(rollout, reward, group_size):
-    """What people look for first in a rollout, under TRL's names."""
+    """The most common metrics of a rollout, under TRL's names."""
     by_group = reward.view(-1, group_size)
     found = {"reward": float(reward.mean())}
     if group_size > 1:

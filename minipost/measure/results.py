@@ -1,6 +1,6 @@
-"""What a measurement found, and how a run's models are measured.
+"""The results of measurements, and the measurement of a run's models.
 
-    Result      a score with its interval, and the rewards and texts that it was made of
+    Result      a score with its interval, and the rewards and texts that it is made of
     Arm         one way to answer at test time: its Result, its tokens, its workings
     results     the answers of a policy to held-out problems, greedy and sampled
 """
@@ -12,14 +12,14 @@ from typing import Any, Sequence
 
 from minipost.measure.stats import Score, interval
 
-TEMPERATURES = {"greedy": 0.0, "sampled": 1.0}  # at which held-out problems are answered
+TEMPERATURES = {"greedy": 0.0, "sampled": 1.0}  # temperatures of the held-out answers
 
 
 @dataclass(frozen=True)
 class Result:
-    """A score and what it is a mean of: one reward and one text for each measured problem.
+    """A score and its data: one reward and one text for each measured problem.
 
-    rows: the numbers of those problems in their split, None where all were measured.
+    rows: the indices of those problems in their split, or None if all were measured.
     """
 
     score: Score
@@ -34,7 +34,7 @@ class Result:
 
     @classmethod
     def from_data(cls, data):
-        """What `asdict` made of a Result, and JSON kept."""
+        """A Result from the data of `asdict`, after JSON."""
         return cls(Score(**data["score"]), data["rewards"], data["texts"], data.get("rows"))
 
 
@@ -42,7 +42,7 @@ class Result:
 class Arm:
     """One way to answer some problems at test time.
 
-    tokens: what all the problems cost together; workings: plain data on how each was answered.
+    tokens: the cost of all problems together.  workings: plain data on how each was answered.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Arm:
 # ---- measuring a policy
 
 def splits(task, n):
-    """What to measure of a task: {name: problems}, the headline first."""
+    """The splits of a task to measure: {name: problems}, the headline first."""
     if task.splits is None:
         return {"held-out": task.heldout(n)}
     return {name: rows for name, rows in task.splits(n).items() if rows}
@@ -84,7 +84,7 @@ def results(run, splits, module=None):
 
 
 def as_data(results):
-    """Results by split and metric as JSON can hold them."""
+    """Results by split and metric, as data for JSON."""
     return {split: {metric: asdict(result) for metric, result in found.items()}
             for split, found in results.items()}
 

@@ -1,4 +1,7 @@
-"""How good a scorer is: held-out pairs, calibration, best of n, against the exact reward without noise."""
+"""How good a scorer is, on held-out pairs, in calibration and in best of n.
+
+The exact reward without noise is the truth.
+"""
 
 import copy
 import random
@@ -14,20 +17,20 @@ from minipost.measure.stats import bootstrap
 from minipost.ops import row_means, row_sums
 from minipost.run import REWARD_MODEL
 
-BEST_OF = 8  # answers per held-out prompt of which a scorer picks one
+BEST_OF = 8  # answers per held-out prompt; a scorer picks one of them
 
 
 def scorer(run):
-    """The learner of the run's reward model; it starts as the policy with a score for its head."""
+    """The learner of the run's reward model.  It starts as the policy with a score as its head."""
     return run.learner(REWARD_MODEL, lambda: RewardModel(copy.deepcopy(run.policy.module)))
 
 
 def report(run, splits, score):
     """Held-out pair accuracy, calibration and best-of-n of a scorer, {split: {metric: Result}}.
 
-    score(sequences) -> (B,).  Per prompt the pair is the first two of its answers that differ in
-    reward; the policy that answers is the run's.  `calibration error` is the mean gap between
-    sigmoid(score difference) and how often the first is better, over ten equal bins.
+    score(sequences) -> (B,).  The run's policy answers.  A prompt's pair is its first answer and
+    the first with another reward.  `calibration error` is the mean gap between sigmoid(score
+    difference) and how often the first is better, over ten equal bins.
     """
     found = {}
     for split, problems in splits.items():
@@ -50,8 +53,10 @@ def report(run, splits, score):
         if not rows:
             raise MinipostError(f"{split}: all answers to each prompt have the same reward, so no "
                                 "pair of them can be ranked")
-        picked, texts = gold.gather(1, guess.argmax(1, keepdim=True))[:, 0], run.texts(rollout)[::BEST_OF]
-        found[split] = {**on_pairs(gaps, rows), f"best of {BEST_OF}": Result.of(picked.tolist(), texts),
+        picked, texts = gold.gather(1, guess.argmax(1, keepdim=True))[:, 0], run.texts(
+            rollout)[::BEST_OF]
+        found[split] = {**on_pairs(gaps, rows),
+                        f"best of {BEST_OF}": Result.of(picked.tolist(), texts),
                         "one sample": Result.of(gold[:, 0].tolist(), texts),
                         f"exact best of {BEST_OF}": Result.of(gold.amax(1).tolist(), texts)}
     return found
@@ -70,7 +75,7 @@ def on_pairs(gaps, rows):
                             "is broken")
     right = [float(gap > 0) + 0.5 * (gap == 0) for gap in gaps]
     texts = [f"better answer ahead by {round(gap, 2) + 0.0:.2f}" for gap in gaps]
-    # Which of a pair stands first is arbitrary, and calibration needs both outcomes.
+    # The order of a pair is arbitrary, and calibration needs both outcomes.
     coins = [random.Random(row).random() < 0.5 for row in rows]
     chance = torch.tensor(gaps, dtype=torch.float64).mul(
         torch.tensor([1.0 if coin else -1.0 for coin in coins], dtype=torch.float64)).sigmoid()
@@ -89,7 +94,10 @@ def calibration_error(chance, outcome, bins=10):
 
 
 def win_rate(run, problems, opponent):
-    """How often an answer of the policy has more reward than the opponent's; a tie is half.  -> Result"""
+    """How often the policy's answer has more reward than the opponent's.  -> Result
+
+    A tie counts half.
+    """
     theirs = evaluate(run, problems, 1.0, module=opponent, purpose="reference")
     ours = evaluate(run, problems, 1.0)
     return Result.of([float(a > b) + 0.5 * (a == b) for a, b in zip(ours.rewards, theirs.rewards)],
@@ -97,11 +105,11 @@ def win_rate(run, problems, opponent):
 
 
 def report_policy(run, splits, scale):
-    """What a policy that learns from pairs is worth: {split: {metric: Result}}.
+    """How good a policy is that learns from pairs: {split: {metric: Result}}.
 
-    On a file's pairs how the implied reward ranks them: `scale` times the log-ratio to the reference,
-    or the mean log-prob where scale is None.  Elsewhere the win rate against the starting policy, and
-    rewards.
+    On a file's pairs, this measures how the implied reward ranks them.  It is `scale` times the
+    log-ratio to the reference, or the mean log-prob if scale is None.  On other problems, this
+    measures rewards and the win rate against the starting policy.
     """
     policy = run.policy.module
     if all("chosen" in problems[0].columns for problems in splits.values()):
@@ -113,7 +121,8 @@ def report_policy(run, splits, scale):
             return scale * row_sums(logp - run.logprobs(run.reference(), seqs), seqs.mask)
 
         return report(run, splits, implied)
-    found, opponent = results(run, splits), starting_policy(run) if scale is None else run.reference()
+    found, opponent = results(run, splits), (
+        starting_policy(run) if scale is None else run.reference())
     for split, problems in splits.items():
         found[split]["win rate"] = win_rate(run, problems, opponent)
     return found

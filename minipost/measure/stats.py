@@ -1,4 +1,4 @@
-"""Means with 95% intervals, of which every reported number is made, and votes."""
+"""Means with 95% intervals, for every reported number, and votes."""
 
 import math
 import random
@@ -33,7 +33,7 @@ def interval(rewards):
 
 
 def vote(answers, weights=None):
-    """[(answer, weight)], the heaviest first; None has no vote, and ties stand in order of answers."""
+    """[(answer, weight)], the heaviest first.  None has no vote.  Ties keep the answers' order."""
     total = {}
     for answer, weight in zip(answers, weights or [1.0] * len(answers), strict=True):
         if answer is not None:
@@ -42,11 +42,11 @@ def vote(answers, weights=None):
 
 
 def paired(before, after):
-    """What the same problems gained on average, with its 95% interval.
+    """The mean gain on the same problems, with its 95% interval.
 
-    Of rights and wrongs it is that of Agresti & Min 2005 (Statistics in Medicine 24:729), which counts
-    half a problem more in each cell of the table of before and after, so that no change at all still has
-    an interval; of other rewards the normal one.
+    For right and wrong answers it is the interval of Agresti & Min 2005 (Statistics in Medicine
+    24:729).  It adds half a problem to each cell of the table of before and after, so there is an
+    interval even if nothing changes.  For other rewards it is the normal interval.
     """
     gains = [b - a for a, b in zip(before, after, strict=True)]
     if not set(before) | set(after) <= {0.0, 1.0}:
@@ -66,11 +66,11 @@ def bootstrap(statistic, rows, rounds=200):
 
 
 def weighted(scores, weights):
-    """A weighted sum of independent scores, with an interval that is made of theirs.
+    """A weighted sum of independent scores, with an interval made of their intervals.
 
-    Distances to either end add up in quadrature, each side for itself (Zou, Huang & Zhang 2009,
-    Computational Statistics & Data Analysis 53:1080); with weights 1 and -1 this is Newcombe's
-    interval of a difference.
+    The distances to the lower ends add up in quadrature, and so do those to the upper ends (Zou,
+    Huang & Zhang 2009, Computational Statistics & Data Analysis 53:1080).  With weights 1 and -1
+    this is Newcombe's interval of a difference.
     """
     value = sum(w * s.value for w, s in zip(weights, scores, strict=True))
     ends = [(w * s.value, *sorted((w * s.low, w * s.high))) for w, s in zip(weights, scores)]
@@ -88,8 +88,8 @@ def t_interval(values):
 
 
 def t_bound(df):
-    """The t with 95% of Student's distribution of df degrees of freedom between -t and t."""
-    low, high = 0.0, 20.0  # the largest, of one degree, is 12.7
+    """The t with 95% of Student's distribution with df degrees of freedom between -t and t."""
+    low, high = 0.0, 20.0  # the largest t is 12.7, for one degree
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if t_inside(middle, df) < 0.95 else (low, middle)

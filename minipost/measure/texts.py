@@ -1,4 +1,4 @@
-"""A run's models as functions of texts, which is all that a test-time method knows of them."""
+"""A run's models as functions of texts.  A test-time method knows nothing else of them."""
 
 import math
 
@@ -7,14 +7,14 @@ from minipost.measure.results import Arm
 from minipost.rollout import pack
 from minipost.sampler import Sampler, ends
 
-VERDICT = 24  # tokens of a judge's reply, at most
+VERDICT = 24  # most tokens of a judge's reply
 
 
 class Texts:
-    """The task, samples, verdicts, scores, and what they cost.
+    """The task, samples, verdicts, scores, and their cost in tokens.
 
-    temperature: that of answers and steps.  verifier: a value head that scores a text at its last
-    token and at the ends of its steps, or None.  stream: the name of the random stream of steps.
+    temperature: for answers and steps.  verifier: a value head that scores a text at its last token
+    and at the ends of its steps, or None.  stream: the name of the random stream of steps.
     """
 
     def __init__(self, run, temperature=1.0, verifier=None, stream="steps"):
@@ -26,7 +26,7 @@ class Texts:
 
     @property
     def tokens(self):
-        """What was sampled so far, EOS included."""
+        """The number of tokens sampled so far, EOS included."""
         return sum(each.tokens for each in (self.sample, self.step, self._greedy, self._judge))
 
     def greedy(self, texts):
@@ -34,31 +34,32 @@ class Texts:
         return [found for found, in self._greedy(texts, 1)]
 
     def worth(self, states, votes, known):
-        """What the model itself thinks of each beginning of an answer, (problem, text), within 0..1.
+        """The model's own estimate of each beginning of an answer, (problem, text), within 0..1.
 
-        The task names the questions, each with the reply that approves; `votes` replies are sampled to
-        each, and the worth is the product of the shares that approve.  `known` keeps the replies of a
-        search: none of its questions is asked twice.
+        The task gives the questions, each with the reply that approves.  `votes` replies are
+        sampled to each question.  The worth is the product of the shares that approve.  `known`
+        keeps the replies of a search, so that none of its questions is asked twice.
         """
         if self.task.questions is None:
-            raise MinipostError(f"the task {self.task.name} has no question for a judge of a step (no "
-                                "`questions`); countdown --target 24 and arithmetic have")
+            raise MinipostError(f"the task {self.task.name} has no question for a judge of a step "
+                                "(no `questions`); countdown --target 24 and arithmetic have")
         asked = [self.task.questions(problem, text) for problem, text in states]
-        shares = iter(self.shares([pair for questions in asked for pair in questions], votes, known))
+        shares = iter(
+            self.shares([pair for questions in asked for pair in questions], votes, known))
         return [math.prod(next(shares) for _ in questions) for questions in asked]
 
     def shares(self, questions, votes, known):
-        """The share of `votes` sampled replies to each question, (question, reply), that are that reply."""
+        """For each (question, reply), the share of `votes` sampled replies that equal the reply."""
         fresh = [q for q in dict.fromkeys(q for q, _ in questions) if q not in known]
         known.update(zip(fresh, self._judge(fresh, votes), strict=True))
         return [known[question].count(reply) / votes for question, reply in questions]
 
     def right(self, problems, answers):
-        """What the task's exact reward says of one answer to each problem."""
+        """The task's exact reward of one answer to each problem."""
         return self.run.grade_texts(problems, answers).tolist() if problems else []
 
     def arm(self, name, problems, answers, workings, since):
-        """The Arm of one answer to each problem, which took what was sampled since `tokens` was that."""
+        """The Arm of one answer to each problem.  Its cost is the tokens sampled after `since`."""
         return Arm.of(name, self.tokens - since, self.right(problems, answers), answers, workings)
 
     def _encoded(self, prompts, answers):
@@ -78,7 +79,7 @@ class Texts:
         return (logp.sum(1) / seqs.lengths).tolist()
 
     def verified(self, prompts, answers):
-        """The verifier's chances for each answer: of every step and, last, of the whole answer."""
+        """The verifier's chances for each answer: of each step and, last, of the whole answer."""
         if not answers:
             return []
         seqs = self._encoded(prompts, answers)
@@ -87,12 +88,13 @@ class Texts:
         for row, mask, targets in zip(score.tolist(), seqs.mask.tolist(), seqs.targets.tolist()):
             columns = [k for k, chosen in enumerate(mask) if chosen]
             ids = [targets[k] for k in columns]
-            steps = [columns[k] for k in ends(self.run.vocabulary, ids, self.mark) if k < len(ids) - 1]
+            steps = [columns[k] for k in ends(self.run.vocabulary, ids, self.mark)
+                     if k < len(ids) - 1]
             found.append([1 / (1 + math.exp(-row[k])) for k in [*steps, columns[-1]]])
         return found
 
     def value(self, texts):
-        """The verifier's score after each text's last token; of a long text, of what the context holds."""
+        """The verifier's score after each text's last token.  Long texts are cut to the context."""
         vocabulary, policy = self.run.vocabulary, self.run.policy.module
         ids = [vocabulary.prompt(text)[: policy.context] for text in texts]
         seqs = pack([row[:-1] for row in ids], [row[-1:] for row in ids], vocabulary.pad)

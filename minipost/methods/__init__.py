@@ -1,15 +1,15 @@
-"""The training methods by name.  A file in this folder is a method; nothing is registered.
+"""The training methods by name.  Every file in this folder is a method; there is no registry.
 
 A method's file defines
 
     train(run, cfg)         a generator that makes one step and yields its metrics, {name: number}
-    Config                  a frozen dataclass with at least `steps`; each field is a flag and the
-                            comment beside it the flag's help
+    Config                  a frozen dataclass with at least `steps`; each field is a flag, and
+                            the comment beside it is the flag's help
     TASK, METRIC            the task that its demo trains on, the metric that the summary headlines
-    loss, loss_grad         pure functions of tensors: (scalar, metrics), and {argument: derivative};
+    loss, loss_grad         pure functions of tensors: (scalar, metrics) and {argument: derivative};
                             only where the method has a loss of its own
 
-and may define what stands in `Method` below with a default.
+It may also define the fields of `Method` below that have a default.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from minipost import contract
 
 
 def all_held_out(run, splits, cfg):
-    """What is measured of a method that does not say otherwise: its policy's answers."""
+    """The default `measure`: it measures the policy's answers."""
     from minipost.measure.results import results  # imports torch, which --help can do without
 
     return results(run, splits)
@@ -43,17 +43,17 @@ class Method:
     measure: Callable = all_held_out
     #: total(run, cfg) -> steps of all stages, where there are several
     total: Callable = lambda run, cfg: cfg.steps
-    #: check(run, cfg) raises MinipostError where the run cannot work; before anything is written
+    #: check(run, cfg) raises MinipostError where the run cannot work, before anything is written
     check: Callable = lambda run, cfg: None
     #: remark(lines of metrics.jsonl) -> a sentence to end with, or ""
     remark: Callable = lambda lines: ""
-    #: what gradient its mean step is (proof/estimates.Estimate), or in words why that is not asked
+    #: the gradient its mean step should be (proof/estimates.Estimate), or why none is checked
     PROOF: Sequence[Mapping[str, Any]] | str = ()
-    #: the metrics whose course is shown at the end
+    #: the metrics that are shown over all steps at the end
     TRACE: Sequence[str] = ()
     #: which learners are saved as model directories: {learner: folder}
     EXPORTS: Mapping[str, str] = field(default_factory=lambda: {"policy": "model"})
-    #: the model that its demo starts from, where not the base
+    #: the model that its demo starts from
     MODEL: str = "checkpoints/base"
     #: knobs of TASK that its demo sets
     KNOBS: Mapping[str, Any] = field(default_factory=dict)

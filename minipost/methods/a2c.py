@@ -1,21 +1,21 @@
 """A2C: advantage actor-critic (Mnih et al. 2016, arxiv.org/abs/1602.01783).
 
-REINFORCE with a baseline that is learned, and a different one at every token: a critic V predicts
-from the prompt and the answer so far what the whole will score.
+REINFORCE with a learned baseline that differs at every token.  A critic V reads the prompt and the
+answer so far and predicts the score of the whole answer.
 
     delta_t = r_t + gamma V_(t+1) - V_t,    A_t = delta_t + gamma lam A_(t+1)     r only at the end
-    R_t     = A_t + V_t                     what the critic should have said at t
+    R_t     = A_t + V_t                     the critic's target at t
     L       = (1/N) [ -sum_t A_t logp_t + c_v/2 sum_t (V_t - R_t)^2 - c_e sum_t H_t ]
 
-with A whitened over the rollout after R is taken, H_t the policy's entropy at t and N the answer
-tokens in the gradient step.  By hand, A and R being numbers by then:
+A is whitened over the rollout after R is computed.  H_t is the policy's entropy at t, and N is the
+number of answer tokens in the gradient step.  By hand, with A and R constant:
 
     dL/dlogp_t = -A_t / N,      dL/dV_t = c_v (V_t - R_t) / N,      dL/dH_t = -c_e / N
 
-Where we differ from the paper: all ranks work in step, without its asynchrony; advantages are
-generalised (arxiv.org/abs/1506.02438) instead of n-step ones, and whitened; the critic is a
-network of its own, a copy of the policy with a head that starts at zero, and has its own Adam (so
-c_v hardly matters).  An answer that is cut off counts as ended: it is scored as it stands.
+Where we differ from the paper: all ranks work in step, without its asynchrony.  Advantages are
+generalised (arxiv.org/abs/1506.02438) instead of n-step ones, and whitened.  The critic is a
+network of its own, a copy of the policy with a head that starts at zero.  It has its own Adam, so
+c_v hardly matters.  An answer that is cut off counts as ended: it is scored as it stands.
 """
 
 import copy
@@ -37,7 +37,7 @@ PROOF = [dict(config=dict(prompts=1, group_size=2, entropy_weight=0.0), rows=2, 
 
 @dataclass(frozen=True)
 class Config(Bounded):
-    """Policy gradient with the predictions of a learned critic as its baseline."""
+    """Policy gradient with a learned critic as its baseline."""
 
     steps: int = 28             # rollouts to learn from
     prompts: int = 32           # prompts per rollout (P)
@@ -49,7 +49,7 @@ class Config(Bounded):
     entropy_weight: float = 0.01  # weight of the entropy bonus (c_e)
     lr: float = 2e-4            # learning rate of the policy (eta)
     critic_lr: float = 1e-3     # learning rate of the critic
-    max_grad_norm: float = 1.0  # both gradients are shortened to this norm
+    max_grad_norm: float = 1.0  # both gradients are clipped to this norm
 
     LIMITS = {"gamma": ">= 0, <= 1", "lam": ">= 0, <= 1"}
 

@@ -1,11 +1,11 @@
 """DAPO: Decoupled clip and dynamic sampling (Yu et al. 2025, arxiv.org/abs/2503.14476).
 
-GRPO with four changes, each against a way in which long runs stall:
+GRPO with four changes.  Each works against a way in which long runs stall:
 
     clip-higher        clip(rho, 1-eps_low, 1+eps_high) with eps_high > eps_low, so that unlikely
                        tokens can still gain                                          (sec. 3.1)
     dynamic sampling   groups whose answers are all right or all wrong teach nothing: they are
-                       dropped and further prompts sampled in their place             (sec. 3.2)
+                       dropped, and further prompts are sampled in their place        (sec. 3.2)
     token-level loss   the mean is over the tokens of the whole gradient step         (sec. 3.3)
     soft overlong      a penalty that grows from 0 to -1 over the last L_c tokens before L_max:
                        R = (L_max - L_c - |y|) / L_c, within [-1, 0]                  (sec. 3.4)
@@ -26,7 +26,8 @@ from minipost.rollout import concat, logprobs_and_distribution, minibatches
 
 TASK = "arithmetic"
 METRIC = "sampled"
-PROOF = [dict(config=dict(prompts=1, group_size=2, rounds=1, overlong=1), rows=2, loss="minus_reward",
+PROOF = [dict(config=dict(prompts=1, group_size=2, rounds=1, overlong=1), rows=2,
+              loss="minus_reward",
               why="reward less a penalty of length, over its group's deviation", divisor="tokens")]
 
 
@@ -35,7 +36,7 @@ class Config(Bounded):
     """GRPO with clip-higher, dynamic sampling, token-level loss and a soft length penalty."""
 
     steps: int = 20             # rollouts to learn from
-    prompts: int = 32           # groups per rollout with answers that differ (P)
+    prompts: int = 32           # groups per rollout whose rewards differ (P)
     group_size: int = 8         # answers per prompt (G), at least 2
     rounds: int = 2             # how often to sample P prompts before going on with fewer groups
     temperature: float = 1.0    # sampling temperature (tau)
@@ -43,9 +44,9 @@ class Config(Bounded):
     epochs: int = 1             # passes over each rollout (mu)
     clip_low: float = 0.2       # how far a ratio may fall below 1 (eps_low)
     clip_high: float = 0.28     # how far a ratio may rise above 1 (eps_high)
-    overlong: int = 8           # tokens before the longest length where the penalty begins (L_c)
+    overlong: int = 8           # tokens before the length limit at which the penalty begins (L_c)
     lr: float = 2e-4            # learning rate (eta)
-    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+    max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
     LIMITS = {"group_size": ">= 2", "overlong": ">= 0"}
 
@@ -75,10 +76,10 @@ def loss_grad(logp, logp_old, adv, mask, *, clip_low, clip_high, count):
 
 
 def mixed_groups(run, cfg):
-    """Sample until P groups disagree within themselves, or the rounds are spent.
+    """Sample until P groups have unequal rewards, or the rounds are used up.
 
-    -> the Rollout of those groups, their rewards with the length penalty, and metrics of the
-    first round, which is the only one that is a fair sample of the prompts.
+    -> the Rollout of those groups, their rewards with the length penalty, and metrics.  The metrics
+    are of the first round: only that one is a fair sample of the prompts.
     """
     parts, rewards, groups, first = [], [], 0, {}
     for k in range(cfg.rounds):
@@ -88,7 +89,8 @@ def mixed_groups(run, cfg):
         reward = run.score(problems, rollout)                               # (B,)
         first = first or describe(rollout, reward, cfg.group_size)
         mixed = (reward.view(-1, cfg.group_size) != reward.view(-1, cfg.group_size)[:, :1]).any(1)
-        rows = mixed.repeat_interleave(cfg.group_size).nonzero()[: (cfg.prompts - groups) * cfg.group_size, 0]
+        rows = mixed.repeat_interleave(cfg.group_size).nonzero()[
+            : (cfg.prompts - groups) * cfg.group_size, 0]
         penalty = soft_overlong(rollout.lengths, run.max_new_tokens, cfg.overlong)
         parts.append(rollout[rows])
         rewards += (reward + penalty)[rows].tolist()
@@ -103,10 +105,11 @@ def train(run, cfg):
     policy = run.policy
     while True:
         rollout, reward, metrics = mixed_groups(run, cfg)
-        adv = ops.group_normalised(reward, cfg.group_size)                           # (B,)
+        adv = ops.group_normalised(reward, cfg.group_size)                  # (B,)
 
         meter, updates = Meter("loss", "entropy", "clip_ratio"), []
-        for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs, run.rng("order")):
+        for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,
+                                run.rng("order")):
             count = int(rollout.mask[rows].sum())
             for i in run.micro_batches(rows, rollout.lengths):
                 batch, gain = rollout.take(i, adv)

@@ -1,7 +1,7 @@
-"""Distillation: a small student learns from the distributions of a larger teacher (survey sec. 3.3.5, 4.5).
+"""Distillation: a small student learns from a larger teacher (survey sec. 3.3.5, 4.5).
 
-At every token of an answer, with q the teacher's distribution over the vocabulary and p = softmax(z) the
-student's, over N tokens of a gradient step
+At every token of an answer, q is the teacher's distribution over the vocabulary and p = softmax(z)
+is the student's.  Over the N tokens of a gradient step
 
     L = (1/N) sum_t D(q_t, p_t)
 
@@ -13,11 +13,13 @@ student's, over N tokens of a gradient step
 
     dL/dz_t = (p - q) / N,   p (log p/q - KL(p||q)) / N,   (1-b) p (log p/m - KL(p||m)) / N
 
-Between the ends D is not the limit of its ends' formulas: D/b -> KL(q||p) as b -> 0, so a small b is a
-small loss, not forward KL.  Answers come from the teacher, a share `on_policy` of them from the student
-itself (GKD, algorithm 1), which learns there what to do after its own mistakes.  No gradient goes
-through the sampling.  `--level sequence` takes the teacher's answers as if they were certain, q = 1 on
-each token said: fine-tuning on them (Kim & Rush 2016, arxiv.org/abs/1606.07947).
+For 0 < b < 1, D does not tend to the formulas at the ends.  As b -> 0, D/b -> KL(q||p), so a small
+b gives a small loss, not forward KL.
+
+A share `on_policy` of the answers comes from the student itself, the rest from the teacher (GKD,
+algorithm 1).  On its own answers the student learns what to do after its own mistakes.  No gradient
+goes through the sampling.  `--level sequence` treats the teacher's answers as certain: q = 1 on
+each of their tokens.  This is fine-tuning on them (Kim & Rush 2016, arxiv.org/abs/1606.07947).
 """
 
 from dataclasses import dataclass
@@ -49,18 +51,18 @@ PROOF = [
 
 @dataclass(frozen=True)
 class Config(Bounded):
-    """A small model learns a larger one's distributions, on the larger one's answers and its own."""
+    """A small model learns a larger one's distributions, on the answers of both."""
 
     steps: int = 400            # gradient steps
-    teacher: str = "checkpoints/base"  # model directory of the teacher, of the same tokenizer
+    teacher: str = "checkpoints/base"  # the teacher's model directory; same tokenizer
     level: Literal["word", "sequence"] = "word"  # the teacher's distributions, or just its answers
-    mix: float = 0.0            # between forward KL (0) and reverse KL (1) (beta of GKD)
-    on_policy: float = 0.5      # share of the answers that the student gives itself (lambda)
+    mix: float = 0.0            # 0: forward KL; 1: reverse KL; between: a mixture (beta of GKD)
+    on_policy: float = 0.5      # share of the answers that the student samples (lambda)
     batch_size: int = 128       # answers per gradient step
     temperature: float = 1.0    # sampling temperature of the answers
     lr: float = 1e-3            # peak learning rate (eta); it ends at zero
     warmup_steps: int = 10      # steps over which the learning rate climbs to its peak
-    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+    max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
     LIMITS = {"mix": ">= 0, <= 1", "on_policy": ">= 0, <= 1"}
 
@@ -84,7 +86,7 @@ def forward_kl(logq_all, logp_all):
 
 @shapes(logits="N V", logq_all="N V")
 def loss(logits, logq_all, *, mix, count):
-    """Both (N, V), logq_all log-probs; count = N of the step  ->  scalar loss, metrics that add up"""
+    """Both (N, V), logq_all log-probs; count = N  ->  scalar loss, metrics that add up"""
     logp_all = logits.log_softmax(-1)
     if mix == 0:
         value = forward_kl(logq_all, logp_all).sum() / count
@@ -109,7 +111,7 @@ def loss_grad(logits, logq_all, *, mix, count):
 
 
 def load_teacher(run, directory):
-    """The teacher, frozen.  MinipostError where it splits texts into other tokens."""
+    """The frozen teacher.  MinipostError where its vocabulary is not the student's."""
     teacher, vocabulary = checkpoint.load(directory, run.policy.module.device)
     sizes = [model.config.vocab_size for model in (teacher, run.policy.module)]
     if vocabulary.kind() != run.vocabulary.kind() or sizes[0] != sizes[1]:
@@ -133,7 +135,7 @@ def certain(seqs, like):
 
 
 def answers(run, cfg, teacher):
-    """This step's answers, one to each of `batch_size` problems, the student's among them."""
+    """This step's answers, one to each of `batch_size` problems: the student's come first."""
     problems = run.problems(cfg.batch_size)
     own = round(cfg.on_policy * cfg.batch_size)
     sides = [(problems[:own], None, "student"), (problems[own:], teacher, "teacher")]
@@ -144,7 +146,7 @@ def answers(run, cfg, teacher):
 def train(run, cfg, teacher=None):
     """answers -> both distributions -> loss -> update.  Yields metrics per step.
 
-    `teacher` is a module that stands in for the one that cfg names.
+    `teacher`: a module to use instead of the one that cfg names.
     """
     policy, teacher = run.policy, teacher or load_teacher(run, cfg.teacher)
     while True:

@@ -1,29 +1,32 @@
-"""DPO: Direct Preference Optimization (Rafailov et al. 2023, arxiv.org/abs/2305.18290; survey 3.2.6).
+"""DPO: Direct Preference Optimization (Rafailov et al. 2023, arxiv.org/abs/2305.18290).
 
-The policy that maximises a reward less beta KL(pi || ref) is pi* ~ ref exp(r / beta), so a reward can
-be read off a policy, r = beta log pi/ref plus a number per prompt (eq. 5), and Bradley-Terry on that
-reward needs no reward model and no sampling while it learns.  With h = sum_t log pi/ref of an answer
+The policy that maximises reward less beta KL(pi || ref) is pi* ~ ref exp(r / beta).  So every
+policy implies a reward: r = beta log pi/ref plus a number per prompt (eq. 5).  Bradley-Terry on
+that reward needs no reward model and no sampling during training (survey sec. 3.2.6).  With
+h = sum_t log pi/ref of an answer
 
     L = -(1/B) sum log sigmoid(u),    u = beta (h_w - h_l)                             (eq. 7)
 
     dL/dlogp_t = -beta sigmoid(-u) / B on the chosen answer, +beta sigmoid(-u) / B on the rejected
 
-Where a share e of the labels is wrong (`--label-smoothing e`), the loss of a pair, l(u) = -log sigmoid(u), becomes
+`--label-smoothing e` assumes that a share e of the labels is wrong.  The loss of a pair,
+l(u) = -log sigmoid(u), becomes
 
     cDPO     (1-e) l(u) + e l(-u)                 least at u = log((1-e)/e), so certainty is capped
     robust   ((1-e) l(u) - e l(-u)) / (1-2e)      its mean over flipped labels is l(u) on true ones
-                                                  (Chowdhury et al. 2024, arxiv.org/abs/2403.00409, eq. 11)
+                                    (Chowdhury et al. 2024, arxiv.org/abs/2403.00409, eq. 11)
 
     cDPO     dL/du = -((1-e) sigmoid(-u) - e sigmoid(u)) / B
     robust   dL/du = -((1-e) sigmoid(-u) + e sigmoid(u)) / ((1-2e) B)
 
-Watch `logps/chosen` and `drift/chosen`, its distance from the reference: the loss asks only for a
-growing gap, and both answers may fall.  With the usual beta of 0.1 they do so here until answers are no
-words any more; a beta of 1 keeps them.  `--likeliest 0.95` drops the pairs whose chosen answer has the
-highest perplexity under the reference, as off its distribution (survey sec. 3.2.6).
+Watch `logps/chosen` and `drift/chosen`, its distance from the reference.  The loss asks only for a
+growing gap, so both answers may become less likely.  With the usual beta of 0.1 they do so here
+until answers are no longer words.  With a beta of 1 they stay words.  `--likeliest 0.95` drops the
+pairs whose chosen answer has the highest perplexity under the reference: such an answer is off the
+reference's distribution (survey sec. 3.2.6).
 
-Where we differ from the paper: unless --data has pairs, they are sampled from the starting policy at
-every step and labelled by the task's reward, so none is used twice.
+Where we differ from the paper: without pairs in --data, every step samples pairs from the starting
+policy and labels them by the task's reward.  So no pair is used twice.
 """
 
 from dataclasses import dataclass
@@ -50,12 +53,12 @@ class Config(Bounded):
     steps: int = 150            # gradient steps
     pairs: int = 64             # prompts with two answers each per step (B, less ties)
     temperature: float = 1.0    # sampling temperature of the answers (tau)
-    beta: float = 1.0           # how closely the policy stays by the reference (beta)
+    beta: float = 1.0           # how close the policy stays to the reference (beta)
     label_smoothing: float = 0.0  # share of the labels taken to be wrong (e), below 0.5
-    robust: bool = False        # with flip: undo the flips on average instead of smoothing (cDPO)
+    robust: bool = False        # undo the flipped labels on average instead of smoothing (cDPO)
     likeliest: float = 1.0      # share of the pairs kept, those whose chosen answer is likeliest
     lr: float = 5e-5            # learning rate (eta)
-    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+    max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
     LIMITS = {"beta": "> 0", "label_smoothing": ">= 0, <= 0.49", "likeliest": "> 0, <= 1"}
 
@@ -66,23 +69,27 @@ def lead(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, beta):
 
 
 @shapes(logp_w="B T", logp_l="B S", ref_w="B T", ref_l="B S", mask_w="B T", mask_l="B S")
-def loss(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, *, beta, label_smoothing=0.0, robust=False, count):
+def loss(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, *, beta, label_smoothing=0.0,
+         robust=False, count):
     """Log-probs, the reference's, and masks of chosen (w) and rejected (l) answers; count = B
 
     ->  scalar loss, metrics that add up
     """
     u = lead(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, beta)
     right, wrong = (-torch.nn.functional.logsigmoid(sign * u).sum() / count for sign in (1, -1))
-    value = (1 - label_smoothing) * right + (-label_smoothing if robust else label_smoothing) * wrong
+    value = ((1 - label_smoothing) * right
+             + (-label_smoothing if robust else label_smoothing) * wrong)
     if robust:
         value = value / (1 - 2 * label_smoothing)
     return value, {"loss": value.detach(), **margins(u, count)}
 
 
-def loss_grad(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, *, beta, label_smoothing=0.0, robust=False, count):
+def loss_grad(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, *, beta, label_smoothing=0.0,
+              robust=False, count):
     """The derivative of `loss`: {"logp_w": (b, T), "logp_l": (b, S)}."""
     u = lead(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, beta)
-    slope = (1 - label_smoothing) * torch.sigmoid(-u) + (label_smoothing if robust else -label_smoothing) * torch.sigmoid(u)
+    slope = ((1 - label_smoothing) * torch.sigmoid(-u)
+             + (label_smoothing if robust else -label_smoothing) * torch.sigmoid(u))
     push = beta * slope[:, None] / (count * (1 - 2 * label_smoothing if robust else 1))    # (b, 1)
     return {"logp_w": -push * mask_w, "logp_l": push * mask_l}
 
@@ -94,7 +101,7 @@ def margins(lead, count):
 
 
 def measure(run, splits, cfg):
-    """Win rate against the starting policy; on a file's pairs, how the implied reward ranks them."""
+    """Win rate against the starting policy; on a file's pairs, the implied reward's ranking."""
     return scorers.report_policy(run, splits, cfg.beta)
 
 
@@ -105,10 +112,10 @@ def train(run, cfg, label=by_reward):
 
 
 def learn(run, cfg, data, objective):
-    """The loop of DPO and, each with its own objective, of its relatives.
+    """The training loop of DPO and its relatives, which differ in the objective.
 
-    objective(logp_w, logp_l, [ref_w, ref_l,] mask_w, mask_l, count=B) -> scalar, metrics; it is given
-    the reference's log-probs where `data` comes with them.
+    objective(logp_w, logp_l, [ref_w, ref_l,] mask_w, mask_l, count=B) -> scalar, metrics.  It gets
+    the reference's log-probs only where `data` has them.
     """
     policy = run.policy
     logged = [f"{kind}/{side}" for kind in (("logps", "drift") if data.reference else ("logps",))
@@ -143,6 +150,6 @@ def remark(lines):
                         for side in ("chosen", "rejected"))
     if chosen >= 0:
         return ""
-    return (f"The chosen answers became less likely than under the starting policy, by {-chosen:.1f} "
-            "nats each: the loss asks only that they gain on the rejected ones, which moved by "
-            f"{rejected:+.1f}.")
+    return (f"The chosen answers became less likely than under the starting policy, by "
+            f"{-chosen:.1f} nats each: the loss asks only that they gain on the rejected ones, "
+            f"which moved by {rejected:+.1f}.")

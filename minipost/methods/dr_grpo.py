@@ -1,8 +1,8 @@
 """Dr. GRPO: GRPO done right (Liu et al. 2025, arxiv.org/abs/2503.20783).
 
-Two divisions of GRPO bias its gradient: by the group's standard deviation, which gives very easy
-and very hard prompts more weight, and by the answer's length, which favours long wrong answers.
-Without them
+Two divisions bias GRPO's gradient.  Division by the group's standard deviation gives very easy and
+very hard prompts more weight.  Division by the answer's length favours long wrong answers.  Without
+both
 
     A_i = r_i - mean(r)                                                       (sec. 3.2)
     L   = -1/(B L_max) sum_i sum_t min(rho_t A_i, clip(rho_t, 1-eps, 1+eps) A_i)
@@ -40,7 +40,7 @@ class Config(Bounded):
     epochs: int = 1             # passes over each rollout (mu)
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
     lr: float = 2e-4            # learning rate (eta)
-    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+    max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
     LIMITS = {"group_size": ">= 2"}
 
@@ -71,10 +71,11 @@ def train(run, cfg):
         problems = run.problems(cfg.prompts)
         rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
-        adv = ops.group_centred(reward, cfg.group_size).flatten()                         # (B,)
+        adv = ops.group_centred(reward, cfg.group_size).flatten()           # (B,)
 
         meter, updates = Meter("loss", "entropy", "clip_ratio"), []
-        for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs, run.rng("order")):
+        for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,
+                                run.rng("order")):
             live = [row for row in rows if adv[row] != 0]
             seen = max(1, int(rollout.mask[live].sum()))
             for i in run.micro_batches(live, rollout.lengths):

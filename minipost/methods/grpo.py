@@ -1,6 +1,7 @@
 """GRPO: Group Relative Policy Optimization (Shao et al. 2024, arxiv.org/abs/2402.03300).
 
-Ask for G answers to each prompt; an answer is as good as it beats its siblings, so no critic:
+Sample G answers to each prompt.  An answer's advantage is its lead over its siblings, so GRPO needs
+no critic:
 
     A_i = (r_i - mean(r)) / (std(r) + 1e-4)                  one number per answer     (sec. 4.1.2)
     L   = -(1/N) sum_t min(rho_t A, clip(rho_t, 1-eps, 1+eps) A) + beta/N sum_t KL_t       (eq. 3)
@@ -11,10 +12,10 @@ starting policy.  By hand:
     dL/dlogp_t = -rho_t A / N   where the clip is not active, else 0
     dL/dKL_t   =  beta / N,     and for the exact KL  dKL_t/dz = p (log p/q - KL_t)
 
-Where we differ from the paper: the mean is over tokens of the whole gradient step, not over answers
-and then tokens, so a long answer is not diluted (DAPO, arxiv.org/abs/2503.14476, sec. 3.3); the
-KL is exact over the vocabulary (`--kl exact`), because the paper's k3 estimate (`--kl k3`), used as
-a loss, descends KL(ref || pi) instead of KL(pi || ref).  With beta = 0 no reference is kept, and
+Where we differ from the paper: the mean is over the tokens of the whole gradient step, not over
+answers and then tokens, so a long answer is not diluted (DAPO, arxiv.org/abs/2503.14476, sec. 3.3).
+The KL is exact over the vocabulary (`--kl exact`).  The paper's k3 estimate (`--kl k3`), used as a
+loss, descends KL(ref || pi) instead of KL(pi || ref).  With beta = 0 no reference is kept, and
 answers whose group ties are not trained on: their gradient is exactly zero.
 """
 
@@ -55,7 +56,7 @@ class Config(Bounded):
     beta: float = 0.01          # weight of the KL to the starting policy (beta)
     kl: Literal["exact", "k3"] = "exact"  # over the whole vocabulary, or Schulman's estimate
     lr: float = 2e-4            # learning rate (eta)
-    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+    max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
     LIMITS = {"group_size": ">= 2"}
 
@@ -98,17 +99,18 @@ def train(run, cfg):
         problems = run.problems(cfg.prompts)
         rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
-        adv = ops.group_normalised(reward, cfg.group_size)                           # (B,)
+        adv = ops.group_normalised(reward, cfg.group_size)                  # (B,)
 
         meter, updates = Meter("loss", "kl", "entropy", "clip_ratio"), []
-        for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs, run.rng("order")):
+        for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,
+                                run.rng("order")):
             count = int(rollout.mask[rows].sum())
             live = rows if cfg.beta else [row for row in rows if adv[row] != 0]
             seen = max(1, int(rollout.mask[live].sum()))
             for i in run.micro_batches(live, rollout.lengths):
                 batch, gain = rollout.take(i, adv)
                 logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
-                kl = divergence(cfg, reference, batch, logp, logp_all)           # (B, T)
+                kl = divergence(cfg, reference, batch, logp, logp_all)      # (B, T)
                 value, stats = loss(logp, batch.logp, kl, gain, batch.mask,
                                     clip=cfg.clip, beta=cfg.beta, count=count)
                 value.backward()

@@ -1,14 +1,14 @@
 """IPO: Identity Preference Optimization (Azar et al. 2023, arxiv.org/abs/2310.12036).
 
-Where a preference is certain, DPO's gap has no end: log sigmoid always asks for more.  IPO asks for a
-gap of one size.  With h = sum_t log pi/ref of an answer
+Where a preference is certain, DPO's gap grows without end: log sigmoid always asks for more.  IPO
+asks for a gap of one size.  With h = sum_t log pi/ref of an answer
 
     L = (1/B) sum (h_w - h_l - 1/(2 tau))^2                                          (eq. 17)
 
     dL/dlogp_t = +2 (h_w - h_l - 1/(2 tau)) / B on the chosen answer, minus that on the rejected
 
-The loop is that of methods/dpo.py; what differs is the loss.  Here h is a sum as in the paper; libraries that take the mean over tokens need a tau as many times larger as
-answers are long.
+The loop is that of methods/dpo.py; only the loss differs.  Here h is a sum, as in the paper.
+Libraries that take the mean over tokens need a tau larger by a factor of the answers' length.
 """
 
 from dataclasses import dataclass
@@ -32,10 +32,10 @@ class Config(Bounded):
     steps: int = 150            # gradient steps
     pairs: int = 64             # prompts with two answers each per step (B, less ties)
     temperature: float = 1.0    # sampling temperature of the answers
-    tau: float = 0.1  # how closely the policy stays by the reference; the gap is 1/(2 tau) nats
+    tau: float = 0.1            # closeness to the reference (tau); the gap is 1/(2 tau) nats
     likeliest: float = 1.0      # share of the pairs kept, those whose chosen answer is likeliest
     lr: float = 1e-4            # learning rate (eta)
-    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+    max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
     LIMITS = {"tau": "> 0", "likeliest": "> 0, <= 1"}
 
@@ -61,7 +61,7 @@ def loss_grad(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, *, tau, count):
 
 
 def measure(run, splits, cfg):
-    """Win rate against the starting policy; on a file's pairs, how the implied reward ranks them."""
+    """Win rate against the starting policy; on a file's pairs, the implied reward's ranking."""
     return scorers.report_policy(run, splits, cfg.tau)
 
 

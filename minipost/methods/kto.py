@@ -1,21 +1,21 @@
 """KTO: Kahneman-Tversky Optimization (Ethayarajh et al. 2024, arxiv.org/abs/2402.01306).
 
-No pairs: every answer is called good or bad by itself.  A person feels what an answer is worth
-against what could be expected, and feels a loss more than a gain.  With h = sum_t log pi/ref of an
-answer and z0 an estimate of KL(pi || ref), which has no gradient,
+KTO needs no pairs: each answer is called good or bad by itself.  A person judges an answer against
+what could be expected, and feels a loss more than a gain.  With h = sum_t log pi/ref of an answer
+and z0 an estimate of KL(pi || ref) that has no gradient
 
     v = sigmoid(beta (h - z0)) if good, sigmoid(beta (z0 - h)) if bad
     L = (1/B) sum w (1 - v),    w = good_weight or bad_weight                        (eq. 8)
 
     dL/dlogp_t = -w beta v (1 - v) / B if good, +w beta v (1 - v) / B if bad
 
-z0 is max(0, mean of h) over answers put to the wrong prompts: row i's prompt with row i+1's answer
-(sec. 4.1).  It is the same for the whole step, so a batch needs both kinds of answers only for its
-direction, not to be defined.
+z0 is max(0, mean of h) over mismatched rows: row i's prompt with row i+1's answer (sec. 4.1).  All
+answers of a step share one z0.  So the loss is defined even for a batch of one kind of answers, but
+its direction needs both kinds.
 
-Where we differ from the paper: unless --data has rows with a `label`, or pairs, whose sides are taken
-apart, answers are sampled from the starting policy and those with more than the step's mean reward are
-good.
+Where we differ from the paper: without labels or pairs in --data, answers are sampled from the
+starting policy, and those with more than the step's mean reward are good.  --data may have rows
+with a `label`, or pairs, which are taken apart into a good and a bad answer.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,8 @@ from minipost.rollout import logprobs, pack
 TASK = "wording"
 METRIC = "win rate"
 PROOF = [dict(config=dict(batch_size=2, beta=0.3), rows=2, loss="kto_loss",
-              why="its z0 is a mean over answers of ref, cut at 0; KL(pi || ref) is one over those of pi")]
+              why="its z0 is a mean over answers of ref, cut at 0; KL(pi || ref) is one over those "
+                  "of pi")]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Config(Bounded):
     good_weight: float = 1.0    # weight of good answers (lambda_D)
     bad_weight: float = 1.0     # weight of bad answers (lambda_U)
     lr: float = 5e-5            # learning rate (eta)
-    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+    max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
     LIMITS = {"batch_size": ">= 2", "beta": "> 0"}
 
@@ -73,8 +74,10 @@ def loss_grad(logp, logp_ref, mask, good, *, z0, beta, good_weight, bad_weight, 
 
 
 def measure(run, splits, cfg):
-    """Win rate against the starting policy; on a file's labels how often the log-ratio has their
-    sign, on its pairs how it ranks them."""
+    """Win rate against the starting policy; on a file's pairs, the implied reward's ranking.
+
+    On a file's labels: how often the log-ratio has the sign of the label.
+    """
     if not all("label" in problems[0].columns for problems in splits.values()):
         return scorers.report_policy(run, splits, cfg.beta)
     policy, reference, found = run.policy.module, run.reference(), {}
@@ -93,7 +96,8 @@ def draw(run, cfg, reference):
     first = run.problems(1)[0].columns
     if "chosen" in first:
         rows = [(p.prompt, p.columns[side], side == "chosen")
-                for p in run.problems(max(1, cfg.batch_size // 2)) for side in ("chosen", "rejected")]
+                for p in run.problems(max(1, cfg.batch_size // 2))
+                for side in ("chosen", "rejected")]
     elif "label" in first:
         rows = [(p.prompt, p.columns["completion"], p.columns["label"])
                 for p in run.problems(cfg.batch_size)]

@@ -1,15 +1,15 @@
-"""mDPO: preferences between sets of answers (Wang et al. 2024, arxiv.org/abs/2410.12138; survey 3.2.9).
+"""mDPO: preferences between sets of answers (Wang et al. 2024, arxiv.org/abs/2410.12138).
 
-How varied or how even answers are shows only in several of them.  So two sets of K answers to a prompt
-are compared, and the mean of a set's log-ratios takes the place of one answer's in DPO.  With
-h = sum_t log pi/ref of an answer
+One answer does not show how varied or how even answers are.  So two sets of K answers to a prompt
+are compared (survey sec. 3.2.9).  The mean log-ratio of a set takes the place of one answer's
+log-ratio in DPO.  With h = sum_t log pi/ref of an answer
 
     u = beta ( mean of h over the better set - mean of h over the worse )
     L = -(1/B) sum log sigmoid(u)                                                     (eq. 5)
 
     dL/dlogp_t = -beta sigmoid(-u) / (K B) on the better set, +beta sigmoid(-u) / (K B) on the worse
 
-With K = 1 this is DPO.  Sets are compared by the mean of the task's reward over each.
+With K = 1 this is DPO.  The better set has the higher mean of the task's reward.
 """
 
 from dataclasses import dataclass
@@ -36,9 +36,9 @@ class Config(Bounded):
     prompts: int = 32           # prompts with two sets each per step (B, less ties)
     group_size: int = 2         # answers in a set (K)
     temperature: float = 1.0    # sampling temperature of the answers
-    beta: float = 1.0           # how closely the policy stays by the reference (beta)
+    beta: float = 1.0           # how close the policy stays to the reference (beta)
     lr: float = 5e-5            # learning rate (eta)
-    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+    max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
     LIMITS = {"beta": "> 0"}
 
@@ -62,7 +62,8 @@ def loss(logp, logp_ref, mask, *, beta, group_size, count):
 
 def loss_grad(logp, logp_ref, mask, *, beta, group_size, count):
     """The derivative of `loss`: {"logp": (2Kb, T)}."""
-    push = beta * torch.sigmoid(-lead(logp, logp_ref, mask, beta, group_size)) / (group_size * count)
+    push = (beta * torch.sigmoid(-lead(logp, logp_ref, mask, beta, group_size))
+            / (group_size * count))
     sides = torch.stack([-push, push], 1).repeat_interleave(group_size, 1)     # (b, 2K)
     return {"logp": sides.view(-1, 1) * mask}
 

@@ -1,10 +1,10 @@
-"""OREO: Offline REasoning Optimization (Wang et al. 2024, arxiv.org/abs/2412.16145; survey sec. 3.2.7).
+"""OREO: Offline REasoning Optimization (Wang et al. 2024, arxiv.org/abs/2412.16145).
 
 Reward less beta KL(pi || ref) is greatest at a policy and a value that satisfy the soft Bellman
-equation on every trajectory, whoever made it (theorems 1 and 2): with l = log pi/ref and the reward R at the
-end, V(s_t) = R - beta sum_(i>=t) l_i.  So policy and value learn from one fixed set of answers, right
-and wrong, by making the residual of each state small.  A state begins an action; with K of them in an
-answer, action k being the tokens from t_k up to t_(k+1),
+equation on every trajectory, whoever made it (theorems 1 and 2; survey sec. 3.2.7).  With
+l = log pi/ref and the reward R at the end, V(s_t) = R - beta sum_(i>=t) l_i.  So policy and value
+learn from one fixed set of answers, right and wrong, by making the residual of each state small.  A
+state begins an action.  An answer has K actions.  Action k is the tokens from t_k up to t_(k+1):
 
     d_k = V(s_(t_k)) + beta sum_(i >= t_k) l_i - R
 
@@ -15,19 +15,21 @@ answer, action k being the tokens from t_k up to t_(k+1),
     dL/dV_(t_k) = 2 d_k / (K B)     dL/dlogp_t = 2 beta d_k / (K B), t in action k
     dL/dKL_t = alpha / (T B)
 
-The survey prints L_pi without the l of later actions; the optimum does not satisfy that.
+The survey prints L_pi without the l of later actions.  The optimum does not satisfy that form.
 
-An action is a token, a step, which ends in the task's `step_end`, or the whole response (`--level`,
-eq. 10).  Among the steps EOS is an action of its own, so that V learns what a finished answer is worth.
-V is a nano-GPT of its own that starts as the policy with a head of zeros; both are updated from one
-forward pass, each on the other as it was.  KL is exact over the vocabulary.
+`--level` says what an action is: a token, a step or the whole response (eq. 10).  A step ends in
+the task's `step_end`.  At the level of steps EOS is an action of its own, so V learns what a
+finished answer is worth.  V is a nano-GPT of its own that starts as the policy with a head of
+zeros.  One forward pass serves both updates, so each uses the other model as it was before.  KL is
+exact over the vocabulary.
 
-At test time V guides a beam search over the policy's steps (test_time/beam.py), for which it reads
-the prompt and the answer so far, without an EOS: the last state of an answer that it was taught.  At
-the level of responses it was taught the first state alone and guides nothing.
+At test time V guides a beam search over the policy's steps (test_time/beam.py).  It reads the
+prompt and the answer so far, without an EOS.  For a whole answer that is the last state on which V
+was trained.  At the level of responses V is trained on the first state alone and guides nothing.
 
-With `--iterations` the policy answers anew at the start of each part of the run; the reference stays
-the first one, so the optimum stays the same.  With --data, rows of `completion` and `reward` are the answers.
+With `--iterations` the policy samples new answers at the start of each part of the run.  The
+reference stays the first policy, so the optimum stays the same.  With --data the answers are rows
+of `completion` and `reward`.
 """
 
 import copy
@@ -51,8 +53,8 @@ from minipost.test_time import beam
 TASK = "countdown"
 METRIC = "sampled"
 EXPORTS = {"policy": "model", "critic": "critic"}
-PROOF = [dict(config=dict(prompts=1, group_size=1, batch_size=1, level="response", beta=0.3), rows=1,
-              loss="path_consistency", factor=1.0)]
+PROOF = [dict(config=dict(prompts=1, group_size=1, batch_size=1, level="response", beta=0.3),
+              rows=1, loss="path_consistency", factor=1.0)]
 
 
 @dataclass(frozen=True)
@@ -60,20 +62,20 @@ class Config(Bounded):
     """Policy and value from one fixed set of answers with rewards, by soft Bellman consistency."""
 
     steps: int = 200            # gradient steps
-    prompts: int = 512  # problems that are answered before learning, unless --data has answers
-    group_size: int = 8         # answers to each
-    iterations: int = 1         # how often they are answered anew, by the policy as it is then
+    prompts: int = 512          # problems answered before learning, unless --data has answers
+    group_size: int = 8         # answers per problem
+    iterations: int = 1         # parts of the run, each with new answers by the policy
     batch_size: int = 64        # answers per gradient step (B)
     temperature: float = 1.0    # sampling temperature of the answers
     level: Literal["token", "step", "response"] = "step"  # what an action is
     beta: float = 0.05          # price of leaving the reference (beta)
     alpha: float = 0.1          # weight of the KL regulariser (alpha)
     lr: float = 2e-4            # peak learning rate of the policy (eta); it ends at zero
-    critic_lr: float = 5e-4     # the same of the value
+    critic_lr: float = 5e-4     # peak learning rate of the value; it ends at zero
     warmup_steps: int = 10      # steps over which the learning rates climb to their peaks
-    max_grad_norm: float = 1.0  # a gradient is shortened to this norm
+    max_grad_norm: float = 1.0  # each gradient is clipped to this norm
     width: int = 4              # beams of the search that measures the value
-    tries: int = 4              # samples to go on with each of them
+    tries: int = 4              # samples that continue each beam
 
     LIMITS = {"beta": "> 0"}
 
@@ -85,7 +87,7 @@ def of_action(x, starts):
 
 
 def residuals(logp, value, logp_held, value_held, logp_ref, reward, mask, starts, beta):
-    """d_k as the policy's equation and as the value's, where actions start, else 0.  (b, T) twice"""
+    """d_k in the policy's loss and in the value's, where actions start, else 0.  (b, T) twice"""
     ratio, ratio_held = ((x - logp_ref).where(mask, 0.0) for x in (logp, logp_held))
     rest = ratio_held.flip(1).cumsum(1).flip(1)             # of this token and all that follow
     later = rest - of_action(ratio_held, starts)
@@ -98,7 +100,7 @@ def residuals(logp, value, logp_held, value_held, logp_ref, reward, mask, starts
         reward="B", mask="B T", starts="B T")
 def loss(logp, value, kl, logp_held, value_held, logp_ref, reward, mask, starts, *, beta, alpha,
          count):
-    """reward (b,), mask and starts (b, T) bool, the rest (b, T); count = B  ->  scalar loss, metrics
+    """reward (b,), the rest (b, T), mask and starts bool; count = B  ->  scalar loss, metrics
 
     logp_held and value_held are logp and value without a gradient.
     """
@@ -111,8 +113,8 @@ def loss(logp, value, kl, logp_held, value_held, logp_ref, reward, mask, starts,
     return total, {"loss": total.detach(), "residual": l_value.detach()}
 
 
-def loss_grad(logp, value, kl, logp_held, value_held, logp_ref, reward, mask, starts, *, beta, alpha,
-              count):
+def loss_grad(logp, value, kl, logp_held, value_held, logp_ref, reward, mask, starts, *, beta,
+              alpha, count):
     """The derivative of `loss`: {"logp": (b, T), "value": (b, T), "kl": (b, T)}."""
     for_policy, for_value = residuals(logp, value, logp_held, value_held, logp_ref, reward, mask,
                                       starts, beta)
@@ -140,13 +142,16 @@ def starts(run, seqs, level):
 
 
 def learner(run):
-    """The learner of V, a directory beside the policy's when it is saved."""
+    """The learner of V, which is saved in a directory beside the policy's."""
     return run.learner("critic", lambda: RewardModel(copy.deepcopy(run.policy.module)))
 
 
 def measure(run, splits, cfg):
-    """The policy greedy, sampled and searched with V; on a file's rewards, whether V(s_0) + beta
-    sum l, the reward that policy and value imply, is on the right side of a half."""
+    """The policy's results, greedy, sampled and by a beam search that V guides.
+
+    On a file's rewards: how often V(s_0) + beta sum l, the reward that policy and value imply, is
+    on the right side of 1/2.
+    """
     critic = learner(run).module
     if all(stated(problems[0]) for problems in splits.values()):
         return {split: outcomes(run, problems, cfg, critic)
@@ -206,10 +211,9 @@ def train(run, cfg):
                                 part.mask, here, beta=cfg.beta, alpha=cfg.alpha, count=len(batch))
             total.backward()
             meter.add(**stats, kl=kl.detach().sum() / tokens)
-        rates = [cosine(peak, run.step, cfg.steps, cfg.warmup_steps) for peak in (cfg.lr, cfg.critic_lr)]
+        rates = [cosine(peak, run.step, cfg.steps, cfg.warmup_steps)
+                 for peak in (cfg.lr, cfg.critic_lr)]
         norms = [each.step(rate, cfg.max_grad_norm)
                  for each, rate in zip((policy, critic), rates)]
         yield {**meter.means(), "reward": float(reward.mean()), "grad_norm": norms[0],
                "critic_grad_norm": norms[1], "learning_rate": rates[0]}
-
-

@@ -8,15 +8,17 @@ right answer and 0 for a wrong one, the loss is the binary cross-entropy
 
     dL/ds = (sigmoid(s) - y) / B
 
-Unlike scores from pairs these have a zero of their own.  Of two answers one of which is right, the
-first is with chance sigmoid(s_1 - s_2), so pair accuracy and calibration mean what they do there.
+Unlike scores from pairs, these have a zero of their own.  If exactly one of two answers is right,
+it is the first with chance sigmoid(s_1 - s_2).  So pair accuracy and calibration mean the same as
+for scores from pairs.
 
-One number per answer says little about where it went wrong: moves of countdown, whose last line shows
-whether the target was met, are judged after a minute; six-term sums, of which any step may be
-the wrong one, are not (methods/prm.py, told of every step, judges them in less).
+One number per answer says little about where the answer went wrong.  In countdown the last line
+shows whether the target was met, and the model judges answers after a minute.  In six-term sums any
+step may be the wrong one, and a minute is not enough.  methods/prm.py is told of every step and
+judges those in less.
 
-Where we differ from the paper: the score stands on the last token alone, not on every one; there is
-no language-model loss beside it; and answers are drawn afresh at every step, so none is seen twice.
+Where we differ from the paper: the score stands on the last token alone, not on every one.  There
+is no language-model loss beside it.  Every step samples new answers, so none is seen twice.
 """
 
 from dataclasses import dataclass
@@ -49,7 +51,7 @@ class Config(Bounded):
     temperature: float = 1.3    # sampling temperature of the answers (tau)
     lr: float = 5e-4            # peak learning rate (eta); it ends at zero
     warmup_steps: int = 20      # steps over which the learning rate climbs to its peak
-    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+    max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
 
 @shapes(score="B", right="B")
@@ -63,6 +65,7 @@ def loss(score, right, *, count):
 def loss_grad(score, right, *, count):
     """The derivative of `loss`: {"score": (b,)}."""
     return {"score": (torch.sigmoid(score) - right) / count}
+
 
 def outcomes(run, problems, rollout):
     """The reward of every row, which must be a chance that it is right.  (B,)"""

@@ -1,8 +1,9 @@
-"""ORPO: Odds Ratio Preference Optimization (Hong et al. 2024, arxiv.org/abs/2403.07691; survey 3.2.1).
+"""ORPO: Odds Ratio Preference Optimization (Hong et al. 2024, arxiv.org/abs/2403.07691).
 
-Fine-tuning on chosen answers also makes rejected ones likelier, for they look alike.  ORPO adds to
-that loss a term on the odds of the two, and so needs neither a stage before it nor a reference.  With
-l = (1/|y|) sum_t log pi(y_t), P = exp(l) and log odds(P) = l - log(1 - P)
+Fine-tuning on chosen answers also makes rejected ones likelier, because they look alike.  ORPO adds
+to that loss a term on the odds of the two (survey sec. 3.2.1).  So it needs neither an earlier
+stage nor a reference.  With l = (1/|y|) sum_t log pi(y_t), P = exp(l) and
+log odds(P) = l - log(1 - P)
 
     D = log odds(P_w) - log odds(P_l)
     L = -(1/B) sum [ l_w + lam log sigmoid(D) ]                                  (eqs. 6 and 7)
@@ -10,9 +11,10 @@ l = (1/|y|) sum_t log pi(y_t), P = exp(l) and log odds(P) = l - log(1 - P)
     dL/dl_w = -(1 + lam sigmoid(-D) / (1 - P_w)) / B,    dL/dl_l = +lam sigmoid(-D) / ((1 - P_l) B)
     dL/dlogp_t = dL/dl / |y|
 
-log(1 - exp l) is taken by expm1 where l is near 0: at the character level some answers are nearly
-certain, and log1p(-exp l) would be -inf there.  An answer of probability exactly 1 has infinite odds;
-l is held below -1e-6.  The likelihood is of the answer alone, not of the prompt as in the authors' code.
+Where l is near 0, log(1 - exp l) is computed by expm1.  At the character level some answers are
+nearly certain, and log1p(-exp l) would be -inf there.  An answer of probability exactly 1 has
+infinite odds, so l is clamped to at most -1e-6.  The likelihood is of the answer alone; the
+authors' code includes the prompt.
 """
 
 from dataclasses import dataclass
@@ -43,7 +45,7 @@ class Config(Bounded):
     lam: float = 3.0            # weight of the odds ratio (lambda)
     likeliest: float = 1.0      # share of the pairs kept, those whose chosen answer is likeliest
     lr: float = 2e-4            # learning rate (eta)
-    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+    max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
     LIMITS = {"likeliest": "> 0, <= 1"}
 

@@ -1,19 +1,18 @@
 """Plackett-Luce reward model: rankings of K answers instead of pairs (survey sec. 3.1-II).
 
-Whoever ranks is taken to pick the best answer, then the best of the rest, and so on, each with a
-probability proportional to exp(score) among those left (Luce 1959; Plackett 1975).  With s_1 .. s_K
-the scores of one prompt's answers from best to worst
+The ranker is assumed to pick the best answer, then the best of the rest, and so on.  It picks each
+with a probability proportional to exp(score) among those left (Luce 1959; Plackett 1975).  With
+s_1 .. s_K the scores of one prompt's answers from best to worst
 
     L = -(1/B) sum over rankings  sum_k [ s_k - log sum_(j>=k) exp s_j ]            k = 1 .. K-1
 
     dL/ds_j = ( sum_(k<=j) exp s_j / sum_(i>=k) exp s_i  -  1 ) / B                 k = 1 .. K
 
-The term k = K is zero in both, for a single answer is left.  With K = 2 this is Bradley-Terry
+The term k = K is zero in both, because one answer is left.  With K = 2 this is Bradley-Terry
 (methods/reward.py).  A ranking fixes the scores up to one number per prompt, as pairs do.
 
-Answers of equal reward are ranked by chance, and a prompt whose answers all tie is left out.  The
-`noise` of a task turns whole rankings round.  --data FILE goes over the file's pairs, which are
-rankings of two.
+Answers of equal reward are ranked at random.  A prompt whose answers all tie is left out.  A task's
+`noise` reverses whole rankings.  --data FILE goes over the file's pairs, which are rankings of two.
 """
 
 from dataclasses import dataclass
@@ -47,7 +46,7 @@ class Config(Bounded):
     temperature: float = 1.0    # sampling temperature of the answers (tau)
     lr: float = 1e-3            # peak learning rate (eta); it ends at zero
     warmup_steps: int = 20      # steps over which the learning rate climbs to its peak
-    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+    max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
     LIMITS = {"group_size": ">= 2"}
 
@@ -73,6 +72,7 @@ def loss_grad(scores, *, count):
     chance = (scores[:, None, :] - left(scores)[:, :, None]).exp()          # (b, k, j)
     return {"scores": (chance.triu().sum(1) - 1) / count}
 
+
 def rank(reward, rng, noise=0.0):
     """Each prompt's answers from best to worst, None where all tie.  (P, K) -> P lists of K"""
     found = []
@@ -84,7 +84,7 @@ def rank(reward, rng, noise=0.0):
 
 
 def draw_rankings(run, cfg):
-    """This step's rankings as K Sequences: a row's best answers stand in the first of them."""
+    """This step's rankings as K Sequences: the first holds the best answer to every prompt."""
     problems, pairs = preferences.step_pairs(run, cfg.prompts)
     if pairs is not None:
         return [pairs.chosen, pairs.rejected]

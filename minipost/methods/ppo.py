@@ -1,7 +1,7 @@
-"""PPO: Proximal Policy Optimization (Schulman et al. 2017, arxiv.org/abs/1707.06347), and RLHF whole.
+"""PPO: Proximal Policy Optimization (Schulman et al. 2017, arxiv.org/abs/1707.06347), and RLHF.
 
-One answer is an episode, one token an action.  The score s comes at the last token, and every token
-pays for leaving the reference (Ziegler et al. 2019, arxiv.org/abs/1909.08593, eq. 2):
+One answer is an episode, one token is an action.  The score s comes at the last token, and every
+token pays for leaving the reference (Ziegler et al. 2019, arxiv.org/abs/1909.08593, eq. 2):
 
     r_t = -beta (logp_t - logp_ref_t) + [t last] s
     A   = GAE(r, V; gamma, lam),    R = A + V,    then A is whitened over the rollout (R never is)
@@ -12,16 +12,17 @@ pays for leaving the reference (Ziegler et al. 2019, arxiv.org/abs/1909.08593, e
     dL/dlogp_t = -rho_t A_t / N   where the clip is not active, else 0
     dL/dV_t    = (V_t - R_t) / N  where the clip is not active or changes nothing, else 0
 
-The critic V is a nano-GPT of its own that starts as the policy with a head of zeros.  beta is fixed,
-or (`--control adaptive`, Ziegler et al. sec. 2.2) moves so that the KL per answer meets a target:
+The critic V is a nano-GPT of its own that starts as the policy with a head of zeros.  beta is
+fixed, or with `--control adaptive` it moves so that the KL per answer meets a target (Ziegler et
+al. sec. 2.2):
 
     beta <- beta (1 + clip(KL / target - 1, +-0.2) n / horizon)                     n answers
 
-RLHF whole (Ouyang et al. 2022, arxiv.org/abs/2203.02155; survey sec. 3.2.3) is what happens on a task
-whose reward is hidden, such as `wording`: supervised fine-tuning on demonstrations, a reward model
-from labelled pairs, then PPO against its score, which is why this file may call those two methods.
-With any other task, with --reward or with --reward-model, PPO starts at once.  `kl` in the metrics
-is exact over the vocabulary; `gold` is the hidden reward, which nothing here learns from.
+On a task with a hidden reward, such as `wording`, all of RLHF runs (Ouyang et al. 2022,
+arxiv.org/abs/2203.02155; survey sec. 3.2.3): supervised fine-tuning on demonstrations, a reward
+model from labelled pairs, then PPO against its score.  That is why this file may call those two
+methods.  On any other task, with --reward or with --reward-model, PPO starts at once.  The metric
+`kl` is exact over the vocabulary.  `gold` is the hidden reward; nothing here learns from it.
 """
 
 import copy
@@ -59,17 +60,17 @@ class Config(Bounded):
     minibatch_size: int = 64    # answers per gradient step
     epochs: int = 2             # passes over each rollout
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
-    value_clip: float = 0.2     # how far a value may go from its old one before its pull stops (c)
+    value_clip: float = 0.2     # how far a value may move before its gradient stops (c)
     gamma: float = 1.0          # discount (gamma)
     lam: float = 0.95           # GAE: 0 trusts the critic, 1 the rewards (lambda)
     beta: float = 0.05          # price of a nat of KL to the reference, at first (beta)
     control: Literal["fixed", "adaptive"] = "fixed"  # whether beta moves
     kl_target: float = 6.0      # KL per answer in nats that an adaptive beta steers to
     horizon: int = 10_000       # answers over which an adaptive beta moves by its whole error
-    missing_eos: float = 1.0    # taken from the score of an answer that was cut off
+    missing_eos: float = 1.0    # penalty on the score of an answer that was cut off
     lr: float = 1e-4            # learning rate of the policy (eta)
     critic_lr: float = 5e-4     # learning rate of the critic
-    max_grad_norm: float = 1.0  # both gradients are shortened to this norm
+    max_grad_norm: float = 1.0  # both gradients are clipped to this norm
     sft_steps: int = 60         # with a hidden reward: steps of supervised fine-tuning first
     reward_steps: int = 150     # with a hidden reward: steps of the reward model, 64 pairs each
 
@@ -107,12 +108,12 @@ def loss_grad(logp, value, logp_old, value_old, adv, ret, mask, *, clip, value_c
 
 
 def token_rewards(score, logp, logp_ref, mask, beta):
-    """The score at each answer's last token less the price of KL at every one.  (B,) -> (B, T)"""
+    """The score at each answer's last token less the price of KL at every token.  (B,) -> (B, T)"""
     return (ops.at_last(score, mask) - beta * (logp - logp_ref)).where(mask, 0.0)
 
 
 def adapted(beta, kl, answers, cfg):
-    """beta after a rollout of so many answers with this KL per answer."""
+    """beta after a rollout of `answers` answers with this KL per answer."""
     error = min(0.2, max(-0.2, kl / cfg.kl_target - 1))
     return beta * (1 + error * answers / cfg.horizon)
 
@@ -123,17 +124,17 @@ def total(run, cfg):
 
 
 def learns_reward(run):
-    """Whether the reward is hidden and no model of it was given."""
+    """Whether the reward is hidden and no reward model was given."""
     return run.hidden and run.reward_model is None
 
 
 def train(run, cfg):
-    """RLHF whole where the reward is hidden, PPO alone elsewhere.  Yields metrics per step."""
+    """All of RLHF where the reward is hidden, PPO alone elsewhere.  Yields metrics per step."""
     return rlhf(run, cfg, preferences.by_reward) if learns_reward(run) else optimise(run, cfg)
 
 
 def rlhf(run, cfg, label):
-    """Fine-tune, learn a reward from labels, optimise it.  run.step says which stage a step is in."""
+    """Fine-tune, learn a reward from labels, optimise it.  run.step says which stage it is."""
     tuned, judged = cfg.sft_steps, cfg.sft_steps + cfg.reward_steps
     if run.step < tuned:
         stage = sft.train(run, sft.Config(steps=cfg.sft_steps, lr=5e-4, warmup_steps=5))
@@ -141,11 +142,12 @@ def rlhf(run, cfg, label):
             yield next(stage)
     if run.step < judged:
         stage = reward.train(run, reward.Config(
-            steps=cfg.reward_steps, prompts=64, group_size=2, temperature=cfg.temperature), label, tuned)
+            steps=cfg.reward_steps, prompts=64, group_size=2, temperature=cfg.temperature),
+            label, tuned)
         while run.step < judged:
             yield next(stage)
     if run.step == judged:
-        run.policy.reset_optimizer()  # what Adam remembers is about another loss
+        run.policy.reset_optimizer()  # Adam's moments are about another loss
     run.score_by(scorers.scorer(run).module)
     yield from optimise(run, cfg)
 
@@ -158,7 +160,7 @@ def optimise(run, cfg):
 
     def look(batch):
         """Reference log-prob, exact KL to the reference, value, each (b, T)."""
-        logp_all = distribution(policy.module, batch, cfg.temperature)           # (N, V)
+        logp_all = distribution(policy.module, batch, cfg.temperature)      # (N, V)
         logp_ref, logq_all = logprobs_and_distribution(reference, batch, cfg.temperature)
         kl = spread(ops.kl_exact(logp_all, logq_all), batch.mask)
         return logp_ref, kl, critic.module(batch.inputs)
@@ -166,8 +168,8 @@ def optimise(run, cfg):
     while True:
         problems = run.problems(cfg.prompts)
         rollout = run.sample(problems, 1, temperature=cfg.temperature)
-        score, mask = run.score(problems, rollout), rollout.mask                 # (B,)
-        logp_ref, kl, value_old = run.for_all(look, rollout, outputs=3)          # (B, T)
+        score, mask = run.score(problems, rollout), rollout.mask            # (B,)
+        logp_ref, kl, value_old = run.for_all(look, rollout, outputs=3)     # (B, T)
         charged = score - cfg.missing_eos * (~rollout.finished)
         earned = token_rewards(charged, rollout.logp, logp_ref, mask, beta)
         adv = ops.gae(earned, value_old, mask, cfg.gamma, cfg.lam)
@@ -175,7 +177,8 @@ def optimise(run, cfg):
         adv = ops.whiten(adv, mask)
 
         meter, norms = Meter("loss", "value_loss", "clip_ratio"), []
-        for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs, run.rng("order")):
+        for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,
+                                run.rng("order")):
             count = int(mask[rows].sum())
             for i in run.micro_batches(rows, rollout.lengths):
                 batch, gain, target, before = rollout.take(i, adv, ret, value_old)

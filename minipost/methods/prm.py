@@ -1,25 +1,25 @@
 """PRM: a process reward model, which says of each step how likely it is right (survey sec. 3.1.4).
 
-A score s_t is read at the token in which a step ends and at the last real token; sigmoid(s_t) is
-the chance that the step, or there the answer, is right (Uesato et al. 2022,
-arxiv.org/abs/2211.14275; Lightman et al. 2023, arxiv.org/abs/2305.20050, sec. 2.6).  Over the N
-such tokens of a gradient step
+A score s_t is read at every token in which a step ends and at the last real token.  sigmoid(s_t) is
+the chance that the step is right, or at the last token that the answer is right (Uesato et al.
+2022, arxiv.org/abs/2211.14275; Lightman et al. 2023, arxiv.org/abs/2305.20050, sec. 2.6).  Over the
+N such tokens of a gradient step
 
     L = (1/N) sum_t [ log(1 + exp s_t) - y_t s_t ]
 
     dL/ds_t = (sigmoid(s_t) - y_t) / N   at those tokens, else 0
 
 y_t comes from the task: check_steps for a step, the reward for the answer.  `--last-only True`
-leaves the steps out and is an outcome reward model (methods/orm.py).  `aggregate` makes a
-solution's chance of its steps' chances.  What is saved is a reward model like any other, which
-others, PPO or transformers, read at the last token only, as an outcome reward model.
+leaves the steps out, which makes an outcome reward model (methods/orm.py).  `aggregate` turns the
+chances of the steps into a solution's chance.  The saved model is a reward model like any other.
+Others, such as PPO or transformers, read it at the last token only, as an outcome reward model.
 
-Few steps of a good policy are wrong, and from few a scorer learns at first only to call every step
-right.  So answers are sampled hot, when about half of the steps are wrong, for the first half of the
-run; from there the temperature falls in a line to the one at which the scorer will be used, so that
-its chances become those of the policy's own answers.
+Few steps of a good policy are wrong.  From few wrong steps a scorer learns at first only to call
+every step right.  So the first half of the run samples answers at a high temperature, where
+about half of the steps are wrong.  In the second half the temperature falls linearly to the one at
+which the scorer will be used, so its chances become those of the policy's own answers.
 
-Where we differ from Lightman et al.: their labels end at the first wrong step; check_steps holds a
+Where we differ from Lightman et al.: their labels end at the first wrong step.  check_steps holds a
 step against the one before it, so a right step after a wrong one is a right step.
 """
 
@@ -53,12 +53,12 @@ class Config(Bounded):
     prompts: int = 32           # prompts per step
     group_size: int = 4         # answers to each prompt
     hot: float = 1.6            # sampling temperature of the answers in the first half
-    temperature: float = 1.0    # what it has come down to at the end (tau)
+    temperature: float = 1.0    # sampling temperature at the end (tau)
     last_only: bool = False     # label the last token alone: an outcome reward model
     aggregate: Literal["min", "last", "product"] = "min"  # a solution's chance from its steps'
     lr: float = 4e-4            # peak learning rate (eta); it ends at zero
     warmup_steps: int = 20      # steps over which the learning rate climbs to its peak
-    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+    max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
     LIMITS = {"hot": "> 0"}
 
@@ -94,7 +94,7 @@ def aggregate(chances, mask, how):
 # ---- where the steps end, and which are right
 
 def step_columns(run, rollout):
-    """The columns in which each row's steps end: B lists.  What follows the last step has none."""
+    """The columns in which each row's steps end: B lists.  Text after the last step has none."""
     task = run.task
     if task.check_steps is None:
         raise MinipostError(f"the task {task.name} cannot check steps (it has no check_steps); a "
@@ -116,7 +116,7 @@ def marks(run, rollout, last_only):
 def labels(run, problems, rollout, last_only):
     """Whether what ends at each marked token is right.  (B, T)
 
-    A token that ends two steps is right if both are; at the last one the answer counts alone.
+    A token that ends two steps is right if both are.  At the last token only the answer counts.
     """
     outcome = run.grade(problems, rollout)                                  # (B,)
     odd = outcome[(outcome < 0) | (outcome > 1)]

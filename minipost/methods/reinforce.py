@@ -1,20 +1,20 @@
 """REINFORCE: the gradient of expected reward (Williams 1992, doi.org/10.1007/BF00992696).
 
-Each sampled answer becomes likelier by as much as it scored above a baseline b, and less likely
-where it scored below:
+Each sampled answer becomes likelier by as much as it scored above a baseline b.  It becomes less
+likely where it scored below:
 
     A_i = R_i - b,      then  b <- m b + (1-m) mean(R),  from b = 0
     L   = -(1/N) sum_i sum_t A_i logp_t                        N answer tokens in the gradient step
 
     dL/dlogp_t = -A_i / N on answer tokens, 0 elsewhere
 
-For B answers (1/B) sum_i A_i grad log pi(y_i) is on average the gradient of the mean reward,
-whatever b is, as long as b does not depend on the answers that it is subtracted from.  So b is a
-moving average of earlier steps; it takes away variance and brings no bias.
+For B answers (1/B) sum_i A_i grad log pi(y_i) is on average the gradient of the mean reward.  That
+holds for any b that does not depend on the answers it is subtracted from.  So b is a moving average
+of earlier steps: it lowers the variance and adds no bias.
 
-Where we differ from the paper: a rollout of many answers makes one update, by Adam, and their sum
-is divided by their tokens N, not by their number B, so that a step is as large for long answers as
-for short ones.  Answers that score exactly b are left out: their gradient is zero.
+Where we differ from the paper: a rollout of many answers makes one update, by Adam.  The sum over
+answers is divided by their tokens N, not by their number B, so a step is as large for long answers
+as for short ones.  Answers that score exactly b are left out: their gradient is zero.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Config(Bounded):
     temperature: float = 1.0    # sampling temperature (tau)
     momentum: float = 0.9       # share of the old baseline in the new one (m)
     lr: float = 2e-4            # learning rate (eta)
-    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+    max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
     LIMITS = {"momentum": ">= 0, <= 1"}
 

@@ -1,7 +1,7 @@
 """REINFORCE++ (Hu et al. 2025, arxiv.org/abs/2501.03262).
 
-REINFORCE with three things of PPO but without its critic: the KL is paid token by token, the clip
-lets a rollout be used more than once, and the returns are whitened; their mean is the baseline:
+REINFORCE with three parts of PPO but without its critic.  Every token pays for its KL.  The clip
+lets a rollout be used more than once.  The returns are whitened, so their mean is the baseline:
 
     r_t = -beta log old/ref  + (score, at the last token)
     R_t = r_t + r_(t+1) + ... to the end of the answer
@@ -11,14 +11,14 @@ lets a rollout be used more than once, and the returns are whitened; their mean 
     dL/dlogp_t = -rho_t A_t / N   where the clip is not active, else 0
 
 with rho_t = pi/old and N the answer tokens in the gradient step.  A token is charged only for the
-KL from itself on, since it has no part in what was paid before.  One mean and one deviation for
-the whole rollout: a prompt on which all answers tie still teaches, unlike in GRPO and RLOO, namely
-that it went better or worse than the others.
+KL from itself on, because it has no part in what was paid before.  The whole rollout has one mean
+and one deviation.  So a prompt on which all answers tie still teaches, unlike in GRPO and RLOO: it
+went better or worse than the others.
 
-The G answers per prompt are there to compare at an equal budget with methods that need them; they
-are treated as G prompts.  (The paper's variant "w/ baseline" takes their mean off first.)
+The G answers per prompt allow a comparison at an equal budget with methods that need them.  Here
+they are treated as G prompts.  (The paper's variant "w/ baseline" first subtracts their mean.)
 
-Where we differ from the authors' code (OpenRLHF): neither the score nor the KL is cut off at 10.
+Where we differ from the authors' code (OpenRLHF): neither the score nor the KL is clipped at 10.
 With beta = 0 no reference is kept.
 """
 
@@ -52,11 +52,11 @@ class Config(Bounded):
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
     beta: float = 0.01          # price of a token's log-ratio to the starting policy (beta)
     lr: float = 2e-4            # learning rate (eta)
-    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+    max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
 
 def returns(reward, ratio, mask, beta):
-    """What is still to come at each token, its own KL included.  (B,), (B, T) twice -> (B, T)"""
+    """The return from each token on, its own KL included.  (B,), (B, T) twice -> (B, T)"""
     paid = ops.at_last(reward, mask) - beta * ratio
     return ops.gae(paid, torch.zeros_like(paid), mask, gamma=1.0, lam=1.0)
 
@@ -92,7 +92,8 @@ def train(run, cfg):
         adv = ops.whiten(ret, rollout.mask)                                 # (B, T)
 
         meter, updates = Meter("loss", "entropy", "clip_ratio"), []
-        for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs, run.rng("order")):
+        for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,
+                                run.rng("order")):
             count = int(rollout.mask[rows].sum())
             for i in run.micro_batches(rows, rollout.lengths):
                 batch, gain = rollout.take(i, adv)

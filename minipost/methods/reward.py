@@ -1,21 +1,21 @@
 """Reward model: Bradley-Terry on preferred pairs (survey sec. 3.1.1 and 3.2.3).
 
-A score r(x, y) is read at the last real token of prompt and answer.  Whoever labels the pairs is
-taken to prefer y_w to y_l with probability sigmoid(r_w - r_l) (Bradley & Terry 1952), hence with
+A score r(x, y) is read at the last real token of prompt and answer.  The labeller is assumed to
+prefer y_w to y_l with probability sigmoid(r_w - r_l) (Bradley & Terry 1952).  With
 D = r_w - r_l - margin
 
-    L = -(1/B) sum log sigmoid(D) + c/B sum (r_w + r_l)^2           (arxiv.org/abs/2203.02155, eq. 1)
+    L = -(1/B) sum log sigmoid(D) + c/B sum (r_w + r_l)^2          (arxiv.org/abs/2203.02155, eq. 1)
 
     dL/dr_w = (-sigmoid(-D) + 2c (r_w + r_l)) / B
     dL/dr_l = (+sigmoid(-D) + 2c (r_w + r_l)) / B
 
-Pairs fix r only up to a number per prompt; the centring term c (arxiv.org/abs/2312.09244, sec. 3.1)
-holds that near zero, and Run.score_by shifts and scales the score before any learner uses it.  A
-margin (arxiv.org/abs/2307.09288, eq. 2) asks for more than a bare lead.
+Pairs determine r only up to a number per prompt.  The centring term c (arxiv.org/abs/2312.09244,
+sec. 3.1) keeps that number near zero.  Run.score_by shifts and scales the score before any learner
+uses it.  A margin (arxiv.org/abs/2307.09288, eq. 2) asks for more than a bare lead.
 
-As in InstructGPT (sec. 3.5) a prompt has several answers, each is scored once, and all of the prompt's
-pairs are in one step.  Where we differ: answers are drawn afresh at every step instead of going over
-one set, so no label is used twice and nothing can be learnt by heart; --data FILE goes over the
+As in InstructGPT (sec. 3.5) a prompt has several answers.  Each is scored once, and all pairs of
+the prompt are in one step.  Where we differ: every step samples new answers instead of going over
+one set.  So no label is used twice, and nothing can be learnt by heart.  --data FILE goes over the
 file's pairs.
 """
 
@@ -36,8 +36,8 @@ TASK = "wording"
 METRIC = "pair accuracy"
 EXPORTS = {REWARD_MODEL: "model"}
 measure = scorers.measure
-PROOF = [dict(config=dict(prompts=1, group_size=2, center=0.1), rows=2, loss="centred_bradley_terry",
-              factor=1.0, learner=REWARD_MODEL)]
+PROOF = [dict(config=dict(prompts=1, group_size=2, center=0.1), rows=2,
+              loss="centred_bradley_terry", factor=1.0, learner=REWARD_MODEL)]
 
 
 @dataclass(frozen=True)
@@ -46,24 +46,25 @@ class Config(Bounded):
 
     steps: int = 350            # gradient steps
     prompts: int = 32           # prompts per step
-    group_size: int = 4  # answers to each, of which every two make a pair (B pairs, less ties)
+    group_size: int = 4         # answers to each; every two make a pair (B pairs, less ties)
     temperature: float = 1.0    # sampling temperature of the answers (tau)
     margin: float = 0.0         # lead that the better answer should have
     center: float = 0.001       # weight of the pull of both scores to zero (c)
     lr: float = 1e-3            # peak learning rate (eta); it ends at zero
     warmup_steps: int = 20      # steps over which the learning rate climbs to its peak
-    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+    max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
     LIMITS = {"group_size": ">= 2"}
 
 
 @shapes(score_w="B", score_l="B")
 def loss(score_w, score_l, *, margin, center, count):
-    """Scores of the better (w) and the worse (l); count = B  ->  scalar loss, metrics that add up"""
+    """Scores of better (w) and worse (l); count = B  ->  scalar loss, metrics that add up"""
     lead = score_w - score_l
     value = (-torch.nn.functional.logsigmoid(lead - margin)
              + center * (score_w + score_l).square()).sum() / count
-    return value, {"loss": value.detach(), "accuracy": ((lead > 0) + 0.5 * (lead == 0)).sum() / count,
+    return value, {"loss": value.detach(),
+                   "accuracy": ((lead > 0) + 0.5 * (lead == 0)).sum() / count,
                    "margin": lead.detach().sum() / count}
 
 
@@ -72,10 +73,11 @@ def loss_grad(score_w, score_l, *, margin, center, count):
     push, pull = torch.sigmoid(margin - score_w + score_l), 2 * center * (score_w + score_l)
     return {"score_w": (pull - push) / count, "score_l": (pull + push) / count}
 
+
 def train(run, cfg, label=preferences.by_reward, first=0):
     """answers -> labels of every two -> scores -> loss -> update.  Yields metrics per step.
 
-    `first` is the run's step at which this begins, where other stages come before.
+    `first`: the step of the run at which this begins, where other stages come before.
     """
     model = scorers.scorer(run)
     while True:

@@ -1,26 +1,27 @@
 """RFT: rejection-sampling fine-tuning, expert iteration and STaR (survey sec. 3.3.2).
 
-The policy answers each problem several times, what a reward finds right is kept, each text once, and
-is learnt like a demonstration (Yuan et al. 2023, arxiv.org/abs/2308.01825).  With weights w_i of the
-kept answers of a gradient step
+The policy answers each problem several times.  Answers that a reward finds right are kept, each
+text once, and learnt like demonstrations (Yuan et al. 2023, arxiv.org/abs/2308.01825).  With
+weights w_i of the kept answers of a gradient step
 
     L = -sum_i w_i sum_t logp_t / W,    W = sum_i w_i |y_i|
 
     dL/dlogp_t = -w_i / W on the tokens of answer i
 
-With `--weigh answer` w = 1, with `--weigh prompt` w = 1 / (kept answers to the prompt), so that hard
-prompts count as much as easy ones.  Were each text counted as often as it was sampled, the first would
-follow REINFORCE's gradient with a reward of 0 or 1 and no baseline, the second that of the log of each
-prompt's chance of success (expectation maximisation); each once keeps what is common from being all.
+`--weigh answer` sets w = 1.  `--weigh prompt` sets w = 1 / (kept answers to the prompt), so hard
+prompts count as much as easy ones.  If each text counted as often as it is sampled, `answer` would
+follow REINFORCE's gradient with a reward of 0 or 1 and no baseline, and `prompt` the gradient of
+the log of each prompt's chance of success (expectation maximisation).  Each text counts once, so
+that common texts do not crowd out the others.
 
---iterations 3            expert iteration: the policy answers anew at the start of each third, and
-                          goes on from there (Anthony et al. 2017, arxiv.org/abs/1705.08439)
+--iterations 3            expert iteration: the policy gives new answers at the start of each third
+                          and goes on from there (Anthony et al. 2017, arxiv.org/abs/1705.08439)
 --iterations 3 --restart  STaR: it learns each third from the first weights again (Zelikman et al.
                           2022, arxiv.org/abs/2203.14465, algorithm 1)
 --hint                    STaR's rationalisation: prompts without a right answer are asked again
                           with the answer in the prompt, and learnt without it (sec. 3.3)
 
-With --data, rows of `completion` and `reward` are the answers to choose from; what is measured is then
+With --data the answers to choose from are rows of `completion` and `reward`.  The metric is then
 how likely the policy finds the right ones among the held-out rows.
 """
 
@@ -40,8 +41,9 @@ from minipost.tasks.base import Problem
 
 TASK = "arithmetic"
 METRIC = "sampled"
-PROOF = [dict(config=dict(prompts=1, group_size=2, batch_size=2, least=0.5), rows=2, loss="minus_success",
-              why="each text once; with none right there is no step", divisor="kept")]
+PROOF = [dict(config=dict(prompts=1, group_size=2, batch_size=2, least=0.5), rows=2,
+              loss="minus_success", why="each text once; with none right there is no step",
+              divisor="kept")]
 
 
 @dataclass(frozen=True)
@@ -49,25 +51,25 @@ class Config(Bounded):
     """Fine-tuning on those of the policy's own answers that a reward finds right."""
 
     steps: int = 100            # gradient steps
-    prompts: int = 512  # problems that are answered before learning, unless --data has answers
-    group_size: int = 8         # answers to each
-    iterations: int = 1         # how often they are answered anew, by the policy as it is then
-    restart: bool = False       # learn each time from the first weights (STaR)
+    prompts: int = 512          # problems answered before learning, unless --data has answers
+    group_size: int = 8         # answers per problem
+    iterations: int = 1         # parts of the run, each with new answers by the policy
+    restart: bool = False       # learn in each part from the first weights (STaR)
     hint: bool = False          # where no answer is right, ask again with the answer in the prompt
-    least: float = 1.0          # reward from which on an answer is kept
-    weigh: Literal["answer", "prompt"] = "answer"  # what counts alike
+    least: float = 1.0          # least reward of an answer that is kept
+    weigh: Literal["answer", "prompt"] = "answer"  # what has equal weight
     batch_size: int = 64        # answers per gradient step (B)
     temperature: float = 1.0    # sampling temperature of the answers
     lr: float = 2e-4            # peak learning rate of every iteration (eta); it ends near zero
     warmup_steps: int = 10      # steps over which it climbs to its peak, at most half an iteration
-    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+    max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
     LIMITS = {"least": ""}
 
 
 @shapes(logp="B T", mask="B T", weight="B")
 def loss(logp, mask, weight, *, count):
-    """logp, mask (b, T), weight (b,); count = W  ->  scalar loss, metrics that add up over a step"""
+    """logp, mask (b, T), weight (b,); count = W  ->  scalar loss, metrics that add up"""
     value = -masked_sum(weight[:, None] * logp, mask) / count
     return value, {"loss": value.detach()}
 
@@ -98,7 +100,7 @@ def keep(run, cfg, data):
 
 
 def collect(found, problems, seqs, reward, least):
-    """Put the answers of at least this reward to those found, by their problems' prompts."""
+    """Add the answers of at least this reward to `found`, under their problems' prompts."""
     right = reward >= reward.new_tensor(least)              # both rounded alike
     for problem, targets, mask, good in zip(problems, seqs.targets, seqs.mask, right.tolist()):
         if good:
@@ -106,7 +108,7 @@ def collect(found, problems, seqs, reward, least):
 
 
 def rationalise(run, cfg, data, found):
-    """Ask the problems without a right answer again, each with its answer told."""
+    """Ask the problems without a right answer again, with the answer in the prompt."""
     failed = list({p.prompt: p for p in data.problems if p.prompt not in found}.values())
     if failed:
         told = [Problem(run.task.hint(p), p.columns) for p in failed]
@@ -116,15 +118,15 @@ def rationalise(run, cfg, data, found):
 
 
 def measure(run, splits, cfg):
-    """The policy's answers; on a file's rewards its mean log-prob per token of the right ones."""
+    """The policy's results; on a file's rewards, its mean log-prob per token of right answers."""
     if not all(stated(problems[0]) for problems in splits.values()):
         return results(run, splits)
     found = {}
     for split, problems in splits.items():
         right = [p for p in problems if reward_of(p) >= cfg.least]
         if not right:
-            raise MinipostError(f"{split}: no row has a reward of at least {cfg.least:g}, so there is "
-                                "nothing to measure")
+            raise MinipostError(f"{split}: no row has a reward of at least {cfg.least:g}, so there "
+                                "is nothing to measure")
         texts = [p.columns["completion"] for p in right]
         seqs = run.encode([p.prompt for p in right], texts)
         logp = run.logprobs(run.policy.module, seqs)
@@ -135,7 +137,7 @@ def measure(run, splits, cfg):
 
 
 def check(run, cfg):
-    """MinipostError where a file's answers cannot be learnt from, or no hints are told."""
+    """MinipostError where a file's answers cannot be learnt from, or the task has no hints."""
     Trajectories(run, cfg).check()
     if cfg.hint and run.task.hint is None:
         raise MinipostError(f"the task {run.task.name} tells no hints; leave out --hint")

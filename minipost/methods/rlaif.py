@@ -1,18 +1,18 @@
 """RLAIF: reinforcement learning from the preferences of a model (survey sec. 3.2.4).
 
-A judge, a language model of its own, reads a written principle, a prompt and two answers, and its
-next token says which is better (Bai et al. 2022, arxiv.org/abs/2212.08073, sec. 4; Lee et al. 2023,
-arxiv.org/abs/2309.00267, sec. 3).  It is asked in both orders, because judges favour a place:
+A judge, a language model of its own, reads a written principle, a prompt and two answers.  Its next
+token says which answer is better (Bai et al. 2022, arxiv.org/abs/2212.08073, sec. 4; Lee et al.
+2023, arxiv.org/abs/2309.00267, sec. 3).  It is asked in both orders, because judges favour a place:
 
     lead = log P(" A")/P(" B") given (first, second)  +  log P(" B")/P(" A") given (second, first)
 
-The first answer is labelled better where lead > 0.  From there on it is RLHF with those labels in the
-place of a person's: a reward model (methods/reward.py has the loss and its gradient), then PPO on its
-score (methods/ppo.py), or, with `--learner dpo`, DPO on the labels at once (methods/dpo.py).
+The first answer is labelled better where lead > 0.  The rest is RLHF with those labels in place of
+a person's: a reward model (methods/reward.py has the loss and its gradient), then PPO on its score
+(methods/ppo.py).  With `--learner dpo` DPO learns from the labels at once (methods/dpo.py).
 
-`agreement` in the metrics is how often a label is the one that the exact reward would give; that only
-measures, and nothing here learns from it.  The judge is by default the base model itself, whose
-corpus taught it to compare by three principles, and only the first is what the gold reward means.
+The metric `agreement` is how often a label is the one that the exact reward would give.  Nothing
+here learns from it.  The default judge is the base model itself.  Its corpus taught it to compare
+by three principles, and only the first is what the gold reward means.
 """
 
 from dataclasses import dataclass, fields
@@ -38,14 +38,14 @@ PROOF = "takes the steps of sft, reward and ppo, or of dpo; only the labels are 
 class Config(ppo.Config):
     """PPO, or DPO, on the labels of a judge that is a model.
 
-    DPO heeds of PPO's settings steps, sft_steps, temperature and max_grad_norm, and takes 64 pairs per
-    step as the reward model does.
+    Of PPO's settings DPO uses only steps, sft_steps, temperature and max_grad_norm.  It takes 64
+    pairs per step, as the reward model does.
     """
 
     judge: str = "checkpoints/base"  # model directory of the judge
-    principle: str = "fitting"  # what it is told: a name that the task knows, or a text of your own
-    learner: Literal["ppo", "dpo"] = "ppo"  # what learns from its labels
-    dpo_beta: float = 0.5       # with dpo: how closely the policy stays by the reference
+    principle: str = "fitting"  # its principle: a name that the task knows, or your own text
+    learner: Literal["ppo", "dpo"] = "ppo"  # what learns from the labels
+    dpo_beta: float = 0.5       # with dpo: how close the policy stays to the reference
     dpo_lr: float = 5e-5        # with dpo: learning rate
 
     LIMITS = {"dpo_beta": "> 0"}
@@ -56,12 +56,12 @@ class Config(ppo.Config):
         for field in fields(ppo.Config) if self.learner == "dpo" else ():
             value = getattr(self, field.name)
             if field.name not in heeded and value != field.default:
-                raise MinipostError(f"{field.name} is {value}, which only PPO heeds; leave it out with "
-                                    "--learner dpo, or take --learner ppo")
+                raise MinipostError(f"{field.name} is {value}, which only PPO heeds; leave it out "
+                                    "with --learner dpo, or take --learner ppo")
 
 
 class Judge:
-    """A labeller (see preferences.py) that asks a model.  `seen` holds its latest metrics."""
+    """A labeller (datasets/preferences.py) that asks a model.  `seen` holds its latest metrics."""
 
     def __init__(self, run, directory, principle):
         self.model, self.vocabulary = checkpoint.load(directory, run.policy.module.device)
@@ -69,7 +69,7 @@ class Judge:
         self.principle = run.task.principles.get(principle, principle)
         first, second = (self.vocabulary.response(text) for text in (" A", " B"))
         self.shared = commonprefix([first, second])
-        self.sides = first[len(self.shared)], second[len(self.shared)]  # where they part
+        self.sides = first[len(self.shared)], second[len(self.shared)]  # where they differ
         self.seen = {}
 
     def lead(self, run, prompts, firsts, seconds):
@@ -80,8 +80,9 @@ class Judge:
         asked = asked.to(run.policy.module.device)
         longest = asked.inputs.shape[1]
         if longest + 1 > self.model.context:
-            raise MinipostError(f"a question to the judge has {longest} tokens and its answer one; its "
-                                f"context holds {self.model.context}; lower --max-new-tokens")
+            raise MinipostError(f"a question to the judge has {longest} tokens and its answer "
+                                f"one; its context holds {self.model.context}; lower "
+                                "--max-new-tokens")
 
         def odds(batch):
             logp_all = distribution(self.model, batch)                      # (b, V)

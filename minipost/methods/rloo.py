@@ -1,6 +1,6 @@
 """RLOO: REINFORCE leave-one-out (Ahmadian et al. 2024, arxiv.org/abs/2402.14740).
 
-REINFORCE with G answers to each prompt; the baseline of one is the mean score of its siblings
+REINFORCE with G answers to each prompt.  An answer's baseline is the mean score of its siblings
 (Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!"):
 
     R_i = r_i - beta sum_t log pi/ref                          the KL as a price on the whole answer
@@ -9,13 +9,13 @@ REINFORCE with G answers to each prompt; the baseline of one is the mean score o
 
     dL/dlogp_t = -A_i / N on answer tokens, 0 elsewhere
 
-What the siblings score does not depend on the answer, so (1/B) sum_i A_i grad log pi(y_i) is on
-average the gradient of E[r] - beta KL(pi || ref), without the factor (G-1)/G that the mean of the
-whole group would bring.  The price counts as a number: the part of the gradient that goes through
-its own log pi is zero on average.
+The siblings' scores do not depend on the answer.  So (1/B) sum_i A_i grad log pi(y_i) is on average
+the gradient of E[r] - beta KL(pi || ref), without the factor (G-1)/G that the mean of the whole
+group would bring.  The price counts as a number: the part of the gradient that goes through its own
+log pi is zero on average.
 
 Where we differ from the paper: the sum is divided by its answer tokens N, not by its answers B.
-With beta = 0 no reference is kept, and answers whose group ties are left out: their gradient is
+With beta = 0 no reference is kept.  Answers whose group ties are left out: their gradient is
 exactly zero.
 """
 
@@ -42,7 +42,7 @@ class Config(Bounded):
     temperature: float = 1.0    # sampling temperature (tau)
     beta: float = 0.01          # price of an answer's log-ratio to the starting policy (beta)
     lr: float = 2e-4            # learning rate (eta)
-    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+    max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
     LIMITS = {"group_size": ">= 2"}
 

@@ -1,20 +1,20 @@
 """Self-critical sequence training (Rennie et al. 2017, arxiv.org/abs/1612.00563).
 
-REINFORCE whose baseline is the score of the policy's own greedy answer to the same prompt, so an
-answer becomes likelier when it beats what the policy would say if it were asked in earnest:
+REINFORCE with the score of the policy's own greedy answer to the same prompt as its baseline.  An
+answer becomes likelier when it beats the greedy one:
 
     A_i = R_i - R(greedy answer to the prompt of i)
     L   = -(1/N) sum_i sum_t A_i logp_t                        N answer tokens in the gradient step
 
     dL/dlogp_t = -A_i / N on answer tokens, 0 elsewhere
 
-The greedy answer depends on the prompt and the policy but not on the sample, so nothing is biased,
-and nothing is estimated over time: the baseline is as new as the policy.  ReMax (Li et al. 2023,
+The greedy answer depends on the prompt and the policy but not on the sample, so the baseline adds
+no bias.  It is not averaged over time, so it is as new as the policy.  ReMax (Li et al. 2023,
 arxiv.org/abs/2310.10505) is the same for language models.  Greedy decoding costs one more answer
 per prompt.
 
-Where we differ from the papers: G samples share a greedy answer, their sum is divided by their
-tokens N, not by their number B, and there is no KL.  Answers that score as the greedy one does are
+Where we differ from the papers: G samples share a greedy answer.  Their sum is divided by their
+tokens N, not by their number B.  There is no KL.  Answers that score the same as the greedy one are
 left out: their gradient is zero.
 """
 
@@ -40,7 +40,7 @@ class Config(Bounded):
     group_size: int = 8         # answers per prompt (G)
     temperature: float = 1.0    # sampling temperature (tau)
     lr: float = 2e-4            # learning rate (eta)
-    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+    max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
 
 loss, loss_grad = ops.policy_gradient, ops.policy_gradient_grad

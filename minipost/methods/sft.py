@@ -5,8 +5,8 @@
     dL/dlogp_t = -1/N on answer tokens, 0 elsewhere;   with p = softmax(z),  dL/dz_t = (p - e_y)/N
 
 The mean is over the tokens of the whole gradient step, so an answer counts by its length, and
-micro-batches or ranks change nothing.  EOS is an answer token (or the model never learns to stop);
-the prompt is not.
+micro-batches or ranks change nothing.  EOS is an answer token, else the model never learns to stop.
+The prompt's tokens are not.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Config(Bounded):
     lr: float = 1e-3            # peak learning rate (eta)
     warmup_steps: int = 20      # steps over which the learning rate climbs to its peak
     weight_decay: float = 0.0   # weight decay of matrices (lambda)
-    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+    max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
 
 @shapes(logp="B T", mask="B T")
@@ -55,7 +55,7 @@ def train(run, cfg):
         rng = run.rng("demonstrations")
         problems = run.problems(cfg.batch_size)
         batch = run.encode([p.prompt for p in problems],
-                             [run.task.demonstrate(p, rng) for p in problems])
+                           [run.task.demonstrate(p, rng) for p in problems])
         count = int(batch.mask.sum())
         run.tokens += count
         meter = Meter("loss")

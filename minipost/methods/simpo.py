@@ -1,15 +1,15 @@
 """SimPO: Simple Preference Optimization (Meng et al. 2024, arxiv.org/abs/2405.14734).
 
-DPO's implied reward is a sum of log-ratios to a reference, while answers are sampled by the policy's
-own log-probs, token by token.  SimPO takes those for the reward, as a mean so that length does not
-count, and needs no reference.  With l = (1/|y|) sum_t log pi(y_t)
+DPO's implied reward is a sum of log-ratios to a reference.  But answers are sampled by the policy's
+own log-probs, token by token.  SimPO takes the mean of those as the reward, so length does not
+count and no reference is needed.  With l = (1/|y|) sum_t log pi(y_t)
 
     u = beta (l_w - l_l) - gamma,    L = -(1/B) sum log sigmoid(u)                   (eq. 6)
 
     dL/dlogp_t = -beta sigmoid(-u) / (|y_w| B) on the chosen answer,
                  +beta sigmoid(-u) / (|y_l| B) on the rejected
 
-Nothing here holds the policy near where it began but few steps and a low learning rate.
+Only few steps and a low learning rate hold the policy near where it began.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Config(Bounded):
     gamma: float = 3.0          # lead that the chosen answer should have (gamma)
     likeliest: float = 1.0      # share of the pairs kept, those whose chosen answer is likeliest
     lr: float = 2e-5            # learning rate (eta)
-    max_grad_norm: float = 1.0  # the gradient is shortened to this norm
+    max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
     LIMITS = {"beta": "> 0", "likeliest": "> 0, <= 1"}
 

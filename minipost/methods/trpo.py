@@ -1,7 +1,7 @@
-"""TRPO: Trust Region Policy Optimization (Schulman et al. 2015, arxiv.org/abs/1502.05477) for tokens.
+"""TRPO: Trust Region Policy Optimization (Schulman et al. 2015, arxiv.org/abs/1502.05477).
 
-A state is a prompt with the answer so far, an action is the next token.  Over the N answer tokens
-that the old policy sampled, the surrogate gain and its price are
+For tokens a state is a prompt with the answer so far, and an action is the next token.  Over the N
+answer tokens that the old policy sampled, the surrogate gain and its price are
 
     maximise L(w) = (1/N) sum_t rho_t A_t   subject to   K(w) = (1/N) sum_t KL(old || pi)_t <= delta
                                                                                       (eq. 14)
@@ -9,12 +9,13 @@ The step.  At the old weights K and its gradient are 0, so with a step s
 
     L = L_old + g.s + ...,    K = s.F s / 2 + ...,    F = (1/N) sum_t J_t' (diag p_t - p_t p_t') J_t
 
-where g is the gradient of L, J_t = dz_t/dw of the logits z_t, and F, the second derivative of K, is
-the Fisher matrix.  Maximising g.s under s.F s / 2 = delta makes the gradients parallel, F s ~ g, so
+Here g is the gradient of L, and J_t = dz_t/dw is the derivative of the logits z_t.  F, the second
+derivative of K, is the Fisher matrix.  Maximising g.s under s.F s / 2 = delta makes the gradients
+parallel, F s ~ g, so
 
     x = F^-1 g,    s = sqrt(2 delta / x.F x) x                                    (appendix C)
 
-F has a row per weight and is never written down.  Conjugate gradient finds x from products F v alone:
+F has a row per weight and is never written down.  Conjugate gradient finds x from products F v:
 
     F v = J' ((diag p - p p') J v)     forward mode gives J v, reverse mode J'    `product_jacobian`
         = d/dw (dK/dw . v)             a gradient of a gradient                   `product_hessian`
@@ -23,15 +24,15 @@ The first is used: the second takes about 1.5 times as long (`python -m scripts.
 
 F is singular (a constant added to all logits changes nothing), so it is damped: F + damping I.
 
-The line search.  delta holds for the quadratic model of K, not for K.  So s, s kappa, s kappa^2, ...
-are tried on the whole rollout until K <= delta and L has grown, both exact; when none qualifies, the
-old weights are put back bit for bit.  Hence every accepted step keeps the bound.
+The line search.  delta bounds the quadratic model of K, not K.  So s, s kappa, s kappa^2, ... are
+tried on the whole rollout until K <= delta and L has grown, both computed exactly.  If no try
+qualifies, the old weights are put back bit for bit.  So every accepted step keeps the bound.
 
     dL/dlogp_t = rho_t A_t / N    (`loss` is -L)
 
-Where we differ from the paper: the advantage of an answer is its reward less its group's mean, which
-is the vine estimate (sec. 5.2) with the prompt as the only branching state, and needs no critic.  As
-there, F is taken over some of the rollout's answers, and K and L over all.
+Where we differ from the paper: the advantage of an answer is its reward less its group's mean.
+This is the vine estimate (sec. 5.2) with the prompt as the only branching state, and it needs no
+critic.  As in the paper, F is taken over some of the rollout's answers, and K and L over all.
 """
 
 import math
@@ -161,7 +162,7 @@ def conjugate_gradient(product, b, iterations, tolerance=1e-10):
 def full_step(product, gradient, delta, iterations):
     """sqrt(2 delta / x.F x) x with x = F^-1 g, and |F x - g| / |g|.
 
-    No step at all where rounding leaves x.F x without a positive value, as it can undamped.
+    The step is zero where rounding leaves x.F x not positive, which can happen without damping.
     """
     x, residual = conjugate_gradient(product, gradient, iterations)
     curvature = float(x @ (gradient - residual))                            # x.F x
@@ -186,7 +187,7 @@ def line_search(evaluate, old, step, delta, shrink, tries):
 # ---- the method
 
 def train(run, cfg):
-    """prompts -> rollout -> rewards -> natural gradient -> line search.  Yields metrics per step."""
+    """prompts -> rollout -> rewards -> natural gradient -> line search.  Yields step metrics."""
     policy = run.policy
     while True:
         problems = run.problems(cfg.prompts)
@@ -211,11 +212,12 @@ def train(run, cfg):
                  "cg_residual": 0.0}
         if 0 < norm < math.inf:
             found = improve(run, cfg, rollout, batches, before, adv, gradient, count)
-        yield {**meter.means(), **found, **describe(rollout, reward, cfg.group_size), "grad_norm": norm}
+        yield {**meter.means(), **found, **describe(rollout, reward, cfg.group_size),
+               "grad_norm": norm}
 
 
 def improve(run, cfg, rollout, batches, before, adv, gradient, count):
-    """One step of the policy along the natural gradient; returns what is to be logged of it."""
+    """Make one step of the policy along the natural gradient; returns the step's metrics."""
     policy = run.policy
     some = run.rng("fisher").sample(range(len(rollout)), min(cfg.fisher, len(rollout)))
     seen = int(rollout.mask[some].sum())

@@ -1,13 +1,15 @@
 """Gradient estimates: each method's own training step, on every rollout of the smallest kind.
 
-The mean of the step over all rollouts is computed by the code that trains (oracle.Dealer), and held
-against the exact gradient of what the method should descend (exact.py).  A method whose mean is in theory
-a multiple of that gradient has to hit it to rounding.  One that aims elsewhere is not forced to agree: by
-how much it differs is what is reported.
+The training code itself makes the step on every rollout (oracle.Dealer).  The mean of the step over
+all rollouts is compared with the exact gradient of the loss that the method should descend
+(exact.py).  For some methods, theory says that the mean is a multiple of that gradient.  Then both
+must agree to rounding.  Other methods aim elsewhere.  For them the report says by how much they
+differ.
 
-Most methods divide their step by the tokens of the rollout.  Those are drawn with the answers, so the
-mean of the quotient is not the quotient of the means: the theorems are about the step before that division
-("per answer"), and what the division does is reported beside.  It fades as rollouts grow (`by_size`).
+Most methods divide their step by the tokens of the rollout.  The number of tokens is random, as the
+answers are, so the mean of the quotient is not the quotient of the means.  The theorems are about
+the step before that division ("per answer").  The report also states the effect of the division.
+The effect fades as rollouts grow (`by_size`).
 """
 
 import copy
@@ -27,19 +29,19 @@ from minipost.proof.exact import Exact
 from minipost.proof.oracle import Dealer, Recorder, divergence, relative
 from minipost.run import REWARD_MODEL, Frozen
 
-EXACT = 1e-9    # relative distance up to which two float64 vectors are the same
-SURE = 5.0      # standard errors beyond which a sampled mean is another one
-BASELINE = 0.3  # REINFORCE's moving average, held there
+EXACT = 1e-9    # up to this relative distance, two float64 vectors are the same
+SURE = 5.0      # beyond so many standard errors, a sampled mean is a different one
+BASELINE = 0.3  # fixed value of REINFORCE's moving average
 
 
 # ---- the smallest step of every method
 
 def method_of(name):
-    """The method's command-line name, without what it is run with."""
+    """The method's command-line name, without its flags."""
     return name.replace(",", " ").split()[0]
 
 
-AIMS = {  # what a loss of exact.py is called in the tables; "its loss" where a method has its own
+AIMS = {  # names of the losses of exact.py in the tables; "its loss" if a method has its own
     "minus_reward": "J", "minus_regularised": "J_b", "maximum_likelihood": "likelihood",
     "centred_bradley_terry": "Bradley-Terry", "bradley_terry": "Plackett-Luce",
     "outcome_entropy": "cross-entropy", "step_entropy": "cross-entropy",
@@ -50,18 +52,18 @@ LENGTHS = "exact but for the division by the rollout's own tokens"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A method's step on `rows` answers to one prompt, and what its mean over all of them should be.
+    """A method's step on `rows` answers to one prompt, and what its mean over all should be.
 
-    A method states it in its own file: PROOF is a list of dicts of these fields, all but the name.
+    A method states it in its own file: PROOF is a list of dicts of these fields, except the name.
 
-    loss     what it should descend: the name of a function in exact.py
-    factor   the mean is so many times that gradient, once the step's own divisor is put back to the
-             number of answers; None where the method aims elsewhere, and `why` says how
-    divisor  "tokens": the step divides by the tokens that it was dealt; "longest": by answers x longest;
-             "marks": by the tokens at which steps end; "kept": by the tokens that it keeps;
-             "rows": by answers or pairs
-    learner  the learner that the step is of
-    variant  the flags that tell it from others of the method
+    loss     the loss that the step should descend: the name of a function in exact.py
+    factor   the mean is this factor times the gradient, if the step divides by the number of
+             answers instead of its own divisor; None if the method aims elsewhere (`why` says how)
+    divisor  what the step divides by: "tokens", the tokens that it was dealt; "longest", answers x
+             longest; "marks", the tokens at which steps end; "kept", the tokens that it keeps;
+             "rows", answers or pairs
+    learner  the learner that makes the step
+    variant  the flags that distinguish it from other variants of the method
     """
 
     name: str
@@ -80,7 +82,7 @@ class Estimate:
 
     @property
     def reason(self):
-        """Why the mean step is not that gradient, or not quite."""
+        """Why the mean step is not that gradient, or not exactly."""
         return self.why or (LENGTHS if self.divisor == "tokens" else "")
 
     @property
@@ -89,14 +91,15 @@ class Estimate:
 
 
 def stated(name):
-    """The Estimates of a method's PROOF; [] where it says in words why it has none of its own.
+    """The Estimates of a method's PROOF; [] if PROOF is a text that says why it has none.
 
-    MinipostError where there is no PROOF at all.
+    MinipostError if there is no PROOF at all.
     """
     method = methods.load(name)
     if not method.PROOF:
-        raise MinipostError(f"{method.module.__file__}: has no PROOF, which says what gradient its mean "
-                            "step is; minipost/proof/estimates.py says how it is written (Estimate)")
+        raise MinipostError(f"{method.module.__file__}: has no PROOF, which says what gradient its "
+                            "mean step is; minipost/proof/estimates.py says how it is written "
+                            "(Estimate)")
     if isinstance(method.PROOF, str):
         return []
     return [Estimate(**{**fields, "name": f"{name} {fields.get('variant', '')}".strip()})
@@ -104,7 +107,8 @@ def stated(name):
 
 
 ESTIMATES = [e for name in methods.names() if methods.load(name).PROOF for e in stated(name)]
-INHERITS = {name: said for name in methods.names() if isinstance(said := methods.load(name).PROOF, str)}
+INHERITS = {name: said for name in methods.names()
+            if isinstance(said := methods.load(name).PROOF, str)}
 
 
 def dealer(world, sampler=None, critic=None):
@@ -124,7 +128,7 @@ def dealer(world, sampler=None, critic=None):
 
 
 def stepper(estimate, run, label=None):
-    """A function that makes one step of the method and returns the gradient that it took.  (W,)"""
+    """A function that makes one step of the method and returns the gradient of the step.  (W,)"""
     module, options = estimate.module, {}
     if label is not None:
         options["label"] = label
@@ -134,11 +138,11 @@ def stepper(estimate, run, label=None):
     def step():
         run.carried = {"baseline": BASELINE}
         learner = run.learners[estimate.learner]
-        learner.seen = torch.zeros_like(learner.flat)       # where there is nothing to learn from
+        learner.seen = torch.zeros_like(learner.flat)       # stays if nothing can be learnt
         try:
             run.metrics = next(module.train(run, module.Config(**estimate.config), **options))
         except MinipostError:
-            if module is not rft:                           # which says so where nothing is right
+            if module is not rft:                           # rft raises where no answer is right
                 raise
         return learner.seen
 
@@ -146,14 +150,14 @@ def stepper(estimate, run, label=None):
 
 
 def divisor_of(estimate, run, prompt, rows):
-    """What the step divides by, for each answer that it is dealt."""
+    """The step's divisor, per answer that it is dealt."""
     world, task = run.world, run.task
     lengths = {row: int(world.seqs.lengths[prompt * world.count + row]) for row in rows}
     if estimate.divisor == "rows":
         return 1.0
     if estimate.divisor == "longest":
         return float(world.horizon)
-    if estimate.divisor == "marks":                         # the ends of steps, and what is no such end
+    if estimate.divisor == "marks":                         # step ends, and other last tokens
         texts = [world.texts[row] for row in rows]
         over = [len(text) < lengths[row] or not text.endswith(task.step_end)
                 for row, text in zip(rows, texts)]
@@ -166,7 +170,7 @@ def divisor_of(estimate, run, prompt, rows):
 
 @dataclass
 class Mean:
-    """The mean of a step over all rollouts: as it is, with its divisor put back, and its square."""
+    """The mean over all rollouts of a step, of the step times its divisor, and of its square."""
 
     step: torch.Tensor
     whole: torch.Tensor
@@ -175,19 +179,20 @@ class Mean:
 
     @property
     def noise(self):
-        """Deviation of one step, as a share of the mean's size."""
-        return math.sqrt(max(0.0, self.square - float(self.step @ self.step))) / float(self.step.norm())
+        """Standard deviation of one step, as a share of the mean's norm."""
+        return math.sqrt(max(0.0, self.square - float(self.step @ self.step))) / float(
+            self.step.norm())
 
 
 def hands(world, rows):
-    """Every rollout of so many answers to one prompt, with how many orders it stands for."""
+    """Every rollout of `rows` answers to one prompt, and how many orders it stands for."""
     for prompt in range(len(world.prompts)):
         for hand in itertools.combinations_with_replacement(range(world.count), rows):
             yield prompt, list(hand), math.factorial(rows) if len(set(hand)) == rows else 1
 
 
 def enumerate_step(estimate, run, labels=(None,)):
-    """The Mean of a method's step.  `labels` are the outcomes that a labeller may have besides.
+    """The Mean of a method's step.  `labels`: the possible outcomes of a labeller, if there is one.
 
     The answers of a rollout are exchangeable, so each set of two is dealt once and counted twice.
     """
@@ -210,16 +215,17 @@ def enumerate_step(estimate, run, labels=(None,)):
 
 
 def split(vector, gradient):
-    """A vector as `size` times a gradient and a rest.  -> size, the rest as a share of the vector
+    """Split a vector into `size` times a gradient and a rest.  -> size, the rest's share
 
-    The share is the sine of the angle between the two.
+    The share is the norm of the rest over the norm of the vector.  It is the sine of the angle
+    between the vector and the gradient.
     """
     size = float(vector @ gradient / (gradient @ gradient))
     return size, float((vector - size * gradient).norm() / vector.norm())
 
 
 def gradient_of(estimate, run):
-    """The exact gradient of what a method should descend, at the policy of this run.  (W,)"""
+    """The exact gradient of the loss that a method should descend, at this run's policy.  (W,)"""
     world, module = copy.copy(run.world), run.learners[estimate.learner].module
     world.policy = run.policy.module
     return world.slope(module, getattr(exact, estimate.loss)(Exact(world, module)))
@@ -228,20 +234,22 @@ def gradient_of(estimate, run):
 def measure(estimate, world, samples):
     """All about a method's estimate, as plain data.
 
-    size, off    the mean step is `size` times the gradient, and a rest (see `split`)
-    off_answer   that rest where the step is not divided by the tokens, but by the answers
-    error        of a method with a factor: how far that mean is from factor x gradient, relatively
-    noise        deviation of one step, as a share of the mean's size
-    sampled      `size` of the mean of so many steps on answers that were sampled, with its interval; and
-                 over five directions the most standard errors from what it should be
+    size, off    the mean step is `size` times the gradient and a rest of share `off` (see `split`)
+    off_answer   the share of the rest if the step divides by the answers, not by the tokens
+    error        for a method with a factor: relative distance of that mean from factor x gradient
+    noise        standard deviation of one step, as a share of the mean's norm
+    sampled      `size` of the mean of `samples` steps on sampled answers, with its interval, and
+                 `z`, the largest distance from the exact mean in five directions, in standard
+                 errors
     """
     run = dealer(world)
     mean, gradient = enumerate_step(estimate, run), gradient_of(estimate, run)
     size, off = split(mean.step, gradient)
     found = {
         "name": estimate.name, "config": estimate.config, "answers": estimate.rows,
-        "aim": estimate.aim, "factor": estimate.factor, "why": estimate.reason, "chance": mean.chance,
-        "size": size, "off": off, "off_answer": split(mean.whole, gradient)[1], "noise": mean.noise,
+        "aim": estimate.aim, "factor": estimate.factor, "why": estimate.reason,
+        "chance": mean.chance, "size": size, "off": off,
+        "off_answer": split(mean.whole, gradient)[1], "noise": mean.noise,
         "sampled": against_samples(estimate, run, mean.step, gradient, samples),
     }
     if estimate.factor is not None:
@@ -252,7 +260,7 @@ def measure(estimate, world, samples):
 
 
 def against_samples(estimate, run, mean, gradient, samples):
-    """Steps on answers that the method sampled, held against the mean step over all answers."""
+    """Compare steps on sampled answers with the mean step over all answers."""
     run.task, run.hand = run.world.task, None
     step, generator = stepper(estimate, run), torch.Generator().manual_seed(1)
     along = torch.stack([gradient / (gradient @ gradient), *torch.randn(
@@ -268,11 +276,11 @@ def against_samples(estimate, run, mean, gradient, samples):
 
 
 def by_size(world, sizes=(1, 2, 16, 256)):
-    """What division by a rollout's own tokens does to REINFORCE, for rollouts of so many answers.
+    """The effect on REINFORCE of dividing by a rollout's own tokens, for rollouts of B answers.
 
         mean step = sum over y of pi(y) (r - b) grad log pi(y) B E[ 1 / (|y| + the others' tokens) ]
 
-    where the others' tokens are distributed as the sum of B - 1 lengths.  -> [{"answers", "off"}]
+    The others' tokens are distributed as the sum of B - 1 lengths.  -> [{"answers", "off"}]
     """
     log_p = world.log_chance(world.policy)
     weight = log_p.detach().exp() / 2 * (world.reward - BASELINE)           # (P, S)
@@ -299,9 +307,9 @@ CLIPS = {"reinforce-pp": ("clip",), "ppo": ("clip",), "grpo": ("clip",), "dr-grp
 
 
 def clipped(estimate, world, far=0.25):
-    """How far a mean step is from the gradient at a policy that has moved since it sampled.
+    """How far a mean step is from the gradient if the policy has moved since it sampled.
 
-    -> {"name", "kl": of the move, "off": with the clip, "off_free": without}
+    -> {"name", "kl": of the move, "off": with the clip, "off_free": without the clip}
     """
     found = {"name": estimate.name}
     for key, width in (("off", {}), ("off_free", dict.fromkeys(CLIPS[estimate.name], 1e6))):

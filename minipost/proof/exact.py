@@ -1,7 +1,8 @@
-"""What the methods should descend, as plain sums over all answers of a World.
+"""The losses that the methods should descend, as plain sums over all answers of a World.
 
-Written from the equations and not from the methods' code, so that either can find a fault in the other.
-Pairs are drawn as the methods draw them, and so is what they leave out: two answers of the same words.
+They are written from the equations, not from the methods' code, so each can reveal a fault in the
+other.  Pairs are drawn as the methods draw them.  As in the methods, two answers of the same words
+are left out.
 """
 
 import torch
@@ -13,13 +14,14 @@ from minipost.methods.prm import step_scores
 from minipost.proof.oracle import divergence, mean_reward, regularised
 from minipost.rollout import distribution, final_score
 
-BETA = 0.3  # price of KL wherever a method has one
+BETA = 0.3  # KL coefficient of every method that has one
 
 
 class Exact:
-    """Everything that a loss may be an expectation of, by answer.  (P, S)
+    """The quantities that a loss may be an expectation of, one value per answer.  (P, S)
 
-    What the policy or a scorer says has a gradient in the weights of `module`, the rest has none.
+    Outputs of the policy or of a scorer have a gradient in the weights of `module`.  The rest has
+    none.
     """
 
     def __init__(self, world, module):
@@ -37,12 +39,13 @@ class Exact:
             self.step_score = step_scores(module, world.seqs)           # (M, T)
 
     def pairs(self, chance, loss):
-        """Mean of loss (P, S, S), of a better answer i and a worse one j, over two answers so drawn.
+        """Mean of loss (P, S, S), of a better answer i and a worse one j, over two drawn answers.
 
-        Two of the same words are a tie and make no pair.
+        Both are drawn with `chance`.  Two answers of the same words are a tie and make no pair.
         """
         better = self.reward[:, :, None] > self.reward[:, None, :]
-        return 2 * (chance[:, :, None] * chance[:, None, :] * loss).where(better, 0.0).sum((1, 2)).mean()
+        return 2 * (chance[:, :, None] * chance[:, None, :] * loss).where(
+            better, 0.0).sum((1, 2)).mean()
 
 
 def gap(x):
@@ -63,7 +66,7 @@ def expected(chance, x):
 # ---- losses
 
 def maximum_likelihood(e):
-    """Of the answers that end by themselves, shown equally often."""
+    """The demonstrations are the answers that end by themselves, all equally often."""
     shown = torch.tensor([[len(text) < e.world.horizon for text in e.world.texts]] * 2).double()
     return -expected(shown / shown.sum(1, keepdim=True), e.log_p)
 
@@ -89,7 +92,7 @@ def outcome_entropy(e):
 
 
 def step_entropy(e):
-    """Over every token that ends a step, and the last, which is told the reward."""
+    """Over every token that ends a step, and over the last token, whose label is the reward."""
     world, task = e.world, e.world.task
     each = torch.zeros(len(world.seqs), dtype=torch.float64)
     for row, (ids, mask) in enumerate(zip(world.seqs.targets.tolist(), world.seqs.mask.tolist())):
@@ -121,18 +124,19 @@ def orpo_loss(e):
 
 
 def kto_loss(e):
-    """With z0 = KL(pi || ref), where the method has an estimate of it."""
+    """With z0 = KL(pi || ref), of which the method has an estimate."""
     z0 = (e.p * e.h.detach()).sum(1).mean()
     good, bad = (torch.sigmoid(s * BETA * (e.h - z0)) for s in (-1, 1))
-    same = expected(e.ref, e.ref * bad)                     # two alike are both no better than the mean
+    same = expected(e.ref, e.ref * bad)                     # of two alike, neither beats the mean
     return e.pairs(e.ref, (good[:, :, None] + bad[:, None, :]) / 2) + same
 
 
 def path_consistency(e):
-    """OREO at the level of responses, where the value of every state is still zero."""
+    """OREO at the level of responses, while the value of every state is still zero."""
     world = e.world
-    kl = ops.spread(ops.kl_exact(distribution(world.policy, world.seqs),
-                                 distribution(world.reference, world.seqs).detach()), world.seqs.mask)
+    kl = ops.spread(
+        ops.kl_exact(distribution(world.policy, world.seqs),
+                     distribution(world.reference, world.seqs).detach()), world.seqs.mask)
     price = 0.1 * kl.sum(1).view(2, -1) / e.length
     return expected(e.p, (BETA * e.h - e.reward).square() + price)
 

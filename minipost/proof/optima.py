@@ -1,7 +1,7 @@
-"""Optima: methods that pay for KL, against the one policy that is best, ref exp(r/beta) / Z.
+"""Optima: methods with a KL price, compared with the one best policy, ref exp(r/beta) / Z.
 
-    AT_OPTIMUM  where the policy is exactly that, so that nothing is left to learn: is a step zero there?
-    LEADS       where following a method's mean step leads from the reference, by Adam
+    AT_OPTIMUM  at the best policy nothing is left to learn: is a method's step zero there?
+    LEADS       where does a method's mean step lead from the reference, if Adam follows it?
 """
 
 import copy
@@ -32,9 +32,10 @@ from minipost.rollout import distribution
 # ---- where nothing is left to learn
 
 def bradley_terry_label(sign):
-    """A labeller that prefers a prompt's first answer (sign 1) or second (-1), and the chance of it.
+    """A labeller that prefers a prompt's first answer (sign 1) or its second (sign -1).
 
-    The better of two is preferred with chance sigmoid of the difference in reward.
+    It adds the log of the label's chance to run.log_chance.  An answer is preferred with chance
+    sigmoid(its reward - the other's reward).
     """
     def label(run, problems, rollout):
         first, second = run.grade(problems, rollout).view(-1, 2).unbind(1)
@@ -48,12 +49,12 @@ LABELS = (bradley_terry_label(1), bradley_terry_label(-1))
 
 @dataclass(frozen=True)
 class Stationary:
-    """A method at the closed-form optimum: every step of it, or the mean step, is zero there."""
+    """A method at the closed-form optimum, where each of its steps, or its mean step, is zero."""
 
     name: str
     config: dict
     rows: int
-    zero: str               # "every step", "the mean step", or "" where it aims elsewhere
+    zero: str               # "every step", "the mean step", or "" if it aims elsewhere
     why: str
     labels: tuple = (None,)
 
@@ -67,7 +68,8 @@ AT_OPTIMUM = [
                "one baseline for all states, and whitening makes small differences large"),
     Stationary("grpo", dict(prompts=1, group_size=2, beta=BETA), 2, "",
                "an answer counts by its place in the group, not by how much better it is"),
-    Stationary("grpo --kl k3", dict(prompts=1, group_size=2, beta=BETA, kl="k3"), 2, "", "the same"),
+    Stationary("grpo --kl k3", dict(prompts=1, group_size=2, beta=BETA, kl="k3"), 2, "",
+               "the same"),
     Stationary("dpo", dict(pairs=1, beta=BETA), 2, "the mean step",
                "labels being Bradley-Terry's, pi* is the model that made them", LABELS),
     Stationary("ipo", dict(pairs=1, tau=BETA), 2, "",
@@ -86,10 +88,10 @@ AT_OPTIMUM = [
 
 
 def at_optimum(case, world):
-    """The mean and the root mean square of a method's step where the policy is ref exp(r/beta) / Z.
+    """The mean and the root mean square of a method's step at the policy ref exp(r/beta) / Z.
 
     No training brings a nano-GPT there to the last digit.  So the reward is made to fit the policy:
-    r = beta log pi/ref, and a number per prompt.
+    r = beta log pi/ref plus a number per prompt.
     """
     log_p, log_ref = (world.log_chance(m).detach() for m in (world.policy, world.reference))
     fitting = world.with_reward(BETA * (log_p - log_ref) + torch.tensor([[0.4], [-0.2]]))
@@ -105,10 +107,10 @@ def at_optimum(case, world):
 # ---- where it leads
 
 class Ground:
-    """What a mean step is computed from: all answers, and the policy as it is.
+    """The inputs of a mean step: all answers, and the current policy.
 
-    A method's field (ground, critic) -> scalar gives its own loss the chance of every answer for a
-    weight, so that the gradient is that of its mean step.
+    A method's field (ground, critic) -> scalar weights the method's own loss with the chance of
+    every answer, so its gradient is the gradient of the mean step.
     """
 
     def __init__(self, world):
@@ -126,25 +128,25 @@ class Ground:
         return ops.spread(ops.pick(logp_all, self.seqs.targets[self.mask]), self.mask)
 
     def look(self, policy):
-        self.logp_all = distribution(policy, self.seqs)                     # (N, V), with a gradient
-        self.logp = self.of_tokens(self.logp_all)                           # (M, T), with a gradient
+        self.logp_all = distribution(policy, self.seqs)                     # (N, V), has a gradient
+        self.logp = self.of_tokens(self.logp_all)                           # (M, T), has a gradient
         self.held = self.logp.detach()
         self.ratio = self.held - self.logp_ref
         self.chance = self.held.sum(1).exp() / 2                            # (M,) chances under pi
 
     def by_prompt(self, x):
-        """The mean of a value per answer under the policy, in every row of its prompt."""
+        """The policy's mean of a value per answer, repeated in every row of its prompt."""
         mean = 2 * (self.chance * x).view(2, -1).sum(1, keepdim=True)
         return mean.expand(2, self.world.count).flatten()
 
     def whitened(self, x):
-        """To mean 0 and variance 1 over the tokens that the policy says."""
+        """Scale x to mean 0 and variance 1 over the tokens that the policy samples."""
         weight = self.chance[:, None] * self.mask
         x = x - (weight * x).sum() / weight.sum()
         return x / ((weight * x.square()).sum() / weight.sum() + 1e-8).sqrt()
 
     def pairs(self):
-        """Rows i and j of every two answers to the same prompt, and the chance of both under ref."""
+        """Rows i and j of every two answers to a prompt, and the chance of both under ref."""
         count = self.world.count
         i, j = torch.cartesian_prod(torch.arange(count), torch.arange(count)).T
         i, j = torch.cat([i, i + count]), torch.cat([j, j + count])
@@ -152,7 +154,7 @@ class Ground:
 
 
 def each(loss, *rows, **options):
-    """A loss of every row by itself.  (n, ...) -> (n,)"""
+    """The loss of each row by itself.  (n, ...) -> (n,)"""
     return vmap(lambda *xs: loss(*(x[None] for x in xs), **options, count=1)[0])(*rows)
 
 
@@ -168,7 +170,7 @@ def reinforce_pp_field(g, critic):
 
 
 def ppo_field(g, critic):
-    """With a critic that knows what the policy will get."""
+    """With a critic that knows the policy's expected return."""
     earned = ppo.token_rewards(g.reward, g.held, g.logp_ref, g.mask, BETA)
     ret = ops.gae(earned, torch.zeros_like(earned), g.mask, 1.0, 1.0)
     value = g.world.given(g.chance, ret)
@@ -178,7 +180,7 @@ def ppo_field(g, critic):
 
 
 def grpo_field(g, critic, k3=False):
-    """With groups of two, whose expectation is a sum over the sibling."""
+    """With groups of two.  The expectation is a sum over the sibling."""
     i, j, _ = g.pairs()
     both = ops.group_normalised(torch.stack([g.reward[i], g.reward[j]], 1).flatten(), 2)
     adv = torch.zeros_like(g.reward).index_add(0, i, 2 * g.chance[j] * both[::2])
@@ -189,10 +191,11 @@ def grpo_field(g, critic, k3=False):
 
 
 def pair_field(loss, weigh):
-    """The mean of a loss over the pairs of ref, each way round with the chance of that label."""
+    """The mean of a loss over the pairs of ref, in both orders, by the chance of either label."""
     def field(g, critic):
         i, j, chance = g.pairs()
-        values = each(loss, g.logp[i], g.logp[j], g.logp_ref[i], g.logp_ref[j], g.mask[i], g.mask[j])
+        values = each(loss, g.logp[i], g.logp[j], g.logp_ref[i], g.logp_ref[j], g.mask[i],
+                      g.mask[j])
         return (chance * weigh(g.reward[i] - g.reward[j]) * values).sum() * 2
     return field
 
@@ -210,7 +213,7 @@ def ipo_loss_of(*rows, count):
 
 
 def mdpo_field(g, critic):
-    """With sets of one, of which the better always wins."""
+    """With sets of one answer.  The better set always wins."""
     i, j, chance = g.pairs()
     both = torch.stack([i, j], 1)                           # (n, 2)
     values = vmap(lambda *xs: mdpo.loss(*xs, beta=BETA, group_size=1, count=1)[0])(
@@ -219,7 +222,7 @@ def mdpo_field(g, critic):
 
 
 def kto_field(g, critic):
-    """With the policy's own KL for z0, and good what is better than the mean of ref."""
+    """z0 is the policy's own KL.  Good answers are those above the mean reward under ref."""
     mean = 2 * (g.ref * g.reward).view(2, -1).sum(1).repeat_interleave(g.world.count)
     z0 = float((g.chance * g.ratio.sum(1)).sum())
     values = each(kto.loss, g.logp, g.logp_ref, g.mask, g.reward > mean, z0=z0, beta=BETA,
@@ -228,18 +231,20 @@ def kto_field(g, critic):
 
 
 def oreo_field(level, alpha):
-    """On answers of ref, with a value that learns beside the policy."""
+    """On answers of ref, with a value that learns together with the policy."""
     def field(g, critic):
         kl, value = ops.spread(ops.kl_exact(g.logp_all, g.ref_all), g.mask), critic(g.seqs.inputs)
-        values = each(oreo.loss, g.logp, value, kl, g.held, value.detach(), g.logp_ref, g.reward, g.mask,
-                      g.starts[level], beta=BETA, alpha=alpha)
+        values = each(oreo.loss, g.logp, value, kl, g.held, value.detach(), g.logp_ref, g.reward,
+                      g.mask, g.starts[level], beta=BETA, alpha=alpha)
         return (g.ref * values).sum()
     return field
 
 
 def chance_to_win(world):
-    """log of ref exp(w / tau) / Z, w the chance that an answer is preferred to one of ref: IPO's optimum
-    (Azar et al. 2023, arxiv.org/abs/2310.12036, sec. 4.2)."""
+    """IPO's optimum: log of ref exp(w / tau) / Z, w the chance to be preferred to an answer of ref.
+
+    Azar et al. 2023, arxiv.org/abs/2310.12036, sec. 4.2.
+    """
     log_ref = world.log_chance(world.reference).detach()
     wins = torch.sigmoid(world.reward[:, :, None] - world.reward[:, None, :])
     return optimum(log_ref, (wins * log_ref.exp()[:, None, :]).sum(2), BETA)[0]
@@ -252,21 +257,23 @@ def best_of(world):
 
 @dataclass(frozen=True)
 class Lead:
-    """The mean of a method's step, the optimum that it is proved to lead to, if any, and why there."""
+    """A method's mean step, the optimum that it provably leads to (or None), and the reason."""
 
     field: Callable
     end: Callable | None
     why: str
     steps: int = 800
-    lr: float = 0.01            # at first; it falls to zero
+    lr: float = 0.01            # initial learning rate; it falls to zero
 
 
 ENDLESS = "the better always wins, so the lead grows without end"
 LEADS = {
     "rloo": Lead(rloo_field, best_of, "a siblings' mean is a baseline"),
     "ppo": Lead(ppo_field, best_of, "with a critic that knows what the policy will get"),
-    "reinforce-pp": Lead(reinforce_pp_field, best_of, "whitening a large rollout only scales the step"),
-    "grpo": Lead(grpo_field, None, "groups of two: an answer counts by its place; KL in each state"),
+    "reinforce-pp": Lead(reinforce_pp_field, best_of,
+                         "whitening a large rollout only scales the step"),
+    "grpo": Lead(grpo_field, None,
+                 "groups of two: an answer counts by its place; KL in each state"),
     "grpo --kl k3": Lead(partial(grpo_field, k3=True), None, "the same with the other KL"),
     "dpo": Lead(pair_field(dpo_loss_of, torch.sigmoid), best_of, "labels are Bradley-Terry's"),
     "dpo, sure labels": Lead(pair_field(dpo_loss_of, certain), None, ENDLESS),
@@ -280,14 +287,15 @@ LEADS = {
     "oreo": Lead(oreo_field("step", 0.1), None, "alpha = 0.1 pulls to the reference besides", 1600,
                  0.005),
 }
-NEAR = 0.01  # share of the way to its optimum that may be left where a method is proved to lead there
+NEAR = 0.01  # share of the way to a proved optimum that may be left at the end
 
 
 def lead(name, world, steps=None):
-    """Follow a method's mean step from the reference with Adam; where it ends, as plain data.
+    """Follow a method's mean step from the reference with Adam.  -> the end, as plain data
 
-    kl, left   KL(pi || pi*) at the end, and as a share of the reference's, for the one pi* of all methods
-    own        that share for the optimum that the method is proved to lead to
+    kl, left   KL(pi || pi*) at the end, and its share of KL(ref || pi*), for the same pi* in all
+               methods
+    own        that share for the optimum that the method provably leads to
     """
     case, policy, ground = LEADS[name], copy.deepcopy(world.reference), Ground(world)
     steps = steps or case.steps

@@ -1,18 +1,19 @@
-"""An oracle: a world so small that every expectation in it is a sum over all there is.
+"""An oracle: a world so small that every expectation in it is a sum over all answers.
 
-With at most 8 ids and answers of at most 5 tokens, every answer can be listed, and the nano-GPT itself
-gives the chance of each.  So what is elsewhere estimated from samples is known here to the last digit:
+A world has at most 8 ids and answers of at most 5 tokens, so all answers can be listed.  The
+nano-GPT itself gives the chance of each.  So the oracle computes exactly what is elsewhere
+estimated from samples:
 
     pi(y|x)                     chance of each answer; they sum to one
     J = E_pi r                  and its gradient, by autograd through the sum
     KL(pi || ref), KL(ref || pi)
     F = E_pi g g'               the Fisher matrix, g = grad log pi(y|x)
-    V*(s) = b log E_ref[ exp(r/b) | s ]      what E r - b KL(pi || ref) can still come to from a state s
+    V*(s) = b log E_ref[ exp(r/b) | s ]      the most that E r - b KL(pi || ref) can reach from s
     pi* = ref exp(r/b) / Z,  b log Z = V*    the policy that attains it, whatever the method
 
-And a method's own training step can be asked for every rollout that there is: `Dealer` hands it its
-answers one rollout after another, with the chance of each, and keeps the gradient that comes out.  Its
-mean over all rollouts is the expectation of the method's estimate, by the code that trains.
+The oracle can also run a method's own training step on every possible rollout.  `Dealer` hands the
+method its answers one rollout after another, with the chance of each, and keeps the gradient.  The
+mean over all rollouts is the expectation of the method's estimate, computed by the training code.
 
 A policy is a function of weights, so derivatives are vectors (W,), in the order of Learner.flat.
 Axes: P prompts, S answers to each, M = P S rows of `World.seqs`, T tokens, W weights.
@@ -35,11 +36,11 @@ from minipost.tasks.base import Problem, Task
 
 VOCAB, HORIZON = 8, 5  # the largest world
 PAD, BOS, EOS = 0, 1, 2
-LETTERS = "abcdefg"    # the words, one for every id but EOS; PAD and BOS are words like others here
+LETTERS = "abcdefg"    # the words, one per id except EOS; PAD and BOS are ordinary words here
 
 
 class Words:
-    """A vocabulary of single letters, with the face of the one that checkpoint.load returns."""
+    """A vocabulary of single letters, with the interface of checkpoint.Vocabulary."""
 
     pad, bos, eos = PAD, BOS, frozenset([EOS])
 
@@ -63,7 +64,7 @@ class Table(Task):
     rewards: dict
     told: str | None = None
     name = "table"
-    step_end = "a"                                          # answers are made of steps that end so
+    step_end = "a"                                          # the end of every step of an answer
 
     def sample(self, n, rng):
         return [Problem(p) for p in rng.choices(sorted({p for p, _ in self.rewards}), k=n)]
@@ -78,38 +79,39 @@ class Table(Task):
         return [self.rewards[pair] for pair in zip(prompts, completions)]
 
     def finished(self, problem):
-        """The answers that end by themselves, not for want of room."""
+        """The answers that end by themselves, not because they reach the horizon."""
         longest = max(len(text) for _, text in self.rewards)
         return [text for p, text in self.rewards if p == problem.prompt and len(text) < longest]
 
     def demonstrate(self, problem, rng=None):
-        """What is told, else one of the finished answers, all alike."""
+        """`told` if there is one, else one of the finished answers, all equally likely."""
         return rng.choice(self.finished(problem)) if self.told is None else self.told
 
     def steps(self, text):
         return text.split(self.step_end)[:-1]
 
     def check_steps(self, problem, text):
-        """A step is right where its length is odd: any rule will do."""
+        """A step is right if its length is odd.  Any rule will do."""
         return [len(step) % 2 == 1 for step in self.steps(text)]
 
 
 def endings(vocab, horizon):
-    """Every answer as ids: words and EOS, or as many words as there is room for."""
+    """Every answer as ids: words and EOS, or `horizon` words."""
     words = [i for i in range(vocab) if i != EOS]
     return [[*some, EOS][:horizon] for n in range(horizon + 1)
             for some in itertools.product(words, repeat=n)]
 
 
 def nano(vocab, seed, size=16, layers=2, scale=0.15):
-    """A float64 nano-GPT with grouped queries, not uniform and yet smooth enough to be trained."""
+    """A float64 nano-GPT with grouped queries, not uniform but smooth enough to be trained."""
     model = GPT(GPTConfig(vocab, hidden_size=size, intermediate_size=2 * size,
                           num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=1,
                           head_dim=8, max_position_embeddings=HORIZON + 3)).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(scale * torch.randn(p.shape, generator=generator, dtype=p.dtype) + (p.dim() == 1))
+            p.copy_(scale * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+                    + (p.dim() == 1))
     return model
 
 
@@ -125,11 +127,12 @@ def flat(tensors):
 class World:
     """Two prompts, all answers to each, a policy, a reference and a reward within 0..1.
 
-    log_chance and rewards are (P, S); tokens of row p*S + s are those of answer s to prompt p.
+    log_chance and rewards are (P, S).  Row p*S + s of `seqs` holds answer s to prompt p.
     """
 
     def __init__(self, vocab=4, horizon=3, seed=0):
-        for name, value, least, most in (("vocab", vocab, 4, VOCAB), ("horizon", horizon, 1, HORIZON)):
+        for name, value, least, most in (("vocab", vocab, 4, VOCAB),
+                                         ("horizon", horizon, 1, HORIZON)):
             if not least <= value <= most:
                 raise MinipostError(f"{name} is {value}; expected {least} to {most}")
         self.horizon, self.words = horizon, Words(vocab)
@@ -164,7 +167,8 @@ class World:
     def slope(self, model, value):
         """The gradient of a scalar in the model's weights.  (W,)"""
         found = torch.autograd.grad(value, weights_of(model), allow_unused=True)
-        return flat(torch.zeros_like(p) if g is None else g for g, p in zip(found, weights_of(model)))
+        return flat(torch.zeros_like(p) if g is None else g
+                    for g, p in zip(found, weights_of(model)))
 
     def scores(self, model):
         """grad log pi(y|x) of every answer.  (M, W)"""
@@ -173,7 +177,7 @@ class World:
                             for x in each])
 
     def states(self):
-        """The number of each token's state, which is its prompt and what was said before.  (M, T)
+        """The number of each token's state: its prompt and the tokens before it.  (M, T)
 
         Rows that agree so far are in the same state.  -1 off the mask.
         """
@@ -207,7 +211,7 @@ class World:
         after, found = self.reward.flatten() / beta, torch.zeros_like(logp_ref)
         for t in reversed(range(mask.shape[1])):
             rows = mask[:, t].nonzero()[:, 0]
-            first = {}                                      # of rows that go on alike, one counts
+            first = {}                                      # one row per state and next token
             for row in rows.tolist():
                 first.setdefault((int(states[row, t]), int(self.seqs.tokens[row, t + 1])), row)
             for state in {s for s, _ in first}:
@@ -233,7 +237,7 @@ def regularised(log_chance, log_ref, reward, beta):
 
 
 def optimum(log_ref, reward, beta):
-    """(log pi*, V* of each prompt) of that objective: ref exp(r/beta) / Z.  -> (P, S), (P,)"""
+    """(log pi*, V* of each prompt) of that objective: pi* = ref exp(r/beta) / Z.  (P, S), (P,)"""
     log_z = (log_ref + reward / beta).logsumexp(1)
     return log_ref + reward / beta - log_z[:, None], beta * log_z
 
@@ -246,7 +250,7 @@ def relative(found, expected):
 # ---- a method's own step on every rollout
 
 class Recorder(Learner):
-    """A learner that notes the gradient that it is given and stays where it is."""
+    """A learner that records its gradient and leaves its weights as they are."""
 
     def collect(self):
         self.seen = self.grad.clone()
@@ -258,7 +262,7 @@ class Recorder(Learner):
 
 
 class Known(torch.nn.Module):
-    """A critic that says of every state what is known of it.  values (M, T)"""
+    """A critic that looks up the known value of every state.  values (M, T)"""
 
     def __init__(self, world, values):
         super().__init__()
@@ -268,18 +272,18 @@ class Known(torch.nn.Module):
                        for t, (chosen, x) in enumerate(zip(mask, row)) if chosen}
 
     def forward(self, tokens):
-        """(B, T) -> (B, T), zero where nobody chooses"""
+        """(B, T) -> (B, T), zero where no token is chosen"""
         return torch.tensor([[self.values.get(tuple(ids[: t + 1]), 0.0) for t in range(len(ids))]
                              for ids in tokens.tolist()], dtype=torch.float64)
 
 
 @dataclass
 class Dealer(Run):
-    """A run in a World.  While `hand` holds (prompt, rows), whoever samples is dealt those answers.
+    """A run in a World.  While `hand` holds (prompt, rows), `sample` returns those answers.
 
-    `log_chance` adds up the log of the chance of what was dealt, under the module that was asked.
-    `sampler` is asked where no module is named: the policy, or an older one.  `metrics` are those of the
-    latest step.
+    `log_chance` sums the log-probs of the dealt answers under the module that samples.  `sampler`
+    is that module if none is named: the policy, or an older one.  `metrics` are those of the latest
+    step.
     """
 
     world: Any = None
@@ -287,20 +291,20 @@ class Dealer(Run):
     hand: Any = None
     log_chance: float = 0.0
     metrics: dict = field(default_factory=dict)
-    known: dict = field(default_factory=dict)  # module's id: (module, its logp (P, S, T))
+    known: dict = field(default_factory=dict)  # id of a module: (module, its logp (P, S, T))
 
     def deal_hand(self, prompt, rows):
         self.hand, self.log_chance = (prompt, rows), 0.0
 
     def show(self, row):
-        """Let the task demonstrate this answer; False where it is none that it would."""
+        """Let the task demonstrate this answer.  -> whether it would demonstrate it by itself"""
         shown = self.task.finished(self.problems(1)[0])
         self.task = replace(self.task, told=self.world.texts[row])
         self.log_chance = -math.log(len(shown))
         return self.task.told in shown
 
     def problems(self, n, again=0):
-        """A step is about one prompt, n times: that of the hand, or one drawn."""
+        """One prompt n times, that of the hand or a drawn one: a step is about one prompt."""
         if self.hand is None:
             return super().problems(1, again) * n
         return [Problem(self.world.prompts[self.hand[0]])] * n
@@ -308,7 +312,8 @@ class Dealer(Run):
     def sample(self, problems, group_size, *, temperature=1.0, module=None, **options):
         module = module or self.sampler or self.policy.module
         if self.hand is None or temperature == 0:
-            return super().sample(problems, group_size, temperature=temperature, module=module, **options)
+            return super().sample(problems, group_size, temperature=temperature, module=module,
+                                  **options)
         prompt, rows = self.hand
         if len(rows) != len(problems) * group_size:
             raise MinipostError(f"{len(rows)} answers in the hand; the step asks for "
@@ -321,6 +326,7 @@ class Dealer(Run):
         place = prompt * self.world.count + torch.tensor(rows)
         seqs = self.world.seqs
         tokens, mask = seqs.tokens[place], seqs.mask[place]
-        return Rollout(tokens, mask, logp, torch.arange(len(problems)).repeat_interleave(group_size),
-                       (tokens[:, 1:].eq(EOS) & mask).any(1))[torch.arange(len(rows))]
+        return Rollout(
+            tokens, mask, logp, torch.arange(len(problems)).repeat_interleave(group_size),
+            (tokens[:, 1:].eq(EOS) & mask).any(1))[torch.arange(len(rows))]
 

@@ -1,6 +1,6 @@
-"""Arithmetic: chains of + and - whose running totals all stay within 0..99.
+"""Arithmetic: chains of + and - with all running totals within 0..99.
 
-With worked steps (the default) a problem and its demonstration read
+With worked steps (the default), a problem and its demonstration read
 
     7+5-3+8=? Think:
     7+5=12
@@ -8,10 +8,9 @@ With worked steps (the default) a problem and its demonstration read
     9+8=17
     Answer: 17
 
-and with `direct` the prompt is "7+5-3+8=? Answer:" and the completion is " 17".  With `hurried` the
-cue is "Hurry:", and large terms are counted one short: the same fault again and again, where worked
-steps slip at random.  Who checks the steps on the way writes a verdict behind each, and a wrong one again
-(`checked`):
+With `direct`, the prompt is "7+5-3+8=? Answer:" and the completion is " 17".  With `hurried`, the
+cue is "Hurry:" and large terms are counted one short.  That is the same fault every time, while
+worked steps slip at random.  `checked` writes a verdict after each step and repeats a wrong step:
 
     7+5-3+8=? Check:
     7+5=13
@@ -29,18 +28,18 @@ from itertools import islice
 from minipost.errors import MinipostError
 from minipost.tasks.base import Problem, Task, is_held_out
 
-LIMIT = 99  # the largest running total
-PATIENCE = 5_000  # draws in a row without a new problem after which a space counts as exhausted
+LIMIT = 99        # the largest running total
+PATIENCE = 5_000  # after so many draws without a new problem, the space counts as exhausted
 
 
 @dataclass(frozen=True)
 class Arithmetic(Task):
     """Add and subtract a chain of small numbers; the answer is one whole number, 0..99."""
 
-    terms: int = 6  # how many numbers are in a chain
-    largest: int = 9  # largest operand; operands are 1..largest
-    direct: bool = False  # answer at once instead of with worked steps
-    hurried: bool = False  # work in the mode that counts short (taught to checkpoints/thinker)
+    terms: int = 6              # how many numbers are in a chain
+    largest: int = 9            # largest operand; operands are 1..largest
+    direct: bool = False        # answer at once instead of with worked steps
+    hurried: bool = False       # use the mode that counts short (taught to checkpoints/thinker)
 
     name = "arithmetic"
 
@@ -57,7 +56,7 @@ class Arithmetic(Task):
                                     f"for the {split} split; raise one of them")
 
     def sample(self, n, rng):
-        """Draw n training problems with `rng`; none has held-out operands."""
+        """Draw n training problems with `rng`.  None has held-out operands."""
         return [next(self._draws(rng, held=False)) for _ in range(n)]
 
     def heldout(self, n):
@@ -66,12 +65,12 @@ class Arithmetic(Task):
         return list(islice(distinct(draws), n))
 
     def demonstrate(self, problem, rng=None, slip=0.0):
-        """Write a completion; each result is wrong by 1..3 with probability `slip`.
+        """Write a completion.  Each result is wrong by 1..3 with probability `slip`.
 
-        The chain goes on consistently from a wrong result.  A slip never undoes an earlier one
-        and never pushes a later total out of 0..99; where no error can do that there is none.
-        In a hurry the only error is to count a term of 7 or more one short, so that the result is
-        one too small, with probability `slip`.
+        The chain continues consistently from a wrong result.  A slip never undoes an earlier slip
+        and never pushes a later total out of 0..99.  If no error meets this, there is none.  With
+        `hurried` the only error is to count a term of 7 or more one short, with probability `slip`.
+        The result is then one too small.
         """
         rng = rng or random.Random(0)
         operands = _operands(problem.columns["chain"])
@@ -89,13 +88,16 @@ class Arithmetic(Task):
         return "\n".join([*lines, f"Answer: {totals[-1] + off}"])
 
     def hint(self, problem):
-        """The prompt with the answer told, for STaR; checkpoints/base was not taught to read it."""
+        """The prompt with its answer in it, for STaR.
+
+        checkpoints/base was not taught to read it.
+        """
         return problem.prompt.replace("=?", f"={problem.columns['answer']}?", 1)
 
     def checked(self, problem, rng, slip):
-        """Write the problem as (prompt, completion) with a verdict behind every step.
+        """Write the problem as (prompt, completion) with a verdict after every step.
 
-        A result is wrong by 1..3 with probability `slip`; such a step is written again.
+        A result is wrong by 1..3 with probability `slip`.  A wrong step is written again.
         """
         chain = problem.columns["chain"]
         total, *rest = _operands(chain)
@@ -109,25 +111,30 @@ class Arithmetic(Task):
         return f"{chain}=? Check:\n", "\n".join([*lines, f"Answer: {total}"])
 
     def example(self, problem, completion=None):
-        """The problem without a cue and, if given, a completion that shows how to answer it."""
+        """The problem without a cue, followed by the completion, if given, as an example answer."""
         question = f"{problem.columns['chain']}=?\n"
         if completion is None:
             return question
         return f"{question}{'Answer:' if self.direct else ''}{completion}\n\n"
 
     def questions(self, problem, text):
-        """What a judge of `text` is asked, and what it says if it approves: (question, reply) pairs.
-        Each step is worked out again."""
+        """The questions to a judge of `text`: pairs (question, reply that approves).
+
+        The judge works out each step again.
+        """
         steps = (line.partition("=") for line in self.steps(text))
         return [(f"{step}=", result) for step, _, result in steps]
 
     def critique(self, problem, draft):
-        """What a critic reads; its critique follows, such as `criticise` writes."""
+        """The prompt of a critic.  A critique follows, such as `criticise` writes."""
         return f"{problem.columns['chain']}=? Draft:\n{draft}\nCritique:\n"
 
     def criticise(self, problem, draft):
-        """The critique that a perfect critic writes: every step as it should be, and whether the draft
-        has it so, up to the first that it has not."""
+        """The critique of a perfect critic.
+
+        It writes every step as it should be and whether the draft has it so, up to the first wrong
+        step.
+        """
         total, *rest = _operands(problem.columns["chain"])
         lines = []
         for line, term in zip(self.steps(draft), rest):
@@ -143,13 +150,19 @@ class Arithmetic(Task):
         return not critique.rstrip().endswith(" no")
 
     def revise(self, problem, draft, critique):
-        """What a reviser reads, of the critique the faulty step as it should be; worked steps follow."""
+        """The prompt of a reviser.  Worked steps follow.
+
+        Of the critique, it holds only the faulty step as it should be.
+        """
         fault = critique.rstrip().split("\n")[-1]
         return f"{self.critique(problem, draft)}{fault}\nRevise:\n"
 
     def mend(self, problem, draft, rng, slip=0.0):
-        """A revision of a faulty draft: its steps up to the fault, that step right, then as
-        `demonstrate` goes on from a right total."""
+        """A revision of a faulty draft.
+
+        It keeps the steps before the fault and corrects the faulty step.  `demonstrate` continues
+        from the right total.
+        """
         done = self.check_steps(problem, draft).index(False) + 1
         operands = _operands(problem.columns["chain"])
         total = sum(operands[: done + 1])
@@ -161,7 +174,10 @@ class Arithmetic(Task):
         return "\n".join([*lines, self.demonstrate(Problem("", {"chain": chain}), rng, slip)])
 
     def parts(self, problem, size):
-        """Problems of at most `size` terms whose answers make this one's: (problems, signs)."""
+        """Problems of at most `size` terms.  Their signed answers add up to this problem's answer.
+
+        -> problems, signs
+        """
         operands, found, signs = _operands(problem.columns["chain"]), [], []
         for sign in (1, -1):
             same = [abs(n) for n in operands if n * sign > 0]
@@ -171,8 +187,11 @@ class Arithmetic(Task):
         return found, signs
 
     def joined(self, answers, signs, size):
-        """Problems that put these answers together, at most `size` in one: [(problem, sign, of)] with
-        the places of the answers in each.  Where all do not fit into one, those of a sign go together."""
+        """Problems that put these answers together, at most `size` in each: [(problem, sign, of)].
+
+        `of` lists the indices of the answers in a problem.  If all do not fit into one problem,
+        each problem takes answers of one sign.
+        """
         if len(answers) <= size:
             return [(self._problem([a * s for a, s in zip(answers, signs, strict=True)]), 1,
                      list(range(len(answers))))]
@@ -185,10 +204,10 @@ class Arithmetic(Task):
         return found
 
     def pose(self, text):
-        """The problem that `text`, such as 7+5-3, asks; MinipostError where it is no such chain."""
+        """The problem that `text`, such as 7+5-3, asks; MinipostError if it is no such chain."""
         if not re.fullmatch(r"[1-9][0-9]?([+-][1-9][0-9]?){1,63}", text.strip()):
-            raise MinipostError(f"--problem {text!r}: expected a chain of numbers of one or two digits, "
-                                "such as 7+5-3")
+            raise MinipostError(f"--problem {text!r}: expected a chain of numbers of one or two "
+                                "digits, such as 7+5-3")
         return self._problem(_operands(text))
 
     def like(self, problem):
@@ -199,7 +218,7 @@ class Arithmetic(Task):
         """Return the integer after the last "Answer:", or the whole text if that is one."""
         _, marker, tail = text.rpartition("Answer:")
         found = re.search("-?[0-9]+", tail) if marker else re.fullmatch("-?[0-9]+", text.strip())
-        # Reading a very long number takes quadratic time, and int() refuses the longest.
+        # int() takes quadratic time for a very long number and refuses the longest.
         if found is None or len(found[0].lstrip("-")) > 9:
             return None
         return int(found[0])
@@ -210,17 +229,17 @@ class Arithmetic(Task):
                 for text, right in zip(completions, answer, strict=True)]
 
     def steps(self, text):
-        """Return the step lines, those before the "Answer:" line; step k ends at newline k."""
+        """Return the step lines, all before the "Answer:" line.  Step k ends at newline k."""
         lines = text.split("\n")
         ends = (k for k, line in enumerate(lines) if line.startswith("Answer:"))
         last = next(ends, len(lines) - (lines[-1] == ""))
         return lines[:last]
 
     def check_steps(self, problem, text):
-        """Say for each step line whether it takes the chain's next term from the total before it.
+        """Return whether each step line adds the chain's next term to the total before it.
 
-        The total before is the one that the previous line states, right or wrong, so a step
-        that goes on correctly from someone else's error is right.
+        The total before is the one that the previous line states, right or wrong.  So a step that
+        continues correctly from an earlier error is right.
         """
         total, *rest = _operands(problem.columns["chain"])
         right = []
@@ -232,7 +251,7 @@ class Arithmetic(Task):
         return right
 
     def _draws(self, rng, held):
-        """Yield problems of one split; ends after PATIENCE draws of the other in a row."""
+        """Yield problems of one split.  End after PATIENCE draws of the other split in a row."""
         misses = 0
         while misses < PATIENCE:
             operands = [rng.randint(1, self.largest)]
@@ -260,7 +279,7 @@ def _operands(chain):
 
 
 def _slip(off, totals, rng, slip):
-    """Return the offset of the written totals after a step that goes wrong with chance `slip`."""
+    """Return the offset of the written totals after a step.  It is wrong with chance `slip`."""
     if rng.random() >= slip:
         return off
     lo, hi = -min(totals), LIMIT - max(totals)
@@ -269,7 +288,7 @@ def _slip(off, totals, rng, slip):
 
 
 def distinct(problems):
-    """Yield each problem once; ends with the source, or after PATIENCE repeats in a row."""
+    """Yield each problem once.  End with the source, or after PATIENCE repeats in a row."""
     seen, repeats = set(), 0
     for problem in problems:
         repeats += 1

@@ -1,10 +1,10 @@
 """What a task is: problems in words, an exact reward, and a held-out split.
 
-A task speaks strings and knows nothing of tensors or models, so the same task serves training,
-evaluation and search.  It is one file in minipost/tasks/ with one class, which is found by its `name`:
-a frozen dataclass that derives from `Task`.  Its fields are its knobs; the command line makes flags of
-them.  `reward` has the signature that TRL uses: every column of the problems arrives as a list beside
-the prompts and the completions, so any function of that form can stand in its place.
+A task works with strings and knows nothing of tensors or models, so the same task serves training,
+evaluation and search.  It is one file in minipost/tasks/ with one class, a frozen dataclass that
+derives from `Task`.  The task is found by its `name`.  Its fields are its knobs, and the command
+line makes flags of them.  `reward` has TRL's signature: it takes the prompts, the completions and
+every column of the problems, each as a list.  Any function of that form can replace it.
 """
 
 import hashlib
@@ -14,21 +14,21 @@ from typing import Any, Callable, ClassVar, Mapping, Protocol, Sequence
 
 @dataclass(frozen=True)
 class Problem:
-    """One prompt, with what its reward function needs to know about it (the columns)."""
+    """One prompt, with the data that its reward function needs (the columns)."""
 
     prompt: str
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Task(Protocol):
-    """What every task has, and what it may have.  What is None here, a task need not have."""
+    """What every task has, and what it may have.  A task need not define what is None here."""
 
     name: ClassVar[str]
 
     # ---- what every task defines
 
     def sample(self, n, rng) -> Sequence[Problem]:
-        """n problems to train on, drawn with `rng`; never a held-out one."""
+        """n problems to train on, drawn with `rng`.  None is held out."""
         ...
 
     def heldout(self, n) -> Sequence[Problem]:
@@ -44,66 +44,68 @@ class Task(Protocol):
         ...
 
     def parse(self, text) -> Any:
-        """The answer that a completion states, or None; never raises."""
+        """The answer that a completion states, or None.  Never raises."""
         ...
 
-    # ---- what a task may define, and what then becomes possible
+    # ---- what a task may define, and who uses it
 
-    #: training() -> the list of all training problems, where it is finite: gone through in epochs
+    #: training() -> the list of all training problems, if it is finite; a run repeats it in epochs
     training: Callable | None = None
-    #: splits(n) -> {name: problems} to report, the headline first; else the held-out ones
+    #: splits(n) -> {name: problems} to report, the headline first; by default the held-out problems
     splits: Callable | None = None
     #: `reward` only labels preferences and measures results; no learner may score by it
     hidden: bool = False
     #: the share of preference labels that come out wrong
     noise: float = 0.0
-    #: {name: what a judge who compares answers is told}                                    (rlaif)
+    #: {name: the instruction to a judge who compares answers}  (rlaif)
     principles: Mapping[str, str] = {}
-    #: the text with which a step of an answer ends                        (oreo, prm, every search)
+    #: the text at the end of each step of an answer  (oreo, prm, every search)
     step_end: str = "\n"
-    #: steps(text) -> the steps of an answer; check_steps(problem, text) -> whether each is right (prm)
+    #: steps(text) -> the steps of an answer; check_steps(problem, text) -> whether each is right
+    #: (prm)
     steps: Callable | None = None
     check_steps: Callable | None = None
-    #: hint(problem) -> the prompt with its answer told                                  (rft --hint)
+    #: hint(problem) -> the prompt with its answer in it  (rft --hint)
     hint: Callable | None = None
     #: skipped() -> sentences on rows that were left out of a file
     skipped: Callable = staticmethod(list)
-    #: pose(text) -> the problem that a user wrote                              (solve --problem TEXT)
+    #: pose(text) -> the problem that a user wrote  (solve --problem TEXT)
     pose: Callable | None = None
-    #: example(problem, completion="") -> a prompt without a cue, answered or not; like(problem) -> the
-    #: same problem in this mode; the knobs direct and hurried are modes     (cot, self_consistency)
+    #: example(problem, completion="") -> a prompt without a cue, answered or not;
+    #: like(problem) -> the same problem in this mode; the knobs direct and hurried are modes
+    #: (cot, self_consistency)
     example: Callable | None = None
     like: Callable | None = None
     direct: bool = False
     hurried: bool | None = None
     #: questions(problem, text) -> [(question, the reply that approves)] on a beginning of an answer
-    #:                                                                       (best_of_n, mcts, tot)
+    #: (best_of_n, mcts, tot)
     questions: Callable | None = None
-    #: state(problem, text) -> what the beginnings that come to the same have in common        (tot)
+    #: state(problem, text) -> the same value for beginnings that come to the same  (tot)
     state: Callable | None = None
-    #: critique(problem, draft) -> prompt; approves(critique) -> bool; revise(problem, draft, critique)
-    #: -> prompt                                                                     (self_feedback)
+    #: critique(problem, draft) -> prompt; approves(critique) -> bool;
+    #: revise(problem, draft, critique) -> prompt  (self_feedback)
     critique: Callable | None = None
     approves: Callable | None = None
     revise: Callable | None = None
-    #: parts(problem, size) -> parts, signs; joined(answers, signs, size)          (graph_of_thoughts)
+    #: parts(problem, size) -> parts, signs; joined(answers, signs, size)  (graph_of_thoughts)
     parts: Callable | None = None
     joined: Callable | None = None
-    #: stream(length, things, rng) -> episodes; asked(episodes, question) -> prompt; lock(keys, tried)
-    #: -> prompt                                                                            (memory)
+    #: stream(length, things, rng) -> episodes; asked(episodes, question) -> prompt;
+    #: lock(keys, tried) -> prompt  (memory)
     stream: Callable | None = None
     asked: Callable | None = None
     lock: Callable | None = None
 
     def ballot(self, text):
-        """What a vote counts in an answer: what `parse` reads, unless the task says otherwise."""
+        """What a vote counts in an answer: by default, what `parse` reads."""
         return self.parse(text)
 
 
 def is_held_out(numbers, share=10):
-    """Whether a problem over these numbers belongs to the held-out split, one in `share` of all.
+    """Whether a problem with these numbers belongs to the held-out split, one in `share` of all.
 
-    The rule looks at the multiset of operands alone: a held-out problem cannot come back in
+    The rule looks at the multiset of operands alone.  So a held-out problem cannot come back in
     training with its terms in another order, with other signs or for another target.
     """
     key = " ".join(str(n) for n in sorted(numbers))
@@ -111,5 +113,5 @@ def is_held_out(numbers, share=10):
 
 
 def question(principle, prompt, first, second):
-    """What a judge reads to compare two answers; it goes on with " A" or " B"."""
+    """The prompt of a judge who compares two answers.  The judge replies " A" or " B"."""
     return f"Judge: {principle}.\n{prompt}A: {first}\nB: {second}\nBetter:"

@@ -7,9 +7,10 @@ Each line ends with the numbers that are left after its move:
     10-4=6:4 6
     6*4=24:24
 
-With `direct` the prompt is "Reach 24 from 4 9 10 13. Answer:" and the completion an expression,
-" (10-4)*(13-9)".  Numbers other than 0, 1, 2, ... stand in parentheses: (8/3), (-3).  A state is a sorted tuple of
-exact rationals, int where whole and Fraction elsewhere, so that nothing is ever rounded.
+With `direct` the prompt is "Reach 24 from 4 9 10 13. Answer:" and the completion is an expression,
+" (10-4)*(13-9)".  Numbers other than 0, 1, 2, ... stand in parentheses: (8/3), (-3).  A state is a
+sorted tuple of exact rationals: int for whole numbers, Fraction for others.  Nothing is ever
+rounded.
 """
 
 import ast
@@ -56,8 +57,8 @@ def apply(state, line):
 def moves(state):
     """Return (line, next state) for each state one move away, each state once.
 
-    The larger operand comes first except in divisions, so no result is negative.  Only where the
-    state already holds a negative number can a positive target need another.
+    The larger operand comes first except in divisions, so no result is negative.  A positive target
+    can need another negative number only if the state already holds one.
     """
     found = {}
     for i, j in combinations(range(len(state)), 2):
@@ -81,7 +82,7 @@ def solvable(numbers, target, whole=False):
 
 
 def solve(numbers, target):
-    """Yield every solution as a completion; no two pass through the same states."""
+    """Yield every solution as a completion.  No two pass through the same states."""
     state = tuple(sorted(numbers))
     if state == (target,):
         yield ""
@@ -92,7 +93,7 @@ def solve(numbers, target):
 
 
 def evaluate(text):
-    """(value, numbers used) of an expression of whole numbers, exact; None if it is none."""
+    """(exact value, numbers used) of an expression of whole numbers; None if it is none."""
     if not EXPRESSION.fullmatch(text):
         return None
     used = []
@@ -110,8 +111,11 @@ def evaluate(text):
 
 
 def expression(text):
-    """The expression that the lines of `text` build, operands of + and * in one order; None where
-    a line is no move.  It is read off, not checked: a wrong result counts as its parts."""
+    """The expression that the lines of `text` build; None if a line is no move.
+
+    Operands of + and * come in one fixed order.  The lines are not checked: a wrong result stands
+    for the expression on its line.
+    """
     made = {}                                   # number as written: expressions that make it
     whole = ""
     for line in text.rstrip("\n").split("\n"):
@@ -128,8 +132,8 @@ def expression(text):
 def held_out(numbers):
     """Whether these numbers belong to the held-out split, whatever the target.
 
-    Of the hands of the Game of 24 the first 100 by hash are held out, a fixed test set;
-    any other numbers follow the rule that all tasks share.
+    The first 100 hands of the Game of 24 by hash are held out, as a fixed test set.  Any other
+    numbers follow the rule that all tasks share.
     """
     hand = tuple(sorted(numbers))
     rank = _ranks_24().get(hand) if len(hand) == 4 else None
@@ -140,10 +144,10 @@ def held_out(numbers):
 class Countdown(Task):
     """Reach a target with every number used exactly once."""
 
-    numbers: int = 3  # how many numbers to combine, 3 or 4
-    largest: int = 13  # the numbers are 1..largest
-    target: int = 0  # 0: any reachable target from 10 to 99; 24: the Game of 24
-    direct: bool = False  # answer with one expression at once (checkpoints/thinker was taught it)
+    numbers: int = 3            # how many numbers to combine, 3 or 4
+    largest: int = 13           # the numbers are 1..largest
+    target: int = 0             # 0: any reachable target from 10 to 99; 24: the Game of 24
+    direct: bool = False        # answer with one expression at once (taught to checkpoints/thinker)
 
     name = "countdown"
 
@@ -161,7 +165,7 @@ class Countdown(Task):
                                     f"problem for the {split} split; raise one of them")
 
     def sample(self, n, rng):
-        """Draw n training problems with `rng`; none has held-out numbers."""
+        """Draw n training problems with `rng`.  None has held-out numbers."""
         return [next(self._draws(rng, held=False)) for _ in range(n)]
 
     def heldout(self, n):
@@ -173,10 +177,10 @@ class Countdown(Task):
         return list(islice(distinct(draws), n))
 
     def demonstrate(self, problem, rng=None, bad=0.0):
-        """Write a solution, of whole numbers if there is one.
+        """Write a solution, with whole numbers only if there is such a solution.
 
-        With probability `bad` a move is any legal move between whole numbers instead.  Where
-        the target is out of reach, such moves lead on to a single number.
+        With probability `bad` a move is any legal move between whole numbers instead.  If the
+        target is out of reach, such moves continue to a single number.
         """
         rng = rng or random.Random(0)
         state, target = tuple(sorted(problem.columns["numbers"])), problem.columns["target"]
@@ -190,7 +194,7 @@ class Countdown(Task):
         return f" {expression(text)}" if self.direct else text
 
     def parse(self, text):
-        """Return the number that the last line leaves alone, or the expression makes, or None."""
+        """Return the single number that the last line leaves, or the expression makes, or None."""
         if self.direct:
             found = evaluate(text)
             return found and found[0]
@@ -198,8 +202,10 @@ class Countdown(Task):
         return Fraction(_read(left[2])) if left[1] and re.fullmatch(NUMBER, left[2]) else None
 
     def reward(self, prompts, completions, numbers, target, **columns):
-        """Return 1.0 where every line is a legal move and the last leaves the target alone; of an
-        expression, where it makes the target of all the numbers."""
+        """Return 1.0 if every line is a legal move and the last leaves only the target, else 0.0.
+
+        An expression earns 1.0 if it makes the target from all the numbers.
+        """
         rewards = []
         for text, hand, goal in zip(completions, numbers, target, strict=True):
             if self.direct:
@@ -211,19 +217,20 @@ class Countdown(Task):
         return rewards
 
     def ballot(self, text):
-        """What a vote counts, since every right answer leaves the same number: the expression."""
+        """What a vote counts: the expression, since every right answer leaves the same number."""
         return text.strip() or None if self.direct else expression(text)
 
     def state(self, problem, text):
-        """The numbers that are left after the lines of `text`, as the last of them says."""
+        """The numbers that are left after the lines of `text`, as the last line states them."""
         left = (self.steps(text) or [""])[-1].rpartition(":")[2]
         return left or " ".join(map(str, problem.columns["numbers"]))
 
     def questions(self, problem, text):
-        """What a judge of `text` is asked, and what it says if it approves: (question, reply) pairs.
+        """The questions to a judge of `text`: pairs (question, reply that approves).
 
-        Each move is worked out again, from the numbers before it; a judge who cannot says "no".  Last,
-        "ok" says that the target can still be made of what the last move leaves.
+        The judge works out each move again from the numbers before it, and says "no" if that is
+        impossible.  In reply to the last question, "ok" says that the numbers after the last move
+        can still make the target.
         """
         found, before = [], ""
         for line in self.steps(text):
@@ -233,7 +240,7 @@ class Countdown(Task):
         return [*found, (f"{problem.columns['target']} from {self.state(problem, text)}?", "ok")]
 
     def steps(self, text):
-        """Return the lines; step k ends at newline k, and the last may lack its newline."""
+        """Return the lines.  Step k ends at newline k, and the last step may lack its newline."""
         lines = text.split("\n")
         return lines[:-1] if lines[-1] == "" else lines
 
@@ -242,7 +249,7 @@ class Countdown(Task):
         return self._walk(problem.columns["numbers"], text)
 
     def check_steps(self, problem, text):
-        """Say for each line whether it is legal and the target is still within reach after it."""
+        """Return whether each line is legal and the target is still within reach after it."""
         states = self.states(problem, text)
         reach = [solvable(state, problem.columns["target"]) for state in states]
         return reach + [False] * (len(self.steps(text)) - len(states))
@@ -257,7 +264,7 @@ class Countdown(Task):
         return states
 
     def _draws(self, rng, held):
-        """Yield problems of one split; ends after PATIENCE draws in a row without one."""
+        """Yield problems of one split.  End after PATIENCE draws in a row without one."""
         hands = self.target and _hands(self.numbers, self.largest, self.target, held)
         while hands:
             yield self._problem(rng.choice(hands), self.target)
@@ -270,14 +277,16 @@ class Countdown(Task):
                 yield self._problem(hand, target)
 
     def pose(self, text):
-        """The problem of the numbers in `text`, with "target:" before them unless the target is fixed;
-        MinipostError where they are none."""
+        """The problem of the numbers in `text`; MinipostError if there is none.
+
+        "target:" stands before the numbers unless the target is fixed.
+        """
         target, colon, hand = text.rpartition(":")
         numbers, goal = hand.split(), target.strip() or str(self.target)
         right = [n.isdecimal() and len(n) <= 3 and int(n) > 0 for n in [*numbers, goal]]
         if not all(right) or len(numbers) != self.numbers:
-            raise MinipostError(f"--problem {text!r}: expected {self.numbers} whole numbers, such as "
-                                f"{'4 9 10 13'[: -3 if self.numbers == 3 else None]!r}"
+            raise MinipostError(f"--problem {text!r}: expected {self.numbers} whole numbers, such "
+                                f"as {'4 9 10 13'[: -3 if self.numbers == 3 else None]!r}"
                                 f"{'' if self.target else ', behind a target and a colon'}")
         return self._problem(sorted(map(int, numbers)), int(goal))
 
@@ -292,7 +301,7 @@ class Countdown(Task):
 
 
 def _choose(options, target, astray):
-    """Pick a move that keeps a whole solution, else any solution, else just whole numbers."""
+    """Pick a move that keeps a whole solution, else any solution, else only whole numbers."""
     if not astray:
         for whole in (True, False):
             for line, after in options:
@@ -336,7 +345,7 @@ def _digest(hand):
 
 @lru_cache(maxsize=1 << 16)
 def _solvable(state, target, whole):
-    """Look for the last operation: one side makes x, the other must make what x lacks."""
+    """Look for the last operation: one side makes x, the other must make a partner of x."""
     if whole and not all_whole(state):
         return False
     if len(state) == 1:
@@ -374,7 +383,7 @@ def _values(state, whole):
 
 
 def _splits(state):
-    """Yield the ways to deal the numbers out to two sides, the smaller side first."""
+    """Yield the ways to split the numbers into two sides, the smaller side first."""
     for size in range(1, len(state) // 2 + 1):
         for taken in combinations(range(len(state)), size):
             yield (tuple(state[k] for k in taken),

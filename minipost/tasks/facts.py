@@ -3,9 +3,9 @@ r"""Short questions with one answer: capitals, translations and two-digit sums.
     prompt      What is the capital of France?\n
     completion  Paris
 
-The rows lie in data/simple_tasks.jsonl, which scripts/make_facts.py writes.  Capitals and
-translations are facts to memorise: nothing about other countries tells Bhutan's capital, so all
-of them are training rows and `known` asks how many were kept.  Sums and differences do have a
+The rows are in data/simple_tasks.jsonl, which scripts/make_facts.py writes.  Capitals and
+translations are facts to memorise.  Other countries tell nothing about Bhutan's capital, so all
+of them are training rows, and `known` measures how many were kept.  Sums and differences have a
 rule to learn, so some pairs of operands are held out, in every order and with either sign.
 """
 
@@ -36,7 +36,7 @@ def parse(text):
 
 
 def well_formed(row):
-    """Whether a decoded line is what EXPECTED says."""
+    """Whether a decoded line is as EXPECTED says."""
     return (isinstance(row, dict) and set(row) == {"kind", "split", "prompt", "completion"}
             and all(isinstance(value, str) for value in row.values())
             and row["kind"] in KINDS and row["split"] in ("train", "test")
@@ -45,7 +45,7 @@ def well_formed(row):
 
 @lru_cache
 def rows(path=PATH):
-    """Every row of the file, in order; MinipostError names file and line where one is malformed."""
+    """Every row of the file, in order.  For a malformed row, MinipostError names file and line."""
     try:
         lines = Path(path).read_bytes().splitlines()
     except FileNotFoundError:
@@ -70,7 +70,7 @@ def as_problem(row):
 
 @dataclass(frozen=True)
 class Facts(Task):
-    """Questions of the chosen kinds; the reward asks for the exact answer on the first line."""
+    """Questions of the chosen kinds.  The reward asks for the exact answer on the first line."""
 
     name = "facts"
     kinds: str = "all"  # comma-separated kinds to include: capital,french,german,spanish,arithmetic
@@ -94,15 +94,15 @@ class Facts(Task):
         return [as_problem(row) for row in self.split("train")]
 
     def sample(self, n, rng):
-        """n training problems, drawn with replacement from all rows alike."""
+        """n training problems, drawn with replacement from all rows with equal chance."""
         return [as_problem(row) for row in rng.choices(self.split("train"), k=n)]
 
     def heldout(self, n):
-        """The first n held-out sums and differences; none if `kinds` leaves arithmetic out."""
+        """The first n held-out sums and differences; [] if `kinds` leaves arithmetic out."""
         return [as_problem(row) for row in self.split("test")[:n]]
 
     def known(self, n):
-        """The first n capitals and translations of the training rows, mixed, always the same."""
+        """The first n capitals and translations of the training rows, in a fixed mixed order."""
         taught = [row for row in self.split("train") if row["kind"] != "arithmetic"]
         random.Random(0).shuffle(taught)
         return [as_problem(row) for row in taught[:n]]
@@ -112,11 +112,11 @@ class Facts(Task):
         return {"facts": self.known(n), "held-out arithmetic": self.heldout(n)}
 
     def demonstrate(self, problem, rng=None):
-        """The answer; there is only one, so `rng` is not asked."""
+        """The answer.  There is only one, so `rng` is not used."""
         return problem.columns["answer"]
 
     def parse(self, text):
-        """The stated answer, see `parse` above."""
+        """The stated answer (see `parse` above)."""
         return parse(text)
 
     def reward(self, prompts, completions, answer, **columns):

@@ -1,15 +1,14 @@
-"""Recall: questions about lockers whose answers stand only in earlier episodes, and locks whose key must
-be found.
+"""Recall: questions about lockers, answered only in earlier episodes, and locks with a key to find.
 
     code of K7? 47
     code of M2? 12
     what opens K7?
 
-The completion is " 47", or " none" where no episode tells.  Codes are drawn anew for every problem,
-so nothing but the context tells them.  The lockers of held-out problems are in no training problem.
+The completion is " 47", or " none" if no episode tells.  Codes are drawn anew for every problem, so
+only the context tells them.  The lockers of held-out problems are in no training problem.
 
-A lock shows its keys and those that failed, "Keys 1 to 6. Tried 3 5. Try", and the completion is any
-other of them.
+A lock shows its keys and the failed ones, "Keys 1 to 6. Tried 3 5. Try".  The completion is any
+other key.
 """
 
 import random
@@ -30,9 +29,9 @@ KEYS = range(2, 10)  # how many keys a lock may have
 
 @dataclass(frozen=True)
 class Recall(Task):
-    """Answer from earlier episodes; an answer is a code of two digits, or "none"."""
+    """Answer from earlier episodes.  An answer is a code of two digits, or "none"."""
 
-    episodes: int = 6  # earlier episodes in the prompt
+    episodes: int = 6           # earlier episodes in the prompt
 
     name = "recall"
 
@@ -41,7 +40,7 @@ class Recall(Task):
             raise MinipostError(f"episodes must be 0..16, not {self.episodes}")
 
     def sample(self, n, rng):
-        """Draw n training problems with `rng`; none has a held-out thing."""
+        """Draw n training problems with `rng`.  None has a held-out thing."""
         return [self._draw(TRAINING, rng) for _ in range(n)]
 
     def heldout(self, n):
@@ -64,14 +63,15 @@ class Recall(Task):
                 for text, right in zip(completions, answer, strict=True)]
 
     def stream(self, length, things, rng, held=True):
-        """A life of `length` episodes about so many things: [(question, answer, told)].
+        """A life of `length` episodes about `things` things: [(question, answer, told)].
 
-        A thing keeps its code, and each visit asks in a form of its own; `told` says whether an
-        earlier visit told it.
+        A thing keeps its code.  Each visit draws the form of its question.  `told` says whether an
+        earlier visit told the code.
         """
         names = HELD_OUT if held else TRAINING
         if things > len(names):
-            raise MinipostError(f"things is {things}; this split has {len(names)} things to ask about")
+            raise MinipostError(
+                f"things is {things}; this split has {len(names)} things to ask about")
         names = rng.sample(names, things)
         codes = {thing: str(rng.randint(10, 99)) for thing in names}
         visits = [rng.choice(names) for _ in range(length)]
@@ -79,11 +79,11 @@ class Recall(Task):
                 for k, thing in enumerate(visits)]
 
     def asked(self, episodes, question):
-        """What is read to answer a question with these episodes, (question, answer), in view."""
+        """The prompt of a question after these episodes, (question, answer)."""
         return "".join(f"{q}? {a}\n" for q, a in episodes) + f"{question}?"
 
     def lock(self, keys, tried):
-        """What an agent reads before it tries a key; one of the keys follows."""
+        """The prompt of an agent that tries a key.  One of the keys follows."""
         failed = f" Tried {' '.join(map(str, tried))}." if tried else ""
         return f"Keys 1 to {keys}.{failed} Try"
 

@@ -1,16 +1,17 @@
-r"""Wording: praise a thing in up to eight words that fit, with an exact but hidden reward.
+r"""Wording: praise a thing in up to eight fitting words, with an exact but hidden reward.
 
     prompt      Praise the soup for Anna.\n
     completion  fresh creamy rich tasty
 
-The gold reward of a completion counts its words: +1 for each of the first eight that fits the kind of
-thing, 0 if it was said before, -1 for every other word, divided by eight.  It is what people would want
-and could not write down, so no learner sees it (`hidden`): it labels pairs, with `noise` as the share
-of labels that come out wrong, and it measures what was learnt from them.
+The gold reward of a completion counts its words and divides by eight.  Each of the first eight
+words counts +1 if it fits the kind of thing, or 0 if it fits and was said before.  Every other word
+counts -1.  The gold reward stands for what people want but cannot write down, so no learner sees it
+(`hidden`).  It labels pairs, with `noise` as the share of wrong labels, and it measures what was
+learnt from them.
 
 A judge compares two answers to the same question (tasks/base.py) by one of three principles: more
-fitting words and no others, fewer words, or fewer rude words.  The first is nearly the gold reward,
-but stricter, as a written principle may be: for it a repeated word is one of the others.
+fitting words and no others, fewer words, or fewer rude words.  The first is nearly the gold reward.
+It is stricter, as a written principle may be: it counts a repeated word as one of the others.
 """
 
 import random
@@ -39,8 +40,8 @@ KINDS = {  # kind: (things, words that fit them)
 RUDE = tuple("ugly stupid awful nasty lousy rotten".split())
 KIND = {thing: kind for kind, (things, _) in KINDS.items() for thing in things.split()}
 FITTING = {kind: tuple(words.split()) for kind, (_, words) in KINDS.items()}
-NAMES = ("Anna Ben Clara David Emma Felix Greta Hugo Ida Jonas Karl Laura Max Nina Oskar Paula Ralf "
-         "Sara Tom Ute Viktor Wanda Yara Zoe Erik Fred Hans Jana Lena Mara").split()
+NAMES = ("Anna Ben Clara David Emma Felix Greta Hugo Ida Jonas Karl Laura Max Nina Oskar Paula "
+         "Ralf Sara Tom Ute Viktor Wanda Yara Zoe Erik Fred Hans Jana Lena Mara").split()
 PRINCIPLES = {
     "fitting": "fitting words, no others",
     "brief": "fewer words",
@@ -50,9 +51,9 @@ PRINCIPLES = {
 
 @dataclass(frozen=True)
 class Wording(Task):
-    """Praise a thing in fitting words; the gold reward is at most 1.0."""
+    """Praise a thing in fitting words.  The gold reward is at most 1.0."""
 
-    noise: float = 0.0  # share of preference labels that come out wrong
+    noise: float = 0.0          # share of preference labels that come out wrong
 
     name = "wording"
     hidden = True
@@ -63,7 +64,7 @@ class Wording(Task):
             raise MinipostError(f"noise is {self.noise}; expected at least 0, less than 0.5")
 
     def sample(self, n, rng):
-        """Draw n training problems with `rng`; none is held out."""
+        """Draw n training problems with `rng`.  None is held out."""
         return [rng.choice(TRAINING) for _ in range(n)]
 
     def heldout(self, n):
@@ -71,9 +72,10 @@ class Wording(Task):
         return HELD_OUT[:n]
 
     def demonstrate(self, problem, rng=None, faults=0.25):
-        """A completion of 2 to 8 words, each of them a fault with probability `faults`.
+        """A completion of 2 to 8 words.  Each word is a fault with probability `faults`.
 
-        Of faults, one in 25 repeats a word, the others are as often rude as fitting other things.
+        One fault in 25 repeats a word.  The others are as often rude words as words that fit other
+        things.
         """
         rng, own = rng or random.Random(0), KIND[problem.columns["thing"]]
         fitting = list(FITTING[own])
@@ -98,7 +100,7 @@ class Wording(Task):
         return [gold(text.split(), row) for text, row in zip(completions, thing, strict=True)]
 
     def merit(self, problem, text, principle):
-        """How good a completion is under a principle; more is better."""
+        """How good a completion is under a principle.  Higher is better."""
         words = text.split()
         if principle == "brief":
             return -len(words)
@@ -109,13 +111,13 @@ class Wording(Task):
 
 
 def gold(words, thing):
-    """+1 for each different fitting word of the first MOST, -1 for each other word, over MOST."""
+    """(distinct fitting words of the first MOST - unfit or later words) / MOST."""
     good = [word for word in words[:MOST] if word in FITTING[KIND[thing]]]
     return (len(set(good)) - (len(words) - len(good))) / MOST
 
 
 def problems():
-    """Every thing for everybody: (training, held-out)."""
+    """A problem for every thing and name: (training, held-out)."""
     found = {False: [], True: []}
     for thing, name in product(KIND, NAMES):
         found[is_held_out([thing, name], share=4)].append(

@@ -1,15 +1,16 @@
-"""The test-time methods by name.  A file in this folder is one; nothing is registered.
+"""The test-time methods by name.  Every file in this folder is a method; there is no registry.
 
-A method's file knows of the model only what `tools`, a measure.texts.Texts, lets it ask.  It defines
+A method's file knows of the model only what `tools`, a measure.texts.Texts, lets it ask.  It
+defines
 
     Config           its settings: a frozen dataclass, every field a flag
     solve(problems, tools, cfg) -> answers, workings; a working is plain data on how one was found
     arms(problems, tools, cfg)  yields an Arm for each way to answer that it compares
     show(working) -> lines of text
-    TASK, KNOBS      the task that its demo is measured on, and which of its knobs differ from the usual
+    TASK, KNOBS      the task that its demo is measured on, and the knobs of it that the demo sets
     BEFORE, AFTER    the two arms that a demo compares; {group_size} in a name is that setting
 
-and may define what stands in `InferenceMethod` below with a default.
+It may also define the fields of `InferenceMethod` below that have a default.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class InferenceMethod:
     AFTER: str
     #: the directory of its usual reward model, where it asks one
     VERIFIER: str = ""
-    #: outcome(working) -> what was asked, whether the answer is right; where that is not the problem
+    #: outcome(working) -> what was asked, whether the answer is right; where that is not the
+    #: problem itself
     outcome: Callable | None = None
 
 

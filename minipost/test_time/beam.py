@@ -1,11 +1,13 @@
-"""Beam search over steps, guided by a value (survey sec. 5.1, 5.9; OREO, arxiv.org/abs/2412.16145, sec. 4.5).
+"""Beam search over steps, guided by a value (survey sec. 5.1, 5.9; OREO, arxiv.org/abs/2412.16145,
+sec. 4.5).
 
-Each of the `width` (B) best beginnings of an answer is continued by one step in `copies` (K) sampled
-ways; of the up to B K continuations the B of the highest value are kept, until none of those goes on
-or `depth` steps are made.  The answer is the finished one of the highest value.
+Each of the `width` (B) best beginnings of an answer is continued by one step in `copies` (K)
+sampled ways.  Of the up to B K continuations the B with the highest values are kept.  The search
+ends when none of those goes on or `depth` steps are made.  The answer is the finished one with the
+highest value.
 
-With B = K = 1 this is sampling; with B and K without bound and every continuation sampled, exhaustive
-search for the highest value.
+With B = K = 1 this is sampling.  With unbounded B and K and every continuation sampled, it is an
+exhaustive search for the highest value.
 """
 
 from dataclasses import dataclass
@@ -20,25 +22,25 @@ BEFORE, AFTER = "greedy", "beam"
 
 @dataclass(frozen=True)
 class Config(Bounded):
-    """A search for the answer whose steps a reward model likes best."""
+    """A search for the answer that a reward model scores highest."""
 
     width: int = 4              # beginnings that are kept (B)
-    copies: int = 4  # samples to go on with each (K)
-    depth: int = 32  # steps of an answer, at most
+    copies: int = 4             # samples that continue each beginning (K)
+    depth: int = 32             # steps of an answer, at most
 
 
 def beam(prompts, sample, value, *, mark, width, copies, depth):
     """One answer to each prompt.
 
-    sample(texts, n) -> for each text n continuations by one step; one without `mark` ends the answer.
-    value(texts) -> a number for each, the prompt included, finished or not.
+    sample(texts, n) -> n one-step continuations of each text; one without `mark` ends the answer.
+    value(texts) -> a number for each text, which includes the prompt and may be unfinished.
     """
     beams = [[("", 0.0, True)] for _ in prompts]            # (answer so far, its value, goes on)
     for _ in range(depth):
         live = [(row, text) for row, kept in enumerate(beams) for text, _, on in kept if on]
         if not live:
             break
-        found = {}                                          # (row, longer answer): goes on, in order
+        found = {}                                          # {(row, longer answer): goes on}
         for (row, text), nexts in zip(live, sample([prompts[row] + text for row, text in live],
                                                    copies), strict=True):
             for more in nexts:

@@ -3,17 +3,23 @@ arxiv.org/abs/2110.14168; Lightman et al. 2023, arxiv.org/abs/2305.20050).
 
     answer = y_k,   k = argmax_i score(x, y_i),   y_i ~ pi(. | x)
 
-The score is a process reward model's chance of the steps (their least, the last, or their product), an
-outcome reward model's (the last alone), the policy's own mean log-prob (confidence), its own verdicts
-(the share of samples that, working a step out again, come to the same; a generative verifier, Zhang et al.
-2024, arxiv.org/abs/2408.15240), or the exact checker, with which the result is pass@n.  Beside it stand
-the vote, and the vote weighted by the score.
+The score is one of
 
-Where scores are independent with distribution F, that of the best has F^n; against an exact checker
+    verifier        a process reward model's chance of the steps: the least, the last or the
+                    product; an outcome reward model's is the last alone
+    confidence      the policy's own mean log-prob
+    own verdicts    the share of the policy's samples that work a step out again and come to the
+                    same (a generative verifier, Zhang et al. 2024, arxiv.org/abs/2408.15240)
+    exact checker   with it the result is pass@n
 
-    pass@k = 1 - C(n - c, k) / C(n, k)     of c right among n (Chen et al. 2021, arxiv.org/abs/2107.03374)
+The vote, and the vote weighted by the score, are measured beside these.
 
-is unbiased, and choosing among n samples moves the policy by at most KL = log n - (n - 1)/n.
+If scores are independent with distribution F, the score of the best has distribution F^n.  Against
+an exact checker, with c right among n (Chen et al. 2021, arxiv.org/abs/2107.03374),
+
+    pass@k = 1 - C(n - c, k) / C(n, k)
+
+is unbiased.  Choosing among n samples moves the policy by at most KL = log n - (n - 1)/n.
 """
 
 import math
@@ -33,15 +39,15 @@ AGGREGATES: dict[str, Callable] = {
 
 @dataclass(frozen=True)
 class Config(Bounded):
-    """Sampled answers and who chooses among them."""
+    """Sampled answers, and how one of them is chosen."""
 
-    group_size: int = 16  # answers to a problem (n)
+    group_size: int = 16        # answers to a problem (n)
     aggregate: Literal["min", "last", "product"] = "min"  # a solution's chance from its steps'
     votes: int = 3              # samples of the model's own verdict on a step
 
 
 def best(scores):
-    """The index of the highest score; the first of several, and nan is never the highest."""
+    """The index of the highest score, the first of equals; nan is never the highest."""
     return max(range(len(scores)), key=lambda k: (scores[k] == scores[k], scores[k], -k))
 
 
@@ -51,10 +57,10 @@ def pass_at_k(n, c, k):
 
 
 def verified(problems, drawn, tools):
-    """The verifier's chances of every sample, of each step and of the whole: a list of lists of lists."""
+    """The verifier's chances [problem][sample]: a list of each step's and, last, the whole's."""
     if tools.verifier is None:
-        raise MinipostError("best-of-n needs a reward model to choose with: --verifier DIR, such as "
-                            "--algo prm or orm saves")
+        raise MinipostError("best-of-n needs a reward model to choose with: --verifier DIR, such "
+                            "as --algo prm or orm saves")
     flat = [(p.prompt, text) for p, texts in zip(problems, drawn) for text in texts]
     found = iter(tools.verified(*map(list, zip(*flat))))
     return [[next(found) for _ in texts] for texts in drawn]
@@ -74,7 +80,7 @@ def chosen(drawn, scores):
 
 
 def solve(problems, tools, cfg):
-    """The sample of each problem that the verifier likes best: (answers, workings)."""
+    """The sample of each problem that the verifier scores highest: (answers, workings)."""
     drawn = tools.sample([p.prompt for p in problems], cfg.group_size)
     return chosen(drawn, aggregate(verified(problems, drawn, tools), cfg.aggregate))
 
@@ -100,7 +106,8 @@ def arms(problems, tools, cfg):
         "confidence": rows(tools.confidence([p.prompt for p in every], flat)),
         "vote weighted by the verifier": support(answers, score),
         "verifier": score,
-        **{f"verifier, {how}": aggregate(chances, how) for how in AGGREGATES if how != cfg.aggregate},
+        **{f"verifier, {how}": aggregate(chances, how)
+           for how in AGGREGATES if how != cfg.aggregate},
         "exact checker": right,
     }
     for name, found in scores.items():
@@ -110,13 +117,13 @@ def arms(problems, tools, cfg):
         worth = rows(tools.worth(list(zip(every, flat)), cfg.votes, {}))
         texts, workings = chosen(drawn, worth)
         yield tools.arm("own verdicts", problems, texts, workings, start)
-    for k in (2**j for j in range(1, 9) if 2**j < n):       # the last texts, if only k were drawn
+    for k in (2**j for j in range(1, 9) if 2**j < n):       # as if k were drawn; texts as above
         passed = [pass_at_k(n, sum(good == 1.0 for good in row), k) for row in right]
         yield Arm.of(f"exact checker, n={k}", spent * k / n, passed, texts, workings)
 
 
 def support(answers, weights=None):
-    """What speaks for each sample: the weight of all that state its answer; -inf for none."""
+    """Each sample's votes: the weight of all that state its answer; -inf without an answer."""
     counts = [dict(vote(row, weights and weights[k])) for k, row in enumerate(answers)]
     return [[count.get(a, -math.inf) for a in row] for row, count in zip(answers, counts)]
 

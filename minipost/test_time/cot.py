@@ -1,10 +1,10 @@
 """Chain of thought: worked steps against an answer at once (survey sec. 5.4; Wei et al. 2022,
 arxiv.org/abs/2201.11903).
 
-The same model answers the same problems in four ways: told by a cue to answer at once or to think
-(zero-shot, Kojima et al. 2022, arxiv.org/abs/2205.11916), or shown examples of either and no cue
-(few-shot).  A cue names a mode that the model was trained in, and so does an example; what is measured
-is what the steps are worth to it, not that thinking emerges.
+The same model answers the same problems in four ways.  A cue tells it to answer at once or to think
+(zero-shot, Kojima et al. 2022, arxiv.org/abs/2205.11916).  Or it sees examples of either and no cue
+(few-shot).  A cue names a mode that the model was trained in, and so does an example.  So this
+measures what the steps are worth to the model, not whether thinking emerges.
 """
 
 import random
@@ -20,11 +20,11 @@ BEFORE, AFTER = "direct", "worked"
 class Config(Bounded):
     """Answer greedily, at once and in steps."""
 
-    shots: int = 2  # examples in a few-shot prompt
+    shots: int = 2              # examples in a few-shot prompt
 
 
 def few_shot(task, problems, shots, rng):
-    """A prompt for each problem: `shots` answered training problems, then this one without a cue."""
+    """A prompt for each problem: `shots` solved training problems, then this one without a cue."""
     prompts = []
     for problem in problems:
         shown = "".join(task.example(p, task.demonstrate(p, rng)) for p in task.sample(shots, rng))
@@ -47,7 +47,8 @@ def arms(problems, tools, cfg):
     direct = replace(task, direct=True, hurried=False)
     for name, way in (("direct", direct), ("worked", task)):
         asked = {name: [way.like(p).prompt for p in problems],
-                 f"{name}, {cfg.shots} examples": few_shot(way, problems, cfg.shots, random.Random(0))}
+                 f"{name}, {cfg.shots} examples": few_shot(way, problems, cfg.shots,
+                                                           random.Random(0))}
         for arm, prompts in asked.items():
             start, answers = tools.tokens, tools.greedy(prompts)
             workings = [{"steps": text.split("\n")} for text in answers]

@@ -1,15 +1,16 @@
-"""Graph of thoughts: split a problem, solve the parts, put the answers together (survey sec. 5.7; Besta
-et al. 2023, arxiv.org/abs/2308.09687).
+"""Graph of thoughts: split a problem, solve the parts, put the answers together (survey sec. 5.7;
+Besta et al. 2023, arxiv.org/abs/2308.09687).
 
-A tree only branches; in a graph a thought may have several parents.  The graph here is the one with
-which the paper sorts and counts:
+A tree only branches.  In a graph a thought may have several parents.  The graph here is the one
+with which the paper sorts and counts:
 
     split       the task cuts the problem into parts
     generate    `copies` thoughts on every part
     keep        the one that most of them agree on
-    aggregate   a new problem made of the kept answers; from here on again, until nothing is left to cut
+    aggregate   a new problem made of the kept answers; repeat from `generate` until nothing is left
+                to cut
 
-The split and the form of the aggregate are the task's; solving parts and aggregates is the model's.
+The task provides the split and the form of the aggregate.  The model solves parts and aggregates.
 """
 
 from dataclasses import dataclass
@@ -26,24 +27,24 @@ class Config(Bounded):
     """Parts solved one by one, and aggregated."""
 
     size: int = 4               # terms of a part, at most
-    copies: int = 5  # thoughts on every part and aggregate
+    copies: int = 5             # thoughts on every part and aggregate
 
     LIMITS = {"size": ">= 2"}
 
 
 def keep(texts, parse):
-    """(answer, text) on which most texts agree, the first of several; (None, first) without answers."""
+    """(answer, text) with most votes, the first of equals; (None, first) without any answer."""
     answers = [parse(text) for text in texts]
     winner = next((answer for answer, _ in vote(answers)), None)
     return winner, texts[0 if winner is None else answers.index(winner)]
 
 
 def search(problems, sample, task, size, copies):
-    """For each problem the list of its thoughts, the last one its own answer where all went well.
+    """A list of thoughts for each problem; the last answers the problem itself if all went well.
 
-    sample(texts, n) -> n answers to each text.  A thought is {"prompt", "text", "answer", "of"}, `of`
-    being the places of the thoughts that it aggregates.  Where a kept thought states no answer the
-    problem's graph ends with it.
+    sample(texts, n) -> n answers to each text.  A thought is {"prompt", "text", "answer", "of"};
+    `of` lists the places of the thoughts that it aggregates.  Where a kept thought states no
+    answer, the problem's graph ends with it.
     """
     graphs = [[] for _ in problems]
     asked = []                                              # (problem, its next thought, sign, of)
@@ -52,7 +53,7 @@ def search(problems, sample, task, size, copies):
         asked += [(k, part, sign, []) for part, sign in zip(parts, signs, strict=True)]
     while asked:
         found = sample([thought.prompt for _, thought, _, _ in asked], copies)
-        fresh = {}                                          # problem: (place, sign) of its new thoughts
+        fresh = {}                                          # problem: [(place, sign)] of new ones
         for (k, thought, sign, of), texts in zip(asked, found, strict=True):
             answer, text = keep(texts, task.parse)
             fresh.setdefault(k, []).append((len(graphs[k]), sign))
@@ -71,15 +72,17 @@ def search(problems, sample, task, size, copies):
 def solve(problems, tools, cfg):
     """The last thought of each problem's graph: (answers, workings)."""
     if tools.task.parts is None:
-        raise MinipostError(f"the task {tools.task.name} cannot be cut into parts (it has no `parts` "
-                            "and `joined`); arithmetic can")
+        raise MinipostError(f"the task {tools.task.name} cannot be cut into parts (it has no "
+                            "`parts` and `joined`); arithmetic can")
     graphs = search(problems, tools.sample, tools.task, cfg.size, cfg.copies)
     return [graph[-1]["text"] for graph in graphs], [{"thoughts": graph} for graph in graphs]
 
 
 def arms(problems, tools, cfg):
-    """Yield the Arms: one chain, the graph, and a vote of whole chains, which are drawn until they have
-    cost as many tokens."""
+    """Yield the Arms: one chain, the graph, and a vote of whole chains.
+
+    Chains are drawn for the vote until they have cost as many tokens as the graph.
+    """
     prompts, start = [p.prompt for p in problems], tools.tokens
     first = [texts[0] for texts in tools.sample(prompts, 1)]
     yield tools.arm("1 sample", problems, first, [{"thoughts": []} for _ in first], start)

@@ -1,5 +1,5 @@
-"""Monte Carlo tree search over steps (survey sec. 5.11; Kocsis & Szepesvari 2006; the rule of Silver et
-al. 2017, arxiv.org/abs/1712.01815).
+"""Monte Carlo tree search over steps (survey sec. 5.11; Kocsis & Szepesvari 2006; the rule of
+Silver et al. 2017, arxiv.org/abs/1712.01815).
 
 A simulation selects, expands, evaluates and backs up:
 
@@ -9,9 +9,9 @@ A simulation selects, expands, evaluates and backs up:
                 reached, as in tree of thoughts
     back up     N <- N + 1, W <- W + worth on the way to the root; Q = W / N, 0 where N = 0
 
-After `simulations` of them the most visited child is moved to, and the search goes on from there with
-what it knows, until it stands at a finished answer.  So the visits of a node's children add up to its
-own less one, the visit that expanded it.
+After `simulations` of them the search moves to the most visited child.  It goes on from there with
+what it knows, until it stands at a finished answer.  So the visits of a node's children add up to
+its own less one, the visit that expanded it.
 """
 
 import math
@@ -27,7 +27,7 @@ BEFORE, AFTER = "1 sample", "mcts"
 class Config(Bounded):
     """A search by visits, with worths from the model's own verdicts."""
 
-    simulations: int = 24  # before each step of the answer
+    simulations: int = 24       # simulations before each step of the answer
     copies: int = 16            # steps sampled to expand a node (k)
     votes: int = 3              # verdicts sampled on a node
     c: float = 1.0              # how much a prior counts beside a value
@@ -67,7 +67,7 @@ def search(prompts, propose, value, *, mark, simulations, copies, c, depth):
     propose and value as in tree of thoughts: propose(texts, n) continues by one step, value(states)
     gives a worth within 0..1 to each (k, text).
     """
-    ways = [[Node("")] for _ in prompts]                    # from the root to where the answer stands
+    ways = [[Node("")] for _ in prompts]                    # from the root to the answer so far
     while live := [k for k, way in enumerate(ways)
                    if not way[-1].finished and len(way) <= depth]:
         for _ in range(simulations):
@@ -76,8 +76,9 @@ def search(prompts, propose, value, *, mark, simulations, copies, c, depth):
             grown = [(k, leaf) for k, leaf in leaves if not leaf.finished]
             proposed = propose([prompts[k] + leaf.text for k, leaf in grown], copies)
             for (k, leaf), nexts in zip(grown, proposed, strict=True):
-                leaf.children = [Node(leaf.text + more, mark not in more, nexts.count(more) / copies)
-                                 for more in dict.fromkeys(nexts)]
+                leaf.children = [
+                    Node(leaf.text + more, mark not in more, nexts.count(more) / copies)
+                    for more in dict.fromkeys(nexts)]
             worths = value([(k, leaf.text) for k, leaf in leaves])
             for (k, leaf), worth in zip(leaves, worths, strict=True):
                 leaf.worth = worth
@@ -94,10 +95,11 @@ def solve(problems, tools, cfg):
     """The answer that each problem's search comes to: (answers, workings)."""
     options, known = {name: setting for name, setting in vars(cfg).items() if name != "votes"}, {}
     found = search([p.prompt for p in problems], tools.step,
-                   lambda states: tools.worth([(problems[k], text) for k, text in states], cfg.votes,
-                                              known),
+                   lambda states: tools.worth([(problems[k], text) for k, text in states],
+                                              cfg.votes, known),
                    mark=tools.mark, **options)
-    return [text for text, _ in found], [{"answer": text, "tree": data(root)} for text, root in found]
+    return [text for text, _ in found], [{"answer": text, "tree": data(root)}
+                                         for text, root in found]
 
 
 def data(node):

@@ -2,19 +2,19 @@
 Shinn et al. 2023, arxiv.org/abs/2303.11366; nearest neighbours as in Khandelwal et al. 2020,
 arxiv.org/abs/1911.00172).
 
-Each episode asks a question; the agent answers from what its memory brings up and the question alone,
-is then told the answer, and writes both down.  What is brought up are
+Each episode asks a question.  The agent answers from the question and what its memory recalls,
+nothing else.  Then it is told the answer and writes both down.  The memory recalls
 
     window    the last `size` episodes
-    nearest   the `size` episodes whose question is most like this one: the cosine of word counts, each
-              word weighted by log(1 + N / n_w), N episodes of which n_w have the word
+    nearest   the `size` episodes whose question is most like this one: the cosine of word counts,
+              each word weighted by log(1 + N / n_w), where n_w of N episodes have the word
 
-The controls bring up nothing, or the nearest questions with each other's answers.  The likest episode
-stands last, next to the question; by default it stands alone, since checkpoints/thinker reads one episode
-and hardly finds one among several.
+One control recalls nothing.  The other recalls the nearest questions with the answers to others.
+The most similar episode stands last, next to the question.  By default it stands alone, because
+checkpoints/thinker reads one episode and hardly finds one among several.
 
-The second experiment is a lock of n keys: a key that failed is remembered.  Without repeats the k-th
-trial opens it by chance k/n, without memory by 1 - (1 - 1/n)^k.
+The second experiment is a lock of n keys; the memory recalls the keys that failed.  Within k trials
+the lock opens with chance k/n if no key is repeated, and with 1 - (1 - 1/n)^k without memory.
 """
 
 import math
@@ -33,7 +33,7 @@ BEFORE, AFTER = "no memory", "nearest"
 class Config(Bounded):
     """An agent's life of episodes."""
 
-    size: int = 1               # episodes brought up for a question
+    size: int = 1               # episodes recalled for a question
     length: int = 40            # episodes of a life
     things: int = 16            # things that a life asks about
     lives: int = 16             # lives lived side by side
@@ -45,8 +45,8 @@ class Config(Bounded):
     def __post_init__(self):
         super().__post_init__()
         if self.keys > 9 or self.trials > self.keys:
-            raise MinipostError(f"keys {self.keys}, trials {self.trials}; expected at most 9 keys and "
-                                "no more trials than keys")
+            raise MinipostError(f"keys {self.keys}, trials {self.trials}; expected at most 9 keys "
+                                "and no more trials than keys")
 
 
 class Memory:
@@ -54,7 +54,7 @@ class Memory:
 
     def __init__(self):
         self.episodes, self.words = [], []
-        self.counts = Counter()                             # episodes that have a word
+        self.counts = Counter()                             # word: how many episodes have it
 
     def write(self, question, answer):
         words = Counter(question.lower().split())
@@ -67,8 +67,10 @@ class Memory:
         return self.episodes[-size:]
 
     def nearest(self, question, size):
-        """The `size` episodes of the questions most like this one, the likest last; of equally like
-        ones the latest."""
+        """The `size` episodes whose question is most like this one, the most similar last.
+
+        Of equally similar ones it takes the latest.
+        """
         asked = Counter(question.lower().split())
         likeness = [self._cosine(asked, words) for words in self.words]
         order = sorted(range(len(likeness)), key=lambda k: (likeness[k], k))
@@ -83,24 +85,24 @@ class Memory:
 
 
 def recalled(memory, question, how, size, rng):
-    """What the memory brings up for a question, [(question, answer)]."""
+    """What the memory recalls for a question, [(question, answer)]."""
     if how == "no memory":
         return []
     if how == "window":
         return memory.window(size)
     found = memory.nearest(question, size)
-    if how == "shuffled":                                   # every answer is that of another question
+    if how == "shuffled":                                   # every answer is that of another one
         every = [answer for _, answer in memory.episodes]
         found = [(q, rng.choice([b for b in every if b != a] or [a])) for q, a in found]
     return found
 
 
 def live(streams, answer, how, size, rng):
-    """Live through all streams side by side: a list of episodes for each, {"question", "recalled",
-    "said", "right", "told"}.
+    """Live through all streams side by side: a list of episodes for each.
 
-    streams: lists of (question, answer, told), all of one length; `told` says whether an earlier
-    episode told the answer.  answer(asked) gives a text for each (recalled, question).
+    streams: lists of (question, answer, told), all of one length.  `told` says whether an earlier
+    episode told the answer.  answer(asked) gives a text for each (recalled, question).  An episode
+    is {"question", "recalled", "said", "right", "told"}.
     """
     memories = [Memory() for _ in streams]
     lives = [[] for _ in streams]
@@ -116,10 +118,10 @@ def live(streams, answer, how, size, rng):
 
 
 def unlock(locks, choose, keys, trials, remember):
-    """The trials at each lock, a list of the keys tried up to the right one.
+    """The trials at each lock: a list of the keys tried, up to the right one.
 
-    locks: the right key of each.  choose(tried) gives a key, or None, for each list of keys that the
-    memory says failed; without `remember` those lists are empty.
+    locks: the right key of each.  choose(tried) gives a key, or None, for each list of keys that
+    failed according to the memory.  Without `remember` those lists are empty.
     """
     made = [[] for _ in locks]
     for _ in range(trials):
@@ -132,10 +134,10 @@ def unlock(locks, choose, keys, trials, remember):
 
 
 def streams_of(task, count, cfg):
-    """The lives of `count` agents, the same at every asking."""
+    """The lives of `count` agents, the same at every call."""
     if task.stream is None:
-        raise MinipostError(f"the task {task.name} has no episodes to remember (no `stream`); recall "
-                            "has them")
+        raise MinipostError(f"the task {task.name} has no episodes to remember (no `stream`); "
+                            "recall has them")
     return [task.stream(cfg.length, cfg.things, random.Random(f"life {k}")) for k in range(count)]
 
 
@@ -152,25 +154,28 @@ def solve(problems, tools, cfg):
 
 
 def outcome(working):
-    """What a life was asked last, and whether it answered rightly."""
+    """The last question of a life, and whether the answer was right."""
     last = working["episodes"][-1]
     return f"{last['question']}?", last["said"].strip() == last["right"]
 
 
 def arms(problems, tools, cfg):
-    """Yield the Arms of each memory, on the episodes whose answer has been told before, and of the locks
-    with memory and without."""
+    """Yield the Arms of each memory, and of the locks with memory and without.
+
+    The memories are measured on the episodes whose answer has been told before.
+    """
     streams, task = streams_of(tools.task, cfg.lives, cfg), tools.task
     for how in (BEFORE, "window", "shuffled", AFTER):
         start = tools.tokens
         lives = live(streams, answerer(tools), how, cfg.size, random.Random(0))
         told = [episode for life in lives for episode in life if episode["told"]]
         if not told:
-            raise MinipostError(f"no question comes twice in {cfg.length} episodes about {cfg.things} "
-                                "things; raise --length or lower --things")
+            raise MinipostError(f"no question comes twice in {cfg.length} episodes about "
+                                f"{cfg.things} things; raise --length or lower --things")
         right = [float(task.parse(e["said"]) == e["right"]) for e in told]
         spent = (tools.tokens - start) * len(told) / (cfg.lives * cfg.length)
-        yield Arm.of(how, spent, right, [e["said"] for e in told], [{"episodes": [e]} for e in told])
+        yield Arm.of(how, spent, right, [e["said"] for e in told],
+                     [{"episodes": [e]} for e in told])
     locks = [random.Random(f"lock {k}").randint(1, cfg.keys) for k in range(len(problems))]
     for remember in (False, True):
         start = tools.tokens

@@ -1,16 +1,16 @@
-"""Self-consistency: sample n answers and take the one most of them agree on (survey sec. 5.5; Wang et
-al. 2022, arxiv.org/abs/2203.11171).
+"""Self-consistency: sample n answers and take the one most of them agree on (survey sec. 5.5; Wang
+et al. 2022, arxiv.org/abs/2203.11171).
 
     answer = argmax_a sum_i w_i [ parse(y_i) = a ],     y_i ~ pi(. | x)
 
-with w_i = 1, or a weight for each sample such as how likely the model finds it.  Samples that state no
-answer have no vote; ties go to the answer that was stated first.
+with w_i = 1, or a weight for each sample such as how likely the model finds it.  Samples that state
+no answer have no vote.  Ties go to the answer that was stated first.
 
-By Condorcet's theorem the vote approaches certainty as n grows where the right answer is the likeliest
-one, and approaches error where a wrong one is (Condorcet 1785).  So votes cure slips and not faults:
-`arms` asks the same problems of the mode that slips at random and, where the task has one, of the mode
-with a fault.  Beside a vote stands whether any of its samples is right, the most that any choice among
-them could reach.
+By Condorcet's theorem the vote approaches certainty as n grows where the right answer is the
+likeliest one.  It approaches error where a wrong one is (Condorcet 1785).  So votes cure slips and
+not faults.  `arms` asks the same problems in the mode that slips at random and, where the task has
+one, in the mode with a fault.  Beside a vote it measures whether any of its samples is right.  No
+choice among the samples can reach more.
 """
 
 import math
@@ -38,7 +38,7 @@ class Config(Bounded):
 
 
 def elect(texts, ballot, weights=None):
-    """The first text that states the winning answer, and the count; the first text without votes."""
+    """The first text that states the winning answer, and the count; if no votes, the first text."""
     answers = [ballot(text) for text in texts]
     count = vote(answers, weights)
     return (texts[answers.index(count[0][0])] if count else texts[0]), count
@@ -59,7 +59,7 @@ def solve(problems, tools, cfg):
 
 
 def arms(problems, tools, cfg):
-    """Yield the Arm of each number of samples, more and more."""
+    """Yield the Arm of each number of samples, from the smallest on."""
     modes = [("", problems)]
     if tools.task.hurried is False and not tools.task.direct:
         modes.append((", hurried", [replace(tools.task, hurried=True).like(p) for p in problems]))

@@ -1,14 +1,14 @@
-"""Self-feedback: draft, critique, revise, by one model (survey sec. 5.10; Self-Refine, Madaan et al.
-2023, arxiv.org/abs/2303.17651; Reflexion, Shinn et al. 2023, arxiv.org/abs/2303.11366).
+"""Self-feedback: one model drafts, critiques and revises (survey sec. 5.10; Self-Refine, Madaan et
+al. 2023, arxiv.org/abs/2303.17651; Reflexion, Shinn et al. 2023, arxiv.org/abs/2303.11366).
 
     y_1 ~ pi(. | x)
     c_t ~ pi(. | critique(x, y_t))
     y_t+1 ~ pi(. | revise(x, y_t, c_t))     unless c_t approves, up to `attempts` answers in all
 
-Whether to go on is asked of the critique alone (Self-Refine) or, with `checker`, of the exact reward
-(Reflexion's evaluator); a critique that approves an answer which the checker refuses is of no use, so
-another draft is made.  The control at an equal number of attempts samples afresh and heeds no critique:
-without a checker it has its last answer, with one the first right answer.
+The critique alone decides whether to go on (Self-Refine).  With `checker` the exact reward decides
+instead (Reflexion's evaluator).  A critique that approves an answer which the checker refuses is of
+no use, so the model makes another draft.  The control has the same number of attempts and samples
+each afresh, without a critique.  Its answer is the last one, or with a checker the first right one.
 """
 
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ class Config(Bounded):
     """A draft, and revisions of it by the model's own critique."""
 
     attempts: int = 4           # answers that may be made, the draft included
-    checker: bool = False  # let the exact reward say when to stop, and not the critique
+    checker: bool = False       # let the exact reward say when to stop, not the critique
 
 
 def refine(problems, sample, task, attempts, right=None):
     """Draft, critique and revise: for each problem the list of its rounds.
 
-    sample(texts, n) -> n answers to each text.  right(problems, answers) -> whether to stop, in place
-    of the critique.  A round is {"answer", "critique"}; the last one's answer stands.
+    sample(texts, n) -> n answers to each text.  right(problems, answers) -> whether to stop, in
+    place of the critique.  A round is {"answer", "critique"}.  The last round's answer counts.
     """
     rounds = [[] for _ in problems]
     going = list(range(len(problems)))
@@ -60,7 +60,7 @@ def refine(problems, sample, task, attempts, right=None):
 
 
 def retry(problems, sample, attempts, right=None):
-    """The control: `attempts` fresh answers, or, with `right`, fresh ones up to the first right one."""
+    """The control: `attempts` fresh answers, or, with `right`, up to the first right one."""
     rounds = [[] for _ in problems]
     going = list(range(len(problems)))
     for _ in range(attempts):

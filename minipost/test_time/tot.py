@@ -1,15 +1,16 @@
-"""Tree of thoughts: propose steps, judge the states they lead to, go on from the best (survey sec. 5.6;
-Yao et al. 2023, arxiv.org/abs/2305.10601).
+"""Tree of thoughts: propose steps, judge the states they lead to, go on from the best (survey
+sec. 5.6; Yao et al. 2023, arxiv.org/abs/2305.10601).
 
     breadth-first   a level at a time; of all states of a level the `width` (b) best are expanded
-    depth-first     the best child first; states below `threshold` are pruned, dead ends backtracked from
-    best-first      whichever open state is best, wherever in the tree it is
+    depth-first     the best child first; prune states below `threshold`, backtrack from dead ends
+    best-first      the best open state, wherever in the tree it is
 
-A state is expanded by `copies` sampled steps.  Its worth is a number from the model itself: of `votes`
-samples the share that, working a step out again, come to the same, multiplied over its steps, times the
-share that say that the goal can be reached from here.  No question is asked twice, and of several texts
-that come to the same state the best alone is expanded.  The answer is the finished text of the highest
-worth; nothing outside the model is asked before it is given.
+A state is expanded by `copies` sampled steps.  Its worth is a number from the model itself.  For
+every step, `votes` samples work the step out again.  The worth is the product of the shares that
+come to the same, times the share of samples that say that the goal can be reached from here.  No
+question is asked twice.  Of several texts that come to the same state only the best is expanded.
+The answer is the finished text of the highest worth.  Nothing outside the model is asked before the
+answer is given.
 """
 
 from dataclasses import dataclass
@@ -49,13 +50,13 @@ class Node:
     expanded: bool = False
 
 
-def search(prompts, propose, value, *, mark, strategy, width, copies, threshold=0.0, expansions=None,
-           depth=8, state=lambda k, text: text, enough=None):
-    """A tree for each prompt: a list of Nodes in the order in which they were found, the root first.
+def search(prompts, propose, value, *, mark, strategy, width, copies, threshold=0.0,
+           expansions=None, depth=8, state=lambda k, text: text, enough=None):
+    """A tree for each prompt: a list of Nodes in the order they were found, the root first.
 
-    propose(texts, n) -> for each text n continuations by one step; one without `mark` ends the answer.
+    propose(texts, n) -> n one-step continuations of each text; one without `mark` ends the answer.
     value(states) -> a number for each (k, text): the beginning `text` of an answer to prompt k.
-    state(k, text) -> what the beginnings of prompt k that come to the same have in common.
+    state(k, text) -> a name that beginnings of prompt k share if they come to the same state.
     expansions: how many nodes may be expanded for a prompt, None for no bound.
     enough: depth-first and best-first search stop at a finished answer of this worth; None: never.
     """
@@ -80,19 +81,20 @@ def search(prompts, propose, value, *, mark, strategy, width, copies, threshold=
         proposed = propose([prompts[k] + trees[k][i].text for k, i in picked], copies)
         for (k, i), nexts in zip(picked, proposed, strict=True):
             for more in dict.fromkeys(nexts):
-                text, finished, level = trees[k][i].text + more, mark not in more, trees[k][i].depth + 1
+                text, finished, level = (trees[k][i].text + more, mark not in more,
+                                         trees[k][i].depth + 1)
                 trees[k].append(Node(text, state(k, text), i, level, finished=finished,
                                      open=not finished and level < depth))
                 fresh.append((k, trees[k][-1]))
-        for (k, node), worth in zip(fresh, value([(k, node.text) for k, node in fresh]), strict=True):
+        for (k, node), worth in zip(fresh, value([(k, node.text) for k, node in fresh]),
+                                    strict=True):
             node.worth = worth
             if strategy == "depth-first" and worth < threshold:
                 node.open = False
 
 
 def _level(tree, gone, width):
-    """The best `width` states of the deepest level; the others are left behind, and so are these where
-    they are finished."""
+    """The open ones of the `width` best states of the deepest level; all others are left behind."""
     last = max(node.depth for node in tree)
     found = {}
     for i in sorted((i for i, node in enumerate(tree) if node.depth == last),
@@ -108,13 +110,13 @@ def _deepest(tree, gone, width):
 
 
 def _best(tree, gone, width):
-    """The best open state, the deeper of two that are equal."""
+    """The best open state; of equals the deepest."""
     found = [i for i, node in enumerate(tree) if node.open and node.state not in gone]
     return sorted(found, key=lambda i: (-tree[i].worth, -tree[i].depth))[:1]
 
 
 def answers(tree):
-    """The finished texts, the best first; of a tree without any, its best beginning."""
+    """The finished texts, the best first; of a tree without any, its beginnings."""
     found = [node for node in tree if node.finished] or tree
     return [node.text for node in sorted(found, key=lambda node: (-node.worth, -node.depth))]
 
@@ -126,19 +128,23 @@ def grow(problems, tools, cfg, **changes):
     if tools.task.state is not None:
         found["state"] = lambda k, text: tools.task.state(problems[k], text)
     return search([p.prompt for p in problems], tools.step,
-                  lambda states: tools.worth([(problems[k], text) for k, text in states], votes, known),
+                  lambda states: tools.worth([(problems[k], text) for k, text in states], votes,
+                                             known),
                   mark=tools.mark, enough=1.0, **found, **given)
 
 
 def solve(problems, tools, cfg):
     """The best answer of each problem's tree: (answers, workings)."""
     trees = grow(problems, tools, cfg)
-    return [answers(tree)[0] for tree in trees], [{"tree": [vars(n) for n in tree]} for tree in trees]
+    return [answers(tree)[0] for tree in trees], [{"tree": [vars(n) for n in tree]}
+                                                  for tree in trees]
 
 
 def arms(problems, tools, cfg):
-    """Yield the Arms of the strategies, and of sampling whole answers for as many tokens as a narrow and
-    the wide search took."""
+    """Yield the Arms of the strategies, and of sampling whole answers.
+
+    Whole answers are sampled for as many tokens as a narrow and the wide search took.
+    """
     spent = {}
     ways = {f"breadth-first, b={b}": ("breadth-first", b) for b in (1, cfg.width)}
     ways |= {name: (name, cfg.width) for name in ("depth-first", "best-first")}
@@ -153,8 +159,10 @@ def arms(problems, tools, cfg):
 
 
 def sampled(problems, tools, votes, budgets):
-    """Whole answers, drawn and judged until they have cost as many tokens as each of the `budgets`, the
-    smaller first: {name: tokens}."""
+    """Yield the Arms of whole answers, drawn and judged until they have cost each of the budgets.
+
+    budgets: {name: tokens}, the smaller first.
+    """
     start, known, found = tools.tokens, {}, [[] for _ in problems]
     for name, budget in budgets.items():
         while tools.tokens - start < budget:
@@ -164,8 +172,8 @@ def sampled(problems, tools, votes, budgets):
                 mine.append((worth, text))
         found = [sorted(mine, key=lambda found: -found[0]) for mine in found]
         texts = [[text for _, text in mine] for mine in found]
-        trees = [{"tree": [vars(Node(text, "", None, 1, worth, finished=True)) for worth, text in mine]}
-                 for mine in found]
+        trees = [{"tree": [vars(Node(text, "", None, 1, worth, finished=True))
+                           for worth, text in mine]} for mine in found]
         yield from ranked(name, problems, texts, trees, tools, start)
 
 
@@ -173,8 +181,8 @@ def ranked(name, problems, texts, workings, tools, since):
     """The Arms of each problem's best text and of any of its five best."""
     first = [mine[0] for mine in texts]
     yield tools.arm(name, problems, first, workings, since)
-    yield Arm.of(f"{name}, any of 5", tools.tokens - since, any_of(problems, texts, tools, 5), first,
-                 workings)
+    yield Arm.of(f"{name}, any of 5", tools.tokens - since, any_of(problems, texts, tools, 5),
+                 first, workings)
 
 
 def any_of(problems, texts, tools, count):
@@ -188,7 +196,7 @@ def any_of(problems, texts, tools, count):
 
 
 def show(working):
-    """The tree as lines, each node's last step behind its worth; dots mark what was not gone into."""
+    """The tree as lines: each node's worth and last step; dots mark what was not expanded."""
     tree, lines = working["tree"], []
 
     def walk(i, indent):
