@@ -390,9 +390,10 @@ def test_a_verifier_on_a_task_that_cannot_label_for_it(command, fails, tmp_path)
 # ---- options
 
 @pytest.mark.parametrize("flags, part", [
-    (("--grop", "4"), "--group-size"), (("--max-gradnorm", "4"), "--max-grad-norm"),
-    (("--group-size", "many"), "--group-size"), (("--group-size", "1"), "at least 2"), (("--micro-batch-size", "0"), "micro"),
-    (("--max-new-tokens", "0"), "room"), (("--eval-n", "0"), "eval_n"), (("--device", "abacus"), "--device"),
+    (("--grop-size", "4"), "--group-size"), (("--max-gradnorm", "4"), "--max-grad-norm"),
+    (("--group-size", "many"), "--group-size"), (("--group-size", "1"), "at least 2"), (("--micro-batch-size", "0"),
+                                                                   "micro_batch_size"),
+    (("--max-new-tokens", "0"), "max_new_tokens"), (("--eval-n", "0"), "eval_n"), (("--device", "abacus"), "--device"),
     (("--dtype", "float7"), "--dtype"), (("--kl", "k9"), "exact"),
 ])
 def test_a_wrong_flag_is_answered_with_the_right_one(command, capsys, flags, part):
