@@ -1,19 +1,24 @@
 """A tiny model directory, a JSONL file and reward functions for the tests that need whole runs."""
 
+import inspect
 import json
 import os
 import subprocess
 import sys
+from functools import wraps
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from minipost import checkpoint
 from minipost.gpt import GPT, GPTConfig
 from minipost.tokenizer import Tokenizer
 
 torch.set_num_threads(1)
+settings.register_profile("minipost", deadline=None, max_examples=40)
+settings.load_profile("minipost")
 
 TEXTS = ["7+5=? Answer: 12", "What is the capital of France?\nParis", "héhé straße 北京 ١٢٣"]
 
@@ -92,3 +97,19 @@ def command(tiny, rows, tmp_path):
         return ["--algo", algo, "--model", str(tiny), *problems, "--out", str(tmp_path / "run"),
                 "--workers", "1", "--max-new-tokens", "4", "--eval-n", "3", "--show", "1", *map(str, flags)]
     return arguments
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    """spy(owner, name) -> a list that receives (arguments by name, result) of every call."""
+    def watch(owner, name):
+        real, calls = getattr(owner, name), []
+
+        @wraps(real)
+        def called(*args, **kwargs):
+            result = real(*args, **kwargs)
+            calls.append((inspect.signature(real).bind(*args, **kwargs).arguments, result))
+            return result
+        monkeypatch.setattr(owner, name, called)
+        return calls
+    return watch

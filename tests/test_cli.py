@@ -1,10 +1,10 @@
 """The command lines: help, what a run writes, rewards of one's own, evaluation."""
 
-import dataclasses
 import json
 import re
 
 import pytest
+from fakes import explained, helped, names
 
 from minipost import checkpoint, evaluate, methods, train
 from minipost.datasets.rewards import load_reward
@@ -14,38 +14,16 @@ from minipost.tasks import TASKS
 GRPO = ("--steps", 2, "--prompts", 2, "--group-size", 4)
 
 
-def names(cls):
-    return {field.name for field in dataclasses.fields(cls)}
-
-
-def helped(capsys, main, *arguments):
-    """The help text of a command line, as {flag: (kind and text, in one line)}."""
-    with pytest.raises(SystemExit) as stop:
-        main([*arguments, "--help"])
-    assert stop.value.code == 0
-    text = re.sub(r"[│╭╮╰╯─|+]", " ", capsys.readouterr().out)
-    flags = re.split(r"^\s+--(?=[a-z])", text, flags=re.MULTILINE)[1:]
-    return {flag.split()[0]: " ".join(flag.split()[1:]) for flag in flags}
-
-
-def check(flags, expected):
-    """Each expected knob is a flag with at least two words that say what it means."""
-    for name in expected:
-        text = flags[name.replace("_", "-")]
-        words = re.sub(r"\(default: .*?\)|\{.*?\}|\b[A-Z]+\b", "", text)
-        assert len(re.findall(r"[a-z]{2,}", words)) >= 2, (name, text)
-
-
 @pytest.mark.parametrize("algo", methods.names())
 def test_help_explains_every_knob(capsys, algo):
     flags = helped(capsys, train.main, "--algo", algo)
-    check(flags, names(methods.load(algo).Config) | names(train.Options))
+    explained(flags, names(methods.load(algo).Config) | names(train.Options))
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_help_explains_every_knob_of_a_task(capsys, task):
     flags = helped(capsys, train.main, "--algo", "sft", "--task", task)
-    check(flags, names(TASKS[task]))
+    explained(flags, names(TASKS[task]))
 
 
 def test_help_without_a_method_names_them_all(capsys):

@@ -4,7 +4,7 @@ import json
 from argparse import Namespace
 
 import pytest
-from test_search import Babble
+from fakes import Babble
 
 from minipost.cli import inference
 from minipost.measure.stats import interval

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import BOS, EOS, PAD, Echo, Letters, sequences, tiny as model
-from test_cli import check as explained, helped, names
+from fakes import (
+    BOS, EOS, PAD, Echo, Letters, explained, helped, names, said, sequences, tiny as model,
+)
 
 from minipost import checkpoint, doctor
 from minipost.checks import data, model as checkup
@@ -28,18 +29,6 @@ from minipost.tasks.base import Problem
 from minipost.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def said(finding, status, *parts):
-    """The finding has this status and is one sentence with these parts; what is wrong says it all."""
-    assert finding.status == status, finding
-    sentence = finding.sentence
-    assert "\n" not in sentence and sentence.endswith(".") and not sentence.endswith("..")
-    if status in (WARNING, FAULT):
-        assert finding.why and finding.todo
-        assert sentence.rindex(", so ") < sentence.rindex("; ")
-    for part in parts:
-        assert part in sentence, sentence
 
 
 def run_of(module=None):

@@ -9,16 +9,12 @@ import math
 
 import pytest
 import torch
-from fakes import Echo, Letters, tiny
-from hypothesis import given, settings, strategies as st
-from test_oreo import tree
+from fakes import Echo, Letters, tiny, tree
+from hypothesis import given, strategies as st
 
 from minipost.methods import dpo, oreo, orpo, plackett_luce, ppo
 from minipost.optim import Learner
 from minipost.run import Run
-
-settings.register_profile("minipost", deadline=None, max_examples=25)
-settings.load_profile("minipost")
 
 
 def f64(x):

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from fakes import Echo, Letters, tiny
-from hypothesis import settings
 
 from minipost import checkpoint, evaluate, solve, test_time
 from minipost.errors import MinipostError
@@ -16,9 +15,6 @@ from minipost.optim import Learner
 from minipost.rollout import logprobs, pack
 from minipost.run import ROWS, Run
 from minipost.tasks.base import Problem
-
-settings.register_profile("minipost", deadline=None, max_examples=25)
-settings.load_profile("minipost")
 
 
 def texts(task=None, **options):

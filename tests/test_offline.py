@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fakes import Echo, Letters, sequences, tiny
-from hypothesis import given, settings, strategies as st
+from fakes import Echo, Letters, answer_file, make_run, sequences, small, tiny
+from hypothesis import given, strategies as st
 
 from minipost import checkpoint
 from minipost.datasets.rows import File
 from minipost.datasets.trajectories import Trajectories
 from minipost.errors import MinipostError
-from minipost.gpt import GPT, GPTConfig, RewardModel
+from minipost.gpt import RewardModel
 from minipost.measure.results import Result, evaluate
 from minipost.measure.texts import Texts
 from minipost.methods import distill, oreo, rft
@@ -25,21 +25,6 @@ from minipost.run import Run
 from minipost.sampler import Sampler, ends
 from minipost.tasks.base import Problem
 from minipost.test_time import beam
-
-settings.register_profile("minipost", deadline=None, max_examples=25)
-settings.load_profile("minipost")
-
-
-def make(task=None, model=None, **options):
-    task = task or Echo()
-    return Run(Learner(model or tiny()), Letters(), task, task.reward, **{"max_new_tokens": 4, **options})
-
-
-def small(seed=0):
-    return GPT(GPTConfig(11, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
-                         num_attention_heads=2, num_key_value_heads=2, head_dim=16,
-                         max_position_embeddings=16)).initialise(seed)
-
 
 # ---- the set
 
@@ -52,7 +37,7 @@ def moved(run):
 
 
 def test_a_set_is_drawn_once_per_part_by_the_policy_of_then():
-    run = make()
+    run = make_run()
     data, drawn, weights = Trajectories(run, CFG), [], []
     for run.step in range(7):
         weights.append(run.policy.flat.clone())
@@ -76,7 +61,7 @@ def test_a_set_is_drawn_once_per_part_by_the_policy_of_then():
 
 
 def test_each_part_begins_an_epoch():
-    run, rows = make(), []
+    run, rows = make_run(), []
     data = Trajectories(run, CFG)
     for run.step in range(4, 7):
         data.refresh()
@@ -90,7 +75,7 @@ def test_each_part_begins_an_epoch():
 
 @given(st.integers(1, 60), st.integers(1, 60))
 def test_a_run_is_cut_into_as_many_parts_as_equal_as_can_be(steps, parts):
-    cfg, run, found = replace(CFG, steps=max(steps, parts), iterations=parts), make(), []
+    cfg, run, found = replace(CFG, steps=max(steps, parts), iterations=parts), make_run(), []
     data = Trajectories(run, cfg)
     data.sample = lambda: found.append((data.since, data.length))
     for run.step in range(cfg.steps):
@@ -111,7 +96,7 @@ def test_a_resumed_run_finds_the_same_set_and_counts_it_once(step):
             data.refresh()
             moved(run)
 
-    whole, run = make(), make()
+    whole, run = make_run(), make_run()
     data = Trajectories(whole, CFG)
     drive(whole, 0, step, data)
     whole.step = step
@@ -128,18 +113,9 @@ def test_a_resumed_run_finds_the_same_set_and_counts_it_once(step):
     assert data.deal(range(15), 4) == again.deal(range(15), 4)
 
 
-def answer_file(folder, key="reward"):
-    rows = [{"prompt": a + b, "completion": b + a,
-             key: (k % 5 / 4 if key == "reward" else k % 2 == 0)}
-            for k, (a, b) in enumerate(itertools.product("abcd", "efg"))]
-    for name, part in (("train", rows[:9]), ("test", rows[9:])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    return File(str(folder / "train.jsonl"), str(folder / "test.jsonl"))
-
-
 @pytest.mark.parametrize("key", ["reward", "label"])
 def test_a_files_answers_and_rewards(tmp_path, key):
-    run = make(answer_file(tmp_path, key))
+    run = make_run(answer_file(tmp_path, key))
     data = Trajectories(run, oreo.Config(steps=5))
     assert data.refresh() and run.tokens == 0
     texts = [Letters().decode(t[m].tolist()) for t, m in zip(data.seqs.targets, data.seqs.mask)]
@@ -158,14 +134,14 @@ def test_a_reward_without_a_completion_is_a_column_like_any_other(tmp_path):
     for name, prompts in (("train", "abcd"), ("test", "e")):
         (tmp_path / name).write_text("".join(
             json.dumps({"prompt": p, "letter": p, "reward": 5}) + "\n" for p in prompts))
-    run = make(File(str(tmp_path / "train"), str(tmp_path / "test")))
+    run = make_run(File(str(tmp_path / "train"), str(tmp_path / "test")))
     run.reward = lambda prompts, completions, letter, reward: [float(r) for r in reward]
     data = Trajectories(run, CFG)
     assert data.refresh() and not data.given and set(data.reward.tolist()) == {5.0}
 
 
 def test_oreo_on_a_file_says_how_often_the_implied_reward_is_right(tmp_path):
-    run = make(answer_file(tmp_path, "label"))
+    run = make_run(answer_file(tmp_path, "label"))
     steps = oreo.train(run, oreo.Config(steps=30, batch_size=9, lr=1e-2, critic_lr=1e-2, warmup_steps=1))
     splits = {"seen": run.task.training()}
     before = oreo.measure(run, splits, oreo.Config())["seen"]["outcome accuracy"]
@@ -177,7 +153,7 @@ def test_oreo_on_a_file_says_how_often_the_implied_reward_is_right(tmp_path):
 
 
 def test_a_files_answers_may_be_chosen_from(tmp_path):
-    run, cfg = make(answer_file(tmp_path)), rft.Config(steps=5, least=0.7)
+    run, cfg = make_run(answer_file(tmp_path)), rft.Config(steps=5, least=0.7)
     rows = run.task.training()
     metrics = next(rft.train(run, cfg))
     assert metrics["kept"] == sum(p.columns["reward"] >= 0.7 for p in rows) > 0
@@ -209,7 +185,7 @@ def test_an_answer_of_exactly_the_least_reward_is_kept(tmp_path, reward):
     for name, prompts in (("train", "ae"), ("test", "f")):
         (tmp_path / name).write_text("".join(json.dumps({"prompt": p, **row}) + "\n"
                                              for p in prompts))
-    run = make(File(str(tmp_path / "train"), str(tmp_path / "test")))
+    run = make_run(File(str(tmp_path / "train"), str(tmp_path / "test")))
     assert next(rft.train(run, rft.Config(least=reward)))["kept"] == 2
 
 
@@ -239,7 +215,7 @@ class Half(Echo):
 
 @pytest.mark.parametrize("weigh", ["answer", "prompt"])
 def test_what_is_kept(weigh):
-    run, cfg = make(Half(), max_new_tokens=2), rft.Config(prompts=6, group_size=20, weigh=weigh)
+    run, cfg = make_run(Half(), max_new_tokens=2), rft.Config(prompts=6, group_size=20, weigh=weigh)
     data = Trajectories(run, cfg)
     data.refresh()
     kept, weight, solved = rft.keep(run, cfg, data)
@@ -258,7 +234,7 @@ def test_what_is_kept(weigh):
 
 def test_a_step_is_divided_by_the_weight_of_its_tokens(monkeypatch):
     """And each row comes with its own weight."""
-    run, whole, seen = make(Half(), micro_batch_size=2), rft.loss, []
+    run, whole, seen = make_run(Half(), micro_batch_size=2), rft.loss, []
     monkeypatch.setattr(rft, "loss", lambda logp, mask, w, *, count: seen.append(
         (logp.detach(), mask, w, count)) or whole(logp, mask, w, count=count))
     cfg = rft.Config(prompts=9, group_size=20, batch_size=7, weigh="prompt")
@@ -277,7 +253,7 @@ def test_a_step_is_divided_by_the_weight_of_its_tokens(monkeypatch):
 
 
 def test_nothing_right_is_said():
-    run = make()
+    run = make_run()
     with pytest.raises(MinipostError, match="none of 6 answers has a reward of at least 2 "):
         next(rft.train(run, rft.Config(prompts=2, group_size=3, least=2.0)))
 
@@ -285,7 +261,7 @@ def test_nothing_right_is_said():
 def test_star_starts_each_part_from_the_first_weights():
     seen = {}
     for restart in (False, True):
-        run = make(Half(), seed=3)
+        run = make_run(Half(), seed=3)
         first = run.policy.flat.clone()
         cfg = rft.Config(steps=4, prompts=8, group_size=8, iterations=2, restart=restart, lr=1e-2,
                          warmup_steps=0)
@@ -302,7 +278,7 @@ def test_star_starts_each_part_from_the_first_weights():
     moved = [(seen[restart, 2][1] - first).norm() for restart in (True, False)]
     assert moved[0] < 0.7 * moved[1]
     assert [seen[True, k][2] for k in range(4)] == [1e-2, 0.5e-2, 1e-2, 0.5e-2]
-    run, rates = make(Half()), []
+    run, rates = make_run(Half()), []
     steps = rft.train(run, rft.Config(steps=8, prompts=8, group_size=8, iterations=2, lr=1.0, warmup_steps=9))
     for run.step in range(8):
         rates.append(next(steps)["learning_rate"])
@@ -321,7 +297,7 @@ def test_hints_are_told_to_problems_without_a_right_answer_and_learnt_without():
             return [float(p.endswith("h") and bool(text)) if c in "ab" else float(bool(text))
                     for p, text, c in zip(prompts, completions, letter)]
 
-    run, cfg = make(Told()), rft.Config(prompts=12, group_size=4, hint=True)
+    run, cfg = make_run(Told()), rft.Config(prompts=12, group_size=4, hint=True)
     data = Trajectories(run, cfg)
     data.refresh()
     kept, _, solved = rft.keep(run, cfg, data)
@@ -330,13 +306,13 @@ def test_hints_are_told_to_problems_without_a_right_answer_and_learnt_without():
     assert {p[-1] for p in Told.asked[-1]} == {"h"} and {p[0] for p in Told.asked[-1]} == {"a", "b"}
     assert prompts == {"a", "b", "c", "d"} and solved == 4
     with pytest.raises(MinipostError, match="the task echo tells no hints"):
-        rft.check(make(Half()), cfg)
+        rft.check(make_run(Half()), cfg)
 
 
 @pytest.mark.parametrize("control", [False, True])
 def test_rft_learns_what_is_right_and_nothing_from_shuffled_rewards(control):
     torch.set_num_threads(1)
-    run = make(Half(), small(), max_new_tokens=3, micro_batch_size=256)
+    run = make_run(Half(), small(), max_new_tokens=3, micro_batch_size=256)
     if control:
         def shuffled(prompts, completions, **columns):
             values = Half().reward(prompts, completions, **columns)
@@ -425,7 +401,7 @@ def test_a_student_comes_to_its_teacher(monkeypatch, options):
     gaps = {}
     for taught_by in (teacher, other):
         Teacher(monkeypatch, taught_by)
-        run = make(Echo(), small(), max_new_tokens=4, micro_batch_size=256)
+        run = make_run(Echo(), small(), max_new_tokens=4, micro_batch_size=256)
         cfg = distill.Config(steps=60, batch_size=64, lr=1e-2, **options)
         steps = distill.train(run, cfg)
         for run.step in range(60):
@@ -440,10 +416,10 @@ def test_a_student_comes_to_its_teacher(monkeypatch, options):
 def test_a_teacher_of_other_words_is_refused(monkeypatch):
     Teacher(monkeypatch, small(1), kind="other letters")
     with pytest.raises(MinipostError, match="is not the student's"):
-        next(distill.train(make(), distill.Config()))
+        next(distill.train(make_run(), distill.Config()))
     Teacher(monkeypatch, tiny(vocab=12))                    # the same words, and an id to spare
     with pytest.raises(MinipostError, match=r"\(12 ids\) is not the student's \(11 ids\)"):
-        next(distill.train(make(), distill.Config()))
+        next(distill.train(make_run(), distill.Config()))
 
 
 def test_what_is_shown_of_the_teacher_is_the_teachers(monkeypatch):
@@ -452,7 +428,7 @@ def test_what_is_shown_of_the_teacher_is_the_teachers(monkeypatch):
         for p in teacher.parameters():
             p.mul_(3.0 if p.dim() == 2 else 1.0)
     Teacher(monkeypatch, teacher)
-    run, problems = make(max_new_tokens=5), Echo().heldout(4)
+    run, problems = make_run(max_new_tokens=5), Echo().heldout(4)
     found = distill.measure(run, {"x": problems}, distill.Config())["x"]
     assert list(found) == ["greedy", "sampled", "teacher greedy", "teacher sampled"]
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
@@ -467,7 +443,7 @@ def test_a_step_of_distillation_learns_from_what_the_docstring_says(monkeypatch,
     """What the loss is given, over micro-batches, against a recomputation; and how it was sampled."""
     teacher = small(1)
     Teacher(monkeypatch, teacher)
-    run, whole, given, asked = make(micro_batch_size=3), distill.loss, [], []
+    run, whole, given, asked = make_run(micro_batch_size=3), distill.loss, [], []
     sample = Run.sample
     monkeypatch.setattr(Run, "sample", lambda self, *args, **options: asked.append(
         (options["temperature"], options["module"] is None)) or sample(self, *args, **options))
@@ -495,7 +471,7 @@ def test_a_step_of_distillation_learns_from_what_the_docstring_says(monkeypatch,
 
 def test_the_share_of_the_students_own_answers(monkeypatch):
     Teacher(monkeypatch, small(1))
-    run, seen = make(), []
+    run, seen = make_run(), []
     whole = Run.sample
 
     def spy(self, problems, *args, module=None, **options):
@@ -586,7 +562,7 @@ def test_finished_answers_wait_for_better_ones_and_win_over_unfinished():
 # ---- models as functions of texts
 
 def test_continuations_end_at_the_mark_and_are_drawn_afresh_each_time():
-    run = make(max_new_tokens=6)
+    run = make_run(max_new_tokens=6)
     sample = Sampler(run, mark="c")
     first, second = sample(["ab", "a"], 40), sample(["ab", "a"], 40)
     assert [len(said) for said in first] == [40, 40] and first != second
@@ -605,7 +581,7 @@ def test_continuations_end_at_the_mark_and_are_drawn_afresh_each_time():
 
 def test_an_answer_has_so_many_tokens_in_all_its_steps():
     """run.max_new_tokens of them however often it is gone on with, and no more than the context holds."""
-    run = make(model=small(), max_new_tokens=6)
+    run = make_run(model=small(), max_new_tokens=6)
     assert run.policy.module.config.max_position_embeddings == 16
     sample, texts, longest = Sampler(run, "c"), ["ab", "abcdefgabcdefga", "abcdefgabcde"], 0
     said = sample(texts, 200)
@@ -624,13 +600,13 @@ def test_an_answer_has_so_many_tokens_in_all_its_steps():
 
 
 def test_a_mark_of_several_tokens_ends_a_continuation_too():
-    run = make(max_new_tokens=6)
+    run = make_run(max_new_tokens=6)
     said = Sampler(run, "ca")(["ab"], 300)[0]
     assert all("ca" not in text[:-2] for text in said) and any(text.endswith("ca") for text in said)
 
 
 def test_a_value_is_read_after_the_last_token():
-    run = make()
+    run = make_run()
     model = RewardModel(tiny(seed=4))
     with torch.no_grad():
         model.score.weight.normal_(generator=torch.Generator().manual_seed(0))
@@ -644,7 +620,7 @@ def test_a_value_is_read_after_the_last_token():
 
 
 def test_what_else_ends_a_response():
-    run = make(model=small(), max_new_tokens=9)
+    run = make_run(model=small(), max_new_tokens=9)
     with run.aside():
         rollout = run.sample([Problem("ab")], 60, temperature=1.0, purpose="evaluation", stop={5})
     ends = [5 in ids[:-1] for ids in (t[m].tolist() for t, m in zip(rollout.targets, rollout.mask))]
@@ -652,7 +628,7 @@ def test_what_else_ends_a_response():
 
 
 def test_searching_with_an_exact_value_finds_better_answers(monkeypatch):
-    run, problems = make(max_new_tokens=5), Echo().sample(40, random.Random(0))
+    run, problems = make_run(max_new_tokens=5), Echo().sample(40, random.Random(0))
     before = evaluate(run, problems, 1.0)
 
     class Exact(torch.nn.Module):
@@ -677,7 +653,7 @@ def test_searching_with_an_exact_value_finds_better_answers(monkeypatch):
         def forward(self, tokens):
             return (tokens == 3 + Letters.letters.index("c")).double()
 
-    run, seen = make(Steps(), small(), max_new_tokens=5), []
+    run, seen = make_run(Steps(), small(), max_new_tokens=5), []
     whole = Run.complete
     monkeypatch.setattr(Run, "complete", lambda self, asked, n, **options: seen.append(
         (len(asked), n, options["stop"])) or whole(self, asked, n, **options))
@@ -691,7 +667,7 @@ def test_what_a_search_is_measured_with(monkeypatch):
     seen = []
     monkeypatch.setattr(beam, "measure", lambda problems, tools, *how: seen.append(how) or
                         Result.of([0.0] * len(problems), [""] * len(problems)))
-    run, splits = make(), {"x": Echo().heldout(4)}
+    run, splits = make_run(), {"x": Echo().heldout(4)}
     assert "value-guided beam" in oreo.measure(run, splits, oreo.Config(width=3, tries=7))["x"]
     assert seen == [(3, 7)]
     found = oreo.measure(run, splits, oreo.Config(level="response"))["x"]

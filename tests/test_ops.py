@@ -4,13 +4,10 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from torch.func import jacrev
 
 from minipost import ops
-
-settings.register_profile("minipost", deadline=None, max_examples=30)
-settings.load_profile("minipost")
 
 
 def logits(seed, rows=5, vocab=6, scale=1.5):

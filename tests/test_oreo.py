@@ -4,10 +4,11 @@ import copy
 import itertools
 import json
 import random
+from functools import partial
 
 import pytest
 import torch
-from fakes import EOS, Echo, Letters, sequences, tiny
+from fakes import EOS, WIDTH, Echo, Letters, make_run, sequences, tiny, tree
 from hypothesis import given, settings, strategies as st
 from torch.func import jacrev
 
@@ -18,10 +19,8 @@ from minipost.methods import oreo
 from minipost.ops import kl_exact, pick
 from minipost.optim import Learner
 from minipost.rollout import distribution, logprobs, pack
-from minipost.run import Run
 
-settings.register_profile("minipost", deadline=None, max_examples=25)
-settings.load_profile("minipost")
+make = partial(make_run, max_new_tokens=5)
 
 OPTIONS = dict(beta=0.4, alpha=0.3, count=5)
 
@@ -57,39 +56,6 @@ def test_rows_and_padding_add_up(seed, cut):
 
 
 # ---- the soft optimum of a tree
-
-DEPTH, WIDTH = 4, 3
-
-
-def tree(seed, beta):
-    """All trajectories of a random tree at its soft optimum, as rows of `loss`'s arguments.
-
-    V*(s) = beta log sum_a ref(a|s) exp(V*(s,a) / beta),  pi*(a|s) = ref(a|s) exp((V*(s,a) - V*(s)) / beta)
-    """
-    generator = torch.Generator().manual_seed(seed)
-    ref, reward = {}, {}
-    for depth in range(DEPTH + 1):
-        for state in itertools.product(range(WIDTH), repeat=depth):
-            if depth < DEPTH:
-                ref[state] = torch.randn(WIDTH, generator=generator, dtype=torch.float64).softmax(0)
-            else:
-                reward[state] = torch.randn((), generator=generator, dtype=torch.float64)
-    value = dict(reward)
-    for state in sorted(ref, key=len, reverse=True):
-        below = torch.stack([value[*state, a] for a in range(WIDTH)])
-        value[state] = beta * (ref[state].log() + below / beta).logsumexp(0)
-    leaves = list(reward)
-
-    def rows(f):
-        return torch.stack([torch.stack([f(leaf[:t], leaf[t]) for t in range(DEPTH)])
-                            for leaf in leaves])
-
-    logp_ref = rows(lambda state, a: ref[state][a].log())
-    logp = rows(lambda state, a: ref[state][a].log() + (value[*state, a] - value[state]) / beta)
-    v = rows(lambda state, a: value[state])
-    return dict(logp=logp, value=v, kl=torch.zeros_like(v), logp_held=logp, value_held=v,
-                logp_ref=logp_ref, reward=torch.stack([reward[leaf] for leaf in leaves]),
-                mask=torch.ones_like(v).bool())
 
 
 def levels(mask, seed=0):
@@ -239,11 +205,6 @@ def test_the_best_value_is_the_mean_of_what_is_left(seed):
 
 class Rows(Echo):
     step_end = "h"
-
-
-def make(task=None, model=None, **options):
-    task = task or Echo()
-    return Run(Learner(model or tiny()), Letters(), task, task.reward, **{"max_new_tokens": 5, **options})
 
 
 def test_where_actions_begin():

@@ -4,29 +4,27 @@ import copy
 import json
 import math
 import random
+from functools import partial
 
 import pytest
 import torch
-from fakes import EOS, Echo, Letters, tiny
-from hypothesis import given, settings, strategies as st
+from fakes import (
+    EOS, REFERRED, Echo, Letters, bandit, descend, log_probs, make_run, pair_task, tiny, with_lead,
+)
+from hypothesis import given, strategies as st
 from torch.func import jacrev
 
 from minipost.datasets import preferences
-from minipost.datasets.rows import File, read
+from minipost.datasets.rows import read
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig
 from minipost.measure import scorers
 from minipost.methods import dpo, ipo, kto, mdpo, orpo, reward, simpo
 from minipost.ops import row_means, row_sums
-from minipost.optim import Learner
 from minipost.rollout import logprobs, pack
-from minipost.run import Run
 
-settings.register_profile("minipost", deadline=None, max_examples=25)
-settings.load_profile("minipost")
+make = partial(make_run, max_new_tokens=5)
 
-REFERRED = dict(logp_w=(3, 4), logp_l=(3, 6), ref_w=(3, 4), ref_l=(3, 6), mask_w=(3, 4),
-                mask_l=(3, 6))
 PLAIN = {name: shape for name, shape in REFERRED.items() if not name.startswith("ref")}
 SIDES = ("w", "l")
 CASES = {  # name: (module, shapes, options)
@@ -44,45 +42,20 @@ CASES = {  # name: (module, shapes, options)
 PAIRED = [name for name in CASES if name not in ("kto", "mdpo")]
 
 
-def inputs(shapes, seed, scale=2.0):
-    """Log-probs, all below 0, masks with a token in every row, good and bad rows."""
-    generator = torch.Generator().manual_seed(seed)
-    found = {}
-    for name, shape in shapes.items():
-        x = torch.rand(shape, generator=generator, dtype=torch.float64)
-        if name.startswith("mask"):
-            x = x < 0.6
-            x[:, 1] = True
-        elif name == "good":
-            x = x < 0.5
-        else:
-            x = -scale * (x + 0.01)
-        found[name] = x
-    return found
-
-
 def swapped(found):
     """The same pairs, each turned round."""
     return {key[:-1] + {"w": "l", "l": "w"}[key[-1]]: value for key, value in found.items()}
 
 
-def at(found, u, beta):
-    """The inputs with u = beta (h_w - h_l) for each pair, by what the first token says."""
-    out = {key: value.clone() for key, value in found.items()}
-    now = dpo.lead(*(out[key] for key in REFERRED), beta)
-    out["logp_w"][:, 1] += (u - now) / beta
-    return out
-
-
 def test_at_the_reference():
     """Invariant 13: log 2 whatever the flips, 1/(4 tau^2), w/2."""
-    same = inputs(REFERRED, 1)
+    same = log_probs(REFERRED, 1)
     same["ref_w"], same["ref_l"] = same["logp_w"], same["logp_l"]
     for flip, robust in ((0.0, False), (0.2, False), (0.3, True)):
         assert float(dpo.loss(**same, beta=0.3, label_smoothing=flip, robust=robust, count=3)[0]) == \
             pytest.approx(math.log(2))
     assert float(ipo.loss(**same, tau=0.3, count=3)[0]) == pytest.approx(1 / (4 * 0.3**2))
-    found = inputs(CASES["kto"][1], 2)
+    found = log_probs(CASES["kto"][1], 2)
     found["logp_ref"] = found["logp"]
     good = int(found["good"].sum())
     value = kto.loss(**found, z0=0.0, beta=0.5, good_weight=1.2, bad_weight=0.8, count=5)[0]
@@ -94,7 +67,7 @@ def test_at_the_reference():
 def test_only_the_gap_counts(name, seed, shift):
     """Invariant 14: a number per prompt, added to both answers, changes nothing."""
     module, shapes, options = CASES[name]
-    found = inputs(shapes, seed)
+    found = log_probs(shapes, seed)
     moved = {**found, "logp_w": found["logp_w"].clone(), "logp_l": found["logp_l"].clone()}
     for side in SIDES:
         moved[f"logp_{side}"][:, 1] += shift
@@ -104,7 +77,7 @@ def test_only_the_gap_counts(name, seed, shift):
 @given(st.integers(0, 10_000))
 def test_dpo_turned_round_and_smoothed(seed):
     """Invariants 15 and 16."""
-    found = inputs(REFERRED, seed)
+    found = log_probs(REFERRED, seed)
     u = dpo.lead(*(found[key] for key in REFERRED), 0.4)
 
     def value(pairs, flip=0.0, robust=False):
@@ -117,18 +90,18 @@ def test_dpo_turned_round_and_smoothed(seed):
         assert torch.allclose(mean, value(found))
         best = math.log((1 - flip) / flip)                  # where smoothing stops
         for u in (best - 1, best + 1):
-            assert value(at(found, best, 0.4), flip) < value(at(found, u, 0.4), flip)
-        grad = dpo.loss_grad(**at(found, best, 0.4), beta=0.4, label_smoothing=flip, count=3)
+            assert value(with_lead(found, best, 0.4), flip) < value(with_lead(found, u, 0.4), flip)
+        grad = dpo.loss_grad(**with_lead(found, best, 0.4), beta=0.4, label_smoothing=flip, count=3)
         assert max(float(g.abs().max()) for g in grad.values()) < 1e-12
 
 
 @given(st.integers(0, 10_000), st.floats(0.01, 5))
 def test_labels_that_say_nothing_hold_dpo_at_its_reference(seed, u):
     """Invariant 15: smoothed by a half, the loss is even in u, least at 0 and log 2 there."""
-    found = inputs(REFERRED, seed)
+    found = log_probs(REFERRED, seed)
 
     def value(u, flip=0.5):
-        return float(dpo.loss(**at(found, u, 0.4), beta=0.4, label_smoothing=flip, count=3)[0])
+        return float(dpo.loss(**with_lead(found, u, 0.4), beta=0.4, label_smoothing=flip, count=3)[0])
 
     assert value(u) == pytest.approx(value(-u)) and value(u) > value(0.0)
     assert value(0.0) == pytest.approx(math.log(2))
@@ -138,7 +111,7 @@ def test_labels_that_say_nothing_hold_dpo_at_its_reference(seed, u):
 @given(st.integers(0, 10_000))
 def test_dpo_is_bradley_terry_on_log_ratios(seed):
     """Invariant 17, and mDPO with sets of one is DPO."""
-    found = inputs(REFERRED, seed)
+    found = log_probs(REFERRED, seed)
     scores = [0.4 * row_sums(found[f"logp_{s}"] - found[f"ref_{s}"], found[f"mask_{s}"])
               for s in SIDES]
     value = dpo.loss(**found, beta=0.4, count=3)[0]
@@ -157,11 +130,11 @@ def test_dpo_is_bradley_terry_on_log_ratios(seed):
 def test_the_chosen_rises_and_the_rejected_falls(name, seed):
     """Invariant 18; for IPO until its gap is reached."""
     module, shapes, options = CASES[name]
-    found = inputs(shapes, seed)
+    found = log_probs(shapes, seed)
     if name == "ipo":
-        found = at(found, 0.3 * (1 / 0.6 - 1), 0.3)
+        found = with_lead(found, 0.3 * (1 / 0.6 - 1), 0.3)
     if name == "cdpo":
-        found = at(found, 1.0, 0.4)
+        found = with_lead(found, 1.0, 0.4)
     hand = module.loss_grad(**found, **options)
     assert (hand["logp_w"][found["mask_w"]] < 0).all()
     assert (hand["logp_l"][found["mask_l"]] > 0).all()
@@ -172,7 +145,7 @@ def test_the_chosen_rises_and_the_rejected_falls(name, seed):
 @given(st.integers(0, 10_000))
 def test_means_do_not_see_tokens_said_twice(seed):
     """Invariant 18: SimPO and ORPO go by the mean log-prob."""
-    found = inputs(PLAIN, seed)
+    found = log_probs(PLAIN, seed)
     twice = {key: value.repeat(1, 2) for key, value in found.items()}
     for name in ("simpo", "orpo"):
         module, _, options = CASES[name]
@@ -191,27 +164,6 @@ def test_odds_of_near_certain_and_hopeless_answers():
 
 
 # ---- the optimum
-
-def bandit():
-    """Four answers of one token to one prompt: reference and rewards."""
-    ref = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
-    return ref, torch.tensor([0.2, -0.5, 0.7, 1.0], dtype=torch.float64)
-
-
-def descend(value, steps=400):
-    """The distribution at which value(logp) is least, by L-BFGS over its logits."""
-    z = torch.zeros(4, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([z], max_iter=steps, tolerance_grad=1e-12,
-                                  tolerance_change=1e-16, line_search_fn="strong_wolfe")
-
-    def closure():
-        optimiser.zero_grad()
-        found = value(z.log_softmax(0))
-        found.backward()
-        return found
-
-    optimiser.step(closure)
-    return z.detach().softmax(0)
 
 
 @pytest.mark.parametrize("flip", [0.0, 0.2])
@@ -263,24 +215,6 @@ def test_ipo_finds_its_closed_form_optimum():
 # ---- what the recipe does with pairs
 
 METHODS = [dpo, ipo, simpo, orpo, kto, mdpo]
-
-
-def make(task=None, model=None, **options):
-    task = task or Echo()
-    return Run(Learner(model or tiny()), Letters(), task, task.reward, **{"max_new_tokens": 5, **options})
-
-
-def pair_task(folder, n=12, key="chosen"):
-    """A file of n pairs, or of n labelled answers, and another to hold out."""
-    def write(name, prompts):
-        rows = [{"prompt": p, "chosen": p[::-1] + "h", "rejected": p} if key == "chosen" else
-                {"prompt": p, "completion": p[::-1] + "h", "label": k % 3 == 0}
-                for k, p in enumerate(prompts)]
-        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(folder / name)
-
-    prompts = [a + b for a in "abcd" for b in "efg"][:n]
-    return File(write("train.jsonl", prompts), write("test.jsonl", ["ha", "hb", "hc"]))
 
 
 def test_a_files_reference_is_computed_once_and_is_that_of_each_pair(tmp_path):

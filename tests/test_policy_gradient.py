@@ -5,68 +5,29 @@ a sum.  Further down, each method's step on a small network is held against its 
 once more with loops.
 """
 
-import itertools
 import math
 
 import pytest
 import torch
-from fakes import Echo, Letters, tiny
+from fakes import (
+    ANSWERS, FIRST, SIZE, TAU, Echo, Letters, apart, expected, f64, logp_of, mean_slope, randn,
+    stretches, tiny,
+)
 from hypothesis import example, given, settings, strategies as st
 from torch.func import jacrev
 
 from minipost import ops
 from minipost.errors import MinipostError
-from minipost.gpt import ValueHead
 from minipost.methods import a2c, reinforce, reinforce_pp, rloo, self_critical, sft
 from minipost.optim import Learner
 from minipost.rollout import logprobs
 from minipost.run import Run
 
-settings.register_profile("minipost", deadline=None, max_examples=25)
-settings.load_profile("minipost")
-
-ANSWERS = list(itertools.product(range(3), range(3)))
-FIRST, SECOND = torch.tensor(ANSWERS).T
 seeds = st.integers(0, 10_000)
 rewards = st.lists(st.floats(-3, 3, width=32), min_size=8, max_size=8)
 
 
-def randn(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def f64(values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
 # ---- a policy that is a table
-
-def logp_of(table):
-    """Log-prob of both tokens of every answer; row 0 of the table begins, row 1+w follows w."""
-    logp = table.log_softmax(-1)
-    return torch.stack([logp[0, FIRST], logp[1 + FIRST, SECOND]], 1)        # (9, 2)
-
-
-def expected(value, table):
-    """Mean of a value per answer."""
-    return logp_of(table).sum(1).exp() @ value
-
-
-def mean_slope(table, advantages, group=1, module=reinforce, **options):
-    """Mean over all groups of answers of -dL/dtable, by the chain rule from the hand gradient.
-
-    advantages(rows) are those of a group, rows being the places of its answers.
-    """
-    logp, scores, total = logp_of(table), jacrev(logp_of)(table), torch.zeros_like(table)
-    mask = torch.ones(group, 2, dtype=torch.bool)
-    for rows in itertools.product(range(9), repeat=group):
-        rows = list(rows)
-        if module is reinforce_pp:
-            options["logp_old"] = logp[rows]
-        by_token = module.loss_grad(logp=logp[rows], adv=advantages(rows), mask=mask, count=group,
-                                    **options)["logp"]
-        total -= logp[rows].sum().exp() * torch.einsum("bt,btij->ij", by_token, scores[rows])
-    return total
 
 
 @given(seeds)
@@ -189,15 +150,6 @@ def test_siblings_that_tie_have_advantage_exactly_zero(value):
 
 
 # ---- advantages along an answer
-
-def stretches(seed, rows=5, width=7):
-    """Rewards, values and masks of answers that begin and end in different columns."""
-    generator = torch.Generator().manual_seed(seed)
-    start = torch.randint(0, 4, (rows, 1), generator=generator)
-    length = torch.randint(1, 5, (rows, 1), generator=generator)
-    column = torch.arange(width)
-    mask = (start <= column) & (column < start + length)
-    return randn(seed + 1, rows, width), randn(seed + 2, rows, width), mask
 
 
 def by_row(x, mask):
@@ -364,18 +316,6 @@ METHODS = {
     "rloo": (rloo, dict(beta=0.2)), "reinforce_pp": (reinforce_pp, dict(beta=0.2, minibatch_size=32)),
     "a2c": (a2c, dict(gamma=0.9, lam=0.8, entropy_weight=0.1, value_weight=0.5)),
 }
-SIZE, TAU = dict(prompts=4, group_size=4, lr=1e-3), 0.8
-
-
-def start(seed):
-    """A run of a network whose reference and critic differ from it and from zero."""
-    task = Echo()
-    run = Run(Learner(tiny(seed=seed)), Letters(), task, task.reward, seed=seed, max_new_tokens=4)
-    run.carried["baseline"] = 0.3
-    run.frozen("reference", lambda: tiny(seed=seed + 50))
-    critic = run.learner("critic", lambda: ValueHead(tiny(seed=seed + 60)))
-    critic.flat.copy_(critic.flat + 0.1 * randn(seed, len(critic.flat)))
-    return run
 
 
 def watch(learner):
@@ -458,8 +398,8 @@ def formula(name, run):
 def test_a_step_descends_the_formula(name, seed):
     """Ragged answers in micro-batches of 3 at tau 0.8: the gradients and the metrics."""
     module, knobs = METHODS[name]
-    gradients, wanted = formula(name, start(seed))
-    run = start(seed)
+    gradients, wanted = formula(name, apart(seed))
+    run = apart(seed)
     run.micro_batch_size = 3
     seen = {key: watch(learner) for key, learner in run.learners.items()}
     metrics = next(module.train(run, module.Config(**SIZE, **knobs, temperature=TAU)))
@@ -472,7 +412,7 @@ def test_a_step_descends_the_formula(name, seed):
 
 
 def test_the_moving_average_uses_earlier_steps_only_and_is_carried_on():
-    run, cfg = start(0), reinforce.Config(**SIZE, momentum=0.75)
+    run, cfg = apart(0), reinforce.Config(**SIZE, momentum=0.75)
     run.carried.clear()
     learn, baseline = reinforce.train(run, cfg), 0.0
     for run.step in range(4):
@@ -496,7 +436,7 @@ def test_without_a_price_no_reference_is_kept(module):
 def test_where_every_answer_scores_the_same_nothing_is_learned(name):
     """Of the policy: gradients are zero, and what Adam makes of that leaves the weights alone."""
     module, knobs = METHODS[name]
-    run = start(0)
+    run = apart(0)
     run.reward = lambda prompts, completions, **columns: [0.5] * len(completions)
     run.carried["baseline"] = 0.5
     run.learners["critic"].flat.zero_()

@@ -4,13 +4,17 @@ import itertools
 import json
 import math
 import random
-from dataclasses import fields, replace
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from fakes import BOS, EOS, PAD, Echo, Letters, sequences, tiny
-from hypothesis import given, settings, strategies as st
+from fakes import (
+    BOS, EOS, PAD, Echo, Letters, Steps, make_run, pair_file, rollout_of, scalar, scores, sequences,
+    tiny,
+)
+from hypothesis import given, strategies as st
 from torch.func import jacrev
 
 from minipost.datasets import preferences
@@ -20,40 +24,13 @@ from minipost.gpt import GPT, GPTConfig, RewardModel
 from minipost.measure import scorers
 from minipost.methods import dpo, orm, plackett_luce, prm, reward
 from minipost.optim import Learner
-from minipost.rollout import Rollout, final_score, logprobs, pack
+from minipost.rollout import final_score, logprobs
 from minipost.run import Run
 from minipost.sampler import ends
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.base import Problem
 
-settings.register_profile("minipost", deadline=None, max_examples=25)
-settings.load_profile("minipost")
-
-
-class Steps(Echo):
-    """Echo with answers in steps that end in h; a step is right if it holds the prompt's letter."""
-
-    name, step_end = "steps", "h"
-
-    def steps(self, text):
-        return text.split("h")[:-1]
-
-    def check_steps(self, problem, text):
-        return [problem.columns["letter"] in step for step in self.steps(text)]
-
-
-def make(task=None, model=None, **options):
-    task = task or Steps()
-    options = {"max_new_tokens": 5, **options}
-    return Run(Learner(model or tiny()), Letters(), task, task.reward, **options)
-
-
-def rollout_of(prompts, responses, finished=True):
-    """A Rollout of these ids, one row per prompt."""
-    seqs = pack(prompts, [[*r, EOS] if finished else r for r in responses], PAD)
-    return Rollout(seqs.tokens, seqs.mask, torch.zeros(seqs.mask.shape),
-                   torch.arange(len(prompts)), torch.full((len(prompts),), finished))
-
+make = partial(make_run, usual=Steps, max_new_tokens=5)
 
 def wide(x, columns, value):
     """x with this many more columns on the right."""
@@ -74,27 +51,11 @@ CASES = {  # name: (module, shapes of what the loss takes, what has a gradient, 
 MODELS = {name: case for name, case in CASES.items() if name != "dpo"}
 
 
-def inputs(shapes, seed, scale=2.0):
-    generator = torch.Generator().manual_seed(seed)
-    found = {}
-    for name, shape in shapes.items():
-        x = torch.rand(shape, generator=generator, dtype=torch.float64)
-        if name.startswith("mask"):
-            x = x < 0.6
-            x[0, 1] = True
-        elif name == "right":
-            x = x.where(x > 0.3, 0.0).where(x < 0.7, 1.0)  # wrong, right and in between
-        else:
-            x = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
-        found[name] = x
-    return found
-
-
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("scale", [1e2, 1e4, 1e6])
 def test_scores_of_any_size_give_finite_losses_and_gradients(name, scale):
     module, shapes, learnt, options = CASES[name]
-    found = inputs(shapes, 5, scale)
+    found = scores(shapes, 5, scale)
     value = module.loss(**found, **options)[0]
     hand = module.loss_grad(**found, **options)
     assert value.isfinite() and value > 0
@@ -137,18 +98,6 @@ def test_a_fresh_model_finds_all_equally_likely(name, loss):
     metrics = next(module.train(make(micro_batch_size=5), replace(module.Config(), **SIZES[name])))
     assert metrics["loss"] == pytest.approx(loss, abs=1e-6)
     assert metrics["accuracy"] == pytest.approx(0.5, abs=1e-6)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_every_number_of_a_config_is_checked(name):
-    config = CASES[name][0].Config
-    for field in fields(config):
-        if field.type in (int, float):
-            for value in (float("nan"), float("inf"), -1):
-                with pytest.raises(MinipostError, match=f"{field.name} is .*; expected "):
-                    config(**{field.name: value})
-    with pytest.raises(MinipostError, match="group_size is 1; expected at least 2"):
-        plackett_luce.Config(group_size=1)
 
 
 numbers = st.lists(st.floats(-5, 5), min_size=4, max_size=4).map(
@@ -212,7 +161,7 @@ def test_accuracy_of_a_ranking_is_the_share_of_its_pairs_in_order():
 
 @given(st.integers(0, 10_000))
 def test_orm_is_binary_cross_entropy(seed):
-    found = inputs(CASES["orm"][1], seed)
+    found = scores(dict(score=(5,), right=(5,)), seed)
     expected = torch.nn.functional.binary_cross_entropy_with_logits(
         found["score"], found["right"], reduction="sum")
     assert torch.allclose(orm.loss(**found, count=7)[0], expected / 7)
@@ -236,13 +185,6 @@ def test_prm_samples_hot_and_then_cools():
 
 
 # ---- where a score is read
-
-def scalar(seed=0, trunk=None):
-    """A reward model whose head is not zero."""
-    model = RewardModel(trunk or tiny())
-    with torch.no_grad():
-        model.score.weight.normal_(generator=torch.Generator().manual_seed(seed))
-    return model
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -537,12 +479,6 @@ def test_noise_turns_each_comparison_by_itself():
     full = right.sum((1, 2)) >= 3
     assert full.sum() > 60 and float(share[full].mean()) == pytest.approx(0.3, abs=0.06)
     assert float(((share[full] > 0) & (share[full] < 1)).double().mean()) > 0.5
-
-
-def pair_file(path, rows):
-    path.write_text("".join(json.dumps(dict(zip(("prompt", "chosen", "rejected"), row))) + "\n"
-                            for row in rows))
-    return str(path)
 
 
 def test_pairs_of_a_file_that_do_not_fit_the_context(tmp_path):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import Echo, Letters, sequences, tiny
-from hypothesis import given, settings, strategies as st
+from fakes import Echo, make_run, sequences, tiny
+from hypothesis import given, strategies as st
 
 from minipost.datasets.rewards import ask, columns
 from minipost.errors import MinipostError
@@ -16,16 +16,7 @@ from minipost.measure.meter import Meter
 from minipost.methods import grpo
 from minipost.optim import Learner
 from minipost.rollout import logprobs
-from minipost.run import Run
 from minipost.tasks.base import Problem
-
-settings.register_profile("minipost", deadline=None, max_examples=30)
-settings.load_profile("minipost")
-
-
-def make(task=None, **options):
-    task = task or Echo()
-    return Run(Learner(tiny()), Letters(), task, task.reward, max_new_tokens=4, **options)
 
 
 def test_the_optimizer_is_adamw_with_clipping():
@@ -77,7 +68,7 @@ def test_a_gradient_that_is_not_finite_is_dropped_and_five_in_a_row_end_the_run(
 
 
 def test_a_reference_is_the_policy_as_it_was():
-    run = make()
+    run = make_run()
     reference, start = run.reference(), run.policy.flat.clone()
     run.policy.flat.add_(1.0)
     assert run.reference() is reference and not any(p.requires_grad for p in reference.parameters())
@@ -87,7 +78,7 @@ def test_a_reference_is_the_policy_as_it_was():
 
 
 def test_a_part_that_nobody_asks_for_after_a_resume_stays_in_the_state():
-    run, again = make(), make()
+    run, again = make_run(), make_run()
     run.reference()
     run.learner("critic", tiny)
     tensors, facts = run.state()
@@ -102,7 +93,7 @@ def test_a_finite_list_is_gone_through_in_epochs():
         def training(self):
             return [Problem("a", {"letter": i}) for i in range(7)]
 
-    run, seen = make(Finite()), []
+    run, seen = make_run(Finite()), []
     for run.step in range(7):
         seen += [p.columns["letter"] for p in run.problems(4)]
     assert all(sorted(seen[k : k + 7]) == list(range(7)) for k in range(0, 28, 7))
@@ -158,7 +149,7 @@ def test_a_reward_function_receives_the_columns_as_lists():
 
 @given(st.integers(1, 30), st.integers(1, 8), st.integers(0, 99))
 def test_micro_batches_cover_the_rows_in_order_of_length(rows, micro, seed):
-    run = make(micro_batch_size=micro)
+    run = make_run(micro_batch_size=micro)
     lengths = torch.randint(1, 9, (rows,), generator=torch.Generator().manual_seed(seed))
     cut = run.micro_batches(range(rows), lengths)
     flat = [row for part in cut for row in part]
@@ -167,7 +158,7 @@ def test_micro_batches_cover_the_rows_in_order_of_length(rows, micro, seed):
 
 
 def test_the_ratio_is_one_before_the_first_update():
-    run = make(seed=3)
+    run = make_run(seed=3)
     problems = run.problems(4)
     rollout = run.sample(problems, 3, temperature=0.8)
     with torch.no_grad():
@@ -183,10 +174,10 @@ TWO_RANKS = textwrap.dedent("""
     import torch
     from minipost import parallel
     from minipost.methods import grpo
-    from test_run import make
+    from fakes import make_run
 
     def main():
-        run = make(seed=1)
+        run = make_run(seed=1)
         metrics = next(grpo.train(run, grpo.Config(prompts=5, group_size=4, minibatch_size=20, beta=0.1)))
         flags = torch.tensor([float(parallel.rank())])
         parallel.all_reduce(flags)

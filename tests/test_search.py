@@ -8,11 +8,11 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+from fakes import Babble, Digits, Maze
 from hypothesis import given, settings, strategies as st
 
 from minipost.errors import MinipostError
 from minipost.measure.stats import vote
-from minipost.measure.texts import Texts
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.base import Problem, Task
 from minipost.tasks.countdown import Countdown
@@ -20,9 +20,6 @@ from minipost.tasks.recall import Recall
 from minipost.test_time import (
     best_of_n, cot, graph_of_thoughts, mcts, memory, self_consistency, self_feedback, tot,
 )
-
-settings.register_profile("minipost", deadline=None, max_examples=40)
-settings.load_profile("minipost")
 
 ANSWERS = st.lists(st.sampled_from([None, "a", "b", "c"]), min_size=1, max_size=9)
 
@@ -136,43 +133,6 @@ def test_support_counts_those_who_agree():
 
 
 # ---- trees whose every step is known
-
-class Maze:
-    """Answers of up to `depth` letters; children(text) are all ways on, a fixed worth for each text."""
-
-    def __init__(self, seed, depth=3, branch=3):
-        self.rng, self.depth, self.branch = random.Random(seed), depth, branch
-        self.children, self.worths, self.asked, self.valued = {}, {}, [], []
-        self.grow("")
-
-    def grow(self, text):
-        letters = self.rng.sample("abcdef", self.rng.randint(1, self.branch))
-        last = text.count(";") == self.depth - 1
-        nexts = [c if last or self.rng.random() < 0.2 else c + ";" for c in letters]
-        self.children[text] = nexts
-        for more in nexts:
-            self.worths[text + more] = self.rng.random()
-            if ";" in more:
-                self.grow(text + more)
-
-    def propose(self, texts, n):
-        """n continuations, all the ways on among them where n is large enough."""
-        self.asked += [(text, n) for text in texts]
-        found = [self.children[text.removeprefix("?")] for text in texts]
-        return [[ways[k % len(ways)] for k in range(n)] for ways in found]
-
-    def value(self, states):
-        self.valued += states
-        return [self.worths.get(text, 0.0) for _, text in states]
-
-    @property
-    def endings(self):
-        return {t + more for t, nexts in self.children.items() for more in nexts if ";" not in more}
-
-    def search(self, strategy, **options):
-        options = {"width": 99, "copies": 3, "threshold": -math.inf, **options}
-        tree, = tot.search(["?"], self.propose, self.value, mark=";", strategy=strategy, **options)
-        return tree
 
 
 STRATEGIES = ("breadth-first", "depth-first", "best-first")
@@ -534,47 +494,6 @@ GARBAGE = st.sampled_from(["", " ", "2", "\n", "\n\n\n", "Answer:", "yes", "no",
                            "1/0=1:1\n", "9*9=81:", "Answer: 99999999999999999999", "(((", "0"])
 
 
-class Babble:
-    """Tools around a model that says whatever hypothesis drew, in turn."""
-
-    def __init__(self, task, words):
-        self.task, self.words, self.tokens, self.drawn = task, words, 0, 0
-        self.mark, self.verifier = "\n", object()
-
-    def sample(self, texts, n):
-        found = []
-        for _ in texts:
-            found.append([self.words[(self.drawn + k) % len(self.words)] for k in range(n)])
-            self.drawn += n
-            self.tokens += n
-        return found
-
-    step, arm = sample, Texts.arm
-
-    def greedy(self, texts):
-        return [found for found, in self.sample(texts, 1)]
-
-    def worth(self, states, votes, known):
-        for problem, text in states:
-            assert all(isinstance(q, str) and isinstance(r, str) for q, r in self.task.questions(problem, text))
-        self.tokens += votes * len(states)
-        return [(len(text) % 7) / 7 for _, text in states]
-
-    def confidence(self, prompts, answers):
-        return [-float(len(a)) for a in answers]
-
-    def verified(self, prompts, answers):
-        return [[0.5, 1 / (1 + len(a))] for a in answers]
-
-    def value(self, texts):
-        return [float(len(text) % 5) for text in texts]
-
-    def right(self, problems, answers):
-        columns = {name: [p.columns.get(name) for p in problems]
-                   for name in (problems[0].columns if problems else ())}
-        return self.task.reward([p.prompt for p in problems], list(answers), **columns)
-
-
 GAME = Countdown(numbers=4, target=24)
 SETTINGS = [
     (cot, Arithmetic(), {}), (self_consistency, Arithmetic(), dict(group_size=3, curve=(1, 3))),
@@ -640,33 +559,6 @@ def test_any_of_the_first_answers():
     texts = [["Answer: 9", "Answer: 8"], ["Answer: 8", "Answer: 9"], ["Answer: 8"]]
     assert tot.any_of(problems, texts, tools, 2) == [1.0, 1.0, 0.0]
     assert tot.any_of(problems, texts, tools, 1) == [1.0, 0.0, 0.0]
-
-
-class Digits:
-    """Tools whose answers are given digits in turn, ten tokens each; a digit is its own worth, and costs one
-    token to be judged."""
-
-    def __init__(self, digits, task=None):
-        self.digits, self.task, self.tokens, self.verifier = list(digits), task, 0, object()
-
-    arm = Texts.arm
-
-    def sample(self, texts, n):
-        self.tokens += 10 * n * len(texts)
-        return [[self.digits.pop(0) for _ in range(n)] for _ in texts]
-
-    def worth(self, states, votes, known):
-        self.tokens += len(states)
-        return [float(text) for _, text in states]
-
-    def right(self, problems, answers):
-        return [float(text == problem.prompt) for problem, text in zip(problems, answers)]
-
-    def confidence(self, prompts, answers):
-        return [0.0] * len(answers)
-
-    def verified(self, prompts, answers):
-        return [[0.5]] * len(answers)
 
 
 def test_sampling_beside_a_tree_goes_on_until_it_has_cost_as_much_and_takes_the_best():

@@ -5,7 +5,9 @@ import random
 
 import pytest
 
-from minipost.measure.stats import Score, Z, bootstrap, interval, paired, t_bound, t_interval, weighted
+from minipost.measure.stats import (
+    Score, Z, bootstrap, interval, paired, t_bound, t_interval, weighted,
+)
 
 
 def rewards(right, n):

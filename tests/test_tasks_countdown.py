@@ -6,8 +6,7 @@ from functools import cache
 from itertools import combinations_with_replacement
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from minipost.errors import MinipostError
 from minipost.tasks.base import Problem, is_held_out

@@ -7,16 +7,16 @@ from minipost.errors import MinipostError
 from minipost.tokenizer import BOS, EOS, PAD, Tokenizer
 from scripts.pretrain import tokenizer
 
-settings.register_profile("minipost", deadline=None, max_examples=200)
-settings.load_profile("minipost")
 WORDS = tokenizer()
 
 
+@settings(max_examples=200)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_survives_the_round_trip(text):
     assert WORDS.decode(WORDS.encode(text)) == text
 
 
+@settings(max_examples=200)
 @given(st.text("0123456789+-*/=:() \nAx", max_size=30))
 def test_digits_and_signs_are_tokens_of_their_own(text):
     pieces = [WORDS.decode([i]) for i in WORDS.encode(text)]

@@ -17,9 +17,6 @@ from minipost.optim import Learner
 from minipost.rollout import distribution, logprobs, pack
 from minipost.run import Run
 
-settings.register_profile("minipost", deadline=None, max_examples=25)
-settings.load_profile("minipost")
-
 
 def small(vocab=6, tied=True, seed=0, dtype=torch.float64):
     """A GPT of some 150 weights, far from uniform: few enough to write its Fisher matrix down."""
