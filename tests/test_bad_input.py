@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from minipost import checkpoint, evaluate, train
 from minipost.cli import session
-from minipost.datasets.rows import File, read
+from minipost.datasets.rows import File
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
 from minipost.methods import sft
@@ -232,37 +232,12 @@ def test_skipped_rows_are_counted_and_reported(command, tmp_path, capsys):
     assert [row.prompt for row in task.training()] == list("01234")
 
 
-def test_the_odd_row_out_is_the_one_that_is_skipped(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    plain = [{"prompt": str(k), "completion": "b"} for k in range(9)]
-    odd = [{"prompt": "x", "completion": "b", "label": True}, {"prompt": "y", "reward": 9}]
-    path.write_text("".join(json.dumps(row) + "\n" for row in [*odd, *plain, "no object"]))
-    rows, said = read(str(path), True)
-    assert rows == tuple(plain)
-    assert [int(s.partition("line ")[2].partition(":")[0]) for s in said] == [1, 2, 12]
-    # Without completions a reward is a column like any other.
-    path.write_text("".join(json.dumps({"prompt": str(k), "reward": 5}) + "\n" for k in range(9)))
-    assert len(read(str(path), False)[0]) == 9
-
-
 def test_nothing_is_left_when_all_rows_are_skipped(command, fails, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"x\ny\n")
     fails([*command("sft", "--on-bad-row", "skip"), "--data", path], "no rows", "skipped 2",
           f"{path}, line 1")
     fails(["--algo", "sft", "--on-bad-row", "skip"], "--on-bad-row goes with --data")
-
-
-def test_a_pair_without_a_prompt_begins_with_it(tmp_path):
-    path = tmp_path / "pairs.jsonl"
-    rows = [{"chosen": "Praise the soup. Fresh!", "rejected": "Praise the soup. Nasty."},
-            {"chosen": "7+5=12", "rejected": "7+5=13", "x": 1},
-            {"prompt": "", "chosen": "ab", "rejected": "ac"}]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert read(str(path))[0] == (
-        {"prompt": "Praise the soup.", "chosen": " Fresh!", "rejected": " Nasty."},
-        {"prompt": "7+5=1", "chosen": "2", "rejected": "3", "x": 1},
-        {"prompt": "", "chosen": "ab", "rejected": "ac"})
 
 
 @pytest.mark.parametrize("algo", ["reward", "dpo"])
@@ -272,23 +247,6 @@ def test_a_first_row_that_is_no_pair(command, fails, tmp_path, algo):
     path.write_bytes(b"".join([b'{"prompt": "a"}\n', *rows]))
     fails([*command(algo), "--data", path], f"{path}, line 1:", "'chosen', found None")
     assert not (tmp_path / "run").exists()
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.lists(st.binary(max_size=30) | st.sampled_from([GOOD, b"\r\n", b'{"prompt": "c"}'])
-                | st.dictionaries(st.sampled_from(["prompt", "completion", "x"]),
-                                  st.text(max_size=3) | st.none() | st.floats())
-                .map(lambda row: json.dumps(row).encode()), max_size=4))
-def test_jsonl_of_any_bytes(tmp_path_factory, lines):
-    path = tmp_path_factory.getbasetemp() / "any.jsonl"
-    path.write_bytes(b"\n".join(lines))
-    read.cache_clear()
-    try:
-        rows = read(str(path))[0]
-    except MinipostError as error:
-        assert str(path) in str(error)
-    else:
-        assert rows and all(isinstance(row["prompt"], str) for row in rows)
 
 
 # ---- prompts and rewards

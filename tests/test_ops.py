@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from fakes import FIRST, expected, logp_of, randn, stretches
 from hypothesis import given, strategies as st
 from torch.func import jacrev
 
 from minipost import ops
+from minipost.ops import group_centred, group_normalised
 
 
 def logits(seed, rows=5, vocab=6, scale=1.5):
@@ -188,3 +190,153 @@ def test_group_centred_is_zero_sum_and_blind_to_shifts(values, shift):
 @given(st.floats(-1e6, 1e6, width=32))
 def test_group_centred_is_exactly_zero_for_ties(value):
     assert torch.equal(ops.group_centred(torch.full((7,), value), 7), torch.zeros(1, 7))
+
+
+eight_rewards = st.lists(st.floats(-3, 3, width=32), min_size=8, max_size=8)
+
+
+@given(values=eight_rewards, shift=st.floats(-5, 5), scale=st.floats(0.5, 4))
+def test_group_advantages(values, shift, scale):
+    """Zero-sum, blind to shifts, odd under a flip, blind to scale as far as eps allows."""
+    r = torch.tensor(values, dtype=torch.float64)
+    adv = group_normalised(r, 4)
+    assert adv.view(2, 4).sum(1).abs().max() < 1e-9
+    assert torch.allclose(group_normalised(r + shift, 4), adv, atol=1e-6)
+    assert torch.allclose(group_normalised(-r, 4), -adv)
+    if r.view(2, 4).std(1).min() > 0.1:
+        assert torch.allclose(group_normalised(r * scale, 4), adv, rtol=2e-3)
+        expected = (r[0] - r[:4].mean()) / (r[:4].std() + 1e-4)
+        assert adv[0] == pytest.approx(float(expected))
+        exact = ((r.view(2, 4) - r.view(2, 4).mean(1, keepdim=True))        # where eps is nothing
+                 / r.view(2, 4).std(1, keepdim=True)).flatten()
+        assert torch.allclose(group_normalised(r * 1e6, 4), exact, atol=1e-8)
+
+
+@given(st.floats(-1e5, 1e5, width=32), st.sampled_from([group_centred, group_normalised]))
+def test_a_tied_group_has_advantage_exactly_zero(value, advantages):
+    assert not advantages(torch.full((6,), value), 3).any()
+
+
+seeds = st.integers(0, 10_000)
+
+
+@given(seeds, st.floats(0, 1), st.floats(0.1, 1))
+def test_the_true_value_leaves_an_expected_advantage_of_zero(seed, lam, gamma):
+    table, reward = randn(seed, 4, 3), randn(seed + 1, 9)
+    logp = logp_of(table).exp()
+    after = (logp[:, 1] * reward).view(3, 3).sum(1)                         # E[r | first token]
+    value = torch.stack([(gamma * expected(reward, table)).expand(9), after[FIRST]], 1)
+    mask = torch.ones(9, 2, dtype=torch.bool)
+    adv = ops.gae(ops.at_last(reward, mask), value, mask, gamma, lam)
+    assert (logp.prod(1) * adv[:, 0]).sum().abs() < 1e-12
+    assert (logp[:, 1] * adv[:, 1]).view(3, 3).sum(1).abs().max() < 1e-12
+    off = ops.gae(ops.at_last(reward, mask), value + 0.1, mask, gamma, lam)
+    assert (logp[:, 1] * off[:, 1]).view(3, 3).sum(1).abs().min() > 0.05
+
+
+def by_row(x, mask):
+    """The chosen entries of each row, as lists."""
+    return [row[chosen].tolist() for row, chosen in zip(x, mask)]
+
+
+def gae_by_sums(reward, value, mask, gamma, lam):
+    """A_t = sum_k (gamma lam)^k delta_(t+k), answer by answer."""
+    found = []
+    for r, v in zip(by_row(reward, mask), by_row(value, mask)):
+        v = [*v, 0.0]
+        delta = [r[t] + gamma * v[t + 1] - v[t] for t in range(len(r))]
+        found.append([sum((gamma * lam) ** k * d for k, d in enumerate(delta[t:]))
+                      for t in range(len(r))])
+    return found
+
+
+factors = st.floats(0, 1)
+
+
+@given(seeds, factors, factors)
+def test_gae_equals_its_sum_and_is_zero_off_the_mask(seed, gamma, lam):
+    reward, value, mask = stretches(seed)
+    adv = ops.gae(reward, value, mask, gamma, lam)
+    assert not adv[~mask].any()
+    for mine, expected_ in zip(by_row(adv, mask), gae_by_sums(reward, value, mask, gamma, lam)):
+        assert mine == pytest.approx(expected_, abs=1e-12)
+
+
+@given(seeds, factors)
+def test_gae_at_both_ends_of_lambda(seed, gamma):
+    reward, value, mask = stretches(seed)
+    whole = by_row(ops.gae(reward, value, mask, gamma, 1.0), mask)
+    one_step = by_row(ops.gae(reward, value, mask, gamma, 0.0), mask)
+    for k, (r, v) in enumerate(zip(by_row(reward, mask), by_row(value, mask))):
+        for t in range(len(r)):
+            ret = sum(gamma**j * x for j, x in enumerate(r[t:]))
+            assert whole[k][t] == pytest.approx(ret - v[t], abs=1e-12)
+            ahead = v[t + 1] if t + 1 < len(v) else 0.0
+            assert one_step[k][t] == pytest.approx(r[t] + gamma * ahead - v[t], abs=1e-12)
+
+
+@given(seeds, factors, factors, st.floats(-3, 3))
+def test_gae_is_linear_and_blind_to_padding(seed, gamma, lam, factor):
+    (reward, value, mask), other = stretches(seed), randn(seed + 9, 5, 7)
+    zero = torch.zeros_like(value)
+    adv = ops.gae(reward, value, mask, gamma, lam)
+    both = ops.gae(reward + factor * other, value, mask, gamma, lam)
+    assert torch.allclose(both, adv + factor * ops.gae(other, zero, mask, gamma, lam), atol=1e-12)
+
+    def wide(x, fill):
+        return torch.nn.functional.pad(x, (2, 3), value=fill)
+
+    padded = ops.gae(wide(reward, 5.0), wide(value, -4.0), wide(mask, False), gamma, lam)
+    assert torch.equal(padded, wide(adv, 0.0))
+    nan = float("nan")
+    spoilt = ops.gae(reward.where(mask, nan), value.where(mask, nan), mask, gamma, lam)
+    assert torch.equal(spoilt, adv)
+
+
+@given(seeds, factors)
+def test_shaping_by_a_potential_changes_no_advantage(seed, lam):
+    """Ng et al. 1999: r_t + F(s_(t+1)) - F(s_t), F being 0 after the end, with V - F for V.
+
+    Where the critic does not follow, at lambda 1 it is a baseline: each state's F, whatever is done.
+    """
+    reward, value, mask = stretches(seed)
+    potential = 3 * randn(seed + 7, 5, 7).where(mask, 0.0)
+    ahead = torch.nn.functional.pad(potential, (0, 1))[:, 1:]
+    shaped = reward + ahead - potential
+    adv = ops.gae(reward, value, mask, 1.0, lam)
+    assert torch.allclose(ops.gae(shaped, value - potential, mask, 1.0, lam), adv, atol=1e-12)
+    lagging = ops.gae(shaped, value, mask, 1.0, 1.0)
+    assert torch.allclose(lagging, ops.gae(reward, value + potential, mask, 1.0, 1.0), atol=1e-12)
+
+
+@given(seeds, st.floats(0.1, 5), st.floats(-5, 5))
+def test_whitening(seed, scale, shift):
+    x, _, mask = stretches(seed)
+    white = ops.whiten(x, mask)
+    assert not white[~mask].any()
+    assert white[mask].mean().abs() < 1e-12
+    assert float(white[mask].var(correction=0)) == pytest.approx(1, abs=1e-5)
+    assert torch.allclose(ops.whiten(scale * x + shift, mask), white, atol=1e-4)
+    assert torch.allclose(ops.whiten(-x, mask), -white)
+    assert torch.equal(ops.whiten(x.where(mask, float("nan")), mask), white)
+
+
+@given(seeds)
+def test_the_last_chosen_token(seed):
+    _, _, mask = stretches(seed)
+    x = 1 + torch.arange(5, dtype=torch.float64)
+    placed = ops.at_last(x, mask)
+    for k in range(5):
+        last = max(t for t in range(7) if mask[k, t])
+        assert placed[k].nonzero().tolist() == [[last]] and placed[k, last] == x[k]
+
+
+def test_explained_variance():
+    _, noise, mask = stretches(3)
+    ret = randn(4, 5, 7)
+    nan = ret.where(mask, float("nan"))
+    assert ops.explained_variance(nan + 3.0, ret, mask) == pytest.approx(1)     # but for a constant
+    assert ops.explained_variance(torch.zeros_like(ret), nan, mask) == pytest.approx(0)
+    assert ops.explained_variance(2 * ret, ret, mask) == pytest.approx(0)
+    assert ops.explained_variance(-ret, ret, mask) == pytest.approx(-3)
+    assert ops.explained_variance(noise, torch.full_like(ret, 0.1), mask) == 0.0

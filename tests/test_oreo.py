@@ -8,20 +8,21 @@ from functools import partial
 
 import pytest
 import torch
-from fakes import EOS, WIDTH, Echo, Letters, make_run, sequences, tiny, tree
+from fakes import EOS, WIDTH, Echo, Letters, answer_file, make_run, sequences, tiny, tree
 from hypothesis import given, settings, strategies as st
 from torch.func import jacrev
 
 from minipost.datasets.rows import File
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig, RewardModel
+from minipost.measure.results import Result
 from minipost.methods import oreo
 from minipost.ops import kl_exact, pick
 from minipost.optim import Learner
 from minipost.rollout import distribution, logprobs, pack
+from minipost.test_time import beam
 
 make = partial(make_run, max_new_tokens=5)
-
 OPTIONS = dict(beta=0.4, alpha=0.3, count=5)
 
 
@@ -56,7 +57,6 @@ def test_rows_and_padding_add_up(seed, cut):
 
 
 # ---- the soft optimum of a tree
-
 
 def levels(mask, seed=0):
     """Starts of each kind: token, response, and random steps that differ from row to row."""
@@ -348,3 +348,27 @@ def test_a_config_is_checked():
     for wrong in (dict(beta=0), dict(alpha=-1), dict(iterations=0), dict(width=0), dict(group_size=0)):
         with pytest.raises(MinipostError, match=next(iter(wrong))):
             oreo.Config(**wrong)
+
+
+def test_oreo_on_a_file_says_how_often_the_implied_reward_is_right(tmp_path):
+    run = make_run(answer_file(tmp_path, "label"))
+    steps = oreo.train(run, oreo.Config(steps=30, batch_size=9, lr=1e-2, critic_lr=1e-2, warmup_steps=1))
+    splits = {"seen": run.task.training()}
+    before = oreo.measure(run, splits, oreo.Config())["seen"]["outcome accuracy"]
+    for run.step in range(30):
+        next(steps)
+    after = oreo.measure(run, splits, oreo.Config())["seen"]["outcome accuracy"]
+    assert sum(before.rewards) == sum(not p.columns["label"] for p in run.task.training()) == 4
+    assert sum(after.rewards) == 9
+
+
+def test_what_a_search_is_measured_with(monkeypatch):
+    """Its own width and tries; at the level of responses there is nothing to guide."""
+    seen = []
+    monkeypatch.setattr(beam, "measure", lambda problems, tools, *how: seen.append(how) or
+                        Result.of([0.0] * len(problems), [""] * len(problems)))
+    run, splits = make_run(), {"x": Echo().heldout(4)}
+    assert "value-guided beam" in oreo.measure(run, splits, oreo.Config(width=3, tries=7))["x"]
+    assert seen == [(3, 7)]
+    found = oreo.measure(run, splits, oreo.Config(level="response"))["x"]
+    assert sorted(found) == ["greedy", "sampled"] and len(seen) == 1

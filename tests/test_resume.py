@@ -7,10 +7,12 @@ import signal
 
 import pytest
 import torch
+from fakes import RLHF, Echo, Hidden, drive, given_model, toy
 
 from minipost import checkpoint, train
 from minipost.cli import session
 from minipost.datasets.rows import File
+from minipost.methods import a2c, ppo, reinforce, trpo
 
 STEPS = 4
 GROUPS = ("--prompts", 3, "--group-size", 4, "--minibatch-size", 8, "--epochs", 2)
@@ -210,3 +212,51 @@ def length(completions, **columns):
     whole = python("-m", "minipost.train", *arguments, "--out", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     same(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
+
+
+RESUMED = {  # method, Config, task, what Session does before the first step
+    "rlhf": (ppo, RLHF, Hidden, None),
+    "ppo adaptive": (ppo, ppo.Config(steps=4, prompts=8, minibatch_size=4, control="adaptive",
+                                     horizon=40, kl_target=1e-3, lr=1e-2), Echo, None),
+    "ppo on a given score": (ppo, ppo.Config(steps=3, prompts=8, lr=1e-2), Hidden, given_model),
+    "trpo": (trpo, trpo.Config(steps=3, prompts=3, group_size=4, fisher=6, iterations=3, delta=0.01,
+                               damping=0.01), Echo, None),
+    "a2c": (a2c, a2c.Config(steps=3, prompts=4, group_size=3, lr=1e-2), Echo, None),
+    "reinforce": (reinforce, reinforce.Config(steps=3, prompts=4, group_size=3, lr=1e-2), Echo, None),
+}
+
+
+def saved(run):
+    """The state as a file would hold it."""
+    tensors, facts = run.state()
+    return {key: x.clone() for key, x in tensors.items()}, json.loads(json.dumps(facts))
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_resumed_after_any_step_ends_with_the_same_bits(name):
+    """Into a fresh Run on other weights, so that all that counts must come from the state."""
+    module, cfg, task, start = RESUMED[name]
+    whole = toy(task())
+    if start:
+        start(whole)
+    steps = ppo.total(whole, cfg) if module is ppo else cfg.steps
+    assert steps == (6 if name == "rlhf" else cfg.steps)
+    learn, states, metrics = module.train(whole, cfg), [], []
+    for _ in range(steps):
+        metrics += drive(whole, learn, 1)
+        states.append(saved(whole))
+    tensors, facts = states[-1]
+    assert facts["step"] == steps and not torch.equal(
+        tensors["learner/policy/weights"], states[-2][0]["learner/policy/weights"])
+    if cfg.__dict__.get("control") == "adaptive":
+        assert facts["carried"]["beta"] != cfg.beta
+    for k in range(1, steps):
+        run = toy(task(), seed=9)
+        run.restore(*states[k - 1])
+        if start:
+            start(run)
+        again = drive(run, module.train(run, cfg), steps - k)
+        assert again == metrics[k:], k
+        found, numbers = saved(run)
+        assert numbers == facts and found.keys() == tensors.keys(), k
+        assert all(torch.equal(found[key], tensors[key]) for key in tensors), k

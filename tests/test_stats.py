@@ -4,9 +4,10 @@ import math
 import random
 
 import pytest
+from hypothesis import given, strategies as st
 
 from minipost.measure.stats import (
-    Score, Z, bootstrap, interval, paired, t_bound, t_interval, weighted,
+    Score, Z, bootstrap, interval, paired, t_bound, t_interval, vote, weighted,
 )
 
 
@@ -137,3 +138,27 @@ def test_a_paired_interval_holds_the_true_gain_about_95_times_in_100():
         found = paired(*map(list, zip(*pairs)))
         held += found.low <= 0.2 <= found.high
     assert 925 <= held <= 975
+
+
+ANSWERS = st.lists(st.sampled_from([None, "a", "b", "c"]), min_size=1, max_size=9)
+
+
+@given(ANSWERS, st.randoms(use_true_random=False))
+def test_a_vote_counts_what_is_stated_in_any_order(answers, rng):
+    count = vote(answers)
+    assert dict(count) == {a: answers.count(a) for a in answers if a is not None}
+    assert [n for _, n in count] == sorted((n for _, n in count), reverse=True)
+    mixed = rng.sample(answers, len(answers))
+    assert dict(vote(mixed)) == dict(count)
+    if len(count) == 1 or count and count[0][1] > count[1][1]:
+        assert vote(mixed)[0] == count[0]
+    ties = [a for a, n in count if n == count[0][1]]
+    if ties:
+        assert count[0][0] == min(ties, key=answers.index)      # of equals, whoever was stated first
+
+
+@given(ANSWERS, st.lists(st.floats(0.1, 5), min_size=9, max_size=9))
+def test_weights_add_up_by_answer(answers, weights):
+    weights = weights[: len(answers)]
+    for answer, total in vote(answers, weights):
+        assert total == pytest.approx(sum(w for a, w in zip(answers, weights) if a == answer))

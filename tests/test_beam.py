@@ -1,0 +1,119 @@
+"""Beam search over steps against exhaustive search."""
+
+import itertools
+import random
+
+import torch
+from fakes import Echo, Letters, make_run, small
+from hypothesis import given, strategies as st
+
+from minipost.measure.results import evaluate
+from minipost.measure.texts import Texts
+from minipost.run import Run
+from minipost.test_time import beam
+
+
+class Tree:
+    """Steps are single digits below `width`, `depth` of them; the last has no mark."""
+
+    def __init__(self, seed, width=3, depth=3):
+        self.rng, self.width, self.depth = random.Random(seed), width, depth
+        self.worth, self.asked, self.judged = {}, 0, []
+
+    def sample(self, texts, n):
+        self.asked += len(texts) * n
+        nexts = [[f"{k % self.width}" + ("," if text.count(",") < self.depth - 1 else "")
+                  for k in range(n)] for text in texts]
+        return nexts
+
+    def value(self, texts):
+        self.judged += texts
+        return [self.worth.setdefault(text, self.rng.random()) for text in texts]
+
+
+def leaves(tree):
+    return [",".join(map(str, path)) for path in
+            itertools.product(range(tree.width), repeat=tree.depth)]
+
+
+@given(st.integers(0, 10_000))
+def test_without_bounds_it_is_exhaustive_search(seed):
+    tree = Tree(seed)
+    found, = beam.beam(["?"], tree.sample, tree.value, mark=",", width=99, copies=3, depth=9)
+    assert found == max(leaves(tree), key=lambda text: tree.worth["?" + text])
+    assert len(tree.judged) == len(set(tree.judged)) == 3 + 9 + 27
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 5))
+def test_it_keeps_the_best_and_spends_what_it_says(seed, width, copies):
+    tree = Tree(seed, width=4)
+    found, = beam.beam(["?"], tree.sample, tree.value, mark=",", width=width, copies=copies, depth=9)
+    kept, spent, asked = [""], 0, tree.asked
+    for _ in range(3):
+        spent += len(kept) * copies
+        nexts = {text + more for text in kept for more in tree.sample([text], copies)[0]}
+        kept = sorted(nexts, key=lambda text: -tree.worth["?" + text])[:width]
+    assert found == kept[0] and asked == spent
+    assert len(tree.judged) == len(set(tree.judged))
+
+
+def test_finished_answers_wait_for_better_ones_and_win_over_unfinished():
+    worth = {"a": 5.0, "b,": 1.0, "b,c": 9.0, "x,": 3.0, "x,x,": 4.0}
+
+    def sample(texts, n):
+        return [{"": ["a", "b,"], "b,": ["c", "c"], "x": ["x,"]}[text][:n] for text in texts]
+
+    def value(texts):
+        return [worth[text] for text in texts]
+
+    assert beam.beam([""], sample, value, mark=",", width=2, copies=2, depth=5) == ["b,c"]
+    assert beam.beam([""], sample, value, mark=",", width=1, copies=2, depth=5) == ["a"]
+
+    worth["b,c"] = 2.0
+    assert beam.beam([""], sample, value, mark=",", width=2, copies=2, depth=5) == ["a"]
+    worth |= {"a": 0.5, "b,": 8.0}
+    assert beam.beam([""], sample, value, mark=",", width=2, copies=2, depth=1) == ["a"]
+
+    def endless(texts, n):
+        return [["x,"] * n for _ in texts]
+
+    assert beam.beam(["", ""], endless, lambda texts: [1.0] * len(texts), mark=",", width=2, copies=2,
+                depth=3) == ["x,x,x,"] * 2
+    nothing = beam.beam([""], lambda texts, n: [[""] * n for _ in texts], lambda texts: [0.0] * len(texts),
+                   mark=",", width=2, copies=2, depth=3)
+    assert nothing == [""]
+
+
+def test_searching_with_an_exact_value_finds_better_answers(monkeypatch):
+    run, problems = make_run(max_new_tokens=5), Echo().sample(40, random.Random(0))
+    before = evaluate(run, problems, 1.0)
+
+    class Exact(torch.nn.Module):
+        """The reward itself, as far as tokens tell: the share of the prompt's letter."""
+
+        def forward(self, tokens):
+            same = (tokens[:, 2:] == tokens[:, 1:2]).double().cumsum(1)
+            count = torch.arange(1, tokens.shape[1] - 1).clamp(min=3)
+            return torch.nn.functional.pad(same / count, (2, 0))
+
+    after = beam.measure(problems, Texts(run, verifier=Exact(), stream="search"), 2, 8)
+    assert sum(after.rewards) > 2 * sum(before.rewards)
+    letters = [p.columns["letter"] for p in problems]
+    assert after.rewards == Echo().reward(None, after.texts, letters)
+
+    class Steps(Echo):
+        step_end = "c"
+
+    class GoOn(torch.nn.Module):
+        """Best is what may go on."""
+
+        def forward(self, tokens):
+            return (tokens == 3 + Letters.letters.index("c")).double()
+
+    run, seen = make_run(Steps(), small(), max_new_tokens=5), []
+    whole = Run.complete
+    monkeypatch.setattr(Run, "complete", lambda self, asked, n, **options: seen.append(
+        (len(asked), n, options["stop"])) or whole(self, asked, n, **options))
+    texts = beam.measure(problems, Texts(run, verifier=GoOn(), stream="search"), 3, 9).texts
+    assert seen[0] == (40, 9, {3 + Letters.letters.index("c")}) and len(seen) > 2
+    assert sum(text.endswith("c") for text in texts) > 30 and max(map(len, texts)) <= 5

@@ -1,0 +1,216 @@
+"""The doctor's checks of rewards, texts and rows: healthy, and with a planted fault."""
+
+import pytest
+from fakes import Echo, Letters, said
+
+from minipost.checks import data
+from minipost.checks.model import FAULT, NONE, OK, WARNING
+from minipost.datasets.rows import File
+from minipost.tasks.base import Problem
+from minipost.tokenizer import Tokenizer
+
+PROBLEMS = [Problem(c, {"letter": c}) for c in "abcd"]
+TEXTS = ["a", "ba", "c", "dd"]
+
+
+def asked(reward, references=((PROBLEMS[0], "aaa"),)):
+    return data.ask_often(reward, PROBLEMS, TEXTS, list(references))
+
+
+def test_a_reward_function_that_holds_its_contract():
+    values, error = asked(Echo().reward)
+    said(data.reward_function(values, error), OK, "4 answers")
+    assert values["empty"] == [0.0] * 4 and values["reference"] == [1.0]
+    assert values["once"] == values["backwards"] == pytest.approx([1 / 3, 1 / 3, 1 / 3, 2 / 3])
+    said(data.reward_function({}, ""), NONE)
+
+
+def raises(completions, **columns):
+    return [1 / len(text) for text in completions]
+
+
+def is_nan(completions, **columns):
+    return [float("nan")] * len(completions)
+
+
+def is_none(completions, **columns):
+    return None
+
+
+def is_one(completions, **columns):
+    return 1.0
+
+
+def too_few(completions, **columns):
+    return [0.0]
+
+
+@pytest.mark.parametrize("reward, part", [(raises, "raised ZeroDivisionError"), (is_nan, "returned nan"),
+                                          (is_none, "NoneType"), (is_one, "float"),
+                                          (too_few, "1 values for 4 rows")])
+def test_a_reward_function_that_would_end_a_run(reward, part):
+    """`raises` does so only for an empty answer, which an untrained policy may well give."""
+    values, error = asked(reward)
+    assert values == {}
+    said(data.reward_function(values, error), FAULT, reward.__name__, part)
+
+
+def test_a_reward_function_that_fails_for_reference_answers_only():
+    def reward(completions, **columns):
+        return [float(text != "aaa" or 1 / 0) for text in completions]
+
+    said(data.reward_function(*asked(reward)), FAULT, "ZeroDivisionError")
+
+
+def test_a_reward_function_that_is_random():
+    calls = []
+
+    def reward(completions, **columns):
+        calls.append(len(completions))
+        return [len(calls) * float(text == "c") for text in completions]
+
+    said(data.reward_function(*asked(reward)), WARNING, "differs on 1, by up to 1")
+
+
+def test_a_reward_function_that_mixes_up_rows():
+    def reward(prompts, completions, letter, **columns):
+        return [float(text.count(letter[0])) for text in completions]
+
+    said(data.reward_function(*asked(reward)), FAULT, "4 answers in the other order", "3 of them")
+
+
+def test_rewards_that_differ_within_groups():
+    said(data.reward_spread([0, 1, 0, 0], ["a", "b", "c", "d"], 2), OK, "1 of 2 groups")
+    said(data.reward_spread([0, 1, 0, 0], ["a", "b", "c", "d"], 1), NONE)
+
+
+@pytest.mark.parametrize("values, texts, parts", [
+    ([0] * 8, list("abcdefgh"), ("all 4 groups of 2", "4 at 0", "fine-tune first")),
+    ([1, 1, 1, 1, 1, 1, 0, 1], list("abcdefgh"), ("3 of 4 groups", "3 at 1", "ask harder problems")),
+    ([1, 1, 0, 0, 1, 1, 0, 1], list("aabbccde"), ("2 at 1, 1 at 0", "3 of them say the same words",
+                                                  "higher --temperature")),
+])
+def test_groups_that_tie(values, texts, parts):
+    said(data.reward_spread(values, texts, 2), WARNING, *parts)
+
+
+def test_reference_answers_that_earn_what_they_should():
+    said(data.reference_rewards([1, 1], [0, 1, 0, 0], [0] * 4), OK, "2 earn 1.000", "0.250", "ones 0.000")
+    said(data.reference_rewards([0.4, 0.1], [-0.5, 0.1], [0, 0]), OK)
+    said(data.reference_rewards([0.4, -0.5], [-0.5, 0.1], [0, 0]), OK)      # graded: one may be poor
+    said(data.reference_rewards([], [0, 1], [0, 0]), NONE)
+
+
+@pytest.mark.parametrize("references, sampled, empty, status, part", [
+    ([1, 1], [1, 1], [1, 1], FAULT, "gives 1 to every sampled, reference and empty answer"),
+    ([0, 0, 1], [0, 1], [0, 0], FAULT, "2 of 3 reference answers get the least"),
+    ([1, 0, 1, 1], [0, 1], [0, 0], WARNING, "1 of 4 reference answers get the least"),
+    ([0.2, 0.3], [0.5, 0.6], [0, 0], WARNING, "less than sampled ones"),
+])
+def test_reference_answers_that_a_reward_function_misjudges(references, sampled, empty, status, part):
+    said(data.reference_rewards(references, sampled, empty), status, part)
+
+
+def rows(*columns):
+    return [Problem(f"p{k}", c) for k, c in enumerate(columns)]
+
+
+def test_rewards_that_a_file_states():
+    good, bad = {"completion": "a", "label": True}, {"completion": "b", "label": False}
+    said(data.stated_rewards(rows(good, bad)), OK, "2 rows state 2 different values")
+    said(data.stated_rewards(rows(good, good)), WARNING, "all 2 rows state 1")
+    said(data.stated_rewards(rows({"completion": "a"})), NONE)
+    task = File.__new__(File)
+    assert [data.reference(task, row, None) for row in rows(good, bad, {"chosen": "c", "rejected": "d"}, {})
+            ] == ["a", None, "c", None]
+    assert data.exact(rows({"completion": "a"})) and not data.exact(rows(good)) and not data.exact(rows({}))
+
+
+def test_answers_that_are_cut():
+    done = [True] * 9 + [False]
+    said(data.cut_answers(done, [5, 8], 8), OK, "1 of 10")
+    said(data.cut_answers([*done, False], [5, 8], 8), WARNING, "2 of 11", "within 8 tokens")
+    said(data.cut_answers([False] * 4, [], 8), WARNING, "all 4 sampled answers are cut at --max-new-tokens 8",
+         "raise --max-new-tokens")
+    said(data.cut_answers(done, [5, 9, 12], 8), WARNING, "2 of 3 reference answers are longer", "--max-new-tokens 12")
+
+
+def test_answers_that_the_task_cannot_read():
+    said(data.parsed_answers(Echo(), ["a"] * 9 + [""], False), OK, "9 of 10")
+    said(data.parsed_answers(Echo(), ["a"] * 8 + ["", ""], False), WARNING, "2 of 10", "echo can read")
+    said(data.parsed_answers(Echo(), [""], True), NONE)
+
+
+def test_control_tokens_spelt_out():
+    said(data.control_texts(["a < b", "</b>"], ["<eos>", "<bos>"]), OK, "none of 2")
+    said(data.control_texts(["x", "<bos>y", "z</s>\n"], ["<eos>", "<bos>"]), FAULT, "2 of 3", "'<bos>'")
+    said(data.control_texts(["</s> in the middle"], ["<eos>"]), OK)
+
+
+def test_tokens_that_join_at_the_end_of_a_prompt():
+    pieces = Tokenizer.train(["the capital of the capital"] * 9, 290).encode
+    assert len(pieces(" capital")) == 1
+    said(data.boundary([("7+5=?", " 12"), ("the", " capital")], pieces), OK, "2 rows")
+    said(data.boundary([("7+5=?", " 12"), ("the ", "capital")], pieces), WARNING, "1 of 2 answers",
+         "'the capital'")
+    said(data.boundary([], pieces), NONE)
+
+
+def test_answers_that_the_tokenizer_changes():
+    class Lossy(Letters):
+        def decode(self, ids):
+            return super().decode(ids).strip("a")
+
+    said(data.round_trip(["abc", "b"], Letters()), OK)
+    said(data.round_trip(["abc", "b"], Lossy()), WARNING, "1 of 2 answers", "'abc'")
+    said(data.round_trip([], Letters()), NONE)
+
+
+def lower(text):
+    return list(text.lower())
+
+
+def test_pairs_that_say_something():
+    pairs = [(f"p{k}", "good", "bad") for k in range(20)]
+    said(data.equal_pairs(pairs, lower), OK, "20 pairs")
+    said(data.contradictory_pairs(pairs), OK)
+    mixed = [(p, b, a) if k % 2 else (p, a, b) for k, (p, a, b) in enumerate(pairs)]
+    said(data.length_of_chosen(mixed, lower), OK, "longer in 10, shorter in 10")
+    for check in (data.equal_pairs, data.length_of_chosen):
+        said(check([], lower), NONE)
+    said(data.contradictory_pairs([]), NONE)
+    said(data.length_of_chosen(pairs[:19], lower), NONE)
+
+
+def test_pairs_that_say_nothing_or_the_wrong_thing():
+    pairs = [("p", "good", "bad"), ("q", "Fine", "fine"), ("r", "so so", "so  so")]
+    said(data.equal_pairs(pairs, lower), FAULT, "1 of 3 pairs have the same tokens", "'q'")
+    said(data.equal_pairs(pairs, list), WARNING, "1 of 3 pairs differ in spaces alone", "'r'")
+    both = [*pairs, ("p", "bad", "good"), ("s", "bad", "good")]
+    said(data.contradictory_pairs(both), WARNING, "2 of 5 pairs", "'p'")
+
+
+@pytest.mark.parametrize("chosen, rejected, word", [("long", "x", "longer"), ("x", "long", "shorter")])
+def test_pairs_that_length_alone_tells_apart(chosen, rejected, word):
+    pairs = [("p", chosen, rejected)] * 19 + [("p", rejected, chosen)]
+    said(data.length_of_chosen(pairs, list), WARNING, f"the {word} one in 19 of 20 pairs")
+    said(data.length_of_chosen([*pairs, ("p", rejected, chosen), ("p", rejected, chosen)], list), OK)
+
+
+def test_prompts_that_are_both_learnt_and_held_out():
+    known = [Problem("Say two."), Problem("Say three.")]
+    said(data.held_out_prompts(known, [Problem("Say four.")]), OK)
+    said(data.held_out_prompts(known, [Problem("say  TWO."), Problem("Say four.")]), WARNING, "1 of 2",
+         "'say  TWO.'")
+    said(data.held_out_prompts(known * 9, [Problem("Say four.")], dropped=2), OK)
+    said(data.held_out_prompts(known * 9, [Problem("Say four.")], dropped=3), WARNING, "3 of 21 rows")
+
+
+def test_rows_that_stand_there_twice_or_were_left_out():
+    once = rows(*[{"completion": "a"}] * 100)
+    said(data.repeated_rows([*once, once[0]]), OK, "1 of 101")
+    said(data.repeated_rows([*once, *once[:2]]), WARNING, "2 of 102")
+    other = [Problem("p0", {"completion": "b"}), Problem("p1", {"completion": "c"})]
+    said(data.repeated_rows([*once, *other]), OK, "0 of 102")
+    said(data.skipped_rows([]), OK)
+    said(data.skipped_rows(["skipped 2 of 9 rows of x; the first was x, line 3: no"]), WARNING, "2 of 9")

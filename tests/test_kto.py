@@ -1,0 +1,53 @@
+"""KTO: what could be expected, and what is taken from a file."""
+
+from functools import partial
+
+import pytest
+import torch
+from fakes import Letters, make_run, pair_task
+
+from minipost.methods import kto
+from minipost.rollout import logprobs, pack
+
+make = partial(make_run, max_new_tokens=5)
+
+
+def test_mismatched_answers_belong_to_the_next_prompt():
+    seqs = pack([[1, 3], [1, 4, 5], [1, 6]], [[7, 2], [8, 9, 2], [10, 2]], 0)
+    found = kto.mismatched(seqs, 0, limit=5)
+    rows = [[t for t in row if t] for row in found.tokens.tolist()]
+    assert rows == [[1, 3, 8, 9, 2], [1, 4, 5, 10, 2], [1, 6, 7, 2]]
+    assert [t[m].tolist() for t, m in zip(found.targets, found.mask)] == [
+        [8, 9, 2], [10, 2], [7, 2]]
+    cut = kto.mismatched(seqs, 0, limit=4)
+    assert [[t for t in row if t] for row in cut.tokens.tolist()][0] == [1, 3, 8, 9]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_could_be_expected_is_never_less_than_nothing(sign):
+    """z0 is the mean log-ratio of mismatched answers where that is positive, and else 0, as a KL is."""
+    run = make()
+    run.reference()
+    answers, _ = kto.draw(run, kto.Config(), run.reference())
+    wrong = kto.mismatched(answers, 0, run.policy.module.config.max_position_embeddings)
+    logp = logprobs(run.policy.module, wrong).sum()
+    slope = torch.cat([g.flatten() for g in torch.autograd.grad(logp, run.policy.params)])
+    run.policy.assign(run.policy.flat + sign * 0.1 * slope / slope.norm())
+    z0 = next(kto.train(run, kto.Config()))["z0"]
+    assert z0 > 0.01 if sign > 0 else z0 == 0.0
+
+
+@pytest.mark.parametrize("key", ["chosen", "label"])
+def test_what_kto_takes_from_a_file(tmp_path, key):
+    run = make(pair_task(tmp_path, key=key))
+    seqs, good = kto.draw(run, kto.Config(batch_size=12), run.reference())
+    texts = [Letters().decode(t[m].tolist()) for t, m in zip(seqs.targets, seqs.mask)]
+    assert len(texts) == 12 and run.tokens == int(seqs.mask.sum())
+    if key == "chosen":
+        assert good.tolist() == [True, False] * 6
+        assert all(("h" in text) == g for text, g in zip(texts, good.tolist()))
+    else:
+        labels = {p.columns["completion"]: p.columns["label"] for p in run.task.training()}
+        assert [labels[text] for text in texts] == good.tolist() and 0 < sum(good) < 12
+    found = kto.measure(run, {"held-out": run.task.heldout(3)}, kto.Config())["held-out"]
+    assert set(found[{"chosen": "pair accuracy", "label": "label accuracy"}[key]].rewards) == {0.5}

@@ -1,0 +1,82 @@
+"""How good a scorer is: win rate, ranked pairs, calibration, the best of n."""
+
+import math
+import random
+from functools import partial
+
+import pytest
+import torch
+from fakes import EOS, Echo, make_run, tiny
+
+from minipost.errors import MinipostError
+from minipost.gpt import RewardModel
+from minipost.measure import scorers
+
+make = partial(make_run, max_new_tokens=5)
+
+
+def test_the_win_rate_is_half_at_the_reference_and_knows_who_is_better():
+    class Long(Echo):
+        def reward(self, prompts, completions, **columns):
+            return [float(len(text)) for text in completions]
+
+    run, problems = make(Long()), Echo().sample(200, random.Random(1))
+    opponent = run.reference()
+    wins = scorers.win_rate(run, problems, opponent).rewards
+    assert set(wins) == {0.0, 0.5, 1.0} and 0.35 < sum(wins) / 200 < 0.65
+    with torch.no_grad():                                   # never EOS: as long as there is room
+        run.policy.module.embed_tokens.weight[EOS] = -30 * run.policy.module.norm.weight
+    better = scorers.win_rate(run, problems, opponent).rewards
+    assert sum(better) / 200 > sum(wins) / 200 + 0.1
+
+
+def test_scores_that_are_not_finite_are_refused():
+    run, splits = make(max_new_tokens=5), {"held-out": Echo().heldout(4)}
+    for broken in (math.nan, math.inf):
+        with pytest.raises(MinipostError, match="not finite"):
+            scorers.report(run, splits, lambda rollout: torch.full((len(rollout),), broken))
+
+
+def test_calibration_error_of_known_cases():
+    error = scorers.calibration_error
+    assert error([0.0, 1.0], [0, 1]) == 0
+    assert error([0.25] * 4, [0, 1, 0, 0]) == 0
+    assert error([0.9] * 10, [1, 0] * 5) == pytest.approx(0.4)
+    assert error([0.0, 1.0], [1, 0]) == 1
+    assert error([0.95, 1.0], [1, 0]) == pytest.approx((1 - 0.05) / 2)      # one bin
+    assert error([0.05, 0.95], [1, 1]) == pytest.approx((0.95 + 0.05) / 2)
+
+
+def test_report_of_no_perfect_and_reversed_scorers():
+    run = make(max_new_tokens=5)
+    problems = Echo().heldout(4)
+
+    def scores(score):
+        found = scorers.report(run, {"held-out": problems}, score)["held-out"]
+        return {name: metric.score.value for name, metric in found.items()}
+
+    def exact(rollout):
+        return run.grade(problems, rollout)
+
+    with run.aside():
+        rollout = run.sample(problems, scorers.BEST_OF, temperature=1.0, purpose="evaluation")
+    gold = exact(rollout).view(4, -1)
+    none = scores(lambda rollout: run.final_scores(RewardModel(tiny()), rollout))
+    assert none["pair accuracy"] == 0.5
+    assert none["best of 8"] == none["one sample"] == pytest.approx(float(gold[:, 0].mean()))
+    best = scores(exact)
+    assert best["pair accuracy"] == 1.0
+    assert best["best of 8"] == best["exact best of 8"] == pytest.approx(float(gold.amax(1).mean()))
+    worst = scores(lambda rollout: -exact(rollout))
+    assert worst["pair accuracy"] == 0.0
+    assert worst["best of 8"] == pytest.approx(float(gold.amin(1).mean()))
+    assert best["best of 8"] > best["one sample"] > worst["best of 8"]
+    assert run.tokens == 0 and run.step == 0
+
+
+def test_report_where_nothing_can_be_ranked():
+    run = make()
+    run.reward = lambda completions, **columns: [1.0] * len(completions)
+    with pytest.raises(MinipostError, match="held-out: all answers .* same reward"):
+        scorers.report(run, {"held-out": Echo().heldout(4)},
+                           lambda rollout: torch.zeros(len(rollout)))

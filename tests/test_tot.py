@@ -1,0 +1,154 @@
+"""Tree of thoughts on trees whose every step is known (invariant 46)."""
+
+from types import SimpleNamespace
+
+import pytest
+from fakes import Babble, Digits, Maze
+from hypothesis import given, strategies as st
+
+from minipost.tasks.arithmetic import Arithmetic
+from minipost.tasks.base import Problem
+from minipost.test_time import tot
+
+STRATEGIES = ("breadth-first", "depth-first", "best-first")
+
+
+@given(st.integers(0, 999))
+def test_without_bounds_every_strategy_is_exhaustive_search(seed):
+    """Invariant 46."""
+    maze = Maze(seed)
+    for strategy in STRATEGIES:
+        tree = maze.search(strategy)
+        assert {node.text for node in tree if node.finished} == maze.endings
+        assert tot.answers(tree)[0] == max(maze.endings, key=maze.worths.get)
+        ranks = [maze.worths[text] for text in tot.answers(tree)]
+        assert ranks == sorted(ranks, reverse=True)
+
+
+@given(st.integers(0, 999))
+def test_one_beam_of_one_sample_is_sampling_and_of_all_is_greedy(seed):
+    maze, text = Maze(seed), ""
+    tree = maze.search("breadth-first", width=1, copies=1)
+    while text in maze.children:
+        text += maze.children[text][0]
+    assert [node.text for node in tree][-1] == text == tot.answers(tree)[0]
+    tree, text = maze.search("breadth-first", width=1), ""
+    found = []
+    while text in maze.children:
+        ways = [text + more for more in maze.children[text]]
+        text = max(ways, key=maze.worths.get)
+        found += [way for way in ways if ";" not in way[-1:]]
+    assert tot.answers(tree)[0] == max(found, key=maze.worths.get)
+
+
+@given(st.integers(0, 999), st.sampled_from(STRATEGIES), st.integers(1, 4), st.integers(1, 6))
+def test_a_budget_of_expansions_is_kept_exactly(seed, strategy, width, expansions):
+    maze = Maze(seed)
+    tree = maze.search(strategy, width=width, expansions=expansions)
+    asked = len(maze.asked)
+    assert all(n == 3 for _, n in maze.asked)
+    free = Maze(seed)
+    free.search(strategy, width=width)
+    assert asked == min(expansions, len(free.asked)) == sum(node.expanded for node in tree)
+    assert len(maze.valued) == len(tree) - 1
+
+
+@given(st.integers(0, 999), st.integers(1, 3))
+def test_a_level_keeps_the_best(seed, width):
+    maze = Maze(seed)
+    tree = maze.search("breadth-first", width=width)
+    for level in range(1, 4):
+        nodes = [node for node in tree if node.depth == level]
+        best = sorted(nodes, key=lambda node: -node.worth)[:width]
+        assert [n for n in nodes if n.expanded] == [n for n in nodes if n in best and not n.finished]
+
+
+def test_depth_first_prunes_backtracks_and_stops_at_enough():
+    ways = {"": ["a;", "b;", "c;"], "a;": ["x;", "y"], "b;": ["z"], "c;": ["w"], "a;x;": ["v"]}
+    worths = {"a;": 0.9, "b;": 0.8, "c;": 0.2, "a;x;": 0.1, "a;y": 0.4, "b;z": 1.0, "c;w": 1.0}
+    maze = SimpleNamespace(asked=[])
+
+    def propose(texts, n):
+        maze.asked += texts
+        return [ways[text] for text in texts]
+
+    def run(**options):
+        maze.asked = []
+        return tot.search([""], propose, lambda states: [worths.get(t, 0.0) for _, t in states],
+                          mark=";", strategy="depth-first", width=1, copies=3, **options)[0]
+
+    tree = run(threshold=0.5, enough=1.0)
+    assert maze.asked == ["", "a;", "b;"]                       # a;x; and c; are pruned
+    assert tot.answers(tree) == ["b;z", "a;y"]
+    run(threshold=0.8)
+    assert maze.asked == ["", "a;", "b;"]                       # b; is just good enough
+    run(threshold=0.0)
+    assert maze.asked == ["", "a;", "a;x;", "b;", "c;"]
+    run(threshold=0.0, enough=0.4)
+    assert maze.asked == ["", "a;"]
+
+
+def test_best_first_goes_wherever_it_is_best():
+    ways = {"": ["a;", "b;"], "a;": ["x;"], "b;": ["y;"], "a;x;": ["e"], "b;y;": ["f"]}
+    worths = {"a;": 0.9, "b;": 0.5, "a;x;": 0.2, "b;y;": 0.4}
+    asked = []
+
+    def propose(texts, n):
+        asked.extend(texts)
+        return [ways[text] for text in texts]
+
+    tot.search([""], propose, lambda states: [worths.get(t, 0.0) for _, t in states], mark=";",
+               strategy="best-first", width=1, copies=2, threshold=0.45)  # which prunes depth-first only
+    assert asked == ["", "a;", "b;", "b;y;", "a;x;"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_of_texts_that_come_to_the_same_state_the_best_is_expanded(strategy):
+    ways = {"": ["a;", "b;", "c;"], "b;": ["e"], "c;": ["f"]}
+    worths = {"a;": 0.3, "b;": 0.6, "c;": 0.1}
+    asked = []
+
+    def propose(texts, n):
+        asked.extend(texts)
+        return [ways[text] for text in texts]
+
+    tree, = tot.search([""], propose, lambda states: [worths.get(t, 0.0) for _, t in states], mark=";",
+                       strategy=strategy, width=2, copies=3,
+                       state=lambda k, text: {"a;": "s", "b;": "s"}.get(text, text))
+    assert asked == ["", "b;", "c;"]
+    assert {node.text for node in tree if node.finished} == {"b;e", "c;f"}
+
+
+def test_problems_do_not_mix():
+    one, two = Maze(1), Maze(2)
+
+    def propose(texts, n):
+        return [(one if t[0] == "1" else two).propose([t[1:]], n)[0] for t in texts]
+
+    def value(states):
+        return [(one, two)[k].worths[text] for k, text in states]
+
+    trees = tot.search(["1", "2"], propose, value, mark=";", strategy="breadth-first", width=2, copies=3)
+    for tree, seed in zip(trees, (1, 2)):
+        alone = Maze(seed).search("breadth-first", width=2)
+        assert [vars(n) for n in tree] == [vars(n) for n in alone]
+
+
+SUM = Arithmetic().pose("7+5-3")
+
+
+def test_any_of_the_first_answers():
+    tools, problems = Babble(Arithmetic(), ["x"]), [SUM, SUM, SUM]
+    texts = [["Answer: 9", "Answer: 8"], ["Answer: 8", "Answer: 9"], ["Answer: 8"]]
+    assert tot.any_of(problems, texts, tools, 2) == [1.0, 1.0, 0.0]
+    assert tot.any_of(problems, texts, tools, 1) == [1.0, 0.0, 0.0]
+
+
+def test_sampling_beside_a_tree_goes_on_until_it_has_cost_as_much_and_takes_the_best():
+    problems = [Problem("5"), Problem("7")]
+    tools = Digits("35" "62" "17" "94" "22" "88")               # two a round, 22 tokens
+    found = list(tot.sampled(problems, tools, 1, {"few": 40, "many": 110}))
+    assert [(arm.name, arm.tokens) for arm in found] == [
+        ("few", 44), ("few, any of 5", 44), ("many", 110), ("many, any of 5", 110)]
+    assert [arm.result.texts for arm in found] == [["6", "5"]] * 2 + [["9", "7"]] * 2
+    assert [arm.result.rewards for arm in found] == [[0.0, 0.0]] * 2 + [[0.0, 1.0]] * 2
