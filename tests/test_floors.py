@@ -1,79 +1,146 @@
-"""Imports go only down: a file may import from lower floors and, where said, from its own."""
+"""Imports go down: every file and folder of minipost has a floor, and there is no circle."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "minipost"
 
-# Floor of each module or folder; the test fails for a file that has no floor.
-FLOORS = {
-    "errors": 0, "ops": 0, "parallel": 0, "stats": 0,
-    "gpt": 1, "tokenizer": 1, "tasks": 1, "test_time": 1,
-    "rollout": 2, "checkpoint": 2, "run": 2, "texts": 2.2, "preferences": 2.2, "trajectories": 2.4, "scorers": 2.4,
-    "checkup": 2.5, "pairwise": 2.6, "checkup_data": 2.6,
-    "methods": 3, "proof": 3.5,
-    "console": 4, "session": 4, "train": 4, "inference": 4, "evaluate": 4, "solve": 4, "doctor": 4, "prove": 4,
+# From the ground up.  What stands here imports from lower floors alone; a folder is a whole.
+FLOORS = [
+    "errors",
+    "contract ops parallel gpt tokenizer tasks",
+    "rollout optim checkpoint",
+    "datasets",
+    "run sampler",
+    "measure",
+    "test_time checks",
+    "methods cli",
+    "proof",
+    "train evaluate solve doctor prove",
+]
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
+# Folders whose files may import each other.
+OPEN = {"tasks", "datasets", "measure", "checks", "cli", "proof"}
+# The methods that are made of others: whose parts they take.
+MADE_OF = {
+    "methods.ppo": {"sft", "reward"}, "methods.rlaif": {"sft", "ppo", "dpo"},
+    **{f"methods.{name}": {"dpo"} for name in ("ipo", "simpo", "orpo", "mdpo")},
 }
-# The pipelines, which are made of other methods: whom they may call.
-STAGES = {"methods.ppo": ("sft", "reward"), "methods.rlaif": ("sft", "ppo", "dpo")}
-SAME_FLOOR = {(0, "errors"), (2, "rollout"), (4, "console"), (4, "session"), (4, "train"),
-              (4, "evaluate"), (4, "inference")}
 
 
-def imports(path):
-    """Modules of minipost that a file imports, anywhere in it, as dotted names."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("minipost"):
+def home(path):
+    """The dotted name of a file: methods/sft.py is methods.sft, methods/__init__.py is methods."""
+    return path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(
+        ".__init__")
+
+
+FILES = {home(path): path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py"}
+
+
+def imports(text):
+    """What a file imports, anywhere in it: files of minipost by dotted name, others after a `!`."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
             for alias in node.names:
-                yield ".".join([*node.module.split(".")[1:], alias.name])
-        elif isinstance(node, ast.Import):
+                package, _, module = alias.name.partition(".")
+                yield module if package == "minipost" else f"!{alias.name}"
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, "relative imports are not read here"
+            package, _, module = node.module.partition(".")
             for alias in node.names:
-                yield alias.name.removeprefix("minipost.") if "minipost" in alias.name else \
-                    f"!{alias.name}"
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield f"!{node.module}"
+                full = f"{module}.{alias.name}".strip(".")
+                yield f"!{node.module}" if package != "minipost" else full if full in FILES else module
 
 
-def floor_of(name):
-    return FLOORS.get(name.split(".")[0])
+def trespasses(name, imported):
+    """The imports of a file that do not go down, nor stay where they may."""
+    folder, *file = name.split(".")
+    for other in imported:
+        if other.startswith("!"):
+            if other[1:].split(".")[0] == "torch" and folder in ("tasks", "test_time"):
+                yield f"{name} imports torch"
+            continue
+        its_folder, *its_file = other.split(".")
+        if its_folder != folder:
+            if FLOOR[its_folder] >= FLOOR[folder]:
+                yield (f"{name} (floor {FLOOR[folder]}) imports {other} "
+                       f"(floor {FLOOR[its_folder]})")
+        elif file and folder not in OPEN and not set(its_file) & MADE_OF.get(name, set()):
+            yield f"{name} imports {other}: these files do not import each other"
 
 
-def trespasses(path, names):
-    """The imports of a file that go up, sideways without leave, or across two methods."""
-    home = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
-    for name in names:
-        head = name.lstrip("!").split(".")[0]
-        if name.startswith("!"):
-            if head == "torch" and home.split(".")[0] in ("tasks", "test_time"):
-                yield f"{home} imports torch"
-        elif (floor := floor_of(name)) is not None:
-            same = floor == floor_of(home)
-            if floor > floor_of(home):
-                yield f"{home} (floor {floor_of(home)}) imports {name} (floor {floor})"
-            elif same and head in ("methods", "test_time") and home != head:
-                if name.split(".")[1] not in STAGES.get(home, ()):
-                    yield f"{home} imports {name}: methods do not import each other"
-            elif same and head != home.split(".")[0] and (floor, head) not in SAME_FLOOR:
-                yield f"{home} imports {name} of its own floor"
+def circle(graph):
+    """A circle of {name: what it imports} as a list, or None."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+
+
+GRAPH = {name: {other for other in imports(path.read_text()) if not other.startswith("!")}
+         for name, path in FILES.items()}
+
+
+def test_every_file_and_folder_has_a_floor():
+    assert len(FILES) > 60 and {name.split(".")[0] for name in FILES} == set(FLOOR)
 
 
 def test_imports_go_only_down():
-    files = [p for p in ROOT.rglob("*.py") if p.name != "__init__.py"]
-    assert len(files) > 10
-    for path in files:
-        assert floor_of(path.relative_to(ROOT).with_suffix("").parts[0]) is not None, path
-    found = [t for path in files for t in trespasses(path, imports(path))]
+    found = [each for name, path in FILES.items()
+             for each in trespasses(name, imports(path.read_text()))]
     assert not found, "\n".join(found)
 
 
-def test_the_check_sees_each_kind_of_trespass():
-    for home, name in (("ops", "gpt"), ("tasks/facts", "rollout.load"), ("methods/sft",
-                       "methods.grpo.loss"), ("tasks/facts", "!torch"), ("gpt", "tokenizer"),
-                       ("rollout", "run.Run"), ("methods/sft", "train.main")):
-        assert list(trespasses(ROOT / f"{home}.py", [name])), (home, name)
-    for home, name in (("methods/sft", "ops.spread"), ("train", "console.Console"),
-                       ("gpt", "!torch"), ("tasks/facts", "tasks.base.Problem")):
-        assert not list(trespasses(ROOT / f"{home}.py", [name])), (home, name)
+def test_there_is_no_circle_of_files_nor_of_folders():
+    assert circle(GRAPH) is None
+    folders = {}
+    for name, others in GRAPH.items():
+        folder = name.split(".")[0]
+        folders.setdefault(folder, set()).update(
+            each for other in others if (each := other.split(".")[0]) != folder)
+    assert circle(folders) is None
+
+
+@pytest.mark.parametrize("name, text", [
+    ("ops", "from minipost import gpt"), ("tasks.facts", "from minipost.rollout import pack"),
+    ("tasks.facts", "import torch"), ("test_time.tot", "from torch.nn import functional"),
+    ("gpt", "from minipost.tokenizer import Tokenizer"), ("rollout", "from minipost.run import Run"),
+    ("methods.sft", "from minipost.methods.grpo import loss"),
+    ("methods.sft", "from minipost.train import main"), ("methods.ppo", "from minipost.methods import dpo"),
+    ("test_time.tot", "from minipost.test_time import mcts"), ("datasets.rows", "import minipost.run"), ("train", "from minipost.evaluate import main"),
+])
+def test_each_kind_of_trespass_is_seen(name, text):
+    assert list(trespasses(name, imports(text)))
+
+
+@pytest.mark.parametrize("name, text", [
+    ("methods.sft", "from minipost.ops import spread"), ("gpt", "import torch"),
+    ("train", "from minipost.cli.options import parse"), ("cli.session", "from minipost.cli import console"),
+    ("tasks.facts", "from minipost.tasks.base import Problem"),
+    ("methods.ipo", "from minipost.methods import dpo"),
+    ("methods.rlaif", "from minipost.methods.ppo import Config"),
+])
+def test_what_is_allowed_is_no_trespass(name, text):
+    assert not list(trespasses(name, imports(text)))
+
+
+def test_a_circle_is_seen():
+    assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
+    assert circle({"a": {"b", "c"}, "b": {"c"}}) is None
+
+
+def test_tasks_and_ways_to_answer_load_no_torch(python):
+    """Nor does anything that they import."""
+    done = python("-c", "import importlib, pkgutil, sys\n"
+                  "from minipost import tasks, test_time\n"
+                  "for package in (tasks, test_time):\n"
+                  "    for module in pkgutil.iter_modules(package.__path__):\n"
+                  "        importlib.import_module(f'{package.__name__}.{module.name}')\n"
+                  "assert len(sys.modules) > 50 and 'torch' not in sys.modules")
+    assert done.returncode == 0, done.stderr
 
 
 def test_nothing_is_ever_unpickled_or_evaluated():

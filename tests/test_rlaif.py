@@ -1,0 +1,61 @@
+"""RLAIF: the judge and its labels, and which settings go with which learner."""
+
+import random
+
+import pytest
+import torch
+
+from minipost import checkpoint
+from minipost.errors import MinipostError
+from minipost.methods import rlaif
+from minipost.optim import Learner
+from minipost.run import Run
+from minipost.tasks.base import question
+from minipost.tasks.wording import Wording
+
+
+@pytest.fixture
+def asked(wide):
+    """(run, judge, problems, rollout of two answers to each)."""
+    (model, vocabulary), task = checkpoint.load(wide), Wording()
+    run = Run(Learner(model), vocabulary, task, task.reward, max_new_tokens=8)
+    problems = task.sample(6, random.Random(0))
+    rollout = run.sample(problems, 2, temperature=1.0)
+    return run, rlaif.Judge(run, wide, "fitting"), problems, rollout
+
+
+def test_a_label_is_the_judges_log_odds_in_both_orders(asked):
+    """Read off the judge's own logits, with each answer first once."""
+    run, judge, problems, rollout = asked
+    words, texts = run.vocabulary, run.texts(rollout)
+    a, b = (words.response(side)[:-1] for side in (" A", " B"))
+    shared = next(k for k in range(9) if a[k] != b[k])
+
+    def odds(problem, first, second):
+        text = question(run.task.principles["fitting"], problem.prompt, first, second)
+        ids = words.prompt(text) + a[:shared]
+        with torch.no_grad():
+            logp = judge.model(torch.tensor([ids]))[0, -1].log_softmax(-1)
+        return float(logp[a[shared]] - logp[b[shared]])
+
+    lead = judge(run, problems, rollout)
+    for k, problem in enumerate(problems):
+        first, second = texts[2 * k : 2 * k + 2]
+        expected = odds(problem, first, second) - odds(problem, second, first)
+        assert float(lead[k]) == pytest.approx(expected, abs=1e-4)
+    assert lead.abs().max() > 0.01
+
+
+def test_answers_that_change_places_change_the_sign_of_their_label(asked):
+    run, judge, problems, rollout = asked
+    lead = judge(run, problems, rollout)
+    turned = rollout[torch.arange(len(rollout)).view(-1, 2).flip(1).flatten()]
+    assert torch.allclose(judge(run, problems, turned), -lead, atol=1e-5)
+
+
+@pytest.mark.parametrize("name, value", [("prompts", 9), ("beta", 0.3), ("reward_steps", 2)])
+def test_what_only_ppo_heeds_is_refused_with_dpo(name, value):
+    assert getattr(rlaif.Config(**{name: value}), name) == value
+    with pytest.raises(MinipostError, match=f"{name} is {value}, which only PPO heeds"):
+        rlaif.Config(learner="dpo", **{name: value})
+    assert rlaif.Config(learner="dpo", steps=9, temperature=0.5).steps == 9

@@ -1,0 +1,18 @@
+"""SimPO: Bradley-Terry with a margin on mean log-probs."""
+
+import torch
+from fakes import REFERRED, log_probs
+from hypothesis import given, strategies as st
+
+from minipost.methods import reward, simpo
+from minipost.ops import row_means
+
+PLAIN = {name: shape for name, shape in REFERRED.items() if not name.startswith("ref")}
+
+
+@given(st.integers(0, 10_000), st.floats(0.1, 10), st.floats(0, 5))
+def test_simpo_is_bradley_terry_with_a_margin_on_mean_log_probs(seed, beta, gamma):
+    found = log_probs(PLAIN, seed)
+    scores = [beta * row_means(found[f"logp_{side}"], found[f"mask_{side}"]) for side in "wl"]
+    value = simpo.loss(**found, beta=beta, gamma=gamma, count=3)[0]
+    assert torch.allclose(value, reward.loss(*scores, margin=gamma, center=0.0, count=3)[0])
