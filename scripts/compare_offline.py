@@ -65,11 +65,11 @@ SETTINGS = {
     "countdown": Setting(Countdown(), (), 48, 200),
 }
 METHODS = {  # name: (its file, its settings that are not the defaults); 64 answers per step
-    "sft": ("answers", {"lr": 2e-4, "batch": 64}),
-    "rft": ("answers", {"batch": 64}),
+    "sft": ("answers", {"lr": 2e-4, "batch-size": 64}),
+    "rft": ("answers", {"batch-size": 64}),
     "dpo": ("pairs", {"pairs": 32, "beta": 1.0, "lr": 5e-5}),
-    "kto": ("answers", {"answers": 64, "beta": 1.0, "lr": 2e-5}),
-    "oreo": ("answers", {"batch": 64}),
+    "kto": ("answers", {"batch-size": 64, "beta": 1.0, "lr": 2e-5}),
+    "oreo": ("answers", {"batch-size": 64}),
 }
 START = "start"
 
