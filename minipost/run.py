@@ -103,8 +103,8 @@ class Run:
     def state(self):
         """(tensors, facts) for checkpoint.save_state: what `restore` takes."""
         tensors, learners = {}, {}
-        for key, part in self.parts.items():
-            found, numbers = part.state()
+        held = self.saved | {key: part.state() for key, part in self.parts.items()}
+        for key, (found, numbers) in held.items():
             tensors |= {f"{key}/{name}": tensor for name, tensor in found.items()}
             if numbers:
                 learners[key.removeprefix("learner/")] = numbers

@@ -4,7 +4,7 @@ import torch
 
 from minipost.gpt import GPT, GPTConfig
 from minipost.rollout import pack
-from minipost.tasks.base import Problem
+from minipost.tasks.base import Problem, Task
 
 PAD, BOS, EOS = 0, 1, 2
 
@@ -50,7 +50,7 @@ class Letters:
         return "".join(self.letters[i - 3] for i in ids if i >= 3)
 
 
-class Echo:
+class Echo(Task):
     """Answer with the prompt's letter: half a point for it anywhere, more for nothing else."""
 
     name = "echo"

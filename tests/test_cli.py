@@ -6,12 +6,12 @@ import re
 
 import pytest
 
-from minipost import checkpoint, evaluate, train
-from minipost.cli import session
-from minipost.tasks import TASKS
+from minipost import checkpoint, evaluate, methods, train
+from minipost.datasets.rewards import load_reward
 from minipost.datasets.rows import File
+from minipost.tasks import TASKS
 
-GRPO = ("--steps", 2, "--prompts", 2, "--group", 4)
+GRPO = ("--steps", 2, "--prompts", 2, "--group-size", 4)
 
 
 def names(cls):
@@ -36,10 +36,10 @@ def check(flags, expected):
         assert len(re.findall(r"[a-z]{2,}", words)) >= 2, (name, text)
 
 
-@pytest.mark.parametrize("algo", train.algorithms())
+@pytest.mark.parametrize("algo", methods.names())
 def test_help_explains_every_knob(capsys, algo):
     flags = helped(capsys, train.main, "--algo", algo)
-    check(flags, names(train.method(algo).Config) | names(train.Options))
+    check(flags, names(methods.load(algo).Config) | names(train.Options))
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -52,15 +52,15 @@ def test_help_without_a_method_names_them_all(capsys):
     with pytest.raises(SystemExit) as stop:
         train.main(["--help"])
     said = capsys.readouterr().out
-    assert stop.value.code == 0 and all(algo in said for algo in train.algorithms())
+    assert stop.value.code == 0 and all(algo in said for algo in methods.names())
     assert "--resume" in said and "--data" in said
 
 
 def test_no_two_knobs_share_a_name():
     """All of them become flags of one command line, beside those that it has itself."""
     common = names(train.Options) | {"algo", "task", "resume", "help"} | names(File)
-    for algo in train.algorithms():
-        config = names(train.method(algo).Config)
+    for algo in methods.names():
+        config = names(methods.load(algo).Config)
         assert not config & common
         for task in TASKS.values():
             assert not names(task) & (config | common)
@@ -83,14 +83,14 @@ def test_a_run_writes_what_the_design_says(command, tmp_path, reward):
     assert [row["step"] for row in rows] == [1, 2]
     assert summary["tokens"] == rows[-1]["num_tokens"] > 0
     config = json.loads((run / "config.json").read_text())
-    assert config["options"]["seed"] == 3 and config["method"]["group"] == 4
+    assert config["options"]["seed"] == 3 and config["method"]["group_size"] == 4
     assert config["task"]["name"] == "file"
     checkpoint.load(run / "model")
 
 
 def test_a_demo_is_named_after_its_directory(command, tmp_path):
     out = tmp_path / "demo-cot"
-    assert train.main([*command("sft", "--steps", 1, "--batch", 2), "--out", str(out)]) == 0
+    assert train.main([*command("sft", "--steps", 1, "--batch-size", 2), "--out", str(out)]) == 0
     assert json.loads((out / "summary.json").read_text())["name"] == "cot"
 
 
@@ -98,7 +98,7 @@ def test_answers_are_shown_beside_their_own_problems(command, tmp_path, capsys, 
     """Also for a task whose headline is not its held-out problems."""
     monkeypatch.setattr(File, "splits", lambda task, n: {"taught": task.training()[:n]},
                         raising=False)
-    assert train.main(command("sft", "--steps", 1, "--batch", 2)) == 0
+    assert train.main(command("sft", "--steps", 1, "--batch-size", 2)) == 0
     said = capsys.readouterr().out
     shown = re.findall(r"^\s*(\d+\+5=\?)", said, re.MULTILINE)
     assert shown == [File(str(command("sft")[5])).training()[0].prompt]
@@ -119,10 +119,10 @@ def odd(prompts, completions, letter, **columns):
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert {row["reward"] for row in rows} <= {1.0, 2.0, 3.0}
     prompts = [f"{n}+5=?" for n in range(4)]
-    both = session.load_reward((f"{path}:always", f"{path}:odd"), None)
+    both = load_reward((f"{path}:always", f"{path}:odd"), None)
     columns = {"letter": ["a", "b", "c", "d"], "completion": [""] * 4}
     assert both(prompts, [""] * 4, **columns) == [1.0, 3.0, 1.0, 3.0]
-    alone = session.load_reward((f"{path}:odd", f"{path}:odd"), None)
+    alone = load_reward((f"{path}:odd", f"{path}:odd"), None)
     assert alone(prompts, [""] * 4, **columns) == [None, 4.0, None, 4.0]
 
 
@@ -134,7 +134,7 @@ def test_held_out_rows_of_a_file_of_their_own(command, tmp_path, rows):
     assert held == {f"{n}+5=?" for n in range(5)}
     assert not held & {problem.prompt for problem in task.training()}
     assert len(task.training()) == 35
-    arguments = command("sft", "--steps", 1, "--batch", 2, "--eval-data", path, "--eval-n", 99)
+    arguments = command("sft", "--steps", 1, "--batch-size", 2, "--eval-data", path, "--eval-n", 99)
     assert train.main(arguments) == 0
     assert json.loads((tmp_path / "run/summary.json").read_text())["after"]["n"] == 5
 
@@ -142,7 +142,7 @@ def test_held_out_rows_of_a_file_of_their_own(command, tmp_path, rows):
 # ---- evaluate
 
 def test_evaluate_measures_a_model(capsys, tiny):
-    arguments = ["--model", str(tiny), "--workers", "1", "--room", "4", "--task", "arithmetic"]
+    arguments = ["--model", str(tiny), "--workers", "1", "--max-new-tokens", "4", "--task", "arithmetic"]
     knobs = ["--terms", "3", "--direct", "True", "--n", "6"]
     assert evaluate.main([*arguments, *knobs, "--json"]) == 0
     row, = json.loads(capsys.readouterr().out)
@@ -155,7 +155,7 @@ def test_evaluate_measures_a_model(capsys, tiny):
 
 def test_evaluate_searches_with_what_oreo_saved(command, tmp_path, tiny, reward, capsys):
     """The value lies beside the policy; with width and tries of 1 the search is one sample."""
-    flags = ("--steps", 2, "--prompts", 3, "--copies", 2, "--batch", 4, "--task", "arithmetic",
+    flags = ("--steps", 2, "--prompts", 3, "--group-size", 2, "--batch-size", 4, "--task", "arithmetic",
              "--reward", reward)
     assert train.main(command("oreo", *flags)) == 0
     run = tmp_path / "run"
@@ -163,24 +163,25 @@ def test_evaluate_searches_with_what_oreo_saved(command, tmp_path, tiny, reward,
         "config.json", "metrics.jsonl", "summary.json", "model", "critic", "state"}
     capsys.readouterr()
     arguments = ["--model", str(run / "model"), "--value", str(run / "critic"), "--workers", "1",
-                 "--room", "4", "--task", "arithmetic", "--n", "3"]
+                 "--max-new-tokens", "4", "--task", "arithmetic", "--n", "3"]
     assert evaluate.main([*arguments, "--json"]) == 0
     row, = json.loads(capsys.readouterr().out)
     assert row["beam"]["n"] == 3 and set(row) == {"task", "split", "greedy", "sampled", "beam"}
     assert evaluate.main(arguments) == 0
     assert "| greedy [95%] | sampled [95%] | beam [95%] |" in capsys.readouterr().out
-    assert evaluate.main([*arguments, "--width", "0"]) == 1
-    assert "--width is 0; expected at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate.main([*arguments, "--width", "0"])
+    assert "width is 0; expected at least 1" in capsys.readouterr().err
     assert evaluate.main([*arguments[:2], "--value", str(tiny), *arguments[4:]]) == 1
     assert "a reward model is a" in capsys.readouterr().err
 
 
 def test_a_method_may_have_a_start_and_knobs_of_its_own():
-    _, options, _, task = train.parse(["--algo", "distill"])
-    assert options.model == "checkpoints/student" and task.direct
-    _, options, _, task = train.parse(["--algo", "distill", "--model", "m", "--direct", "False"])
-    assert options.model == "m" and not task.direct
-    _, options, _, task = train.parse(["--algo", "distill", "--task", "arithmetic"])
-    assert options.model == "checkpoints/student" and not task.direct
-    _, options, _, task = train.parse(["--algo", "sft", "--task", "arithmetic"])
-    assert options.model == "checkpoints/base" and not task.direct
+    def start(*arguments):
+        settings = train.settings_of(["--algo", *arguments])
+        return settings.options.model, settings.task.direct
+
+    assert start("distill") == ("checkpoints/student", True)
+    assert start("distill", "--model", "m", "--direct", "False") == ("m", False)
+    assert start("distill", "--task", "arithmetic") == ("checkpoints/student", False)
+    assert start("sft", "--task", "arithmetic") == ("checkpoints/base", False)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from minipost import train
+from minipost import methods, train
 from minipost.measure.stats import interval, weighted
 from scripts import compare
 
@@ -33,10 +33,10 @@ def fabricate(args, algo, seed, right=390, origin="o", summary=True, state=True)
     """The directory of a run as minipost.train leaves it, without the weights."""
     directory = compare.place(args, algo, seed)
     (directory / "state").mkdir(parents=True)
-    _, options, config, task = train.parse(compare.flags(args, algo, seed))
+    wanted = train.settings_of(compare.flags(args, algo, seed))
     (directory / "config.json").write_text(json.dumps({
-        "algo": algo, "options": {**asdict(options), "out": str(directory)},
-        "method": asdict(config), "task": {"name": task.name, **asdict(task)}}))
+        "algo": algo, "options": {**asdict(wanted.options), "out": str(directory)},
+        "method": asdict(wanted.config), "task": {"name": wanted.task.name, **asdict(wanted.task)}}))
     (directory / "origin").write_text(origin)
     if state:
         (directory / "state/state.safetensors").touch()
@@ -82,7 +82,7 @@ def test_how_often_the_bound_was_broken(tmp_path):
 ])
 def test_what_a_run_still_needs(args, change, needs):
     directory = fabricate(args, "grpo", 0, **change)
-    wanted = train.parse(compare.flags(args, "grpo", 0))
+    wanted = train.settings_of(compare.flags(args, "grpo", 0))
     assert compare.to_do(directory, wanted, "o") == needs
 
 
@@ -94,7 +94,7 @@ def test_what_a_run_still_needs(args, change, needs):
 def test_other_settings_make_a_run_anew(args, option, value, summary):
     directory = fabricate(args, "grpo", 0, summary=summary)
     setattr(args, option, value)
-    wanted = train.parse(compare.flags(args, "grpo", 0))
+    wanted = train.settings_of(compare.flags(args, "grpo", 0))
     assert compare.to_do(directory, wanted, "o") == "start"
 
 
@@ -103,17 +103,17 @@ def test_a_changed_default_of_a_method_makes_its_run_anew(args):
     saved = json.loads((directory / "config.json").read_text())
     saved["method"]["lr"] *= 2
     (directory / "config.json").write_text(json.dumps(saved))
-    assert compare.to_do(directory, train.parse(compare.flags(args, "grpo", 0)), "o") == "start"
+    assert compare.to_do(directory, train.settings_of(compare.flags(args, "grpo", 0)), "o") == "start"
 
 
 def test_a_directory_without_a_run_is_started(args, tmp_path):
-    wanted = train.parse(compare.flags(args, "grpo", 0))
+    wanted = train.settings_of(compare.flags(args, "grpo", 0))
     assert compare.to_do(tmp_path / "none", wanted, "o") == "start"
     directory = fabricate(args, "grpo", 0)
     (directory / "config.json").write_text('{"algo": "grpo", "op')
     assert compare.to_do(directory, wanted, "o") == "start"
     (fabricate(args, "grpo", 1) / "origin").unlink()
-    wanted = train.parse(compare.flags(args, "grpo", 1))
+    wanted = train.settings_of(compare.flags(args, "grpo", 1))
     assert compare.to_do(compare.place(args, "grpo", 1), wanted, "o") == "start"
 
 
@@ -166,7 +166,7 @@ def test_what_is_left_of_an_older_run_never_passes_for_a_new_one(args, monkeypat
     args.methods, args.seeds = ["grpo"], 1
     directory = fabricate(args, "grpo", 0, origin="older weights")
     assert compare.make(args, Fake(stop_at=1)) is None
-    wanted = train.parse(compare.flags(args, "grpo", 0))
+    wanted = train.settings_of(compare.flags(args, "grpo", 0))
     assert compare.to_do(directory, wanted, "o") == "start"
 
 
@@ -322,7 +322,8 @@ def test_the_report_says_how_it_was_made(args):
 
 
 @pytest.mark.parametrize("flags, said", [
-    (["--methods", "grpo,sft"], "no method 'sft' to compare"), (["--budget", "0"], "--budget is 0"),
+    (["--methods", "grpo,gpro"], "no method 'gpro' to compare"),
+    (["--methods", "reward"], "reward makes no policy"), (["--budget", "0"], "--budget is 0"),
     (["--model", "data"], "holds no config.json"), (["--task", "wording"], "invalid choice"),
 ])
 def test_options_that_make_no_sense(capsys, flags, said):
@@ -396,7 +397,7 @@ def test_every_method_has_its_own_look():
               compare.MARKS[k % len(compare.MARKS)]) for k in range(len(compare.METHODS))}
     assert len({colour for colour, _, _ in looks}) == len(compare.METHODS) == len(compare.COLOURS)
     assert len({look[1:] for look in looks}) == len(compare.METHODS)
-    assert set(compare.METHODS) <= set(train.algorithms())
+    assert set(compare.METHODS) <= set(methods.names())
 
 
 def test_the_plot_is_the_same_file_each_time(tmp_path):

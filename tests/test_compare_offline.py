@@ -6,9 +6,9 @@ import json
 import pytest
 
 from minipost import parallel, train
+from minipost.datasets.rows import File
 from minipost.errors import MinipostError
 from minipost.measure.stats import interval
-from minipost.datasets.rows import File
 from scripts import compare_offline as offline
 
 
@@ -56,9 +56,10 @@ def test_every_method_makes_as_many_steps_on_as_many_answers(args, tmp_path, alg
             (tmp_path / f"{kind}{part}.jsonl").write_text(
                 json.dumps({**row, "prompt": part or "a"}) + "\n")
     given = offline.flags(args, offline.SETTINGS["countdown"], tmp_path, algo, 1)
-    _, options, config, task = train.parse(given)
-    count = 2 * config.pairs if algo == "dpo" else getattr(config, "answers", None) or config.batch
-    assert (config.steps, count, options.seed) == (200, 64, 1)
+    found = train.settings_of(given)
+    config, task = found.config, found.task
+    count = 2 * config.pairs if algo == "dpo" else config.batch_size
+    assert (config.steps, count, found.options.seed) == (200, 64, 1)
     assert task.data.endswith("pairs.jsonl" if algo == "dpo" else "answers.jsonl")
     if algo == "sft":
         assert task.demonstrate(task.training()[0]) == "b"

@@ -66,9 +66,9 @@ def test_the_arms_that_the_tables_name_exist():
     yielded = {}
     for command, arm in wanted:
         if command not in yielded:
-            _, module, _, cfg, task, _ = inference.parse(["--method", *command.split()], "test",
-                                                              inference.Measured)
-            yielded[command] = {name for name, *_ in module.arms(task.heldout(1), Babble(task, ["x"]), cfg)}
+            found = inference.settings_of(["--method", *command.split()], "test", inference.Measured)
+            tools, asked = Babble(found.task, ["x"]), found.task.heldout(1)
+            yielded[command] = {each.name for each in found.method.arms(asked, tools, found.config)}
         assert arm in yielded[command], (command, arm)
     assert len(yielded) > 10
 

@@ -10,18 +10,15 @@ from fractions import Fraction
 import pytest
 
 from minipost import checkpoint
-from minipost.run import Learner, Run
+from minipost.optim import Learner
+from minipost.run import Run
 from minipost.tasks import TASKS
 from minipost.tasks.arithmetic import Arithmetic
-from minipost.tasks.countdown import Countdown
-from minipost.tasks.facts import Facts
-from minipost.tasks.recall import Recall
-from minipost.tasks.wording import Wording
 from minipost.tasks.base import Problem, is_held_out
-from minipost.tasks.countdown import apply, held_out, solvable
-from minipost.tasks.facts import hold_out
-from minipost.tasks.recall import HELD_OUT as HELD_OUT_THINGS
-from minipost.tasks.wording import HELD_OUT, TRAINING
+from minipost.tasks.countdown import Countdown, apply, held_out, solvable
+from minipost.tasks.facts import Facts, hold_out
+from minipost.tasks.recall import HELD_OUT as HELD_OUT_THINGS, Recall
+from minipost.tasks.wording import HELD_OUT, TRAINING, Wording
 from scripts.pretrain import Corpus, encode, leaks, pretrain
 from scripts.thoughts import KINDS, MAKERS, Thoughts
 

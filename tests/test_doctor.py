@@ -14,17 +14,17 @@ from fakes import BOS, EOS, PAD, Echo, Letters, sequences, tiny as model
 from test_cli import check as explained, helped, names
 
 from minipost import checkpoint, doctor
-from minipost.checks import model as checkup
-from minipost.checks import data
+from minipost.checks import data, model as checkup
 from minipost.checks.model import FAULT, NONE, OK, WARNING
 from minipost.cli.console import Console
+from minipost.datasets.rows import File
 from minipost.gpt import RewardModel
 from minipost.methods import reinforce
+from minipost.optim import Learner
 from minipost.rollout import Sequences, logprobs
-from minipost.run import Learner, Run
+from minipost.run import Run
 from minipost.tasks import TASKS
 from minipost.tasks.base import Problem
-from minipost.datasets.rows import File
 from minipost.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +43,7 @@ def said(finding, status, *parts):
 
 
 def run_of(module=None):
-    return Run(Learner(module or model()), Letters(), Echo(), Echo().reward, room=8)
+    return Run(Learner(module or model()), Letters(), Echo(), Echo().reward, max_new_tokens=8)
 
 
 def sampled(run, temperature=1.0):
@@ -112,7 +112,7 @@ def test_the_eos_of_answers_is_that_of_the_tokenizer():
 
 def test_context_that_holds_prompts_and_answers():
     said(checkup.context([10, 16], [40, 64], 48, 64), OK, "16 of 64")
-    said(checkup.context([10, 17], [], 48, 64), FAULT, "1 of 2 prompts", "--room 47")
+    said(checkup.context([10, 17], [], 48, 64), FAULT, "1 of 2 prompts", "--max-new-tokens 47")
     said(checkup.context([10, 80], [], 48, 64), FAULT, "leave out prompts of more than 16 tokens")
     said(checkup.context([10], [64, 65, 70], 48, 64), FAULT, "2 of 3 given answers", "the longest with 70")
 
@@ -152,7 +152,7 @@ def test_an_eos_that_is_not_learnt_as_the_last_token(fault):
 
 def test_a_trainer_that_agrees_with_itself_and_with_the_sampler():
     run = run_of()
-    run.micro = 3
+    run.micro_batch_size = 3
     for temperature in (1.0, 0.6):
         rollout = sampled(run, temperature)
         said(checkup.ratio_at_start(run, rollout, temperature), OK, f"{int(rollout.mask.sum())} tokens")
@@ -395,9 +395,9 @@ def test_answers_that_are_cut():
     done = [True] * 9 + [False]
     said(data.cut_answers(done, [5, 8], 8), OK, "1 of 10")
     said(data.cut_answers([*done, False], [5, 8], 8), WARNING, "2 of 11", "within 8 tokens")
-    said(data.cut_answers([False] * 4, [], 8), WARNING, "all 4 sampled answers are cut at --room 8",
-         "raise --room")
-    said(data.cut_answers(done, [5, 9, 12], 8), WARNING, "2 of 3 reference answers are longer", "--room 12")
+    said(data.cut_answers([False] * 4, [], 8), WARNING, "all 4 sampled answers are cut at --max-new-tokens 8",
+         "raise --max-new-tokens")
+    said(data.cut_answers(done, [5, 9, 12], 8), WARNING, "2 of 3 reference answers are longer", "--max-new-tokens 12")
 
 
 def test_answers_that_the_task_cannot_read():
@@ -492,7 +492,7 @@ def diagnose(capsys, tiny, rows):
         problems = [] if {"--task", "--data"} & set(flags) else ["--data", str(rows)]
         model = [] if "--model" in flags else ["--model", str(tiny)]
         capsys.readouterr()
-        code = doctor.main([*model, *problems, "--room", "4", "--prompts", "3", "--json", *map(str, flags)])
+        code = doctor.main([*model, *problems, "--max-new-tokens", "4", "--prompts", "3", "--json", *map(str, flags)])
         whole = json.loads(capsys.readouterr().out)
         assert all("\n" not in row["finding"] for row in whole["checks"])
         assert len({row["check"] for row in whole["checks"]}) == len(whole["checks"])
@@ -511,7 +511,7 @@ def test_a_healthy_set_up_has_no_fault(diagnose):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_base_model_has_no_fault_on_any_task(diagnose, task):
-    code, found, _ = diagnose("--model", ROOT / "checkpoints/base", "--task", task, "--room", 48,
+    code, found, _ = diagnose("--model", ROOT / "checkpoints/base", "--task", task, "--max-new-tokens", 48,
                               "--prompts", 16)
     assert code == 0
     assert "of 1, 3 and 12 rows" in found["micro-batches"]["finding"]
@@ -522,7 +522,7 @@ def test_the_base_model_has_no_fault_on_any_task(diagnose, task):
 
 
 def test_samples_in_bfloat16_differ_by_rounding_alone(diagnose):
-    code, found, _ = diagnose("--model", ROOT / "checkpoints/base", "--task", "countdown", "--room", 48,
+    code, found, _ = diagnose("--model", ROOT / "checkpoints/base", "--task", "countdown", "--max-new-tokens", 48,
                               "--dtype", "bfloat16")
     assert code == 0 and found["sampler and trainer"]["status"] == OK
 
@@ -606,7 +606,7 @@ def test_the_doctor_writes_nothing(diagnose, tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize("flags, part", [
     (["--model", "nowhere", "--task", "facts"], "no such model directory"),
     (["--model", "nowhere"], "one of --task and --data"),
-    (["--task", "facts", "--data", "x"], "one of --task and --data"),
+    (["--task", "facts", "--data", "x"], "--task and --data exclude each other"),
     (["--task", "facts", "--on-bad-row", "skip"], "goes with --data"),
     (["--data", "nowhere"], "could not be read"),
     (["--task", "facts", "--reward", "nowhere.py:f"], "expected FILE.py:FUNCTION"),
@@ -617,10 +617,11 @@ def test_input_that_is_wrong_ends_in_one_sentence(capsys, flags, part):
     assert err.startswith("error: ") and err.count("\n") == 1 and part in err
 
 
-@pytest.mark.parametrize("knob", ["group", "temperature", "prompts", "room", "micro", "rows"])
+@pytest.mark.parametrize("knob", ["group_size", "temperature", "prompts", "max_new_tokens",
+                                  "micro_batch_size", "rows"])
 def test_a_knob_out_of_bounds(capsys, knob):
     with pytest.raises(SystemExit) as stop:
-        doctor.main(["--task", "facts", f"--{knob}", "0"])
+        doctor.main(["--task", "facts", f"--{knob.replace('_', '-')}", "0"])
     assert stop.value.code == 2 and f"{knob} is 0" in capsys.readouterr().err
 
 
@@ -632,13 +633,13 @@ def test_help_explains_every_knob_of_the_doctor(capsys):
 
 def test_the_screen_is_readable_at_80_columns(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    found = [checkup.Finding("a check", FAULT, "nine of ten " * 9, "it [matters]", "use --room 9"),
+    found = [checkup.Finding("a check", FAULT, "nine of ten " * 9, "it [matters]", "use --max-new-tokens 9"),
              checkup.Finding("another", OK, "well"), checkup.Finding("third", NONE, "no pairs")]
     Console().findings(found, 1.24)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     whole = re.sub(r"\s+", " ", " ".join(lines))
-    assert "FAULT a check: nine of ten" in whole and "so it [matters]; use --room 9." in whole
+    assert "FAULT a check: nine of ten" in whole and "so it [matters]; use --max-new-tokens 9." in whole
     assert whole.index("another") < whole.index("third") < whole.index("a check")
     assert "1 ok, 1 n/a, warnings: 0, faults: 1; 1.2 s" in whole
 

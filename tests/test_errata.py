@@ -14,7 +14,8 @@ from hypothesis import given, settings, strategies as st
 from test_oreo import tree
 
 from minipost.methods import dpo, oreo, orpo, plackett_luce, ppo
-from minipost.run import Learner, Run
+from minipost.optim import Learner
+from minipost.run import Run
 
 settings.register_profile("minipost", deadline=None, max_examples=25)
 settings.load_profile("minipost")
@@ -57,7 +58,7 @@ def test_the_printed_dpo_loss_prefers_the_loser_and_ours_the_winner(seed, u, bet
     least = 0.01 * 7 * beta ** 2 * 0.017                    # sigmoid'(4) = 0.0177, seven tokens
     assert gained(torch.autograd.grad(printed(*at), at)) < -least
     assert gained(torch.autograd.grad(ours(*at), at)) > least
-    assert gained([hand["chosen"], hand["rejected"]]) > least
+    assert gained([hand["logp_w"], hand["logp_l"]]) > least
 
 
 def test_the_printed_dpo_loss_is_least_where_every_pair_is_wrong_and_ours_where_none_is():
@@ -77,7 +78,7 @@ def test_the_printed_dpo_loss_is_least_where_every_pair_is_wrong_and_ours_where_
     losses = [float(ours(u)[0]) for u in (-20.0, 0.0, 20.0)]
     assert losses == pytest.approx([20.0, math.log(2), 0.0], abs=1e-8)
     assert [printed(u) for u in (-20.0, 0.0, 20.0)] == pytest.approx([0.0, 0.5, 1.0], abs=1e-8)
-    assert float(ours(-20.0, dpo.loss_grad)["chosen"]) == pytest.approx(-1, abs=1e-8)
+    assert float(ours(-20.0, dpo.loss_grad)["logp_w"]) == pytest.approx(-1, abs=1e-8)
     assert printed(-20.0) * (1 - printed(-20.0)) < 1e-8     # the slope of a sigmoid
 
 
@@ -114,7 +115,7 @@ def test_the_printed_orpo_loss_forgets_the_chosen_answer_once_the_rejected_is_go
     chosen, rejected = (chosen - 2).requires_grad_(), rejected - 12     # pi(y_j) is below 0.001
     [printed] = torch.autograd.grad(printed_orpo(chosen, rejected), chosen)
     [ours] = torch.autograd.grad(orpo.loss(chosen, rejected, mask, mask, lam=lam, count=1)[0], chosen)
-    hand = orpo.loss_grad(chosen.detach(), rejected, mask, mask, lam=lam, count=1)["chosen"]
+    hand = orpo.loss_grad(chosen.detach(), rejected, mask, mask, lam=lam, count=1)["logp_w"]
     assert printed.abs().sum() < 1e-10
     assert -ours.sum() > 1 - 1e-12 and -hand.sum() > 1 - 1e-12
 
@@ -192,9 +193,9 @@ def test_ppo_trains_on_the_ratio_to_the_policy_that_answered(monkeypatch):
         return whole(logp, value, logp_old, value_old, adv, ret, mask, **options)
 
     monkeypatch.setattr(ppo, "loss", spy)
-    run = Run(Learner(tiny()), Letters(), task, task.reward, room=4)
-    run.keep("reference", lambda: tiny(seed=50))
-    metrics = next(ppo.train(run, ppo.Config(steps=1, prompts=8, minibatch=8, epochs=1)))
+    run = Run(Learner(tiny()), Letters(), task, task.reward, max_new_tokens=4)
+    run.frozen("reference", lambda: tiny(seed=50))
+    metrics = next(ppo.train(run, ppo.Config(steps=1, prompts=8, minibatch_size=8, epochs=1)))
     assert metrics["kl"] > 0.1                              # the ratio to the reference is not 1
     assert seen and max(seen) < 1e-5 and metrics["clip_ratio"] == 0
 

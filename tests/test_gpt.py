@@ -6,7 +6,7 @@ from fakes import BOS, PAD, sequences, tiny
 from torch.func import functional_call, jvp
 
 from minipost.gpt import (
-    HAS_ONEDNN, GPT, GPTConfig, RMSNorm, Scalar, product, rotary_table, rotate,
+    HAS_ONEDNN, GPT, GPTConfig, RMSNorm, ValueHead, product, rotary_table, rotate,
 )
 
 
@@ -20,7 +20,7 @@ def test_cached_decoding_equals_the_full_forward(kv, tied):
     padded = torch.tensor([p + [PAD] * (7 - len(p)) for p in prompts])
     lengths = torch.tensor([len(p) for p in prompts])
     with torch.no_grad():
-        cache, hidden = model.prefill(padded, lengths, room=6, copies=2)
+        cache, hidden = model.prefill(padded, lengths, max_new_tokens=6, group_size=2)
         rows = [list(p) for p in prompts for _ in range(2)]
         for t in range(6):
             for row, ids in enumerate(rows):
@@ -103,7 +103,7 @@ def test_double_backward_and_forward_mode_agree_with_differences():
 
 
 def test_a_fresh_scalar_head_gives_zero_and_then_reads_every_position():
-    head = Scalar(tiny()).double()
+    head = ValueHead(tiny()).double()
     tokens = sequences(3).tokens
     assert head(tokens).shape == tokens.shape and not head(tokens).any()
     torch.nn.init.ones_(head.score.weight)

@@ -32,7 +32,9 @@ ROUNDING = 4 * torch.finfo(torch.float64).eps / STEP  # of a difference of terms
 
 PIPELINES = {"rlaif": ("sft", "reward", "ppo", "dpo")}  # have no loss of their own: whose they use
 PER_TOKEN = ("a2c", "ppo", "reinforce_pp")  # whose adv is (B, T); elsewhere it is (B,)
-LEARNT = ("logp", "kl", "entropy", "value", "chosen", "rejected", "score", "scores", "logits")
+LEARNT = ("logp", "logp_w", "logp_l", "kl", "entropy", "value", "score", "score_w", "score_l",
+          "scores", "logits")
+SIDES = ("w", "l")   # of a pair: the chosen answer, the rejected one
 MODULES = {m.name: importlib.import_module(f"minipost.methods.{m.name}")
            for m in pkgutil.iter_modules(methods.__path__)}
 LOSSES = {name: module for name, module in MODULES.items() if name not in PIPELINES}
@@ -44,8 +46,8 @@ OPTIONS = {
     "value_clip": positive, "value_weight": positive, "entropy_weight": positive,
     "beta": positive, "alpha": positive, "tau": positive, "gamma": positive, "lam": positive,
     "margin": positive, "center": positive, "good_weight": positive, "bad_weight": positive,
-    "z0": st.floats(0.0, 2.0), "flip": st.floats(0.0, 0.4), "robust": st.booleans(),
-    "answers": st.integers(1, 3), "mix": st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+    "z0": st.floats(0.0, 2.0), "label_smoothing": st.floats(0.0, 0.4), "robust": st.booleans(),
+    "group_size": st.integers(1, 3), "mix": st.sampled_from([0.0, 0.3, 0.5, 1.0]),
 }
 
 
@@ -92,17 +94,16 @@ def arguments(draw, name):
             options[p.name] = draw(OPTIONS[p.name])
         else:
             tensors[p.name] = None
-    rows, width = draw(st.integers(1, 3)) * 2 * options.get("answers", 1), draw(st.integers(1, 4))
+    rows, width = draw(st.integers(1, 3)) * 2 * options.get("group_size", 1), draw(st.integers(1, 4))
     masked = "mask" in tensors
     shape = (rows, width) if masked else (rows,)            # of what a method may have either way
-    wide = {side: (rows, draw(st.integers(1, 4))) if f"{side}_mask" in tensors else (rows,)
-            for side in ("chosen", "rejected")}
+    wide = {side: (rows, draw(st.integers(1, 4))) for side in SIDES}
     mask = stretch(draw, rows, width)
     for key in tensors:
-        side = key.split("_")[0]
+        what, _, side = key.partition("_")
         if key == "mask":
             x = mask
-        elif key.endswith("_mask"):
+        elif key in ("mask_w", "mask_l"):
             x = stretch(draw, *wide[side])
         elif key == "starts":                               # the first token of a row, and some others
             x = mask & ((mask.cumsum(1) == 1) | (numbers(draw, shape, 0, 1) < 0.5))
@@ -110,7 +111,7 @@ def arguments(draw, name):
             x = numbers(draw, (rows,), 0, 1) < 0.5
         elif key in ("logp_ref", "logp_held", "logp_old"):
             x = numbers(draw, shape, -6, -0.05)
-        elif side in wide:                                  # log-probs of a pair, or its scores
+        elif side in SIDES and what in ("logp", "ref"):     # log-probs of a pair
             x = numbers(draw, wide[side], -6, -0.05)
         elif key == "logp":
             x = numbers(draw, shape, -6, -0.05)
@@ -124,7 +125,7 @@ def arguments(draw, name):
             x = numbers(draw, shape if name in PER_TOKEN else (rows,), -2, 2)
         elif key in ("reward", "weight"):
             x = numbers(draw, (rows,), 0, 1)
-        elif key == "score":
+        elif key in ("score", "score_w", "score_l"):
             x = numbers(draw, shape, -4, 4)
         elif key == "right":
             x = numbers(draw, shape, 0, 1)
@@ -172,7 +173,7 @@ def differences(f, x):
 
 def mask_of(key, tensors):
     """The mask of an argument, all true where it has none."""
-    return tensors.get(f"{key.split('_')[0]}_mask", tensors.get(
+    return tensors.get(f"mask_{key.rpartition('_')[2]}", tensors.get(
         "mask", torch.ones_like(tensors[key]).bool()))
 
 
@@ -221,7 +222,7 @@ def test_what_stands_off_the_mask_has_no_part(name, data):
 
 def padded(tensors, left, right, value=9.0):
     """The tensors with columns off the mask on either side; those that have no mask as they are."""
-    masked = any(key.endswith("mask") for key in tensors)
+    masked = any(key.startswith("mask") for key in tensors)
     return {key: torch.nn.functional.pad(x, (left, right), value=0 if x.dtype == torch.bool else value)
             if masked and x.dim() == 2 else x for key, x in tensors.items()}
 
@@ -240,12 +241,12 @@ def test_padding_order_and_cuts_change_nothing(name, data):
     left, right = data.draw(st.integers(0, 2)), data.draw(st.integers(0, 2))
     wide = padded(tensors, left, right)
     same(module.loss(**wide, **options)[0], value)
-    masks = {key: x for key, x in tensors.items() if key.endswith("mask")}
+    masks = {key: x for key, x in tensors.items() if key.startswith("mask")}
     expected = padded({**masks, **hand}, left, right, 0.0)
     for key, g in module.loss_grad(**wide, **options).items():
         same(g, expected[key])
 
-    together = 2 * options["answers"] if "answers" in options else 1    # rows of one comparison
+    together = 2 * options["group_size"] if "group_size" in options else 1    # rows of one comparison
     rows = len(next(iter(tensors.values())))
     order = data.draw(st.permutations(range(rows // together)))
     order = torch.arange(rows).view(-1, together)[list(order)]
@@ -263,7 +264,7 @@ def test_padding_order_and_cuts_change_nothing(name, data):
 
 # Losses of log-probs; the others are about the numbers that a head says.
 OF_LOGITS = [name for name, module in LOSSES.items()
-             if {"logp", "logits", "chosen_mask"} & set(inspect.signature(module.loss).parameters)]
+             if {"logp", "logits", "logp_w"} & set(inspect.signature(module.loss).parameters)]
 
 
 class Table:
@@ -283,7 +284,7 @@ def logits_of(tensors, draw, words=4):
     """{argument: logits from which it is to follow}, and a token at each place."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
     shapes = {key: (*x.shape, words) for key, x in tensors.items()
-              if key == "logp" or key in ("chosen", "rejected") and x.dim() == 2}
+              if key in ("logp", "logp_w", "logp_l")}
     shapes |= {key: x.shape for key, x in tensors.items() if key == "logits"}
     found = {key: torch.randn(shape, generator=generator, dtype=torch.float64)
              for key, shape in shapes.items()}
@@ -344,10 +345,10 @@ def test_logits_of_ten_thousand_and_ratios_of_e_to_the_fifty_stay_finite(name, g
     leaves = {key: (1e4 * z.sign() + z).float().requires_grad_() for key, z in logits.items()}
     found = follow(tensors, leaves, tokens)
     for key in tensors:
-        if key in ("logp_old", "logp_ref", "logp_held", "chosen_ref", "rejected_ref"):
-            sign = -1 if key == "rejected_ref" else 1
-            found[key] = found[key.replace("_old", "").replace("_ref", "").replace("_held", "")].detach()
-            found[key] = found[key] + sign * gap
+        if key in ("logp_old", "logp_ref", "logp_held", "ref_w", "ref_l"):
+            sign = -1 if key == "ref_l" else 1
+            said = f"logp_{key[-1]}" if key in ("ref_w", "ref_l") else "logp"
+            found[key] = found[said].detach() + sign * gap
     value = module.loss(**found, **options)[0]
     assert value.isfinite()
     for g in (*torch.autograd.grad(value, list(leaves.values())),
@@ -356,10 +357,10 @@ def test_logits_of_ten_thousand_and_ratios_of_e_to_the_fifty_stay_finite(name, g
 
 
 def test_every_method_has_a_loss_with_a_gradient_by_hand():
-    """Or is made of methods that have one; no other function of a method's file is a loss."""
+    """Its own or one of ops, or it is made of methods that have one; no other function is a loss."""
     for name, module in MODULES.items():
-        mine = [key for key, f in vars(module).items()
-                if "loss" in key and getattr(f, "__module__", None) == module.__name__]
+        mine = [key for key, f in vars(module).items() if "loss" in key
+                and getattr(f, "__module__", None) in (module.__name__, "minipost.ops")]
         if name in PIPELINES:
             assert not mine and set(PIPELINES[name]) <= set(LOSSES), name
         else:

@@ -8,14 +8,14 @@ import torch
 from fakes import Echo, Letters, tiny
 from hypothesis import settings
 
-from minipost import checkpoint, evaluate, solve
-from minipost.cli import inference
+from minipost import checkpoint, evaluate, solve, test_time
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
-from minipost.rollout import logprobs, pack
-from minipost.run import ROWS, Learner, Run
-from minipost.tasks.base import Problem
 from minipost.measure.texts import Texts
+from minipost.optim import Learner
+from minipost.rollout import logprobs, pack
+from minipost.run import ROWS, Run
+from minipost.tasks.base import Problem
 
 settings.register_profile("minipost", deadline=None, max_examples=25)
 settings.load_profile("minipost")
@@ -23,7 +23,7 @@ settings.load_profile("minipost")
 
 def texts(task=None, **options):
     task = task or Echo()
-    run = Run(Learner(tiny()), Letters(), task, task.reward, room=6)
+    run = Run(Learner(tiny()), Letters(), task, task.reward, max_new_tokens=6)
     return Texts(run, **options)
 
 
@@ -38,7 +38,9 @@ def test_every_call_draws_afresh_and_what_was_sampled_is_counted():
     tools = texts()
     tools.greedy(["ab", "c"])
     asked = [Problem("ab"), Problem("c")]
-    assert tools.tokens == int(tools.run.look(asked, 1, 0.0).mask.sum()) > 0
+    with tools.run.aside():
+        rollout = tools.run.sample(asked, 1, temperature=0.0)
+    assert tools.tokens == int(rollout.mask.sum()) > 0
 
 
 def test_greedy_is_the_same_at_every_asking_and_temperature_is_heeded():
@@ -135,7 +137,7 @@ def verifier(tmp_path_factory, tiny):
     return directory / "model"
 
 
-QUICK = {"self-consistency": ["--samples", "2", "--curve", "1"], "best-of-n": ["--samples", "2"],
+QUICK = {"self-consistency": ["--group-size", "2", "--curve", "1"], "best-of-n": ["--group-size", "2"],
          "tot": ["--copies", "2", "--expansions", "3"], "mcts": ["--simulations", "2", "--copies", "2"],
          "memory": ["--length", "4", "--things", "2", "--lives", "2", "--trials", "2"],
          "graph-of-thoughts": ["--copies", "1"], "self-feedback": ["--attempts", "2"],
@@ -144,14 +146,14 @@ QUICK = {"self-consistency": ["--samples", "2", "--curve", "1"], "best-of-n": ["
 
 def arguments(method, tiny, verifier, *more):
     needs = ["--verifier", str(verifier)] if method in ("best-of-n", "beam") else []
-    return ["--method", method, "--model", str(tiny), "--room", "6", *needs, *QUICK[method], *more]
+    return ["--method", method, "--model", str(tiny), "--max-new-tokens", "6", *needs, *QUICK[method], *more]
 
 
 def test_every_method_is_listed_here():
-    assert set(QUICK) == set(inference.names())
+    assert set(QUICK) == set(test_time.names())
 
 
-@pytest.mark.parametrize("method", inference.names())
+@pytest.mark.parametrize("method", test_time.names())
 def test_evaluate_writes_a_summary_and_an_untrained_model_breaks_nothing(method, tiny, verifier, tmp_path,
                                                                         capsys):
     command = arguments(method, tiny, verifier, "--n", "2", "--workers", "1")
@@ -168,7 +170,7 @@ def test_evaluate_writes_a_summary_and_an_untrained_model_breaks_nothing(method,
     assert data["all"] == summary["all"] and set(data["arms"]) == set(summary["all"])
 
 
-@pytest.mark.parametrize("method", inference.names())
+@pytest.mark.parametrize("method", test_time.names())
 def test_solve_shows_the_working_as_text_and_as_data(method, tiny, verifier, capsys):
     command = arguments(method, tiny, verifier, "--index", "1")
     assert solve.main(command) == 0
@@ -205,31 +207,33 @@ def test_a_life_is_right_where_its_own_last_question_was_answered(said, tiny, ve
     (["--method", "tot", "--problem", "4 9"], "expected 4 whole numbers"),
     (["--method", "memory", "--problem", "x"], "takes no --problem"),
     (["--method", "tot", "--index", "100"], "expected 0 to 99"),
-    (["--method", "tot", "--index", "-1"], "index is -1"),
-    (["--method", "tot", "--room", "500"], "the context of"),
+    (["--method", "tot", "--max-new-tokens", "500"], "the context of"),
     (["--method", "tot", "--task", "recall"], "no question for a judge"),
     (["--method", "best-of-n", "--verifier", "nowhere"], "nowhere"),
 ])
 def test_bad_input_is_one_sentence(command, sentence, tiny, capsys):
-    assert solve.main([*command, "--model", str(tiny), *([] if "--room" in command else ["--room", "6"])]) == 1
+    assert solve.main([*command, "--model", str(tiny), *([] if "--max-new-tokens" in command else ["--max-new-tokens", "6"])]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("flag, value", [("--width", "0"), ("--room", "0"), ("--temperature", "-1"),
+@pytest.mark.parametrize("flag, value", [("--width", "0"), ("--max-new-tokens", "0"), ("--temperature", "-1"),
                                          ("--temperature", "nan"), ("--votes", "0"), ("--n", "0"),
                                          ("--workers", "-1"), ("--show", "-1")])
 def test_senseless_settings_are_refused(flag, value, capsys):
     with pytest.raises(SystemExit):
         evaluate.main(["--method", "tot", flag, value])
-    assert f"{flag[2:]} is {value}" in capsys.readouterr().err
+    assert f"{flag[2:].replace('-', '_')} is {value}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        solve.main(["--method", "tot", "--index", "-1"])
+    assert "index is -1" in capsys.readouterr().err
 
 
 def test_help_names_every_method_and_every_knob(capsys):
     assert solve.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in inference.names())
-    for method in inference.names():
+    assert all(name in shown for name in test_time.names())
+    for method in test_time.names():
         with pytest.raises(SystemExit):
             solve.main(["--method", method, "--help"])
         shown = capsys.readouterr().out

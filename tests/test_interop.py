@@ -30,7 +30,7 @@ def theirs(directory):
 
 def greedy(model, prompts, room=64):
     """The ids that our sampler takes without chance, one list per prompt."""
-    found = rollout.generate(model, prompts, room=room, eos=NO_EOS, pad=0, temperature=0)
+    found = rollout.generate(model, prompts, max_new_tokens=room, eos=NO_EOS, pad=0, temperature=0)
     return [row[mask].tolist() for row, mask in zip(found.targets, found.mask)]
 
 

@@ -10,22 +10,23 @@ from minipost.gpt import GPT, GPTConfig
 from minipost.methods import (
     a2c, dapo, dr_grpo, grpo, ppo, reinforce, reinforce_pp, rloo, self_critical, sft, trpo,
 )
-from minipost.run import Learner, Run
+from minipost.optim import Learner
+from minipost.run import Run
 
 RECIPES = {
-    "grpo": (grpo, grpo.Config(steps=30, prompts=8, group=8, minibatch=64, lr=1e-2, beta=0.01)),
-    "dr_grpo": (dr_grpo, dr_grpo.Config(steps=30, prompts=8, group=8, minibatch=64, lr=1e-2)),
-    "dapo": (dapo, dapo.Config(steps=30, prompts=8, group=8, minibatch=64, lr=1e-2, overlong=0)),
-    "sft": (sft, sft.Config(steps=30, batch=16, lr=1e-2, warmup=3)),
-    "reinforce": (reinforce, reinforce.Config(steps=30, prompts=8, group=8, lr=1e-2)),
-    "self_critical": (self_critical, self_critical.Config(steps=30, prompts=16, group=8, lr=1e-2)),
-    "rloo": (rloo, rloo.Config(steps=30, prompts=8, group=8, lr=1e-2)),
-    "reinforce_pp": (reinforce_pp, reinforce_pp.Config(steps=30, prompts=8, group=8, minibatch=64,
+    "grpo": (grpo, grpo.Config(steps=30, prompts=8, group_size=8, minibatch_size=64, lr=1e-2, beta=0.01)),
+    "dr_grpo": (dr_grpo, dr_grpo.Config(steps=30, prompts=8, group_size=8, minibatch_size=64, lr=1e-2)),
+    "dapo": (dapo, dapo.Config(steps=30, prompts=8, group_size=8, minibatch_size=64, lr=1e-2, overlong=0)),
+    "sft": (sft, sft.Config(steps=30, batch_size=16, lr=1e-2, warmup_steps=3)),
+    "reinforce": (reinforce, reinforce.Config(steps=30, prompts=8, group_size=8, lr=1e-2)),
+    "self_critical": (self_critical, self_critical.Config(steps=30, prompts=16, group_size=8, lr=1e-2)),
+    "rloo": (rloo, rloo.Config(steps=30, prompts=8, group_size=8, lr=1e-2)),
+    "reinforce_pp": (reinforce_pp, reinforce_pp.Config(steps=30, prompts=8, group_size=8, minibatch_size=64,
                                                        lr=1e-2)),
-    "a2c": (a2c, a2c.Config(steps=30, prompts=8, group=8, lr=1e-2, critic_lr=3e-2)),
-    "ppo": (ppo, ppo.Config(steps=20, prompts=64, minibatch=64, lr=1e-2, critic_lr=1e-2, beta=0.01,
+    "a2c": (a2c, a2c.Config(steps=30, prompts=8, group_size=8, lr=1e-2, critic_lr=3e-2)),
+    "ppo": (ppo, ppo.Config(steps=20, prompts=64, minibatch_size=64, lr=1e-2, critic_lr=1e-2, beta=0.01,
                             missing_eos=0.0)),
-    "trpo": (trpo, trpo.Config(steps=20, prompts=8, group=8, delta=0.05, damping=0.01, fisher=16,
+    "trpo": (trpo, trpo.Config(steps=20, prompts=8, group_size=8, delta=0.05, damping=0.01, fisher=16,
                                iterations=5)),
 }
 
@@ -48,7 +49,7 @@ def learn(name, task, seed):
     model = GPT(GPTConfig(11, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
                           num_attention_heads=2, num_key_value_heads=2, head_dim=16,
                           max_position_embeddings=16)).initialise(seed)
-    run = Run(Learner(model), Letters(), task, task.reward, seed=seed, room=3)
+    run = Run(Learner(model), Letters(), task, task.reward, seed=seed, max_new_tokens=3)
 
     def measure():
         problems = Echo().heldout(4) * 32

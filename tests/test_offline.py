@@ -11,18 +11,20 @@ from fakes import Echo, Letters, sequences, tiny
 from hypothesis import given, settings, strategies as st
 
 from minipost import checkpoint
+from minipost.datasets.rows import File
+from minipost.datasets.trajectories import Trajectories
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig, RewardModel
+from minipost.measure.results import Result, evaluate
+from minipost.measure.texts import Texts
 from minipost.methods import distill, oreo, rft
 from minipost.ops import kl_exact
-from minipost.datasets.preferences import file_answers
+from minipost.optim import Learner
 from minipost.rollout import distribution, logprobs
-from minipost.run import Learner, Run
-
+from minipost.run import Run
+from minipost.sampler import Sampler, ends
 from minipost.tasks.base import Problem
-from minipost.test_time.beam import beam
-from minipost.measure.texts import ends, reader, sampler, searched
-from minipost.datasets.trajectories import Trajectories
+from minipost.test_time import beam
 
 settings.register_profile("minipost", deadline=None, max_examples=25)
 settings.load_profile("minipost")
@@ -30,7 +32,7 @@ settings.load_profile("minipost")
 
 def make(task=None, model=None, **options):
     task = task or Echo()
-    return Run(Learner(model or tiny()), Letters(), task, task.reward, **{"room": 4, **options})
+    return Run(Learner(model or tiny()), Letters(), task, task.reward, **{"max_new_tokens": 4, **options})
 
 
 def small(seed=0):
@@ -41,7 +43,7 @@ def small(seed=0):
 
 # ---- the set
 
-CFG = rft.Config(steps=7, prompts=5, copies=3, iterations=3, batch=4)
+CFG = rft.Config(steps=7, prompts=5, group_size=3, iterations=3, batch_size=4)
 
 
 def moved(run):
@@ -132,7 +134,7 @@ def answer_file(folder, key="reward"):
             for k, (a, b) in enumerate(itertools.product("abcd", "efg"))]
     for name, part in (("train", rows[:9]), ("test", rows[9:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    return files.File(str(folder / "train.jsonl"), str(folder / "test.jsonl"))
+    return File(str(folder / "train.jsonl"), str(folder / "test.jsonl"))
 
 
 @pytest.mark.parametrize("key", ["reward", "label"])
@@ -156,7 +158,7 @@ def test_a_reward_without_a_completion_is_a_column_like_any_other(tmp_path):
     for name, prompts in (("train", "abcd"), ("test", "e")):
         (tmp_path / name).write_text("".join(
             json.dumps({"prompt": p, "letter": p, "reward": 5}) + "\n" for p in prompts))
-    run = make(files.File(str(tmp_path / "train"), str(tmp_path / "test")))
+    run = make(File(str(tmp_path / "train"), str(tmp_path / "test")))
     run.reward = lambda prompts, completions, letter, reward: [float(r) for r in reward]
     data = Trajectories(run, CFG)
     assert data.refresh() and not data.given and set(data.reward.tolist()) == {5.0}
@@ -164,14 +166,14 @@ def test_a_reward_without_a_completion_is_a_column_like_any_other(tmp_path):
 
 def test_oreo_on_a_file_says_how_often_the_implied_reward_is_right(tmp_path):
     run = make(answer_file(tmp_path, "label"))
-    steps = oreo.train(run, oreo.Config(steps=30, batch=9, lr=1e-2, critic_lr=1e-2, warmup=1))
+    steps = oreo.train(run, oreo.Config(steps=30, batch_size=9, lr=1e-2, critic_lr=1e-2, warmup_steps=1))
     splits = {"seen": run.task.training()}
     before = oreo.measure(run, splits, oreo.Config())["seen"]["outcome accuracy"]
     for run.step in range(30):
         next(steps)
     after = oreo.measure(run, splits, oreo.Config())["seen"]["outcome accuracy"]
-    assert sum(before["rewards"]) == sum(not p.columns["label"] for p in run.task.training()) == 4
-    assert sum(after["rewards"]) == 9
+    assert sum(before.rewards) == sum(not p.columns["label"] for p in run.task.training()) == 4
+    assert sum(after.rewards) == 9
 
 
 def test_a_files_answers_may_be_chosen_from(tmp_path):
@@ -181,11 +183,11 @@ def test_a_files_answers_may_be_chosen_from(tmp_path):
     assert metrics["kept"] == sum(p.columns["reward"] >= 0.7 for p in rows) > 0
     assert run.tokens > 0 and run.tokens % 3 == 0           # two letters and EOS, each time learnt
     found = rft.measure(run, {"seen": rows}, cfg)["seen"]["log-prob of right answers"]
-    assert [rows[k].columns["reward"] >= 0.7 for k in found["rows"]] == [True] * metrics["kept"]
-    seqs = file_answers(run, [rows[k].prompt for k in found["rows"]], found["texts"])
+    assert [rows[k].columns["reward"] >= 0.7 for k in found.rows] == [True] * metrics["kept"]
+    seqs = run.encode([rows[k].prompt for k in found.rows], found.texts)
     with torch.no_grad():
         expected = logprobs(run.policy.module, seqs).sum(1) / 3
-    assert found["rewards"] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert found.rewards == pytest.approx(expected.tolist(), abs=1e-6)
     with pytest.raises(MinipostError, match="no row has a reward of at least 2"):
         rft.measure(run, {"seen": rows}, replace(cfg, least=2.0))
 
@@ -194,11 +196,11 @@ def test_of_judged_answers_to_one_prompt_all_are_held_out(tmp_path):
     rows = [{"prompt": "a", "completion": c, "label": c == "b"} for c in "bcd"]
     for name, prompt in (("train", "e"), ("test", "a")):
         (tmp_path / name).write_text("".join(json.dumps({**r, "prompt": prompt}) + "\n" for r in rows))
-    task = files.File(str(tmp_path / "train"), str(tmp_path / "test"))
+    task = File(str(tmp_path / "train"), str(tmp_path / "test"))
     assert sorted(p.columns["completion"] for p in task.heldout(9)) == ["b", "c", "d"]
     plain = tmp_path / "plain"
     plain.write_text("".join(json.dumps({"prompt": "a", "completion": c}) + "\n" for c in "bcd"))
-    assert len(files.File(str(tmp_path / "train"), str(plain)).heldout(9)) == 1
+    assert len(File(str(tmp_path / "train"), str(plain)).heldout(9)) == 1
 
 
 @pytest.mark.parametrize("reward", [0.7, 0.9, 0.1])
@@ -207,7 +209,7 @@ def test_an_answer_of_exactly_the_least_reward_is_kept(tmp_path, reward):
     for name, prompts in (("train", "ae"), ("test", "f")):
         (tmp_path / name).write_text("".join(json.dumps({"prompt": p, **row}) + "\n"
                                              for p in prompts))
-    run = make(files.File(str(tmp_path / "train"), str(tmp_path / "test")))
+    run = make(File(str(tmp_path / "train"), str(tmp_path / "test")))
     assert next(rft.train(run, rft.Config(least=reward)))["kept"] == 2
 
 
@@ -237,7 +239,7 @@ class Half(Echo):
 
 @pytest.mark.parametrize("weigh", ["answer", "prompt"])
 def test_what_is_kept(weigh):
-    run, cfg = make(Half(), room=2), rft.Config(prompts=6, copies=20, weigh=weigh)
+    run, cfg = make(Half(), max_new_tokens=2), rft.Config(prompts=6, group_size=20, weigh=weigh)
     data = Trajectories(run, cfg)
     data.refresh()
     kept, weight, solved = rft.keep(run, cfg, data)
@@ -256,10 +258,10 @@ def test_what_is_kept(weigh):
 
 def test_a_step_is_divided_by_the_weight_of_its_tokens(monkeypatch):
     """And each row comes with its own weight."""
-    run, whole, seen = make(Half(), micro=2), rft.loss, []
+    run, whole, seen = make(Half(), micro_batch_size=2), rft.loss, []
     monkeypatch.setattr(rft, "loss", lambda logp, mask, w, *, count: seen.append(
         (logp.detach(), mask, w, count)) or whole(logp, mask, w, count=count))
-    cfg = rft.Config(prompts=9, copies=20, batch=7, weigh="prompt")
+    cfg = rft.Config(prompts=9, group_size=20, batch_size=7, weigh="prompt")
     data = Trajectories(run, cfg)
     data.refresh()
     kept, weight, _ = rft.keep(run, cfg, data)
@@ -277,7 +279,7 @@ def test_a_step_is_divided_by_the_weight_of_its_tokens(monkeypatch):
 def test_nothing_right_is_said():
     run = make()
     with pytest.raises(MinipostError, match="none of 6 answers has a reward of at least 2 "):
-        next(rft.train(run, rft.Config(prompts=2, copies=3, least=2.0)))
+        next(rft.train(run, rft.Config(prompts=2, group_size=3, least=2.0)))
 
 
 def test_star_starts_each_part_from_the_first_weights():
@@ -285,8 +287,8 @@ def test_star_starts_each_part_from_the_first_weights():
     for restart in (False, True):
         run = make(Half(), seed=3)
         first = run.policy.flat.clone()
-        cfg = rft.Config(steps=4, prompts=8, copies=8, iterations=2, restart=restart, lr=1e-2,
-                         warmup=0)
+        cfg = rft.Config(steps=4, prompts=8, group_size=8, iterations=2, restart=restart, lr=1e-2,
+                         warmup_steps=0)
         steps = rft.train(run, cfg)
         for run.step in range(4):
             before = run.policy.flat.clone()
@@ -301,7 +303,7 @@ def test_star_starts_each_part_from_the_first_weights():
     assert moved[0] < 0.7 * moved[1]
     assert [seen[True, k][2] for k in range(4)] == [1e-2, 0.5e-2, 1e-2, 0.5e-2]
     run, rates = make(Half()), []
-    steps = rft.train(run, rft.Config(steps=8, prompts=8, copies=8, iterations=2, lr=1.0, warmup=9))
+    steps = rft.train(run, rft.Config(steps=8, prompts=8, group_size=8, iterations=2, lr=1.0, warmup_steps=9))
     for run.step in range(8):
         rates.append(next(steps)["learning_rate"])
     assert rates == pytest.approx([0.5, 1.0, 1.0, 0.5] * 2)
@@ -319,7 +321,7 @@ def test_hints_are_told_to_problems_without_a_right_answer_and_learnt_without():
             return [float(p.endswith("h") and bool(text)) if c in "ab" else float(bool(text))
                     for p, text, c in zip(prompts, completions, letter)]
 
-    run, cfg = make(Told()), rft.Config(prompts=12, copies=4, hint=True)
+    run, cfg = make(Told()), rft.Config(prompts=12, group_size=4, hint=True)
     data = Trajectories(run, cfg)
     data.refresh()
     kept, _, solved = rft.keep(run, cfg, data)
@@ -334,20 +336,19 @@ def test_hints_are_told_to_problems_without_a_right_answer_and_learnt_without():
 @pytest.mark.parametrize("control", [False, True])
 def test_rft_learns_what_is_right_and_nothing_from_shuffled_rewards(control):
     torch.set_num_threads(1)
-    run = make(Half(), small(), room=3, micro=256)
+    run = make(Half(), small(), max_new_tokens=3, micro_batch_size=256)
     if control:
         def shuffled(prompts, completions, **columns):
             values = Half().reward(prompts, completions, **columns)
             random.Random("".join(completions)).shuffle(values)
             return values
         run.reward = shuffled
-    cfg = rft.Config(steps=40, prompts=64, copies=8, iterations=2, lr=1e-2)
+    cfg = rft.Config(steps=40, prompts=64, group_size=8, iterations=2, lr=1e-2)
     steps = rft.train(run, cfg)
     for run.step in range(40):
         next(steps)
     run.reward = Half().reward
-    rewards, _ = run.evaluate(Half().sample(300, random.Random(1)), 1.0)
-    rate = sum(rewards) / 300
+    rate = evaluate(run, Half().sample(300, random.Random(1)), 1.0).score.value
     assert rate < 0.45 if control else rate > 0.7, rate
 
 
@@ -424,8 +425,8 @@ def test_a_student_comes_to_its_teacher(monkeypatch, options):
     gaps = {}
     for taught_by in (teacher, other):
         Teacher(monkeypatch, taught_by)
-        run = make(Echo(), small(), room=4, micro=256)
-        cfg = distill.Config(steps=60, batch=64, lr=1e-2, **options)
+        run = make(Echo(), small(), max_new_tokens=4, micro_batch_size=256)
+        cfg = distill.Config(steps=60, batch_size=64, lr=1e-2, **options)
         steps = distill.train(run, cfg)
         for run.step in range(60):
             next(steps)
@@ -451,13 +452,14 @@ def test_what_is_shown_of_the_teacher_is_the_teachers(monkeypatch):
         for p in teacher.parameters():
             p.mul_(3.0 if p.dim() == 2 else 1.0)
     Teacher(monkeypatch, teacher)
-    run, problems = make(room=5), Echo().heldout(4)
+    run, problems = make(max_new_tokens=5), Echo().heldout(4)
     found = distill.measure(run, {"x": problems}, distill.Config())["x"]
     assert list(found) == ["greedy", "sampled", "teacher greedy", "teacher sampled"]
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
         for model, prefix in ((None, ""), (teacher, "teacher ")):
-            assert found[prefix + name]["texts"] == run.evaluate(problems, temperature, model)[1]
-    assert found["greedy"]["texts"] != found["teacher greedy"]["texts"]
+            said = evaluate(run, problems, temperature, model).texts
+            assert found[prefix + name].texts == said
+    assert found["greedy"].texts != found["teacher greedy"].texts
 
 
 @pytest.mark.parametrize("level, mix", [("word", 0.3), ("word", 0.0), ("sequence", 0.0)])
@@ -465,14 +467,14 @@ def test_a_step_of_distillation_learns_from_what_the_docstring_says(monkeypatch,
     """What the loss is given, over micro-batches, against a recomputation; and how it was sampled."""
     teacher = small(1)
     Teacher(monkeypatch, teacher)
-    run, whole, given, asked = make(micro=3), distill.loss, [], []
+    run, whole, given, asked = make(micro_batch_size=3), distill.loss, [], []
     sample = Run.sample
     monkeypatch.setattr(Run, "sample", lambda self, *args, **options: asked.append(
         (options["temperature"], options["module"] is None)) or sample(self, *args, **options))
     monkeypatch.setattr(distill, "loss", lambda logits, logq_all, **options: given.append(
         (logits, logq_all, options)) or whole(logits, logq_all, **options))
     share = 0.0 if level == "sequence" else 0.5
-    cfg = distill.Config(batch=8, temperature=1.3, level=level, mix=mix, on_policy=share)
+    cfg = distill.Config(batch_size=8, temperature=1.3, level=level, mix=mix, on_policy=share)
     batch = distill.answers(run, cfg, teacher)
     asked.clear()
     next(distill.train(run, cfg))
@@ -504,7 +506,7 @@ def test_the_share_of_the_students_own_answers(monkeypatch):
     for share, expected in ((0.0, [(8, True)]), (0.25, [(2, False), (6, True)]),
                             (1.0, [(8, False)])):
         seen.clear()
-        batch = distill.answers(run, distill.Config(batch=8, on_policy=share), small(1))
+        batch = distill.answers(run, distill.Config(batch_size=8, on_policy=share), small(1))
         assert seen == expected and len(batch) == 8
 
 
@@ -536,7 +538,7 @@ def leaves(tree):
 @given(st.integers(0, 10_000))
 def test_without_bounds_it_is_exhaustive_search(seed):
     tree = Tree(seed)
-    found, = beam(["?"], tree.sample, tree.value, mark=",", width=99, copies=3, depth=9)
+    found, = beam.beam(["?"], tree.sample, tree.value, mark=",", width=99, copies=3, depth=9)
     assert found == max(leaves(tree), key=lambda text: tree.worth["?" + text])
     assert len(tree.judged) == len(set(tree.judged)) == 3 + 9 + 27
 
@@ -544,7 +546,7 @@ def test_without_bounds_it_is_exhaustive_search(seed):
 @given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 5))
 def test_it_keeps_the_best_and_spends_what_it_says(seed, width, copies):
     tree = Tree(seed, width=4)
-    found, = beam(["?"], tree.sample, tree.value, mark=",", width=width, copies=copies, depth=9)
+    found, = beam.beam(["?"], tree.sample, tree.value, mark=",", width=width, copies=copies, depth=9)
     kept, spent, asked = [""], 0, tree.asked
     for _ in range(3):
         spent += len(kept) * copies
@@ -563,20 +565,20 @@ def test_finished_answers_wait_for_better_ones_and_win_over_unfinished():
     def value(texts):
         return [worth[text] for text in texts]
 
-    assert beam([""], sample, value, mark=",", width=2, copies=2, depth=5) == ["b,c"]
-    assert beam([""], sample, value, mark=",", width=1, copies=2, depth=5) == ["a"]
+    assert beam.beam([""], sample, value, mark=",", width=2, copies=2, depth=5) == ["b,c"]
+    assert beam.beam([""], sample, value, mark=",", width=1, copies=2, depth=5) == ["a"]
 
     worth["b,c"] = 2.0
-    assert beam([""], sample, value, mark=",", width=2, copies=2, depth=5) == ["a"]
+    assert beam.beam([""], sample, value, mark=",", width=2, copies=2, depth=5) == ["a"]
     worth |= {"a": 0.5, "b,": 8.0}
-    assert beam([""], sample, value, mark=",", width=2, copies=2, depth=1) == ["a"]
+    assert beam.beam([""], sample, value, mark=",", width=2, copies=2, depth=1) == ["a"]
 
     def endless(texts, n):
         return [["x,"] * n for _ in texts]
 
-    assert beam(["", ""], endless, lambda texts: [1.0] * len(texts), mark=",", width=2, copies=2,
+    assert beam.beam(["", ""], endless, lambda texts: [1.0] * len(texts), mark=",", width=2, copies=2,
                 depth=3) == ["x,x,x,"] * 2
-    nothing = beam([""], lambda texts, n: [[""] * n for _ in texts], lambda texts: [0.0] * len(texts),
+    nothing = beam.beam([""], lambda texts, n: [[""] * n for _ in texts], lambda texts: [0.0] * len(texts),
                    mark=",", width=2, copies=2, depth=3)
     assert nothing == [""]
 
@@ -584,27 +586,28 @@ def test_finished_answers_wait_for_better_ones_and_win_over_unfinished():
 # ---- models as functions of texts
 
 def test_continuations_end_at_the_mark_and_are_drawn_afresh_each_time():
-    run = make(room=6)
-    sample = sampler(run, mark="c")
+    run = make(max_new_tokens=6)
+    sample = Sampler(run, mark="c")
     first, second = sample(["ab", "a"], 40), sample(["ab", "a"], 40)
     assert [len(said) for said in first] == [40, 40] and first != second
     assert any(text.endswith("c") for said in first for text in said)
     for text in itertools.chain(*first):
         assert "c" not in text[:-1]
-    again = sampler(run, mark="c")
+    again = Sampler(run, mark="c")
     assert again(["ab", "a"], 40) == first and again(["ab", "a"], 40) == second
     assert run.tokens == 0
-    whole = sampler(run)(["ab"], 40)[0]
+    whole = Sampler(run)(["ab"], 40)[0]
     assert any("c" in text[:-1] for text in whole)
-    plain = run.texts(run.look([Problem("ab")], 40, 1.0, purpose="search 1"))
-    assert whole == plain
+    with run.aside():
+        plain = run.sample([Problem("ab")], 40, temperature=1.0, purpose="search 1")
+    assert whole == run.texts(plain)
 
 
 def test_an_answer_has_so_many_tokens_in_all_its_steps():
-    """run.room of them however often it is gone on with, and no more than the context holds."""
-    run = make(model=small(), room=6)
+    """run.max_new_tokens of them however often it is gone on with, and no more than the context holds."""
+    run = make(model=small(), max_new_tokens=6)
     assert run.policy.module.config.max_position_embeddings == 16
-    sample, texts, longest = sampler(run, "c"), ["ab", "abcdefgabcdefga", "abcdefgabcde"], 0
+    sample, texts, longest = Sampler(run, "c"), ["ab", "abcdefgabcdefga", "abcdefgabcde"], 0
     said = sample(texts, 200)
     assert said[1] == [""] * 200                            # BOS and 15 letters fill the context
     assert max(map(len, said[0])) == 6 and max(map(len, said[2])) == 3
@@ -621,8 +624,8 @@ def test_an_answer_has_so_many_tokens_in_all_its_steps():
 
 
 def test_a_mark_of_several_tokens_ends_a_continuation_too():
-    run = make(room=6)
-    said = sampler(run, "ca")(["ab"], 300)[0]
+    run = make(max_new_tokens=6)
+    said = Sampler(run, "ca")(["ab"], 300)[0]
     assert all("ca" not in text[:-2] for text in said) and any(text.endswith("ca") for text in said)
 
 
@@ -634,20 +637,23 @@ def test_a_value_is_read_after_the_last_token():
     texts = ["abc", "d", "hgfedcba"]
     with torch.no_grad():
         expected = [float(model(torch.tensor([Letters().prompt(text)]))[0, -1]) for text in texts]
-    assert reader(run, model)(texts) == pytest.approx(expected)
+    value = Texts(run, verifier=model).value
+    assert value(texts) == pytest.approx(expected)
     long = "abcdefgh" * 9                                   # of which the context holds 64 - 1
-    assert reader(run, model)([long]) == pytest.approx(reader(run, model)([long[:63]]))
+    assert value([long]) == pytest.approx(value([long[:63]]))
 
 
 def test_what_else_ends_a_response():
-    rollout = make(model=small(), room=9).look([Problem("ab")], 60, 1.0, stop={5})
+    run = make(model=small(), max_new_tokens=9)
+    with run.aside():
+        rollout = run.sample([Problem("ab")], 60, temperature=1.0, purpose="evaluation", stop={5})
     ends = [5 in ids[:-1] for ids in (t[m].tolist() for t, m in zip(rollout.targets, rollout.mask))]
     assert not any(ends) and (rollout.targets == 5).any()
 
 
 def test_searching_with_an_exact_value_finds_better_answers(monkeypatch):
-    run, problems = make(room=5), Echo().sample(40, random.Random(0))
-    before, _ = run.evaluate(problems, 1.0)
+    run, problems = make(max_new_tokens=5), Echo().sample(40, random.Random(0))
+    before = evaluate(run, problems, 1.0)
 
     class Exact(torch.nn.Module):
         """The reward itself, as far as tokens tell: the share of the prompt's letter."""
@@ -657,9 +663,10 @@ def test_searching_with_an_exact_value_finds_better_answers(monkeypatch):
             count = torch.arange(1, tokens.shape[1] - 1).clamp(min=3)
             return torch.nn.functional.pad(same / count, (2, 0))
 
-    after, texts = searched(run, problems, Exact(), 2, 8)
-    assert sum(after) > 2 * sum(before)
-    assert after == Echo().reward(None, texts, [p.columns["letter"] for p in problems])
+    after = beam.measure(problems, Texts(run, verifier=Exact(), stream="search"), 2, 8)
+    assert sum(after.rewards) > 2 * sum(before.rewards)
+    letters = [p.columns["letter"] for p in problems]
+    assert after.rewards == Echo().reward(None, after.texts, letters)
 
     class Steps(Echo):
         step_end = "c"
@@ -670,11 +677,11 @@ def test_searching_with_an_exact_value_finds_better_answers(monkeypatch):
         def forward(self, tokens):
             return (tokens == 3 + Letters.letters.index("c")).double()
 
-    run, seen = make(Steps(), small(), room=5), []
-    whole = Run.sample
-    monkeypatch.setattr(Run, "sample", lambda self, asked, n, **options: seen.append(
+    run, seen = make(Steps(), small(), max_new_tokens=5), []
+    whole = Run.complete
+    monkeypatch.setattr(Run, "complete", lambda self, asked, n, **options: seen.append(
         (len(asked), n, options["stop"])) or whole(self, asked, n, **options))
-    _, texts = searched(run, problems, GoOn(), 3, 9)
+    texts = beam.measure(problems, Texts(run, verifier=GoOn(), stream="search"), 3, 9).texts
     assert seen[0] == (40, 9, {3 + Letters.letters.index("c")}) and len(seen) > 2
     assert sum(text.endswith("c") for text in texts) > 30 and max(map(len, texts)) <= 5
 
@@ -682,8 +689,8 @@ def test_searching_with_an_exact_value_finds_better_answers(monkeypatch):
 def test_what_a_search_is_measured_with(monkeypatch):
     """Its own width and tries; at the level of responses there is nothing to guide."""
     seen = []
-    monkeypatch.setattr(oreo, "searched", lambda run, problems, critic, *how: seen.append(how) or (
-        [0.0] * len(problems), [""] * len(problems)))
+    monkeypatch.setattr(beam, "measure", lambda problems, tools, *how: seen.append(how) or
+                        Result.of([0.0] * len(problems), [""] * len(problems)))
     run, splits = make(), {"x": Echo().heldout(4)}
     assert "value-guided beam" in oreo.measure(run, splits, oreo.Config(width=3, tries=7))["x"]
     assert seen == [(3, 7)]

@@ -11,13 +11,14 @@ from fakes import EOS, Echo, Letters, sequences, tiny
 from hypothesis import given, settings, strategies as st
 from torch.func import jacrev
 
+from minipost.datasets.rows import File
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig, RewardModel
 from minipost.methods import oreo
 from minipost.ops import kl_exact, pick
+from minipost.optim import Learner
 from minipost.rollout import distribution, logprobs, pack
-from minipost.run import Learner, Run
-
+from minipost.run import Run
 
 settings.register_profile("minipost", deadline=None, max_examples=25)
 settings.load_profile("minipost")
@@ -242,7 +243,7 @@ class Rows(Echo):
 
 def make(task=None, model=None, **options):
     task = task or Echo()
-    return Run(Learner(model or tiny()), Letters(), task, task.reward, **{"room": 5, **options})
+    return Run(Learner(model or tiny()), Letters(), task, task.reward, **{"max_new_tokens": 5, **options})
 
 
 def test_where_actions_begin():
@@ -277,16 +278,16 @@ def test_a_step_learns_from_what_the_docstring_says(monkeypatch, tmp_path):
     path, test = tmp_path / "rows.jsonl", tmp_path / "test.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     test.write_text(json.dumps({"prompt": "h", "completion": "a", "reward": 1}))
-    task = files.File(str(path), str(test))
-    monkeypatch.setattr(files.File, "step_end", "h", raising=False)
-    run, whole, seen = make(task, micro=4), oreo.loss, []
+    task = File(str(path), str(test))
+    monkeypatch.setattr(File, "step_end", "h", raising=False)
+    run, whole, seen = make(task, micro_batch_size=4), oreo.loss, []
 
     def spy(*args, **options):
         seen.append((args, options))
         return whole(*args, **options)
 
     monkeypatch.setattr(oreo, "loss", spy)
-    steps = oreo.train(run, oreo.Config(steps=3, batch=6, lr=1e-2, critic_lr=1e-2, warmup=0))
+    steps = oreo.train(run, oreo.Config(steps=3, batch_size=6, lr=1e-2, critic_lr=1e-2, warmup_steps=0))
     next(steps)
     run.step = 1
     seen.clear()
@@ -340,7 +341,7 @@ def learn(seed, control):
     model = GPT(GPTConfig(11, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
                           num_attention_heads=2, num_key_value_heads=2, head_dim=16,
                           max_position_embeddings=16)).initialise(seed)
-    run = make(Early(), model, room=3, seed=seed, micro=256)
+    run = make(Early(), model, max_new_tokens=3, seed=seed, micro_batch_size=256)
     if control:
         def shuffled(prompts, completions, **columns):
             values = Early().reward(prompts, completions)
@@ -353,7 +354,7 @@ def learn(seed, control):
         next(steps)
     run.reward = Early().reward
     found = oreo.measure(run, {"x": Early().sample(200, random.Random(1))}, cfg)["x"]
-    return {name: result["score"]["value"] for name, result in found.items()}
+    return {name: result.score.value for name, result in found.items()}
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -371,17 +372,18 @@ def test_the_reference_stays_the_first_one_and_each_learner_has_its_rate(monkeyp
     monkeypatch.setattr(oreo, "starts", lambda run, seqs, level: levels.append(level) or starts(
         run, seqs, level))
     first = copy.deepcopy(run.policy.module)
-    cfg = oreo.Config(steps=4, prompts=6, copies=2, batch=8, iterations=2, lr=0.02, critic_lr=0.03,
-                      warmup=0, level="response")
+    cfg = oreo.Config(steps=4, prompts=6, group_size=2, batch_size=8, iterations=2, lr=0.02, critic_lr=0.03,
+                      warmup_steps=0, level="response")
     steps = oreo.train(run, cfg)
     for run.step in range(4):
         next(steps)
     assert rates[:2] == [(True, 0.02), (False, 0.03)] and levels == ["response"] * 2
     assert all(torch.equal(a, b) for a, b in zip(run.reference().parameters(), first.parameters()))
-    assert not torch.equal(run.frozen["sampler"].embed_tokens.weight, first.embed_tokens.weight)
+    sampler = run.parts["frozen/sampler"].module
+    assert not torch.equal(sampler.embed_tokens.weight, first.embed_tokens.weight)
 
 
 def test_a_config_is_checked():
-    for wrong in (dict(beta=0), dict(alpha=-1), dict(iterations=0), dict(width=0), dict(copies=0)):
+    for wrong in (dict(beta=0), dict(alpha=-1), dict(iterations=0), dict(width=0), dict(group_size=0)):
         with pytest.raises(MinipostError, match=next(iter(wrong))):
             oreo.Config(**wrong)

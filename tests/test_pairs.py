@@ -1,5 +1,6 @@
 """DPO and its relatives: closed forms, invariants 13-19, what their recipe does with pairs."""
 
+import copy
 import json
 import math
 import random
@@ -10,33 +11,35 @@ from fakes import EOS, Echo, Letters, tiny
 from hypothesis import given, settings, strategies as st
 from torch.func import jacrev
 
-from minipost import pairwise
 from minipost.datasets import preferences
+from minipost.datasets.rows import File, read
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig
+from minipost.measure import scorers
 from minipost.methods import dpo, ipo, kto, mdpo, orpo, reward, simpo
+from minipost.ops import row_means, row_sums
+from minipost.optim import Learner
 from minipost.rollout import logprobs, pack
-from minipost.run import Learner, Run
-
+from minipost.run import Run
 
 settings.register_profile("minipost", deadline=None, max_examples=25)
 settings.load_profile("minipost")
 
-REFERRED = dict(chosen=(3, 4), rejected=(3, 6), chosen_ref=(3, 4), rejected_ref=(3, 6),
-                chosen_mask=(3, 4), rejected_mask=(3, 6))
-PLAIN = {name: shape for name, shape in REFERRED.items() if not name.endswith("ref")}
-SIDES = ("chosen", "rejected")
+REFERRED = dict(logp_w=(3, 4), logp_l=(3, 6), ref_w=(3, 4), ref_l=(3, 6), mask_w=(3, 4),
+                mask_l=(3, 6))
+PLAIN = {name: shape for name, shape in REFERRED.items() if not name.startswith("ref")}
+SIDES = ("w", "l")
 CASES = {  # name: (module, shapes, options)
     "dpo": (dpo, REFERRED, dict(beta=0.4, count=7)),
-    "cdpo": (dpo, REFERRED, dict(beta=0.4, flip=0.2, count=7)),
-    "robust dpo": (dpo, REFERRED, dict(beta=0.4, flip=0.2, robust=True, count=7)),
+    "cdpo": (dpo, REFERRED, dict(beta=0.4, label_smoothing=0.2, count=7)),
+    "robust dpo": (dpo, REFERRED, dict(beta=0.4, label_smoothing=0.2, robust=True, count=7)),
     "ipo": (ipo, REFERRED, dict(tau=0.3, count=7)),
     "simpo": (simpo, PLAIN, dict(beta=2.0, gamma=0.7, count=7)),
     "orpo": (orpo, PLAIN, dict(lam=0.6, count=7)),
     "kto": (kto, dict(logp=(5, 4), logp_ref=(5, 4), mask=(5, 4), good=(5,)),
             dict(z0=0.3, beta=0.5, good_weight=1.3, bad_weight=0.7, count=7)),
     "mdpo": (mdpo, dict(logp=(12, 5), logp_ref=(12, 5), mask=(12, 5)),
-             dict(beta=0.4, answers=2, count=7)),
+             dict(beta=0.4, group_size=2, count=7)),
 }
 PAIRED = [name for name in CASES if name not in ("kto", "mdpo")]
 
@@ -47,7 +50,7 @@ def inputs(shapes, seed, scale=2.0):
     found = {}
     for name, shape in shapes.items():
         x = torch.rand(shape, generator=generator, dtype=torch.float64)
-        if name.endswith("mask"):
+        if name.startswith("mask"):
             x = x < 0.6
             x[:, 1] = True
         elif name == "good":
@@ -60,24 +63,23 @@ def inputs(shapes, seed, scale=2.0):
 
 def swapped(found):
     """The same pairs, each turned round."""
-    return {key.replace("chosen", "x").replace("rejected", "chosen").replace("x", "rejected"): value
-            for key, value in found.items()}
+    return {key[:-1] + {"w": "l", "l": "w"}[key[-1]]: value for key, value in found.items()}
 
 
 def at(found, u, beta):
     """The inputs with u = beta (h_w - h_l) for each pair, by what the first token says."""
     out = {key: value.clone() for key, value in found.items()}
     now = dpo.lead(*(out[key] for key in REFERRED), beta)
-    out["chosen"][:, 1] += (u - now) / beta
+    out["logp_w"][:, 1] += (u - now) / beta
     return out
 
 
 def test_at_the_reference():
     """Invariant 13: log 2 whatever the flips, 1/(4 tau^2), w/2."""
     same = inputs(REFERRED, 1)
-    same["chosen_ref"], same["rejected_ref"] = same["chosen"], same["rejected"]
+    same["ref_w"], same["ref_l"] = same["logp_w"], same["logp_l"]
     for flip, robust in ((0.0, False), (0.2, False), (0.3, True)):
-        assert float(dpo.loss(**same, beta=0.3, flip=flip, robust=robust, count=3)[0]) == \
+        assert float(dpo.loss(**same, beta=0.3, label_smoothing=flip, robust=robust, count=3)[0]) == \
             pytest.approx(math.log(2))
     assert float(ipo.loss(**same, tau=0.3, count=3)[0]) == pytest.approx(1 / (4 * 0.3**2))
     found = inputs(CASES["kto"][1], 2)
@@ -93,9 +95,9 @@ def test_only_the_gap_counts(name, seed, shift):
     """Invariant 14: a number per prompt, added to both answers, changes nothing."""
     module, shapes, options = CASES[name]
     found = inputs(shapes, seed)
-    moved = {**found, "chosen": found["chosen"].clone(), "rejected": found["rejected"].clone()}
+    moved = {**found, "logp_w": found["logp_w"].clone(), "logp_l": found["logp_l"].clone()}
     for side in SIDES:
-        moved[side][:, 1] += shift
+        moved[f"logp_{side}"][:, 1] += shift
     assert torch.allclose(module.loss(**found, **options)[0], module.loss(**moved, **options)[0])
 
 
@@ -106,7 +108,7 @@ def test_dpo_turned_round_and_smoothed(seed):
     u = dpo.lead(*(found[key] for key in REFERRED), 0.4)
 
     def value(pairs, flip=0.0, robust=False):
-        return dpo.loss(**pairs, beta=0.4, flip=flip, robust=robust, count=3)[0]
+        return dpo.loss(**pairs, beta=0.4, label_smoothing=flip, robust=robust, count=3)[0]
 
     assert torch.allclose(value(found) - value(swapped(found)), -u.mean())
     assert torch.equal(value(found, 0.0, True), value(found))
@@ -116,7 +118,7 @@ def test_dpo_turned_round_and_smoothed(seed):
         best = math.log((1 - flip) / flip)                  # where smoothing stops
         for u in (best - 1, best + 1):
             assert value(at(found, best, 0.4), flip) < value(at(found, u, 0.4), flip)
-        grad = dpo.loss_grad(**at(found, best, 0.4), beta=0.4, flip=flip, count=3)
+        grad = dpo.loss_grad(**at(found, best, 0.4), beta=0.4, label_smoothing=flip, count=3)
         assert max(float(g.abs().max()) for g in grad.values()) < 1e-12
 
 
@@ -126,7 +128,7 @@ def test_labels_that_say_nothing_hold_dpo_at_its_reference(seed, u):
     found = inputs(REFERRED, seed)
 
     def value(u, flip=0.5):
-        return float(dpo.loss(**at(found, u, 0.4), beta=0.4, flip=flip, count=3)[0])
+        return float(dpo.loss(**at(found, u, 0.4), beta=0.4, label_smoothing=flip, count=3)[0])
 
     assert value(u) == pytest.approx(value(-u)) and value(u) > value(0.0)
     assert value(0.0) == pytest.approx(math.log(2))
@@ -137,15 +139,16 @@ def test_labels_that_say_nothing_hold_dpo_at_its_reference(seed, u):
 def test_dpo_is_bradley_terry_on_log_ratios(seed):
     """Invariant 17, and mDPO with sets of one is DPO."""
     found = inputs(REFERRED, seed)
-    scores = [0.4 * dpo.row_sums(found[s] - found[f"{s}_ref"], found[f"{s}_mask"]) for s in SIDES]
+    scores = [0.4 * row_sums(found[f"logp_{s}"] - found[f"ref_{s}"], found[f"mask_{s}"])
+              for s in SIDES]
     value = dpo.loss(**found, beta=0.4, count=3)[0]
     assert torch.allclose(value, reward.loss(*scores, margin=0.0, center=0.0, count=3)[0])
 
     def rows(key):
-        chosen = torch.nn.functional.pad(found[f"chosen{key}"], (0, 2))
-        return torch.stack([chosen, found[f"rejected{key}"]], 1).flatten(0, 1)
+        chosen = torch.nn.functional.pad(found[f"{key}_w"], (0, 2))
+        return torch.stack([chosen, found[f"{key}_l"]], 1).flatten(0, 1)
 
-    sets = mdpo.loss(rows(""), rows("_ref"), rows("_mask"), beta=0.4, answers=1, count=3)[0]
+    sets = mdpo.loss(rows("logp"), rows("ref"), rows("mask"), beta=0.4, group_size=1, count=3)[0]
     assert torch.allclose(sets, value)
 
 
@@ -160,8 +163,8 @@ def test_the_chosen_rises_and_the_rejected_falls(name, seed):
     if name == "cdpo":
         found = at(found, 1.0, 0.4)
     hand = module.loss_grad(**found, **options)
-    assert (hand["chosen"][found["chosen_mask"]] < 0).all()
-    assert (hand["rejected"][found["rejected_mask"]] > 0).all()
+    assert (hand["logp_w"][found["mask_w"]] < 0).all()
+    assert (hand["logp_l"][found["mask_l"]] > 0).all()
     if name in ("dpo", "cdpo"):
         assert max(float(g.abs().max()) for g in hand.values()) <= 0.4 / 7
 
@@ -226,7 +229,7 @@ def test_dpo_finds_the_closed_form_optimum(flip):
             pairs = [x[:, None] for x in (logp[i], logp[j], ref.log()[i], ref.log()[j])]
             ones = torch.ones_like(pairs[0]).bool()
             each = [dpo.loss(*(x[k: k + 1] for x in (*pairs, ones, ones)), beta=beta,
-                             flip=flip if robust else 0.0, robust=robust, count=1)[0]
+                             label_smoothing=flip if robust else 0.0, robust=robust, count=1)[0]
                     for k in range(len(i))]
             return (torch.stack(each) * weight).sum()
         return total
@@ -264,7 +267,7 @@ METHODS = [dpo, ipo, simpo, orpo, kto, mdpo]
 
 def make(task=None, model=None, **options):
     task = task or Echo()
-    return Run(Learner(model or tiny()), Letters(), task, task.reward, **{"room": 5, **options})
+    return Run(Learner(model or tiny()), Letters(), task, task.reward, **{"max_new_tokens": 5, **options})
 
 
 def pair_task(folder, n=12, key="chosen"):
@@ -277,16 +280,16 @@ def pair_task(folder, n=12, key="chosen"):
         return str(folder / name)
 
     prompts = [a + b for a in "abcd" for b in "efg"][:n]
-    return files.File(write("train.jsonl", prompts), write("test.jsonl", ["ha", "hb", "hc"]))
+    return File(write("train.jsonl", prompts), write("test.jsonl", ["ha", "hb", "hc"]))
 
 
 def test_a_files_reference_is_computed_once_and_is_that_of_each_pair(tmp_path):
     run, cfg = make(pair_task(tmp_path)), dpo.Config(pairs=5)
-    reference = pairwise.Reference(run, cfg)
+    data = preferences.StepPairs(run, cfg, None)
     calls = []
-    reference.logps = lambda pairs: calls.append(pairs)
+    data.ask = lambda pairs: calls.append(pairs)
     for run.step in range(4):
-        pairs, logps = reference.draw(None)
+        pairs, logps = data.draw()
         assert len(pairs) == 5
         for side, found in zip((pairs.chosen, pairs.rejected), logps):
             with torch.no_grad():
@@ -300,23 +303,36 @@ def test_simpo_and_orpo_go_without_the_reference(tmp_path, module):
     steps = []
     for seed in (1, 2):
         run = make(pair_task(tmp_path))
-        run.keep("reference", lambda: tiny(seed=seed))
+        run.frozen("reference", lambda: tiny(seed=seed))
         next(module.train(run, module.Config(pairs=6, lr=1e-2)))
         steps.append(run.policy.flat.clone())
     assert not torch.equal(steps[0], make().policy.flat)
     assert torch.equal(*steps) == (module is not dpo)
 
 
+@pytest.mark.parametrize("module", [simpo, orpo, dpo])
+@pytest.mark.parametrize("source", ["file", "samples"])
+@pytest.mark.parametrize("likeliest", [1.0, 0.6])
+def test_a_reference_is_made_where_it_is_asked(tmp_path, module, source, likeliest):
+    """By the loss or by the filter; who answers without one is kept under another name."""
+    run = make(pair_task(tmp_path) if source == "file" else None)
+    metrics = next(module.train(run, module.Config(pairs=6, likeliest=likeliest)))
+    asked = module is dpo or likeliest < 1
+    expected = {"frozen/reference"} if asked else {"frozen/start"} if source == "samples" else set()
+    assert set(run.parts) == {"learner/policy", *expected}
+    assert any(name.startswith("drift/") for name in metrics) == (module is dpo)
+
+
 @pytest.mark.parametrize("source", ["file", "samples"])
 def test_the_filter_drops_what_the_reference_finds_unlikely(tmp_path, source):
     run = make(pair_task(tmp_path) if source == "file" else None)
-    everything, _ = pairwise.Reference(run, dpo.Config(pairs=12)).draw(preferences.by_reward)
+    everything, _ = preferences.StepPairs(run, dpo.Config(pairs=12), preferences.by_reward).draw()
     with torch.no_grad():
         logp = logprobs(run.policy.module, everything.chosen)
-    mean = pairwise.row_means(logp, everything.chosen.mask)
+    mean = row_means(logp, everything.chosen.mask)
     order = mean.argsort(descending=True)[: (len(mean) + 1) // 2]
-    kept, logps = pairwise.Reference(run, dpo.Config(pairs=12, likeliest=0.5)).draw(
-        preferences.by_reward)
+    kept, logps = preferences.StepPairs(run, dpo.Config(pairs=12, likeliest=0.5),
+                                        preferences.by_reward).draw()
     likely = {tuple(everything.chosen.tokens[i].tolist()) for i in order}
 
     def bare(rows):
@@ -331,12 +347,12 @@ def test_the_win_rate_is_half_at_the_reference_and_knows_who_is_better():
             return [float(len(text)) for text in completions]
 
     run, problems = make(Long()), Echo().sample(200, random.Random(1))
-    run.reference()
-    wins, texts = pairwise.win_rate(run, problems)
+    opponent = run.reference()
+    wins = scorers.win_rate(run, problems, opponent).rewards
     assert set(wins) == {0.0, 0.5, 1.0} and 0.35 < sum(wins) / 200 < 0.65
     with torch.no_grad():                                   # never EOS: as long as there is room
         run.policy.module.embed_tokens.weight[EOS] = -30 * run.policy.module.norm.weight
-    better, texts = pairwise.win_rate(run, problems)
+    better = scorers.win_rate(run, problems, opponent).rewards
     assert sum(better) / 200 > sum(wins) / 200 + 0.1
 
 
@@ -368,7 +384,7 @@ def test_what_could_be_expected_is_never_less_than_nothing(sign):
 @pytest.mark.parametrize("key", ["chosen", "label"])
 def test_what_kto_takes_from_a_file(tmp_path, key):
     run = make(pair_task(tmp_path, key=key))
-    seqs, good = kto.draw(run, kto.Config(answers=12), run.reference())
+    seqs, good = kto.draw(run, kto.Config(batch_size=12), run.reference())
     texts = [Letters().decode(t[m].tolist()) for t, m in zip(seqs.targets, seqs.mask)]
     assert len(texts) == 12 and run.tokens == int(seqs.mask.sum())
     if key == "chosen":
@@ -378,7 +394,7 @@ def test_what_kto_takes_from_a_file(tmp_path, key):
         labels = {p.columns["completion"]: p.columns["label"] for p in run.task.training()}
         assert [labels[text] for text in texts] == good.tolist() and 0 < sum(good) < 12
     found = kto.measure(run, {"held-out": run.task.heldout(3)}, kto.Config())["held-out"]
-    assert set(found[{"chosen": "pair accuracy", "label": "label accuracy"}[key]]["rewards"]) == {0.5}
+    assert set(found[{"chosen": "pair accuracy", "label": "label accuracy"}[key]].rewards) == {0.5}
 
 
 @pytest.mark.parametrize("row, part", [
@@ -391,7 +407,7 @@ def test_a_row_without_a_label_among_labelled_ones(tmp_path, row, part):
     good = {"prompt": "a", "completion": "b", "label": False}
     path.write_text("".join(json.dumps(r) + "\n" for r in (good, {"prompt": "a", **row}, good)))
     with pytest.raises(MinipostError, match="line 2: ") as caught:
-        files.read(str(path))
+        read(str(path))
     assert part in str(caught.value)
 
 
@@ -409,25 +425,25 @@ def test_it_learns_what_is_preferred_and_nothing_from_shuffled_rewards(module, c
     model = GPT(GPTConfig(11, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
                           num_attention_heads=2, num_key_value_heads=2, head_dim=16,
                           max_position_embeddings=16)).initialise(1)
-    run = make(Early(), model, room=3, seed=1, micro=256)
+    run = make(Early(), model, max_new_tokens=3, seed=1, micro_batch_size=256)
     if control:
         def shuffled(prompts, completions, **columns):
             values = Early().reward(prompts, completions)
             random.Random("".join(completions)).shuffle(values)
             return values
         run.reward = shuffled
-    run.reference()
+    first = copy.deepcopy(run.policy.module)
     learn = module.train(run, module.Config(steps=20, lr=1e-2))
     for run.step in range(20):
         next(learn)
     run.reward = Early().reward
-    wins, _ = pairwise.win_rate(run, Early().sample(300, random.Random(2)))
+    wins = scorers.win_rate(run, Early().sample(300, random.Random(2)), first).rewards
     rate = sum(wins) / len(wins)
     assert rate < 0.65 if control else rate > 0.75, rate
 
 
 def test_the_remark_speaks_up_where_the_chosen_fell():
-    assert pairwise.remark([{"drift/chosen": 1.0, "drift/rejected": 0.0}] * 9) == pairwise.remark([]) == ""
+    assert dpo.remark([{"drift/chosen": 1.0, "drift/rejected": 0.0}] * 9) == dpo.remark([]) == ""
     fell = {"drift/chosen": -2.0, "drift/rejected": -7.5}
-    said = pairwise.remark([{"drift/chosen": 1.0, "drift/rejected": 0.0}, *[fell] * 5])
+    said = dpo.remark([{"drift/chosen": 1.0, "drift/rejected": 0.0}, *[fell] * 5])
     assert "by 2.0 nats" in said and said.endswith("moved by -7.5.")

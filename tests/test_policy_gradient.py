@@ -16,10 +16,11 @@ from torch.func import jacrev
 
 from minipost import ops
 from minipost.errors import MinipostError
-from minipost.gpt import Scalar
-from minipost.methods import a2c, dr_grpo, reinforce, reinforce_pp, rloo, self_critical, sft
+from minipost.gpt import ValueHead
+from minipost.methods import a2c, reinforce, reinforce_pp, rloo, self_critical, sft
+from minipost.optim import Learner
 from minipost.rollout import logprobs
-from minipost.run import Learner, Run
+from minipost.run import Run
 
 settings.register_profile("minipost", deadline=None, max_examples=25)
 settings.load_profile("minipost")
@@ -108,7 +109,7 @@ def test_rloo_is_unbiased_and_a_group_mean_shrinks_the_gradient(group):
     table, reward = randn(0, 4, 3), randn(1, 9)
     truth = jacrev(lambda x: expected(reward, x))(table)
     left_out = mean_slope(table, lambda rows: rloo.leave_one_out(reward[rows], group), group)
-    centred = mean_slope(table, lambda rows: dr_grpo.group_advantages(reward[rows], group), group)
+    centred = mean_slope(table, lambda rows: ops.group_centred(reward[rows], group).flatten(), group)
     assert truth.norm() > 0.1
     assert torch.allclose(left_out, truth, atol=1e-12)
     assert torch.allclose(centred, truth * (group - 1) / group, atol=1e-12)
@@ -176,7 +177,7 @@ def test_leave_one_out_symmetries(values, shift, scale):
     assert torch.allclose(rloo.leave_one_out(r + shift, 4), adv, atol=1e-9)
     assert torch.allclose(rloo.leave_one_out(r * scale, 4), adv * scale, atol=1e-9)
     assert torch.equal(rloo.leave_one_out(-r, 4), -adv)
-    assert torch.allclose(dr_grpo.group_advantages(r, 4) * 4 / 3, adv)
+    assert torch.allclose(ops.group_centred(r, 4).flatten() * 4 / 3, adv)
 
 
 @given(st.floats(-1e5, 1e5, width=32))
@@ -360,19 +361,19 @@ def test_explained_variance():
 
 METHODS = {
     "reinforce": (reinforce, dict(momentum=0.75)), "self_critical": (self_critical, {}),
-    "rloo": (rloo, dict(beta=0.2)), "reinforce_pp": (reinforce_pp, dict(beta=0.2, minibatch=32)),
+    "rloo": (rloo, dict(beta=0.2)), "reinforce_pp": (reinforce_pp, dict(beta=0.2, minibatch_size=32)),
     "a2c": (a2c, dict(gamma=0.9, lam=0.8, entropy_weight=0.1, value_weight=0.5)),
 }
-SIZE, TAU = dict(prompts=4, group=4, lr=1e-3), 0.8
+SIZE, TAU = dict(prompts=4, group_size=4, lr=1e-3), 0.8
 
 
 def start(seed):
     """A run of a network whose reference and critic differ from it and from zero."""
     task = Echo()
-    run = Run(Learner(tiny(seed=seed)), Letters(), task, task.reward, seed=seed, room=4)
+    run = Run(Learner(tiny(seed=seed)), Letters(), task, task.reward, seed=seed, max_new_tokens=4)
     run.carried["baseline"] = 0.3
-    run.keep("reference", lambda: tiny(seed=seed + 50))
-    critic = run.learner("critic", lambda: Scalar(tiny(seed=seed + 60)))
+    run.frozen("reference", lambda: tiny(seed=seed + 50))
+    critic = run.learner("critic", lambda: ValueHead(tiny(seed=seed + 60)))
     critic.flat.copy_(critic.flat + 0.1 * randn(seed, len(critic.flat)))
     return run
 
@@ -459,7 +460,7 @@ def test_a_step_descends_the_formula(name, seed):
     module, knobs = METHODS[name]
     gradients, wanted = formula(name, start(seed))
     run = start(seed)
-    run.micro = 3
+    run.micro_batch_size = 3
     seen = {key: watch(learner) for key, learner in run.learners.items()}
     metrics = next(module.train(run, module.Config(**SIZE, **knobs, temperature=TAU)))
     assert [len(seen[key]) for key in ("policy", "critic")] == [1, int(name == "a2c")]
@@ -486,9 +487,9 @@ def test_the_moving_average_uses_earlier_steps_only_and_is_carried_on():
 @pytest.mark.parametrize("module", [rloo, reinforce_pp])
 def test_without_a_price_no_reference_is_kept(module):
     task = Echo()
-    run = Run(Learner(tiny()), Letters(), task, task.reward, room=4)
+    run = Run(Learner(tiny()), Letters(), task, task.reward, max_new_tokens=4)
     metrics = next(module.train(run, module.Config(**SIZE, beta=0.0)))
-    assert run.frozen == {} and metrics["kl"] == 0.0
+    assert list(run.parts) == ["learner/policy"] and metrics["kl"] == 0.0
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -508,7 +509,7 @@ def test_where_every_answer_scores_the_same_nothing_is_learned(name):
 
 
 @pytest.mark.parametrize("module, fault", [
-    (rloo, dict(group=1)), (reinforce, dict(group=0)), (reinforce, dict(momentum=-0.1)),
+    (rloo, dict(group_size=1)), (reinforce, dict(group_size=0)), (reinforce, dict(momentum=-0.1)),
     (reinforce_pp, dict(beta=-1.0)), (a2c, dict(lam=-0.5)), (a2c, dict(critic_lr=float("inf"))),
 ])
 def test_knobs_that_make_no_sense(module, fault):

@@ -13,13 +13,14 @@ from hypothesis import given, settings, strategies as st
 from torch.func import jacrev
 
 from minipost.errors import MinipostError
-from minipost.gpt import RewardModel, Scalar
+from minipost.gpt import RewardModel, ValueHead
 from minipost.methods import (
     a2c, dapo, dpo, dr_grpo, grpo, ppo, reinforce, reinforce_pp, rlaif, rloo, self_critical, trpo,
 )
 from minipost.ops import kl_exact
+from minipost.optim import Learner
 from minipost.rollout import distribution, logprobs
-from minipost.run import Learner, Run
+from minipost.run import Run
 
 settings.register_profile("minipost", deadline=None, max_examples=25)
 settings.load_profile("minipost")
@@ -70,7 +71,7 @@ def test_what_stands_off_the_mask_has_no_part():
 
 def valuer(seed=2):
     """A critic whose head is not zero."""
-    critic = Scalar(tiny(seed=seed))
+    critic = ValueHead(tiny(seed=seed))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         critic.score.weight.copy_(torch.randn(1, 16, generator=generator))
@@ -218,7 +219,7 @@ def length(prompts, completions, **columns):
 
 def toy(task=None, dtype=torch.float64, seed=0, **options):
     task = task or Echo()
-    options = {"room": 4, "hidden": getattr(task, "hidden", False), **options}
+    options = {"max_new_tokens": 4, "hidden": task.hidden, **options}
     return Run(Learner(tiny(seed=seed).to(dtype)), Letters(), task, task.reward, **options)
 
 
@@ -252,12 +253,12 @@ def test_a_step_learns_from_what_the_docstring_says(spy):
 
     The reference and the critic are other networks, so that neither KL nor value is zero.
     """
-    run = toy(micro=50)
+    run = toy(micro_batch_size=50)
     run.reward = length
-    reference = run.keep("reference", lambda: tiny(seed=1))
+    reference = run.frozen("reference", lambda: tiny(seed=1))
     critic = copy.deepcopy(run.learner("critic", valuer).module)
     samples, losses = spy(Run, "sample"), spy(ppo, "loss")
-    cfg = ppo.Config(prompts=12, minibatch=12, epochs=1, temperature=0.7, gamma=0.9, lam=0.8,
+    cfg = ppo.Config(prompts=12, minibatch_size=12, epochs=1, temperature=0.7, gamma=0.9, lam=0.8,
                      beta=0.3, missing_eos=0.5, clip=0.1, value_clip=0.4)
     policy = copy.deepcopy(run.policy.module)
     metrics = next(ppo.optimise(run, cfg))
@@ -304,11 +305,11 @@ def test_cutting_a_rollout_up_keeps_what_belongs_together(spy):
     """Every answer comes once per epoch with its own numbers; `count` is its gradient step's."""
     table, steps = {}, []
     for micro, size, epochs in ((50, 12, 1), (2, 5, 2)):
-        run, calls, rows, tokens = toy(micro=micro), spy(ppo, "loss"), 0, 0
+        run, calls, rows, tokens = toy(micro_batch_size=micro), spy(ppo, "loss"), 0, 0
         run.reward = length
-        run.keep("reference", lambda: tiny(seed=1))
+        run.frozen("reference", lambda: tiny(seed=1))
         run.learner("critic", valuer)
-        next(ppo.optimise(run, ppo.Config(prompts=12, minibatch=size, epochs=epochs, lr=0.0,
+        next(ppo.optimise(run, ppo.Config(prompts=12, minibatch_size=size, epochs=epochs, lr=0.0,
                                           critic_lr=0.0)))
         for found, _ in calls:
             for row, mask in enumerate(found["mask"]):
@@ -345,8 +346,8 @@ def test_the_price_of_kl_is_the_beta_of_its_step(spy):
     target = 0.0
     for control in ("fixed", "adaptive", "fixed"):
         run, calls = toy(), spy(ppo, "token_rewards")
-        run.keep("reference", lambda: tiny(seed=1))
-        cfg = ppo.Config(prompts=6, minibatch=6, control=control, horizon=30, kl_target=target or 1.0)
+        run.frozen("reference", lambda: tiny(seed=1))
+        cfg = ppo.Config(prompts=6, minibatch_size=6, control=control, horizon=30, kl_target=target or 1.0)
         found, beta = drive(run, ppo.optimise(run, cfg), 3), cfg.beta
         target = found[0]["kl_per_answer"] / 1.15
         for (given_, _), metrics in zip(calls, found, strict=True):
@@ -361,7 +362,7 @@ def test_values_are_held_near_those_of_the_rollout_whatever_was_learnt_since(spy
     """In a second pass over it the critic has moved, and what its clip is measured from has not."""
     run, calls, first = toy(), spy(ppo, "loss"), {}
     run.learner("critic", valuer)
-    next(ppo.optimise(run, ppo.Config(prompts=12, minibatch=6, epochs=2, critic_lr=0.05)))
+    next(ppo.optimise(run, ppo.Config(prompts=12, minibatch_size=6, epochs=2, critic_lr=0.05)))
     moved = []
     for found, _ in calls:
         for row, mask in enumerate(found["mask"]):
@@ -376,16 +377,16 @@ def test_values_are_held_near_those_of_the_rollout_whatever_was_learnt_since(spy
 
 COMMON = dict(steps=4, prompts=4, temperature=0.7)
 SAMPLING = {
-    "grpo": (grpo, grpo.Config(**COMMON, group=4)),
-    "dr_grpo": (dr_grpo, dr_grpo.Config(**COMMON, group=4)),
-    "dapo": (dapo, dapo.Config(**COMMON, group=4)),
-    "reinforce": (reinforce, reinforce.Config(**COMMON, group=4)),
-    "self_critical": (self_critical, self_critical.Config(**COMMON, group=4)),
-    "rloo": (rloo, rloo.Config(**COMMON, group=4)),
-    "reinforce_pp": (reinforce_pp, reinforce_pp.Config(**COMMON, group=4)),
-    "a2c": (a2c, a2c.Config(**COMMON, group=4)),
+    "grpo": (grpo, grpo.Config(**COMMON, group_size=4)),
+    "dr_grpo": (dr_grpo, dr_grpo.Config(**COMMON, group_size=4)),
+    "dapo": (dapo, dapo.Config(**COMMON, group_size=4)),
+    "reinforce": (reinforce, reinforce.Config(**COMMON, group_size=4)),
+    "self_critical": (self_critical, self_critical.Config(**COMMON, group_size=4)),
+    "rloo": (rloo, rloo.Config(**COMMON, group_size=4)),
+    "reinforce_pp": (reinforce_pp, reinforce_pp.Config(**COMMON, group_size=4)),
+    "a2c": (a2c, a2c.Config(**COMMON, group_size=4)),
     "ppo": (ppo, ppo.Config(**{**COMMON, "prompts": 16})),
-    "trpo": (trpo, trpo.Config(**COMMON, group=4, iterations=2, tries=2, fisher=4)),
+    "trpo": (trpo, trpo.Config(**COMMON, group_size=4, iterations=2, tries=2, fisher=4)),
 }
 
 
@@ -393,9 +394,10 @@ SAMPLING = {
 def test_the_first_update_of_a_run_has_ratio_one(spy, name):
     """What the loss is given is what the sampler recorded, at its temperature, row by row."""
     module, cfg = SAMPLING[name]
-    run = toy(dtype=torch.float32, micro=5)
+    run = toy(dtype=torch.float32, micro_batch_size=5)
     run.reward = length
-    batches, losses = spy(module, "distribution"), spy(module, "loss")
+    asked = "distribution" if module is ppo else "logprobs_and_distribution"
+    batches, losses = spy(module, asked), spy(module, "loss")
     next(module.train(run, cfg))
     found = losses[0][0]
     batch = next(call["seqs"] for call, _ in batches if call["seqs"].mask.shape ==
@@ -417,7 +419,7 @@ def test_a_hidden_reward_is_refused(name):
 
 # ---- RLHF whole
 
-RLHF = ppo.Config(steps=2, sft_steps=2, reward_steps=2, prompts=8, minibatch=4, epochs=2,
+RLHF = ppo.Config(steps=2, sft_steps=2, reward_steps=2, prompts=8, minibatch_size=4, epochs=2,
                   control="adaptive", horizon=40, kl_target=0.05, lr=1e-2, critic_lr=1e-2)
 
 
@@ -443,9 +445,9 @@ def test_the_stages_of_rlhf(monkeypatch):
         metrics += drive(run, learn, 1)
         policy.append(run.policy.flat.clone())
         scorer.append(run.learners["reward model"].flat.clone() if k > 1 else None)
-        frozen.append(run.frozen.get("reward model") and {
-            key: x.clone() for key, x in run.frozen["reward model"].state_dict().items()})
-        assert ("critic" in run.learners) == ("reference" in run.frozen) == (k > 3)
+        part = run.parts.get("frozen/reward model")
+        frozen.append(part and {key: x.clone() for key, x in part.module.state_dict().items()})
+        assert ("critic" in run.learners) == ("frozen/reference" in run.parts) == (k > 3)
         assert (run.reward_model is not None) == (k > 3)
 
     sft_keys, reward_keys = {"loss", "grad_norm", "learning_rate"}, {"accuracy", "margin", "pairs"}
@@ -459,13 +461,13 @@ def test_the_stages_of_rlhf(monkeypatch):
     # PPO starts from the fine-tuned policy, which is the reference, and with a fresh Adam.
     tuned = toy()
     tuned.policy.assign(policy[4])
-    assert torch.equal(weights(run.frozen["reference"]), weights(tuned.policy.module))
+    assert torch.equal(weights(run.parts["frozen/reference"].module), weights(tuned.policy.module))
     assert entered == [(False, 0)] and run.policy.updates == 2 * 2 * 2
 
     # The reward model learns in its own stage only, and is asked as it then was, but normalised.
     assert not torch.equal(scorer[2], scorer[3])
     assert torch.equal(scorer[3], scorer[4]) and torch.equal(scorer[3], scorer[5])
-    assert run.reward_model is run.frozen["reward model"]
+    assert run.reward_model is run.parts["frozen/reward model"].module
     assert not any(p.requires_grad for p in run.reward_model.parameters())
     assert frozen[4].keys() == frozen[5].keys()
     assert all(torch.equal(frozen[4][key], frozen[5][key]) for key in frozen[4])
@@ -474,11 +476,11 @@ def test_the_stages_of_rlhf(monkeypatch):
     assert learnt.mean == 0 and learnt.deviation == 1 != run.reward_model.deviation
     run.step = 4                                            # the samples that normalised it
     rollout = run.sample(run.problems(128, again=1), 2, temperature=1.0, purpose="normalise",
-                         module=run.frozen["reference"])
+                         module=run.reference())
     raw, score = (run.final_scores(m, rollout) for m in (learnt, run.reward_model))
     assert raw.std() > 1e-4 and torch.allclose(score, (raw - raw.mean()) / raw.std())
     # What PPO calls the reward is this score, and gold is what nobody sees.
-    rollout = run.sample(run.problems(8), 1, temperature=1.0, module=run.frozen["reference"])
+    rollout = run.sample(run.problems(8), 1, temperature=1.0, module=run.reference())
     assert metrics[4]["reward"] == pytest.approx(
         float(run.final_scores(run.reward_model, rollout).mean()), rel=1e-5)
     assert metrics[4]["gold"] == pytest.approx(
@@ -535,13 +537,13 @@ def test_a_given_score_is_what_ppo_learns_from_at_once(spy, task):
 
 RESUMED = {  # method, Config, task, what Session does before the first step
     "rlhf": (ppo, RLHF, Hidden, None),
-    "ppo adaptive": (ppo, ppo.Config(steps=4, prompts=8, minibatch=4, control="adaptive",
+    "ppo adaptive": (ppo, ppo.Config(steps=4, prompts=8, minibatch_size=4, control="adaptive",
                                      horizon=40, kl_target=1e-3, lr=1e-2), Echo, None),
     "ppo on a given score": (ppo, ppo.Config(steps=3, prompts=8, lr=1e-2), Hidden, given_model),
-    "trpo": (trpo, trpo.Config(steps=3, prompts=3, group=4, fisher=6, iterations=3, delta=0.01,
+    "trpo": (trpo, trpo.Config(steps=3, prompts=3, group_size=4, fisher=6, iterations=3, delta=0.01,
                                damping=0.01), Echo, None),
-    "a2c": (a2c, a2c.Config(steps=3, prompts=4, group=3, lr=1e-2), Echo, None),
-    "reinforce": (reinforce, reinforce.Config(steps=3, prompts=4, group=3, lr=1e-2), Echo, None),
+    "a2c": (a2c, a2c.Config(steps=3, prompts=4, group_size=3, lr=1e-2), Echo, None),
+    "reinforce": (reinforce, reinforce.Config(steps=3, prompts=4, group_size=3, lr=1e-2), Echo, None),
 }
 
 
@@ -558,7 +560,7 @@ def test_a_run_resumed_after_any_step_ends_with_the_same_bits(name):
     whole = toy(task())
     if start:
         start(whole)
-    steps = module.total(whole, cfg) if hasattr(module, "total") else cfg.steps
+    steps = ppo.total(whole, cfg) if module is ppo else cfg.steps
     assert steps == (6 if name == "rlhf" else cfg.steps)
     learn, states, metrics = module.train(whole, cfg), [], []
     for _ in range(steps):

@@ -11,12 +11,11 @@ import torch
 from minipost import methods, ops, prove
 from minipost.errors import MinipostError
 from minipost.methods import dpo, oreo, ppo, rloo, trpo
+from minipost.optim import Learner
 from minipost.proof import estimates, identities, optima, oracle
 from minipost.proof.estimates import ESTIMATES, dealer, enumerate_step, gradient_of, split
 from minipost.proof.exact import BETA
 from minipost.proof.oracle import World, divergence, mean_reward, optimum, regularised, relative
-from minipost.run import Learner
-from minipost.train import algorithms
 
 BY_NAME = {estimate.name: estimate for estimate in ESTIMATES}
 
@@ -123,7 +122,7 @@ def test_every_method_is_measured_or_says_whose_steps_it_takes():
 
 
 def test_every_method_that_pays_for_kl_is_held_against_the_best_policy():
-    paying = {name for name in algorithms() if {"beta", "tau"} & set(
+    paying = {name for name in methods.names() if {"beta", "tau"} & set(
         importlib.import_module(f"minipost.methods.{name.replace('-', '_')}").Config.__annotations__)}
     paying -= {"simpo"}                                     # whose beta is no price of KL
     for found in (optima.LEADS, [case.name for case in optima.AT_OPTIMUM]):
@@ -215,7 +214,7 @@ def test_at_the_optimum_a_step_is_zero_where_it_is_proved_to_be(case, world):
 
 
 def test_another_price_of_kl_makes_it_move(world):
-    case = optima.Stationary("rloo", {**estimates.TWO, "beta": 2 * BETA}, 2, "every step", "")
+    case = optima.Stationary("rloo", dict(prompts=1, group_size=2, beta=2 * BETA), 2, "every step", "")
     assert not optima.at_optimum(case, world)["holds"]
 
 

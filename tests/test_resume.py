@@ -10,32 +10,33 @@ import torch
 
 from minipost import checkpoint, train
 from minipost.cli import session
+from minipost.datasets.rows import File
 
 STEPS = 4
-GROUPS = ("--prompts", 3, "--group", 4, "--minibatch", 8, "--epochs", 2)
-SAMPLES = ("--prompts", 3, "--group", 4)
-WORDING = ("--task", "wording", "--room", 12, "--eval-n", 12)  # answers of more than one word
+GROUPS = ("--prompts", 3, "--group-size", 4, "--minibatch-size", 8, "--epochs", 2)
+SAMPLES = ("--prompts", 3, "--group-size", 4)
+WORDING = ("--task", "wording", "--max-new-tokens", 12, "--eval-n", 12)  # answers of more than one word
 RECIPES = {
-    "sft": ("--batch", 7, "--decay", 0.1, "--warmup", 2),
+    "sft": ("--batch-size", 7, "--weight-decay", 0.1, "--warmup-steps", 2),
     "grpo": GROUPS, "grpo --kl k3": GROUPS, "dr-grpo": GROUPS, "dapo": GROUPS,
     "reinforce": SAMPLES, "self-critical": SAMPLES, "rloo": SAMPLES, "a2c": SAMPLES,
     "reinforce-pp": GROUPS, "trpo": (*SAMPLES, "--fisher", 5, "--iterations", 3),
-    "ppo": ("--prompts", 9, "--minibatch", 4),
-    "ppo --control adaptive": ("--prompts", 9, "--minibatch", 4, "--kl-target", 0.01),
+    "ppo": ("--prompts", 9, "--minibatch-size", 4),
+    "ppo --control adaptive": ("--prompts", 9, "--minibatch-size", 4, "--kl-target", 0.01),
     "reward": (*WORDING, "--prompts", 5), "plackett-luce": (*WORDING, "--prompts", 5),
-    "orm": ("--task", "arithmetic", "--prompts", 5, "--copies", 2),
-    "prm": ("--task", "arithmetic", "--prompts", 5, "--copies", 2),
+    "orm": ("--task", "arithmetic", "--prompts", 5, "--group-size", 2),
+    "prm": ("--task", "arithmetic", "--prompts", 5, "--group-size", 2),
     "dpo": (*WORDING, "--pairs", 9),
     "ipo": (*WORDING, "--pairs", 9), "simpo": (*WORDING, "--pairs", 9, "--likeliest", 0.8),
-    "orpo": (*WORDING, "--pairs", 9), "kto": (*WORDING, "--answers", 9),
+    "orpo": (*WORDING, "--pairs", 9), "kto": (*WORDING, "--batch-size", 9),
     "mdpo": (*WORDING, "--prompts", 5),
-    "oreo": ("--prompts", 5, "--copies", 2, "--batch", 7),
-    "oreo --iterations 2": ("--prompts", 5, "--copies", 2, "--batch", 7),
-    "rft": ("--prompts", 5, "--copies", 2, "--batch", 7, "--least", 0),
-    "rft --iterations 2 --restart True": ("--prompts", 5, "--copies", 2, "--least", 0),
-    "distill": ("--batch", 6), "distill --mix 0.3 --on-policy 1": ("--batch", 6),
+    "oreo": ("--prompts", 5, "--group-size", 2, "--batch-size", 7),
+    "oreo --iterations 2": ("--prompts", 5, "--group-size", 2, "--batch-size", 7),
+    "rft": ("--prompts", 5, "--group-size", 2, "--batch-size", 7, "--least", 0),
+    "rft --iterations 2 --restart True": ("--prompts", 5, "--group-size", 2, "--least", 0),
+    "distill": ("--batch-size", 6), "distill --mix 0.3 --on-policy 1": ("--batch-size", 6),
 }
-STAGES = (*WORDING, "--sft-steps", 2, "--reward-steps", 2, "--prompts", 9, "--minibatch", 4)
+STAGES = (*WORDING, "--sft-steps", 2)
 
 
 def outcome(run):
@@ -88,6 +89,7 @@ def test_stopped_in_every_stage(command, tmp_path, wide, capsys, stopping, recip
     algo, *flags = recipe.split()
     flags += ["--steps", 2, "--save-every", 0, *STAGES, "--model", wide]
     flags += ["--judge", wide] if algo == "rlaif" else []
+    flags += [] if "dpo" in flags else ["--reward-steps", 2, "--prompts", 9, "--minibatch-size", 4]
     arguments = command(algo, *flags)
     stop_everywhere(arguments, tmp_path, capsys, stopping, total)
     checkpoint.load(tmp_path / "whole/model")
@@ -127,7 +129,7 @@ def test_stopped_more_than_once(command, tmp_path, reward, stopping):
 
 
 def test_a_crash_between_saves_loses_only_what_came_after(command, tmp_path, stopping, monkeypatch):
-    arguments = command("sft", "--steps", 5, "--save-every", 2, "--batch", 4)
+    arguments = command("sft", "--steps", 5, "--save-every", 2, "--batch-size", 4)
     assert train.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     log = session.Session.log
 
@@ -150,9 +152,9 @@ def test_a_crash_between_saves_loses_only_what_came_after(command, tmp_path, sto
 
 def test_the_headline_is_the_same_after_a_resume(command, tmp_path, stopping, monkeypatch):
     """A task that names its splits out of alphabetical order."""
-    monkeypatch.setattr(train.File, "splits", lambda task, n: {
+    monkeypatch.setattr(File, "splits", lambda task, n: {
         "z": task.heldout(n), "a": task.training()[:n]}, raising=False)
-    arguments = command("sft", "--steps", 2, "--batch", 4)
+    arguments = command("sft", "--steps", 2, "--batch-size", 4)
     stopping(1)
     assert train.main(arguments) == 130
     stopping(None)
@@ -167,7 +169,7 @@ def test_the_headline_is_the_same_after_a_resume(command, tmp_path, stopping, mo
 ])
 def test_a_run_that_cannot_be_resumed(command, tmp_path, capsys, stopping, damage, part):
     stopping(1)
-    assert train.main(command("sft", "--steps", 2, "--batch", 4)) == 130
+    assert train.main(command("sft", "--steps", 2, "--batch-size", 4)) == 130
     run = tmp_path / "run"
     state = run / "state/state.safetensors"
     if damage == "no state":

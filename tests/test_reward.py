@@ -14,13 +14,15 @@ from hypothesis import given, settings, strategies as st
 from torch.func import jacrev
 
 from minipost.datasets import preferences
-from minipost.measure import scorers
+from minipost.datasets.rows import File
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig, RewardModel
+from minipost.measure import scorers
 from minipost.methods import dpo, orm, plackett_luce, prm, reward
+from minipost.optim import Learner
 from minipost.rollout import Rollout, final_score, logprobs, pack
-from minipost.run import Learner, Run
-
+from minipost.run import Run
+from minipost.sampler import ends
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.base import Problem
 
@@ -42,7 +44,7 @@ class Steps(Echo):
 
 def make(task=None, model=None, **options):
     task = task or Steps()
-    options = {"room": 5, **options}
+    options = {"max_new_tokens": 5, **options}
     return Run(Learner(model or tiny()), Letters(), task, task.reward, **options)
 
 
@@ -61,14 +63,13 @@ def wide(x, columns, value):
 # ---- losses
 
 CASES = {  # name: (module, shapes of what the loss takes, what has a gradient, options)
-    "reward": (reward, dict(chosen=(5,), rejected=(5,)), ("chosen", "rejected"),
+    "reward": (reward, dict(score_w=(5,), score_l=(5,)), ("score_w", "score_l"),
                dict(margin=0.3, center=0.1, count=7)),
     "plackett_luce": (plackett_luce, dict(scores=(5, 4)), ("scores",), dict(count=7)),
     "orm": (orm, dict(score=(5,), right=(5,)), ("score",), dict(count=7)),
     "prm": (prm, dict(score=(3, 4), right=(3, 4), mask=(3, 4)), ("score",), dict(count=7)),
-    "dpo": (dpo, dict(chosen=(3, 4), rejected=(3, 6), chosen_ref=(3, 4), rejected_ref=(3, 6),
-                      chosen_mask=(3, 4), rejected_mask=(3, 6)), ("chosen", "rejected"),
-            dict(beta=0.4, count=7)),
+    "dpo": (dpo, dict(logp_w=(3, 4), logp_l=(3, 6), ref_w=(3, 4), ref_l=(3, 6), mask_w=(3, 4),
+                      mask_l=(3, 6)), ("logp_w", "logp_l"), dict(beta=0.4, count=7)),
 }
 MODELS = {name: case for name, case in CASES.items() if name != "dpo"}
 
@@ -78,7 +79,7 @@ def inputs(shapes, seed, scale=2.0):
     found = {}
     for name, shape in shapes.items():
         x = torch.rand(shape, generator=generator, dtype=torch.float64)
-        if name.endswith("mask"):
+        if name.startswith("mask"):
             x = x < 0.6
             x[0, 1] = True
         elif name == "right":
@@ -102,9 +103,9 @@ def test_scores_of_any_size_give_finite_losses_and_gradients(name, scale):
         assert hand[key].isfinite().all() and torch.allclose(hand[key], back, atol=1e-12)
 
 
-def step_of(module, monkeypatch, micro=16, **knobs):
+def step_of(module, monkeypatch, **knobs):
     """Gradient and metrics of a method's first step, on a policy that has left its reference."""
-    seen, run = [], make(micro=micro)
+    seen, run = [], make()
 
     def record(learner, lr, max_grad_norm):
         seen.append(learner.grad.clone())
@@ -113,9 +114,9 @@ def step_of(module, monkeypatch, micro=16, **knobs):
 
     monkeypatch.setattr(Learner, "step", record)
     generator = torch.Generator().manual_seed(0)
-    if hasattr(module, "scorer"):
+    if module is not dpo:
         with torch.no_grad():
-            module.scorer(run).module.score.weight.normal_(generator=generator)
+            scorers.scorer(run).module.score.weight.normal_(generator=generator)
     else:
         run.reference()
         run.policy.flat.add_(torch.randn(run.policy.flat.shape, generator=generator), alpha=0.1)
@@ -133,7 +134,7 @@ SIZES = {"reward": dict(prompts=6), "plackett_luce": dict(prompts=8), "orm": dic
 def test_a_fresh_model_finds_all_equally_likely(name, loss):
     """Two sides of a pair, of an answer or of a step, and the 24 orders of four answers."""
     module = CASES[name][0]
-    metrics = next(module.train(make(micro=5), replace(module.Config(), **SIZES[name])))
+    metrics = next(module.train(make(micro_batch_size=5), replace(module.Config(), **SIZES[name])))
     assert metrics["loss"] == pytest.approx(loss, abs=1e-6)
     assert metrics["accuracy"] == pytest.approx(0.5, abs=1e-6)
 
@@ -146,8 +147,8 @@ def test_every_number_of_a_config_is_checked(name):
             for value in (float("nan"), float("inf"), -1):
                 with pytest.raises(MinipostError, match=f"{field.name} is .*; expected "):
                     config(**{field.name: value})
-    with pytest.raises(MinipostError, match="ranked is 1; expected at least 2"):
-        plackett_luce.Config(ranked=1)
+    with pytest.raises(MinipostError, match="group_size is 1; expected at least 2"):
+        plackett_luce.Config(group_size=1)
 
 
 numbers = st.lists(st.floats(-5, 5), min_size=4, max_size=4).map(
@@ -186,7 +187,7 @@ def test_plackett_luce_of_two_is_bradley_terry(chosen, rejected):
     assert float(one[1]["accuracy"]) == pytest.approx(float(two[1]["accuracy"]))
     hand = reward.loss_grad(chosen, rejected, **plain)
     assert torch.allclose(plackett_luce.loss_grad(ranked, count=3)["scores"],
-                          torch.stack([hand["chosen"], hand["rejected"]], 1))
+                          torch.stack([hand["score_w"], hand["score_l"]], 1))
 
 
 @given(numbers, st.integers(2, 4), st.floats(-9, 9))
@@ -219,7 +220,7 @@ def test_orm_is_binary_cross_entropy(seed):
 
 def test_prm_with_the_last_step_only_is_an_orm(monkeypatch):
     """The same samples, the same labels, the same gradient; with the steps another one."""
-    knobs = dict(prompts=8, copies=4, temperature=1.0, steps=9, lr=1e-3, warmup=0)
+    knobs = dict(prompts=8, group_size=4, temperature=1.0, steps=9, lr=1e-3, warmup_steps=0)
     outcome, metrics = step_of(orm, monkeypatch, **knobs)
     knobs_prm = dict(knobs, hot=1.0)
     last, same = step_of(prm, monkeypatch, **knobs_prm, last_only=True)
@@ -267,7 +268,7 @@ def test_the_score_is_read_at_the_last_real_token(finished):
         other = replace(rollout, tokens=rollout.tokens.where(real, 10))
         assert torch.allclose(final_score(model, other), alone, atol=1e-12)
         for micro in (1, 2, 16):
-            assert torch.allclose(make(micro=micro).final_scores(model, rollout), alone, atol=1e-6)
+            assert torch.allclose(make(micro_batch_size=micro).final_scores(model, rollout), alone, atol=1e-6)
 
 
 def test_step_scores_end_with_the_final_score():
@@ -321,7 +322,7 @@ def test_a_step_ends_in_the_token_that_holds_the_last_byte_of_its_mark(text, mar
         at += len(mark.encode())
         expected.append(next(k for k in range(len(pieces)) if len(b"".join(pieces[: k + 1])) >= at))
         at = raw.find(mark.encode(), at)
-    assert prm.ends(Bytes(pieces), range(len(pieces)), mark) == expected
+    assert ends(Bytes(pieces), range(len(pieces)), mark) == expected
 
 
 def marked(run, problems, rollout, last_only=False):
@@ -474,8 +475,8 @@ def test_pairs_of_a_file(tmp_path):
         return str(path)
 
     prompts = [a + b for a in "abcd" for b in "efg"]
-    run = make(files.File(write("train.jsonl", prompts), write("test.jsonl", ["ha", "hb"])))
-    pairs = preferences.draw_pairs(run, 12, None, 1.0)
+    run = make(File(write("train.jsonl", prompts), write("test.jsonl", ["ha", "hb"])))
+    pairs, _ = preferences.StepPairs(run, dpo.Config(pairs=12), None).draw()
     places = plackett_luce.draw_rankings(run, plackett_luce.Config(prompts=12))
     compared, wins = preferences.draw_comparisons(run, 12, 4, None, 1.0)
     assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(compared, places, strict=True))
@@ -493,7 +494,7 @@ def test_pairs_of_a_file(tmp_path):
     splits = {"held-out": run.task.heldout(9)}
     for sign in (1, -1):
         report = scorers.report(run, splits, lambda seqs: sign * seqs.lengths.double())
-        assert report["held-out"]["pair accuracy"]["rewards"] == [float(sign > 0)] * 2
+        assert report["held-out"]["pair accuracy"].rewards == [float(sign > 0)] * 2
         assert set(report["held-out"]) == {"pair accuracy", "calibration error"}
 
 
@@ -550,25 +551,26 @@ def test_pairs_of_a_file_that_do_not_fit_the_context(tmp_path):
     for context in (9, 10):
         for side in (("aaaaaa", "b"), ("b", "aaaaaa")):
             data = pair_file(tmp_path / f"{context}{side[0]}.jsonl", [("ef", *side)])
-            run = make(files.File(data, held), tiny(context=context))
+            run = make(File(data, held), tiny(context=context))
             if context == 10:
-                assert len(preferences.draw_pairs(run, 1, None, 1.0)) == 1
+                assert len(preferences.StepPairs(run, dpo.Config(pairs=1), None).draw()[0]) == 1
                 continue
-            with pytest.raises(MinipostError, match="has 10 tokens; .* holds 9"):
-                preferences.draw_pairs(run, 1, None, 1.0)
+            with pytest.raises(MinipostError, match=r"a prompt of 3 tokens \('ef'\) and a response "
+                               r"of 7 \('aaaaaa'\) do not fit the model's context of 9$"):
+                preferences.StepPairs(run, dpo.Config(pairs=1), None)
 
 
 def test_dpo_on_a_file_is_measured_by_the_reward_that_the_policy_implies(tmp_path):
     """Half right while it is the reference; then by what it makes likelier, one way or the other."""
     held = pair_file(tmp_path / "test.jsonl", [("hh", "a", "b"), ("gg", "aa", "c")])
     data = pair_file(tmp_path / "train.jsonl", [("ef", "a", "b")])
-    task = files.File(data, held)
+    task = File(data, held)
     run, cfg = make(task), dpo.Config(steps=1, pairs=1, beta=0.1)
     splits = {"held-out": task.heldout(9)}
 
     def measured():
         found = dpo.measure(run, splits, cfg)["held-out"]
-        return found["pair accuracy"]["rewards"], found["pair accuracy"]["texts"]
+        return found["pair accuracy"].rewards, found["pair accuracy"].texts
 
     assert measured()[0] == [0.5, 0.5]
     with torch.no_grad():                                  # tied: "a" where it is written or read
@@ -604,7 +606,7 @@ def test_a_step_in_which_all_tie_moves_nothing(module):
 # ---- how good a scorer is
 
 def test_scores_that_are_not_finite_are_refused():
-    run, splits = make(room=5), {"held-out": Echo().heldout(4)}
+    run, splits = make(max_new_tokens=5), {"held-out": Echo().heldout(4)}
     for broken in (math.nan, math.inf):
         with pytest.raises(MinipostError, match="not finite"):
             scorers.report(run, splits, lambda rollout: torch.full((len(rollout),), broken))
@@ -621,17 +623,19 @@ def test_calibration_error_of_known_cases():
 
 
 def test_report_of_no_perfect_and_reversed_scorers():
-    run = make(room=5)
+    run = make(max_new_tokens=5)
     problems = Echo().heldout(4)
 
     def scores(score):
         found = scorers.report(run, {"held-out": problems}, score)["held-out"]
-        return {name: metric["score"]["value"] for name, metric in found.items()}
+        return {name: metric.score.value for name, metric in found.items()}
 
     def exact(rollout):
         return run.grade(problems, rollout)
 
-    gold = exact(run.look(problems, scorers.BEST_OF, 1.0)).view(4, -1)
+    with run.aside():
+        rollout = run.sample(problems, scorers.BEST_OF, temperature=1.0, purpose="evaluation")
+    gold = exact(rollout).view(4, -1)
     none = scores(lambda rollout: run.final_scores(RewardModel(tiny()), rollout))
     assert none["pair accuracy"] == 0.5
     assert none["best of 8"] == none["one sample"] == pytest.approx(float(gold[:, 0].mean()))
@@ -655,17 +659,18 @@ def test_report_where_nothing_can_be_ranked():
 
 def test_prm_reports_its_steps():
     """Heads of zero know nothing; what a step is worth is counted on the first answers alone."""
-    run = make(room=12)
+    run = make(max_new_tokens=12)
     found = prm.measure(run, {"held-out": Echo().heldout(4)}, prm.Config())["held-out"]
     for name in ("pair accuracy", "step accuracy", "wrong steps found"):
-        assert found[name]["score"]["value"] == 0.5, name
-    assert max(found["step accuracy"]["rows"]) < 4
-    rollout = run.look(Echo().heldout(4), 1, 1.0)
+        assert found[name].score.value == 0.5, name
+    assert max(found["step accuracy"].rows) < 4
+    with run.aside():
+        rollout = run.sample(Echo().heldout(4), 1, temperature=1.0, purpose="evaluation")
     right = prm.labels(run, Echo().heldout(4), rollout, False)
     for sign in (1, -1):
         score = (sign * (right - 0.5)).where(~prm.final(rollout.mask), 0.0)     # answers: no part
         steps = prm.on_steps(run, Echo().heldout(4), rollout, score)
-        assert {m["score"]["value"] for m in steps.values()} == {float(sign > 0)}
+        assert {m.score.value for m in steps.values()} == {float(sign > 0)}
     assert "step accuracy" not in prm.measure(
         run, {"held-out": Echo().heldout(4)}, prm.Config(last_only=True))["held-out"]
 
@@ -696,7 +701,7 @@ def shuffled(prompts, completions, **columns):
     return values
 
 
-SHORT = dict(steps=16, lr=1e-2, warmup=2)
+SHORT = dict(steps=16, lr=1e-2, warmup_steps=2)
 LEARNT = {
     "reward": lambda run, label: reward.train(run, reward.Config(**SHORT), label),
     "plackett_luce": lambda run, label: plackett_luce.train(run, plackett_luce.Config(**SHORT)),
@@ -711,14 +716,16 @@ def learn(name, seed, control):
     model = GPT(GPTConfig(11, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
                           num_attention_heads=2, num_key_value_heads=2, head_dim=16,
                           max_position_embeddings=16)).initialise(seed)
-    run = make(Early(), model, room=3, seed=seed, micro=128)
+    run = make(Early(), model, max_new_tokens=3, seed=seed, micro_batch_size=128)
     if control and name != "reward":
         run.reward = shuffled
     steps = LEARNT[name](run, coin if control else preferences.by_reward)
     for run.step in range(SHORT["steps"]):
         next(steps)
     run.reward, run.step = Early().reward, 1000
-    pairs = preferences.draw_pairs(run, 300, preferences.by_reward, 1.0)
+    problems = run.problems(300)
+    rollout = run.sample(problems, 2, temperature=1.0, purpose="pairs")
+    pairs = preferences.ranked_pairs(rollout, preferences.by_reward(run, problems, rollout))
     learnt = run.learners["reward model"].module
     lead = run.final_scores(learnt, pairs.chosen) - run.final_scores(learnt, pairs.rejected)
     return float((lead > 0).double().mean())

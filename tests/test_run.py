@@ -10,10 +10,13 @@ import torch
 from fakes import Echo, Letters, sequences, tiny
 from hypothesis import given, settings, strategies as st
 
+from minipost.datasets.rewards import ask, columns
 from minipost.errors import MinipostError
+from minipost.measure.meter import Meter
 from minipost.methods import grpo
+from minipost.optim import Learner
 from minipost.rollout import logprobs
-from minipost.run import Learner, Meter, Run, ask, columns
+from minipost.run import Run
 from minipost.tasks.base import Problem
 
 settings.register_profile("minipost", deadline=None, max_examples=30)
@@ -22,13 +25,13 @@ settings.load_profile("minipost")
 
 def make(task=None, **options):
     task = task or Echo()
-    return Run(Learner(tiny()), Letters(), task, task.reward, room=4, **options)
+    return Run(Learner(tiny()), Letters(), task, task.reward, max_new_tokens=4, **options)
 
 
 def test_the_optimizer_is_adamw_with_clipping():
     """Five steps against PyTorch's AdamW and clip_grad_norm_, decay on matrices only."""
     mine, theirs, seqs = tiny(), tiny(), sequences(4)
-    learner = Learner(mine, betas=(0.8, 0.95), decay=0.1)
+    learner = Learner(mine, betas=(0.8, 0.95), weight_decay=0.1)
     groups = [{"params": [p for p in theirs.parameters() if p.dim() == 2], "weight_decay": 0.1},
               {"params": [p for p in theirs.parameters() if p.dim() < 2], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=0.01, betas=(0.8, 0.95))
@@ -81,6 +84,17 @@ def test_a_reference_is_the_policy_as_it_was():
     kept = sorted(reference.parameters(), key=lambda p: p.dim() < 2)
     flat = torch.cat([p.flatten() for p in kept])
     assert torch.equal(flat, start)
+
+
+def test_a_part_that_nobody_asks_for_after_a_resume_stays_in_the_state():
+    run, again = make(), make()
+    run.reference()
+    run.learner("critic", tiny)
+    tensors, facts = run.state()
+    again.restore(tensors, facts)
+    found, numbers = again.state()
+    assert numbers == facts and found.keys() == tensors.keys()
+    assert all(torch.equal(found[key], tensors[key]) for key in tensors)
 
 
 def test_a_finite_list_is_gone_through_in_epochs():
@@ -144,7 +158,7 @@ def test_a_reward_function_receives_the_columns_as_lists():
 
 @given(st.integers(1, 30), st.integers(1, 8), st.integers(0, 99))
 def test_micro_batches_cover_the_rows_in_order_of_length(rows, micro, seed):
-    run = make(micro=micro)
+    run = make(micro_batch_size=micro)
     lengths = torch.randint(1, 9, (rows,), generator=torch.Generator().manual_seed(seed))
     cut = run.micro_batches(range(rows), lengths)
     flat = [row for part in cut for row in part]
@@ -159,7 +173,7 @@ def test_the_ratio_is_one_before_the_first_update():
     with torch.no_grad():
         ratio = (logprobs(run.policy.module, rollout, 0.8) - rollout.logp)[rollout.mask].exp()
     assert (ratio - 1).abs().max() < 1e-5
-    metrics = next(grpo.train(run, grpo.Config(prompts=2, group=3, minibatch=6, beta=0.0)))
+    metrics = next(grpo.train(run, grpo.Config(prompts=2, group_size=3, minibatch_size=6, beta=0.0)))
     assert metrics["clip_ratio"] == 0.0
 
 
@@ -173,9 +187,9 @@ TWO_RANKS = textwrap.dedent("""
 
     def main():
         run = make(seed=1)
-        metrics = next(grpo.train(run, grpo.Config(prompts=5, group=4, minibatch=20, beta=0.1)))
+        metrics = next(grpo.train(run, grpo.Config(prompts=5, group_size=4, minibatch_size=20, beta=0.1)))
         flags = torch.tensor([float(parallel.rank())])
-        parallel.sum_(flags)
+        parallel.all_reduce(flags)
         return run.policy.flat, metrics, float(flags)
 
     flat, metrics, ranks = parallel.launch(main, {workers})

@@ -12,12 +12,14 @@ from hypothesis import given, settings, strategies as st
 
 from minipost.errors import MinipostError
 from minipost.measure.stats import vote
+from minipost.measure.texts import Texts
 from minipost.tasks.arithmetic import Arithmetic
+from minipost.tasks.base import Problem, Task
 from minipost.tasks.countdown import Countdown
 from minipost.tasks.recall import Recall
-from minipost.tasks.base import Problem
-from minipost.test_time import (best_of_n, cot, graph_of_thoughts, mcts, memory, self_consistency,
-                                self_feedback, tot)
+from minipost.test_time import (
+    best_of_n, cot, graph_of_thoughts, mcts, memory, self_consistency, self_feedback, tot,
+)
 
 settings.register_profile("minipost", deadline=None, max_examples=40)
 settings.load_profile("minipost")
@@ -547,7 +549,7 @@ class Babble:
             self.tokens += n
         return found
 
-    step = sample
+    step, arm = sample, Texts.arm
 
     def greedy(self, texts):
         return [found for found, in self.sample(texts, 1)]
@@ -575,9 +577,9 @@ class Babble:
 
 GAME = Countdown(numbers=4, target=24)
 SETTINGS = [
-    (cot, Arithmetic(), {}), (self_consistency, Arithmetic(), dict(samples=3, curve=(1, 3))),
-    (self_consistency, GAME, dict(samples=3, curve=(1, 3))),
-    (best_of_n, Arithmetic(), dict(samples=5)), (best_of_n, GAME, dict(samples=3)),
+    (cot, Arithmetic(), {}), (self_consistency, Arithmetic(), dict(group_size=3, curve=(1, 3))),
+    (self_consistency, GAME, dict(group_size=3, curve=(1, 3))),
+    (best_of_n, Arithmetic(), dict(group_size=5)), (best_of_n, GAME, dict(group_size=3)),
     (self_feedback, Arithmetic(), dict(attempts=3)),
     (tot, GAME, dict(copies=3, expansions=4)), (tot, Arithmetic(), dict(copies=2, expansions=4)),
     (mcts, GAME, dict(simulations=3, copies=2)), (mcts, Arithmetic(), dict(simulations=2, copies=2)),
@@ -596,11 +598,13 @@ def test_no_text_of_a_model_breaks_a_method(module, task, knobs, words):
     assert len(answers) == len(workings) == 2 and all(isinstance(a, str) for a in answers)
     assert all(isinstance(line, str) for w in workings for line in module.show(w))
     names = []
-    for name, tokens, rewards, texts, found in module.arms(problems, Babble(task, words), cfg):
-        assert len(rewards) == len(texts) == len(found) > 0 and tokens > 0
-        assert set(rewards) <= {0.0, 1.0} or "checker, n=" in name and 0 <= min(rewards) <= max(rewards) <= 1
-        assert all(isinstance(line, str) for w in found for line in module.show(w))
-        names.append(name)
+    for arm in module.arms(problems, Babble(task, words), cfg):
+        rewards = arm.result.rewards
+        assert len(rewards) == len(arm.result.texts) == len(arm.workings) > 0 and arm.tokens > 0
+        assert set(rewards) <= {0.0, 1.0} or "checker, n=" in arm.name and \
+            0 <= min(rewards) <= max(rewards) <= 1
+        assert all(isinstance(line, str) for w in arm.workings for line in module.show(w))
+        names.append(arm.name)
     assert len(set(names)) == len(names)
     assert {name.format(**vars(cfg)) for name in (module.BEFORE, module.AFTER)} <= set(names)
 
@@ -613,7 +617,7 @@ def test_a_model_that_never_ends_is_cut_at_the_depth(module):
 
 
 def test_what_a_task_lacks_is_said_in_one_sentence():
-    class Bare:
+    class Bare(Task):
         name = "bare"
 
     for module in (cot, self_feedback, graph_of_thoughts, memory):
@@ -645,6 +649,8 @@ class Digits:
     def __init__(self, digits, task=None):
         self.digits, self.task, self.tokens, self.verifier = list(digits), task, 0, object()
 
+    arm = Texts.arm
+
     def sample(self, texts, n):
         self.tokens += 10 * n * len(texts)
         return [[self.digits.pop(0) for _ in range(n)] for _ in texts]
@@ -667,14 +673,14 @@ def test_sampling_beside_a_tree_goes_on_until_it_has_cost_as_much_and_takes_the_
     problems = [Problem("5"), Problem("7")]
     tools = Digits("35" "62" "17" "94" "22" "88")               # two a round, 22 tokens
     found = list(tot.sampled(problems, tools, 1, {"few": 40, "many": 110}))
-    assert [(name, tokens) for name, tokens, *_ in found] == [
+    assert [(arm.name, arm.tokens) for arm in found] == [
         ("few", 44), ("few, any of 5", 44), ("many", 110), ("many, any of 5", 110)]
-    assert [answers for *_, answers, _ in found] == [["6", "5"]] * 2 + [["9", "7"]] * 2
-    assert [rewards for _, _, rewards, *_ in found] == [[0.0, 0.0]] * 2 + [[0.0, 1.0]] * 2
+    assert [arm.result.texts for arm in found] == [["6", "5"]] * 2 + [["9", "7"]] * 2
+    assert [arm.result.rewards for arm in found] == [[0.0, 0.0]] * 2 + [[0.0, 1.0]] * 2
 
 
 def test_own_verdicts_choose_the_sample_that_is_worth_most_and_are_paid_for():
-    class Judged:
+    class Judged(Task):
         def questions(self, problem, text):
             return []
 
@@ -683,9 +689,11 @@ def test_own_verdicts_choose_the_sample_that_is_worth_most_and_are_paid_for():
 
     problems = [Problem("5"), Problem("7")]
     tools = Digits("352" "167", Judged())
-    arms = {name: row for name, *row in best_of_n.arms(problems, tools, best_of_n.Config(samples=3))}
-    assert arms["own verdicts"][:3] == [66, [1.0, 1.0], ["5", "7"]] and arms["vote"][0] == 60
+    arms = {arm.name: arm for arm in best_of_n.arms(problems, tools, best_of_n.Config(group_size=3))}
+    chosen = arms["own verdicts"]
+    assert (chosen.tokens, chosen.result.rewards, chosen.result.texts) == (66, [1.0, 1.0], ["5", "7"])
+    assert arms["vote"].tokens == 60
     del Judged.questions
     tools = Digits("352" "167", Judged())
-    assert "own verdicts" not in {name for name, *_ in
-                                  best_of_n.arms(problems, tools, best_of_n.Config(samples=3))}
+    assert "own verdicts" not in {arm.name for arm in
+                                  best_of_n.arms(problems, tools, best_of_n.Config(group_size=3))}

@@ -13,8 +13,9 @@ from torch.func import functional_call, grad, hessian
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig
 from minipost.methods import trpo
+from minipost.optim import Learner
 from minipost.rollout import distribution, logprobs, pack
-from minipost.run import Learner, Run
+from minipost.run import Run
 
 settings.register_profile("minipost", deadline=None, max_examples=25)
 settings.load_profile("minipost")
@@ -285,14 +286,14 @@ def test_the_bounds_of_the_line_search_are_exact():
 
 # ---- whole steps on a toy
 
-CONFIG = trpo.Config(prompts=4, group=3, temperature=0.8, fisher=6, iterations=5, delta=0.02,
+CONFIG = trpo.Config(prompts=4, group_size=3, temperature=0.8, fisher=6, iterations=5, delta=0.02,
                      damping=0.01, shrink=0.6, tries=10)
 
 
 def toy(task=None, dtype=torch.float64, seed=0):
     task = task or Echo()
-    return Run(Learner(small(vocab=11, dtype=dtype)), Letters(), task, task.reward, room=3,
-               seed=seed, micro=5)
+    return Run(Learner(small(vocab=11, dtype=dtype)), Letters(), task, task.reward, max_new_tokens=3,
+               seed=seed, micro_batch_size=5)
 
 
 def step(run, cfg=CONFIG):
@@ -325,7 +326,7 @@ def test_an_accepted_step_keeps_the_bound_and_gains(sampled, seed):
     """Both computed anew here, over the whole rollout and the whole vocabulary."""
     run = toy(seed=seed)
     metrics, before, old = step(run)
-    rollout, adv = sampled[0], by_hand(run, sampled[0], CONFIG.group)
+    rollout, adv = sampled[0], by_hand(run, sampled[0], CONFIG.group_size)
     with torch.no_grad():
         p, q = (distribution(m, rollout, 0.8) for m in (old, run.policy.module))
     kl = (p.exp() * (p - q)).sum(-1).mean()
@@ -353,7 +354,7 @@ def test_the_step_solves_for_the_fisher_matrix_of_the_rollout(monkeypatch, sampl
 
     monkeypatch.setattr(trpo, "full_step", full_step)
     run = toy(seed=1)
-    cfg = trpo.Config(prompts=4, group=3, temperature=0.8, fisher=answers, damping=1e-3, delta=2.0,
+    cfg = trpo.Config(prompts=4, group_size=3, temperature=0.8, fisher=answers, damping=1e-3, delta=2.0,
                       iterations=9, tries=30, shrink=0.6)
     metrics, before, old = step(run, cfg)
     old, rollout = Learner(old), sampled[0]
@@ -404,7 +405,7 @@ def test_a_search_that_finds_nothing_restores_the_weights_bit_for_bit(monkeypatc
 
 def test_a_step_that_is_too_long_is_shortened_or_not_taken():
     """A bound so wide that the quadratic says nothing about the KL."""
-    long = dict(prompts=4, group=3, delta=3.0, fisher=1, damping=1e-3)
+    long = dict(prompts=4, group_size=3, delta=3.0, fisher=1, damping=1e-3)
     run = toy()
     metrics, before, _ = step(run, trpo.Config(**long, tries=1))
     assert metrics["accepted"] == 0 and torch.equal(run.policy.flat, before)
@@ -415,7 +416,7 @@ def test_a_step_that_is_too_long_is_shortened_or_not_taken():
 
 def test_bfloat16_weights_follow_their_float32_copy():
     run = toy(dtype=torch.bfloat16)
-    cfg = trpo.Config(prompts=4, group=3, fisher=6, delta=0.05, damping=0.01)
+    cfg = trpo.Config(prompts=4, group_size=3, fisher=6, delta=0.05, damping=0.01)
     metrics, before, _ = step(run, cfg)
     assert metrics["accepted"] == 1 and not torch.equal(run.policy.master, before)
     assert run.policy.master.dtype == torch.float32

@@ -40,7 +40,7 @@ class StepPairs:
     """
 
     def __init__(self, run, cfg, label, reference=True):
-        self.run, self.cfg, self.label = run, cfg, label
+        self.run, self.cfg, self.label, self.reference = run, cfg, label, reference
         self.model = run.reference() if reference or cfg.likeliest < 1 else None
         rows = run.task.training() if run.task.training else []
         self.whole = file_pairs(run, rows) if rows and "chosen" in rows[0].columns else None
@@ -53,7 +53,8 @@ class StepPairs:
             return None, torch.ones(len(pairs), dtype=torch.bool, device=pairs.chosen.mask.device)
         logps = [self.run.logprobs(self.model, side) for side in (pairs.chosen, pairs.rejected)]
         value = (-row_means(logps[0], pairs.chosen.mask)).exp()
-        return logps, value <= value.quantile(self.cfg.likeliest) if len(pairs) else value > 0
+        kept = value <= value.quantile(self.cfg.likeliest) if len(pairs) else value > 0
+        return logps if self.reference else None, kept
 
     def draw(self):
         """This step's pairs, with their log-probs: a list of two, or None."""

@@ -118,7 +118,7 @@ def learn(run, cfg, data, objective):
     the reference's log-probs only where `data` has them.
     """
     policy = run.policy
-    logged = [f"{kind}/{side}" for kind in (("logps", "drift") if data.model else ("logps",))
+    logged = [f"{kind}/{side}" for kind in (("logps", "drift") if data.reference else ("logps",))
               for side in ("chosen", "rejected")]
     while True:
         pairs, refs = data.draw()

@@ -115,7 +115,8 @@ def dealer(world, sampler=None, critic=None):
     """A run in which every learner is a Recorder."""
     run = Dealer(Recorder(copy.deepcopy(world.policy)), world.words, world.task, world.task.reward,
                  max_new_tokens=world.horizon, world=world, sampler=sampler)
-    run.parts["frozen/reference"] = Frozen(world.reference)
+    start = Frozen(copy.deepcopy(world.reference))          # `world.reference` may go on learning
+    run.parts["frozen/reference"] = run.parts["frozen/start"] = start
     run.parts["learner/critic"] = Recorder(critic or RewardModel(copy.deepcopy(world.reference)))
     scorer = RewardModel(copy.deepcopy(world.reference))
     generator = torch.Generator().manual_seed(3)
