@@ -31,6 +31,7 @@ from minipost.rollout import distribution
 
 # ---- where nothing is left to learn
 
+
 def bradley_terry_label(sign):
     """A labeller that prefers a prompt's first answer (sign 1) or its second (sign -1).
 
