@@ -65,7 +65,6 @@ test: $(VENV)/.test
 
 lint: $(VENV)/.lint
 	@$(BIN)/ruff check --quiet .
-	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy
 
 quick: lint $(VENV)/.test

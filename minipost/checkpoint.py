@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig, RewardModel, ValueHead
-from minipost.tokenizer import BOS, EOS, PAD, Tokenizer
+from minipost.tokenizer import BOS, EOS, PAD, Tokenizer, Vocabulary
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json",
@@ -276,28 +276,6 @@ def weights(model):
 
 
 # ---- whole directories
-
-class Vocabulary:
-    """A tokenizer with the ids that frame a sequence: bos (or None), the set eos, pad."""
-
-    def __init__(self, tokenizer, bos, eos, pad):
-        self.tokenizer, self.bos, self.eos, self.pad = tokenizer, bos, frozenset(eos), pad
-
-    def prompt(self, text):
-        """Ids of a prompt, after BOS."""
-        return ([] if self.bos is None else [self.bos]) + self.tokenizer.encode(text)
-
-    def response(self, text):
-        """Ids of a response, before EOS."""
-        return self.tokenizer.encode(text) + [min(self.eos)]
-
-    def decode(self, ids):
-        return self.tokenizer.decode(ids)
-
-    def kind(self):
-        """Equal for two vocabularies that give every text the same ids."""
-        return self.tokenizer.backend.to_str(), self.bos, self.eos
-
 
 def read_vocabulary(directory, raw, vocab_size):
     """The tokenizer of a directory; its control ids come from generation_config or config."""

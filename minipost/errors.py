@@ -2,8 +2,9 @@
 
 import math
 import operator
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import ClassVar, Mapping
+from typing import ClassVar
 
 
 class MinipostError(ValueError):

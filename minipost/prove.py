@@ -119,7 +119,8 @@ def jobs(args):
     def wanted(name):
         return args.algo in ("all", method_of(name))
 
-    found: list[tuple[str, Any]] = [("clipped", k) for k, e in enumerate(ESTIMATES) if e.name in CLIPS and wanted(e.name)]
+    found: list[tuple[str, Any]] = []
+    found += [("clipped", k) for k, e in enumerate(ESTIMATES) if e.name in CLIPS and wanted(e.name)]
     found += [("optimum", k) for k, case in enumerate(AT_OPTIMUM) if wanted(case.name)]
     found += [("estimates", k) for k, e in enumerate(ESTIMATES) if wanted(e.name)]
     found += [("leads", name) for name in LEADS if wanted(name)]

@@ -68,7 +68,7 @@ class Run:
     reward_model: Any = None    # what `score` asks instead of `reward`
 
     def __post_init__(self):
-        # By key, "learner/NAME" or "frozen/NAME"; `saved` holds parts that nobody has asked for yet.
+        # By key, "learner/NAME" or "frozen/NAME".  `saved` is for parts that are asked for later.
         self.parts: dict[str, Any] = {"learner/policy": self.policy}
         self.saved: dict[str, tuple] = {}
 

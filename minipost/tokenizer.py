@@ -70,3 +70,25 @@ class Tokenizer:
     def decode(self, ids):
         """The text of the ids; control tokens are left out."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
+
+
+class Vocabulary:
+    """A tokenizer with the ids that frame a sequence: bos (or None), the set eos, pad."""
+
+    def __init__(self, tokenizer, bos, eos, pad):
+        self.tokenizer, self.bos, self.eos, self.pad = tokenizer, bos, frozenset(eos), pad
+
+    def prompt(self, text):
+        """Ids of a prompt, BOS at the front."""
+        return ([] if self.bos is None else [self.bos]) + self.tokenizer.encode(text)
+
+    def response(self, text):
+        """Ids of a response, EOS at the end."""
+        return self.tokenizer.encode(text) + [min(self.eos)]
+
+    def decode(self, ids):
+        return self.tokenizer.decode(ids)
+
+    def kind(self):
+        """Equal for two vocabularies that give every text the same ids."""
+        return self.tokenizer.backend.to_str(), self.bos, self.eos

@@ -105,6 +105,7 @@ def own_sft(args):
     from minipost.methods import sft
 
     cfg = sft.Config(steps=args.steps, batch_size=ROWS, lr=LR, warmup_steps=0)
+
     def work(run):
         row = Digits(0, ROW_DIGITS).sample(1)[0]
         first = run.encode([row.prompt], [run.task.demonstrate(row)]).tokens[0].tolist()

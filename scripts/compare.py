@@ -319,7 +319,7 @@ def report(args, found, given):
     picture = Path(os.path.relpath(args.plot, args.out.resolve().parent)).as_posix()
     trust = [place(args, "trpo", seed) for seed in range(args.seeds)] if "trpo" in order else []
     away = [f"{algo} ({methods.load(algo).TASK})" for algo in found
-            if methods.load(algo).TASK != args.task]
+            if args.task != methods.load(algo).TASK]
     notes = [
         f"A run ends with the step that reaches {args.budget:,} response tokens, so it samples up "
         "to one step more.  Everything sampled to learn from counts: self-critical's greedy "

@@ -65,11 +65,11 @@ SETTINGS = {
     "countdown": Setting(Countdown(), (), 48, 200),
 }
 METHODS = {  # name: (its file, its settings that are not the defaults); 64 answers per step
-    "sft": ("answers", {"lr": 2e-4, "batch": 64}),
-    "rft": ("answers", {"batch": 64}),
+    "sft": ("answers", {"lr": 2e-4, "batch-size": 64}),
+    "rft": ("answers", {"batch-size": 64}),
     "dpo": ("pairs", {"pairs": 32, "beta": 1.0, "lr": 5e-5}),
-    "kto": ("answers", {"answers": 64, "beta": 1.0, "lr": 2e-5}),
-    "oreo": ("answers", {"batch": 64}),
+    "kto": ("answers", {"batch-size": 64, "beta": 1.0, "lr": 2e-5}),
+    "oreo": ("answers", {"batch-size": 64}),
 }
 START = "start"
 
@@ -108,7 +108,8 @@ def collect(args, setting, seed, folder):
                                 "with --prompts or --copies")
         for kind, lines in (("answers", rows), ("pairs", pairs)):
             text = "".join(json.dumps(line) + "\n" for line in lines)
-            checkpoint.publish(folder / f"{kind}{name}.jsonl", lambda path: path.write_text(text))
+            checkpoint.publish(folder / f"{kind}{name}.jsonl",
+                               lambda path, text=text: path.write_text(text))
 
 
 def digest(folder):
@@ -159,7 +160,7 @@ def make(args, runner, name):
                            "setting": repr(setting), "seed": seed})
         if not (folder / "set.json").is_file() or (folder / "set.json").read_text() != made:
             collect(args, setting, seed, folder)
-            checkpoint.publish(folder / "set.json", lambda path: path.write_text(made))
+            checkpoint.publish(folder / "set.json", lambda path, made=made: path.write_text(made))
         origin = start + digest(folder)
         if not runner.stopped:
             found[START].append(measure(args, setting, seed, args.model))

@@ -132,7 +132,7 @@ def leaks(document):
         pair, left = [int(move[1]), int(move[3])], [int(n) for n in move[4].split()]
         if len(left) == 3 and held_out(left):
             return True
-        if move[2] in "+-" and 10 <= min(pair) and max(pair) <= 99 and facts_hold_out(pair):
+        if move[2] in "+-" and min(pair) >= 10 and max(pair) <= 99 and facts_hold_out(pair):
             return True
     return False
 

@@ -1,7 +1,7 @@
 """Run the tests of what has changed: `make quick`, or `python -m scripts.quick --since REV`.
 
-A changed file of minipost or scripts asks for the test file of its name, a changed test file for itself.
-The tests of the structure are always among them.  Nothing slow is chosen: `make test` runs everything.
+A changed file of minipost or scripts asks for the test file of its name, a changed test file for
+itself.  The tests of the structure always run.  `make test` runs everything.
 """
 
 import argparse

@@ -142,14 +142,14 @@ def main():
     parser.add_argument("--only", default="", help="only jobs whose name holds this")
     args = parser.parse_args()
     record, found = Path("runs/same.json"), measured(args.only)
-    broken = [f"{name}: {left['failed']}" for name, left in found.items() if "failed" in left]
+    broken = {name: f"{name}: {left['failed']}" for name, left in found.items() if "failed" in left}
     if args.what == "record":
         old = json.loads(record.read_text()) if args.only and record.exists() else {}
         record.write_text(json.dumps(old | found, indent=1))
-        print(f"{len(found)} runs recorded in {record}", *broken, sep="\n")
+        print(f"{len(found)} runs recorded in {record}", *broken.values(), sep="\n")
         return int(bool(broken))
     before = json.loads(record.read_text())
-    said = broken + [line for name in found for line in differences(
+    said = [*broken.values()] + [line for name in found for line in differences(
         {name: before.get(name)}, {name: found[name]}) if name not in broken]
     print(*said, f"{len(found)} runs, {len(said)} differences", sep="\n")
     return int(bool(said))

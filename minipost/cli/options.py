@@ -64,19 +64,17 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
     """
     known, rest = _first(argv, prog, methods, flag, data, json)
     method = methods.load(known.method) if methods else None
-    if data and known.data and known.task:
+    if known.data and known.task:
         raise MinipostError("--task and --data exclude each other")
     for name in ("eval_data", "on_bad_row"):
-        if getattr(known, name, None) and not known.data:
+        if getattr(known, name) and not known.data:
             raise MinipostError(f"--{name.replace('_', '-')} goes with --data")
-    parts = {}
-    if method:
-        parts["config"] = method.Config()
+    parts = {"config": method.Config()} if method else {}
     if known.task:
         parts["task"] = TASKS[known.task]()
-    elif method and not getattr(known, "data", None):
+    elif method and not known.data:
         parts["task"] = TASKS[method.TASK](**method.KNOBS)
-    elif task and not getattr(known, "data", None) and not {"-h", "--help"} & set(rest):
+    elif task and not known.data and not {"-h", "--help"} & set(rest):
         raise MinipostError("give one of --task and --data: the problems to look at")
     parts["options"] = options(method) if method else options()
     import tyro
@@ -84,22 +82,22 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
     flat = tyro.conf.OmitArgPrefixes
     together = make_dataclass("Arguments", [(part, flat[type(usual)], usual)
                                             for part, usual in parts.items()])
-    found = tyro.cli(together, args=renamed(rest, parts.values()),
-                     prog=f"{prog} {flag} {known.method}" if method else prog,
-                     description=f"{method.module.__doc__ if method else description}\n"
-                     f"{PROBLEMS}{FILES if data else ''}."
-                     + ("\n--json prints data and no text." if json else ""),
-                     config=(tyro.conf.FlagConversionOff,))
-    given = vars(found)
-    if getattr(known, "data", None):
-        given["task"] = File(known.data, known.eval_data, known.on_bad_row or "stop")
-    return Settings(given["options"], given.get("task"), method, given.get("config"),
-                    getattr(known, "json", False))
+    found = vars(tyro.cli(
+        together, args=renamed(rest, parts.values()),
+        prog=f"{prog} {flag} {known.method}" if method else prog,
+        description=f"{method.module.__doc__ if method else description}\n"
+                    f"{PROBLEMS}{FILES if data else ''}."
+                    + ("\n--json prints data and no text." if json else ""),
+        config=(tyro.conf.FlagConversionOff,)))
+    if known.data:
+        found["task"] = File(known.data, known.eval_data, known.on_bad_row or "stop")
+    return Settings(found["options"], found.get("task"), method, found.get("config"), known.json)
 
 
 def _first(argv, prog, methods, flag, data, json):
     """The first stage: (the flags that the second stage depends on, the other arguments)."""
     first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    first.set_defaults(data=None, eval_data="", on_bad_row=None, json=False)
     if methods:
         first.add_argument(flag, dest="method", choices=methods.names(), required=True)
     first.add_argument("--task", choices=list(TASKS))

@@ -137,9 +137,9 @@ def draw_comparisons(run, prompts, group_size, label, temperature):
     """
     problems, pairs = step_pairs(run, prompts)
     if pairs is not None:
-        places, wins = [pairs.chosen, pairs.rejected], torch.zeros(len(pairs), 2, 2, dtype=torch.bool)
+        wins = torch.zeros(len(pairs), 2, 2, dtype=torch.bool, device=pairs.chosen.mask.device)
         wins[:, 0, 1] = True
-        return places, wins.to(pairs.chosen.mask.device)
+        return [pairs.chosen, pairs.rejected], wins
     rollout = run.sample(problems, group_size, temperature=temperature, purpose="pairs")
     sides = list(itertools.combinations(range(group_size), 2))                 # C of them
     rows = torch.tensor([[p * group_size + k for k in side] for p in range(len(problems))

@@ -21,7 +21,8 @@ def load_reward(names, task):
             raise MinipostError(f"--reward {name}: expected FILE.py:FUNCTION, the file existing")
         spec = importlib.util.spec_from_file_location(Path(path).stem, path)
         if spec is None or spec.loader is None:
-            raise MinipostError(f"--reward {name}: {path} is no Python file; expected FILE.py:FUNCTION")
+            raise MinipostError(f"--reward {name}: {path} is no Python file; expected "
+                                "FILE.py:FUNCTION")
         module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)

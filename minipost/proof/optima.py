@@ -6,9 +6,9 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable
 
 import torch
 from torch.func import vmap
@@ -30,6 +30,7 @@ from minipost.proof.oracle import (
 from minipost.rollout import distribution
 
 # ---- where nothing is left to learn
+
 
 def bradley_terry_label(sign):
     """A labeller that prefers a prompt's first answer (sign 1) or its second (sign -1).

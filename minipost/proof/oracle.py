@@ -329,4 +329,3 @@ class Dealer(Run):
         return Rollout(
             tokens, mask, logp, torch.arange(len(problems)).repeat_interleave(group_size),
             (tokens[:, 1:].eq(EOS) & mask).any(1))[torch.arange(len(rows))]
-

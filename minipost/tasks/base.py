@@ -8,8 +8,9 @@ every column of the problems, each as a list.  Any function of that form can rep
 """
 
 import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable, ClassVar, Mapping, Protocol, Sequence
+from typing import Any, ClassVar, Protocol
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Task(Protocol):
         ...
 
     def reward(self, *args: Any, **columns: Any) -> Sequence[float]:
-        """reward(prompts, completions, **columns) -> what each completion is worth, 1.0 if right."""
+        """reward(prompts, completions, **columns) -> what each is worth, 1.0 where it is right."""
         ...
 
     def parse(self, text) -> Any:

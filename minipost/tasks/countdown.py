@@ -20,7 +20,7 @@ import random
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import combinations, combinations_with_replacement, islice
 
 from minipost.errors import MinipostError
@@ -322,19 +322,19 @@ def _random_result(hand, rng):
     return left[0]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _ranks_24():
     """Return each solvable hand of the Game of 24 (1..13) with its rank by hash."""
     return {hand: k for k, hand in enumerate(_ranked(4, 13, 24))}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _ranked(count, largest, target):
     hands = combinations_with_replacement(range(1, largest + 1), count)
     return sorted((hand for hand in hands if solvable(hand, target)), key=_digest)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _hands(count, largest, target, held):
     return [hand for hand in _ranked(count, largest, target) if held_out(hand) == held]
 

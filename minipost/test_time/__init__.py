@@ -16,9 +16,10 @@ It may also define the fields of `InferenceMethod` below that have a default.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Callable, Mapping
+from typing import Any
 
 from minipost import contract
 

@@ -23,8 +23,9 @@ is unbiased.  Choosing among n samples moves the policy by at most KL = log n - 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, Literal
+from typing import Literal
 
 from minipost.errors import Bounded, MinipostError
 from minipost.measure.results import Arm
