@@ -95,7 +95,8 @@ def command(tiny, rows, tmp_path):
     def arguments(algo, *flags):
         problems = [] if "--task" in flags else ["--data", str(rows)]
         return ["--algo", algo, "--model", str(tiny), *problems, "--out", str(tmp_path / "run"),
-                "--workers", "1", "--max-new-tokens", "4", "--eval-n", "3", "--show", "1", *map(str, flags)]
+                "--workers", "1", "--max-new-tokens", "4", "--eval-n", "3", "--show", "1",
+                *map(str, flags)]
     return arguments
 
 

@@ -117,7 +117,8 @@ def explained(flags, expected):
 
 
 def said(finding, status, *parts):
-    """The finding has this status and is one sentence with these parts; what is wrong says it all."""
+    """The finding has this status and is one sentence with these parts; what is wrong says it
+    all."""
     assert finding.status == status, finding
     sentence = finding.sentence
     assert "\n" not in sentence and sentence.endswith(".") and not sentence.endswith("..")
@@ -149,7 +150,8 @@ DEPTH, WIDTH = 4, 3
 def tree(seed, beta):
     """All trajectories of a random tree at its soft optimum, as rows of `loss`'s arguments.
 
-    V*(s) = beta log sum_a ref(a|s) exp(V*(s,a) / beta),  pi*(a|s) = ref(a|s) exp((V*(s,a) - V*(s)) / beta)
+    V*(s) = beta log sum_a ref(a|s) exp(V*(s,a) / beta)
+    pi*(a|s) = ref(a|s) exp((V*(s,a) - V*(s)) / beta)
     """
     generator = torch.Generator().manual_seed(seed)
     ref, reward = {}, {}
@@ -402,7 +404,8 @@ def pair_file(path, rows):
 
 
 class Maze:
-    """Answers of up to `depth` letters; children(text) are all ways on, a fixed worth for each text."""
+    """Answers of up to `depth` letters; children(text) are all ways on, a fixed worth for each
+    text."""
 
     def __init__(self, seed, depth=3, branch=3):
         self.rng, self.depth, self.branch = random.Random(seed), depth, branch
@@ -461,7 +464,8 @@ class Babble:
 
     def worth(self, states, votes, known):
         for problem, text in states:
-            assert all(isinstance(q, str) and isinstance(r, str) for q, r in self.task.questions(problem, text))
+            assert all(isinstance(q, str) and isinstance(r, str) for q,
+                       r in self.task.questions(problem, text))
         self.tokens += votes * len(states)
         return [(len(text) % 7) / 7 for _, text in states]
 
@@ -481,8 +485,10 @@ class Babble:
 
 
 class Digits:
-    """Tools whose answers are given digits in turn, ten tokens each; a digit is its own worth, and costs one
-    token to be judged."""
+    """Tools whose answers are given digits in turn, ten tokens each.
+
+    A digit is its own worth, and costs one token to be judged.
+    """
 
     def __init__(self, digits, task=None):
         self.digits, self.task, self.tokens, self.verifier = list(digits), task, 0, object()

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from fakes import f64, randn, stretches
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost.methods import a2c, reinforce
 

@@ -2,7 +2,8 @@
 
 import pytest
 from fakes import Babble
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minipost.errors import MinipostError
 from minipost.tasks.arithmetic import Arithmetic
@@ -10,11 +11,19 @@ from minipost.tasks.base import Problem, Task
 from minipost.tasks.countdown import Countdown
 from minipost.tasks.recall import Recall
 from minipost.test_time import (
-    best_of_n, cot, graph_of_thoughts, mcts, memory, self_consistency, self_feedback, tot,
+    best_of_n,
+    cot,
+    graph_of_thoughts,
+    mcts,
+    memory,
+    self_consistency,
+    self_feedback,
+    tot,
 )
 
 SUM = Arithmetic().pose("7+5-3")
-GARBAGE = st.sampled_from(["", " ", "2", "\n", "\n\n\n", "Answer:", "yes", "no", "7+5=12 no", "7+5=12\n" * 40, "¿?\x00",
+GARBAGE = st.sampled_from(["", " ", "2", "\n", "\n\n\n", "Answer:", "yes", "no", "7+5=12 no",
+                           "7+5=12\n" * 40, "¿?\x00",
                            "1/0=1:1\n", "9*9=81:", "Answer: 99999999999999999999", "(((", "0"])
 GAME = Countdown(numbers=4, target=24)
 SETTINGS = [
@@ -23,7 +32,8 @@ SETTINGS = [
     (best_of_n, Arithmetic(), dict(group_size=5)), (best_of_n, GAME, dict(group_size=3)),
     (self_feedback, Arithmetic(), dict(attempts=3)),
     (tot, GAME, dict(copies=3, expansions=4)), (tot, Arithmetic(), dict(copies=2, expansions=4)),
-    (mcts, GAME, dict(simulations=3, copies=2)), (mcts, Arithmetic(), dict(simulations=2, copies=2)),
+    (mcts, GAME, dict(simulations=3, copies=2)),
+    (mcts, Arithmetic(), dict(simulations=2, copies=2)),
     (graph_of_thoughts, Arithmetic(terms=9), dict(copies=2)),
     (memory, Recall(), dict(length=6, things=3, lives=2, keys=3, trials=3)),
 ]
@@ -53,7 +63,8 @@ def test_no_text_of_a_model_breaks_a_method(module, task, knobs, words):
 @pytest.mark.parametrize("module", [tot, mcts])
 def test_a_model_that_never_ends_is_cut_at_the_depth(module):
     problem = GAME.heldout(1)
-    answers, _ = module.solve(problem, Babble(GAME, ["1+1=2:2\n"]), module.Config(depth=3, copies=2))
+    answers, _ = module.solve(problem, Babble(GAME, ["1+1=2:2\n"]),
+                              module.Config(depth=3, copies=2))
     assert answers[0].count("\n") <= 3
 
 
@@ -63,8 +74,8 @@ def test_what_a_task_lacks_is_said_in_one_sentence():
 
     for module in (cot, self_feedback, graph_of_thoughts, memory):
         with pytest.raises(MinipostError, match="the task bare"):
-            module.solve([Problem("x")], Babble(Bare(), ["x"]), module.Config()) if module is not cot \
-                else list(module.arms([Problem("x")], Babble(Bare(), ["x"]), module.Config()))
+            ask = module.arms if module is cot else module.solve
+            list(ask([Problem("x")], Babble(Bare(), ["x"]), module.Config()))
     tools = Babble(Arithmetic(), ["x"])
     tools.verifier = None
     with pytest.raises(MinipostError, match="--verifier DIR"):

@@ -9,7 +9,8 @@ import shutil
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from minipost import checkpoint, evaluate, train
@@ -176,7 +177,8 @@ ANSWER = b'{"prompt": "a", "completion": "b", "reward": 0.5}\n'
     (b'{"prompt": "a", "completion": "", "reward": 1}', "'completion', found ''"),
     (b'{"prompt": "a", "completion": "b", "reward": true}', "'reward', found True"),
     (b'{"prompt": "a", "completion": "b", "reward": "1"}', "'reward', found '1'"),
-    (b'{"prompt": "a", "completion": "b", "reward": 1.01}', "within 0..1 under 'reward', found 1.01"),
+    (b'{"prompt": "a", "completion": "b", "reward": 1.01}',
+     "within 0..1 under 'reward', found 1.01"),
     (b'{"prompt": "a", "completion": "b", "reward": -1e-9}', "within 0..1"),
     (b'{"prompt": "a", "completion": "b", "reward": NaN}', "NaN"),
     (b'{"prompt": "a", "completion": "b", "label": true}', "has 'label', which most rows lack"),
@@ -224,7 +226,8 @@ def test_skipped_rows_are_counted_and_reported(command, tmp_path, capsys):
     arguments = command("sft", "--steps", 1, "--batch-size", 4, "--on-bad-row", "skip")
     assert train.main([*arguments, "--data", str(path), "--eval-data", str(test)]) == 0
     said = capsys.readouterr().out
-    assert f"skipped 6 of 11 rows of {path}; the first was {path}, line 2: expected one JSON" in said
+    assert (f"skipped 6 of 11 rows of {path}; the first was {path}, line 2: expected one JSON"
+            in said)
     assert said.count("\nskipped") == 1
     saved = json.loads((tmp_path / "run/config.json").read_text())["task"]
     assert saved["on_bad_row"] == "skip"
@@ -349,9 +352,11 @@ def test_a_verifier_on_a_task_that_cannot_label_for_it(command, fails, tmp_path)
 
 @pytest.mark.parametrize("flags, part", [
     (("--grop-size", "4"), "--group-size"), (("--max-gradnorm", "4"), "--max-grad-norm"),
-    (("--group-size", "many"), "--group-size"), (("--group-size", "1"), "at least 2"), (("--micro-batch-size", "0"),
-                                                                   "micro_batch_size"),
-    (("--max-new-tokens", "0"), "max_new_tokens"), (("--eval-n", "0"), "eval_n"), (("--device", "abacus"), "--device"),
+    (("--group-size", "many"), "--group-size"), (("--group-size", "1"), "at least 2"),
+    (("--micro-batch-size", "0"),
+"micro_batch_size"),
+    (("--max-new-tokens", "0"), "max_new_tokens"), (("--eval-n", "0"), "eval_n"),
+    (("--device", "abacus"), "--device"),
     (("--dtype", "float7"), "--dtype"), (("--kl", "k9"), "exact"),
 ])
 def test_a_wrong_flag_is_answered_with_the_right_one(command, capsys, flags, part):
@@ -423,7 +428,8 @@ def fill_disk(monkeypatch, what, n):
 @pytest.mark.parametrize("what", ["os.fsync", "os.replace", "checkpoint.save_file"])
 def test_a_disk_that_fills_at_any_moment_leaves_a_run_to_resume(
         command, fails, tmp_path, monkeypatch, what):
-    run, arguments = tmp_path / "run", command("sft", "--steps", 2, "--batch-size", 4, "--save-every", 1)
+    run, arguments = tmp_path / "run", command("sft", "--steps", 2, "--batch-size", 4,
+                                               "--save-every", 1)
     with monkeypatch.context() as patch:
         calls = fill_disk(patch, what, 1000)
         assert train.main(arguments) == 0
@@ -515,7 +521,8 @@ def test_a_model_that_overflows_replaces_nothing(command, fails, tmp_path, monke
 
     real = session.Session.log
     monkeypatch.setattr(session.Session, "log", overflow)
-    fails(command("sft", "--steps", 3, "--batch-size", 4, "--save-every", 1), "not saved", "not finite")
+    fails(command("sft", "--steps", 3, "--batch-size", 4, "--save-every", 1), "not saved",
+          "not finite")
     checkpoint.load(tmp_path / "run/model")
     tensors, facts = checkpoint.load_state(tmp_path / "run/state/state.safetensors")
     assert facts["step"] == 1 and torch.isfinite(tensors["learner/policy/weights"]).all()
@@ -532,7 +539,7 @@ from minipost import parallel, train
 from minipost.errors import MinipostError
 
 def raises():
-    parallel.all_reduce(torch.ones(1))  # all are connected; before that, gloo prints lines of its own
+    parallel.all_reduce(torch.ones(1))  # all are connected; before that gloo prints lines itself
     if parallel.rank() == 1:
         raise MinipostError("the second half is broken")
     parallel.all_reduce(torch.ones(1))

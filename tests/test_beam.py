@@ -5,7 +5,8 @@ import random
 
 import torch
 from fakes import Echo, Letters, make_run, small
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost.measure.results import evaluate
 from minipost.measure.texts import Texts
@@ -47,7 +48,8 @@ def test_without_bounds_it_is_exhaustive_search(seed):
 @given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 5))
 def test_it_keeps_the_best_and_spends_what_it_says(seed, width, copies):
     tree = Tree(seed, width=4)
-    found, = beam.beam(["?"], tree.sample, tree.value, mark=",", width=width, copies=copies, depth=9)
+    found, = beam.beam(["?"], tree.sample, tree.value, mark=",", width=width, copies=copies,
+                       depth=9)
     kept, spent, asked = [""], 0, tree.asked
     for _ in range(3):
         spent += len(kept) * copies
@@ -77,9 +79,11 @@ def test_finished_answers_wait_for_better_ones_and_win_over_unfinished():
     def endless(texts, n):
         return [["x,"] * n for _ in texts]
 
-    assert beam.beam(["", ""], endless, lambda texts: [1.0] * len(texts), mark=",", width=2, copies=2,
+    assert beam.beam(["", ""], endless, lambda texts: [1.0] * len(texts), mark=",", width=2,
+                     copies=2,
                 depth=3) == ["x,x,x,"] * 2
-    nothing = beam.beam([""], lambda texts, n: [[""] * n for _ in texts], lambda texts: [0.0] * len(texts),
+    nothing = beam.beam([""], lambda texts, n: [[""] * n for _ in texts],
+                        lambda texts: [0.0] * len(texts),
                    mark=",", width=2, copies=2, depth=3)
     assert nothing == [""]
 

@@ -77,9 +77,11 @@ def test_own_verdicts_choose_the_sample_that_is_worth_most_and_are_paid_for():
 
     problems = [Problem("5"), Problem("7")]
     tools = Digits("352" "167", Judged())
-    arms = {arm.name: arm for arm in best_of_n.arms(problems, tools, best_of_n.Config(group_size=3))}
+    arms = {arm.name: arm for arm
+            in best_of_n.arms(problems, tools, best_of_n.Config(group_size=3))}
     chosen = arms["own verdicts"]
-    assert (chosen.tokens, chosen.result.rewards, chosen.result.texts) == (66, [1.0, 1.0], ["5", "7"])
+    assert (chosen.tokens, chosen.result.rewards, chosen.result.texts) == (66, [1.0, 1.0],
+                                                                           ["5", "7"])
     assert arms["vote"].tokens == 60
     del Judged.questions
     tools = Digits("352" "167", Judged())

@@ -45,9 +45,10 @@ def too_few(completions, **columns):
     return [0.0]
 
 
-@pytest.mark.parametrize("reward, part", [(raises, "raised ZeroDivisionError"), (is_nan, "returned nan"),
-                                          (is_none, "NoneType"), (is_one, "float"),
-                                          (too_few, "1 values for 4 rows")])
+@pytest.mark.parametrize("reward, part",
+                         [(raises, "raised ZeroDivisionError"), (is_nan, "returned nan"),
+                          (is_none, "NoneType"), (is_one, "float"),
+                          (too_few, "1 values for 4 rows")])
 def test_a_reward_function_that_would_end_a_run(reward, part):
     """`raises` does so only for an empty answer, which an untrained policy may well give."""
     values, error = asked(reward)
@@ -86,7 +87,8 @@ def test_rewards_that_differ_within_groups():
 
 @pytest.mark.parametrize("values, texts, parts", [
     ([0] * 8, list("abcdefgh"), ("all 4 groups of 2", "4 at 0", "fine-tune first")),
-    ([1, 1, 1, 1, 1, 1, 0, 1], list("abcdefgh"), ("3 of 4 groups", "3 at 1", "ask harder problems")),
+    ([1, 1, 1, 1, 1, 1, 0, 1], list("abcdefgh"),
+     ("3 of 4 groups", "3 at 1", "ask harder problems")),
     ([1, 1, 0, 0, 1, 1, 0, 1], list("aabbccde"), ("2 at 1, 1 at 0", "3 of them say the same words",
                                                   "higher --temperature")),
 ])
@@ -95,9 +97,11 @@ def test_groups_that_tie(values, texts, parts):
 
 
 def test_reference_answers_that_earn_what_they_should():
-    said(data.reference_rewards([1, 1], [0, 1, 0, 0], [0] * 4), OK, "2 earn 1.000", "0.250", "ones 0.000")
+    said(data.reference_rewards([1, 1], [0, 1, 0, 0], [0] * 4), OK, "2 earn 1.000", "0.250",
+         "ones 0.000")
     said(data.reference_rewards([0.4, 0.1], [-0.5, 0.1], [0, 0]), OK)
-    said(data.reference_rewards([0.4, -0.5], [-0.5, 0.1], [0, 0]), OK)      # graded: one may be poor
+    # graded: one may be poor
+    said(data.reference_rewards([0.4, -0.5], [-0.5, 0.1], [0, 0]), OK)
     said(data.reference_rewards([], [0, 1], [0, 0]), NONE)
 
 
@@ -107,7 +111,8 @@ def test_reference_answers_that_earn_what_they_should():
     ([1, 0, 1, 1], [0, 1], [0, 0], WARNING, "1 of 4 reference answers get the least"),
     ([0.2, 0.3], [0.5, 0.6], [0, 0], WARNING, "less than sampled ones"),
 ])
-def test_reference_answers_that_a_reward_function_misjudges(references, sampled, empty, status, part):
+def test_reference_answers_that_a_reward_function_misjudges(references, sampled, empty, status,
+                                                            part):
     said(data.reference_rewards(references, sampled, empty), status, part)
 
 
@@ -121,29 +126,35 @@ def test_rewards_that_a_file_states():
     said(data.stated_rewards(rows(good, good)), WARNING, "all 2 rows state 1")
     said(data.stated_rewards(rows({"completion": "a"})), NONE)
     task = File.__new__(File)
-    assert [data.reference(task, row, None) for row in rows(good, bad, {"chosen": "c", "rejected": "d"}, {})
+    assert [data.reference(task, row, None) for row
+            in rows(good, bad, {"chosen": "c", "rejected": "d"}, {})
             ] == ["a", None, "c", None]
-    assert data.exact(rows({"completion": "a"})) and not data.exact(rows(good)) and not data.exact(rows({}))
+    assert data.exact(rows({"completion": "a"}))
+    assert not data.exact(rows(good)) and not data.exact(rows({}))
 
 
 def test_answers_that_are_cut():
     done = [True] * 9 + [False]
     said(data.cut_answers(done, [5, 8], 8), OK, "1 of 10")
     said(data.cut_answers([*done, False], [5, 8], 8), WARNING, "2 of 11", "within 8 tokens")
-    said(data.cut_answers([False] * 4, [], 8), WARNING, "all 4 sampled answers are cut at --max-new-tokens 8",
+    said(data.cut_answers([False] * 4, [], 8), WARNING,
+         "all 4 sampled answers are cut at --max-new-tokens 8",
          "raise --max-new-tokens")
-    said(data.cut_answers(done, [5, 9, 12], 8), WARNING, "2 of 3 reference answers are longer", "--max-new-tokens 12")
+    said(data.cut_answers(done, [5, 9, 12], 8), WARNING, "2 of 3 reference answers are longer",
+         "--max-new-tokens 12")
 
 
 def test_answers_that_the_task_cannot_read():
     said(data.parsed_answers(Echo(), ["a"] * 9 + [""], False), OK, "9 of 10")
-    said(data.parsed_answers(Echo(), ["a"] * 8 + ["", ""], False), WARNING, "2 of 10", "echo can read")
+    said(data.parsed_answers(Echo(), ["a"] * 8 + ["", ""], False), WARNING, "2 of 10",
+         "echo can read")
     said(data.parsed_answers(Echo(), [""], True), NONE)
 
 
 def test_control_tokens_spelt_out():
     said(data.control_texts(["a < b", "</b>"], ["<eos>", "<bos>"]), OK, "none of 2")
-    said(data.control_texts(["x", "<bos>y", "z</s>\n"], ["<eos>", "<bos>"]), FAULT, "2 of 3", "'<bos>'")
+    said(data.control_texts(["x", "<bos>y", "z</s>\n"], ["<eos>", "<bos>"]), FAULT, "2 of 3",
+         "'<bos>'")
     said(data.control_texts(["</s> in the middle"], ["<eos>"]), OK)
 
 
@@ -190,20 +201,24 @@ def test_pairs_that_say_nothing_or_the_wrong_thing():
     said(data.contradictory_pairs(both), WARNING, "2 of 5 pairs", "'p'")
 
 
-@pytest.mark.parametrize("chosen, rejected, word", [("long", "x", "longer"), ("x", "long", "shorter")])
+@pytest.mark.parametrize("chosen, rejected, word",
+                         [("long", "x", "longer"), ("x", "long", "shorter")])
 def test_pairs_that_length_alone_tells_apart(chosen, rejected, word):
     pairs = [("p", chosen, rejected)] * 19 + [("p", rejected, chosen)]
     said(data.length_of_chosen(pairs, list), WARNING, f"the {word} one in 19 of 20 pairs")
-    said(data.length_of_chosen([*pairs, ("p", rejected, chosen), ("p", rejected, chosen)], list), OK)
+    said(data.length_of_chosen([*pairs, ("p", rejected, chosen), ("p", rejected, chosen)], list),
+         OK)
 
 
 def test_prompts_that_are_both_learnt_and_held_out():
     known = [Problem("Say two."), Problem("Say three.")]
     said(data.held_out_prompts(known, [Problem("Say four.")]), OK)
-    said(data.held_out_prompts(known, [Problem("say  TWO."), Problem("Say four.")]), WARNING, "1 of 2",
+    said(data.held_out_prompts(known, [Problem("say  TWO."), Problem("Say four.")]), WARNING,
+         "1 of 2",
          "'say  TWO.'")
     said(data.held_out_prompts(known * 9, [Problem("Say four.")], dropped=2), OK)
-    said(data.held_out_prompts(known * 9, [Problem("Say four.")], dropped=3), WARNING, "3 of 21 rows")
+    said(data.held_out_prompts(known * 9, [Problem("Say four.")], dropped=3), WARNING,
+         "3 of 21 rows")
 
 
 def test_rows_that_stand_there_twice_or_were_left_out():
@@ -213,4 +228,5 @@ def test_rows_that_stand_there_twice_or_were_left_out():
     other = [Problem("p0", {"completion": "b"}), Problem("p1", {"completion": "c"})]
     said(data.repeated_rows([*once, *other]), OK, "0 of 102")
     said(data.skipped_rows([]), OK)
-    said(data.skipped_rows(["skipped 2 of 9 rows of x; the first was x, line 3: no"]), WARNING, "2 of 9")
+    said(data.skipped_rows(["skipped 2 of 9 rows of x; the first was x, line 3: no"]), WARNING,
+         "2 of 9")

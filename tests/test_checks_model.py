@@ -1,4 +1,5 @@
-"""The doctor's checks of a model, a sampler and a reward model: healthy, and with a planted fault."""
+"""The doctor's checks of a model, a sampler and a reward model: healthy, and with a planted
+fault."""
 
 import json
 import shutil
@@ -7,10 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fakes import BOS, EOS, PAD, Echo, Letters, said, sequences, tiny as model
+from fakes import BOS, EOS, PAD, Echo, Letters, said, sequences
+from fakes import tiny as model
 
 from minipost import checkpoint
-from minipost.checks import data, model as checkup
+from minipost.checks import data
+from minipost.checks import model as checkup
 from minipost.checks.model import FAULT, NONE, OK, WARNING
 from minipost.gpt import RewardModel
 from minipost.methods import reinforce
@@ -48,7 +51,7 @@ Ids = namedtuple("Ids", "bos eos pad", defaults=(1, frozenset([2]), 0))
 
 def stated(bos=1, eos=2, pad=0):
     kinds = {"bos": {bos}, "eos": {eos}, "pad": {pad} - {None}}
-    return {file: kinds for file in ("config.json", "generation_config.json", "tokenizer_config.json")}
+    return dict.fromkeys(("config.json", "generation_config.json", "tokenizer_config.json"), kinds)
 
 
 def test_pad_with_an_id_of_its_own():
@@ -60,8 +63,10 @@ def test_pad_with_an_id_of_its_own():
 @pytest.mark.parametrize("kind", ["eos", "bos"])
 def test_pad_that_is_another_control_token(kind):
     found = stated()
-    found["generation_config.json"] = {"bos": {1}, "eos": {2, 4}, "pad": {{"eos": 4, "bos": 1}[kind]}}
-    said(checkup.control_ids(Ids(), found), WARNING, f"generation_config.json gives PAD and {kind.upper()}")
+    found["generation_config.json"] = {"bos": {1}, "eos": {2, 4},
+                                       "pad": {{"eos": 4, "bos": 1}[kind]}}
+    said(checkup.control_ids(Ids(), found), WARNING,
+         f"generation_config.json gives PAD and {kind.upper()}")
 
 
 def test_the_ids_of_a_directory_are_read_from_every_file(tiny, tmp_path):
@@ -80,14 +85,16 @@ def test_the_ids_of_a_directory_are_read_from_every_file(tiny, tmp_path):
 
 def test_the_eos_of_answers_is_that_of_the_tokenizer():
     said(checkup.eos_in_files(Ids(), stated()), OK)
-    said(checkup.eos_in_files(Ids(eos=frozenset([2, 9])), stated(eos=9)), WARNING, "end in id 2", "be 9")
+    said(checkup.eos_in_files(Ids(eos=frozenset([2, 9])), stated(eos=9)), WARNING, "end in id 2",
+         "be 9")
 
 
 def test_context_that_holds_prompts_and_answers():
     said(checkup.context([10, 16], [40, 64], 48, 64), OK, "16 of 64")
     said(checkup.context([10, 17], [], 48, 64), FAULT, "1 of 2 prompts", "--max-new-tokens 47")
     said(checkup.context([10, 80], [], 48, 64), FAULT, "leave out prompts of more than 16 tokens")
-    said(checkup.context([10], [64, 65, 70], 48, 64), FAULT, "2 of 3 given answers", "the longest with 70")
+    said(checkup.context([10], [64, 65, 70], 48, 64), FAULT, "2 of 3 given answers",
+         "the longest with 70")
 
 
 def test_every_answer_learns_its_eos():
@@ -114,11 +121,13 @@ def test_an_eos_that_is_not_learnt_as_the_last_token(fault):
     else:
         tokens[1, last[1] + 1] = 5
     rollout = sampled(run_of())
-    said(checkup.eos_in_loss(Sequences(tokens, mask), rollout, eos), FAULT, "1 of 5 answers to learn from")
+    said(checkup.eos_in_loss(Sequences(tokens, mask), rollout, eos), FAULT,
+         "1 of 5 answers to learn from")
     done = rollout.finished.nonzero()[0]
     worse = replace(rollout, mask=rollout.mask.clone())
     worse.mask[done, rollout.mask[done].int().cumsum(1).argmax(1)] = False
-    said(checkup.eos_in_loss(None, worse, eos), FAULT, f"1 of {int(rollout.finished.sum())} finished")
+    said(checkup.eos_in_loss(None, worse, eos), FAULT,
+         f"1 of {int(rollout.finished.sum())} finished")
 
 
 def test_a_trainer_that_agrees_with_itself_and_with_the_sampler():
@@ -126,7 +135,8 @@ def test_a_trainer_that_agrees_with_itself_and_with_the_sampler():
     run.micro_batch_size = 3
     for temperature in (1.0, 0.6):
         rollout = sampled(run, temperature)
-        said(checkup.ratio_at_start(run, rollout, temperature), OK, f"{int(rollout.mask.sum())} tokens")
+        said(checkup.ratio_at_start(run, rollout, temperature), OK,
+             f"{int(rollout.mask.sum())} tokens")
         said(checkup.sampler_and_trainer(run, rollout, temperature), OK)
 
 
@@ -141,7 +151,8 @@ def test_a_forward_pass_that_is_random():
 def test_samples_of_another_temperature_or_of_other_weights():
     run = run_of()
     rollout = sampled(run, temperature=0.5)
-    said(checkup.sampler_and_trainer(run, rollout, 1.0), FAULT, "start outside a clip", "same temperature")
+    said(checkup.sampler_and_trainer(run, rollout, 1.0), FAULT, "start outside a clip",
+         "same temperature")
     rollout = sampled(run_of(model(seed=5)))
     said(checkup.sampler_and_trainer(run, rollout, 1.0), FAULT)
     broken = replace(rollout, logp=rollout.logp * float("nan"))
@@ -162,8 +173,10 @@ def test_rounding_that_eats_into_the_clip():
 def test_log_probs_that_padding_changes():
     rollout = sampled(run_of())
     said(checkup.padding(model(), rollout, PAD, 1.0), OK, "8 answers")
-    said(checkup.padding(spoilt(model(), leaky), rollout, PAD, 1.0), FAULT, "8 answers", "in its batch")
-    alike = rollout[rollout.lengths == rollout.lengths[0]][:2]    # no padding unless the check adds it
+    said(checkup.padding(spoilt(model(), leaky), rollout, PAD, 1.0), FAULT, "8 answers",
+         "in its batch")
+    # no padding unless the check adds it
+    alike = rollout[rollout.lengths == rollout.lengths[0]][:2]
     said(checkup.padding(spoilt(model(), leaky), alike, PAD, 1.0), FAULT)
 
 
@@ -184,8 +197,10 @@ def test_a_gradient_that_micro_batches_change():
         return reinforce.loss(logp, adv, mask, count=int(mask.sum()))
 
     said(checkup.micro_batches(run.policy, rollout, reinforce.loss, 1.0), OK, "of 1, 3 and 8 rows")
-    said(checkup.micro_batches(run.policy, rollout, each_by_its_own_tokens, 1.0), FAULT, "whole step")
-    assert not run.policy.grad.any()                        # nothing is left for a run to learn from
+    said(checkup.micro_batches(run.policy, rollout, each_by_its_own_tokens, 1.0), FAULT,
+         "whole step")
+    # nothing is left for a run to learn from
+    assert not run.policy.grad.any()
     said(checkup.micro_batches(run.policy, rollout[[0]], reinforce.loss, 1.0), OK)
 
 
@@ -207,8 +222,10 @@ def test_a_reward_model_that_is_broken():
     rollout, even, void = sampled(run), scorer(), scorer()
     said(checkup.reward_model(run, scorer(leaky), rollout), FAULT, "more padding")
     width = rollout.mask.shape[1] + 1
-    said(checkup.reward_model(run, scorer(leaky, context=width), rollout), FAULT)   # no room to widen
-    alike = rollout[rollout.lengths == rollout.lengths.mode()[0]]                   # nothing to trim
+    # no room to widen
+    said(checkup.reward_model(run, scorer(leaky, context=width), rollout), FAULT)
+    # nothing to trim
+    alike = rollout[rollout.lengths == rollout.lengths.mode()[0]]
     said(checkup.reward_model(run, scorer(leaky), alike), FAULT)
     with torch.no_grad():
         even.score.weight.zero_()
@@ -234,6 +251,7 @@ def test_the_pad_of_a_reward_model():
 def test_a_reward_model_that_prefers_the_worse():
     said(checkup.reward_model_ranks([], "was chosen"), NONE)
     said(checkup.reward_model_ranks([1.0] * 9 + [-1.0] * 7, "was chosen"), OK, "9 of 16 pairs")
-    said(checkup.reward_model_ranks([-1.0] * 14 + [1.0] * 2, "was chosen"), WARNING, "2 of 16 pairs")
+    said(checkup.reward_model_ranks([-1.0] * 14 + [1.0] * 2, "was chosen"), WARNING,
+         "2 of 16 pairs")
     values = [0, 0, 1, 1, 0, 1, 0.5, 0.5, 0.5]
     assert data.gaps([5, 6, 7, 8, 10, 20, 0, 0, 0], values, 3) == [2, -2]

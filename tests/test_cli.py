@@ -120,7 +120,8 @@ def test_held_out_rows_of_a_file_of_their_own(command, tmp_path, rows):
 # ---- evaluate
 
 def test_evaluate_measures_a_model(capsys, tiny):
-    arguments = ["--model", str(tiny), "--workers", "1", "--max-new-tokens", "4", "--task", "arithmetic"]
+    arguments = ["--model", str(tiny), "--workers", "1", "--max-new-tokens", "4", "--task",
+                 "arithmetic"]
     knobs = ["--terms", "3", "--direct", "True", "--n", "6"]
     assert evaluate.main([*arguments, *knobs, "--json"]) == 0
     row, = json.loads(capsys.readouterr().out)
@@ -133,7 +134,8 @@ def test_evaluate_measures_a_model(capsys, tiny):
 
 def test_evaluate_searches_with_what_oreo_saved(command, tmp_path, tiny, reward, capsys):
     """The value lies beside the policy; with width and tries of 1 the search is one sample."""
-    flags = ("--steps", 2, "--prompts", 3, "--group-size", 2, "--batch-size", 4, "--task", "arithmetic",
+    flags = ("--steps", 2, "--prompts", 3, "--group-size", 2, "--batch-size", 4, "--task",
+             "arithmetic",
              "--reward", reward)
     assert train.main(command("oreo", *flags)) == 0
     run = tmp_path / "run"

@@ -36,7 +36,8 @@ def fabricate(args, algo, seed, right=390, origin="o", summary=True, state=True)
     wanted = train.settings_of(compare.flags(args, algo, seed))
     (directory / "config.json").write_text(json.dumps({
         "algo": algo, "options": {**asdict(wanted.options), "out": str(directory)},
-        "method": asdict(wanted.config), "task": {"name": wanted.task.name, **asdict(wanted.task)}}))
+        "method": asdict(wanted.config),
+        "task": {"name": wanted.task.name, **asdict(wanted.task)}}))
     (directory / "origin").write_text(origin)
     if state:
         (directory / "state/state.safetensors").touch()
@@ -103,7 +104,8 @@ def test_a_changed_default_of_a_method_makes_its_run_anew(args):
     saved = json.loads((directory / "config.json").read_text())
     saved["method"]["lr"] *= 2
     (directory / "config.json").write_text(json.dumps(saved))
-    assert compare.to_do(directory, train.settings_of(compare.flags(args, "grpo", 0)), "o") == "start"
+    assert compare.to_do(directory, train.settings_of(compare.flags(args, "grpo", 0)),
+                         "o") == "start"
 
 
 def test_a_directory_without_a_run_is_started(args, tmp_path):
@@ -149,7 +151,7 @@ def test_each_run_gets_what_it_needs(args, capsys, monkeypatch):
     monkeypatch.setattr(compare, "fingerprint", lambda model: "o")
     fabricate(args, "grpo", 0)
     fabricate(args, "dapo", 0, summary=False)
-    runner = Fake({name: "error: no" for name in ("arithmetic-dapo-0", "arithmetic-grpo-1")}, 3)
+    runner = Fake(dict.fromkeys(("arithmetic-dapo-0", "arithmetic-grpo-1"), "error: no"), 3)
     assert compare.make(args, runner) is None
     assert runner.asked == [("arithmetic-dapo-0", "--resume"), ("arithmetic-grpo-1", "--algo"),
                             ("arithmetic-dapo-1", "--algo")]

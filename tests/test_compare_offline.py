@@ -31,7 +31,8 @@ def test_every_method_is_given_the_same_answers(args, tmp_path, monkeypatch):
     offline.collect(args, None, 0, tmp_path)
     rows = {path.stem: [json.loads(line) for line in path.read_text().splitlines()]
             for path in tmp_path.glob("*.jsonl")}
-    given = [(prompt, text, good) for prompt, texts in said[:-offline.SPARE] for text, good in texts]
+    given = [(prompt, text, good) for prompt, texts in said[:-offline.SPARE] for text,
+             good in texts]
     assert [tuple(row.values()) for row in rows["answers"]] == given
     assert {row["prompt"] for row in rows["answers-spare"]} == {p for p, _ in said[24:]}
     assert {row["prompt"] for row in rows["pairs"]} == {p for p, _ in said[1:24]}

@@ -59,14 +59,16 @@ def test_every_command_of_the_plot_names_arms_that_its_method_has(monkeypatch, t
 
 def test_the_arms_that_the_tables_name_exist():
     """Every arm that a table or the plot takes is one that its command yields."""
-    wanted = {(command, arm) for command, *arms, _ in bench_test_time.GAME_ROWS.values() for arm in arms
+    wanted = {(command, arm) for command, *arms,
+              _ in bench_test_time.GAME_ROWS.values() for arm in arms
               if arm}
     wanted |= {pair for _, curves in compute_optimal.CURVES.values() for row in curves.values()
                for pair in row}
     yielded = {}
     for command, arm in wanted:
         if command not in yielded:
-            found = inference.settings_of(["--method", *command.split()], "test", inference.Measured)
+            found = inference.settings_of(["--method", *command.split()], "test",
+                                          inference.Measured)
             tools, asked = Babble(found.task, ["x"]), found.task.heldout(1)
             yielded[command] = {each.name for each in found.method.arms(asked, tools, found.config)}
         assert arm in yielded[command], (command, arm)

@@ -121,11 +121,13 @@ def test_a_new_task_is_one_file(added):
 def test_a_new_way_to_answer_is_one_file(added, capsys):
     added(test_time, "shortest.py")
     small = ["--model", str(ROOT / "checkpoints/student"), "--max-new-tokens", "24"]
-    assert evaluate.main(["--method", "shortest", "--n", "3", "--workers", "1", "--json", *small]) == 0
+    assert evaluate.main(["--method", "shortest", "--n", "3", "--workers", "1", "--json",
+                          *small]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found["arms"]) == {"1 sample", "shortest of 3"}
     assert solve.main(["--method", "shortest", *small]) == 0
-    added(test_time, "mute.py", (STRANGERS / "shortest.py").read_text().replace("def show", "def no"))
+    added(test_time, "mute.py",
+          (STRANGERS / "shortest.py").read_text().replace("def show", "def no"))
     with pytest.raises(MinipostError, match=r"mute\.py: does not define show"):
         test_time.load("mute")
 
@@ -166,7 +168,8 @@ def test_a_loss_names_the_tensor_that_has_a_wrong_shape(name):
     wanted = shapes_of(loss)
     for wrong in wanted:
         given = {argument: torch.ones([sizes[axis] for axis in axes.split()], dtype=torch.bool
-                                      if argument.startswith(("mask", "good", "starts")) else torch.float64)
+                                      if argument.startswith(("mask", "good", "starts"))
+                                      else torch.float64)
                  for argument, axes in wanted.items()}
         given[wrong] = given[wrong][..., None].expand(*given[wrong].shape, 2)
         rest = {p.name: 1 for p in inspect.signature(loss).parameters.values()
@@ -188,17 +191,20 @@ def test_an_advantage_per_token_is_no_advantage_per_answer():
     for loss in (lambda adv: grpo.loss(x, x, x, adv, mask, clip=0.2, beta=0.0, count=4),
                  lambda adv: reinforce.loss(x, adv, mask, count=4)):
         assert loss(torch.ones(2))[0].dim() == 0
-        with pytest.raises(MinipostError, match=r"adv has shape \(2, 2\); expected \(B\) with B = 2"):
+        with pytest.raises(MinipostError,
+                           match=r"adv has shape \(2, 2\); expected \(B\) with B = 2"):
             loss(torch.ones(2, 2))
 
 
 # ---- names that have changed
 
 @pytest.mark.parametrize("algo, old, new", [
-    ("grpo", "group", "group_size"), ("oreo", "copies", "group_size"), ("reward", "answers", "group_size"),
+    ("grpo", "group", "group_size"), ("oreo", "copies", "group_size"),
+    ("reward", "answers", "group_size"),
     ("plackett-luce", "ranked", "group_size"), ("kto", "answers", "batch_size"),
     ("sft", "batch", "batch_size"), ("grpo", "minibatch", "minibatch_size"),
-    ("dpo", "flip", "label_smoothing"), ("sft", "warmup", "warmup_steps"), ("sft", "decay", "weight_decay"),
+    ("dpo", "flip", "label_smoothing"), ("sft", "warmup", "warmup_steps"),
+    ("sft", "decay", "weight_decay"),
 ])
 def test_an_old_flag_works_and_says_its_new_name_once(capsys, algo, old, new):
     value = "0.25" if old in ("flip", "decay") else "6"

@@ -17,7 +17,8 @@ from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.base import Problem, is_held_out
 from minipost.tasks.countdown import Countdown, apply, held_out, solvable
 from minipost.tasks.facts import Facts, hold_out
-from minipost.tasks.recall import HELD_OUT as HELD_OUT_THINGS, Recall
+from minipost.tasks.recall import HELD_OUT as HELD_OUT_THINGS
+from minipost.tasks.recall import Recall
 from minipost.tasks.wording import HELD_OUT, TRAINING, Wording
 from scripts.pretrain import Corpus, encode, leaks, pretrain
 from scripts.thoughts import KINDS, MAKERS, Thoughts
@@ -135,11 +136,13 @@ def test_no_thought_shows_a_held_out_sum_or_the_working_of_one():
 
 
 def test_no_thought_shows_a_held_out_hand():
-    """Neither one of the hundred nor, of three numbers, one of those that the shared rule holds out."""
+    """Neither one of the hundred nor, of three numbers, one of those that the shared rule holds
+    out."""
     hands = 0
     for kind in ("moves", "expression", "again", "reach"):
         for document in THOUGHTS[kind]:
-            for found in re.findall(r"(?m)(?:from |:|^)([0-9]+(?: [0-9]+){2,3})\b", text_of(document)):
+            for found in re.findall(r"(?m)(?:from |:|^)([0-9]+(?: [0-9]+){2,3})\b",
+                                    text_of(document)):
                 assert not held_out(map(int, found.split())), text_of(document)
                 hands += 1
     assert hands > 1500
@@ -181,14 +184,16 @@ def eval_exact(a, op, b):
 
 
 def test_of_a_life_what_was_told_before_is_learnt_and_nothing_else():
-    """What is read token by token is what an agent reads, and the mask is on told answers and the end."""
+    """What is read token by token is what an agent reads, and the mask is on told answers and the
+    end."""
     model, words = checkpoint.load("checkpoints/base")
     run, lives = Run(Learner(model), words, Thoughts(), None), 0
     batch = encode(run, THOUGHTS["recall"])
     for row, document in enumerate(THOUGHTS["recall"]):
         codes, learnt = {}, []
         for line in text_of(document).split("\n"):
-            thing, answer = re.fullmatch(r"(?:code of|what opens) ([A-Z][0-9])[?] (.*)", line).groups()
+            thing, answer = re.fullmatch(r"(?:code of|what opens) ([A-Z][0-9])[?] (.*)",
+                                         line).groups()
             learnt += [f" {answer}"] * (thing in codes)
             assert codes.setdefault(thing, answer) == answer and thing not in HELD_OUT_THINGS
         if answer == "none":

@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 from fakes import Echo, Letters, make_run, sequences, small, tiny
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost import checkpoint
 from minipost.errors import MinipostError
@@ -43,7 +44,8 @@ def test_distillation_is_zero_at_the_teacher_and_positive_elsewhere(seed, mix):
 
 @given(st.integers(0, 10_000), st.sampled_from([0.0, 1.0]) | st.floats(0, 1), st.floats(0.01, 3))
 def test_no_mix_takes_another_student_for_the_teacher(seed, mix, scale):
-    """Pinsker: D >= c |p - q|^2 / 2 in total variation's norm, c = 1 at the ends, b (1 - b) between."""
+    """Pinsker: D >= c |p - q|^2 / 2 in total variation's norm, c = 1 at the ends, b (1 - b)
+    between."""
     z, logq = distributions(seed, scale)
     apart = (z.softmax(-1) - logq.exp()).abs().sum(-1).square().sum() / 2
     least = (1.0 if mix in (0, 1) else mix * (1 - mix)) * apart
@@ -126,7 +128,8 @@ def test_what_is_shown_of_the_teacher_is_the_teachers(monkeypatch):
 
 @pytest.mark.parametrize("level, mix", [("word", 0.3), ("word", 0.0), ("sequence", 0.0)])
 def test_a_step_of_distillation_learns_from_what_the_docstring_says(monkeypatch, level, mix):
-    """What the loss is given, over micro-batches, against a recomputation; and how it was sampled."""
+    """What the loss is given, over micro-batches, against a recomputation; and how it was
+    sampled."""
     teacher = small(1)
     Teacher(monkeypatch, teacher)
     run, whole, given, asked = make_run(micro_batch_size=3), distill.loss, [], []

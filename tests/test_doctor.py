@@ -19,16 +19,16 @@ from minipost.tasks import TASKS
 ROOT = Path(__file__).resolve().parents[1]
 
 
-# ---- the command line
-
 @pytest.fixture
 def diagnose(capsys, tiny, rows):
-    """diagnose(*flags) -> (exit code, {check: row}, the whole) of a run with --json on the tiny model."""
+    """diagnose(*flags) -> (exit code, {check: row}, the whole) of a run with --json on the tiny
+    model."""
     def start(*flags):
         problems = [] if {"--task", "--data"} & set(flags) else ["--data", str(rows)]
         model = [] if "--model" in flags else ["--model", str(tiny)]
         capsys.readouterr()
-        code = doctor.main([*model, *problems, "--max-new-tokens", "4", "--prompts", "3", "--json", *map(str, flags)])
+        code = doctor.main([*model, *problems, "--max-new-tokens", "4", "--prompts", "3", "--json",
+                            *map(str, flags)])
         whole = json.loads(capsys.readouterr().out)
         assert all("\n" not in row["finding"] for row in whole["checks"])
         assert len({row["check"] for row in whole["checks"]}) == len(whole["checks"])
@@ -47,7 +47,8 @@ def test_a_healthy_set_up_has_no_fault(diagnose):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_base_model_has_no_fault_on_any_task(diagnose, task):
-    code, found, _ = diagnose("--model", ROOT / "checkpoints/base", "--task", task, "--max-new-tokens", 48,
+    code, found, _ = diagnose("--model", ROOT / "checkpoints/base", "--task", task,
+                              "--max-new-tokens", 48,
                               "--prompts", 16)
     assert code == 0
     assert "of 1, 3 and 12 rows" in found["micro-batches"]["finding"]
@@ -58,18 +59,21 @@ def test_the_base_model_has_no_fault_on_any_task(diagnose, task):
 
 
 def test_samples_in_bfloat16_differ_by_rounding_alone(diagnose):
-    code, found, _ = diagnose("--model", ROOT / "checkpoints/base", "--task", "countdown", "--max-new-tokens", 48,
+    code, found, _ = diagnose("--model", ROOT / "checkpoints/base", "--task", "countdown",
+                              "--max-new-tokens", 48,
                               "--dtype", "bfloat16")
     assert code == 0 and found["sampler and trainer"]["status"] == OK
 
 
 def test_a_reward_function_of_ones_own_that_fails(diagnose, tmp_path):
     path = tmp_path / "mine.py"
-    path.write_text("def reward(prompts, completions, answer, **columns):\n    return [0.0] * len(prompts)\n"
+    path.write_text("def reward(prompts, completions, answer, **columns):\n"
+                    "    return [0.0] * len(prompts)\n"
                     "def same(completions, **columns):\n    return [1.0] * len(completions)\n")
     code, found, _ = diagnose("--reward", f"{path}:reward")
     assert code == 1 and found["reward function"]["status"] == FAULT
-    assert "raised TypeError" in found["reward function"]["finding"] and "reward spread" not in found
+    assert "raised TypeError" in found["reward function"]["finding"]
+    assert "reward spread" not in found
     code, found, _ = diagnose("--reward", f"{path}:same")
     assert code == 1 and found["reference answers"]["status"] == FAULT
     assert found["reward function"]["status"] == OK
@@ -78,8 +82,9 @@ def test_a_reward_function_of_ones_own_that_fails(diagnose, tmp_path):
 def test_prompts_that_do_not_fit(diagnose, tmp_path):
     """Those that do are sampled; with none there is nothing to sample."""
     path, longer = tmp_path / "long.jsonl", tmp_path / "longer.jsonl"
-    lines = [json.dumps({"prompt": f"{k} " + "x" * (80 if k < 30 else 5), "completion": "y" * (70 if k % 2
-                         else 1)}) for k in range(60)]
+    lines = [json.dumps({"prompt": f"{k} " + "x" * (80 if k < 30 else 5),
+                         "completion": "y" * (70 if k % 2
+else 1)}) for k in range(60)]
     path.write_text("\n".join(lines))
     code, found, _ = diagnose("--data", path, "--prompts", 16)
     assert code == 1 and "prompts with a response of up to 4 tokens" in found["context"]["finding"]
@@ -95,7 +100,8 @@ def test_prompts_that_do_not_fit(diagnose, tmp_path):
 
 def test_pairs_of_a_file_and_a_reward_model(diagnose, tiny, tmp_path):
     path, scores = tmp_path / "pairs.jsonl", tmp_path / "scores"
-    path.write_text("".join(json.dumps({"prompt": f"{k}?", "chosen": "yes", "rejected": "no"}) + "\n"
+    path.write_text("".join(json.dumps({"prompt": f"{k}?", "chosen": "yes", "rejected": "no"})
+                            + "\n"
                             for k in range(40)))
     policy, vocabulary = checkpoint.load(tiny)
     judge = RewardModel(policy)
@@ -103,20 +109,24 @@ def test_pairs_of_a_file_and_a_reward_model(diagnose, tiny, tmp_path):
         judge.score.weight.copy_(torch.linspace(-1, 1, 16))
     checkpoint.save(scores, judge, tiny)
     code, found, _ = diagnose("--data", path, "--reward-model", scores)
-    assert code == 0 and found["reward model"]["status"] == found["reward model's PAD"]["status"] == OK
+    assert code == 0
+    assert found["reward model"]["status"] == found["reward model's PAD"]["status"] == OK
     assert "was chosen" in found["reward model's ranks"]["finding"]
     assert found["reward function"]["status"] == NONE
     assert found["length of chosen"]["status"] == WARNING
-    code, found, _ = diagnose("--data", path, "--reward", write_length(tmp_path), "--reward-model", scores)
+    code, found, _ = diagnose("--data", path, "--reward", write_length(tmp_path), "--reward-model",
+                              scores)
     assert code == 0 and "reference answers" in found
-    code, found, _ = diagnose("--task", "arithmetic", "--terms", 2, "--reward-model", scores, "--reward",
+    code, found, _ = diagnose("--task", "arithmetic", "--terms", 2, "--reward-model", scores,
+                              "--reward",
                               write_length(tmp_path))
     assert "earns more" in found["reward model's ranks"]["finding"]
 
 
 def write_length(folder):
     path = folder / "length.py"
-    path.write_text("def length(completions, **columns):\n    return [len(c) / 9 for c in completions]\n")
+    path.write_text("def length(completions, **columns):\n"
+                    "    return [len(c) / 9 for c in completions]\n")
     return f"{path}:length"
 
 
@@ -128,7 +138,8 @@ def test_held_out_rows_and_skipped_rows_of_a_file(diagnose, rows, tmp_path):
     held = tmp_path / "held.jsonl"
     held.write_text("".join(rows.read_text().splitlines(keepends=True)[:9]))
     _, found, _ = diagnose("--data", rows, "--eval-data", held)
-    assert "9 of 40 rows of --data have a prompt of --eval-data" in found["held-out prompts"]["finding"]
+    said = found["held-out prompts"]["finding"]
+    assert "9 of 40 rows of --data have a prompt of --eval-data" in said
 
 
 def test_the_doctor_writes_nothing(diagnose, tiny, tmp_path, monkeypatch):
@@ -169,13 +180,15 @@ def test_help_explains_every_knob_of_the_doctor(capsys):
 
 def test_the_screen_is_readable_at_80_columns(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    found = [checkup.Finding("a check", FAULT, "nine of ten " * 9, "it [matters]", "use --max-new-tokens 9"),
+    found = [checkup.Finding("a check", FAULT, "nine of ten " * 9, "it [matters]",
+                             "use --max-new-tokens 9"),
              checkup.Finding("another", OK, "well"), checkup.Finding("third", NONE, "no pairs")]
     Console().findings(found, 1.24)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     whole = re.sub(r"\s+", " ", " ".join(lines))
-    assert "FAULT a check: nine of ten" in whole and "so it [matters]; use --max-new-tokens 9." in whole
+    assert "FAULT a check: nine of ten" in whole
+    assert "so it [matters]; use --max-new-tokens 9." in whole
     assert whole.index("another") < whole.index("third") < whole.index("a check")
     assert "1 ok, 1 n/a, warnings: 0, faults: 1; 1.2 s" in whole
 
@@ -187,9 +200,11 @@ def test_the_examples_of_the_readme_run(capsys, tiny, tmp_path, monkeypatch):
     assert len(commands) >= 3
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(re.search(r"# mine.py\n(.*?)```", text, re.DOTALL)[1])
-    Path("rows.jsonl").write_text("".join(json.dumps({"prompt": f"{k}+5=?", "answer": str(k + 5)}) + "\n"
+    Path("rows.jsonl").write_text("".join(json.dumps({"prompt": f"{k}+5=?", "answer": str(k + 5)})
+                                          + "\n"
                                           for k in range(40)))
-    Path("pairs.jsonl").write_text("".join(json.dumps({"prompt": f"{k}?", "chosen": "yes", "rejected": "no"})
+    Path("pairs.jsonl").write_text("".join(json.dumps({"prompt": f"{k}?", "chosen": "yes",
+                                                       "rejected": "no"})
                                            + "\n" for k in range(40)))
     policy, _ = checkpoint.load(ROOT / "checkpoints/base")
     checkpoint.save("runs/reward-wording-0/model", RewardModel(policy), ROOT / "checkpoints/base")

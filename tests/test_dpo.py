@@ -6,7 +6,8 @@ from functools import partial
 import pytest
 import torch
 from fakes import REFERRED, Steps, bandit, descend, log_probs, make_run, pair_file, with_lead
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost.datasets import preferences
 from minipost.datasets.rows import File
@@ -49,7 +50,8 @@ def test_labels_that_say_nothing_hold_dpo_at_its_reference(seed, u):
     found = log_probs(REFERRED, seed)
 
     def value(u, flip=0.5):
-        return float(dpo.loss(**with_lead(found, u, 0.4), beta=0.4, label_smoothing=flip, count=3)[0])
+        return float(dpo.loss(**with_lead(found, u, 0.4), beta=0.4, label_smoothing=flip,
+                              count=3)[0])
 
     assert value(u) == pytest.approx(value(-u)) and value(u) > value(0.0)
     assert value(0.0) == pytest.approx(math.log(2))
@@ -110,7 +112,8 @@ make = partial(make_run, usual=Steps, max_new_tokens=5)
 
 
 def test_dpo_on_a_file_is_measured_by_the_reward_that_the_policy_implies(tmp_path):
-    """Half right while it is the reference; then by what it makes likelier, one way or the other."""
+    """Half right while it is the reference; then by what it makes likelier, one way or the
+    other."""
     held = pair_file(tmp_path / "test.jsonl", [("hh", "a", "b"), ("gg", "aa", "c")])
     data = pair_file(tmp_path / "train.jsonl", [("ef", "a", "b")])
     task = File(data, held)

@@ -1,7 +1,8 @@
 """Dr. GRPO: the advantage is the reward less its group's mean."""
 
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost.ops import group_centred
 

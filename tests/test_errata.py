@@ -10,7 +10,8 @@ import math
 import pytest
 import torch
 from fakes import Echo, Letters, tiny, tree
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost.methods import dpo, oreo, orpo, plackett_luce, ppo
 from minipost.optim import Learner
@@ -32,7 +33,8 @@ def tokens(shape, seed):
 
 @given(st.integers(0, 10_000), st.floats(-4, 4), st.floats(0.1, 1.0))
 def test_the_printed_dpo_loss_prefers_the_loser_and_ours_the_winner(seed, u, beta):
-    """A small step down each loss, from any lead u: E[sigmoid(u)] as printed falls as the lead does."""
+    """A small step down each loss, from any lead u: E[sigmoid(u)] as printed falls as the lead
+    does."""
     (chosen, mask), (rejected, other) = tokens((1, 3), seed), tokens((1, 4), seed + 1)
     ref = chosen - u / beta / 3, rejected                   # so that the lead is u
 
@@ -60,8 +62,8 @@ def test_the_printed_dpo_loss_prefers_the_loser_and_ours_the_winner(seed, u, bet
 def test_the_printed_dpo_loss_is_least_where_every_pair_is_wrong_and_ours_where_none_is():
     """And a policy that is the reference, u = 0, costs log 2: an even bet.
 
-    Turned into a gain, E[sigmoid(u)] would not be that loss either: pairs that are far from right, which
-    pull on ours the most, hardly pull on it.
+    Turned into a gain, E[sigmoid(u)] would not be that loss either: pairs that are far from right,
+    which pull on ours the most, hardly pull on it.
     """
     one, zero = torch.ones(1, 1, dtype=torch.bool), f64([[0.0]])
 
@@ -86,7 +88,8 @@ def printed_orpo(chosen, rejected):
 
 
 @given(st.integers(0, 10_000), st.floats(0.05, 3.0), st.floats(0.1, 4.0))
-def test_the_printed_orpo_loss_lets_both_answers_sink_and_ours_holds_the_chosen_one_up(seed, drop, lam):
+def test_the_printed_orpo_loss_lets_both_answers_sink_and_ours_holds_the_chosen_one_up(seed, drop,
+                                                                                       lam):
     """Every token of both answers grows less likely by the same factor.
 
     The ratio of likelihoods does not see it.  Of ours the first term alone rises by `drop`, and the
@@ -106,11 +109,13 @@ def test_the_printed_orpo_loss_lets_both_answers_sink_and_ours_holds_the_chosen_
 
 @given(st.integers(0, 10_000), st.floats(0.1, 4.0))
 def test_the_printed_orpo_loss_forgets_the_chosen_answer_once_the_rejected_is_gone(seed, lam):
-    """As pi(y_k) -> 0 its gradient on y_j vanishes, however unlikely y_j is; ours stays 1 or more."""
+    """As pi(y_k) -> 0 its gradient on y_j vanishes, however unlikely y_j is; ours stays 1 or
+    more."""
     (chosen, mask), (rejected, _) = tokens((1, 4), seed), tokens((1, 4), seed + 1)
     chosen, rejected = (chosen - 2).requires_grad_(), rejected - 12     # pi(y_j) is below 0.001
     [printed] = torch.autograd.grad(printed_orpo(chosen, rejected), chosen)
-    [ours] = torch.autograd.grad(orpo.loss(chosen, rejected, mask, mask, lam=lam, count=1)[0], chosen)
+    [ours] = torch.autograd.grad(orpo.loss(chosen, rejected, mask, mask, lam=lam, count=1)[0],
+                                 chosen)
     hand = orpo.loss_grad(chosen.detach(), rejected, mask, mask, lam=lam, count=1)["logp_w"]
     assert printed.abs().sum() < 1e-10
     assert -ours.sum() > 1 - 1e-12 and -hand.sum() > 1 - 1e-12
@@ -128,7 +133,8 @@ def test_odds_are_what_the_name_of_orpo_says(p, q, odds):
 
 # ---- 3.2.2, PPO
 
-PAIRS = list(itertools.product(range(3), repeat=2))         # all answers of two tokens of three words
+# all answers of two tokens of three words
+PAIRS = list(itertools.product(range(3), repeat=2))
 
 
 def logprobs(z):
@@ -150,13 +156,15 @@ def expected_step(z, logp_old, adv):
 
 @given(st.integers(0, 1000))
 def test_the_printed_ppo_ratio_is_not_the_policy_gradient_and_ours_is(seed):
-    """At the start of a rollout that is not the first: pi is pi_old, and the reference is another."""
+    """At the start of a rollout that is not the first: pi is pi_old, and the reference is
+    another."""
     z, shift = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(seed),
                            dtype=torch.float64)
     reward = torch.randn(9, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
     leaf = z.clone().requires_grad_()
     chance = logprobs(leaf).sum(1).exp()
-    mean = (chance * reward).sum()                          # J, whose gradient is the policy gradient
+    # J, whose gradient is the policy gradient
+    mean = (chance * reward).sum()
     [wanted] = torch.autograd.grad(-mean, leaf)
     adv = (reward - mean.detach())[:, None].expand(9, 2)
     ours = expected_step(z, logprobs(z), adv)
@@ -175,7 +183,8 @@ def test_the_printed_ppo_ratio_stops_for_good_a_fifth_beyond_the_reference(p, wo
     logp, ref, zero = f64([[p], [1 - p]]).log(), f64([[0.5], [0.5]]).log(), f64([[0.0], [0.0]])
     adv = worth * f64([[1 - p], [-p]])                      # of rewards `worth` and 0
     ours, printed = (
-        ppo.loss_grad(logp, zero, old, zero, adv, zero, torch.ones(2, 1, dtype=torch.bool), clip=0.2,
+        ppo.loss_grad(logp, zero, old, zero, adv, zero, torch.ones(2, 1, dtype=torch.bool),
+                      clip=0.2,
                       value_clip=0.2, count=1)["logp"] for old in (logp, ref))
     assert not printed.any() and torch.equal(ours, -adv)
 
@@ -200,7 +209,7 @@ def test_ppo_trains_on_the_ratio_to_the_policy_that_answered(monkeypatch):
 
 @given(st.integers(0, 1000), st.floats(0.05, 2.0))
 def test_the_best_policy_does_not_satisfy_the_printed_oreo_loss_and_satisfies_ours(seed, beta):
-    """At the soft optimum of a random tree, on every trajectory, with the exact value of every state.
+    """At the soft optimum of a random tree, on every trajectory, with each state's exact value.
 
     What the printed equation leaves at token t is V*(s_(t+1)) - R: how later tokens turned out, for
     which no earlier one is to blame.  Ours adds those, and leaves nothing.
@@ -224,7 +233,8 @@ def test_the_best_policy_does_not_satisfy_the_printed_oreo_loss_and_satisfies_ou
 
 @given(st.integers(2, 5).flatmap(lambda k: st.lists(st.floats(-3, 3), min_size=k, max_size=k)))
 def test_the_printed_chance_of_a_ranking_is_the_same_for_all_and_ours_is_a_chance(scores):
-    """Over all K! orders: prod_i e^(R_i) / sum_j e^(R_j), with every j, does not look at the order."""
+    """Over all K! orders: prod_i e^(R_i) / sum_j e^(R_j), with every j, does not look at the
+    order."""
     rows = torch.stack([f64(order) for order in itertools.permutations(scores)])    # best first
     k = len(scores)
     printed = rows.log_softmax(1).sum(1).exp()
@@ -240,7 +250,8 @@ def test_the_printed_chance_of_a_ranking_is_the_same_for_all_and_ours_is_a_chanc
 
 @given(st.integers(2, 5), st.floats(0.1, 3.0))
 def test_the_printed_ranking_loss_pulls_scores_in_order_together_and_ours_apart(k, gap):
-    """Its gradient K softmax - 1 pushes the best score down, wherever it is ahead; ours pulls it up."""
+    """Its gradient K softmax - 1 pushes the best score down, wherever it is ahead; ours pulls it
+    up."""
     scores = gap * torch.arange(k, 0, -1, dtype=torch.float64)[None]
     printed = k * scores.softmax(1) - 1                     # of -sum_i log softmax(R)_i
     ours = plackett_luce.loss_grad(scores, count=1)["scores"]

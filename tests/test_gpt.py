@@ -6,7 +6,14 @@ from fakes import BOS, PAD, sequences, tiny
 from torch.func import functional_call, jvp
 
 from minipost.gpt import (
-    GPT, HAS_ONEDNN, GPTConfig, RMSNorm, ValueHead, product, rotary_table, rotate,
+    GPT,
+    HAS_ONEDNN,
+    GPTConfig,
+    RMSNorm,
+    ValueHead,
+    product,
+    rotary_table,
+    rotate,
 )
 
 

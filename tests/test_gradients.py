@@ -1,8 +1,8 @@
 """Every loss three ways: the gradient derived by hand, autograd, and differences in float64.
 
 The losses are found, not listed: a file in minipost/methods/ needs a `loss` and beside it a
-`loss_grad` with the same arguments, or has to be named here as made of other methods.  Arguments are
-drawn by their names, which mean the same everywhere; a name that is new is refused with a sentence.
+`loss_grad` with the same arguments, or has to be named here as made of other methods.  Arguments
+are drawn by their names, which mean the same everywhere; a new name is refused with a sentence.
 
 Where a loss has a kink it has no derivative, and a difference across it means nothing.  So no draw
 comes nearer than `CLEAR` to one of these, the only ones there are:
@@ -19,7 +19,8 @@ import pkgutil
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings, strategies as st
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 from minipost import methods
 from minipost.ops import entropy, kl_exact, pick, spread
@@ -94,7 +95,8 @@ def arguments(draw, name):
             options[p.name] = draw(OPTIONS[p.name])
         else:
             tensors[p.name] = None
-    rows, width = draw(st.integers(1, 3)) * 2 * options.get("group_size", 1), draw(st.integers(1, 4))
+    rows, width = draw(st.integers(1, 3)) * 2 * options.get("group_size",
+                                                            1), draw(st.integers(1, 4))
     masked = "mask" in tensors
     shape = (rows, width) if masked else (rows,)            # of what a method may have either way
     wide = {side: (rows, draw(st.integers(1, 4))) for side in SIDES}
@@ -105,7 +107,8 @@ def arguments(draw, name):
             x = mask
         elif key in ("mask_w", "mask_l"):
             x = stretch(draw, *wide[side])
-        elif key == "starts":                               # the first token of a row, and some others
+        # the first token of a row, and some others
+        elif key == "starts":
             x = mask & ((mask.cumsum(1) == 1) | (numbers(draw, shape, 0, 1) < 0.5))
         elif key == "good":
             x = numbers(draw, (rows,), 0, 1) < 0.5
@@ -223,7 +226,8 @@ def test_what_stands_off_the_mask_has_no_part(name, data):
 def padded(tensors, left, right, value=9.0):
     """The tensors with columns off the mask on either side; those that have no mask as they are."""
     masked = any(key.startswith("mask") for key in tensors)
-    return {key: torch.nn.functional.pad(x, (left, right), value=0 if x.dtype == torch.bool else value)
+    return {key: torch.nn.functional.pad(x, (left, right),
+                                         value=0 if x.dtype == torch.bool else value)
             if masked and x.dim() == 2 else x for key, x in tensors.items()}
 
 
@@ -246,7 +250,8 @@ def test_padding_order_and_cuts_change_nothing(name, data):
     for key, g in module.loss_grad(**wide, **options).items():
         same(g, expected[key])
 
-    together = 2 * options["group_size"] if "group_size" in options else 1    # rows of one comparison
+    # rows of one comparison
+    together = 2 * options["group_size"] if "group_size" in options else 1
     rows = len(next(iter(tensors.values())))
     order = data.draw(st.permutations(range(rows // together)))
     order = torch.arange(rows).view(-1, together)[list(order)]
@@ -357,7 +362,8 @@ def test_logits_of_ten_thousand_and_ratios_of_e_to_the_fifty_stay_finite(name, g
 
 
 def test_every_method_has_a_loss_with_a_gradient_by_hand():
-    """Its own or one of ops, or it is made of methods that have one; no other function is a loss."""
+    """Its own or one of ops, or it is made of methods that have one; no other function is a
+    loss."""
     for name, module in MODULES.items():
         mine = [key for key, f in vars(module).items() if "loss" in key
                 and getattr(f, "__module__", None) in (module.__name__, "minipost.ops")]

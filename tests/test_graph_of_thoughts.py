@@ -3,7 +3,8 @@
 import random
 import re
 
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.test_time import graph_of_thoughts
@@ -21,7 +22,8 @@ def calculator(texts, n):
 @given(st.integers(2, 30), st.integers(2, 5), st.integers(0, 99))
 def test_a_graph_adds_up_its_parts(terms, size, seed):
     rng = random.Random(seed)
-    numbers = [rng.randint(1, 9)] + [rng.choice((-1, 1)) * rng.randint(1, 9) for _ in range(terms - 1)]
+    numbers = [rng.randint(1, 9)] + [rng.choice((-1, 1)) * rng.randint(1, 9) for _
+                                     in range(terms - 1)]
     problem = Arithmetic()._problem(numbers)
     graph, = graph_of_thoughts.search([problem], calculator, Arithmetic(), size, 3)
     assert graph[-1]["answer"] == sum(numbers)
@@ -44,4 +46,5 @@ def test_a_graph_ends_with_the_thought_that_states_nothing():
 def test_the_answer_that_most_state_is_kept():
     assert graph_of_thoughts.keep(["x", "Answer: 2", "Answer: 3", "Answer: 3"],
                                   Arithmetic().parse) == (3, "Answer: 3")
-    assert graph_of_thoughts.keep(["Answer: 2", "Answer: 3"], Arithmetic().parse) == (2, "Answer: 2")
+    assert graph_of_thoughts.keep(["Answer: 2", "Answer: 3"],
+                                  Arithmetic().parse) == (2, "Answer: 2")

@@ -16,7 +16,8 @@ def test_the_ratio_is_one_before_the_first_update():
     with torch.no_grad():
         ratio = (logprobs(run.policy.module, rollout, 0.8) - rollout.logp)[rollout.mask].exp()
     assert (ratio - 1).abs().max() < 1e-5
-    metrics = next(grpo.train(run, grpo.Config(prompts=2, group_size=3, minibatch_size=6, beta=0.0)))
+    metrics = next(grpo.train(run, grpo.Config(prompts=2, group_size=3, minibatch_size=6,
+                                               beta=0.0)))
     assert metrics["clip_ratio"] == 0.0
 
 

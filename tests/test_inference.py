@@ -8,8 +8,6 @@ from minipost import checkpoint, evaluate, solve, test_time
 from minipost.gpt import RewardModel
 
 
-# ---- command lines
-
 @pytest.fixture(scope="module")
 def verifier(tmp_path_factory, tiny):
     """The directory of an untrained reward model on the tiny model."""
@@ -19,8 +17,10 @@ def verifier(tmp_path_factory, tiny):
     return directory / "model"
 
 
-QUICK = {"self-consistency": ["--group-size", "2", "--curve", "1"], "best-of-n": ["--group-size", "2"],
-         "tot": ["--copies", "2", "--expansions", "3"], "mcts": ["--simulations", "2", "--copies", "2"],
+QUICK = {"self-consistency": ["--group-size", "2", "--curve", "1"],
+         "best-of-n": ["--group-size", "2"],
+         "tot": ["--copies", "2", "--expansions", "3"],
+         "mcts": ["--simulations", "2", "--copies", "2"],
          "memory": ["--length", "4", "--things", "2", "--lives", "2", "--trials", "2"],
          "graph-of-thoughts": ["--copies", "1"], "self-feedback": ["--attempts", "2"],
          "beam": ["--width", "1", "--copies", "2", "--depth", "3"], "cot": ["--shots", "1"]}
@@ -28,7 +28,8 @@ QUICK = {"self-consistency": ["--group-size", "2", "--curve", "1"], "best-of-n":
 
 def arguments(method, tiny, verifier, *more):
     needs = ["--verifier", str(verifier)] if method in ("best-of-n", "beam") else []
-    return ["--method", method, "--model", str(tiny), "--max-new-tokens", "6", *needs, *QUICK[method], *more]
+    return ["--method", method, "--model", str(tiny), "--max-new-tokens", "6", *needs,
+            *QUICK[method], *more]
 
 
 def test_every_method_is_listed_here():
@@ -36,15 +37,19 @@ def test_every_method_is_listed_here():
 
 
 @pytest.mark.parametrize("method", test_time.names())
-def test_evaluate_writes_a_summary_and_an_untrained_model_breaks_nothing(method, tiny, verifier, tmp_path,
+def test_evaluate_writes_a_summary_and_an_untrained_model_breaks_nothing(method, tiny, verifier,
+                                                                         tmp_path,
                                                                         capsys):
     command = arguments(method, tiny, verifier, "--n", "2", "--workers", "1")
     assert evaluate.main([*command, "--out", str(tmp_path / "run")]) == 0
     shown = capsys.readouterr().out
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert {"name", "task", "seed", "metric", "before", "after", "seconds", "tokens", "all"} <= set(summary)
-    assert summary["tokens"] > 0 and summary["name"] == method and summary["before"]["n"] == summary["after"]["n"] > 0
-    assert all(0 <= row["score"]["low"] <= row["score"]["high"] <= 1 and row["tokens per problem"] >= 0
+    assert {"name", "task", "seed", "metric", "before", "after", "seconds", "tokens",
+            "all"} <= set(summary)
+    assert summary["tokens"] > 0 and summary["name"] == method
+    assert summary["before"]["n"] == summary["after"]["n"] > 0
+    assert all(0 <= row["score"]["low"] <= row["score"]["high"] <= 1
+               and row["tokens per problem"] >= 0
                for row in summary["all"].values())
     assert "held-out problem 1" in shown and "tokens" in shown
     assert evaluate.main([*command, "--json"]) == 0
@@ -72,7 +77,8 @@ def test_a_problem_of_ones_own(tiny, verifier, capsys):
 
 
 @pytest.mark.parametrize("said", ["right", "other"])
-def test_a_life_is_right_where_its_own_last_question_was_answered(said, tiny, verifier, capsys, monkeypatch):
+def test_a_life_is_right_where_its_own_last_question_was_answered(said, tiny, verifier, capsys,
+                                                                  monkeypatch):
     def live(streams, answer, how, size, rng):
         question, code, told = streams[0][-1]
         return [[{"question": question, "recalled": [], "said": code if said == "right" else "x",
@@ -94,14 +100,16 @@ def test_a_life_is_right_where_its_own_last_question_was_answered(said, tiny, ve
     (["--method", "best-of-n", "--verifier", "nowhere"], "nowhere"),
 ])
 def test_bad_input_is_one_sentence(command, sentence, tiny, capsys):
-    assert solve.main([*command, "--model", str(tiny), *([] if "--max-new-tokens" in command else ["--max-new-tokens", "6"])]) == 1
+    assert solve.main([*command, "--model", str(tiny),
+                       *([] if "--max-new-tokens" in command else ["--max-new-tokens", "6"])]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("flag, value", [("--width", "0"), ("--max-new-tokens", "0"), ("--temperature", "-1"),
-                                         ("--temperature", "nan"), ("--votes", "0"), ("--n", "0"),
-                                         ("--workers", "-1"), ("--show", "-1")])
+@pytest.mark.parametrize("flag, value",
+                         [("--width", "0"), ("--max-new-tokens", "0"), ("--temperature", "-1"),
+                          ("--temperature", "nan"), ("--votes", "0"), ("--n", "0"),
+                          ("--workers", "-1"), ("--show", "-1")])
 def test_senseless_settings_are_refused(flag, value, capsys):
     with pytest.raises(SystemExit):
         evaluate.main(["--method", "tot", flag, value])

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-ROWS = [line.split("|")[1:-1] for line in (TESTS / "invariants.md").read_text(encoding="utf-8").splitlines()
+ROWS = [line.split("|")[1:-1] for line
+        in (TESTS / "invariants.md").read_text(encoding="utf-8").splitlines()
         if re.match(r"\| \d+ \|", line)]
 
 

@@ -25,7 +25,8 @@ def test_mismatched_answers_belong_to_the_next_prompt():
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_what_could_be_expected_is_never_less_than_nothing(sign):
-    """z0 is the mean log-ratio of mismatched answers where that is positive, and else 0, as a KL is."""
+    """z0 is the mean log-ratio of mismatched answers where that is positive, and else 0, as a KL
+    is."""
     run = make()
     run.reference()
     answers, _ = kto.draw(run, kto.Config(), run.reference())

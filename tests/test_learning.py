@@ -8,25 +8,42 @@ from fakes import Echo, Letters
 
 from minipost.gpt import GPT, GPTConfig
 from minipost.methods import (
-    a2c, dapo, dr_grpo, grpo, ppo, reinforce, reinforce_pp, rloo, self_critical, sft, trpo,
+    a2c,
+    dapo,
+    dr_grpo,
+    grpo,
+    ppo,
+    reinforce,
+    reinforce_pp,
+    rloo,
+    self_critical,
+    sft,
+    trpo,
 )
 from minipost.optim import Learner
 from minipost.run import Run
 
 RECIPES = {
-    "grpo": (grpo, grpo.Config(steps=30, prompts=8, group_size=8, minibatch_size=64, lr=1e-2, beta=0.01)),
-    "dr_grpo": (dr_grpo, dr_grpo.Config(steps=30, prompts=8, group_size=8, minibatch_size=64, lr=1e-2)),
-    "dapo": (dapo, dapo.Config(steps=30, prompts=8, group_size=8, minibatch_size=64, lr=1e-2, overlong=0)),
+    "grpo": (grpo, grpo.Config(steps=30, prompts=8, group_size=8, minibatch_size=64, lr=1e-2,
+                               beta=0.01)),
+    "dr_grpo": (dr_grpo, dr_grpo.Config(steps=30, prompts=8, group_size=8, minibatch_size=64,
+                                        lr=1e-2)),
+    "dapo": (dapo, dapo.Config(steps=30, prompts=8, group_size=8, minibatch_size=64, lr=1e-2,
+                               overlong=0)),
     "sft": (sft, sft.Config(steps=30, batch_size=16, lr=1e-2, warmup_steps=3)),
     "reinforce": (reinforce, reinforce.Config(steps=30, prompts=8, group_size=8, lr=1e-2)),
-    "self_critical": (self_critical, self_critical.Config(steps=30, prompts=16, group_size=8, lr=1e-2)),
+    "self_critical": (self_critical,
+                      self_critical.Config(steps=30, prompts=16, group_size=8, lr=1e-2)),
     "rloo": (rloo, rloo.Config(steps=30, prompts=8, group_size=8, lr=1e-2)),
-    "reinforce_pp": (reinforce_pp, reinforce_pp.Config(steps=30, prompts=8, group_size=8, minibatch_size=64,
-                                                       lr=1e-2)),
+    "reinforce_pp": (reinforce_pp,
+                     reinforce_pp.Config(steps=30, prompts=8, group_size=8, minibatch_size=64,
+                                         lr=1e-2)),
     "a2c": (a2c, a2c.Config(steps=30, prompts=8, group_size=8, lr=1e-2, critic_lr=3e-2)),
-    "ppo": (ppo, ppo.Config(steps=20, prompts=64, minibatch_size=64, lr=1e-2, critic_lr=1e-2, beta=0.01,
+    "ppo": (ppo, ppo.Config(steps=20, prompts=64, minibatch_size=64, lr=1e-2, critic_lr=1e-2,
+                            beta=0.01,
                             missing_eos=0.0)),
-    "trpo": (trpo, trpo.Config(steps=20, prompts=8, group_size=8, delta=0.05, damping=0.01, fisher=16,
+    "trpo": (trpo, trpo.Config(steps=20, prompts=8, group_size=8, delta=0.05, damping=0.01,
+                               fisher=16,
                                iterations=5)),
 }
 

@@ -2,7 +2,8 @@
 
 import pytest
 from fakes import Maze
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost.test_time import mcts
 

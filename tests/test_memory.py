@@ -10,7 +10,8 @@ from minipost.test_time import memory
 
 def test_the_window_and_the_nearest():
     found = memory.Memory()
-    for k, question in enumerate(["code of the red box", "code of the red door", "code of the old box",
+    for k, question in enumerate(["code of the red box", "code of the red door",
+                                  "code of the old box",
                                   "what opens the old door"]):
         found.write(question, str(k))
     assert [a for _, a in found.window(2)] == ["2", "3"]

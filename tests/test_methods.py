@@ -6,12 +6,23 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from fakes import Hidden, length, sequences, tiny, toy
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost import methods
 from minipost.errors import MinipostError
 from minipost.methods import (
-    a2c, dapo, dr_grpo, grpo, plackett_luce, ppo, reinforce, reinforce_pp, rloo, self_critical, sft,
+    a2c,
+    dapo,
+    dr_grpo,
+    grpo,
+    plackett_luce,
+    ppo,
+    reinforce,
+    reinforce_pp,
+    rloo,
+    self_critical,
+    sft,
     trpo,
 )
 from minipost.ops import entropy, kl_exact, pick, spread
@@ -98,9 +109,11 @@ def test_micro_batches_change_no_gradient(name):
         assert torch.allclose(gradient(model, seqs, cut, objective), whole, atol=1e-12)
 
 
-LARGER = {  # answers of several lengths in one step; a method that is not here takes prompts and group
+# answers of several lengths in one step; a method that is not here takes prompts and group
+LARGER = {
     "sft": dict(batch_size=5), "distill": dict(batch_size=5), "kto": dict(batch_size=5),
-    "ppo": dict(prompts=6, minibatch_size=6), "oreo": dict(group_size=5, batch_size=5), "rft": dict(group_size=6, batch_size=6),
+    "ppo": dict(prompts=6, minibatch_size=6), "oreo": dict(group_size=5, batch_size=5),
+    "rft": dict(group_size=6, batch_size=6),
     "reward": dict(prompts=3, group_size=3), "plackett-luce": dict(prompts=3, group_size=3),
     "orm": dict(group_size=5), "prm": dict(group_size=5), "mdpo": dict(prompts=3, group_size=2),
     **dict.fromkeys(("dpo", "ipo", "simpo", "orpo"), dict(pairs=5)),
@@ -168,7 +181,8 @@ def test_at_ratio_one_every_variant_is_the_plain_policy_gradient(seed):
 
 @given(st.integers(0, 10_000), st.floats(0.15, 0.25))
 def test_group_losses_differ_by_their_divisors_alone(seed, clip):
-    """At any ratio, whatever the lengths: over all tokens (GRPO here, DAPO) or B L_max (Dr. GRPO)."""
+    """At any ratio, whatever the lengths: over all tokens (GRPO here, DAPO) or B L_max (Dr.
+    GRPO)."""
     given_ = inputs(dapo, seed)
     n, rows, longest = int(given_["mask"].sum()), 3, 5
     by_tokens = dict(clip_low=clip, clip_high=clip, count=n)
@@ -179,7 +193,8 @@ def test_group_losses_differ_by_their_divisors_alone(seed, clip):
     assert torch.allclose(dr_grpo.loss(**given_, **fixed)[0], value * n / (rows * longest))
     slope = dapo.loss_grad(**given_, **by_tokens)["logp"]
     assert torch.allclose(grpo.loss_grad(**given_, **plain)["logp"], slope)
-    assert torch.allclose(dr_grpo.loss_grad(**given_, **fixed)["logp"], slope * n / (rows * longest))
+    assert torch.allclose(dr_grpo.loss_grad(**given_, **fixed)["logp"],
+                          slope * n / (rows * longest))
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -196,7 +211,8 @@ def test_every_number_of_a_config_is_checked(name):
 
 
 @pytest.mark.parametrize("config, fault", [
-    (plackett_luce.Config, dict(group_size=1)), (sft.Config, dict(batch_size=0)), (sft.Config, dict(steps=0)), (sft.Config, dict(lr=-1e-3)),
+    (plackett_luce.Config, dict(group_size=1)), (sft.Config, dict(batch_size=0)),
+    (sft.Config, dict(steps=0)), (sft.Config, dict(lr=-1e-3)),
     (grpo.Config, dict(group_size=1)), (grpo.Config, dict(temperature=0.0)),
     (grpo.Config, dict(lr=float("nan"))), (grpo.Config, dict(max_grad_norm=0.0)),
     (dr_grpo.Config, dict(minibatch_size=0)), (dr_grpo.Config, dict(clip=-0.1)),

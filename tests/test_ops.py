@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 from fakes import FIRST, expected, logp_of, randn, stretches
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.func import jacrev
 
 from minipost import ops
@@ -297,7 +298,8 @@ def test_gae_is_linear_and_blind_to_padding(seed, gamma, lam, factor):
 def test_shaping_by_a_potential_changes_no_advantage(seed, lam):
     """Ng et al. 1999: r_t + F(s_(t+1)) - F(s_t), F being 0 after the end, with V - F for V.
 
-    Where the critic does not follow, at lambda 1 it is a baseline: each state's F, whatever is done.
+    Where the critic does not follow, at lambda 1 it is a baseline: the state's F, whatever is
+    done.
     """
     reward, value, mask = stretches(seed)
     potential = 3 * randn(seed + 7, 5, 7).where(mask, 0.0)

@@ -9,7 +9,8 @@ from functools import partial
 import pytest
 import torch
 from fakes import EOS, WIDTH, Echo, Letters, answer_file, make_run, sequences, tiny, tree
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.func import jacrev
 
 from minipost.datasets.rows import File
@@ -82,7 +83,8 @@ def test_the_residual_is_zero_at_the_soft_optimum_on_every_trajectory(seed, beta
 @given(st.integers(0, 1000), st.sampled_from(["token", "step", "response"]), st.booleans())
 @settings(max_examples=10)
 def test_at_the_soft_optimum_no_weighting_and_no_holding_leaves_a_gradient(seed, level, held):
-    """Some trajectories of 81 come often and most never; V, or the l of later actions, free or held."""
+    """Some trajectories of 81 come often and most never; V, or the l of later actions, free or
+    held."""
     found = tree(seed, 0.7)
     rows = torch.randint(81, (20,), generator=torch.Generator().manual_seed(seed)) ** 2 % 81
     found = {key: x[rows] for key, x in found.items()}
@@ -145,7 +147,8 @@ def test_nothing_to_learn_where_all_is_alike():
     """Invariant 38: at the reference with a constant reward as the value."""
     found = inputs(1)
     same = {**found, "logp": found["logp_ref"], "logp_held": found["logp_ref"],
-            "value": torch.full_like(found["value"], 0.7), "reward": torch.full_like(found["reward"], 0.7),
+            "value": torch.full_like(found["value"], 0.7),
+            "reward": torch.full_like(found["reward"], 0.7),
             "kl": torch.zeros_like(found["kl"])}
     same["value_held"] = same["value"]
     assert float(oreo.loss(**same, **OPTIONS)[0]) < 1e-30
@@ -170,7 +173,8 @@ def test_without_holding_anything_the_policy_gets_the_sum_of_earlier_residuals(s
 
 @given(st.integers(0, 10_000), st.sampled_from(["token", "step", "response"]))
 def test_the_gradients_of_each_level_action_by_action(seed, level):
-    """Of tokens 2 beta d_t / (K B), of responses 2 beta d_0 / B on all: action by action in a loop."""
+    """Of tokens 2 beta d_t / (K B), of responses 2 beta d_0 / B on all: action by action in a
+    loop."""
     found = inputs(seed, level)
     found |= {"logp_held": found["logp"], "value_held": found["value"]}
     hand = oreo.loss_grad(**found, **OPTIONS)
@@ -224,7 +228,8 @@ def test_where_actions_begin():
 
 
 def test_steps_of_one_token_are_tokens_and_one_step_is_the_response():
-    """EOS is an action of its own among the steps, so the one step is that of an unfinished answer."""
+    """EOS is an action of its own among the steps, so the one step is that of an unfinished
+    answer."""
     run, h = make(Rows()), 3 + Letters.letters.index("h")
     for text, level in (([h, h, h, EOS], "token"), ([h, h], "token"), ([3, 4, 5], "response"),
                         ([3, 4, h], "response")):
@@ -248,7 +253,8 @@ def test_a_step_learns_from_what_the_docstring_says(monkeypatch, tmp_path):
         return whole(*args, **options)
 
     monkeypatch.setattr(oreo, "loss", spy)
-    steps = oreo.train(run, oreo.Config(steps=3, batch_size=6, lr=1e-2, critic_lr=1e-2, warmup_steps=0))
+    steps = oreo.train(run, oreo.Config(steps=3, batch_size=6, lr=1e-2, critic_lr=1e-2,
+                                        warmup_steps=0))
     next(steps)
     run.step = 1
     seen.clear()
@@ -333,7 +339,8 @@ def test_the_reference_stays_the_first_one_and_each_learner_has_its_rate(monkeyp
     monkeypatch.setattr(oreo, "starts", lambda run, seqs, level: levels.append(level) or starts(
         run, seqs, level))
     first = copy.deepcopy(run.policy.module)
-    cfg = oreo.Config(steps=4, prompts=6, group_size=2, batch_size=8, iterations=2, lr=0.02, critic_lr=0.03,
+    cfg = oreo.Config(steps=4, prompts=6, group_size=2, batch_size=8, iterations=2, lr=0.02,
+                      critic_lr=0.03,
                       warmup_steps=0, level="response")
     steps = oreo.train(run, cfg)
     for run.step in range(4):
@@ -345,14 +352,16 @@ def test_the_reference_stays_the_first_one_and_each_learner_has_its_rate(monkeyp
 
 
 def test_a_config_is_checked():
-    for wrong in (dict(beta=0), dict(alpha=-1), dict(iterations=0), dict(width=0), dict(group_size=0)):
+    for wrong in (dict(beta=0), dict(alpha=-1), dict(iterations=0), dict(width=0),
+                  dict(group_size=0)):
         with pytest.raises(MinipostError, match=next(iter(wrong))):
             oreo.Config(**wrong)
 
 
 def test_oreo_on_a_file_says_how_often_the_implied_reward_is_right(tmp_path):
     run = make_run(answer_file(tmp_path, "label"))
-    steps = oreo.train(run, oreo.Config(steps=30, batch_size=9, lr=1e-2, critic_lr=1e-2, warmup_steps=1))
+    steps = oreo.train(run, oreo.Config(steps=30, batch_size=9, lr=1e-2, critic_lr=1e-2,
+                                        warmup_steps=1))
     splits = {"seen": run.task.training()}
     before = oreo.measure(run, splits, oreo.Config())["seen"]["outcome accuracy"]
     for run.step in range(30):

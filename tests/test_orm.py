@@ -2,7 +2,8 @@
 
 import torch
 from fakes import scores
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost.methods import orm
 

@@ -8,7 +8,8 @@ from functools import partial
 import pytest
 import torch
 from fakes import Echo, Letters, Steps, make_run
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost.methods import plackett_luce, reward
 

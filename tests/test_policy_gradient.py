@@ -12,7 +12,6 @@ from minipost.optim import Learner
 from minipost.rollout import logprobs
 from minipost.run import Run
 
-
 # ---- a policy that is a table
 
 BETA = 0.3
@@ -47,7 +46,8 @@ def test_the_log_ratio_as_a_price_descends_the_kl():
 
 METHODS = {
     "reinforce": (reinforce, dict(momentum=0.75)), "self_critical": (self_critical, {}),
-    "rloo": (rloo, dict(beta=0.2)), "reinforce_pp": (reinforce_pp, dict(beta=0.2, minibatch_size=32)),
+    "rloo": (rloo, dict(beta=0.2)),
+    "reinforce_pp": (reinforce_pp, dict(beta=0.2, minibatch_size=32)),
     "a2c": (a2c, dict(gamma=0.9, lam=0.8, entropy_weight=0.1, value_weight=0.5)),
 }
 

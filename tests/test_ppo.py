@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 from fakes import RLHF, Echo, Hidden, drive, given_model, length, sequences, tiny, toy, valuer
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.func import jacrev
 
 from minipost.methods import ppo
@@ -275,7 +276,8 @@ def test_the_price_of_kl_is_the_beta_of_its_step(spy):
     for control in ("fixed", "adaptive", "fixed"):
         run, calls = toy(), spy(ppo, "token_rewards")
         run.frozen("reference", lambda: tiny(seed=1))
-        cfg = ppo.Config(prompts=6, minibatch_size=6, control=control, horizon=30, kl_target=target or 1.0)
+        cfg = ppo.Config(prompts=6, minibatch_size=6, control=control, horizon=30,
+                         kl_target=target or 1.0)
         found, beta = drive(run, ppo.optimise(run, cfg), 3), cfg.beta
         target = found[0]["kl_per_answer"] / 1.15
         for (given_, _), metrics in zip(calls, found, strict=True):

@@ -8,7 +8,8 @@ from functools import partial
 import pytest
 import torch
 from fakes import REFERRED, Echo, log_probs, make_run, pair_task, tiny, with_lead
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost.gpt import GPT, GPTConfig
 from minipost.measure import scorers
@@ -37,7 +38,8 @@ def test_at_the_reference():
     same = log_probs(REFERRED, 1)
     same["ref_w"], same["ref_l"] = same["logp_w"], same["logp_l"]
     for flip, robust in ((0.0, False), (0.2, False), (0.3, True)):
-        assert float(dpo.loss(**same, beta=0.3, label_smoothing=flip, robust=robust, count=3)[0]) == \
+        assert float(dpo.loss(**same, beta=0.3, label_smoothing=flip, robust=robust,
+                              count=3)[0]) == \
             pytest.approx(math.log(2))
     assert float(ipo.loss(**same, tau=0.3, count=3)[0]) == pytest.approx(1 / (4 * 0.3**2))
     found = log_probs(CASES["kto"][1], 2)
@@ -83,7 +85,8 @@ def test_means_do_not_see_tokens_said_twice(seed):
     twice = {key: value.repeat(1, 2) for key, value in found.items()}
     for name in ("simpo", "orpo"):
         module, _, options = CASES[name]
-        assert torch.allclose(module.loss(**found, **options)[0], module.loss(**twice, **options)[0])
+        assert torch.allclose(module.loss(**found, **options)[0],
+                              module.loss(**twice, **options)[0])
 
 
 METHODS = [dpo, ipo, simpo, orpo, kto, mdpo]
@@ -91,7 +94,8 @@ METHODS = [dpo, ipo, simpo, orpo, kto, mdpo]
 
 @pytest.mark.parametrize("module", [simpo, orpo, dpo])
 def test_simpo_and_orpo_go_without_the_reference(tmp_path, module):
-    """Invariant 18: another one makes no difference to a step on a file's pairs; to DPO's it does."""
+    """Invariant 18: another one makes no difference to a step on a file's pairs; to DPO's it
+    does."""
     steps = []
     for seed in (1, 2):
         run = make(pair_task(tmp_path))

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fakes import BOS, EOS, Echo, Letters, make_run, pair_file, pair_task, rollout_of, tiny
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost.datasets import preferences
 from minipost.datasets.rows import File

@@ -1,7 +1,7 @@
-"""The oracle and the proofs: right in worlds that can be counted by hand, and blind to no planted fault."""
+"""The oracle and the proofs: right in worlds that can be counted by hand, and blind to no planted
+fault."""
 
 import copy
-import importlib
 import json
 import pkgutil
 
@@ -122,8 +122,8 @@ def test_every_method_is_measured_or_says_whose_steps_it_takes():
 
 
 def test_every_method_that_pays_for_kl_is_held_against_the_best_policy():
-    paying = {name for name in methods.names() if {"beta", "tau"} & set(
-        importlib.import_module(f"minipost.methods.{name.replace('-', '_')}").Config.__annotations__)}
+    paying = {name for name in methods.names()
+              if {"beta", "tau"} & set(methods.load(name).Config.__annotations__)}
     paying -= {"simpo"}                                     # whose beta is no price of KL
     for found in (optima.LEADS, [case.name for case in optima.AT_OPTIMUM]):
         assert paying == {estimates.method_of(name) for name in found}
@@ -150,7 +150,8 @@ def test_the_mean_step_is_what_it_is_proved_to_be(name, world):
     ("oreo", oreo, "kl_exact", lambda p, q: ops.kl_exact(q, p)),
 ])
 def test_a_fault_in_a_method_is_seen_in_its_mean_step(name, owner, part, fault, world, monkeypatch):
-    """A baseline that is not independent, a ratio to nothing, a sign, a length, a KL turned round."""
+    """A baseline that is not independent, a ratio to nothing, a sign, a length, a KL turned
+    round."""
     estimate, run = BY_NAME[name], dealer(world)
     gradient = gradient_of(estimate, run)
     monkeypatch.setattr(owner, part, fault)
@@ -214,7 +215,8 @@ def test_at_the_optimum_a_step_is_zero_where_it_is_proved_to_be(case, world):
 
 
 def test_another_price_of_kl_makes_it_move(world):
-    case = optima.Stationary("rloo", dict(prompts=1, group_size=2, beta=2 * BETA), 2, "every step", "")
+    case = optima.Stationary("rloo", dict(prompts=1, group_size=2, beta=2 * BETA), 2, "every step",
+                             "")
     assert not optima.at_optimum(case, world)["holds"]
 
 
@@ -234,7 +236,8 @@ def test_a_mean_step_that_pays_another_price_leads_elsewhere(monkeypatch):
 @pytest.mark.parametrize("name", ["rloo", "grpo", "grpo --kl k3", "dpo", "ipo", "mdpo",
                                   "reinforce-pp"])
 def test_what_is_followed_is_the_mean_of_the_methods_own_step(name, world, monkeypatch):
-    """Where rollouts of two suffice to see it: at the policy, along the gradient of the same mean."""
+    """Where rollouts of two suffice to see it: at the policy, along the gradient of the same
+    mean."""
     ground = optima.Ground(world)
     policy = copy.deepcopy(world.policy)
     ground.look(policy)
@@ -266,7 +269,8 @@ def test_tables_and_data(capsys, tmp_path):
 
 
 def test_a_statement_that_fails_is_named_and_makes_the_exit_code_one(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(rloo, "leave_one_out", lambda r, group: ops.group_centred(r, group).flatten())
+    monkeypatch.setattr(rloo, "leave_one_out", lambda r,
+                        group: ops.group_centred(r, group).flatten())
     code, said = run_it(capsys, tmp_path, "--algo", "rloo")
     assert code == 1 and "FAILS" in said.out and "these fail: rloo" in said.out
 

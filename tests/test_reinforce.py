@@ -3,7 +3,8 @@
 import pytest
 import torch
 from fakes import SIZE, apart, expected, mean_slope, randn
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.func import jacrev
 
 from minipost.methods import reinforce

@@ -2,7 +2,8 @@
 
 import torch
 from fakes import randn, stretches
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost import ops
 from minipost.methods import reinforce_pp

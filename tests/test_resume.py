@@ -17,7 +17,8 @@ from minipost.methods import a2c, ppo, reinforce, trpo
 STEPS = 4
 GROUPS = ("--prompts", 3, "--group-size", 4, "--minibatch-size", 8, "--epochs", 2)
 SAMPLES = ("--prompts", 3, "--group-size", 4)
-WORDING = ("--task", "wording", "--max-new-tokens", 12, "--eval-n", 12)  # answers of more than one word
+# answers of more than one word
+WORDING = ("--task", "wording", "--max-new-tokens", 12, "--eval-n", 12)
 RECIPES = {
     "sft": ("--batch-size", 7, "--weight-decay", 0.1, "--warmup-steps", 2),
     "grpo": GROUPS, "grpo --kl k3": GROUPS, "dr-grpo": GROUPS, "dapo": GROUPS,
@@ -222,7 +223,8 @@ RESUMED = {  # method, Config, task, what Session does before the first step
     "trpo": (trpo, trpo.Config(steps=3, prompts=3, group_size=4, fisher=6, iterations=3, delta=0.01,
                                damping=0.01), Echo, None),
     "a2c": (a2c, a2c.Config(steps=3, prompts=4, group_size=3, lr=1e-2), Echo, None),
-    "reinforce": (reinforce, reinforce.Config(steps=3, prompts=4, group_size=3, lr=1e-2), Echo, None),
+    "reinforce": (reinforce, reinforce.Config(steps=3, prompts=4, group_size=3, lr=1e-2), Echo,
+                  None),
 }
 
 

@@ -4,12 +4,10 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost.methods import reward
-
-
-# ---- losses
 
 numbers = st.lists(st.floats(-5, 5), min_size=4, max_size=4).map(
     lambda values: torch.tensor(values, dtype=torch.float64))
@@ -27,8 +25,8 @@ def test_pairs_fix_scores_up_to_a_shift_unless_centred(chosen, rejected, shift):
 
 @given(numbers, numbers, st.floats(-2, 2))
 def test_bradley_terry_swapped_equal_and_with_a_margin(chosen, rejected, margin):
-    def value(w, l, m=0.0):
-        return reward.loss(w, l, margin=m, center=0.0, count=4)[0]
+    def value(better, worse, m=0.0):
+        return reward.loss(better, worse, margin=m, center=0.0, count=4)[0]
 
     lead = chosen - rejected
     assert torch.allclose(value(chosen, rejected) - value(rejected, chosen), -lead.mean())

@@ -8,7 +8,8 @@ from functools import partial
 import pytest
 import torch
 from fakes import BOS, EOS, Echo, Steps, make_run, rollout_of, scalar, scores, sequences, tiny
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.func import jacrev
 
 from minipost.datasets import preferences
@@ -86,7 +87,8 @@ def test_the_score_is_read_at_the_last_real_token(finished):
         other = replace(rollout, tokens=rollout.tokens.where(real, 10))
         assert torch.allclose(final_score(model, other), alone, atol=1e-12)
         for micro in (1, 2, 16):
-            assert torch.allclose(make(micro_batch_size=micro).final_scores(model, rollout), alone, atol=1e-6)
+            assert torch.allclose(make(micro_batch_size=micro).final_scores(model, rollout), alone,
+                                  atol=1e-6)
 
 
 def test_a_fresh_reward_model_is_indifferent():

@@ -111,12 +111,13 @@ def test_star_starts_each_part_from_the_first_weights():
     assert torch.equal(seen[True, 1][1], seen[False, 1][1])
     expected = Learner(tiny())
     assert torch.equal(expected.flat, first)
-    # What step 2 moved is small beside what the first part had moved; it began at the first weights.
+    # What step 2 moved is small beside what the first part had; it began at the first weights.
     moved = [(seen[restart, 2][1] - first).norm() for restart in (True, False)]
     assert moved[0] < 0.7 * moved[1]
     assert [seen[True, k][2] for k in range(4)] == [1e-2, 0.5e-2, 1e-2, 0.5e-2]
     run, rates = make_run(Half()), []
-    steps = rft.train(run, rft.Config(steps=8, prompts=8, group_size=8, iterations=2, lr=1.0, warmup_steps=9))
+    steps = rft.train(run, rft.Config(steps=8, prompts=8, group_size=8, iterations=2, lr=1.0,
+                                      warmup_steps=9))
     for run.step in range(8):
         rates.append(next(steps)["learning_rate"])
     assert rates == pytest.approx([0.5, 1.0, 1.0, 0.5] * 2)

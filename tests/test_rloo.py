@@ -3,7 +3,8 @@
 import pytest
 import torch
 from fakes import expected, f64, mean_slope, randn
-from hypothesis import example, given, strategies as st
+from hypothesis import example, given
+from hypothesis import strategies as st
 from torch.func import jacrev
 
 from minipost import ops
@@ -17,7 +18,8 @@ def test_rloo_is_unbiased_and_a_group_mean_shrinks_the_gradient(group):
     table, reward = randn(0, 4, 3), randn(1, 9)
     truth = jacrev(lambda x: expected(reward, x))(table)
     left_out = mean_slope(table, lambda rows: rloo.leave_one_out(reward[rows], group), group)
-    centred = mean_slope(table, lambda rows: ops.group_centred(reward[rows], group).flatten(), group)
+    centred = mean_slope(table, lambda rows: ops.group_centred(reward[rows], group).flatten(),
+                         group)
     assert truth.norm() > 0.1
     assert torch.allclose(left_out, truth, atol=1e-12)
     assert torch.allclose(centred, truth * (group - 1) / group, atol=1e-12)

@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 from fakes import BOS, EOS, PAD, sequences, tiny
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minipost import rollout as ro
 from minipost.errors import MinipostError
@@ -73,7 +74,8 @@ def test_samples_follow_the_models_distribution():
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_the_mean_log_prob_of_samples_is_minus_the_entropy(temperature):
-    """Over whole answers, EOS included: within 5 standard errors, and another temperature is not."""
+    """Over whole answers, EOS included: within 5 standard errors, and another temperature is
+    not."""
     model, n = tiny(), 3000
     rollout = generate(model, [PROMPTS[0]], n, temperature=temperature, seed=(4,), **KW)
     for tau, agrees in ((temperature, True), (temperature + 0.3, False)):

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minipost.datasets.rows import File, read
 from minipost.errors import MinipostError
@@ -26,7 +27,8 @@ def test_a_row_without_a_label_among_labelled_ones(tmp_path, row, part):
 def test_of_judged_answers_to_one_prompt_all_are_held_out(tmp_path):
     rows = [{"prompt": "a", "completion": c, "label": c == "b"} for c in "bcd"]
     for name, prompt in (("train", "e"), ("test", "a")):
-        (tmp_path / name).write_text("".join(json.dumps({**r, "prompt": prompt}) + "\n" for r in rows))
+        (tmp_path / name).write_text("".join(json.dumps({**r, "prompt": prompt}) + "\n" for r
+                                             in rows))
     task = File(str(tmp_path / "train"), str(tmp_path / "test"))
     assert sorted(p.columns["completion"] for p in task.heldout(9)) == ["b", "c", "d"]
     plain = tmp_path / "plain"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from fakes import Echo, Hidden, make_run, small, tiny, toy
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
@@ -70,7 +71,8 @@ TWO_RANKS = textwrap.dedent("""
 
     def main():
         run = make_run(seed=1)
-        metrics = next(grpo.train(run, grpo.Config(prompts=5, group_size=4, minibatch_size=20, beta=0.1)))
+        cfg = grpo.Config(prompts=5, group_size=4, minibatch_size=20, beta=0.1)
+        metrics = next(grpo.train(run, cfg))
         flags = torch.tensor([float(parallel.rank())])
         parallel.all_reduce(flags)
         return run.policy.flat, metrics, float(flags)

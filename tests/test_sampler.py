@@ -3,7 +3,8 @@
 import itertools
 
 from fakes import make_run, small
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost.sampler import Sampler, ends
 from minipost.tasks.base import Problem
@@ -66,7 +67,8 @@ def test_continuations_end_at_the_mark_and_are_drawn_afresh_each_time():
 
 
 def test_an_answer_has_so_many_tokens_in_all_its_steps():
-    """run.max_new_tokens of them however often it is gone on with, and no more than the context holds."""
+    """run.max_new_tokens of them however often it is gone on with, and no more than the context
+    holds."""
     run = make_run(model=small(), max_new_tokens=6)
     assert run.policy.module.config.max_position_embeddings == 16
     sample, texts, longest = Sampler(run, "c"), ["ab", "abcdefgabcdefga", "abcdefgabcde"], 0

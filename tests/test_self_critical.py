@@ -2,7 +2,8 @@
 
 import torch
 from fakes import ANSWERS, expected, mean_slope, randn
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.func import jacrev
 
 seeds = st.integers(0, 10_000)

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 from fakes import ANSWERS, Echo, Letters, logp_of, randn, sequences, tiny
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost.errors import MinipostError
 from minipost.methods import sft

@@ -2,7 +2,8 @@
 
 import torch
 from fakes import REFERRED, log_probs
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost.methods import reward, simpo
 from minipost.ops import row_means

@@ -4,10 +4,19 @@ import math
 import random
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost.measure.stats import (
-    Score, Z, bootstrap, interval, paired, t_bound, t_interval, vote, weighted,
+    Score,
+    Z,
+    bootstrap,
+    interval,
+    paired,
+    t_bound,
+    t_interval,
+    vote,
+    weighted,
 )
 
 
@@ -154,7 +163,8 @@ def test_a_vote_counts_what_is_stated_in_any_order(answers, rng):
         assert vote(mixed)[0] == count[0]
     ties = [a for a, n in count if n == count[0][1]]
     if ties:
-        assert count[0][0] == min(ties, key=answers.index)      # of equals, whoever was stated first
+        # of equals, whoever was stated first
+        assert count[0][0] == min(ties, key=answers.index)
 
 
 @given(ANSWERS, st.lists(st.floats(0.1, 5), min_size=9, max_size=9))

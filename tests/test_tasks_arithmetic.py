@@ -4,7 +4,8 @@ import random
 import re
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minipost.errors import MinipostError
 from minipost.tasks.arithmetic import Arithmetic
@@ -190,7 +191,8 @@ def test_in_a_hurry_large_terms_are_counted_one_short_and_nothing_else():
         assert task.parse(text) == total
     assert 200 < short < 400                                    # about 0.6 of 7 / 3 of each
     assert task.reward(None, [task.demonstrate(p, rng) for p in task.sample(50, random.Random(1))],
-                       [p.columns["answer"] for p in task.sample(50, random.Random(1))]) == [1.0] * 50
+                       [p.columns["answer"] for p
+                        in task.sample(50, random.Random(1))]) == [1.0] * 50
 
 
 def test_a_critic_names_the_first_wrong_step_and_a_revision_mends_it():
@@ -248,13 +250,15 @@ def test_parts_and_what_joins_them():
     assert signs == [1, 1, 1, -1]
     answers = [p.columns["answer"] for p in parts]
     (joined, sign, of), = task.joined(answers, signs, 4)
-    assert (joined.columns["chain"], joined.columns["answer"], sign, of) == ("3+10+7-8", 12, 1, [0, 1, 2, 3])
+    assert (joined.columns["chain"], joined.columns["answer"], sign, of) == ("3+10+7-8", 12, 1,
+                                                                             [0, 1, 2, 3])
     found = task.joined(answers, signs, 2)
     assert [(p.columns["chain"], s, of) for p, s, of in found] == [
         ("3+10", 1, [0, 1]), ("7", 1, [2]), ("8", -1, [3])]
 
 
-@pytest.mark.parametrize("text", ["", "7", "7+", "a+b", "7*5", "7+0", "100+1", "7+5=?", "٧+٥", "7+5\n+3"])
+@pytest.mark.parametrize("text", ["", "7", "7+", "a+b", "7*5", "7+0", "100+1", "7+5=?", "٧+٥",
+                                  "7+5\n+3"])
 def test_what_is_no_chain_is_refused(text):
     with pytest.raises(MinipostError, match="expected a chain of numbers"):
         Arithmetic().pose(text)

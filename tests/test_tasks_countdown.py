@@ -6,12 +6,20 @@ from functools import cache
 from itertools import combinations_with_replacement
 
 import pytest
-from hypothesis import example, given, settings, strategies as st
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from minipost.errors import MinipostError
 from minipost.tasks.base import Problem, is_held_out
 from minipost.tasks.countdown import (
-    Countdown, apply, evaluate, expression, held_out, moves, solvable, solve,
+    Countdown,
+    apply,
+    evaluate,
+    expression,
+    held_out,
+    moves,
+    solvable,
+    solve,
 )
 
 TASKS = [Countdown(), Countdown(numbers=4), Countdown(target=24),
@@ -272,8 +280,9 @@ def test_an_answer_at_once_is_an_expression_of_all_the_numbers():
     assert [AT_ONCE.parse(t) for t in texts] == [24] * 200
     others = [p.columns["numbers"] for p in problems[1:] + problems[:1]]
     assert sum(AT_ONCE.reward(None, texts, others, columns["target"])) < 10
-    assert AT_ONCE.reward(None, ["6*4", "(6*4)*1", "4*6*1*1", "1+1"], [[1, 1, 4, 6]] * 4, [24] * 4) == [
-        0.0, 0.0, 1.0, 0.0]
+    assert AT_ONCE.reward(None, ["6*4", "(6*4)*1", "4*6*1*1", "1+1"], [[1, 1, 4, 6]] * 4,
+                          [24] * 4) == [
+0.0, 0.0, 1.0, 0.0]
 
 
 @given(st.integers(1, 99), st.integers(1, 99), st.integers(1, 99), st.sampled_from("+-*/"),
@@ -290,7 +299,8 @@ def test_expressions_are_evaluated_exactly(a, b, c, one, two, left):
     assert found == (None if value is None else (value, sorted((a, b, c))))
 
 
-@pytest.mark.parametrize("text", ["", " ", "2**3", "7//2", "(1", "1)", "()", "-4+28", "1 if 2 else 3", "x",
+@pytest.mark.parametrize("text", ["", " ", "2**3", "7//2", "(1", "1)", "()", "-4+28",
+                                  "1 if 2 else 3", "x",
                                   "4!", "2+", "0x18", "08*3", "1_0+14", "(" * 64, "1.5*16", "24\n"])
 def test_what_is_no_expression_is_none(text):
     assert evaluate(text) is None
@@ -309,7 +319,8 @@ def test_a_vote_counts_expressions_in_whatever_order_they_are_written():
     other = "4+9=13:10 13 13\n13-10=3:3 13\n13*3=39:39"
     assert GAME.ballot(one) == GAME.ballot(two) == "(10-5)*(13-9)"
     assert GAME.ballot(other) == "((4+9)-10)*13"
-    assert GAME.ballot("13-9=5:4 5 10\n10-5=5:4 5\n5*4=20:20") == "(10-(13-9))*4"   # read, not checked
+    # read, not checked
+    assert GAME.ballot("13-9=5:4 5 10\n10-5=5:4 5\n5*4=20:20") == "(10-(13-9))*4"
     assert GAME.ballot("nonsense") is None and AT_ONCE.ballot(" 6*4 ") == "6*4"
     assert AT_ONCE.ballot(" ") is None
 
@@ -317,8 +328,10 @@ def test_a_vote_counts_expressions_in_whatever_order_they_are_written():
 def test_what_a_judge_is_asked_is_what_the_text_says():
     problem = GAME.pose("4 9 10 13")
     assert GAME.questions(problem, "") == [("24 from 4 9 10 13?", "ok")]
-    text = "13-9=5:4 5 10\n"                                     # wrong, and asked about as it stands
-    assert GAME.questions(problem, text) == [("4 9 10 13: 13-9=", "5:4 5 10"), ("24 from 4 5 10?", "ok")]
+    # wrong, and asked about as it stands
+    text = "13-9=5:4 5 10\n"
+    assert GAME.questions(problem, text) == [("4 9 10 13: 13-9=", "5:4 5 10"),
+                                             ("24 from 4 5 10?", "ok")]
     assert GAME.questions(problem, text + "10-5=5:4 5") == [
         ("4 9 10 13: 13-9=", "5:4 5 10"), ("4 5 10: 10-5=", "5:4 5"), ("24 from 4 5?", "ok")]
     assert GAME.questions(problem, "junk")[0] == ("4 9 10 13: junk=", "")

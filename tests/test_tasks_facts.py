@@ -9,7 +9,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, strategies as st
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from minipost.tasks.base import is_held_out
 from minipost.tasks.facts import KINDS, PATH, Facts, parse, rows

@@ -3,7 +3,8 @@
 import random
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost.errors import MinipostError
 from minipost.tasks.recall import FORMS, HELD_OUT, THINGS, TRAINING, UNKNOWN, Recall

@@ -4,12 +4,22 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost.errors import MinipostError
 from minipost.tasks.base import Problem, is_held_out
 from minipost.tasks.wording import (
-    FITTING, HELD_OUT, KIND, KINDS, MOST, NAMES, PRINCIPLES, RUDE, TRAINING, Wording,
+    FITTING,
+    HELD_OUT,
+    KIND,
+    KINDS,
+    MOST,
+    NAMES,
+    PRINCIPLES,
+    RUDE,
+    TRAINING,
+    Wording,
 )
 
 TASK = Wording()
@@ -34,7 +44,8 @@ def fitting(problem):
     ("fresh creamy rich tasty", 4),                         # the docstring's example
     ("", 0), ("   \n", 0), ("fresh", 1), (" fresh\n warm ", 2),
     ("fresh fresh", 1), ("fresh warm fresh fresh", 2),      # said again: nothing earned or lost
-    ("ugly", -1), ("ugly ugly", -2), ("kind", -1), ("sturdy", -1), ("soup", -1), ("Fresh", -1), ("fresh,", -1),
+    ("ugly", -1), ("ugly ugly", -2), ("kind", -1), ("sturdy", -1), ("soup", -1), ("Fresh", -1),
+    ("fresh,", -1),
     ("fresh crisp sweet rich tasty ripe spicy warm", 8),
     ("fresh crisp sweet rich tasty ripe spicy warm juicy", 7),      # a ninth word, though it fits
     ("ugly fresh crisp sweet rich tasty ripe spicy warm", 5),       # pushes a fitting one out

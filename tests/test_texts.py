@@ -96,7 +96,8 @@ def test_confidence_is_the_mean_log_prob_of_an_answer_with_its_eos():
     prompts, answers = ["ab", "c", "ab"], ["cd", "", "abcdef"]
     for prompt, answer, found in zip(prompts, answers, tools.confidence(prompts, answers)):
         seqs = pack([words.prompt(prompt)], [words.response(answer)], words.pad)
-        assert found == pytest.approx(float(logprobs(model, seqs).detach().sum()) / (len(answer) + 1))
+        assert found == pytest.approx(float(logprobs(model, seqs).detach().sum()) / (len(answer)
+                                                                                     + 1))
     assert tools.confidence([], []) == []
 
 

@@ -1,7 +1,8 @@
 """The tokenizer: every text survives, digits stand alone, control tokens cannot be smuggled in."""
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minipost.errors import MinipostError
 from minipost.tokenizer import BOS, EOS, PAD, Tokenizer

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 from fakes import Babble, Digits, Maze
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.base import Problem
@@ -60,7 +61,8 @@ def test_a_level_keeps_the_best(seed, width):
     for level in range(1, 4):
         nodes = [node for node in tree if node.depth == level]
         best = sorted(nodes, key=lambda node: -node.worth)[:width]
-        assert [n for n in nodes if n.expanded] == [n for n in nodes if n in best and not n.finished]
+        assert [n for n in nodes if n.expanded] == [n for n in nodes if n in best
+                                                    and not n.finished]
 
 
 def test_depth_first_prunes_backtracks_and_stops_at_enough():
@@ -98,7 +100,8 @@ def test_best_first_goes_wherever_it_is_best():
         return [ways[text] for text in texts]
 
     tot.search([""], propose, lambda states: [worths.get(t, 0.0) for _, t in states], mark=";",
-               strategy="best-first", width=1, copies=2, threshold=0.45)  # which prunes depth-first only
+               # which prunes depth-first only
+               strategy="best-first", width=1, copies=2, threshold=0.45)
     assert asked == ["", "a;", "b;", "b;y;", "a;x;"]
 
 
@@ -112,7 +115,8 @@ def test_of_texts_that_come_to_the_same_state_the_best_is_expanded(strategy):
         asked.extend(texts)
         return [ways[text] for text in texts]
 
-    tree, = tot.search([""], propose, lambda states: [worths.get(t, 0.0) for _, t in states], mark=";",
+    tree, = tot.search([""], propose, lambda states: [worths.get(t, 0.0) for _, t in states],
+                       mark=";",
                        strategy=strategy, width=2, copies=3,
                        state=lambda k, text: {"a;": "s", "b;": "s"}.get(text, text))
     assert asked == ["", "b;", "c;"]
@@ -128,7 +132,8 @@ def test_problems_do_not_mix():
     def value(states):
         return [(one, two)[k].worths[text] for k, text in states]
 
-    trees = tot.search(["1", "2"], propose, value, mark=";", strategy="breadth-first", width=2, copies=3)
+    trees = tot.search(["1", "2"], propose, value, mark=";", strategy="breadth-first", width=2,
+                       copies=3)
     for tree, seed in zip(trees, (1, 2)):
         alone = Maze(seed).search("breadth-first", width=2)
         assert [vars(n) for n in tree] == [vars(n) for n in alone]

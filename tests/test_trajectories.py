@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from fakes import Echo, Letters, answer_file, make_run
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipost.datasets.rows import File
 from minipost.datasets.trajectories import Trajectories

@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 import torch
 from fakes import PAD, Echo, Letters, sequences
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.func import functional_call, grad, hessian
 
 from minipost.errors import MinipostError
@@ -289,7 +290,8 @@ CONFIG = trpo.Config(prompts=4, group_size=3, temperature=0.8, fisher=6, iterati
 
 def toy(task=None, dtype=torch.float64, seed=0):
     task = task or Echo()
-    return Run(Learner(small(vocab=11, dtype=dtype)), Letters(), task, task.reward, max_new_tokens=3,
+    return Run(Learner(small(vocab=11, dtype=dtype)), Letters(), task, task.reward,
+               max_new_tokens=3,
                seed=seed, micro_batch_size=5)
 
 
@@ -351,7 +353,8 @@ def test_the_step_solves_for_the_fisher_matrix_of_the_rollout(monkeypatch, sampl
 
     monkeypatch.setattr(trpo, "full_step", full_step)
     run = toy(seed=1)
-    cfg = trpo.Config(prompts=4, group_size=3, temperature=0.8, fisher=answers, damping=1e-3, delta=2.0,
+    cfg = trpo.Config(prompts=4, group_size=3, temperature=0.8, fisher=answers, damping=1e-3,
+                      delta=2.0,
                       iterations=9, tries=30, shrink=0.6)
     metrics, before, old = step(run, cfg)
     old, rollout = Learner(old), sampled[0]

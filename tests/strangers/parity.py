@@ -30,4 +30,5 @@ class Parity(Task):
         return text.strip() or None
 
     def reward(self, prompts, completions, n, **columns):
-        return [float(text.strip() == ("odd" if k % 2 else "even")) for text, k in zip(completions, n)]
+        return [float(text.strip() == ("odd" if k % 2 else "even")) for text,
+                k in zip(completions, n)]
