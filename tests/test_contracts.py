@@ -1,4 +1,5 @@
-"""What a stranger meets: files found by their name, one sentence where one is not whole, old names."""
+"""What a stranger meets: files found by their name, one sentence where one is not whole, old
+names."""
 
 import ast
 import importlib
