@@ -90,8 +90,8 @@ def _(ours, logp, logp_old, adv, mask, *, longest, **options):
     "learning rate depends on G.",
     "minipost.methods.rloo:leave_one_out",
     "test_proof.py::test_the_mean_step_is_what_it_is_proved_to_be[rloo]",
-    "test_policy_gradient.py::test_rloo_is_unbiased_and_a_group_mean_shrinks_the_gradient",
-    "test_policy_gradient.py::test_leaving_one_out_by_a_loop")
+    "test_rloo.py::test_rloo_is_unbiased_and_a_group_mean_shrinks_the_gradient",
+    "test_rloo.py::test_leaving_one_out_by_a_loop")
 def _(ours, reward, size):
     group = reward.view(-1, size)
     return (group - group.mean(1, keepdim=True)).flatten()
@@ -101,8 +101,8 @@ def _(ours, reward, size):
     "no guard on a tie", "NVIDIA-NeMo/RL#1518",
     "Advantages were divided by a deviation of next to nothing and reached a million.",
     "minipost.ops:group_normalised",
-    "test_methods.py::test_a_tied_group_has_advantage_exactly_zero",
-    "test_methods.py::test_group_advantages")
+    "test_ops.py::test_a_tied_group_has_advantage_exactly_zero",
+    "test_ops.py::test_group_advantages")
 def _(ours, reward, size):
     from minipost.ops import group_centred
     gap = group_centred(reward, size)
@@ -114,7 +114,7 @@ def _(ours, reward, size):
     "Equal rewards less their mean left a rounding residue, which normalising blew up to -2075.",
     "minipost.ops:group_centred",
     "test_ops.py::test_group_centred_is_exactly_zero_for_ties",
-    "test_policy_gradient.py::test_siblings_that_tie_have_advantage_exactly_zero")
+    "test_rloo.py::test_siblings_that_tie_have_advantage_exactly_zero")
 def _(ours, reward, size):
     group = reward.view(-1, size)
     return group - group.mean(1, keepdim=True)
@@ -148,7 +148,7 @@ def _(ours, x, mask):
     "Mean and deviation were taken over the answers to all prompts together, so every answer to "
     "an easy prompt looked good.",
     "minipost.ops:group_normalised",
-    "test_methods.py::test_group_advantages")
+    "test_ops.py::test_group_advantages")
 def _(ours, reward, size):
     return ours(reward, len(reward))
 
@@ -208,7 +208,7 @@ def _(ours, run, cfg):
     "The plain log-ratio estimates KL, but its gradient is zero on average: as a loss it holds "
     "nothing.",
     "minipost.ops:kl_k3",
-    "test_methods.py::test_grpo_pays_beta_for_the_kl_that_it_names[k3]")
+    "test_grpo.py::test_grpo_pays_beta_for_the_kl_that_it_names[k3]")
 def _(ours, logp, logp_ref):
     return logp - logp_ref
 
@@ -221,7 +221,7 @@ def _(ours, logp, logp_ref):
     "distribution than the sampler's.",
     "minipost.rollout:distribution",
     "test_rollout.py::test_recorded_logp_equals_recomputed",
-    "test_run.py::test_the_ratio_is_one_before_the_first_update")
+    "test_grpo.py::test_the_ratio_is_one_before_the_first_update")
 def _(ours, model, seqs, temperature, *options):
     return ours(model, seqs, 1.0, *options)
 
@@ -307,7 +307,7 @@ def _(ours, q, k, v):
     "Models that declare several EOS ids end their turns with another one than the tokenizer "
     "names: what was sampled after it stayed in the loss.",
     "minipost.rollout:generate",
-    "test_offline.py::test_what_else_ends_a_response")
+    "test_run.py::test_what_else_ends_a_response")
 def _(ours, *args, eos, **options):
     return ours(*args, eos={min(eos)}, **options)
 
@@ -357,7 +357,7 @@ def _(ours, reward, value, mask, *factors):
     "The mean of advantages was taken over padding as well, so how much of it there was shifted "
     "all of them.",
     "minipost.ops:whiten",
-    "test_policy_gradient.py::test_whitening")
+    "test_ops.py::test_whitening")
 def _(ours, x, mask):
     return ours(x.where(mask, 0.0), torch.ones_like(mask)).where(mask, 0.0)
 
@@ -366,7 +366,7 @@ def _(ours, x, mask):
     "reward on the last column", "huggingface/trl#3750",
     "The score was put on padding behind EOS and not on the EOS.",
     "minipost.ops:at_last",
-    "test_policy_gradient.py::test_the_last_chosen_token",
+    "test_ops.py::test_the_last_chosen_token",
     "test_ppo.py::test_token_rewards")
 def _(ours, x, mask):
     return ours(x, torch.ones_like(mask))
@@ -377,8 +377,8 @@ def _(ours, x, mask):
     "Advantages were carried on through tokens that are not trained on, and the reward decayed on "
     "its way.",
     "minipost.ops:gae",
-    "test_policy_gradient.py::test_gae_is_linear_and_blind_to_padding",
-    "test_policy_gradient.py::test_gae_equals_its_sum_and_is_zero_off_the_mask")
+    "test_ops.py::test_gae_is_linear_and_blind_to_padding",
+    "test_ops.py::test_gae_equals_its_sum_and_is_zero_off_the_mask")
 def _(ours, reward, value, mask, gamma, lam):
     behind = pad(value.where(~mask, 0.0)[:, 1:], (0, 1))  # V of the next token, where it is padding
     return ours(reward + gamma * behind, value, mask, gamma, lam)
@@ -389,7 +389,7 @@ def _(ours, reward, value, mask, gamma, lam):
     "The bonus on entropy had the sign of a price.",
     "minipost.methods.a2c:loss",
     "test_gradients.py::test_three_ways[a2c]",
-    "test_policy_gradient.py::test_a2c_piece_by_piece")
+    "test_a2c.py::test_a2c_piece_by_piece")
 def _(ours, logp, entropy, *rest, **options):
     return ours(logp, -entropy, *rest, **options)
 
@@ -437,8 +437,8 @@ def _(ours, evaluate, *rest):
     "The advantage was the token's own reward less its value: nothing of a score at the end "
     "reached the tokens before.",
     "minipost.ops:gae",
-    "test_policy_gradient.py::test_gae_at_both_ends_of_lambda",
-    "test_policy_gradient.py::test_the_true_value_leaves_an_expected_advantage_of_zero")
+    "test_ops.py::test_gae_at_both_ends_of_lambda",
+    "test_ops.py::test_the_true_value_leaves_an_expected_advantage_of_zero")
 def _(ours, reward, value, mask, gamma, lam):
     return (reward - value).where(mask, 0.0)
 
@@ -506,7 +506,7 @@ def _(ours, vocabulary, text):
     "The score was read at the last token of the row, which is padding for all answers but the "
     "longest.",
     "minipost.rollout:final_score",
-    "test_reward.py::test_the_score_is_read_at_the_last_real_token",
+    "test_reward_models.py::test_the_score_is_read_at_the_last_real_token",
     "test_methods.py::test_a_methods_own_step_does_not_depend_on_how_it_is_cut[reward]")
 def _(ours, model, seqs):
     return model(seqs.tokens)[:, -1]
@@ -517,8 +517,8 @@ def _(ours, model, seqs):
     "The first token with the id of padding was taken for its beginning; where that is EOS too, "
     "the score is read before it.",
     "minipost.rollout:final_score",
-    "test_reward.py::test_the_score_is_read_at_the_last_real_token",
-    "test_reward.py::test_step_scores_end_with_the_final_score")
+    "test_reward_models.py::test_the_score_is_read_at_the_last_real_token",
+    "test_prm.py::test_step_scores_end_with_the_final_score")
 def _(ours, model, seqs):
     one_early = pad(seqs.mask[:, 1:], (0, 1))
     return ours(model, replace(seqs, mask=one_early))
@@ -529,7 +529,7 @@ def _(ours, model, seqs):
     "Rewards of steps landed one token beside the ends of the steps, in every trajectory that was "
     "looked at.",
     "minipost.methods.prm:step_scores",
-    "test_reward.py::test_step_scores_end_with_the_final_score")
+    "test_prm.py::test_step_scores_end_with_the_final_score")
 def _(ours, model, seqs):
     return model(seqs.tokens)[:, :-1]
 
@@ -541,7 +541,7 @@ def _(ours, model, seqs):
     "The preference term had the wrong sign, so the loss was negative and fell as the loser won.",
     "minipost.methods.dpo:loss",
     "test_gradients.py::test_three_ways[dpo]",
-    "test_pairs.py::test_at_the_reference")
+    "test_preference_losses.py::test_at_the_reference")
 def _(ours, *args, **options):
     value, stats = ours(*args, **options)
     return -value, {**stats, "loss": -stats["loss"]}
@@ -552,7 +552,7 @@ def _(ours, *args, **options):
     "People who took means over tokens instead of sums, at a beta made for sums, got models that "
     "said nothing sensible.",
     "minipost.methods.dpo:row_sums",
-    "test_pairs.py::test_dpo_is_bradley_terry_on_log_ratios",
+    "test_dpo.py::test_dpo_is_bradley_terry_on_log_ratios",
     "test_proof.py::test_the_mean_step_is_what_it_is_proved_to_be[dpo]")
 def _(ours, x, mask):
     return ours(x, mask) / mask.sum(1)
@@ -572,7 +572,7 @@ def _(ours, x, mask):
     "Cutting answers made 352 of 5000 pairs equal on both sides: a loss of log 2 for ever, and no "
     "gradient.",
     "minipost.datasets.preferences:ranked_pairs",
-    "test_reward.py::test_ranked_pairs")
+    "test_preferences.py::test_ranked_pairs")
 def _(ours, rollout, label):
     from minipost.rollout import Pairs
     first = torch.arange(0, len(rollout), 2)[label != 0]
@@ -584,7 +584,7 @@ def _(ours, rollout, label):
     "log of zero in ORPO", "huggingface/trl#4763",
     "log(1 - exp l) cancels where an answer is nearly certain; one NaN and all weights are gone.",
     "minipost.methods.orpo:log_odds",
-    "test_pairs.py::test_odds_of_near_certain_and_hopeless_answers")
+    "test_orpo.py::test_odds_of_near_certain_and_hopeless_answers")
 def _(ours, mean):
     return mean - torch.log(1 - torch.exp(mean))
 
@@ -594,7 +594,7 @@ def _(ours, mean):
     "Answers were put to other prompts by turning the batch round, which leaves the middle one "
     "with its own.",
     "minipost.methods.kto:mismatched",
-    "test_pairs.py::test_mismatched_answers_belong_to_the_next_prompt")
+    "test_kto.py::test_mismatched_answers_belong_to_the_next_prompt")
 def _(ours, seqs, *rest):
     return seqs
 
@@ -619,7 +619,7 @@ def _(ours, logp, value, logp_held, value_held, logp_ref, *rest):
     "and the test agreed.",
     "minipost.methods.distill:mixture",
     "test_gradients.py::test_three_ways[distill]",
-    "test_offline.py::test_distillation_is_zero_at_the_teacher_and_positive_elsewhere")
+    "test_distill.py::test_distillation_is_zero_at_the_teacher_and_positive_elsewhere")
 def _(ours, logp_all, logq_all, mix):
     return ours(logp_all, logq_all, 1 - mix)
 
@@ -630,7 +630,7 @@ def _(ours, logp_all, logq_all, mix):
     "minipost.methods.distill:forward_kl",
     "test_gradients.py::test_three_ways[distill]",
     "test_proof.py::test_the_mean_step_is_what_it_is_proved_to_be[distill]",
-    "test_offline.py::test_distillation_is_zero_at_the_teacher_and_positive_elsewhere")
+    "test_distill.py::test_distillation_is_zero_at_the_teacher_and_positive_elsewhere")
 def _(ours, logq_all, logp_all):
     return ours(logp_all, logq_all)
 
@@ -640,7 +640,7 @@ def _(ours, logq_all, logp_all):
     "The reference's log-probs were cached by row number; with the data dealt to ranks, rows were "
     "given another's.",
     "minipost.datasets.preferences:take_pairs",
-    "test_pairs.py::test_a_files_reference_is_computed_once_and_is_that_of_each_pair")
+    "test_preferences.py::test_a_files_reference_is_computed_once_and_is_that_of_each_pair")
 def _(ours, pairs, rows, logps):
     taken, _ = ours(pairs, rows, logps)
     sides = taken.chosen, taken.rejected
@@ -676,7 +676,7 @@ def _(ours, rollout, reward, size):
     "metrics of the last micro-batch", "karpathy/nanochat#52",
     "The loss that was logged was that of the last micro-batch alone.",
     "minipost.measure.meter:Meter.add",
-    "test_run.py::test_the_meter_adds_pieces_and_averages_updates",
+    "test_meter.py::test_the_meter_adds_pieces_and_averages_updates",
     "test_methods.py::test_a_methods_own_step_does_not_depend_on_how_it_is_cut[grpo]")
 def _(ours, meter, **pieces):
     meter.sums |= {name: float(piece) for name, piece in pieces.items()}
@@ -688,7 +688,7 @@ def _(ours, meter, **pieces):
     "drawn before.",
     "minipost.run:Run.restore",
     "test_resume.py::test_stopped_after_every_step[sft]",
-    "test_ppo.py::test_a_run_resumed_after_any_step_ends_with_the_same_bits")
+    "test_resume.py::test_a_run_resumed_after_any_step_ends_with_the_same_bits")
 def _(ours, run, *saved):
     ours(run, *saved)
     run.step = 0
@@ -741,7 +741,7 @@ def _(ours, run, rows, n, since):
     "A checkpoint held the weights alone, and the optimiser began afresh after every stop.",
     "minipost.optim:Learner.restore",
     "test_resume.py::test_stopped_after_every_step[sft]",
-    "test_ppo.py::test_a_run_resumed_after_any_step_ends_with_the_same_bits")
+    "test_resume.py::test_a_run_resumed_after_any_step_ends_with_the_same_bits")
 def _(ours, learner, tensors, numbers):
     weights = {"weights": tensors["weights"]}
     ours(learner, {name: torch.zeros_like(x) for name, x in tensors.items()} | weights, numbers)
