@@ -387,12 +387,18 @@ def test_flags_that_do_not_go_together(fails, arguments, part):
 
 
 @pytest.mark.parametrize("arguments, part", [
-    (["--task", "chess"], "arithmetic"), (["--terms", "3"], "--terms"), (["--n", "0"], "n is 0"),
+    (["--task", "chess"], "arithmetic"), (["--n", "0"], "n is 0"), (["--knob", "0"], "--knob"),
 ])
 def test_evaluate_names_what_is_wrong(capsys, tiny, arguments, part):
     with pytest.raises(SystemExit) as stop:
         evaluate.main(["--model", str(tiny), "--workers", "1", *arguments])
     assert stop.value.code == 2 and part in capsys.readouterr().err
+
+
+def test_the_knobs_of_a_task_need_the_task(capsys, tiny):
+    assert evaluate.main(["--model", str(tiny), "--terms", "3"]) == 1
+    said = "error: --terms is a knob of a task; name the task with --task\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_device_that_is_not_there(command, fails, monkeypatch):

@@ -109,13 +109,16 @@ def test_simpo_and_orpo_go_without_the_reference(tmp_path, module):
 @pytest.mark.parametrize("module", [simpo, orpo, dpo])
 @pytest.mark.parametrize("source", ["file", "samples"])
 @pytest.mark.parametrize("likeliest", [1.0, 0.6])
-def test_a_reference_is_made_where_it_is_asked(tmp_path, module, source, likeliest):
-    """By the loss or by the filter; who answers without one is kept under another name."""
-    run = make(pair_task(tmp_path) if source == "file" else None)
+def test_only_dpo_makes_a_reference(tmp_path, module, source, likeliest):
+    """The start answers, and sorts pairs by their perplexity; a file's pairs need neither."""
+    run, asked = make(pair_task(tmp_path) if source == "file" else None), []
+    logprobs = run.logprobs
+    run.logprobs = lambda *args: asked.append(args) or logprobs(*args)
     metrics = next(module.train(run, module.Config(pairs=6, likeliest=likeliest)))
-    asked = module is dpo or likeliest < 1
-    expected = {"frozen/reference"} if asked else {"frozen/start"} if source == "samples" else set()
+    expected = {"frozen/reference"} if module is dpo else \
+        {"frozen/start"} if likeliest < 1 or source == "samples" else set()
     assert set(run.parts) == {"learner/policy", *expected}
+    assert bool(asked) == (module is dpo or likeliest < 1)  # no pass but the policy's own
     assert any(name.startswith("drift/") for name in metrics) == (module is dpo)
 
 

@@ -107,3 +107,18 @@ def test_what_else_ends_a_response():
 def test_a_score_that_is_the_same_for_all_answers_is_refused():
     with pytest.raises(MinipostError, match="scores 256 answers of the policy all alike"):
         toy(Hidden()).score_by(RewardModel(tiny(seed=5)))
+
+
+def test_one_rule_of_context():
+    """A prompt and its response, BOS and EOS included, fill the context and do not pass it."""
+    for context, fits in ((8, True), (7, False)):
+        run = make_run(model=tiny(context=context))
+        problem = [Problem("ab")]                           # BOS and two letters
+        for ask in (lambda: run.encode(["ab"], ["cdef"]),   # four letters and EOS
+                    lambda: run.sample(problem, 2, temperature=1.0, max_new_tokens=5)):
+            if fits:
+                assert ask().tokens.shape[1] <= context
+                continue
+            with pytest.raises(MinipostError, match=r"a prompt of 3 tokens.* and a response of.* 5"
+                                                    r".* do not fit the model's context of 7"):
+                ask()

@@ -22,6 +22,9 @@ FILES = """, or
 --on-bad-row skip to leave out rows that are not as they should be"""
 
 
+KNOBS = {f"--{f.name.replace('_', '-')}" for task in TASKS.values() for f in fields(task)}
+
+
 @dataclass(frozen=True)
 class Options(Bounded):
     """The options of every command."""
@@ -77,6 +80,9 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
     elif task and not known.data and not {"-h", "--help"} & set(rest):
         raise MinipostError("give one of --task and --data: the problems to look at")
     parts["options"] = options(method) if method else options()
+    if "task" not in parts:
+        for name in KNOBS & {argument.partition("=")[0] for argument in rest}:
+            raise MinipostError(f"{name} is a knob of a task; name the task with --task")
     import tyro
 
     flat = tyro.conf.OmitArgPrefixes

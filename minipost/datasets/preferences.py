@@ -41,7 +41,8 @@ class StepPairs:
 
     def __init__(self, run, cfg, label, reference=True):
         self.run, self.cfg, self.label, self.reference = run, cfg, label, reference
-        self.model = run.reference() if reference or cfg.likeliest < 1 else None
+        self.model = run.reference() if reference else \
+            starting_policy(run) if cfg.likeliest < 1 else None
         rows = run.task.training() if run.task.training else []
         self.whole = file_pairs(run, rows) if rows and "chosen" in rows[0].columns else None
         if self.whole is not None:

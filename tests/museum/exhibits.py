@@ -11,9 +11,9 @@ is imported within a bug where it is needed: the tests that see the bug import t
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable
 from unittest.mock import patch
 
 import torch
