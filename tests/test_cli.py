@@ -165,3 +165,19 @@ def test_a_method_may_have_a_start_and_knobs_of_its_own():
     assert start("distill", "--model", "m", "--direct", "False") == ("m", False)
     assert start("distill", "--task", "arithmetic") == ("checkpoints/student", False)
     assert start("sft", "--task", "arithmetic") == ("checkpoints/base", False)
+
+
+@pytest.mark.parametrize("task, given, expected", [
+    (None, 48, 64), (None, 80, 80), ("arithmetic", 48, 48), ("arithmetic", 9, 9),
+])
+def test_the_cards_table_leaves_room_for_its_longest_answers(monkeypatch, tiny, task, given,
+                                                            expected):
+    """A task that is named is measured at the length that train uses."""
+    from minipost.measure import results
+
+    seen = []
+    monkeypatch.setattr(results, "results", lambda run, parts: seen.append(run) or {})
+    options = evaluate.Measured(model=str(tiny), max_new_tokens=given)
+    evaluate.rows(options, TASKS[task]() if task else None)
+    assert {run.max_new_tokens for run in seen} == {expected}
+    assert evaluate.Measured().max_new_tokens == train.Options().max_new_tokens == 48

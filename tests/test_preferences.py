@@ -171,3 +171,17 @@ def test_pairs_of_a_file_that_do_not_fit_the_context(tmp_path):
             with pytest.raises(MinipostError, match=r"a prompt of 3 tokens \('ef'\) and a response "
                                r"of 7 \('aaaaaa'\) do not fit the model's context of 9$"):
                 preferences.StepPairs(run, dpo.Config(pairs=1), None)
+
+
+@pytest.mark.parametrize("likeliest", [1.0, 0.5])
+def test_the_tokens_of_a_files_pairs_count_as_they_are_drawn(tmp_path, likeliest):
+    """All of a step's pairs, those that the filter drops among them."""
+    run = make_run(pair_task(tmp_path))
+    data = preferences.StepPairs(run, dpo.Config(pairs=5, likeliest=likeliest), None)
+    assert run.tokens == 0
+    whole = data.whole.chosen.lengths + data.whole.rejected.lengths
+    expected = 0
+    for run.step in range(3):
+        expected += int(whole[run.deal(range(len(data.whole)), 5)].sum())
+        data.draw()
+        assert run.tokens == expected

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minipost.datasets.rewards import ask, columns
+from minipost.datasets.rewards import ask, columns, load_reward
 from minipost.errors import MinipostError
 from minipost.tasks.base import Problem
 
@@ -40,3 +40,10 @@ def test_a_reward_function_receives_the_columns_as_lists():
 
     assert ask(mine, PROBLEMS, ["x", "y"]) == [1.0, 0.0]
     assert columns([Problem("p", {"k": 1}), Problem("q", {})]) == {"k": [1, None]}
+
+
+def test_a_file_that_is_no_python_file(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("def reward(**columns): ...\n")
+    with pytest.raises(MinipostError, match=r"mine\.txt is no Python file; expected FILE\.py:FUNC"):
+        load_reward([f"{path}:reward"], None)

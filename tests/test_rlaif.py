@@ -59,3 +59,9 @@ def test_what_only_ppo_heeds_is_refused_with_dpo(name, value):
     with pytest.raises(MinipostError, match=f"{name} is {value}, which only PPO heeds"):
         rlaif.Config(learner="dpo", **{name: value})
     assert rlaif.Config(learner="dpo", steps=9, temperature=0.5).steps == 9
+
+
+def test_its_settings_are_held_to_ppos_bounds_too():
+    for settings in (dict(gamma=2.0), dict(dpo_beta=0.0), dict(horizon=0)):
+        with pytest.raises(MinipostError, match=f"^{next(iter(settings))} is"):
+            rlaif.Config(**settings)

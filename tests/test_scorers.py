@@ -11,6 +11,7 @@ from fakes import EOS, Echo, make_run, tiny
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
 from minipost.measure import scorers
+from minipost.measure.results import Result
 
 make = partial(make_run, max_new_tokens=5)
 
@@ -80,3 +81,25 @@ def test_report_where_nothing_can_be_ranked():
     with pytest.raises(MinipostError, match="held-out: all answers .* same reward"):
         scorers.report(run, {"held-out": Echo().heldout(4)},
                            lambda rollout: torch.zeros(len(rollout)))
+
+
+@pytest.mark.parametrize("scale, part", [(None, "start"), (0.5, "reference")])
+def test_the_win_rate_is_against_the_starting_policy(monkeypatch, scale, part):
+    """It stays what it was, and beside a policy of its weights it wins as often as it loses."""
+    run, asked = make_run(max_new_tokens=3, model=tiny(seed=1)), []
+    start = run.policy.flat.clone()
+    problems = {"held-out": run.task.heldout(4)}
+
+    def evaluate(run, problems, temperature, module=None, purpose=""):
+        asked.append(module)
+        return Result.of([float(module is None), 0.5, 0.5, 0.0], ["a"] * 4)
+
+    monkeypatch.setattr(scorers, "evaluate", evaluate)
+    for _ in range(2):
+        found = scorers.report_policy(run, problems, scale)["held-out"]["win rate"]
+        run.policy.flat.add_(1.0)                           # what is learnt between two measurements
+    assert found.rewards == [1.0, 0.5, 0.5, 0.5]            # better, tie, tie, tie
+    opponent = run.parts[f"frozen/{part}"].module
+    assert asked == [opponent, None] * 2 and set(run.parts) == {"learner/policy", f"frozen/{part}"}
+    kept = torch.cat([p.flatten() for p in sorted(opponent.parameters(), key=lambda p: p.dim() < 2)])
+    assert torch.equal(kept, start)
