@@ -99,7 +99,8 @@ def test_the_win_rate_is_against_the_starting_policy(monkeypatch, scale, part):
         found = scorers.report_policy(run, problems, scale)["held-out"]["win rate"]
         run.policy.flat.add_(1.0)                           # what is learnt between two measurements
     assert found.rewards == [1.0, 0.5, 0.5, 0.5]            # better, tie, tie, tie
+    assert set(run.parts) == {"learner/policy", f"frozen/{part}"}
     opponent = run.parts[f"frozen/{part}"].module
-    assert asked == [opponent, None] * 2 and set(run.parts) == {"learner/policy", f"frozen/{part}"}
-    kept = torch.cat([p.flatten() for p in sorted(opponent.parameters(), key=lambda p: p.dim() < 2)])
-    assert torch.equal(kept, start)
+    assert asked == [opponent, None] * 2
+    parameters = sorted(opponent.parameters(), key=lambda p: p.dim() < 2)
+    assert torch.equal(torch.cat([p.flatten() for p in parameters]), start)
