@@ -97,7 +97,7 @@ def test_the_win_rate_is_against_the_starting_policy(monkeypatch, scale, part):
     monkeypatch.setattr(scorers, "evaluate", evaluate)
     for _ in range(2):
         found = scorers.report_policy(run, problems, scale)["held-out"]["win rate"]
-        run.policy.flat.add_(1.0)                           # what is learnt between two measurements
+        run.policy.flat.add_(1.0)                           # something is learnt in between
     assert found.rewards == [1.0, 0.5, 0.5, 0.5]            # better, tie, tie, tie
     assert set(run.parts) == {"learner/policy", f"frozen/{part}"}
     opponent = run.parts[f"frozen/{part}"].module
