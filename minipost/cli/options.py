@@ -88,13 +88,13 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
     flat = tyro.conf.OmitArgPrefixes
     together = make_dataclass("Arguments", [(part, flat[type(usual)], usual)
                                             for part, usual in parts.items()])
-    found = vars(tyro.cli(
+    found = dict(vars(tyro.cli(
         together, args=renamed(rest, parts.values()),
         prog=f"{prog} {flag} {known.method}" if method else prog,
         description=f"{method.module.__doc__ if method else description}\n"
                     f"{PROBLEMS}{FILES if data else ''}."
                     + ("\n--json prints data and no text." if json else ""),
-        config=(tyro.conf.FlagConversionOff,)))
+        config=(tyro.conf.FlagConversionOff,))))
     if known.data:
         found["task"] = File(known.data, known.eval_data, known.on_bad_row or "stop")
     return Settings(found["options"], found.get("task"), method, found.get("config"), known.json)
