@@ -45,7 +45,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	@$(INSTALL) -e .
 	@touch $@
 
-# An extra of pyproject.toml: test, interop, bench or plot.
+# An extra of pyproject.toml: test, lint, interop, bench or plot.
 $(VENV)/.%: $(VENV)/.core
 	@echo "installing the extra $* ..."
 	@$(INSTALL) -e ".[$*]"

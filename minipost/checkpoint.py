@@ -30,7 +30,7 @@ from minipost.tokenizer import BOS, EOS, PAD, Tokenizer, Vocabulary
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json",
               "special_tokens_map.json", "chat_template.jinja")
-REWARD_MODEL = "LlamaForSequenceClassification"
+SCORER = "LlamaForSequenceClassification"
 LARGEST = 10**8  # largest number allowed in config.json; more would only exhaust the memory
 
 
@@ -302,7 +302,7 @@ def load(directory, device="cpu", dtype="float32"):
     """Open a model directory: (GPT, Vocabulary)."""
     directory = Path(directory)
     config, raw = read_config(directory)
-    if raw.get("architectures") == [REWARD_MODEL]:
+    if raw.get("architectures") == [SCORER]:
         raise MinipostError(f"{directory}: is a reward model; expected a language model")
     files = stored(config, names, directory)
     model = GPT(config).to(DTYPES[dtype])
@@ -317,9 +317,9 @@ def load_reward_model(directory, vocabulary, device="cpu", dtype="float32"):
     """
     directory = Path(directory)
     config, raw = read_config(directory)
-    if raw.get("architectures") != [REWARD_MODEL]:
+    if raw.get("architectures") != [SCORER]:
         raise MinipostError(f"{directory}: architectures is {raw.get('architectures')}; a reward "
-                            f"model is a {REWARD_MODEL}")
+                            f"model is a {SCORER}")
     files = stored(config, value_names, directory)
     model = RewardModel(GPT(config).to(DTYPES[dtype]))
     load_weights(model, value_names(config), files, directory)
@@ -356,7 +356,7 @@ def save(directory, model, like, dtype="float32"):
             publish(directory / name, lambda path, name=name: shutil.copyfile(like / name, path))
     raw, kind = read_json(like / "config.json"), dict[str, Any]()
     if isinstance(model, ValueHead):
-        kind = {"architectures": [REWARD_MODEL], "id2label": {"0": "score"},
+        kind = {"architectures": [SCORER], "id2label": {"0": "score"},
                 "label2id": {"score": 0}}
         if raw.get("pad_token_id") == raw.get("eos_token_id"):
             # transformers reads a score at the last token that is not padding: before the EOS.

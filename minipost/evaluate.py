@@ -18,7 +18,7 @@ from minipost.cli import inference
 from minipost.cli.options import Options, fail_in_one_sentence, parse
 
 PROG = "python -m minipost.evaluate"
-CARD_ROOM = 64  # tokens that the longest answers of the card's tasks take
+CARD_NEW_TOKENS = 64  # tokens that the longest answers of the card's tasks take
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Measured(Options):
 
     value: str = ""             # directory of a value or reward model to guide a beam search
     width: int = 4              # beams of that search
-    tries: int = 4              # samples that continue each beam
+    branching: int = 4          # samples that continue each beam
     n: int = 400                # held-out problems per split
     workers: int = 0            # processes; 0: one per core, at most 4
 
@@ -94,7 +94,7 @@ def rows(options, task):
     policy, found = Learner(model), []
     value = checkpoint.load_reward_model(options.value, vocabulary) if options.value else None
     tasks = {task.name: task} if task else standard_tasks()
-    max_new_tokens = options.max_new_tokens if task else max(options.max_new_tokens, CARD_ROOM)
+    max_new_tokens = max(options.max_new_tokens, 0 if task else CARD_NEW_TOKENS)
     for title, each in tasks.items():
         run = Run(policy, vocabulary, each, each.reward, seed=options.seed,
                   max_new_tokens=max_new_tokens)
@@ -103,7 +103,7 @@ def rows(options, task):
             if value is not None:
                 metrics["beam"] = beam.measure(
                     parts[split], Texts(run, verifier=value, stream="search"), options.width,
-                    options.tries)
+                    options.branching)
             found.append((title, split, {name: result.score for name, result in metrics.items()}))
     return found
 

@@ -201,12 +201,17 @@ def uniforms(prompts, group_size, max_new_tokens, seed, repeat):
     return torch.from_numpy(np.stack(drawn)).float()  # some devices have no float64
 
 
+def fits(model, prompt, response):
+    """Whether a prompt and a response of so many tokens, BOS and EOS included, fit the context."""
+    return prompt + response <= model.context
+
+
 def check_context(model, prompt, response, *texts):
     """MinipostError unless a prompt and a response of so many tokens fit the context together.
 
     BOS and EOS count.  texts: the prompt and, if it is known, the response, for the message.
     """
-    if prompt + response > model.context:
+    if not fits(model, prompt, response):
         named = [f" ({text[:40]!r})" for text in texts] + ["", ""]
         known = "a response of" if len(texts) == 2 else "a response of up to"
         raise MinipostError(f"a prompt of {prompt} tokens{named[0]} and {known} "

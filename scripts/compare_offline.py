@@ -84,7 +84,7 @@ def answers(args, setting, seed):
               max_new_tokens=setting.max_new_tokens)
     problems = task.sample(args.prompts + SPARE, random.Random(f"compare-offline {seed}"))
     with run.aside():
-        rollout = run.sample(problems, args.copies, temperature=1.0, purpose="compare-offline")
+        rollout = run.sample(problems, args.group_size, temperature=1.0, purpose="compare-offline")
     found, rewards = defaultdict(list), run.grade(problems, rollout).tolist()
     for place, text, reward in zip(rollout.prompt.tolist(), run.texts(rollout), rewards):
         if text:
@@ -105,7 +105,7 @@ def collect(args, setting, seed, folder):
                       for a, b in list(zip(right, wrong))[:PAIRS]]
         if not pairs:
             raise MinipostError("no prompt of a set has a right and a wrong answer; ask for more "
-                                "with --prompts or --copies")
+                                "with --prompts or --group-size")
         for kind, lines in (("answers", rows), ("pairs", pairs)):
             text = "".join(json.dumps(line) + "\n" for line in lines)
             checkpoint.publish(folder / f"{kind}{name}.jsonl",
@@ -156,7 +156,7 @@ def make(args, runner, name):
         folder = args.runs / f"{name}-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         start = fingerprint(ROOT / args.model)
-        made = json.dumps({"prompts": args.prompts, "copies": args.copies, "model": start,
+        made = json.dumps({"prompts": args.prompts, "group_size": args.group_size, "model": start,
                            "setting": repr(setting), "seed": seed})
         if not (folder / "set.json").is_file() or (folder / "set.json").read_text() != made:
             collect(args, setting, seed, folder)
@@ -227,7 +227,7 @@ def report(args, found, given):
         "make compare-offline"
     lines = [
         "## Learning from one fixed set of answers", "", machine(), "",
-        f"`{call}`.  Per seed ({args.seeds}) {args.copies} answers of {args.model} to each of "
+        f"`{call}`.  Per seed ({args.seeds}) {args.group_size} answers of {args.model} to each of "
         f"{args.prompts} training problems, right and wrong; every method makes the same number of "
         "gradient steps on 64 of those answers each (dpo on 32 pairs).  sft learns all answers, "
         "rft the right ones, dpo pairs of a right and a wrong one, kto and oreo all answers with "
@@ -252,7 +252,7 @@ def start(given):
     parser.add_argument("--tasks", default=",".join(SETTINGS), help="some of them, a,b")
     parser.add_argument("--model", default="checkpoints/base", help="model directory to start from")
     parser.add_argument("--prompts", type=int, default=512, help="training problems answered")
-    parser.add_argument("--copies", type=int, default=8, help="answers to each")
+    parser.add_argument("--group-size", type=int, default=8, help="answers to each")
     parser.add_argument("--steps", type=int, default=0, help="gradient steps; 0: the task's own")
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on")
     parser.add_argument("--eval-n", type=int, default=400, help="held-out problems")
@@ -268,7 +268,8 @@ def start(given):
     for name in names:
         if name not in SETTINGS:
             parser.error(f"no task {name!r} to compare on; there are {', '.join(SETTINGS)}")
-    for name, least in (("prompts", 1), ("copies", 2), ("steps", 0), ("seeds", 1), ("eval_n", 1)):
+    for name, least in (("prompts", 1), ("group_size", 2), ("steps", 0), ("seeds", 1),
+                        ("eval_n", 1)):
         if getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected at least "
                          f"{least}")

@@ -33,7 +33,7 @@ CURVES = {  # panel: (task, {curve: [(command, arm)]})
                            for n in (2, 4, 8, 16, 32)],
         "best of n, own verdicts": [(f"best-of-n {SUMS} --group-size {n}", "own verdicts")
                                     for n in (2, 4, 8, 16, 32)],
-        "beam, PRM": [(f"beam {SUMS} --width {b} --copies {b}", "beam") for b in (2, 4)],
+        "beam, PRM": [(f"beam {SUMS} --width {b} --branching {b}", "beam") for b in (2, 4)],
         "retry": [(f"self-feedback {SUMS} --attempts {k}", "retry") for k in (2, 4)],
         "self-feedback": [(f"self-feedback {SUMS} --attempts {k}", "self-feedback")
                           for k in (2, 3, 4, 6)],
@@ -42,14 +42,14 @@ CURVES = {  # panel: (task, {curve: [(command, arm)]})
     "Game of 24": (GAME, {
         "at once": [(f"self-consistency {GAME} --direct True", f"n={n}") for n in (1, 5, 17, 33)],
         "self-consistency": [(f"self-consistency {GAME}", f"n={n}") for n in (1, 5, 17, 33)],
-        "best of n, own verdicts": [(f"tot --copies {k}", f"best of n, tokens of b={b}")
+        "best of n, own verdicts": [(f"tot --branching {k}", f"best of n, tokens of b={b}")
                                     for k in (2, 4, 8, 16) for b in (1, 5)],
-        "tree of thoughts, b=1": [(f"tot --copies {k}", "breadth-first, b=1")
+        "tree of thoughts, b=1": [(f"tot --branching {k}", "breadth-first, b=1")
                                   for k in (2, 4, 8, 16)],
-        "tree of thoughts, b=5": [(f"tot --copies {k}", "breadth-first, b=5")
+        "tree of thoughts, b=5": [(f"tot --branching {k}", "breadth-first, b=5")
                                   for k in (2, 4, 8, 16)],
-        "tree, depth-first": [(f"tot --copies {k}", "depth-first") for k in (4, 16)],
-        "tree, best-first": [(f"tot --copies {k}", "best-first") for k in (4, 16)],
+        "tree, depth-first": [(f"tot --branching {k}", "depth-first") for k in (4, 16)],
+        "tree, best-first": [(f"tot --branching {k}", "best-first") for k in (4, 16)],
         "MCTS": [(f"mcts --simulations {n}", "mcts") for n in (4, 12, 24)],
         LEARNT: [(f"self-consistency {GAME}", "n=1")],
     }),

@@ -10,6 +10,12 @@ import sys
 from pathlib import Path
 
 ALWAYS = ("test_floors.py", "test_contracts.py")
+ELSEWHERE = {  # whose tests bear another name
+    "cli": "test_cli.py", "train": "test_cli.py", "evaluate": "test_cli.py",
+    "solve": "test_inference.py", "inference": "test_inference.py", "session": "test_resume.py",
+    "prove": "test_proof.py", "proof": "test_proof.py", "errors": "test_methods.py",
+    "results": "test_cli.py", "examine": "test_doctor.py", "base": "test_corpus.py",
+}
 
 
 def changed(since):
@@ -26,7 +32,9 @@ def tests_of(paths, tests):
     found = {tests / name for name in ALWAYS}
     for path in paths:
         found |= {tests / path.name, tests / f"test_{path.stem}.py",
-                  tests / f"test_{path.parent.name}_{path.stem}.py"}
+                  tests / f"test_{path.parent.name}_{path.stem}.py",
+                  *(tests / ELSEWHERE[part] for part in (path.stem, path.parent.name)
+                    if part in ELSEWHERE)}
     return sorted(path for path in found if path.name.startswith("test_") and path.is_file())
 
 

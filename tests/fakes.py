@@ -437,7 +437,7 @@ class Maze:
         return {t + more for t, nexts in self.children.items() for more in nexts if ";" not in more}
 
     def search(self, strategy, **options):
-        options = {"width": 99, "copies": 3, "threshold": -math.inf, **options}
+        options = {"width": 99, "branching": 3, "threshold": -math.inf, **options}
         tree, = tot.search(["?"], self.propose, self.value, mark=";", strategy=strategy, **options)
         return tree
 

@@ -31,10 +31,11 @@ SETTINGS = [
     (self_consistency, GAME, dict(group_size=3, curve=(1, 3))),
     (best_of_n, Arithmetic(), dict(group_size=5)), (best_of_n, GAME, dict(group_size=3)),
     (self_feedback, Arithmetic(), dict(attempts=3)),
-    (tot, GAME, dict(copies=3, expansions=4)), (tot, Arithmetic(), dict(copies=2, expansions=4)),
-    (mcts, GAME, dict(simulations=3, copies=2)),
-    (mcts, Arithmetic(), dict(simulations=2, copies=2)),
-    (graph_of_thoughts, Arithmetic(terms=9), dict(copies=2)),
+    (tot, GAME, dict(branching=3, expansions=4)),
+    (tot, Arithmetic(), dict(branching=2, expansions=4)),
+    (mcts, GAME, dict(simulations=3, branching=2)),
+    (mcts, Arithmetic(), dict(simulations=2, branching=2)),
+    (graph_of_thoughts, Arithmetic(terms=9), dict(group_size=2)),
     (memory, Recall(), dict(length=6, things=3, lives=2, keys=3, trials=3)),
 ]
 
@@ -64,7 +65,7 @@ def test_no_text_of_a_model_breaks_a_method(module, task, knobs, words):
 def test_a_model_that_never_ends_is_cut_at_the_depth(module):
     problem = GAME.heldout(1)
     answers, _ = module.solve(problem, Babble(GAME, ["1+1=2:2\n"]),
-                              module.Config(depth=3, copies=2))
+                              module.Config(depth=3, branching=2))
     assert answers[0].count("\n") <= 3
 
 

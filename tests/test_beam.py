@@ -40,20 +40,20 @@ def leaves(tree):
 @given(st.integers(0, 10_000))
 def test_without_bounds_it_is_exhaustive_search(seed):
     tree = Tree(seed)
-    found, = beam.beam(["?"], tree.sample, tree.value, mark=",", width=99, copies=3, depth=9)
+    found, = beam.beam(["?"], tree.sample, tree.value, mark=",", width=99, branching=3, depth=9)
     assert found == max(leaves(tree), key=lambda text: tree.worth["?" + text])
     assert len(tree.judged) == len(set(tree.judged)) == 3 + 9 + 27
 
 
 @given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 5))
-def test_it_keeps_the_best_and_spends_what_it_says(seed, width, copies):
+def test_it_keeps_the_best_and_spends_what_it_says(seed, width, branching):
     tree = Tree(seed, width=4)
-    found, = beam.beam(["?"], tree.sample, tree.value, mark=",", width=width, copies=copies,
+    found, = beam.beam(["?"], tree.sample, tree.value, mark=",", width=width, branching=branching,
                        depth=9)
     kept, spent, asked = [""], 0, tree.asked
     for _ in range(3):
-        spent += len(kept) * copies
-        nexts = {text + more for text in kept for more in tree.sample([text], copies)[0]}
+        spent += len(kept) * branching
+        nexts = {text + more for text in kept for more in tree.sample([text], branching)[0]}
         kept = sorted(nexts, key=lambda text: -tree.worth["?" + text])[:width]
     assert found == kept[0] and asked == spent
     assert len(tree.judged) == len(set(tree.judged))
@@ -68,23 +68,23 @@ def test_finished_answers_wait_for_better_ones_and_win_over_unfinished():
     def value(texts):
         return [worth[text] for text in texts]
 
-    assert beam.beam([""], sample, value, mark=",", width=2, copies=2, depth=5) == ["b,c"]
-    assert beam.beam([""], sample, value, mark=",", width=1, copies=2, depth=5) == ["a"]
+    assert beam.beam([""], sample, value, mark=",", width=2, branching=2, depth=5) == ["b,c"]
+    assert beam.beam([""], sample, value, mark=",", width=1, branching=2, depth=5) == ["a"]
 
     worth["b,c"] = 2.0
-    assert beam.beam([""], sample, value, mark=",", width=2, copies=2, depth=5) == ["a"]
+    assert beam.beam([""], sample, value, mark=",", width=2, branching=2, depth=5) == ["a"]
     worth |= {"a": 0.5, "b,": 8.0}
-    assert beam.beam([""], sample, value, mark=",", width=2, copies=2, depth=1) == ["a"]
+    assert beam.beam([""], sample, value, mark=",", width=2, branching=2, depth=1) == ["a"]
 
     def endless(texts, n):
         return [["x,"] * n for _ in texts]
 
     assert beam.beam(["", ""], endless, lambda texts: [1.0] * len(texts), mark=",", width=2,
-                     copies=2,
+                     branching=2,
                 depth=3) == ["x,x,x,"] * 2
     nothing = beam.beam([""], lambda texts, n: [[""] * n for _ in texts],
                         lambda texts: [0.0] * len(texts),
-                   mark=",", width=2, copies=2, depth=3)
+                   mark=",", width=2, branching=2, depth=3)
     assert nothing == [""]
 
 

@@ -133,7 +133,7 @@ def test_evaluate_measures_a_model(capsys, tiny):
 
 
 def test_evaluate_searches_with_what_oreo_saved(command, tmp_path, tiny, reward, capsys):
-    """The value lies beside the policy; with width and tries of 1 the search is one sample."""
+    """The value lies beside the policy; with width and branching of 1 the search is one sample."""
     flags = ("--steps", 2, "--prompts", 3, "--group-size", 2, "--batch-size", 4, "--task",
              "arithmetic",
              "--reward", reward)

@@ -18,7 +18,7 @@ def score(right, n=400):
 
 @pytest.fixture
 def args(tmp_path):
-    return argparse.Namespace(model="checkpoints/base", prompts=3, copies=2, steps=0, seeds=2,
+    return argparse.Namespace(model="checkpoints/base", prompts=3, group_size=2, steps=0, seeds=2,
                               eval_n=9, workers=1, runs=tmp_path)
 
 
@@ -91,7 +91,7 @@ def test_what_is_said(args):
 
 
 def test_bad_options(capsys):
-    for wrong in (["--tasks", "wording"], ["--copies", "1"], ["--seeds", "0"]):
+    for wrong in (["--tasks", "wording"], ["--group-size", "1"], ["--seeds", "0"]):
         with pytest.raises(SystemExit):
             offline.start(wrong)
         assert wrong[1] in capsys.readouterr().err

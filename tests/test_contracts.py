@@ -109,14 +109,26 @@ def test_a_method_that_is_not_whole_is_told_what_it_lacks(added, missing):
         methods.load("broken")
 
 
-def test_a_new_task_is_one_file(added):
+def test_a_new_task_is_one_file(added, monkeypatch):
     added(tasks, "parity.py")
     found = tasks.found()
     assert set(found) == {*tasks.TASKS, "parity"} and found["parity"]().heldout(3)
-    added(tasks, "half.py", (STRANGERS / "parity.py").read_text().replace("def reward", "def no")
-          .replace('"parity"', '"half"'))
-    with pytest.raises(MinipostError, match=r"half\.py: Parity does not define reward"):
-        tasks.found()
+    monkeypatch.setattr(options, "TASKS", found)
+    monkeypatch.setattr(tasks, "TASKS", found)
+    given = train.settings_of(["--algo", "sft", "--task", "parity", "--largest", "50"])
+    assert given.task.largest == 50
+
+
+def test_a_task_that_is_not_whole_is_told_what_it_lacks_and_hurts_no_other(added, monkeypatch,
+                                                                           capsys):
+    text = (STRANGERS / "parity.py").read_text().replace("def reward", "def no")
+    added(tasks, "half.py", text.replace('"parity"', '"half"'))
+    for module in (options, tasks):
+        monkeypatch.setattr(module, "TASKS", tasks.found())
+    assert train.main(["--algo", "sft", "--task", "half"]) == 1
+    said = capsys.readouterr().err
+    assert "half.py: Parity does not define reward; minipost/tasks/base.py says" in said
+    assert train.settings_of(["--algo", "sft", "--task", "arithmetic"]).task.name == "arithmetic"
 
 
 def test_a_new_way_to_answer_is_one_file(added, capsys):
@@ -144,7 +156,7 @@ def test_every_file_keeps_its_contract():
             assert hasattr(method.module, "loss_grad"), name
     for name in test_time.names():
         way = test_time.load(name)
-        assert {way.BEFORE, way.AFTER} and way.Config() is not None
+        assert way.BEFORE and way.AFTER and way.BEFORE != way.AFTER, name
 
 
 def test_the_front_hall_shows_what_a_learner_reads_and_little_else():

@@ -32,7 +32,6 @@ RELATIVE = 1e-8
 ROUNDING = 4 * torch.finfo(torch.float64).eps / STEP  # of a difference of terms of size one
 
 PIPELINES = {"rlaif": ("sft", "reward", "ppo", "dpo")}  # have no loss of their own: whose they use
-PER_TOKEN = ("a2c", "ppo", "reinforce_pp")  # whose adv is (B, T); elsewhere it is (B,)
 LEARNT = ("logp", "logp_w", "logp_l", "kl", "entropy", "value", "score", "score_w", "score_l",
           "scores", "logits")
 SIDES = ("w", "l")   # of a pair: the chosen answer, the rejected one
@@ -50,6 +49,11 @@ OPTIONS = {
     "z0": st.floats(0.0, 2.0), "label_smoothing": st.floats(0.0, 0.4), "robust": st.booleans(),
     "group_size": st.integers(1, 3), "mix": st.sampled_from([0.0, 0.3, 0.5, 1.0]),
 }
+
+
+def axes_of(name):
+    """{argument: axes} that a method's loss is held to."""
+    return inspect.getclosurevars(LOSSES[name].loss).nonlocals["wanted"]
 
 
 def drawn(times):
@@ -125,7 +129,7 @@ def arguments(draw, name):
         elif key in ("value", "value_old", "value_held", "ret"):
             x = numbers(draw, shape, -2, 2)
         elif key == "adv":
-            x = numbers(draw, shape if name in PER_TOKEN else (rows,), -2, 2)
+            x = numbers(draw, shape if axes_of(name)["adv"] == "B T" else (rows,), -2, 2)
         elif key in ("reward", "weight"):
             x = numbers(draw, (rows,), 0, 1)
         elif key in ("score", "score_w", "score_l"):

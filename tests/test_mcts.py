@@ -18,7 +18,7 @@ def nodes(root):
 def test_visits_add_up_and_values_stay_within_the_worths(seed, simulations, c):
     maze = Maze(seed)
     (text, root), = mcts.search(["?"], maze.propose, maze.value, mark=";", simulations=simulations,
-                                copies=3, c=c, depth=8)
+                                branching=3, c=c, depth=8)
     moves = text.count(";") + (text[-1:] != ";")
     assert root.visits == simulations * moves                   # the budget, exactly
     for node in nodes(root):
@@ -47,7 +47,7 @@ def test_with_exact_values_and_enough_simulations_it_moves_best(seed):
 
     best = reach("")
     (text, _), = mcts.search(["?"], maze.propose, lambda states: [exact[t] for _, t in states],
-                                mark=";", simulations=400, copies=3, c=1.0, depth=8)
+                                mark=";", simulations=400, branching=3, c=1.0, depth=8)
     assert exact[text] == best
 
 

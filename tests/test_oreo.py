@@ -315,7 +315,7 @@ def learn(seed, control):
             random.Random("".join(completions)).shuffle(values)
             return values
         run.reward = shuffled
-    cfg = oreo.Config(steps=60, prompts=64, lr=1e-2, critic_lr=1e-2, alpha=0.01, tries=8)
+    cfg = oreo.Config(steps=60, prompts=64, lr=1e-2, critic_lr=1e-2, alpha=0.01, branching=8)
     steps = oreo.train(run, cfg)
     for run.step in range(cfg.steps):
         next(steps)
@@ -372,12 +372,12 @@ def test_oreo_on_a_file_says_how_often_the_implied_reward_is_right(tmp_path):
 
 
 def test_what_a_search_is_measured_with(monkeypatch):
-    """Its own width and tries; at the level of responses there is nothing to guide."""
+    """Its own width and branching; at the level of responses there is nothing to guide."""
     seen = []
     monkeypatch.setattr(beam, "measure", lambda problems, tools, *how: seen.append(how) or
                         Result.of([0.0] * len(problems), [""] * len(problems)))
     run, splits = make_run(), {"x": Echo().heldout(4)}
-    assert "value-guided beam" in oreo.measure(run, splits, oreo.Config(width=3, tries=7))["x"]
+    assert "value-guided beam" in oreo.measure(run, splits, oreo.Config(width=3, branching=7))["x"]
     assert seen == [(3, 7)]
     found = oreo.measure(run, splits, oreo.Config(level="response"))["x"]
     assert sorted(found) == ["greedy", "sampled"] and len(seen) == 1

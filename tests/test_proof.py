@@ -296,3 +296,15 @@ def test_a_pipeline_says_whose_steps_it_takes(capsys, tmp_path):
 def test_bad_options_are_one_sentence(capsys, tmp_path, flags, part):
     code, said = run_it(capsys, tmp_path, *flags)
     assert code == 1 and part in said.err and said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("entry, said", [
+    (dict(rows=8), "rows is 8; expected 1 or 2"), (dict(loss="minus_rewards"), "loss is 'minus_re"),
+    (dict(devisor="rows"), "devisor"),
+])
+def test_a_mistake_in_a_proof_names_the_methods_file(monkeypatch, entry, said):
+    from minipost.methods import rloo
+
+    monkeypatch.setattr(rloo, "PROOF", [{**rloo.PROOF[0], **entry}])
+    with pytest.raises(MinipostError, match=rf"rloo\.py: PROOF: .*{said}"):
+        estimates.stated("rloo")

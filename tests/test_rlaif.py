@@ -56,7 +56,7 @@ def test_answers_that_change_places_change_the_sign_of_their_label(asked):
 @pytest.mark.parametrize("name, value", [("prompts", 9), ("beta", 0.3), ("reward_steps", 2)])
 def test_what_only_ppo_heeds_is_refused_with_dpo(name, value):
     assert getattr(rlaif.Config(**{name: value}), name) == value
-    with pytest.raises(MinipostError, match=f"{name} is {value}, which only PPO heeds"):
+    with pytest.raises(MinipostError, match=f"{name} is {value}, which only --learner ppo heeds"):
         rlaif.Config(learner="dpo", **{name: value})
     assert rlaif.Config(learner="dpo", steps=9, temperature=0.5).steps == 9
 
@@ -65,3 +65,10 @@ def test_its_settings_are_held_to_ppos_bounds_too():
     for settings in (dict(gamma=2.0), dict(dpo_beta=0.0), dict(horizon=0)):
         with pytest.raises(MinipostError, match=f"^{next(iter(settings))} is"):
             rlaif.Config(**settings)
+
+
+@pytest.mark.parametrize("name", ["dpo_beta", "dpo_lr"])
+def test_what_only_dpo_heeds_is_refused_with_ppo(name):
+    rlaif.Config(learner="dpo", **{name: 0.25})
+    with pytest.raises(MinipostError, match=f"{name} is 0.25, which only --learner dpo heeds"):
+        rlaif.Config(**{name: 0.25})

@@ -29,7 +29,7 @@ def test_without_bounds_every_strategy_is_exhaustive_search(seed):
 @given(st.integers(0, 999))
 def test_one_beam_of_one_sample_is_sampling_and_of_all_is_greedy(seed):
     maze, text = Maze(seed), ""
-    tree = maze.search("breadth-first", width=1, copies=1)
+    tree = maze.search("breadth-first", width=1, branching=1)
     while text in maze.children:
         text += maze.children[text][0]
     assert [node.text for node in tree][-1] == text == tot.answers(tree)[0]
@@ -77,7 +77,7 @@ def test_depth_first_prunes_backtracks_and_stops_at_enough():
     def run(**options):
         maze.asked = []
         return tot.search([""], propose, lambda states: [worths.get(t, 0.0) for _, t in states],
-                          mark=";", strategy="depth-first", width=1, copies=3, **options)[0]
+                          mark=";", strategy="depth-first", width=1, branching=3, **options)[0]
 
     tree = run(threshold=0.5, enough=1.0)
     assert maze.asked == ["", "a;", "b;"]                       # a;x; and c; are pruned
@@ -101,7 +101,7 @@ def test_best_first_goes_wherever_it_is_best():
 
     tot.search([""], propose, lambda states: [worths.get(t, 0.0) for _, t in states], mark=";",
                # which prunes depth-first only
-               strategy="best-first", width=1, copies=2, threshold=0.45)
+               strategy="best-first", width=1, branching=2, threshold=0.45)
     assert asked == ["", "a;", "b;", "b;y;", "a;x;"]
 
 
@@ -117,7 +117,7 @@ def test_of_texts_that_come_to_the_same_state_the_best_is_expanded(strategy):
 
     tree, = tot.search([""], propose, lambda states: [worths.get(t, 0.0) for _, t in states],
                        mark=";",
-                       strategy=strategy, width=2, copies=3,
+                       strategy=strategy, width=2, branching=3,
                        state=lambda k, text: {"a;": "s", "b;": "s"}.get(text, text))
     assert asked == ["", "b;", "c;"]
     assert {node.text for node in tree if node.finished} == {"b;e", "c;f"}
@@ -133,7 +133,7 @@ def test_problems_do_not_mix():
         return [(one, two)[k].worths[text] for k, text in states]
 
     trees = tot.search(["1", "2"], propose, value, mark=";", strategy="breadth-first", width=2,
-                       copies=3)
+                       branching=3)
     for tree, seed in zip(trees, (1, 2)):
         alone = Maze(seed).search("breadth-first", width=2)
         assert [vars(n) for n in tree] == [vars(n) for n in alone]

@@ -7,6 +7,7 @@ from minipost.checks import data, model
 from minipost.datasets.preferences import file_pairs
 from minipost.datasets.rows import read
 from minipost.ops import policy_gradient
+from minipost.rollout import fits
 from minipost.run import open_run
 
 SMALL = 50_000_000  # one thread runs a model of fewer parameters as fast as several do
@@ -22,8 +23,8 @@ def examine(options, task, device):
         scorer = checkpoint.load_reward_model(
             options.reward_model, run.vocabulary, device, options.dtype)
     found = look_at_texts(run, model.stated_ids(options.model, tokenizer), options.rows)
-    problems = [p for p in run.problems(options.prompts) if len(run.vocabulary.prompt(p.prompt))
-                + run.max_new_tokens <= run.policy.module.context]
+    problems = [p for p in run.problems(options.prompts) if fits(
+        run.policy.module, len(run.vocabulary.prompt(p.prompt)), run.max_new_tokens)]
     if problems:
         found += look_at_samples(run, problems, options, scorer)
     else:
@@ -82,7 +83,7 @@ def look_at_samples(run, problems, options, scorer):
     rollout = run.sample(problems, options.group_size, temperature=temperature)
     texts, asked = run.texts(rollout), [problems[i] for i in rollout.prompt.tolist()]
     shown = [(problem, text) for problem, text in demonstrations(run, problems)
-             if length(run, problem.prompt, text) <= run.policy.module.context]
+             if fits(run.policy.module, 0, length(run, problem.prompt, text))]
     imitated = run.encode(*zip(*((p.prompt, text) for p, text in shown))) if shown else None
     found = [
         model.eos_in_loss(imitated, rollout, run.vocabulary.eos),
@@ -107,8 +108,8 @@ def look_at_samples(run, problems, options, scorer):
 
 def look_at_scorer(run, scorer, rollout, problems, values):
     """The findings on a reward model: on the file's pairs, else on sampled answers and rewards."""
-    pairs = [p for p in problems if "chosen" in p.columns and max(
-        length(run, p.prompt, text) for text in data.answers_of(p)) <= run.policy.module.context]
+    pairs = [p for p in problems if "chosen" in p.columns and all(
+        fits(run.policy.module, 0, length(run, p.prompt, text)) for text in data.answers_of(p))]
     ahead, better = [], "was chosen"
     if pairs:
         sides = file_pairs(run, pairs)

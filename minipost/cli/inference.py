@@ -10,7 +10,6 @@ from pathlib import Path
 
 from minipost import test_time
 from minipost.cli import options as command
-from minipost.errors import MinipostError
 from minipost.measure.stats import paired
 
 
@@ -49,15 +48,14 @@ def tools_for(settings):
     from minipost import checkpoint
     from minipost.measure.texts import Texts
     from minipost.optim import Learner
+    from minipost.rollout import check_context
     from minipost.run import Run
 
     options, task = settings.options, settings.task
     model, vocabulary = checkpoint.load(options.model)
     directory = options.verifier or settings.method.VERIFIER
     verifier = checkpoint.load_reward_model(directory, vocabulary) if directory else None
-    if options.max_new_tokens >= model.context:
-        raise MinipostError(f"max_new_tokens is {options.max_new_tokens}; the context of "
-                            f"{options.model} holds {model.context}")
+    check_context(model, 1, options.max_new_tokens)
     run = Run(Learner(model), vocabulary, task, task.reward, seed=options.seed,
               max_new_tokens=options.max_new_tokens)
     return Texts(run, options.temperature, verifier)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from typing import Any, Literal
 
+from minipost import tasks
 from minipost.datasets.rows import File
 from minipost.errors import Bounded, MinipostError
 from minipost.tasks import TASKS
@@ -22,7 +23,8 @@ FILES = """, or
 --on-bad-row skip to leave out rows that are not as they should be"""
 
 
-KNOBS = {f"--{f.name.replace('_', '-')}" for task in TASKS.values() for f in fields(task)}
+KNOBS = {f"--{f.name.replace('_', '-')}" for task in TASKS.values() if is_dataclass(task)
+         for f in fields(task)}
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,9 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
             raise MinipostError(f"--{name.replace('_', '-')} goes with --data")
     parts = {"config": method.Config()} if method else {}
     if known.task:
-        parts["task"] = TASKS[known.task]()
+        parts["task"] = tasks.load(known.task)()
     elif method and not known.data:
-        parts["task"] = TASKS[method.TASK](**method.KNOBS)
+        parts["task"] = tasks.load(method.TASK)(**method.KNOBS)
     elif task and not known.data and not {"-h", "--help"} & set(rest):
         raise MinipostError("give one of --task and --data: the problems to look at")
     parts["options"] = options(method) if method else options()
@@ -122,7 +124,8 @@ RENAMED: dict[str, tuple[str, ...]] = {  # old name: new names; the first that a
     "room": ("max_new_tokens",),
     "micro": ("micro_batch_size",),
     "group": ("group_size",),
-    "copies": ("group_size",),
+    "copies": ("group_size", "branching"),
+    "tries": ("branching",),
     "ranked": ("group_size",),
     "answers": ("group_size", "batch_size"),
     "samples": ("group_size",),

@@ -52,7 +52,7 @@ class Session:
         if self.options.reward_model:
             reward_model = checkpoint.load_reward_model(
                 self.options.reward_model, self.vocabulary, self.device, self.options.dtype)
-        self.check_room()
+        self.check_prompts()
         self.method.check(self.run, self.config)
         self.console.header(self.method.name, self.task, self.config, self.options,
                             self.run.policy.module, parallel.world())
@@ -72,7 +72,7 @@ class Session:
             self.finish()
         return code
 
-    def check_room(self):
+    def check_prompts(self):
         """Fail before any training if a prompt does not fit.  Endless tasks are sampled."""
         known = self.task.training() if self.task.training else self.run.problems(16)
         for problem in chain(known, *self.splits.values()):

@@ -76,6 +76,8 @@ class StepPairs:
 
 def starting_policy(run):
     """A frozen copy of the policy at the start.  It answers and is no reference."""
+    if "frozen/start" not in run.saved and "frozen/reference" in run.saved:
+        run.saved["frozen/start"] = run.saved.pop("frozen/reference")  # as states once called it
     return run.frozen("start", lambda: copy.deepcopy(run.policy.module))
 
 

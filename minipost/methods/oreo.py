@@ -75,7 +75,7 @@ class Config(Bounded):
     warmup_steps: int = 10      # steps over which the learning rates climb to their peaks
     max_grad_norm: float = 1.0  # each gradient is clipped to this norm
     width: int = 4              # beams of the search that measures the value
-    tries: int = 4              # samples that continue each beam
+    branching: int = 4          # samples that continue each beam
 
     LIMITS = {"beta": "> 0"}
 
@@ -159,7 +159,7 @@ def measure(run, splits, cfg):
     found = results(run, splits)
     for split, problems in splits.items() if cfg.level != "response" else ():
         found[split]["value-guided beam"] = beam.measure(
-            problems, Texts(run, verifier=critic, stream="search"), cfg.width, cfg.tries)
+            problems, Texts(run, verifier=critic, stream="search"), cfg.width, cfg.branching)
     return found
 
 

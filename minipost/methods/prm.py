@@ -144,11 +144,11 @@ def measure(run, splits, cfg):
     """scorers.report on the log-odds of whole solutions, and how well steps are told apart."""
     model = scorers.scorer(run).module
 
-    def look(rollout):
+    def scores_of(rollout):
         return run.for_all(lambda batch: [step_scores(model, batch)], rollout)[0]
 
     def odds(rollout):
-        chances = look(rollout).sigmoid()
+        chances = scores_of(rollout).sigmoid()
         return aggregate(chances, marks(run, rollout, cfg.last_only), cfg.aggregate).logit(1e-6)
 
     found = scorers.report(run, splits, odds)
@@ -156,7 +156,7 @@ def measure(run, splits, cfg):
         for split, problems in splits.items():
             with run.aside():
                 rollout = run.sample(problems, 1, temperature=1.0, purpose="evaluation")
-            found[split] |= on_steps(run, problems, rollout, look(rollout))
+            found[split] |= on_steps(run, problems, rollout, scores_of(rollout))
     return found
 
 

@@ -24,7 +24,7 @@ import torch
 from minipost import checkpoint
 from minipost.errors import MinipostError
 from minipost.methods import dpo, ppo, sft
-from minipost.rollout import distribution, pack
+from minipost.rollout import check_context, distribution, pack
 from minipost.tasks.base import question
 
 TASK = "wording"
@@ -51,13 +51,17 @@ class Config(ppo.Config):
     LIMITS = {"dpo_beta": "> 0"}
 
     def __post_init__(self):
+        """Refuse what the other learner heeds: it would change nothing."""
         super().__post_init__()
-        heeded = "steps", "sft_steps", "temperature", "max_grad_norm"
-        for field in fields(ppo.Config) if self.learner == "dpo" else ():
+        both = {"steps", "sft_steps", "temperature", "max_grad_norm"}
+        ppos = {field.name for field in fields(ppo.Config)} - both
+        idle = ppos if self.learner == "dpo" else {"dpo_beta", "dpo_lr"}
+        for field in fields(self):
             value = getattr(self, field.name)
-            if field.name not in heeded and value != field.default:
-                raise MinipostError(f"{field.name} is {value}, which only PPO heeds; leave it out "
-                                    "with --learner dpo, or take --learner ppo")
+            if field.name in idle and value != field.default:
+                other = "ppo" if self.learner == "dpo" else "dpo"
+                raise MinipostError(f"{field.name} is {value}, which only --learner {other} heeds; "
+                                    f"leave it out with --learner {self.learner}")
 
 
 class Judge:
@@ -78,11 +82,7 @@ class Judge:
         asked = pack([self.vocabulary.prompt(text) + self.shared for text in texts],
                      [[self.sides[0]]] * len(texts), self.vocabulary.pad)
         asked = asked.to(run.policy.module.device)
-        longest = asked.inputs.shape[1]
-        if longest + 1 > self.model.context:
-            raise MinipostError(f"a question to the judge has {longest} tokens and its answer "
-                                f"one; its context holds {self.model.context}; lower "
-                                "--max-new-tokens")
+        check_context(self.model, asked.inputs.shape[1], 1)
 
         def odds(batch):
             logp_all = distribution(self.model, batch)                      # (b, V)

@@ -52,7 +52,7 @@ LENGTHS = "exact but for the division by the rollout's own tokens"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A method's step on `rows` answers to one prompt, and what its mean over all should be.
+    """A method's step on one or two answers (`rows`) to a prompt, and what its mean should be.
 
     A method states it in its own file: PROOF is a list of dicts of these fields, except the name.
 
@@ -75,6 +75,12 @@ class Estimate:
     divisor: str = "rows"
     learner: str = "policy"
     variant: str = ""
+
+    def __post_init__(self):
+        if self.rows not in (1, 2):  # `hands` knows in how many orders those can be dealt
+            raise ValueError(f"rows is {self.rows}; expected 1 or 2 answers in all")
+        if not hasattr(exact, self.loss):
+            raise ValueError(f"loss is {self.loss!r}; expected a function of proof/exact.py")
 
     @property
     def aim(self):
@@ -102,8 +108,11 @@ def stated(name):
                             "(Estimate)")
     if isinstance(method.PROOF, str):
         return []
-    return [Estimate(**{**fields, "name": f"{name} {fields.get('variant', '')}".strip()})
-            for fields in method.PROOF]
+    try:
+        return [Estimate(**{**entry, "name": f"{name} {entry.get('variant', '')}".strip()})
+                for entry in method.PROOF]
+    except (TypeError, ValueError) as error:
+        raise MinipostError(f"{method.module.__file__}: PROOF: {error}") from None
 
 
 ESTIMATES = [e for name in methods.names() if methods.load(name).PROOF for e in stated(name)]

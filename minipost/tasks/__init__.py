@@ -1,4 +1,4 @@
-"""The tasks by name.  Each file in this folder is a task.  base.py says what a task must define."""
+"""The tasks by name.  A file in this folder is a task; base.py says what it has to define."""
 
 import importlib
 import pkgutil
@@ -10,20 +10,26 @@ NEEDED = ("sample", "heldout", "demonstrate", "reward", "parse")
 
 
 def found():
-    """{name: class} of every task in this folder.  MinipostError if one is incomplete."""
+    """{name: class} of every task in this folder, whole or not."""
     tasks = {}
     for file in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{file.name}")
         for task in vars(module).values():
             if isinstance(task, type) and Task in task.__mro__[1:] and \
                     task.__module__ == module.__name__:
-                missing = [name for name in NEEDED if getattr(task, name) is getattr(Task, name)]
-                if missing or "name" not in vars(task):
-                    raise MinipostError(f"{module.__file__}: {task.__name__} does not define "
-                                        f"{(missing or ['name'])[0]}; minipost/tasks/base.py says "
-                                        "what a task has")
-                tasks[vars(task)["name"]] = task
+                tasks[vars(task).get("name", file.name)] = task
     return dict(sorted(tasks.items()))
 
 
 TASKS = found()
+
+
+def load(name):
+    """The class of this name.  MinipostError says what it does not define."""
+    task = TASKS[name]
+    missing = [part for part in NEEDED if getattr(task, part) is getattr(Task, part)]
+    if missing or "name" not in vars(task):
+        raise MinipostError(f"{importlib.import_module(task.__module__).__file__}: {task.__name__} "
+                            f"does not define {(missing or ['name'])[0]}; minipost/tasks/base.py "
+                            "says what a task has")
+    return task

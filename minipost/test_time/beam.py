@@ -1,7 +1,7 @@
 """Beam search over steps, guided by a value (survey sec. 5.1, 5.9; OREO, arxiv.org/abs/2412.16145,
 sec. 4.5).
 
-Each of the `width` (B) best beginnings of an answer is continued by one step in `copies` (K)
+Each of the `width` (B) best beginnings of an answer is continued by one step in `branching` (K)
 sampled ways.  Of the up to B K continuations the B with the highest values are kept.  The search
 ends when none of those goes on or `depth` steps are made.  The answer is the finished one with the
 highest value.
@@ -25,11 +25,11 @@ class Config(Bounded):
     """A search for the answer that a reward model scores highest."""
 
     width: int = 4              # beginnings that are kept (B)
-    copies: int = 4             # samples that continue each beginning (K)
+    branching: int = 4             # samples that continue each beginning (K)
     depth: int = 32             # steps of an answer, at most
 
 
-def beam(prompts, sample, value, *, mark, width, copies, depth):
+def beam(prompts, sample, value, *, mark, width, branching, depth):
     """One answer to each prompt.
 
     sample(texts, n) -> n one-step continuations of each text; one without `mark` ends the answer.
@@ -42,7 +42,7 @@ def beam(prompts, sample, value, *, mark, width, copies, depth):
             break
         found = {}                                          # {(row, longer answer): goes on}
         for (row, text), nexts in zip(live, sample([prompts[row] + text for row, text in live],
-                                                   copies), strict=True):
+                                                   branching), strict=True):
             for more in nexts:
                 found[row, text + more] = mark in more
         values = value([prompts[row] + text for row, text in found])
@@ -63,9 +63,9 @@ def solve(problems, tools, cfg):
     return answers, [{"answer": text, "value": v} for text, v in zip(answers, worth)]
 
 
-def measure(problems, tools, width, copies):
+def measure(problems, tools, width, branching):
     """The Result of the search on these problems."""
-    answers, _ = solve(problems, tools, Config(width, copies))
+    answers, _ = solve(problems, tools, Config(width, branching))
     return Result.of(tools.right(problems, answers), answers)
 
 

@@ -5,7 +5,7 @@ A tree only branches.  In a graph a thought may have several parents.  The graph
 with which the paper sorts and counts:
 
     split       the task cuts the problem into parts
-    generate    `copies` thoughts on every part
+    generate    `group_size` thoughts on every part
     keep        the one that most of them agree on
     aggregate   a new problem made of the kept answers; repeat from `generate` until nothing is left
                 to cut
@@ -27,7 +27,7 @@ class Config(Bounded):
     """Parts solved one by one, and aggregated."""
 
     size: int = 4               # terms of a part, at most
-    copies: int = 5             # thoughts on every part and aggregate
+    group_size: int = 5             # thoughts on every part and aggregate
 
     LIMITS = {"size": ">= 2"}
 
@@ -39,7 +39,7 @@ def keep(texts, parse):
     return winner, texts[0 if winner is None else answers.index(winner)]
 
 
-def search(problems, sample, task, size, copies):
+def search(problems, sample, task, size, group_size):
     """A list of thoughts for each problem; the last answers the problem itself if all went well.
 
     sample(texts, n) -> n answers to each text.  A thought is {"prompt", "text", "answer", "of"};
@@ -52,7 +52,7 @@ def search(problems, sample, task, size, copies):
         parts, signs = task.parts(problem, size)
         asked += [(k, part, sign, []) for part, sign in zip(parts, signs, strict=True)]
     while asked:
-        found = sample([thought.prompt for _, thought, _, _ in asked], copies)
+        found = sample([thought.prompt for _, thought, _, _ in asked], group_size)
         fresh = {}                                          # problem: [(place, sign)] of new ones
         for (k, thought, sign, of), texts in zip(asked, found, strict=True):
             answer, text = keep(texts, task.parse)
@@ -74,7 +74,7 @@ def solve(problems, tools, cfg):
     if tools.task.parts is None:
         raise MinipostError(f"the task {tools.task.name} cannot be cut into parts (it has no "
                             "`parts` and `joined`); arithmetic can")
-    graphs = search(problems, tools.sample, tools.task, cfg.size, cfg.copies)
+    graphs = search(problems, tools.sample, tools.task, cfg.size, cfg.group_size)
     return [graph[-1]["text"] for graph in graphs], [{"thoughts": graph} for graph in graphs]
 
 

@@ -4,7 +4,7 @@ Silver et al. 2017, arxiv.org/abs/1712.01815).
 A simulation selects, expands, evaluates and backs up:
 
     select      from the root on, the child a of the highest  Q_a + c P_a sqrt(N) / (1 + N_a)
-    expand      the leaf it ends at, by `copies` sampled steps; P_a is the share of them that are a
+    expand      the leaf it ends at, by `branching` sampled steps; P_a is the share that are a
     evaluate    the leaf, by the model's own verdicts on its steps and on whether the goal can be
                 reached, as in tree of thoughts
     back up     N <- N + 1, W <- W + worth on the way to the root; Q = W / N, 0 where N = 0
@@ -28,7 +28,7 @@ class Config(Bounded):
     """A search by visits, with worths from the model's own verdicts."""
 
     simulations: int = 24       # simulations before each step of the answer
-    copies: int = 16            # steps sampled to expand a node (k)
+    branching: int = 16            # steps sampled to expand a node (k)
     votes: int = 3              # verdicts sampled on a node
     c: float = 1.0              # how much a prior counts beside a value
     depth: int = 8              # steps of an answer, at most
@@ -61,7 +61,7 @@ def select(node, c):
     return way
 
 
-def search(prompts, propose, value, *, mark, simulations, copies, c, depth):
+def search(prompts, propose, value, *, mark, simulations, branching, c, depth):
     """An answer to each prompt, and the root of its tree: [(text, Node)].
 
     propose and value as in tree of thoughts: propose(texts, n) continues by one step, value(states)
@@ -74,10 +74,10 @@ def search(prompts, propose, value, *, mark, simulations, copies, c, depth):
             found = {k: ways[k][:-1] + select(ways[k][-1], c) for k in live}
             leaves = [(k, way[-1]) for k, way in found.items() if way[-1].worth is None]
             grown = [(k, leaf) for k, leaf in leaves if not leaf.finished]
-            proposed = propose([prompts[k] + leaf.text for k, leaf in grown], copies)
+            proposed = propose([prompts[k] + leaf.text for k, leaf in grown], branching)
             for (k, leaf), nexts in zip(grown, proposed, strict=True):
                 leaf.children = [
-                    Node(leaf.text + more, mark not in more, nexts.count(more) / copies)
+                    Node(leaf.text + more, mark not in more, nexts.count(more) / branching)
                     for more in dict.fromkeys(nexts)]
             worths = value([(k, leaf.text) for k, leaf in leaves])
             for (k, leaf), worth in zip(leaves, worths, strict=True):

@@ -5,7 +5,7 @@ sec. 5.6; Yao et al. 2023, arxiv.org/abs/2305.10601).
     depth-first     the best child first; prune states below `threshold`, backtrack from dead ends
     best-first      the best open state, wherever in the tree it is
 
-A state is expanded by `copies` sampled steps.  Its worth is a number from the model itself.  For
+A state is expanded by `branching` sampled steps.  Its worth is a number from the model itself.  For
 every step, `votes` samples work the step out again.  The worth is the product of the shares that
 come to the same, times the share of samples that say that the goal can be reached from here.  No
 question is asked twice.  Of several texts that come to the same state only the best is expanded.
@@ -29,7 +29,7 @@ class Config(Bounded):
 
     strategy: Literal["breadth-first", "depth-first", "best-first"] = "breadth-first"
     width: int = 5              # states kept at each level of breadth-first search (b)
-    copies: int = 16            # steps sampled from a state (k)
+    branching: int = 16            # steps sampled from a state (k)
     votes: int = 3              # verdicts sampled on a state
     threshold: float = 0.5      # depth-first search prunes states below this worth
     expansions: int = 11        # states that may be expanded, per problem
@@ -50,7 +50,7 @@ class Node:
     expanded: bool = False
 
 
-def search(prompts, propose, value, *, mark, strategy, width, copies, threshold=0.0,
+def search(prompts, propose, value, *, mark, strategy, width, branching, threshold=0.0,
            expansions=None, depth=8, state=lambda k, text: text, enough=None):
     """A tree for each prompt: a list of Nodes in the order they were found, the root first.
 
@@ -78,7 +78,7 @@ def search(prompts, propose, value, *, mark, strategy, width, copies, threshold=
             gone[k].add(trees[k][i].state)
             trees[k][i].open, trees[k][i].expanded = False, True
         fresh = []
-        proposed = propose([prompts[k] + trees[k][i].text for k, i in picked], copies)
+        proposed = propose([prompts[k] + trees[k][i].text for k, i in picked], branching)
         for (k, i), nexts in zip(picked, proposed, strict=True):
             for more in dict.fromkeys(nexts):
                 text, finished, level = (trees[k][i].text + more, mark not in more,
