@@ -12,7 +12,7 @@ or any reward model.
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from minipost.cli import inference
 from minipost.cli.options import Options, fail_in_one_sentence, parse
@@ -66,8 +66,14 @@ def table(argv):
     settings = parse(argv, PROG, Measured, description=__doc__, task=False, json=True)
     from minipost import parallel
 
-    workers = settings.options.workers or parallel.default_workers("cpu")
-    found = parallel.launch(lambda: rows(settings.options, settings.task), workers)
+    options, tasks = settings.options, {}
+    if settings.task:
+        tasks[settings.task.name] = settings.task
+    else:
+        tasks = standard_tasks()
+        options = replace(options, max_new_tokens=max(options.max_new_tokens, CARD_NEW_TOKENS))
+    found = parallel.launch(lambda: rows(options, tasks),
+                            options.workers or parallel.default_workers("cpu"))
     if settings.json:
         print(json.dumps([{"task": task, "split": split,
                            **{m: asdict(s) for m, s in scores.items()}}
@@ -81,8 +87,8 @@ def table(argv):
               f"{' | '.join(str(scores[m]) for m in metrics)} |")
 
 
-def rows(options, task):
-    """[(task, split, {metric: Score})] of one task, or of those of the model card."""
+def rows(options, tasks):
+    """[(name, split, {metric: Score})] of some tasks, {name: task}."""
     from minipost import checkpoint
     from minipost.measure.results import results, splits
     from minipost.measure.texts import Texts
@@ -93,12 +99,10 @@ def rows(options, task):
     model, vocabulary = checkpoint.load(options.model)
     policy, found = Learner(model), []
     value = checkpoint.load_reward_model(options.value, vocabulary) if options.value else None
-    tasks = {task.name: task} if task else standard_tasks()
-    max_new_tokens = max(options.max_new_tokens, 0 if task else CARD_NEW_TOKENS)
-    for title, each in tasks.items():
-        run = Run(policy, vocabulary, each, each.reward, seed=options.seed,
-                  max_new_tokens=max_new_tokens)
-        parts = splits(each, options.n)
+    for title, task in tasks.items():
+        run = Run(policy, vocabulary, task, task.reward, seed=options.seed,
+                  max_new_tokens=options.max_new_tokens)
+        parts = splits(task, options.n)
         for split, metrics in results(run, parts).items():
             if value is not None:
                 metrics["beam"] = beam.measure(

@@ -4,11 +4,10 @@ import itertools
 import random
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 from minipost import checkpoint, evaluate
-from minipost.measure.stats import Score, interval
+from minipost.measure.stats import interval
 from minipost.measure.texts import Texts
 from minipost.optim import Learner
 from minipost.rollout import distribution, pack
@@ -115,11 +114,11 @@ THINKER_TASKS = {
 
 def thinker_table(directory):
     """The thinker's accuracy on the tasks that it was taught."""
-    args = Namespace(model=directory, value=None, seed=0, max_new_tokens=128, n=400)
+    options = evaluate.Measured(model=directory, max_new_tokens=128)
     lines = ["| task | n | greedy [95%] | sampled [95%] |", "|---|---|---|---|"]
-    for row in evaluate.rows(args, THINKER_TASKS):
-        greedy, sampled = (Score(**row[metric]) for metric in ("greedy", "sampled"))
-        lines.append(f"| {row['task']} | {greedy.n} | {greedy} | {sampled} |")
+    for name, _, scores in evaluate.rows(options, THINKER_TASKS):
+        greedy, sampled = scores["greedy"], scores["sampled"]
+        lines.append(f"| {name} | {greedy.n} | {greedy} | {sampled} |")
     return "\n".join(lines) + "\n"
 
 

@@ -177,7 +177,8 @@ def test_the_cards_table_leaves_room_for_its_longest_answers(monkeypatch, tiny, 
 
     seen = []
     monkeypatch.setattr(results, "results", lambda run, parts: seen.append(run) or {})
-    options = evaluate.Measured(model=str(tiny), max_new_tokens=given)
-    evaluate.rows(options, TASKS[task]() if task else None)
+    flags = ["--max-new-tokens", str(given), *(["--task", task] if task else [])]
+    with pytest.raises(IndexError):                         # of a table without rows
+        evaluate.table(["--model", str(tiny), "--workers", "1", *flags])
     assert {run.max_new_tokens for run in seen} == {expected}
     assert evaluate.Measured().max_new_tokens == train.Options().max_new_tokens == 48
