@@ -1,5 +1,6 @@
 """Measure checkpoints/base, student and thinker, and write their model cards: `make card`."""
 
+import argparse
 import itertools
 import random
 import subprocess
@@ -180,20 +181,23 @@ def verdicts(directory, n=400):
     return interval([float([word] == word_right) for word, word_right in zip(said, right)])
 
 
-def measured(directory):
+def measured(directory, flags):
     """The table of all standard tasks."""
     done = subprocess.run([sys.executable, "-m", "minipost.evaluate", "--model", directory,
-                           *sys.argv[1:]], stdout=subprocess.PIPE, text=True, check=True)
+                           *flags], stdout=subprocess.PIPE, text=True, check=True)
     print(directory, done.stdout, sep="\n", flush=True)
     return done.stdout
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     epilog="Other flags are those of minipost.evaluate.")
+    flags = parser.parse_known_args()[1]
     found = verdicts("checkpoints/base")
     Path("checkpoints/base/README.md").write_text(
-        CARD.format(table=measured("checkpoints/base"), verdicts=found, n=found.n))
+        CARD.format(table=measured("checkpoints/base", flags), verdicts=found, n=found.n))
     Path("checkpoints/student/README.md").write_text(
-        STUDENT.format(table=measured("checkpoints/student")))
+        STUDENT.format(table=measured("checkpoints/student", flags)))
     Path("checkpoints/thinker/README.md").write_text(THINKER.format(
         table=thinker_table("checkpoints/thinker"), judged=judged_table("checkpoints/thinker")))
 
