@@ -41,6 +41,7 @@ def shapes(**wanted):
                         f"({', '.join(axes)}){' with ' + known if known else ''}")
             return loss(*args, **options)
 
+        held.axes = wanted  # type: ignore[attr-defined]
         return held
 
     return hold

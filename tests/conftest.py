@@ -17,7 +17,7 @@ from minipost.gpt import GPT, GPTConfig
 from minipost.tokenizer import Tokenizer
 
 torch.set_num_threads(1)
-settings.register_profile("minipost", deadline=None, max_examples=30)
+settings.register_profile("minipost", deadline=None, max_examples=40)
 settings.load_profile("minipost")
 
 TEXTS = ["7+5=? Answer: 12", "What is the capital of France?\nParis", "héhé straße 北京 ١٢٣"]
