@@ -15,7 +15,6 @@ import itertools
 import math
 import random
 from dataclasses import dataclass, field, replace
-from functools import partial
 from statistics import fmean, pstdev, stdev
 from types import ModuleType
 from typing import Any
@@ -51,6 +50,7 @@ from minipost.methods import (
 )
 from minipost.optim import Learner
 from minipost.run import REWARD_MODEL, Run
+from minipost.tasks.base import Problem
 
 ADAM = dict(betas=(0.7, 0.9), eps=1e-2)  # so large an eps that the size of a gradient matters
 
@@ -169,10 +169,12 @@ class Mirror:
         self.policy = Net(run.policy)
         self.critic = Net(run.learners["critic"]) if "critic" in run.learners else None
         self.scorer = Net(run.learners[REWARD_MODEL]) if REWARD_MODEL in run.learners else None
-        self.reference = copy.deepcopy(run.reference())
+        self.learner, self.reference = run.policy, copy.deepcopy(run.reference())
+        self.start = self.reference                         # it gives answers, or is a reference
         self.task, self.seed, self.step, self.longest = run.task, run.seed, 0, run.max_new_tokens
         self.carried = {}
-        self.samples, self.encoded, self.problems = [], [], []  # of the step, as the run made them
+        # what the run made in this step, and at which temperatures it sampled
+        self.samples, self.encoded, self.problems, self.heats = [], [], [], []
 
     def reward(self, rows, sample=0):
         """The exact reward of some answers to the problems of one sample."""
@@ -351,7 +353,8 @@ def plain_gradient(mirror, cfg, adv):
     lively = [entropy(law).detach() for a, law in zip(adv, now) if abs(a) > 1e-12]
     mirror.policy.norms.clear()
     mirror.policy.step(loss, cfg.lr, cfg.max_grad_norm)
-    return {"loss": float(loss.detach()), "entropy": float(torch.cat(lively).mean()) if lively else 0.0,
+    spread = float(torch.cat(lively).mean()) if lively else 0.0
+    return {"loss": float(loss.detach()), "entropy": spread,
             "grad_norm": mirror.policy.norms[0], "learning_rate": cfg.lr}
 
 
@@ -422,7 +425,9 @@ def a2c_anew(mirror, cfg):
         net.norms.clear()
     mirror.policy.step(-gain - cfg.entropy_weight * spread, cfg.lr, cfg.max_grad_norm)
     mirror.critic.step(cfg.value_weight * error, cfg.critic_lr, cfg.max_grad_norm)
-    return {"loss": float(loss.detach()), "value_loss": float(error.detach()), "entropy": float(spread.detach()),
+    logged = Logged()
+    logged.log(loss=loss, value_loss=error, entropy=spread)
+    return {**logged.means(),
             **described(rows, earned, cfg.group_size), "explained_variance": explained(before, ret),
             "grad_norm": mirror.policy.norms[0], "learning_rate": cfg.lr}
 
@@ -519,6 +524,388 @@ def trpo_anew(mirror, cfg):
             "cg_residual": float(r.norm() / g.norm()), "grad_norm": float(g.norm())}
 
 
+# ---- methods that learn from given answers, or from those of a frozen policy
+
+def rated(peak, step, steps, warmup):
+    """A climb to the peak over `warmup` steps, then half a cosine to zero."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+def dealt(mirror, rows, n, since=0):
+    """Each step takes the next n rows; when all are used up, they are shuffled anew."""
+    endless = []
+    for epoch in range((mirror.step - since + 1) * n // len(rows) + 1):
+        order = list(range(len(rows)))
+        random.Random(f"{mirror.seed}/epoch {epoch}").shuffle(order)
+        endless += order
+    return [rows[k] for k in endless[(mirror.step - since) * n :][:n]]
+
+
+def updated(mirror, net, loss, lr, most, **metrics):
+    """Make the update; these metrics, the loss, the norm of its gradient and the rate."""
+    net.norms.clear()
+    net.step(loss, lr, most)
+    return {"loss": float(loss.detach()), "grad_norm": net.norms[0], "learning_rate": lr,
+            **{name: float(x.detach()) if torch.is_tensor(x) else x for name, x in metrics.items()}}
+
+
+def sft_anew(mirror, cfg, first=0):
+    rows = rows_of(mirror.encoded[0])
+    assert len(rows) == cfg.batch_size and all(row.done for row in rows)
+    prompts = [Letters().decode(row.ids[: row.start]) for row in rows]
+    assert [row.text for row in rows] == [2 * prompt for prompt in prompts]
+    mirror.policy.decay = cfg.weight_decay
+    loss = -sum(sums(mirror.policy.module, rows)) / count(rows)
+    return updated(mirror, mirror.policy, loss, rated(
+        cfg.lr, mirror.step - first, cfg.steps, cfg.warmup_steps), cfg.max_grad_norm)
+
+
+def flips(mirror, name, n):
+    rng = random.Random(f"{mirror.seed}/{mirror.step}/{name}")
+    return [-1 if rng.random() < mirror.task.noise else 1 for _ in range(n)]
+
+
+def preferred(mirror, cfg):
+    """The step's pairs (better, worse), sampled and labelled, or from the task's list."""
+    if mirror.task.training:
+        given = mirror.task.training()
+        mirror.file = mirror.encoded[:] or mirror.file      # they are read once
+        better, worse = (rows_of(seqs) for seqs in mirror.file)
+        assert [row.text for row in better] == [p.columns["chosen"] for p in given]
+        assert [row.text for row in worse] == [p.columns["rejected"] for p in given]
+        kept = likely(mirror, cfg, better)
+        picked = dealt(mirror, range(len(given)), cfg.pairs)
+        return [(better[k], worse[k]) for k in picked if k in kept]
+    rows, pairs = mirror.rows, []
+    earned = mirror.reward(rows)
+    for k, sign in enumerate(flips(mirror, "noise", cfg.pairs)):
+        one, two = rows[2 * k], rows[2 * k + 1]
+        lead = sign * (earned[2 * k] - earned[2 * k + 1])
+        if lead and one.said != two.said:
+            pairs.append((one, two) if lead > 0 else (two, one))
+    kept = likely(mirror, cfg, [better for better, _ in pairs])
+    return [pair for k, pair in enumerate(pairs) if k in kept]
+
+
+def likely(mirror, cfg, better):
+    """The numbers of the pairs whose better answer has the least perplexity, a share of all."""
+    if not better:
+        return set()
+    ppl = [math.exp(-float(x.detach().mean())) for x in chances(mirror.start, better)]
+    place = cfg.likeliest * (len(ppl) - 1)
+    low, high = sorted(ppl)[math.floor(place)], sorted(ppl)[math.ceil(place)]
+    return {k for k, x in enumerate(ppl) if x <= low + (high - low) * (place % 1) + 1e-12}
+
+
+def pairwise(mirror, cfg, of_pair, implied, referred=True):
+    """DPO's relatives: of_pair(better, worse) -> loss, where each side is (log-probs, drift)."""
+    pairs = preferred(mirror, cfg)
+    n, policy = len(pairs), mirror.policy
+    better, worse = ([pair[side] for pair in pairs] for side in (0, 1))
+    now = [chances(policy.module, rows) for rows in (better, worse)]
+    ref = [chances(mirror.start, rows) for rows in (better, worse)]
+    loss, lead = 0.0, []
+    drift = [[(x - r.detach()).sum() for x, r in zip(*sides)] for sides in zip(now, ref)]
+    for k in range(n):
+        sides = [(now[side][k], drift[side][k]) for side in (0, 1)]
+        loss = loss + of_pair(*sides) / n
+        lead.append(float(implied(*sides).detach()))
+    named = dict(zip(("logps/chosen", "logps/rejected"),
+                     (sum(x.sum() for x in side) / n for side in now)))
+    if referred:
+        named |= dict(zip(("drift/chosen", "drift/rejected"), (sum(side) / n for side in drift)))
+    return updated(mirror, policy, loss, cfg.lr, cfg.max_grad_norm, pairs=n, **named, **{
+        "rewards/margins": fmean(lead),
+        "rewards/accuracies": fmean((x > 0) + (x == 0) / 2 for x in lead)})
+
+
+def softplus(x):
+    return (1 + x.exp()).log()
+
+
+def dpo_anew(mirror, cfg):
+    e = cfg.label_smoothing
+
+    def lead(better, worse):
+        return cfg.beta * (better[1] - worse[1])
+
+    def of_pair(*sides):
+        right, wrong = softplus(-lead(*sides)), softplus(lead(*sides))
+        if cfg.robust:
+            return ((1 - e) * right - e * wrong) / (1 - 2 * e)
+        return (1 - e) * right + e * wrong
+
+    return pairwise(mirror, cfg, of_pair, lead)
+
+
+def ipo_anew(mirror, cfg):
+    return pairwise(mirror, cfg, lambda w, v: (w[1] - v[1] - 1 / (2 * cfg.tau)) ** 2,
+                    lambda w, v: cfg.tau * (w[1] - v[1]))
+
+
+def simpo_anew(mirror, cfg):
+    def lead(w, v):
+        return cfg.beta * (w[0].mean() - v[0].mean())
+
+    return pairwise(mirror, cfg, lambda w, v: softplus(cfg.gamma - lead(w, v)), lead, False)
+
+
+def orpo_anew(mirror, cfg):
+    def odds(side):
+        p = side[0].mean().exp()
+        return (p / (1 - p)).log()
+
+    return pairwise(mirror, cfg,
+                    lambda w, v: -w[0].mean() + cfg.lam * softplus(odds(v) - odds(w)),
+                    lambda w, v: odds(w) - odds(v), False)
+
+
+def kto_anew(mirror, cfg):
+    if mirror.encoded:
+        rows = rows_of(mirror.encoded[0])
+        given = {p.columns.get("completion", p.prompt): p.columns for p in mirror.task.training()}
+        if "label" in mirror.task.training()[0].columns:
+            good = [given[row.text]["label"] for row in rows]
+        else:
+            good = [row.text == given[Letters().decode(row.ids[: row.start])]["chosen"]
+                    for row in rows]
+            assert good == [True, False] * (cfg.batch_size // 2)
+    else:
+        rows = mirror.rows
+        earned = mirror.reward(rows)
+        good = [r > fmean(earned) for r in earned]
+    assert 0 < sum(good) < len(rows)
+    wrong = [replace(row, ids=row.ids[: row.start] + other.said)
+             for row, other in zip(rows, rows[1:] + rows[:1])]
+    gap = [float((a - b).detach()) for a, b in zip(sums(mirror.policy.module, wrong),
+                                                  sums(mirror.reference, wrong))]
+    z0 = max(0.0, fmean(gap))
+    drift = [a - b.detach() for a, b in zip(sums(mirror.policy.module, rows),
+                                            sums(mirror.reference, rows))]
+    loss = sum(cfg.good_weight * (1 - torch.sigmoid(cfg.beta * (h - z0))) if g else
+               cfg.bad_weight * (1 - torch.sigmoid(cfg.beta * (z0 - h)))
+               for h, g in zip(drift, good)) / len(rows)
+    sides = {name: fmean(float(h.detach()) for h, g in zip(drift, good) if g == kind)
+             for name, kind in (("drift/good", True), ("drift/bad", False))}
+    return updated(mirror, mirror.policy, loss, cfg.lr, cfg.max_grad_norm, z0=z0,
+                   good=fmean(good), **sides)
+
+
+def mdpo_anew(mirror, cfg):
+    rows, k, lead = mirror.rows, cfg.group_size, []
+    earned = mirror.reward(rows)
+    drift = [a - b.detach() for a, b in zip(sums(mirror.policy.module, rows),
+                                            sums(mirror.reference, rows))]
+    for start in range(0, len(rows), 2 * k):
+        sets = [slice(start, start + k), slice(start + k, start + 2 * k)]
+        worth = [fmean(earned[part]) for part in sets]
+        if worth[0] != worth[1]:
+            means = [sum(drift[part]) / k for part in sets]
+            lead.append(cfg.beta * (means[0] - means[1]) * (1 if worth[0] > worth[1] else -1))
+    n = len(lead)
+    return updated(mirror, mirror.policy, sum(softplus(-u) for u in lead) / n, cfg.lr,
+                   cfg.max_grad_norm, comparisons=n, **{
+                       "rewards/margins": sum(lead) / n,
+                       "rewards/accuracies": fmean(float(u > 0) for u in lead)})
+
+
+def parted(mirror, cfg):
+    """At the start of a part of the run, its new answers; else those of before."""
+    starts = [k * cfg.steps // cfg.iterations for k in range(cfg.iterations + 1)]
+    assert bool(mirror.samples) == (mirror.step in starts)
+    if mirror.samples:
+        mirror.since = mirror.step
+        mirror.length = starts[starts.index(mirror.step) + 1] - mirror.step
+        mirror.data = mirror.rows
+        mirror.earned = mirror.reward(mirror.rows)
+        mirror.asked = [mirror.problems[0][row.prompt].prompt for row in mirror.rows]
+    return mirror.data, mirror.earned
+
+
+def oreo_anew(mirror, cfg):
+    data, earned = parted(mirror, cfg)
+    picked = dealt(mirror, range(len(data)), cfg.batch_size, mirror.since)
+    rows, r = [data[k] for k in picked], [earned[k] for k in picked]
+    now, then = laws(mirror.policy.module, rows), laws(mirror.reference, rows)
+    value, n, loss, rest, far = worths(mirror.critic.module, rows), len(rows), 0.0, 0.0, []
+    for row, law, ref, v, reward_ in zip(rows, now, then, value, r):
+        each, t = (range(len(row.said)), row.said), len(row.said)
+        ratio = law[each] - ref[each].detach()
+        starts = {"token": range(t), "response": [0], "step": sorted(
+            {0} | {k + 1 for k in range(t - 1) if Letters().decode([row.said[k]]) == "h"}
+            | ({t - 1} if row.done else set()))}[cfg.level]
+        ends = [*starts[1:], t]
+        for a, b in zip(starts, ends):
+            held = ratio.detach()
+            of_policy = v[a].detach() + cfg.beta * (ratio[a:b].sum() + held[b:].sum()) - reward_
+            of_value = v[a] + cfg.beta * held[a:].sum() - reward_
+            loss = loss + (of_policy**2 + of_value**2) / (len(starts) * n)
+            rest = rest + float(of_value.detach()) ** 2 / (len(starts) * n)
+        far.append(kl(law, ref.detach()))
+        loss = loss + cfg.alpha * far[-1].mean() / n
+    rate, critic_rate = (rated(peak, mirror.step, cfg.steps, cfg.warmup_steps)
+                         for peak in (cfg.lr, cfg.critic_lr))
+    mirror.critic.norms.clear()
+    grown = torch.autograd.grad(loss, mirror.critic.params, retain_graph=True)
+    found = updated(mirror, mirror.policy, loss, rate, cfg.max_grad_norm, residual=rest,
+                    kl=torch.cat(far).mean(), reward=fmean(r))
+    mirror.critic.step(sum((g.detach() * p).sum() for g, p in zip(grown, mirror.critic.params)),
+                       critic_rate, cfg.max_grad_norm)
+    return {**found, "critic_grad_norm": mirror.critic.norms[0]}
+
+
+def rft_anew(mirror, cfg):
+    fresh = bool(mirror.samples)
+    hinted = mirror.samples[1:]
+    data, earned = parted(mirror, cfg)
+    if fresh:
+        found = {}
+        for row, r, asked in zip(data, earned, mirror.asked):
+            if r >= cfg.least:
+                found.setdefault(asked, {})[tuple(row.said)] = row
+        failed = [p.prompt for p in mirror.problems[0] if p.prompt not in found]
+        assert bool(hinted) == bool(failed and cfg.hint)
+        if hinted:
+            rows = rows_of(hinted[0])
+            failed = list(dict.fromkeys(failed))
+            assert [p.prompt for p in mirror.problems[1]] == [2 * text for text in failed]
+            for row, r in zip(rows, mirror.reward(rows, 1)):
+                if r >= cfg.least:
+                    asked = failed[row.prompt]
+                    ahead = Letters().prompt(asked)
+                    found.setdefault(asked, {})[tuple(row.said)] = replace(
+                        row, ids=[*ahead, *row.said], start=len(ahead))
+        mirror.kept = [(row, 1 / len(rows) if cfg.weigh == "prompt" else 1.0)
+                       for rows in found.values() for row in rows.values()]
+        mirror.solved = len(found) / len(set(mirror.asked))
+        if cfg.restart:
+            mirror.policy = Net(mirror.learner)
+            mirror.policy.module.load_state_dict(mirror.reference.state_dict())
+    some = dealt(mirror, mirror.kept, cfg.batch_size, mirror.since)
+    rows = [row for row, _ in some]
+    whole = sum(w * len(row.said) for row, w in some)
+    loss = -sum(w * x for (_, w), x in zip(some, sums(mirror.policy.module, rows))) / whole
+    return updated(mirror, mirror.policy, loss, rated(
+        cfg.lr, mirror.step - mirror.since, mirror.length,
+        min(cfg.warmup_steps, mirror.length // 2)), cfg.max_grad_norm, kept=len(mirror.kept),
+        solved=mirror.solved, reward=fmean(earned))
+
+
+def distill_anew(mirror, cfg):
+    own = round(cfg.on_policy * cfg.batch_size)
+    sides = [rows_of(rollout) for rollout in mirror.samples]
+    assert [len(side) for side in sides] == [n for n in (own, cfg.batch_size - own) if n]
+    rows, loss, b = sum(sides, []), 0.0, cfg.mix
+    for row, law, ref in zip(rows, laws(mirror.policy.module, rows), laws(mirror.reference, rows)):
+        q = ref.detach()
+        if cfg.level == "sequence":
+            part = -law[range(len(row.said)), row.said]
+        elif b == 0:
+            part = kl(q, law)
+        elif b == 1:
+            part = kl(law, q)
+        else:
+            middle = (b * q.exp() + (1 - b) * law.exp()).log()
+            part = b * kl(q, middle) + (1 - b) * kl(law, middle)
+        loss = loss + part.sum() / count(rows)
+    return updated(mirror, mirror.policy, loss, rated(
+        cfg.lr, mirror.step, cfg.steps, cfg.warmup_steps), cfg.max_grad_norm)
+
+
+# ---- reward models
+
+def score(mirror, rows):
+    return [x[-1] for x in marks(mirror.scorer.module, rows)]
+
+
+def reward_anew(mirror, cfg, label=None, first=0):
+    if mirror.encoded:
+        pairs = list(zip(*map(rows_of, mirror.encoded)))
+        groups, better = pairs, [[(0, 1)] for _ in pairs]
+    else:
+        g, rows, earned = cfg.group_size, mirror.rows, mirror.reward(mirror.rows)
+        groups = [rows[k : k + g] for k in range(0, len(rows), g)]
+        asked = [(p, i, j) for p in range(len(groups)) for i, j in
+                 itertools.combinations(range(g), 2)]
+        better = [[] for _ in groups]
+        for (p, i, j), sign in zip(asked, flips(mirror, "noise", len(asked))):
+            lead = sign * (earned[p * g + i] - earned[p * g + j])
+            if lead and groups[p][i].said != groups[p][j].said:
+                better[p].append((i, j) if lead > 0 else (j, i))
+    n, loss, lead = sum(map(len, better)), 0.0, []
+    for group, wins in zip(groups, better):
+        s = score(mirror, list(group))
+        for i, j in wins:
+            loss = loss + (softplus(cfg.margin - s[i] + s[j])
+                           + cfg.center * (s[i] + s[j]) ** 2) / n
+            lead.append(float((s[i] - s[j]).detach()))
+    return updated(mirror, mirror.scorer, loss, rated(
+        cfg.lr, mirror.step - first, cfg.steps, cfg.warmup_steps), cfg.max_grad_norm, pairs=n,
+        accuracy=fmean(float(x > 0) for x in lead), margin=fmean(lead))
+
+
+def plackett_luce_anew(mirror, cfg):
+    g, rows, earned = cfg.group_size, mirror.rows, mirror.reward(mirror.rows)
+    rng = random.Random(f"{mirror.seed}/{mirror.step}/ranks")
+    orders = []
+    for start in range(0, len(rows), g):
+        sign = -1 if rng.random() < mirror.task.noise else 1
+        keyed = [(-sign * earned[start + k], rng.random(), start + k) for k in range(g)]
+        if len({key for key, _, _ in keyed}) > 1:
+            orders.append([rows[k] for _, _, k in sorted(keyed)])
+    n, loss, right = len(orders), 0.0, []
+    for order in orders:
+        s = score(mirror, order)
+        for k in range(g):
+            loss = loss - (s[k] - torch.stack(s[k:]).exp().sum().log()) / n
+            right += [0.5 if order[k].said == order[j].said else float(s[k] > s[j])
+                      for j in range(k + 1, g)]
+    return updated(mirror, mirror.scorer, loss, rated(
+        cfg.lr, mirror.step, cfg.steps, cfg.warmup_steps), cfg.max_grad_norm, rankings=n,
+        accuracy=fmean(right))
+
+
+def entropic(s, y):
+    """Binary cross-entropy of a chance sigmoid(s), and whether it is on the right side."""
+    p = torch.sigmoid(s)
+    return -(y * p.log() + (1 - y) * (1 - p).log()), float((s > 0) == (y > 0.5))
+
+
+def orm_anew(mirror, cfg):
+    rows, earned = mirror.rows, mirror.reward(mirror.rows)
+    found = [entropic(s, y) for s, y in zip(score(mirror, rows), earned)]
+    return updated(mirror, mirror.scorer, sum(x for x, _ in found) / len(rows), rated(
+        cfg.lr, mirror.step, cfg.steps, cfg.warmup_steps), cfg.max_grad_norm,
+        accuracy=fmean(hit for _, hit in found), right=fmean(earned))
+
+
+def cooled(cfg, step):
+    """Hot in the first half, then straight down towards `temperature`."""
+    if step <= cfg.steps / 2:
+        return cfg.hot
+    return cfg.hot + (2 * step / cfg.steps - 1) * (cfg.temperature - cfg.hot)
+
+
+def prm_anew(mirror, cfg):
+    rows, earned, found, labels = mirror.rows, mirror.reward(mirror.rows), [], []
+    for row, s, whole in zip(rows, marks(mirror.scorer.module, rows), earned):
+        letter, ended = mirror.problems[0][row.prompt].columns["letter"], {}
+        texts = [Letters().decode([i]) for i in row.said]
+        for k, text in enumerate(texts):
+            if text == "h" and not cfg.last_only:
+                step = "".join(texts[:k]).split("h")[-1]
+                ended[k] = float(letter in step)
+        ended[len(texts) - 1] = whole
+        found += [entropic(s[k], y) for k, y in ended.items()]
+        labels += ended.values()
+    return updated(mirror, mirror.scorer, sum(x for x, _ in found) / len(found), rated(
+        cfg.lr, mirror.step, cfg.steps, cfg.warmup_steps), cfg.max_grad_norm,
+        accuracy=fmean(hit for _, hit in found), right=fmean(labels),
+        temperature=cooled(cfg, mirror.step))
+
+
 # ---- the cases
 
 class Mixed(Echo):
@@ -529,7 +916,6 @@ class Mixed(Echo):
     def reward(self, prompts, completions, letter, **columns):
         return [text.count(c) / 2 + len(text) % 2 / 4 + ("h" in text) / 8
                 for text, c in zip(completions, letter)]
-
 
 
 @dataclass
@@ -545,6 +931,11 @@ class Case:
     task: Any = Mixed
     options: dict = field(default_factory=dict)
     same: tuple = ()
+    train: Any = None       # in place of the module's
+    who: tuple = ("policy",)  # whose samples the step's are, in turn; the last of them all others
+
+    def config(self):
+        return self.module.Config(**self.cfg)
 
 
 PASSES = dict(steps=2, prompts=4, group_size=3, temperature=0.8, minibatch_size=5, epochs=2,
@@ -568,7 +959,8 @@ ON_POLICY = {
     "reinforce-pp": Case(reinforce_pp, dict(PASSES, clip=0.07, beta=0.3), reinforce_pp_anew),
     "rloo": Case(rloo, dict(ONCE, lr=0.004, beta=0.3), rloo_anew),
     "rloo, no KL": Case(rloo, dict(ONCE, beta=0.0), rloo_anew),
-    "self-critical": Case(self_critical, ONCE, self_critical_anew),
+    "self-critical": Case(self_critical, ONCE, self_critical_anew,
+                          who=("policy", "greedy")),
     "a2c": Case(a2c, dict(ONCE, gamma=0.9, lam=0.7, value_weight=0.6, entropy_weight=0.2,
                           critic_lr=0.07), a2c_anew),
     "ppo": Case(ppo, PPO, ppo_anew, same=(*NOT_ADAPTIVE, *STAGES)),
@@ -577,6 +969,100 @@ ON_POLICY = {
     "trpo": Case(trpo, dict(steps=2, prompts=4, group_size=3, temperature=0.8, delta=0.02,
                             damping=0.3, iterations=3, fisher=5, shrink=0.5, tries=6), trpo_anew),
 }
+
+
+class Noisy(Mixed):
+    noise = 0.3
+
+    def hint(self, problem):
+        return 2 * problem.prompt
+
+
+class Listed(Noisy):
+    """Given pairs, of answers of several lengths."""
+
+    def training(self):
+        return [Problem(a + b, {"chosen": b * n + a, "rejected": a + b * (n % 3), "letter": a})
+                for n, (a, b) in enumerate(zip("abcdabc", "efgefge"), 1)]
+
+
+class Labelled(Mixed):
+    """Given answers, each of them right or wrong."""
+
+    def training(self):
+        return [Problem(row.prompt, {"completion": row.columns["chosen"], "label": n % 3 == 0,
+                                     "letter": "a"})
+                for n, row in enumerate(Listed().training())]
+
+
+class Chance(Steps):
+    """Rewards within 0..1, and steps that are right or wrong."""
+
+    def reward(self, prompts, completions, letter, **columns):
+        return [min(4, 2 * text.count(c) + len(text) % 2) / 4
+                for text, c in zip(completions, letter)]
+
+
+LEARN = dict(steps=4, lr=0.02, warmup_steps=2, max_grad_norm=0.35)
+PAIRS = dict(steps=3, pairs=6, temperature=0.8, lr=0.02, max_grad_norm=0.35)
+PARTS = dict(LEARN, prompts=4, group_size=3, iterations=2, batch_size=5, temperature=0.8)
+RATED = dict(LEARN, prompts=5, group_size=3, temperature=0.8)
+
+
+def taught(run, cfg):
+    """distill.train with the run's reference for a teacher."""
+    return distill.train(run, cfg, run.reference())
+
+
+DISTILL = dict(LEARN, batch_size=5, temperature=0.8)
+OREO = dict(PARTS, beta=0.4, alpha=0.3, critic_lr=0.07)
+SEARCH, TEACHER, OTHER = ("width", "branching"), ("teacher",), ("reference",)
+
+OFF_POLICY = {
+    "sft": Case(sft, dict(LEARN, batch_size=5, weight_decay=0.3), sft_anew),
+    "dpo": Case(dpo, dict(PAIRS, beta=0.3, label_smoothing=0.2, likeliest=0.7), dpo_anew, Noisy,
+                same=("robust",), who=OTHER),
+    "dpo, robust": Case(dpo, dict(PAIRS, beta=0.3, label_smoothing=0.2, likeliest=0.7,
+                                  robust=True), dpo_anew, Noisy, who=OTHER),
+    "dpo, pairs": Case(dpo, dict(PAIRS, beta=0.3, label_smoothing=0.2, likeliest=0.7), dpo_anew,
+                       Listed, same=("robust",)),
+    "ipo": Case(ipo, dict(PAIRS, tau=0.3, likeliest=0.7), ipo_anew, Noisy, who=OTHER),
+    "simpo": Case(simpo, dict(PAIRS, beta=2.0, gamma=0.7, likeliest=0.7), simpo_anew, Noisy,
+                  who=OTHER),
+    "simpo, pairs": Case(simpo, dict(PAIRS, beta=2.0, gamma=0.7, likeliest=0.7), simpo_anew,
+                         Listed),
+    "orpo": Case(orpo, dict(PAIRS, lam=0.6, likeliest=0.7), orpo_anew, Noisy, who=OTHER),
+    **{f"kto{name}": Case(kto, dict(steps=3, batch_size=size, temperature=0.8, beta=0.3,
+                                    good_weight=0.75, bad_weight=1.5, lr=0.02, max_grad_norm=0.35),
+                          kto_anew, task, who=OTHER)
+       for name, task, size in (("", Mixed, 7), (", pairs", Listed, 6), (", labels", Labelled, 5))},
+    "mdpo": Case(mdpo, dict(steps=3, prompts=5, group_size=3, temperature=0.8, beta=0.3, lr=0.02,
+                            max_grad_norm=0.35), mdpo_anew, who=OTHER),
+    **{f"oreo, {level}": Case(oreo, dict(OREO, level=level), oreo_anew, Chance,
+                              same=(*SEARCH, "level"))
+       for level in ("token", "step", "response")},
+    "rft": Case(rft, dict(PARTS, least=0.25, hint=True, restart=True, weigh="prompt"), rft_anew,
+                Noisy),
+    "rft, answer": Case(rft, dict(PARTS, least=0.25), rft_anew, Noisy,
+                        same=("hint", "restart", "weigh")),
+    "distill": Case(distill, dict(DISTILL, mix=0.3, on_policy=0.6), distill_anew,
+                    same=("level", *TEACHER), train=taught, who=("policy", "reference")),
+    "distill, forward": Case(distill, dict(DISTILL, on_policy=0.3), distill_anew,
+                             same=("level", "mix", *TEACHER), train=taught,
+                             who=("policy", "reference")),
+    "distill, reverse": Case(distill, dict(DISTILL, mix=1.0, on_policy=1.0), distill_anew,
+                             same=("level", *TEACHER), train=taught),
+    "distill, sequence": Case(distill, dict(DISTILL, level="sequence", on_policy=0.0),
+                              distill_anew, same=("mix", *TEACHER), train=taught, who=OTHER),
+    "reward": Case(reward, dict(RATED, margin=0.4, center=0.1), reward_anew, Noisy),
+    "reward, pairs": Case(reward, dict(RATED, margin=0.4, center=0.1), reward_anew, Listed),
+    "plackett-luce": Case(plackett_luce, RATED, plackett_luce_anew, Noisy),
+    "orm": Case(orm, RATED, orm_anew, Chance),
+    "prm": Case(prm, dict(RATED, hot=1.7), prm_anew, Chance, same=("last_only", "aggregate")),
+    "prm, last": Case(prm, dict(RATED, hot=1.7, last_only=True), prm_anew, Chance,
+                      same=("aggregate",)),
+}
+CASES = {**ON_POLICY, **OFF_POLICY}
 
 
 # ---- how a case is run
@@ -606,7 +1092,7 @@ def scene(case, seed=32):
 
 def steps(case, run):
     """The method's steps, one at a time, each as its metrics."""
-    learn = case.module.train(run, case.module.Config(**case.cfg))
+    learn = (case.train or case.module.train)(run, case.config())
     for _ in range(case.cfg["steps"]):
         yield next(learn)
         run.step += 1
@@ -619,6 +1105,7 @@ def watch(run, mirror):
     def sampled(problems, *args, **options):
         rollout = sample(problems, *args, **options)
         mirror.samples.append(rollout)
+        mirror.heats.append(options["temperature"])
         mirror.problems.append(problems)
         return rollout
 
@@ -633,11 +1120,12 @@ def watch(run, mirror):
 def compare(case, tolerance=1e-9):
     """Hold a case's steps to its formula: the metrics of each, and all weights after it."""
     run = scene(case)
-    mirror, cfg = Mirror(run), case.module.Config(**case.cfg)
+    mirror, cfg = Mirror(run), case.config()
     watch(run, mirror)
     logged = []
     for metrics in steps(case, run):
         mirror.rows = rows_of(mirror.samples[0]) if mirror.samples else []
+        sampled_by(mirror, case, cfg)
         expected = case.anew(mirror, cfg)
         for name, value in expected.items():
             off = abs(metrics[name] - value)
@@ -651,6 +1139,21 @@ def compare(case, tolerance=1e-9):
                     net.module.named_parameters(), strict=True):
                 assert (ours - theirs).abs().max() <= tolerance, (run.step, learner, name)
         logged.append(metrics)
-        mirror.samples.clear(), mirror.problems.clear(), mirror.encoded.clear()
+        for made in (mirror.samples, mirror.problems, mirror.encoded, mirror.heats):
+            made.clear()
         mirror.step += 1
     return run, logged
+
+
+def sampled_by(mirror, case, cfg):
+    """Who answered, and at what temperature: the recorded log-probs are those of that."""
+    for k, (rollout, heat) in enumerate(zip(mirror.samples, mirror.heats)):
+        who = case.who[min(k, len(case.who) - 1)]
+        if who == "greedy":
+            assert heat == 0
+            continue
+        assert heat == (cooled(cfg, mirror.step) if hasattr(cfg, "hot") else cfg.temperature)
+        module = mirror.policy.module if who == "policy" else mirror.reference
+        rows = rows_of(rollout)
+        for row, logp in zip(rows, chances(module, rows, heat)):
+            assert (row.old - logp.detach()).abs().max() < 1e-5, (who, heat)
