@@ -303,8 +303,11 @@ def dr_grpo_anew(mirror, cfg):
 def dapo_anew(mirror, cfg):
     kept, earned, first = [], [], None
     for k, rollout in enumerate(mirror.samples):
-        rows = rows_of(rollout)
+        rows, before = rows_of(rollout), len(kept)
         found = mirror.reward(rows, k)
+        asked = mirror.task.sample(cfg.prompts, random.Random(
+            f"{mirror.seed}/{mirror.step}/problems {k}"))
+        assert [p.prompt for p in mirror.problems[k]] == [p.prompt for p in asked]
         first = first or described(rows, found, cfg.group_size)
         for start in range(0, len(rows), cfg.group_size):
             group = slice(start, start + cfg.group_size)
@@ -313,8 +316,13 @@ def dapo_anew(mirror, cfg):
                 least = mirror.longest - cfg.overlong
                 earned += [r - min(1.0, max(0.0, (len(row.said) - least) / cfg.overlong))
                            for r, row in zip(found[group], rows[group])]
-    full = len(kept) == cfg.prompts * cfg.group_size
-    assert full or len(mirror.samples) == cfg.rounds
+        assert before < cfg.prompts * cfg.group_size        # else it had enough
+    assert len(kept) == cfg.prompts * cfg.group_size or len(mirror.samples) == cfg.rounds
+    drawn = [{p.prompt: [row.said for row in rows_of(rollout) if row.prompt == k]
+              for k, p in reversed(list(enumerate(problems)))}
+             for rollout, problems in zip(mirror.samples, mirror.problems)]
+    again = [prompt for prompt in drawn[0] if len(drawn) > 1 and prompt in drawn[1]]
+    assert not again or any(drawn[0][prompt] != drawn[1][prompt] for prompt in again)
     mirror.rows = kept
     return {**group_relative(mirror, cfg, normalised(earned, cfg.group_size), cfg.clip_low,
                              cfg.clip_high, live=False), **first, "rounds": len(mirror.samples)}
@@ -931,6 +939,7 @@ class Case:
     task: Any = Mixed
     options: dict = field(default_factory=dict)
     same: tuple = ()
+    seed: int = 32          # with which answers differ, tie, end and are cut off
     train: Any = None       # in place of the module's
     who: tuple = ("policy",)  # whose samples the step's are, in turn; the last of them all others
 
@@ -958,6 +967,7 @@ ON_POLICY = {
     "reinforce": Case(reinforce, dict(ONCE, momentum=0.6), reinforce_anew),
     "reinforce-pp": Case(reinforce_pp, dict(PASSES, clip=0.07, beta=0.3), reinforce_pp_anew),
     "rloo": Case(rloo, dict(ONCE, lr=0.004, beta=0.3), rloo_anew),
+    "rloo, ties": Case(rloo, dict(ONCE, steps=1, beta=0.3), rloo_anew, seed=37),
     "rloo, no KL": Case(rloo, dict(ONCE, beta=0.0), rloo_anew),
     "self-critical": Case(self_critical, ONCE, self_critical_anew,
                           who=("policy", "greedy")),
@@ -1067,13 +1077,13 @@ CASES = {**ON_POLICY, **OFF_POLICY}
 
 # ---- how a case is run
 
-def scene(case, seed=32):
+def scene(case):
     """A run whose reference and critic are other networks than the policy, and all of float64.
 
     So are the log-probs that were sampled, and the rewards with them.  Its micro-batches are of two
     rows, and Adam's numbers are not the usual ones.
     """
-    task = case.task()
+    task, seed = case.task(), case.seed
     run = Run(Learner(tiny(seed=seed), **ADAM), Letters(), task, task.reward,
               **{"seed": seed, "max_new_tokens": 4, "micro_batch_size": 2, **case.options})
     run.frozen("reference", lambda: tiny(seed=seed + 1))
