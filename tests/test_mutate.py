@@ -50,7 +50,8 @@ def test_every_mistake_is_code_and_another_program(planted):
     "if not (not values and scale < 3):", "total -= max(value, k) * scale", "total = 1.0",
     "for v in values if v >= 0", "for v in values if True", "min(value, k)", "max(k, value)",
     "total) / len(values)", "sum(values)", "sum(values, start=False)", "shift else total",
-    "self.rows.sum(1)", "self.rows.mean(2)", "[x[2:] for x", "[-2] +", "] - 'é'", "max(value, k) / ",
+    "self.rows.sum(1)", "self.rows.mean(2)", "[x[2:] for x", "[-2] +", "] - 'é'",
+    "max(value, k) / ",
 ])
 def test_such_mistakes_are_planted(planted, after):
     plain = [m.after.replace("(", "").replace(")", "") for m in planted]
