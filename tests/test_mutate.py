@@ -19,7 +19,7 @@ def mean(values, scale=2, *, shift: int = 1):
     total = 0.0
     for k, value in enumerate(v for v in values if v > 0):
         total += max(value, k) * scale
-    report(total)
+    report(pick(value, k), Random(7))
     return total.detach() / len(values) if shift else sum(values, start=True)
 
 
@@ -48,9 +48,9 @@ def test_every_mistake_is_code_and_another_program(planted):
 @pytest.mark.parametrize("after", [
     "if not values or scale < 3", "if not values and scale <= 3", "if (values) and scale < 3",
     "if not (not values and scale < 3):", "total -= max(value, k) * scale", "total = 1.0",
-    "for v in values if v >= 0", "for v in values if True", "min(value, k)", "max(k, value)",
+    "for v in values if v >= 0", "for v in values if True", "min(value, k)", "pick(k, value)",
     "total) / len(values)", "sum(values)", "sum(values, start=False)", "shift else total",
-    "self.rows.sum(1)", "self.rows.mean(2)", "[x[2:] for x", "[-2] +", "] - 'é'",
+    "self.rows.sum(1)", "self.rows.mean(2)", "[x[2:] for x", "[-2] + ", "] - 'é'",
     "max(value, k) / ",
 ])
 def test_such_mistakes_are_planted(planted, after):
@@ -60,7 +60,7 @@ def test_such_mistakes_are_planted(planted, after):
 
 def test_statements_are_left_out(planted):
     assert {m.before for m in planted if m.kind == "statement"} == {
-        "report(total)", "total += max(value, k) * scale"}
+        "report(pick(value, k), Random(7))", "total += max(value, k) * scale"}
 
 
 def test_texts_defaults_annotations_and_what_is_outside_functions_stay(planted):
@@ -68,6 +68,7 @@ def test_texts_defaults_annotations_and_what_is_outside_functions_stay(planted):
     for mutant in planted:
         for kept in ("LIMIT = 3", "size = 4", "scale=2, *, shift: int = 1", "1 + 1."):
             assert kept in mutant.text
+        assert "Random(8)" not in mutant.text and "Random(6)" not in mutant.text
         assert 'raise ValueError(f"no {1 + 1} values")' in mutant.text
 
 
@@ -86,7 +87,8 @@ def test_the_quickest_tests_that_call_it_come_first_and_within_their_time():
     assert mutate.tests_for(mutant, calls, 10)[0] == ["quick", "middle"]
     assert mutate.tests_for(mutant, calls, 30)[0] == ["quick", "middle", "slow"]
     named, further = mutate.tests_for(mutant, {}, 10)
-    assert named == ["tests/test_grpo.py"] and further == ["tests/test_ranks.py"]
+    assert named == ["tests/test_grpo.py", "tests/test_cli.py", "tests/test_resume.py"]
+    assert further == ["tests/test_ranks.py"]
 
 
 def test_only_explained_survivors_pass(capsys):
