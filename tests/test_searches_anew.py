@@ -159,6 +159,8 @@ def test_an_arm_costs_what_was_sampled_for_it(name):
             assert arm.tokens == len(arm.result.rewards) < fresh    # it is measured on
             continue
         assert arm.tokens == fresh > 0, arm.name
+        if arm.name == "1 sample":
+            assert fresh == 3                               # one of each problem
 
 
 def test_arms_that_share_samples_cost_those_they_use():

@@ -7,13 +7,14 @@ import pytest
 import torch
 from fakes import Echo, Hidden, answer_file, make_run
 
+from minipost import checkpoint
 from minipost.datasets.rows import File
 from minipost.datasets.trajectories import Trajectories
 from minipost.errors import MinipostError
 from minipost.methods import oreo, rft, trpo
 from minipost.run import open_run
 from minipost.tasks.countdown import Countdown
-from minipost.test_time import memory
+from minipost.test_time import best_of_n, graph_of_thoughts, mcts, memory, self_feedback, tot
 
 
 def test_a_reward_file_shows_what_a_task_hides(tiny, reward):
@@ -31,6 +32,22 @@ def test_a_file_draws_as_many_problems_as_are_asked_for(tmp_path):
     task, run = answer_file(tmp_path), make_run()
     found = task.sample(25, run.rng("x"))
     assert len(found) == 25 and {p.prompt for p in found} <= {p.prompt for p in task.training()}
+
+
+def test_a_files_own_reward_is_its_completion_but_for_the_space_around_it(tmp_path):
+    task = answer_file(tmp_path)
+    assert task.reward(None, [" ab\n", "b"], completion=["ab ", "a"]) == [1.0, 0.0]
+    for missing in (None, ["ab", ""]):
+        with pytest.raises(MinipostError, match="without a completion need a reward function"):
+            task.reward(None, ["ab", "b"], completion=missing)
+
+
+def test_a_state_has_the_same_bytes_in_whatever_order_its_facts_come(tmp_path):
+    tensors, facts = {"x": torch.ones(2)}, {"step": 1, "carried": {"b": 2.0, "a": 1.0}}
+    turned = {"carried": {"a": 1.0, "b": 2.0}, "step": 1}
+    for name, given in (("one", facts), ("two", turned)):
+        checkpoint.save_state(tmp_path / name, tensors, given)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
 def test_rewards_have_the_precision_of_what_was_sampled():
@@ -75,7 +92,7 @@ def test_a_memory_does_not_mind_capitals():
     found = memory.Memory()
     found.write("Code of the RED box", "1")
     found.write("code of the old hut", "2")
-    assert found.nearest("CODE OF THE red hat", 1) == [("Code of the RED box", "1")]
+    assert found.nearest("some RED hat", 1) == [("Code of the RED box", "1")]
 
 
 def test_held_out_hands_come_in_an_order_that_says_nothing():
@@ -84,3 +101,37 @@ def test_held_out_hands_come_in_an_order_that_says_nothing():
     assert hands != sorted(hands)
     first, second = ([h[0] for h in half] for half in (hands[:30], hands[30:]))
     assert abs(sum(first) - sum(second)) < 40
+
+
+WORKINGS = {
+    best_of_n: ({"chosen": 1, "samples": [{"text": " a\n", "score": 0.25},
+                                          {"text": "b", "score": 1.0}]},
+                ["      0.250  'a'", "->    1.000  'b'"]),
+    self_feedback: ({"rounds": [{"answer": " a", "critique": "no "},
+                                {"answer": "b", "critique": None}]},
+                    ["draft: 'a'", "critique: 'no'", "revision 1: 'b'"]),
+    graph_of_thoughts: ({"thoughts": [{"prompt": "1+2=? ", "text": "x\ny", "of": []},
+                                      {"prompt": "3=?", "text": "z", "of": [0, 1]}]},
+                        ["0: 1+2=?  x; y", "1 of 0, 1: 3=?  z"]),
+    mcts: ({"answer": " b;", "tree": {"text": "", "visits": 4, "q": 0.5, "prior": 1.0, "children": [
+        {"text": "a;", "visits": 1, "q": 0.25, "prior": 0.5, "children": []},
+        {"text": "b;", "visits": 2, "q": 0.75, "prior": 0.5, "children": []}]}},
+        ["   4 visits  0.50", "     2 visits  0.75  b;", "     1 visits  0.25  a;",
+         "answer: 'b;'"]),
+    memory: ({"episodes": [{"question": "red box", "said": " 1", "right": "1", "recalled": []},
+                           {"question": "hut", "said": "2", "right": "3",
+                            "recalled": [("red box", "1")]}]},
+             ["episode 1: red box?  said '1', right; written: 1",
+              "episode 2: hut?  said '2', wrong; written: 3", "    read: red box? 1"]),
+    tot: ({"tree": [vars(tot.Node("", "", None, 0, expanded=True)),
+                    vars(tot.Node("a\n", "", 0, 1, 0.5, expanded=True)),
+                    vars(tot.Node("b", "", 0, 1, 0.25, finished=True)),
+                    vars(tot.Node("a\nc\n", "", 1, 2, 0.75))]},
+          ["+ 0.50  a", "  . 0.75  c", "= 0.25  b"]),
+}
+
+
+@pytest.mark.parametrize("method", WORKINGS)
+def test_a_working_is_shown_whole_line_by_line(method):
+    working, lines = WORKINGS[method]
+    assert method.show(working) == lines
