@@ -370,8 +370,12 @@ def notes(copy, say):
     """{test: [seconds, [functions]]} of all quick tests.  It is kept from run to run."""
     path = FOLDER / "calls.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    shared = {path.stem: path.read_bytes() for path in (ROOT / "tests").glob("*.py")
+              if not path.name.startswith("test_")}
     for file in sorted((ROOT / "tests").glob("test_*.py")):
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        text = file.read_bytes()
+        text += b"".join(shared[name] for name in sorted(shared) if name.encode() in text)
+        digest = hashlib.sha256(text).hexdigest()[:16]
         if file.name in SLOW or known.get(file.name, {}).get("digest") == digest:
             continue
 

@@ -139,7 +139,7 @@ class Net:
     """A copy of a learner's network with AdamW, as its paper writes it."""
 
     def __init__(self, module, betas=(0.9, 0.999), eps=1e-8):
-        self.module, (self.b1, self.b2) = copy.deepcopy(module), betas
+        self.module, (self.b1, self.b2) = copy.deepcopy(module).requires_grad_(), betas
         self.eps, self.decay, self.t = eps, 0.0, 0
         self.params = list(self.module.parameters())
         self.m = [torch.zeros_like(p) for p in self.params]
