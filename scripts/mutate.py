@@ -408,8 +408,9 @@ def tests_for(mutant, calls, seconds):
            if (ROOT / "tests" / name).exists() and name not in SLOW]
     further = [f"tests/{name}" for name, parts in ELSEWHERE.items()
                if any(part in mutant.path.split("/") for part in parts)]
-    # Nobody calls it in a quick test: whole runs may.
-    return chosen or own + [f"tests/{name}" for name in WHOLE], further
+    # What is cached is called by one test alone, so the file's own tests are asked in any case.
+    # If nobody calls it in a quick test, whole runs may.
+    return chosen, own + ([] if chosen else [f"tests/{name}" for name in WHOLE]), further
 
 
 # ---- the run

@@ -86,8 +86,10 @@ def test_the_quickest_tests_that_call_it_come_first_and_within_their_time():
              "middle": [2.0, [here]]}
     assert mutate.tests_for(mutant, calls, 10)[0] == ["quick", "middle"]
     assert mutate.tests_for(mutant, calls, 30)[0] == ["quick", "middle", "slow"]
-    named, further = mutate.tests_for(mutant, {}, 10)
-    assert named == ["tests/test_grpo.py", "tests/test_cli.py", "tests/test_resume.py"]
+    assert mutate.tests_for(mutant, calls, 30)[1:] == (["tests/test_grpo.py"],
+                                                       ["tests/test_ranks.py"])
+    none, named, further = mutate.tests_for(mutant, {}, 10)
+    assert not none and named == ["tests/test_grpo.py", "tests/test_cli.py", "tests/test_resume.py"]
     assert further == ["tests/test_ranks.py"]
 
 

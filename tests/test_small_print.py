@@ -84,7 +84,8 @@ def test_without_an_iteration_there_is_no_step_and_no_division_by_zero():
 
 def test_the_last_answer_of_a_life_is_judged_without_the_space_around_it():
     for said, right in ((" 17\n", True), ("17", True), ("7", False)):
-        working = {"episodes": [{"question": "red box", "said": said, "right": "17"}]}
+        working = {"episodes": [{"question": "hut", "said": "3", "right": "3"},
+                                {"question": "red box", "said": said, "right": "17"}]}
         assert memory.outcome(working) == ("red box?", right)
 
 
