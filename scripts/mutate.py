@@ -81,7 +81,8 @@ OPERATORS = swap([(ast.Add, ast.Sub), (ast.Mult, ast.Div), (ast.BitAnd, ast.BitO
     ast.Pow: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv}
 NAMES = swap([("mean", "sum"), ("min", "max"), ("amin", "amax"), ("any", "all"),
               ("argmax", "argmin"), ("minimum", "maximum"), ("row_means", "row_sums")])
-EITHER = {"max", "min", "maximum", "minimum", "logaddexp", "gcd", "equal", "allclose"}  # any order
+EITHER = {"max", "min", "maximum", "minimum", "logaddexp", "gcd", "equal", "allclose",
+          "Meter"}      # whose arguments may come in any order
 DROPPED = {"detach", "clone", "abs", "sqrt", "square", "exp", "log", "clamp", "flip", "strip",
            "double", "bool", "sigmoid", "to", "lower", "where"}  # x.detach() becomes x
 
@@ -135,15 +136,16 @@ def of_call(node):
                                                            ast.Load()))
     if isinstance(function, ast.Name) and function.id in NAMES:
         yield "function", changed(node, func=ast.Name(NAMES[function.id], ast.Load()))
-    if isinstance(function, ast.Attribute) and function.attr in DROPPED:
+    if isinstance(function, ast.Attribute) and function.attr in DROPPED and \
+            "device" not in ast.unparse(node):
         yield "call", f"({ast.unparse(function.value)})"
     name = getattr(function, "attr", getattr(function, "id", ""))
     for k, (one, two) in enumerate(zip(arguments, arguments[1:]) if name not in EITHER else ()):
         if ast.dump(one) != ast.dump(two) and not isinstance(one, ast.Starred) and not isinstance(
                 two, ast.Starred):
             yield "arguments", changed(node, args=[*arguments[:k], two, one, *arguments[k + 2:]])
-    for keyword in node.keywords:  # but for those that guard, or matter on other machines alone
-        if keyword.arg not in (None, "strict", "encoding", "device"):
+    for keyword in node.keywords:
+        if keyword.arg and not quiet(keyword):
             yield "keyword", changed(node, keywords=[x for x in node.keywords if x is not keyword])
 
 
@@ -152,6 +154,9 @@ SEEDED = {"Random", "manual_seed", "initialise"}               # nor in their se
 
 
 def quiet(node):
+    """Whether a mistake here is of no use: in a message, a seed, or what other machines need."""
+    if isinstance(node, ast.keyword):
+        return node.arg in ("strict", "encoding", "device", "ensure_ascii")
     return isinstance(node, QUIET) or isinstance(node, ast.Call) and getattr(
         node.func, "attr", getattr(node.func, "id", "")) in SEEDED
 
@@ -248,17 +253,17 @@ def files(only=""):
 
 def draw(n, seed, only=""):
     """n Mutants, of one function after the other in a random order, and of each any kind alike."""
-    rng, found = random.Random(seed), []
     texts = {path: (ROOT / path).read_text(encoding="utf-8") for path in files(only)}
-    groups = {}
+    groups, found = {}, []
     for path, text in texts.items():
         for spot in spots(path, text):
             groups.setdefault((path, spot.function), {}).setdefault(spot.kind, []).append(spot)
-    names = sorted(groups)
-    rng.shuffle(names)
+    # Each function has a stream of its own, so a change of one moves the draws of no other.
+    streams = {name: random.Random(f"{seed}/{name[0]}/{name[1]}") for name in groups}
+    names = sorted(groups, key=lambda name: streams[name].random())
     while names and len(found) < n:
         for name in names[:]:
-            kinds = groups[name]
+            kinds, rng = groups[name], streams[name]
             kind = rng.choice(sorted(kinds))
             spot = kinds[kind].pop(rng.randrange(len(kinds[kind])))
             groups[name] = {key: left for key, left in kinds.items() if left}

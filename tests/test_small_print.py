@@ -11,7 +11,7 @@ from minipost import checkpoint
 from minipost.datasets.rows import File
 from minipost.datasets.trajectories import Trajectories
 from minipost.errors import MinipostError
-from minipost.methods import oreo, rft, trpo
+from minipost.methods import distill, oreo, rft, trpo
 from minipost.run import open_run
 from minipost.tasks.countdown import Countdown
 from minipost.test_time import best_of_n, graph_of_thoughts, mcts, memory, self_feedback, tot
@@ -55,6 +55,16 @@ def test_rewards_have_the_precision_of_what_was_sampled():
     problems = run.problems(2)
     rollout = run.sample(problems, 2, temperature=1.0)
     assert run.grade(problems, rollout).dtype == rollout.logp.dtype == torch.float32
+
+
+def test_a_teacher_is_read_from_its_directory_and_does_not_learn(tiny, wide):
+    model, vocabulary = checkpoint.load(tiny)
+    run = make_run(model=model)
+    run.vocabulary = vocabulary
+    teacher = distill.load_teacher(run, wide)
+    assert teacher.context == 256 and not any(p.requires_grad for p in teacher.parameters())
+    kept = checkpoint.load(wide)[0].state_dict()
+    assert all(torch.equal(kept[name], x) for name, x in teacher.state_dict().items())
 
 
 @pytest.mark.parametrize("method", [oreo, rft])
