@@ -1,17 +1,21 @@
 """What docstrings promise in passing, and planted mistakes showed that no test held them to."""
 
 import json
+import math
+import random
 from types import SimpleNamespace
 
 import pytest
 import torch
-from fakes import Echo, Hidden, answer_file, make_run
+from fakes import Echo, Hidden, answer_file, make_run, sequences
 
 from minipost import checkpoint
 from minipost.datasets.rows import File
 from minipost.datasets.trajectories import Trajectories
 from minipost.errors import MinipostError
+from minipost.measure.results import Arm
 from minipost.methods import distill, oreo, rft, trpo
+from minipost.rollout import Pairs
 from minipost.run import open_run
 from minipost.tasks.countdown import Countdown
 from minipost.test_time import best_of_n, graph_of_thoughts, mcts, memory, self_feedback, tot
@@ -48,6 +52,27 @@ def test_a_state_has_the_same_bytes_in_whatever_order_its_facts_come(tmp_path):
     for name, given in (("one", facts), ("two", turned)):
         checkpoint.save_state(tmp_path / name, tensors, given)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_keys_that_a_config_leaves_out_are_what_transformers_takes_them_for(tmp_path):
+    raw = {"model_type": "llama", "vocab_size": 11, "hidden_size": 24, "intermediate_size": 40,
+           "num_hidden_layers": 2, "num_attention_heads": 3, "max_position_embeddings": 50}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    config = checkpoint.read_config(tmp_path)[0]
+    assert (config.num_key_value_heads, config.head_dim, config.rms_norm_eps, config.rope_theta,
+            config.tie_word_embeddings) == (3, 8, 1e-6, 10000.0, False)
+
+
+def test_an_arms_cost_is_per_problem():
+    assert Arm.of("x", 12, [1.0, 0.0, 1.0], ["a"] * 3, [{}] * 3).each == 4.0
+
+
+def test_pairs_keep_their_sides_on_another_device():
+    pairs = Pairs(sequences(3, seed=0), sequences(3, seed=1))
+    for moved in (pairs.to("cpu"), pairs[[0, 1, 2]]):
+        assert torch.equal(moved.chosen.tokens, pairs.chosen.tokens)
+        assert torch.equal(moved.rejected.tokens, pairs.rejected.tokens)
+    assert len(pairs) == 3 and len(pairs[[1]]) == 1
 
 
 def test_rewards_have_the_precision_of_what_was_sampled():
@@ -104,6 +129,28 @@ def test_a_memory_does_not_mind_capitals():
     found.write("Code of the RED box", "1")
     found.write("code of the old hut", "2")
     assert found.nearest("some RED hat", 1) == [("Code of the RED box", "1")]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_nearest_are_those_of_the_highest_cosine_of_weighted_counts(seed):
+    rng, found = random.Random(seed), memory.Memory()
+    texts = [" ".join(rng.choices("code of the red old box door".split(), k=rng.randint(1, 6)))
+             for _ in range(9)]
+    for k, text in enumerate(texts):
+        found.write(text, str(k))
+    asked = " ".join(rng.choices("code of the red blue box".split(), k=4))
+
+    def vector(text):
+        shared = {w: sum(w in other.split() for other in texts) for w in text.split()}
+        return {w: text.split().count(w) * math.log(1 + 9 / n) for w, n in shared.items() if n}
+
+    def cosine(a, b):
+        size = math.hypot(*a.values()) * math.hypot(*b.values())
+        return sum(a[w] * b.get(w, 0.0) for w in a) / size if size else 0.0
+
+    likeness = [cosine(vector(asked), vector(text)) for text in texts]
+    order = sorted(range(9), key=lambda k: (round(likeness[k], 9), k))
+    assert [int(answer) for _, answer in found.nearest(asked, 9)] == order
 
 
 def test_held_out_hands_come_in_an_order_that_says_nothing():
