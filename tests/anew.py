@@ -975,7 +975,7 @@ ON_POLICY = {
     "ppo": Case(ppo, PPO, ppo_anew, same=(*NOT_ADAPTIVE, *STAGES)),
     "ppo, adaptive": Case(ppo, dict(PPO, control="adaptive", kl_target=0.9, horizon=30), ppo_anew,
                           same=STAGES),
-    "trpo": Case(trpo, dict(steps=2, prompts=4, group_size=3, temperature=0.8, delta=0.02,
+    "trpo": Case(trpo, dict(steps=1, prompts=4, group_size=3, temperature=0.8, delta=0.02,
                             damping=0.3, iterations=3, fisher=5, shrink=0.5, tries=6), trpo_anew),
 }
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fakes import Echo, Hidden, answer_file, make_run, sequences
+from fakes import Digits, Echo, Hidden, answer_file, make_run, sequences
 
 from minipost import checkpoint
 from minipost.datasets.rows import File
@@ -17,6 +17,7 @@ from minipost.measure.results import Arm
 from minipost.methods import distill, oreo, rft, trpo
 from minipost.rollout import Pairs
 from minipost.run import open_run
+from minipost.tasks.base import Problem
 from minipost.tasks.countdown import Countdown
 from minipost.test_time import best_of_n, graph_of_thoughts, mcts, memory, self_feedback, tot
 
@@ -65,6 +66,15 @@ def test_keys_that_a_config_leaves_out_are_what_transformers_takes_them_for(tmp_
 
 def test_an_arms_cost_is_per_problem():
     assert Arm.of("x", 12, [1.0, 0.0, 1.0], ["a"] * 3, [{}] * 3).each == 4.0
+
+
+@pytest.mark.parametrize("place, found", [(0, 1.0), (4, 1.0), (5, 0.0)])
+def test_any_of_five_looks_at_five(place, found):
+    texts = [str(k) for k in range(1, 8)]
+    problem, tools = Problem(texts[place]), Digits("")
+    first, among = tot.ranked("x", [problem], [texts], [{}], tools, 0)
+    assert among.name == "x, any of 5" and among.result.rewards == [found]
+    assert first.result.rewards == [float(place == 0)] and first.result.texts == ["1"]
 
 
 def test_pairs_keep_their_sides_on_another_device():
