@@ -85,6 +85,12 @@ def test_pairs_keep_their_sides_on_another_device():
     assert len(pairs) == 3 and len(pairs[[1]]) == 1
 
 
+def test_a_directory_is_made_with_those_above_it(tmp_path):
+    for _ in range(2):                                      # also where it is there
+        checkpoint.make_directory(tmp_path / "a" / "b" / "c")
+    assert (tmp_path / "a/b/c").is_dir()
+
+
 def test_rewards_have_the_precision_of_what_was_sampled():
     run = make_run()
     problems = run.problems(2)
