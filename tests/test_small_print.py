@@ -9,7 +9,7 @@ import pytest
 import torch
 from fakes import Digits, Echo, Hidden, answer_file, make_run, sequences
 
-from minipost import checkpoint
+from minipost import checkpoint, parallel
 from minipost.datasets.rows import File
 from minipost.datasets.trajectories import Trajectories
 from minipost.errors import MinipostError
@@ -83,6 +83,16 @@ def test_pairs_keep_their_sides_on_another_device():
         assert torch.equal(moved.chosen.tokens, pairs.chosen.tokens)
         assert torch.equal(moved.rejected.tokens, pairs.rejected.tokens)
     assert len(pairs) == 3 and len(pairs[[1]]) == 1
+
+
+def test_workers_are_cores_where_forking_is_safe(monkeypatch):
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
+    assert (parallel.default_workers("cpu"), parallel.default_workers("cuda")) == (3, 1)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(9)), raising=False)
+    assert parallel.default_workers("cpu") == 4
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert parallel.default_workers("cpu") == 1
 
 
 def test_a_directory_is_made_with_those_above_it(tmp_path):
