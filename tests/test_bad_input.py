@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from minipost import checkpoint, evaluate, train
 from minipost.cli import session
 from minipost.datasets.rows import File
-from minipost.errors import MinipostError
+from minipost.errors import MinipostError, visible
 from minipost.gpt import RewardModel
 from minipost.methods import sft
 from minipost.tokenizer import Tokenizer
@@ -239,7 +239,7 @@ def test_nothing_is_left_when_all_rows_are_skipped(command, fails, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"x\ny\n")
     fails([*command("sft", "--on-bad-row", "skip"), "--data", path], "no rows", "skipped 2",
-          f"{path}, line 1")
+          "line 1: expected one JSON object")
     fails(["--algo", "sft", "--on-bad-row", "skip"], "--on-bad-row goes with --data")
 
 
@@ -348,15 +348,29 @@ def test_a_verifier_on_a_task_that_cannot_label_for_it(command, fails, tmp_path)
     assert not (tmp_path / "run/model").exists()
 
 
+# ---- what is printed
+
+@pytest.mark.parametrize("text, shown", [
+    ("plain ∑ 北京 é", "plain ∑ 北京 é"), ("\x1b[31mred", "\\x1b[31mred"), ("a\x9bb", "a\\x9bb"),
+    ("\u202egnp.exe", "\\u202egnp.exe"), ("\ud800", "\\ud800"), ("a\rb\tc", "a\\rb\\tc"),
+    ("two\nlines", "two\nlines"), ("\u2028", "\\u2028"), ("\U000e0041", "\\U000e0041"),
+])
+def test_what_steers_a_terminal_is_spelled_out(text, shown):
+    assert visible(text) == shown and visible(shown) == shown
+
+
+@given(st.text())
+def test_a_message_is_one_short_printable_line(text):
+    said = str(MinipostError(f"{text}: found {text}; expected less"))
+    assert len(said) <= 300 and said.endswith("expected less")
+    assert visible(said) == said and "\n" not in said
+
+
 # ---- options
 
 @pytest.mark.parametrize("flags, part", [
     (("--grop-size", "4"), "--group-size"), (("--max-gradnorm", "4"), "--max-grad-norm"),
-    (("--group-size", "many"), "--group-size"), (("--group-size", "1"), "at least 2"),
-    (("--micro-batch-size", "0"),
-"micro_batch_size"),
-    (("--max-new-tokens", "0"), "max_new_tokens"), (("--eval-n", "0"), "eval_n"),
-    (("--device", "abacus"), "--device"),
+    (("--group-size", "many"), "--group-size"), (("--device", "abacus"), "--device"),
     (("--dtype", "float7"), "--dtype"), (("--kl", "k9"), "exact"),
 ])
 def test_a_wrong_flag_is_answered_with_the_right_one(command, capsys, flags, part):
@@ -364,6 +378,19 @@ def test_a_wrong_flag_is_answered_with_the_right_one(command, capsys, flags, par
         train.main([*command("grpo"), *flags])
     assert stop.value.code != 0
     assert part in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags, part", [
+    (("--group-size", "1"), "group_size is 1; expected at least 2"),
+    (("--micro-batch-size", "0"), "micro_batch_size is 0"),
+    (("--max-new-tokens", "0"), "max_new_tokens is 0"), (("--eval-n", "0"), "eval_n is 0"),
+    (("--seed", "-1"), "seed is -1; expected at least 0"),
+    (("--lr", "1e38"), "lr is 1e+38; expected at most 1000000000"),
+    (("--temperature", "1e-40"), "temperature is 1e-40; expected at least 1e-18"),
+    (("--beta", "-1e-40"), "beta is -1e-40"), (("--lr", "nan"), "lr is nan"),
+])
+def test_a_number_out_of_bounds_ends_in_one_sentence(command, fails, flags, part):
+    fails([*command("grpo"), *flags], part)
 
 
 @pytest.mark.parametrize("arguments, part", [
@@ -387,7 +414,7 @@ def test_flags_that_do_not_go_together(fails, arguments, part):
 
 
 @pytest.mark.parametrize("arguments, part", [
-    (["--task", "chess"], "arithmetic"), (["--n", "0"], "n is 0"), (["--knob", "0"], "--knob"),
+    (["--task", "chess"], "arithmetic"), (["--knob", "0"], "--knob"),
 ])
 def test_evaluate_names_what_is_wrong(capsys, tiny, arguments, part):
     with pytest.raises(SystemExit) as stop:
@@ -542,7 +569,7 @@ def test_an_error_in_another_rank_is_said(python, tmp_path):
     script.write_text("""
 import os, torch
 from minipost import parallel, train
-from minipost.errors import MinipostError
+from minipost.errors import MinipostError, visible
 
 def raises():
     parallel.all_reduce(torch.ones(1))  # all are connected; before that gloo prints lines itself

@@ -5,6 +5,7 @@ import torch
 from fakes import BOS, PAD, sequences, tiny
 from torch.func import functional_call, jvp
 
+from minipost.errors import MinipostError
 from minipost.gpt import (
     GPT,
     HAS_ONEDNN,
@@ -129,7 +130,7 @@ def test_bfloat16_stays_near_float32():
 
 
 def test_too_long_a_sequence_is_refused():
-    with pytest.raises(ValueError, match="65 tokens does not fit .* context of 64"):
+    with pytest.raises(MinipostError, match="65 tokens does not fit .* context of 64"):
         tiny().hidden(torch.full((1, 65), BOS))
 
 

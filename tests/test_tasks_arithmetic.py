@@ -97,7 +97,7 @@ def test_a_small_space_ends_with_all_its_held_out_problems():
 @pytest.mark.parametrize("knobs", [dict(terms=1), dict(largest=0), dict(largest=100),
                                    dict(terms=2, largest=1), dict(terms=3, largest=1)])
 def test_senseless_knobs_are_refused(knobs):
-    with pytest.raises(ValueError, match="largest|terms"):
+    with pytest.raises(MinipostError, match="largest|terms"):
         Arithmetic(**knobs)
 
 

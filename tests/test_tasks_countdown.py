@@ -235,7 +235,7 @@ def test_heldout_is_a_fixed_list_and_sampling_follows_the_seed(task):
                                    dict(largest=1), dict(largest=101), dict(target=7),
                                    dict(target=24, largest=14), dict(target=24, largest=2)])
 def test_senseless_knobs_are_refused(knobs):
-    with pytest.raises(ValueError, match="numbers|largest|target"):
+    with pytest.raises(MinipostError, match="numbers|largest|target"):
         Countdown(**knobs)
 
 

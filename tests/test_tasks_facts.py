@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from minipost.errors import MinipostError
 from minipost.tasks.base import is_held_out
 from minipost.tasks.facts import KINDS, PATH, Facts, parse, rows
 
@@ -112,7 +113,7 @@ def test_orders_are_fixed_and_known_is_mixed():
 
 
 def test_unknown_kind_is_an_error():
-    with pytest.raises(ValueError, match="klingon"):
+    with pytest.raises(MinipostError, match="klingon"):
         Facts(kinds="german,klingon")
 
 
@@ -127,12 +128,12 @@ GOOD = {"kind": "capital", "split": "train", "prompt": "Where?\n", "completion":
 def test_malformed_line_names_file_and_line(tmp_path, bad):
     path = tmp_path / "broken.jsonl"
     path.write_bytes(json.dumps(GOOD).encode() + b"\n" + bad + b"\n")
-    with pytest.raises(ValueError, match=r"broken\.jsonl:2: .*expected .*completion"):
+    with pytest.raises(MinipostError, match=r"broken\.jsonl:2: .*expected .*completion"):
         rows(path)
 
 
 def test_missing_file_is_named_with_its_remedy(tmp_path):
-    with pytest.raises(ValueError, match=r"absent\.jsonl.*scripts\.make_facts"):
+    with pytest.raises(MinipostError, match=r"absent\.jsonl.*scripts\.make_facts"):
         rows(tmp_path / "absent.jsonl")
 
 
