@@ -11,6 +11,7 @@ one, transformers 5 the other.  We write both and refuse a file where they diffe
 leaves its files unreadable to other users.  We give them the usual mode.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from minipost import parallel
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig, RewardModel, ValueHead
 from minipost.tokenizer import BOS, EOS, PAD, Tokenizer, Vocabulary
@@ -44,8 +46,11 @@ def make_directory(path):
         raise MinipostError(f"{path}: could not be made a directory ({error.strerror})") from None
 
 
-def publish(path, write):
-    """Let write(temporary path) make a file, then put it in place of `path` in one step."""
+def publish(path, write, aside=None):
+    """Let write(temporary path) make a file, then put it in place of `path` in one step.
+
+    aside: a path under which what was there before is kept.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -53,13 +58,43 @@ def publish(path, write):
         os.chmod(temporary, 0o666 & ~umask())
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+        if aside is not None and path.exists():
+            os.replace(path, aside)
         os.replace(temporary, path)
+        sync_directory(path.parent)
     except (OSError, SafetensorError) as error:
         raise MinipostError(
             f"{path}: could not be written ({error}); what was there before is unchanged"
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_directory(path):
+    """Make sure that the names in a directory survive a loss of power."""
+    if os.name == "posix":
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def sweep(directory):
+    """Delete the temporary files that killed processes left in a directory."""
+    for path in Path(directory).glob(".*.*"):
+        pid = path.name.rpartition(".")[2]
+        if pid.isascii() and pid.isdigit() and not parallel.alive(int(pid)) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def digest(path):
+    """The SHA-256 of a file; MinipostError where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise MinipostError(f"{path}: could not be read ({error.strerror})") from None
 
 
 def umask():
@@ -73,11 +108,11 @@ def write_json(path, value):
     publish(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def write_tensors(path, tensors, **metadata):
+def write_tensors(path, tensors, aside=None, **metadata):
     """A safetensors file; with exactly one metadata key its bytes are reproducible."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = metadata or {"format": "pt"}
-    publish(path, lambda temporary: save_file(tensors, str(temporary), metadata))
+    publish(path, lambda temporary: save_file(tensors, str(temporary), metadata), aside)
 
 
 def read_json(path):
@@ -377,19 +412,40 @@ def save_weights(directory, model, dtype="float32"):
 
 # ---- run state
 
-def save_state(path, tensors, facts):
-    """Everything a resumed run needs, in one file: named tensors and a dict that JSON can hold."""
+def save_state(path, tensors, facts, aside=None):
+    """Everything a resumed run needs, in one file: named tensors and a dict that JSON can hold.
+
+    The file holds the SHA-256 of all of it.  aside: as in `publish`.
+    """
     make_directory(Path(path).parent)
-    write_tensors(path, tensors, minipost=json.dumps(facts, sort_keys=True))
+    text = json.dumps(facts, sort_keys=True).encode()
+    # The facts are a tensor, since a header of safetensors holds at most 100 MB.
+    held = {"facts": torch.frombuffer(bytearray(text), dtype=torch.uint8), **tensors}
+    write_tensors(path, held, aside, minipost=state_digest(held))
 
 
 def load_state(path):
-    """What `save_state` wrote: (tensors, facts)."""
+    """What `save_state` wrote: (tensors, facts).  MinipostError if any of it has changed since."""
     if not Path(path).is_file():
         raise MinipostError(f"{path}: no such file; there is nothing to resume from")
     file = open_tensors(path)
+    said = (file.metadata() or {}).get("minipost")
+    if said is None or "facts" not in file.keys():
+        raise MinipostError(f"{path}: not a run state that this version of minipost reads")
     try:
-        facts = dict(json.loads((file.metadata() or {})["minipost"]))
-    except (KeyError, TypeError, ValueError):
-        raise MinipostError(f"{path}: not a run state of minipost") from None
-    return {name: file.get_tensor(name) for name in file.keys()}, facts
+        held = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
+        raise MinipostError(f"{path}: damaged ({error})") from None
+    if state_digest(held) != said:
+        raise MinipostError(f"{path}: damaged; what it holds is not what was written")
+    return held, json.loads(held.pop("facts").numpy().tobytes())
+
+
+def state_digest(tensors):
+    """The SHA-256 of names, types, shapes and values of tensors."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        tensor = tensor.detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()

@@ -569,7 +569,7 @@ def test_an_error_in_another_rank_is_said(python, tmp_path):
     script.write_text("""
 import os, torch
 from minipost import parallel, train
-from minipost.errors import MinipostError, visible
+from minipost.errors import MinipostError
 
 def raises():
     parallel.all_reduce(torch.ones(1))  # all are connected; before that gloo prints lines itself
