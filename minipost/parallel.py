@@ -10,6 +10,7 @@ Rank 0 answers signals, prints and writes.  No rank outlives it.
 """
 
 import os
+import select
 import shutil
 import signal
 import sys
@@ -243,20 +244,27 @@ class Signals:
 
     def watch(self):
         """Answer the signals, one in half a second: `timeout` sends its own twice."""
-        deaf = 0.0
-        while (number := os.read(self.read, 1)[0]) != 0:
-            if number not in self.usual or time.monotonic() < deaf:
-                continue
-            deaf = time.monotonic() + 0.5
-            finish, self.finish = self.finish, None
-            if finish is not None:
-                finish()
-                continue
-            self.at_once = True
-            self.owed += 1
-            end(self.children)
-            # Python may have called `handle` already, before anything was owed.
-            signal.pthread_kill(threading.main_thread().ident or 0, number)
+        deaf, number = 0.0, 0
+        while True:
+            if select.select([self.read], [], [], 0.1 if self.owed else None)[0]:
+                number = os.read(self.read, 1)[0]
+                if number == 0:
+                    return
+                if number not in self.usual or time.monotonic() < deaf:
+                    continue
+                deaf = time.monotonic() + 0.5
+                finish, self.finish = self.finish, None
+                if finish is not None:
+                    finish()
+                    continue
+                self.at_once = True
+                self.owed += 1
+                end(self.children)
+            # Python calls `handle` too early, before anything is owed, or too late, at the end of
+            # a system call that the signal did not break off.
+            if self.owed and not self.held:
+                deaf = time.monotonic() + 0.5
+                signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 Signals.current = Signals()  # outside of any block nothing is answered
