@@ -201,7 +201,7 @@ def leave_signals_to_rank_0():
 class Signals:
     """Inside the block SIGINT, SIGTERM and SIGHUP end the other ranks and raise KeyboardInterrupt.
 
-    `finish` may be set to a function of no arguments: the next signal then only calls it.  A thread
+    `finish` may hold a function of no arguments: the next signal then only calls it.  A thread
     answers the signals, since the main thread may wait for another rank, and a handler of Python's
     would wait with it.  A signal that was ignored before stays ignored, as under nohup.
     """
@@ -209,8 +209,9 @@ class Signals:
     current: ClassVar["Signals"]  # of the innermost block
 
     def __init__(self, children=()):
-        self.children, self.finish, self.usual = children, None, {}
+        self.children, self.finish, self.usual = children, [], {}
         self.owed = 0                   # exceptions that are still to be raised
+        self.deaf = 0.0                 # until then signals count as sent before
         self.at_once = self.held = False
 
     def __enter__(self):
@@ -226,13 +227,13 @@ class Signals:
         return self
 
     def __exit__(self, *error):
-        Signals.current = self.outer
+        Signals.current, self.held = self.outer, True
         if self.usual:
-            for number, handler in self.usual.items():
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(self.fd)
             os.write(self.write, b"\0")
             self.thread.join()
+            signal.set_wakeup_fd(self.fd)
+            for number, handler in self.usual.items():
+                signal.signal(number, handler)
             os.close(self.read)
             os.close(self.write)
 
@@ -241,21 +242,29 @@ class Signals:
         if self.owed and not self.held:
             self.owed -= 1
             raise KeyboardInterrupt
+        if time.monotonic() >= self.deaf:
+            self.finishing()
+
+    def finishing(self):
+        """Call what `finish` holds, once, in whichever thread comes first.  -> whether it did"""
+        try:
+            finish = self.finish.pop()
+        except IndexError:
+            return False
+        self.deaf = time.monotonic() + 0.5
+        finish()
+        return True
 
     def watch(self):
         """Answer the signals, one in half a second: `timeout` sends its own twice."""
-        deaf, number = 0.0, 0
+        number = 0
         while True:
             if select.select([self.read], [], [], 0.1 if self.owed else None)[0]:
                 number = os.read(self.read, 1)[0]
                 if number == 0:
                     return
-                if number not in self.usual or time.monotonic() < deaf:
-                    continue
-                deaf = time.monotonic() + 0.5
-                finish, self.finish = self.finish, None
-                if finish is not None:
-                    finish()
+                late = time.monotonic() >= self.deaf
+                if number not in self.usual or not late or self.finishing():
                     continue
                 self.at_once = True
                 self.owed += 1
@@ -263,7 +272,7 @@ class Signals:
             # Python calls `handle` too early, before anything is owed, or too late, at the end of
             # a system call that the signal did not break off.
             if self.owed and not self.held:
-                deaf = time.monotonic() + 0.5
+                self.deaf = time.monotonic() + 0.5
                 signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 

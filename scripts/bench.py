@@ -102,7 +102,7 @@ def learnt(args, algo, seed):
     """One run's rows of the table, one row for each split of its task."""
     out = ROOT / "runs" / f"bench-{algo}-{seed}"
     command = [sys.executable, "-m", "minipost.train", "--algo", algo, "--seed", str(seed),
-               "--model", args.model, "--out", str(out)]
+               "--model", args.model, "--out", str(out), "--overwrite"]
     command += ["--steps", "2", "--eval-n", "10"] if args.quick else []
     done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.DEVNULL,
                           stderr=subprocess.PIPE)
@@ -316,7 +316,7 @@ def command_line(folder, steps):
         "max-new-tokens": ROOM, "beta": 0, "lr": 1e-5, "eval-n": 1, "show": 0, "save-every": 0,
         "out": folder / "run",
     }
-    return [sys.executable, "-m", "minipost.train",
+    return [sys.executable, "-m", "minipost.train", "--overwrite",
             *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
 
 

@@ -51,7 +51,7 @@ def test_a_run_writes_what_the_design_says(command, tmp_path, reward):
         "config.json", "metrics.jsonl", "summary.json", "model", "state"}
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary) == {"name", "task", "seed", "metric", "before", "after", "seconds",
-                            "tokens", "all"}
+                            "tokens", "skipped", "all"}
     assert [summary[key] for key in ("name", "task", "seed")] == ["grpo", "file", 3]
     for when in ("before", "after"):
         score = summary[when]

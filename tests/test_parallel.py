@@ -127,7 +127,7 @@ def test_a_term_to_the_group_lets_all_ranks_finish(start):
     process = start("""
         def work():
             stop = torch.zeros(1)
-            parallel.Signals.current.finish = lambda: stop.fill_(1)
+            parallel.Signals.current.finish = [lambda: stop.fill_(1)]
             parallel.all_reduce(torch.ones(1))
             if parallel.rank() == 0:
                 print("joined", flush=True)
@@ -164,7 +164,7 @@ def test_the_folder_of_a_killed_process_goes_with_the_next_start(start):
 def test_a_signal_that_comes_twice_at_once_counts_once():
     calls = []
     with parallel.Signals() as signals:
-        signals.finish = lambda: calls.append(1)
+        signals.finish = [lambda: calls.append(1)]
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)

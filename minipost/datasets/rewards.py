@@ -87,3 +87,8 @@ def ask(reward, problems, completions):
                 f"(completion {completions[row][:40]!r}); expected a finite number"
             )
     return [float(value) for value in values]
+
+
+def sources(names):
+    """The files of the functions FILE.py:FUNCTION."""
+    return [Path(name.rpartition(":")[0]) for name in names]
