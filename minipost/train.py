@@ -78,7 +78,7 @@ def resumed(argv):
     try:
         method = methods.load(saved["algo"])
         task = {**TASKS, File.name: File}[saved["task"]["name"]]
-        parts = [dict(saved[part]) for part in ("options", "task", "method")]
+        parts = [{**saved[part]} for part in ("options", "task", "method")]
         workers = saved.get("workers", 0)
         if type(workers) is not int or not 0 <= workers <= 1024:
             raise TypeError(f"workers is {workers!r:.40}")
@@ -92,10 +92,8 @@ def resumed(argv):
         raise MinipostError(f"{path}: {error}") from None
     if tuple(given.reward) != options.reward:
         if options.reward and not given.reward:
-            raise MinipostError(f"{path}: names the reward function {' '.join(options.reward)}, a "
-                                "program that this run would execute; if you trust it, name it "
-                                f"again: --resume {given.resume} --reward "
-                                f"{' '.join(options.reward)}")
+            raise MinipostError(f"{path}: the run would execute a program that it names; if you "
+                                f"trust it, add --reward {' '.join(options.reward)}")
         if not given.anyway:
             raise MinipostError(f"{path}: names the reward function "
                                 f"{' '.join(options.reward) or '(none)'}, not "

@@ -218,9 +218,8 @@ class Directory:
             if what in ("minipost", "torch"):
                 found.append(f"{what} was {known.get(what)} and is {made.get(what)}")
             else:
-                change = "changed" if what in known and what in made else \
-                    "gone" if what in known else "new"
-                found.append(f"{what} is {change} since")
+                found.append(f"{what} " + ("is new" if what not in known else "is gone"
+                                           if what not in made else "has changed since"))
         return found
 
 
