@@ -113,7 +113,7 @@ class Session:
             self.console.say("all steps had been made; the models are written again")
         with self.console.progress(first, steps), self.kept():
             while not self.over(steps):
-                self.metrics = metrics = next(learn)
+                self.metrics = metrics = {**next(learn), **self.run.differences()}
                 self.run.step += 1
                 rate = (self.run.tokens - tokens_before) / (self.seconds() - self.spent)
                 if self.options.eval_every and self.run.step % self.options.eval_every == 0:
