@@ -470,3 +470,23 @@ def test_nothing_that_is_printed_steers_the_terminal(command, says, tmp_path):
     said = says(arguments, 0)
     said += says([*arguments, "--overwrite", "--reward", f"{reward}:r"], 1, "ValueError")
     assert "\\x1b[31m" in said and not {"\x1b", "\x9b", "\u202e", "\x07"} & set(said)
+
+
+# ---- states of somebody else
+
+JUNK = [None, True, -1, 2.5, "x", [], {}, [1], {"a": [None]}, 10**30, "\x1b[31m" * 99]
+
+
+@pytest.mark.parametrize("name", ["step", "tokens", "workers", "seconds", "carried", "before",
+                                  "learners", "made_from", "settings", "log"])
+def test_a_whole_file_that_is_no_state_of_a_run_is_refused(finished, says, name):
+    """Its digest is right, so only what it says can be wrong."""
+    path = finished / "state/state.safetensors"
+    (finished / "state/previous.safetensors").unlink()
+    tensors, facts = checkpoint.load_state(path)
+    for junk in JUNK:
+        checkpoint.save_state(path, tensors, {**facts, name: junk})
+        capture = train.main(["--resume", str(finished)])
+        if capture != 0:
+            said = says(["--resume", finished], 1, "error: ")
+            assert said.splitlines()[-1].startswith("error: ") and len(said) < 1200

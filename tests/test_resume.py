@@ -175,7 +175,7 @@ def test_the_headline_is_the_same_after_a_resume(command, tmp_path, stopping, mo
 
 @pytest.mark.parametrize("damage, part", [
     ("no state", "nothing to resume"), ("truncated", "state.safetensors"),
-    ("other state", "does not belong"),
+    ("other state", "not the state of a run"),
     ("settings", "not the settings of a run"),
 ])
 def test_a_run_that_cannot_be_resumed(command, tmp_path, capsys, stopping, damage, part):

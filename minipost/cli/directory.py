@@ -197,7 +197,9 @@ class Directory:
             if not path.exists():
                 continue
             try:
-                return *checkpoint.load_state(path), complaints
+                tensors, facts = checkpoint.load_state(path)
+                check_facts(path, tensors, facts)
+                return tensors, facts, complaints
             except MinipostError as error:
                 complaints.append(str(error))
         if complaints:
@@ -221,6 +223,35 @@ class Directory:
                 found.append(f"{what} " + ("is new" if what not in known else "is gone"
                                            if what not in made else "has changed since"))
         return found
+
+
+def is_count(value):
+    return type(value) is int and value >= 0
+
+
+FACTS = {  # what a state says, and whether it may say that
+    "step": is_count, "tokens": is_count, "workers": is_count,
+    "seconds": lambda x: type(x) in (int, float) and 0 <= x < math.inf,
+    "carried": lambda x: isinstance(x, dict),
+    "before": lambda x: isinstance(x, dict),
+    "learners": lambda x: isinstance(x, dict) and all(
+        isinstance(v, list) and all(map(is_count, v)) for v in x.values()),
+    "made_from": lambda x: isinstance(x, dict) and all(isinstance(v, str) for v in x.values()),
+    "settings": lambda x: isinstance(x, dict) and "algo" in x and all(
+        isinstance(x.get(part), dict) for part in ("options", "method", "task")),
+    "log": lambda x: isinstance(x, dict) and is_count(x.get("bytes")) and
+    isinstance(x.get("sha256"), str),
+}
+
+
+def check_facts(path, tensors, facts):
+    """MinipostError unless a file that is whole also is the state of a run."""
+    if not isinstance(facts, dict) or any(name.count("/") < 2 for name in tensors):
+        raise MinipostError(f"{path}: not the state of a run")
+    for name, good in FACTS.items():
+        if not good(facts.get(name)):
+            raise MinipostError(f"{path}: not the state of a run; {name} is "
+                                f"{facts.get(name)!r:.60}")
 
 
 def whole_lines(text):

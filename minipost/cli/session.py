@@ -246,11 +246,7 @@ class Session:
             for complaint in complaints:
                 self.console.say(f"{complaint}; going on from the state before, of step "
                                  f"{facts['step']}")
-            try:
-                changes = self.files.changes(facts, self.settings, self.made)
-            except (KeyError, TypeError, AttributeError) as error:
-                raise MinipostError(f"{self.directory}: the state does not belong to a run of this "
-                                    f"version of minipost ({error!r})") from None
+            changes = self.files.changes(facts, self.settings, self.made)
             if changes and not self.anyway:
                 more = f" ({len(changes) - 1} more like this)" if len(changes) > 1 else ""
                 raise MinipostError(f"{self.directory}: {changes[0]}{more}; put it back, or go on "
@@ -260,16 +256,20 @@ class Session:
         try:
             self.run.restore(tensors, facts)
             self.before, self.spent = from_data(facts["before"]), facts["seconds"]
-            log = facts["log"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            if set(self.before) != set(self.splits):
+                raise ValueError(f"it measured {', '.join(self.before) or 'nothing'}")
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise MinipostError(f"{self.directory}: the state does not belong to this run "
                                 f"({error!r})") from None
-        if self.lead and (complaint := self.files.restore_log(log, self.run.step)):
+        if self.lead and (complaint := self.files.restore_log(facts["log"], self.run.step)):
             self.console.say(complaint)
 
     def finish(self):
         self.trained = self.seconds()
         after = self.measure()
+        if any(set(after[split]) - set(self.before[split]) for split in after):
+            raise MinipostError(f"{self.directory}: the state holds other measurements than this "
+                                "run makes; begin again with --overwrite")
         split = next(iter(after))  # not of `before`, which loses its order in a saved state
         metric = self.method.METRIC if self.method.METRIC in after[split] else next(
             iter(after[split]))
