@@ -4,7 +4,9 @@ import math
 import random
 
 import pytest
+from fakes import Babble
 
+from minipost.tasks.recall import Recall
 from minipost.test_time import memory
 
 
@@ -82,3 +84,22 @@ def test_a_lock_opens_by_chance_k_of_n_with_memory(k):
         assert share == pytest.approx(expected, abs=4 * math.sqrt(0.25 / 4000))
         assert all(len(tried) <= k and key not in tried[:-1] for key, tried in zip(locks, made))
         assert remember == any(told) or k == 1
+
+
+def test_an_episode_and_a_lock_are_read_as_the_task_reads_them():
+    """One rule for what is counted, what is shown and what `solve` calls right."""
+    task = Recall()
+    tools = Babble(task, ["**47**.", "4", " none", "None", "\u0664"])
+    for arm in memory.arms(task.heldout(2), tools, memory.Config(length=6, things=2, lives=2)):
+        for right, working in zip(arm.result.rewards, arm.workings, strict=True):
+            if "trials" in working:
+                assert right == (working["key"] in working["trials"])
+                assert set(working["trials"]) <= {None, 4, 47}
+                continue
+            last = working["episodes"][-1]
+            assert right == (task.parse(last["said"]) == last["right"]) == last["good"]
+            assert memory.outcome(working) == (f"{last['question']}?", bool(right))
+    episode = {"question": "code of K7", "recalled": [], "said": "**47**.", "right": "47"}
+    (life,) = memory.judged([[episode]], task)
+    assert memory.outcome({"episodes": life}) == ("code of K7?", True)
+    assert "right; written: 47" in memory.show({"episodes": life})[0]

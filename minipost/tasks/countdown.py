@@ -16,10 +16,10 @@ A move may have spaces around its signs and numbers, and any of the signs in tas
 answer in moves has nothing but moves, at most MOST_MOVES, and the last leaves a single number.
 
 An answer at once is one expression of whole numbers, + - * / and parentheses, with or without
-spaces, of at most 64 other characters.  It may be wrapped as tasks/answers.py says and may be
-followed by "=" and its value: "(10 - 4) × (13 − 9) = 24", "\boxed{(10-4)*(13-9)}".  A sign of
-a number, "**", "//", "1.0", "1_0" and "007" are no part of an expression, and where its value is not
-what stands behind "=", nothing is stated.
+spaces, of at most 64 other characters.  It may be wrapped as tasks/answers.py says, and "=" and its
+value may follow: "(10 - 4) × (13 − 9) = 24", "\boxed{(10-4)*(13-9)}".  Numbers have no sign.  "**",
+"//", "1.0", "1_0" and "007" are no part of an expression.  Where a value behind "=" is not that of
+the expression, nothing is stated.
 """
 
 import ast
@@ -161,6 +161,8 @@ def expression(text):
 def start(line):
     """The whole numbers that the move on `line` starts from by what it says is left, or None."""
     match = MOVE.fullmatch(plain(line))
+    if match is None:
+        return None
     a, b, result, *left = map(_read, (*match.group(1, 3, 4), *match[5].split()))
     if result not in left:
         return None
@@ -339,8 +341,8 @@ class Countdown(Task):
         numbers, goal = hand.replace(",", " ").split(), target.strip() or str(self.target)
         right = [re.fullmatch("[1-9][0-9]{0,2}", n) is not None for n in [*numbers, goal]]
         if not all(right) or len(numbers) != self.numbers or len(text) > 200:
-            raise MinipostError(f"--problem {text[:40]!r}: expected {self.numbers} whole numbers of "
-                                "up to three digits, such as "
+            raise MinipostError(f"--problem {text[:40]!r}: expected {self.numbers} whole numbers, "
+                                "of up to three digits, such as "
                                 f"{'4 9 10 13'[: -3 if self.numbers == 3 else None]!r}"
                                 f"{'' if self.target else ', behind a target and a colon'}")
         return self._problem(sorted(map(int, numbers)), int(goal))

@@ -91,9 +91,11 @@ class Facts(Task):
     kinds: str = "all"  # comma-separated kinds to include: capital,french,german,spanish,arithmetic
 
     def __post_init__(self):
-        if not isinstance(self.kinds, str) or (unknown := self.chosen() - set(KINDS)):
-            wrong = repr(sorted(unknown)[0] if isinstance(self.kinds, str) else self.kinds)[:40]
-            raise MinipostError(f"kinds: no {wrong}; expected all or some of {KINDS}")
+        if not isinstance(self.kinds, str):
+            raise MinipostError(f"kinds must be text, not {repr(self.kinds)[:40]}")
+        unknown = sorted(self.chosen() - set(KINDS))
+        if unknown:
+            raise MinipostError(f"kinds: no {unknown[0][:40]!r}; expected all or some of {KINDS}")
 
     def chosen(self):
         """The set of kinds that the knob names."""
