@@ -342,6 +342,15 @@ def test_a_right_and_a_wrong_answer_never_share_a_vote(hand, target, right, wron
     assert None is not GAME.ballot(right) != GAME.ballot(wrong)
 
 
+def test_more_moves_than_any_problem_takes_are_no_answer():
+    """An expression of many lines could take quadratic time."""
+    move = "2+1=2:2\n"
+    assert expression(move * 8) == "(((((((1+2)+1)+1)+1)+1)+1)+1)+1" and GAME.parse(move * 8) == 2
+    for lines in (9, 200_000):
+        assert expression(move * lines) is GAME.parse(move * lines) is None
+        assert GAME.ballot(move * lines) is None
+
+
 MOVES = ["13 - 9 = 4: 4 4 10\n10 - 4 = 6: 4 6\n4 * 6 = 24: 24", SOLUTION.replace("\n", " \n "),
          SOLUTION.replace("-", "\u2212"), SOLUTION.replace("*", "\u00d7"),
          SOLUTION.replace("*", r" \times "), SOLUTION.replace("4 4 10", "10\u00a04  4"),
