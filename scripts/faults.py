@@ -14,6 +14,7 @@ printed with all that is needed to see it again and makes the exit code 1.
 import argparse
 import contextlib
 import errno
+import io
 import json
 import os
 import random
@@ -106,8 +107,14 @@ class Place:
             return run(["--resume", str(out)])
         return run([*self.arguments(algo, out, *flags, workers=workers), "--overwrite"])
 
-    def judge(self, trials, algo, out, what, *flags, workers=1):
-        """Add the outcome of a run that was stopped somehow and is now to end as if it had not."""
+    def judge(self, trials, algo, out, what, *flags, workers=1, older=()):
+        """Add the outcome of a run that was stopped somehow and is now to end as if it had not.
+
+        older: flags of a run that may still be there, whole.
+        """
+        config = out / "config.json"
+        if older and config.exists() and '"lr": 0.5' in config.read_text():
+            flags = older
         code, said = self.mend(algo, out, *flags, workers=workers)
         left = [str(path) for path in out.rglob(".*.*")]
         same = code == 0 and self.outcome(out) == self.reference(algo, *flags, workers=workers)[0]
@@ -126,7 +133,7 @@ def start(work, output):
         number = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         os.dup2(number, 1)
         os.dup2(number, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        sys.stdout, sys.stderr = opened(1), opened(2)
         torch.set_num_threads(1)
         code = work() or 0
         sys.stdout.flush()
@@ -135,8 +142,14 @@ def start(work, output):
     except BaseException:
         import traceback
         traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def opened(number, encoding="utf-8"):
+    """A text stream to a descriptor, which stays open."""
+    return io.TextIOWrapper(io.FileIO(number, "w", closefd=False), encoding)
 
 
 def wait(pid, seconds=120):
@@ -228,7 +241,8 @@ def operations(place, quick):
                 arguments = [*place.arguments("sft", out), *(["--overwrite"] if older else [])]
                 code, _ = run(arguments, killing(k, after))
                 ended.append(code)
-                place.judge(trials, "sft", out, f"operation {k}, after {after}, code {code}")
+                place.judge(trials, "sft", out, f"operation {k}, after {after}, code {code}",
+                            older=("--lr", "0.5") if older else ())
                 shutil.rmtree(out, ignore_errors=True)
                 if older:
                     run(place.arguments("sft", out, "--lr", "0.5"))
@@ -519,9 +533,10 @@ def printing(place, quick):
         read, write = os.pipe()
         os.close(read)
         os.dup2(write, 1)
+        sys.stdout = opened(1)
 
     def ascii_only():
-        sys.stdout = os.fdopen(1, "w", encoding="ascii")
+        sys.stdout = opened(1, "ascii")
 
     for name, patch in (("/dev/full", into("/dev/full")), ("closed pipe", closed),
                         ("ASCII", ascii_only)):

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from minipost.cli.options import silence
 from minipost.errors import visible
 from minipost.measure.stats import Score, paired
 
@@ -63,6 +64,7 @@ class Screen(TextIOBase):
                 work(*arguments)
             except (OSError, ValueError):  # ValueError: it is closed
                 self.gone = True
+                silence()
 
 
 class Console:

@@ -212,11 +212,16 @@ def fail_in_one_sentence(work):
     try:
         sys.stdout.flush()
     except OSError as error:
-        # What is left in the buffer would be tried again, and complained about, at the exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence()
         if not isinstance(error, BrokenPipeError):
             return complain(f"error: nothing more could be printed ({error.strerror})", code or 1)
     return code
+
+
+def silence():
+    """Let nothing more come to standard output, nor what is still in its buffer."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(sentence, code):
