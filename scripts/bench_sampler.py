@@ -54,11 +54,11 @@ def sampler(args, machine, table, write):
             f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"])
     write(args.out, "sampler", [
         "## Sampler and trainer", "", machine(), "", "`python -m scripts.bench sampler`; GRPO with "
-        f"default settings but the learning rate, seeds {', '.join(map(str, seeds))}.  Decoding and "
-        "training use different kernels, so the log-prob of a sampled token differs by rounding.  "
-        "`as sampled` corrects for the policy that the sampler recorded, `recomputed` for training's "
-        "own.  Accuracy is sampled, held out; the difference is paired by problem, with its 95% "
-        "interval.", "",
+        f"default settings but the learning rate, seeds {', '.join(map(str, seeds))}.  Decoding "
+        "and training use different kernels, so the log-prob of a sampled token differs by "
+        "rounding.  `as sampled` corrects for the policy that the sampler recorded, `recomputed` "
+        "for training's own.  Accuracy is sampled, held out; the difference is paired by problem, "
+        "with its 95% interval.", "",
         *table(["weights", "lr", "largest difference, nats", "steps over 1e-5",
                 "clip_ratio as sampled", "recomputed", "accuracy as sampled", "recomputed",
                 "difference"], rows)])
