@@ -15,7 +15,7 @@ from numbers import Real
 from pathlib import Path
 
 from minipost.datasets import usercode
-from minipost.datasets.usercode import Ended, TimeIsUp, guarded, short, told
+from minipost.datasets.usercode import Ended, TimeIsUp, guarded, short, told, within
 from minipost.errors import MinipostError
 
 FORM = "expected FILE.py:FUNCTION"
@@ -139,7 +139,7 @@ def copied(value):
 def ask(reward, problems, completions, limit=0.0):
     """Call a reward function and enforce its contract: one finite float per row.
 
-    limit: seconds that a call of each function may take, 0 for no limit; see usercode.guarded.
+    limit: seconds that a call of each function may take, 0 for no limit; see usercode.within.
 
     MinipostError names the function if it takes other arguments, raises, ends the process, takes
     too long, returns anything but a list, a tuple or an array of one dimension with a number for
@@ -173,11 +173,11 @@ def ask(reward, problems, completions, limit=0.0):
 def answer(reward, part, given, row, limit):
     """What one part of a reward gives for each row: a finite float, or None.  See `ask`."""
     name, function, own = part
-    name, changes, kind = f"the reward function {name}", {}, BaseException
+    name, changes, n = f"the reward function {name}", {}, len(given["prompts"])
     check_arguments(name, function, given)
     try:
-        with guarded(changes, own, limit):
-            return numbers(name, function(**copied(given)), row, len(given["prompts"]))
+        with guarded(changes, own):
+            return within(limit, lambda: numbers(name, function(**copied(given)), row, n))
     except (KeyboardInterrupt, MinipostError):
         raise
     except BaseException as error:  # user code may raise anything, SystemExit too
@@ -185,7 +185,7 @@ def answer(reward, part, given, row, limit):
     finally:
         reward.changed |= changes.keys()
     i = culprit(function, given, own, kind, limit)
-    where = f"the whole batch of {len(given['prompts'])}" if i is None else row(i)
+    where = f"the whole batch of {n}" if i is None else row(i)
     raise MinipostError(f"{name} {what} for {where}") from cause
 
 
@@ -218,12 +218,13 @@ def culprit(function, given, own, kind, limit):
     """
     since = time.perf_counter()
     for i in range(len(given["prompts"])):
-        start, left = time.perf_counter(), limit and limit - (time.perf_counter() - since)
+        start, alone = time.perf_counter(), {key: column[i : i + 1] for key, column in given.items()}
+        left = limit and limit - (start - since)
         if left < 0:
             return None
         try:
-            with guarded({}, own, left):
-                function(**copied({key: values[i : i + 1] for key, values in given.items()}))
+            with guarded({}, own):
+                within(left, lambda: function(**copied(alone)))  # noqa: B023  # called at once
         except KeyboardInterrupt:
             raise
         except TimeIsUp:

@@ -1,7 +1,7 @@
 """Code of the user's own: a file as a module, and the run around each call.
 
-    guarded     what the code changes in the process is put back; it can neither end the process
-                nor, if there is a limit, go on for ever
+    guarded     what the code changes in the process is put back, and it cannot end the process
+    within      it has a time limit
     told        what was raised, and where in the user's files
     load        a file as a module like any other
     sources     the files of the user's that are read
@@ -82,7 +82,7 @@ ENDS = [name for name in ("_exit", "abort", "execv", "execve") if hasattr(os, na
 
 
 @contextmanager
-def guarded(changes, own=None, limit=0.0):
+def guarded(changes, own=None):
     """Run the user's code in the block, so that it can neither change nor end the run.
 
     Put back are HELD, the handlers of SIGNALS, the timer of SIGALRM, sys.stdout and sys.stderr, and
@@ -95,12 +95,6 @@ def guarded(changes, own=None, limit=0.0):
 
     Within the block what ends the process raises Ended, in this process and not in its children.
     Code that forks and comes back in the child ends there.
-
-    limit: seconds, 0 for none.  TimeIsUp is raised in the block once they are over, in the main
-    thread and as soon as Python gets to run there.  Code that has not ended GRACE seconds later,
-    because it catches everything or because a call into C does not return, ends the process with
-    exit code 1; its stack is printed.  Code that sets the timer of SIGALRM itself, and any code
-    outside the main thread, has the second limit alone.
     """
     owner, main = os.getpid(), threading.current_thread() is threading.main_thread()
     streams, spaces = (sys.stdout, sys.stderr), [{**vars(module)} for module in MODULES]
@@ -116,12 +110,8 @@ def guarded(changes, own=None, limit=0.0):
                 for name, _, put in HELD if own else ():
                     if name in own:
                         put(own[name])
-                if limit:
-                    clocks(limit, main)
                 yield
             finally:
-                if torch.is_inference_mode_enabled():
-                    changes["torch's inference mode"] = True
                 for (name, read, put), was in zip(HELD, held):
                     if (left := read()) != was:
                         changes[name] = left
@@ -133,15 +123,12 @@ def guarded(changes, own=None, limit=0.0):
     finally:
         if os.getpid() != owner:
             spaces[0]["_exit"](code)
-        if limit:
-            faulthandler.cancel_dump_traceback_later()
         if timer is not None and signal.getitimer(signal.ITIMER_REAL) != timer:
             signal.setitimer(signal.ITIMER_REAL, *timer)
         for number, handler in handlers.items():
             if (left := signal.getsignal(number)) is not handler and handler is not None:
                 signal.signal(number, handler)
-                if left is not strike:
-                    changes[f"the handler of {number.name}"] = left
+                changes[f"the handler of {number.name}"] = left
         for name in ENDS:
             if getattr(os, name, None) is patched[name]:
                 setattr(os, name, spaces[0][name])
@@ -166,16 +153,36 @@ def ending(name, real, owner):
     return end
 
 
-def clocks(limit, main):
-    """Start those of a time limit, see `guarded`."""
-    faulthandler.dump_traceback_later(limit + GRACE, exit=True, file=2)
-    if main:
-        signal.signal(signal.SIGALRM, strike)
-        signal.setitimer(signal.ITIMER_REAL, limit)
+def within(limit, work):
+    """work(), which may take `limit` seconds; 0 is no limit.  To be called in a `guarded` block.
 
+    Once they are over TimeIsUp is raised in the main thread, as soon as Python gets to run there.
+    Work that has not ended GRACE seconds later, because it catches everything or because a call
+    into C does not return, ends the process with exit code 1, and its stack is printed.  Work that
+    sets the timer of SIGALRM itself, and any work outside the main thread, has the second limit
+    alone.
+    """
+    if not limit:
+        return work()
+    main, running = threading.current_thread() is threading.main_thread(), True
 
-def strike(number, frame):
-    raise TimeIsUp
+    def strike(number, frame):
+        if running:  # else the work ended at the same moment
+            raise TimeIsUp
+
+    before, limit = signal.getsignal(signal.SIGALRM), min(max(limit, 1e-5), 1e8)  # the clocks' own
+    try:
+        faulthandler.dump_traceback_later(limit + GRACE, exit=True, file=2)
+        if main:
+            signal.signal(signal.SIGALRM, strike)
+            signal.setitimer(signal.ITIMER_REAL, limit)
+        return work()
+    finally:
+        running = False
+        faulthandler.cancel_dump_traceback_later()
+        if main:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
 
 def reopened(stream, descriptor):
