@@ -2,6 +2,7 @@
 
 import decimal
 import fractions
+import random
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from minipost.datasets.rewards import ask, columns, load_reward, reward_files, sources
 from minipost.errors import MinipostError
+from minipost.methods import grpo
 from minipost.tasks.base import Problem
 
 PROBLEMS = [Problem("a", {"letter": "a"}), Problem("b", {"letter": "b"})]
@@ -195,6 +197,23 @@ def test_a_reward_function_that_wants_other_arguments(reward_of, arguments, mess
 def test_a_column_with_the_name_of_an_argument():
     with pytest.raises(MinipostError, match="have the key 'completions'.* another name"):
         ask(returns([1.0]), [Problem("a", {"completions": "b"})], ["x"])
+
+
+def test_a_run_draws_nothing_from_the_global_random_streams():
+    """So a reward function may seed them: the same step follows."""
+    found, states = [], (random.getstate(), np.random.get_state(), torch.get_rng_state())
+    for seed in (1, 2):
+        def seeded(prompts, completions, seed=seed, **columns):
+            random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+            return [len(text) for text in completions]
+
+        run = make_run()
+        run.reward = seeded
+        steps = grpo.train(run, grpo.Config(prompts=2, group_size=4))
+        next(steps), next(steps)
+        found.append(run.policy.flat)
+    assert torch.equal(*found)
+    random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
 
 
 # ---- what a function raises

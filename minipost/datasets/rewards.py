@@ -218,9 +218,9 @@ def culprit(function, given, own, kind, limit):
     """
     since = time.perf_counter()
     for i in range(len(given["prompts"])):
-        start, alone = time.perf_counter(), {key: column[i : i + 1] for key, column in given.items()}
+        start, alone = time.perf_counter(), {key: each[i : i + 1] for key, each in given.items()}
         left = limit and limit - (start - since)
-        if left < 0:
+        if limit and left <= 0:
             return None
         try:
             with guarded({}, own):
