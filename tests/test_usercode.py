@@ -31,8 +31,7 @@ def everything():
     """All that a call may change and that a run relies on."""
     return [read() for _, read, _ in usercode.HELD] + [
         torch.is_inference_mode_enabled(), sys.stdout, sys.stderr, sys.stdout.closed,
-        [signal.getsignal(number) for number in usercode.SIGNALS],
-        signal.getitimer(signal.ITIMER_REAL), os._exit, os.abort, os.execv, os.execve, os.kill,
+        os._exit, os.abort, os.execv, os.execve, os.kill,
         shutil.rmtree, builtins.print, torch.zeros(1).device, torch.zeros(1).dtype,
         (torch.ones(1, requires_grad=True) * 2).requires_grad]
 
@@ -63,7 +62,9 @@ CHANGES = [
     ("the handler of SIGTERM", lambda: signal.signal(signal.SIGTERM, lambda *_: None)),
     ("the handler of SIGCHLD", lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN)),
     ("the handler of SIGALRM", lambda: signal.signal(signal.SIGALRM, lambda *_: None)),
-    (None, lambda: signal.alarm(1)),
+    ("the handler of SIGHUP", lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)),
+    ("the handler of SIGPIPE", lambda: signal.signal(signal.SIGPIPE, signal.SIG_DFL)),
+    ("the timer of SIGALRM", lambda: signal.alarm(1)),
     ("sys.stdout", lambda: setattr(sys, "stdout", io.StringIO())),
     ("sys.stderr", lambda: setattr(sys, "stderr", None)),
     ("os.kill", lambda: setattr(os, "kill", None)),
@@ -86,7 +87,7 @@ def test_what_a_call_changes_is_put_back(what, change, raises):
     except EOFError:
         assert raises
     assert everything() == before
-    assert what in changes or what is None
+    assert what in changes
     changes.clear()
     with guarded(changes):
         pass
@@ -325,11 +326,14 @@ def test_a_neighbour_with_the_name_of_an_installed_module(write):
 
 
 def test_what_a_file_sets_when_imported_holds_in_its_functions_alone(write, tmp_path):
-    path = write("mine.py", f"""import os, torch
+    path = write("mine.py", f"""import os, signal, torch
 os.chdir(os.path.dirname(__file__))
 torch.set_default_dtype(torch.float64)
+for number in (signal.SIGALRM, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
 def reward(completions, **columns):
     assert os.path.exists("known.txt") and torch.zeros(1).dtype == torch.float64
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_IGN != signal.getsignal(signal.SIGINT)
     os.chdir("/")
 {LENGTHS}""", "known.txt", "5", "other.py", f"""import torch
 def reward(completions, **columns):
@@ -341,7 +345,8 @@ def reward(completions, **columns):
         assert everything() == before
         assert ask(reward, PROBLEMS, TEXTS) == [2.0, 6.0]
     assert everything() == before
-    assert reward.changed == {"torch's default dtype", "the working folder"}
+    assert reward.changed == {"torch's default dtype", "the working folder",
+                              "the handler of SIGALRM", "the handler of SIGINT"}
 
 
 # ---- what was raised

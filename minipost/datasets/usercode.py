@@ -23,6 +23,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
@@ -74,9 +75,14 @@ HELD: list[tuple[str, Callable, Callable]] = [  # (what it is, how to read it, h
     ("the working folder", folder, os.chdir),
     ("the garbage collector", gc.isenabled, lambda was: gc.enable() if was else gc.disable()),
     ("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
+    ("the timer of SIGALRM", lambda: signal.getitimer(signal.ITIMER_REAL),
+     lambda was: signal.setitimer(signal.ITIMER_REAL, *was)),
+    *((f"the handler of {name}", partial(signal.getsignal, number),
+       lambda was, number=number: signal.signal(number, was))
+      for name in ("SIGALRM", "SIGCHLD", "SIGHUP", "SIGINT", "SIGPIPE", "SIGTERM")
+      if (number := getattr(signal, name, None))),
 ]
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGCHLD", "SIGPIPE",
-                                              "SIGALRM") if hasattr(signal, name)]
+ALWAYS_OURS = {"the handler of SIGINT", "the handler of SIGTERM"}  # a key press stops the run
 MODULES = (os, builtins, shutil)  # what sandboxes of generated code like to disable
 ENDS = [name for name in ("_exit", "abort", "execv", "execve") if hasattr(os, name)]
 
@@ -85,62 +91,66 @@ ENDS = [name for name in ("_exit", "abort", "execv", "execve") if hasattr(os, na
 def guarded(changes, own=None):
     """Run the user's code in the block, so that it can neither change nor end the run.
 
-    Put back are HELD, the handlers of SIGNALS, the timer of SIGALRM, sys.stdout and sys.stderr, and
-    the functions of MODULES.  The dict `changes` receives {what: the value that the code left}.
-    Left as they are: os.environ, sys.path, imported modules, and the global random streams, from
-    which no run draws.
+    Put back are HELD, the functions of MODULES, sys.stdout and sys.stderr.  The dict `changes`
+    receives {what: the value that the code left}.  Left as they are: os.environ, sys.path, imported
+    modules, and the global random streams, from which no run draws.
 
-    own: the `changes` of an earlier block whose values of HELD hold in this block too.  So what a
-    file sets when it is imported holds in its functions, and nowhere else.
+    own: the `changes` of an earlier block, whose values of HELD hold in this block too, but for
+    ALWAYS_OURS.  So what a file sets when it is imported holds in its functions, and nowhere else.
 
     Within the block what ends the process raises Ended, in this process and not in its children.
     Code that forks and comes back in the child ends there.
     """
-    owner, main = os.getpid(), threading.current_thread() is threading.main_thread()
-    streams, spaces = (sys.stdout, sys.stderr), [{**vars(module)} for module in MODULES]
-    handlers = {number: signal.getsignal(number) for number in SIGNALS} if main else {}
-    timer = signal.getitimer(signal.ITIMER_REAL) if main else None
-    for name in ENDS:
-        setattr(os, name, ending(name, getattr(os, name), owner))
-    patched, code = {name: getattr(os, name) for name in ENDS}, 0
+    owner, code = os.getpid(), 0
+    with functions_and_streams(changes, owner), torch.inference_mode(False):
+        held = [read() for _, read, _ in HELD]  # an inference mode left on ends with the block
+        try:
+            for name, _, put in HELD if own else ():
+                if name in own and name not in ALWAYS_OURS:
+                    set_to(put, own[name])
+            yield
+        except BaseException as error:
+            code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) \
+                else 1
+            raise
+        finally:
+            if os.getpid() != owner:
+                os._exit(code)
+            for (name, read, put), was in zip(HELD, held):
+                if (left := read()) != was:
+                    changes[name] = left
+                    set_to(put, was)
+
+
+def set_to(put, value):
+    # The folder may be gone; handlers belong to the main thread, and those of C are not known.
+    with suppress(OSError, TypeError, ValueError):
+        put(value)
+
+
+@contextmanager
+def functions_and_streams(changes, owner):
+    """Put back the functions of MODULES and the streams.  In the block those of ENDS raise Ended.
+
+    owner: the number of this process; in other ones they work.
+    """
+    spaces, streams = [{**vars(module)} for module in MODULES], (sys.stdout, sys.stderr)
+    patched = {name: ending(name, getattr(os, name), owner) for name in ENDS}
+    vars(os).update(patched)
     try:
-        with torch.inference_mode(False):  # its end also puts back an inference mode left on
-            held = [read() for _, read, _ in HELD]
-            try:
-                for name, _, put in HELD if own else ():
-                    if name in own:
-                        put(own[name])
-                yield
-            finally:
-                for (name, read, put), was in zip(HELD, held):
-                    if (left := read()) != was:
-                        changes[name] = left
-                        with suppress(OSError, TypeError):  # the working folder may be gone
-                            put(was)
-    except BaseException as error:
-        code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
-        raise
+        yield
     finally:
-        if os.getpid() != owner:
-            spaces[0]["_exit"](code)
-        if timer is not None and signal.getitimer(signal.ITIMER_REAL) != timer:
-            signal.setitimer(signal.ITIMER_REAL, *timer)
-        for number, handler in handlers.items():
-            if (left := signal.getsignal(number)) is not handler and handler is not None:
-                signal.signal(number, handler)
-                changes[f"the handler of {number.name}"] = left
-        for name in ENDS:
-            if getattr(os, name, None) is patched[name]:
-                setattr(os, name, spaces[0][name])
         for module, space in zip(MODULES, spaces):
-            if vars(module) != space:
+            found = vars(module)
+            if found != space:
                 for name, thing in space.items():
-                    if vars(module).get(name) is not thing:
-                        changes[f"{module.__name__}.{name}"] = vars(module).get(name)
+                    if (left := found.get(name)) is not thing:
                         setattr(module, name, thing)
+                        if module is not os or name not in ENDS or left is not patched[name]:
+                            changes[f"{module.__name__}.{name}"] = left
         for number, (name, stream) in enumerate(zip(("stdout", "stderr"), streams), 1):
-            if getattr(sys, name) is not stream or getattr(stream, "closed", False):
-                changes[f"sys.{name}"] = getattr(sys, name)
+            if (left := getattr(sys, name, None)) is not stream or getattr(stream, "closed", False):
+                changes[f"sys.{name}"] = left
                 setattr(sys, name, reopened(stream, number))
 
 
@@ -182,7 +192,7 @@ def within(limit, work):
         faulthandler.cancel_dump_traceback_later()
         if main:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+            set_to(partial(signal.signal, signal.SIGALRM), before)
 
 
 def reopened(stream, descriptor):
