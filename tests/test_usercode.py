@@ -47,9 +47,8 @@ CHANGES = [
     ("torch's default dtype", lambda: torch.set_default_dtype(torch.float64)),
     ("torch's default device", lambda: torch.set_default_device("meta")),
     ("torch's number of threads", lambda: torch.set_num_threads(2)),
-    ("torch's deterministic mode", lambda: torch.use_deterministic_algorithms(True)),
-    ("torch's deterministic mode",
-     lambda: torch.use_deterministic_algorithms(True, warn_only=True)),
+    ("torch's deterministic mode", lambda: torch.set_deterministic_debug_mode("warn")),
+    ("torch's deterministic mode", lambda: torch.set_deterministic_debug_mode("error")),
     ("torch's matmul precision", lambda: torch.set_float32_matmul_precision("high")),
     ("torch's anomaly detection", lambda: torch.set_anomaly_enabled(True)),
     ("torch's autocast", lambda: torch.autocast("cpu").__enter__()),
@@ -94,17 +93,18 @@ def test_what_a_call_changes_is_put_back(what, change, raises):
     assert not changes
 
 
-def test_a_closed_stream_is_opened_again(python):
-    done = python("-c", """
-import sys
-from minipost.datasets.usercode import guarded
-with guarded({}):
-    sys.stdout.close()
-    sys.stderr.close()
-print("é said", flush=True)
-print("é warned", file=sys.stderr, flush=True)
-""")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "é said\n", "é warned\n")
+def test_a_closed_stream_is_opened_again(capfd, monkeypatch):
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        monkeypatch.setattr(sys, name, open(number, "w", encoding="latin-1", closefd=False))
+    for _ in range(2):
+        with guarded({}):
+            sys.stdout.close()
+            sys.stderr.close()
+        print("é said", flush=True)
+        print("warned", file=sys.stderr, flush=True)
+    assert os.fstat(1) and os.fstat(2) and sys.stdout.encoding == "latin-1"
+    found = capfd.readouterr()
+    assert found.out.count("said\n") == found.err.count("warned\n") == 2
 
 
 def test_a_working_folder_that_is_gone(tmp_path, monkeypatch):
@@ -267,16 +267,14 @@ def test_a_folder_hides_no_installed_module(write):
 
 def test_process_pools(write, python):
     """A child finds what it is given by the module's name: as a copy of us, and as a fresh one."""
-    for way in ("fork", "spawn"):
-        path = write(f"pool_{way}.py", POOL.format(way=way))
-        done = python("-c", f"""
+    names = [write(f"pool_{way}.py", POOL.format(way=way)) + ":reward" for way in ("fork", "spawn")]
+    done = python("-c", f"""
 from minipost.datasets.rewards import ask, load_reward
 from minipost.tasks.base import Problem
 if __name__ == "__main__":
-    reward = load_reward(["{path}:reward"], None)
-    print(ask(reward, [Problem("a")] * 2, ["x", "yyy"]))
+    print(ask(load_reward({names}, None), [Problem("a")] * 2, ["x", "yyy"]))
 """)
-        assert (done.stdout, done.returncode) == ("[1.0, 3.0]\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("[2.0, 6.0]\n", 0), done.stderr
 
 
 def test_a_file_is_executed_once_and_as_it_is_now(write, monkeypatch):

@@ -11,6 +11,7 @@ import inspect
 import math
 import time
 from decimal import Decimal
+from functools import partial
 from numbers import Real
 from pathlib import Path
 
@@ -224,7 +225,7 @@ def culprit(function, given, own, kind, limit):
             return None
         try:
             with guarded({}, own):
-                within(left, lambda: function(**copied(alone)))  # noqa: B023  # called at once
+                within(left, partial(function, **copied(alone)))
         except KeyboardInterrupt:
             raise
         except TimeIsUp:
