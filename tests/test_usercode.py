@@ -332,6 +332,7 @@ def reward(completions, **columns):
     assert os.path.exists("known.txt") and torch.zeros(1).dtype == torch.float64
     assert signal.getsignal(signal.SIGALRM) == signal.SIG_IGN != signal.getsignal(signal.SIGINT)
     os.chdir("/")
+    torch.set_num_threads(3)
 {LENGTHS}""", "known.txt", "5", "other.py", f"""import torch
 def reward(completions, **columns):
     assert torch.zeros(1).dtype == torch.float32
@@ -343,7 +344,8 @@ def reward(completions, **columns):
         assert ask(reward, PROBLEMS, TEXTS) == [2.0, 6.0]
     assert everything() == before
     assert reward.changed == {"torch's default dtype", "the working folder",
-                              "the handler of SIGALRM", "the handler of SIGINT"}
+                              "torch's number of threads", "the handler of SIGALRM",
+                              "the handler of SIGINT"}
 
 
 # ---- what was raised

@@ -220,9 +220,7 @@ def culprit(function, given, own, kind, limit):
     since = time.perf_counter()
     for i in range(len(given["prompts"])):
         start, alone = time.perf_counter(), {key: each[i : i + 1] for key, each in given.items()}
-        left = limit and limit - (start - since)
-        if limit and left <= 0:
-            return None
+        left = limit and max(1e-5, limit - (start - since))
         try:
             with guarded({}, own):
                 within(left, partial(function, **copied(alone)))
