@@ -280,6 +280,7 @@ def test_a_file_is_executed_once_and_as_it_is_now(write, monkeypatch):
     code = (f"import math\nmath.count = getattr(math, 'count', 0) + 1\n"
             f"def f(completions, **columns):\n{LENGTHS}def g(completions, **columns):\n{LENGTHS}")
     monkeypatch.setattr(math, "count", 0, raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     path = write("mine.py", code)
     os.utime(path, (1e9, 1e9))
     assert lengths(f"{path}:f", f"{path}:g", f"{path}:f") == [3.0, 9.0] and math.count == 1
@@ -320,6 +321,18 @@ def test_a_neighbour_with_the_name_of_an_installed_module(write):
     with pytest.raises(MinipostError, match=r"beside_x.py, line 1: imports hypothesis, but Python "
                        r"finds .*site-packages/hypothesis/__init__.py before .*/hypothesis.py"):
         load_reward([f"{path}:reward"], None)
+
+
+def test_a_file_may_import_the_installed_module_of_its_own_name(write):
+    code = f"import hypothesis\ndef reward(completions, **columns):\n{LENGTHS}"
+    assert lengths(write("hypothesis.py", code) + ":reward") == [1.0, 3.0]
+
+
+def test_a_file_that_raises_leaves_no_half_module(write):
+    path = write("half_x.py", "def reward(**columns): ...\n1 / 0\n")
+    with pytest.raises(MinipostError, match=r"ZeroDivisionError: .* \(.*half_x.py, line 2: `1 /"):
+        load_reward([f"{path}:reward"], None)
+    assert "half_x" not in sys.modules
 
 
 def test_what_a_file_sets_when_imported_holds_in_its_functions_alone(write, tmp_path):
