@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minipost.datasets.rewards import ask, columns, load_reward, reward_files, sources
+from minipost.datasets.usercode import TimeIsUp
 from minipost.errors import MinipostError
 from minipost.methods import grpo
 from minipost.tasks.base import Problem
@@ -251,9 +252,9 @@ def test_an_exception_of_no_single_row(reward_of):
 
 
 @pytest.mark.parametrize("call, said", [
-    ("os._exit(0)", r"reward called os._exit\(0\)"), ("sys.exit(0)", "reward raised SystemExit: 0"),
+    ("os._exit(3)", r"reward called os._exit\(3\)"), ("sys.exit(0)", "reward raised SystemExit: 0"),
     ("os.abort()", r"reward called os.abort\(\)"), ("exit()", "reward raised SystemExit: None"),
-    ("os.execl('/bin/true', 'true')", r"reward called os.execv\('/bin/true', .*\)"),
+    ("os.execl('/bin/false', 'false')", r"reward called os.execv\('/bin/false', .*\)"),
     ("raise GeneratorExit", "reward raised GeneratorExit"),
 ])
 def test_a_reward_function_cannot_end_the_process(reward_of, call, said):
@@ -287,7 +288,7 @@ def test_a_key_press_goes_through():
     ("class A:\n    async def __call__(self): ...\nreward = A()", "reward", "reward is async"),
     ("x = 1\ndef reward(:\n", "reward", r"raised SyntaxError: .* \(.*mine.py, line 2: `def rew"),
     ("x = 1\n'\0'", "reward", "raised (ValueError|SyntaxError): .*null bytes"),
-    ("import os\nos._exit(0)", "reward", r"the file called os._exit\(0\) \(.*mine.py, line 2"),
+    ("import os\nos._exit(3)", "reward", r"the file called os._exit\(3\) \(.*mine.py, line 2"),
     ("import sys\nsys.exit(0)", "reward", r"the file raised SystemExit: 0 \(.*mine.py, line 2"),
     ("from json import nothing", "reward", r"raised ImportError: .* \(.*mine.py, line 1: `from "),
     ("def __getattr__(name):\n    exit(0)", "reward", r"raised SystemExit: 0 \(.*mine.py, line 2"),
@@ -332,26 +333,39 @@ def test_the_files_of_a_reward(tmp_path):
 
 # ---- a time limit
 
-@pytest.mark.parametrize("body, where", [
-    ("while text == 'yy': time.sleep(0.001)", "row 1 "),
-    ("time.sleep(0.03)", "the whole batch of 4"),
-])
-def test_a_reward_function_that_takes_too_long(reward_of, body, where):
-    """One row takes for ever; or each takes a while, and none is to blame."""
-    code = f"""import time
+@pytest.mark.parametrize("texts, where", [
+    (["xx", "yy", "xx"], "row 1 "), (["xx", "xx", "xx"], "the whole batch of 3")])
+def test_a_reward_function_that_does_not_return(reward_of, texts, where):
+    """For one row; or for several together, though not for any of them alone."""
+    reward = reward_of("""import time
 def reward(completions, **columns):
-    for text in completions:
+    while len(completions) > 1 or "yy" in completions:
         try:
-            {body}
+            time.sleep(0.001)
         except Exception:
             pass
-    return [1.0] * len(completions)
-"""
-    reward = reward_of(code)
-    with pytest.raises(MinipostError, match=r"reward took more than 0.1 s \(.*mine.py, line 5: .*"
+    return [1.0]
+""")
+    with pytest.raises(MinipostError, match=r"reward took more than 0.2 s \(.*mine.py, line [35]: .*"
                                             rf"\) for {where}"):
-        ask(reward, PROBLEMS * 2, TEXTS * 2, limit=0.1)
-    assert ask(reward, PROBLEMS[:1], TEXTS[:1], limit=60.0) == [1.0]
+        ask(reward, PROBLEMS[:1] * 3, texts, limit=0.2)
+    assert ask(reward, PROBLEMS[:1], ["xx"], limit=60.0) == [1.0]
+
+
+@pytest.mark.parametrize("seconds, where", [(36, "row 1 "), (24, "the whole batch of 2")])
+def test_a_row_is_to_blame_that_takes_half_of_the_limit(monkeypatch, seconds, where):
+    """Where each row takes a while, the one that is asked at the end of the limit is not it."""
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def mine(completions, **columns):
+        clock[0] += seconds
+        if completions != ["xx"]:
+            raise TimeIsUp
+        return [1.0]
+
+    with pytest.raises(MinipostError, match=f"mine took more than 60 s.* for {where}"):
+        ask(mine, PROBLEMS, TEXTS, limit=60.0)
 
 
 def test_a_run_has_the_limit_and_reports_the_row(reward_of):

@@ -163,14 +163,14 @@ def test_code_in_another_thread_is_guarded_too():
         try:
             with guarded({}):
                 os.chdir("/")
-                usercode.within(60.0, lambda: os._exit(0))
+                usercode.within(60.0, lambda: os._exit(3))
         except usercode.Ended as error:
             found.append((str(error), os.getcwd()))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [("called os._exit(0)", os.getcwd())]
+    assert found == [("called os._exit(3)", os.getcwd())]
 
 
 @pytest.mark.parametrize("own", ["alarm", "handler"])
