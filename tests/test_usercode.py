@@ -379,6 +379,8 @@ def test_the_place_of_an_error_is_the_users_own_line():
 def test_an_error_without_a_place_or_words():
     class Silent(Exception):
         def __str__(self):
-            raise RuntimeError
+            raise SystemExit
 
     assert usercode.told(Silent()) == "Silent" and usercode.told(KeyError("a")) == "KeyError: 'a'"
+    odd = SyntaxError(["m"], ("f.py", 3, 1, {5}))
+    assert usercode.told(odd) == "SyntaxError: ['m'] (f.py, line 3: `{5}`)"

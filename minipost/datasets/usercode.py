@@ -224,10 +224,9 @@ def told(error):
     error it is that error's line.
     """
     text = said(error)
-    if isinstance(error, SyntaxError) and error.filename and error.lineno:
-        file, line = error.filename, error.lineno
-        text = str(error.msg)
-        code = error.text or linecache.getline(file, line)
+    if isinstance(error, SyntaxError) and isinstance(error.filename, str) and error.lineno:
+        file, line, text = error.filename, error.lineno, str(error.msg)[:120]
+        code = str(error.text or linecache.getline(file, line))
     else:
         frames = traceback.extract_tb(error.__traceback__)
         frame = next((frame for frame in reversed(frames) if users(frame.filename)), None)
@@ -249,7 +248,7 @@ def said(error):
     """An error's own words, of bounded length."""
     try:
         return str(error)[:120]
-    except Exception:  # the user's class may raise anything
+    except BaseException:  # the user's class may raise anything
         return ""
 
 
