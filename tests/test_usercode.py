@@ -365,6 +365,8 @@ def reward(completions, **columns):
 
 def test_the_place_of_an_error_is_the_users_own_line():
     """Neither a line of an installed module nor one of ours, nor of text that was executed."""
+    assert usercode.users(__file__) and not usercode.users(pytest.__file__)
+
     def work(what):
         exec(what)
 
