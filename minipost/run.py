@@ -59,6 +59,7 @@ class Run:
     task: Any
     reward: Any                 # f(prompts, completions, **columns) -> list of float
     hidden: bool = False        # `reward` only measures and labels; no learner may score by it
+    reward_timeout: float = 0.0  # seconds that a call of the reward function may take; 0: no limit
     seed: int = 0
     step: int = 0
     max_new_tokens: int = 48    # longest response, in tokens
@@ -265,7 +266,8 @@ class Run:
         """The reward of one text to each problem.  (B,)  Rank 0 asks and tells the others."""
         reward = torch.zeros(len(texts), dtype=torch.float64)
         if parallel.rank() == 0:
-            reward = torch.tensor(ask(self.reward, problems, texts), dtype=torch.float64)
+            values = ask(self.reward, problems, texts, self.reward_timeout)
+            reward = torch.tensor(values, dtype=torch.float64)
         parallel.all_reduce(reward)
         return reward
 
@@ -383,6 +385,7 @@ def open_run(options, task, device):
     """The Run of a command line's settings: its model, task and reward."""
     model, vocabulary = checkpoint.load(options.model, device, options.dtype)
     return Run(Learner(model), vocabulary, task, load_reward(options.reward, task),
-               hidden=task.hidden and not options.reward, seed=options.seed,
+               hidden=task.hidden and not options.reward,
+               reward_timeout=options.reward_timeout, seed=options.seed,
                micro_batch_size=options.micro_batch_size, max_new_tokens=options.max_new_tokens,
                recompute=options.dtype != "float32")

@@ -23,6 +23,8 @@ def test_a_reward_function_that_holds_its_contract():
     assert values["empty"] == [0.0] * 4 and values["reference"] == [1.0]
     assert values["once"] == values["backwards"] == pytest.approx([1 / 3, 1 / 3, 1 / 3, 2 / 3])
     said(data.reward_function({}, ""), NONE)
+    said(data.reward_function(values, error, {"sys.stdout", "os.kill"}), WARNING,
+         "it changes os.kill, sys.stdout")
 
 
 def raises(completions, **columns):
@@ -45,10 +47,14 @@ def too_few(completions, **columns):
     return [0.0]
 
 
+def is_dict(completions, **columns):
+    return dict.fromkeys(range(len(completions)), 1.0)
+
+
 @pytest.mark.parametrize("reward, part",
                          [(raises, "raised ZeroDivisionError"), (is_nan, "returned nan"),
                           (is_none, "NoneType"), (is_one, "float"),
-                          (too_few, "1 values for 4 rows")])
+                          (is_dict, "dict"), (too_few, "1 values for 4 rows")])
 def test_a_reward_function_that_would_end_a_run(reward, part):
     """`raises` does so only for an empty answer, which an untrained policy may well give."""
     values, error = asked(reward)

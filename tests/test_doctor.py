@@ -69,14 +69,23 @@ def test_a_reward_function_of_ones_own_that_fails(diagnose, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("def reward(prompts, completions, answer, **columns):\n"
                     "    return [0.0] * len(prompts)\n"
-                    "def same(completions, **columns):\n    return [1.0] * len(completions)\n")
+                    "def same(completions, **columns):\n    return [1.0] * len(completions)\n"
+                    "def late(**columns):\n    while True: pass\n"
+                    "def rude(completions, **columns):\n    import os, torch\n"
+                    "    os.chdir('/')\n    torch.set_grad_enabled(False)\n"
+                    "    return [len(text) for text in completions]\n")
     code, found, _ = diagnose("--reward", f"{path}:reward")
     assert code == 1 and found["reward function"]["status"] == FAULT
-    assert "raised TypeError" in found["reward function"]["finding"]
+    assert "missing a required argument: 'answer'" in found["reward function"]["finding"]
     assert "reward spread" not in found
     code, found, _ = diagnose("--reward", f"{path}:same")
     assert code == 1 and found["reference answers"]["status"] == FAULT
     assert found["reward function"]["status"] == OK
+    code, found, _ = diagnose("--reward", f"{path}:late", "--reward-timeout", 0.05)
+    assert code == 1 and "late took more than 0.05 s" in found["reward function"]["finding"]
+    code, found, _ = diagnose("--reward", f"{path}:rude")
+    assert found["reward function"]["status"] == WARNING
+    assert "the working folder, torch's gradient mode" in found["reward function"]["finding"]
 
 
 def test_prompts_that_do_not_fit(diagnose, tmp_path):

@@ -45,28 +45,29 @@ def exact(problems):
 
 # ---- the reward function
 
-def ask_often(reward, problems, texts, references):
+def ask_often(reward, problems, texts, references, limit=0.0):
     """({"once", "again", "backwards", "empty", "reference": values}, ""); ({}, error) on failure.
 
     Ask the reward function about the same rows twice, about them in the other order, about empty
-    answers, and about reference answers: (problem, text).
+    answers, and about reference answers: (problem, text).  limit: seconds, as in `ask`.
     """
     found, back, nothing = {}, slice(None, None, -1), [""] * len(texts)
     try:
-        found["once"] = ask(reward, problems, texts)
-        found["again"] = ask(reward, problems, texts)
-        found["backwards"] = ask(reward, problems[back], texts[back])[back]
-        found["empty"] = ask(reward, problems, nothing)
-        found["reference"] = ask(reward, *map(list, zip(*references))) if references else []
+        found["once"] = ask(reward, problems, texts, limit)
+        found["again"] = ask(reward, problems, texts, limit)
+        found["backwards"] = ask(reward, problems[back], texts[back], limit)[back]
+        found["empty"] = ask(reward, problems, nothing, limit)
+        known, answers = map(list, zip(*references)) if references else ([], [])
+        found["reference"] = ask(reward, known, answers, limit) if references else []
     except MinipostError as error:
         return {}, str(error)
     return found, ""
 
 
-def reward_function(asked, error):
+def reward_function(asked, error, changed=()):
     """The function gives every completion, even an empty one, one finite number.
 
-    The number depends on that row alone.
+    The number depends on that row alone.  changed: what it changed in the process, in words.
     """
     name, do = "reward function", ("let it return one finite number for every completion, even an "
                                    "empty one")
@@ -89,6 +90,11 @@ def reward_function(asked, error):
             "them another value", "answers are paid for what others did",
             "let value i depend on prompts[i], completions[i] and the i-th entry of each column "
             "alone")
+    if changed:
+        return Finding(
+            name, WARNING, f"it changes {', '.join(sorted(changed))}",
+            "a run puts that back after each call",
+            "let it leave that as it is, or let it count on nothing but its own file")
     return Finding(name, OK, f"the same for {n} answers asked again and in the other order")
 
 

@@ -96,8 +96,9 @@ def look_at_samples(run, problems, options, scorer):
         data.parsed_answers(run.task, texts, bool(options.reward)),
     ]
     judged = run.task.name != "file" or options.reward or data.exact(asked)
-    values, error = data.ask_often(run.reward, asked, texts, shown) if judged else ({}, "")
-    found.append(data.reward_function(values, error))
+    values, error = data.ask_often(
+        run.reward, asked, texts, shown, run.reward_timeout) if judged else ({}, "")
+    found.append(data.reward_function(values, error, getattr(run.reward, "changed", ())))
     if values:
         found += [data.reward_spread(values["once"], texts, options.group_size),
                   data.reference_rewards(values["reference"], values["once"], values["empty"])]

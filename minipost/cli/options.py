@@ -43,6 +43,7 @@ class SetUp(Options):
     """The options of a training run, which the doctor checks."""
 
     reward: tuple[str, ...] = ()  # functions to add up, FILE.py:FUNCTION; none: the task's own
+    reward_timeout: float = 0.0  # seconds that one call of a function may take; 0: no limit
     reward_model: str = ""      # directory of a reward model to score with instead of a function
     micro_batch_size: int = 16  # sequences in one forward and backward pass; changes no gradient
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to run; auto: the best available
