@@ -65,6 +65,8 @@ def trespasses(name, imported):
                 yield f"{name} imports torch"
             continue
         its_folder, *its_file = other.split(".")
+        if not its_folder:  # minipost/__init__.py, which imports nothing
+            continue
         if its_folder != folder:
             if FLOOR[its_folder] >= FLOOR[folder]:
                 yield (f"{name} (floor {FLOOR[folder]}) imports {other} "

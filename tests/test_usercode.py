@@ -310,7 +310,7 @@ def test_two_folders_with_modules_of_one_name(write, code):
                   "b/helpers_x.py", "f = 2")
     line = 1 + code.count("\n")
     with pytest.raises(MinipostError, match=rf"two.py, line {line}: imports helpers_x, but Python "
-                       r"finds .*a/helpers_x.py before .*b/helpers_x.py; give one"):
+                       r"finds .*a/helpers_x.py .*b/helpers_x.py; give one"):
         load_reward([f"{where}:reward", where.replace("a/one", "b/two") + ":reward"], None)
     assert lengths(f"{where}:reward") == [1.0, 3.0]
 
