@@ -105,6 +105,8 @@ def umask():
 
 def write_json(path, value):
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        text = json.dumps(value, indent=2) + "\n"  # a path that is not UTF-8 holds surrogates
     publish(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

@@ -208,7 +208,8 @@ def test_a_damaged_log_is_said_and_ends_nothing(command, says, tmp_path, monkeyp
 
 def test_lines_of_a_log_that_are_no_metrics_are_left_out():
     assert whole_lines(b'{"step": 1}\n[]\n{"step": true}\n3\n{"st\n{"step": 2}{"step": 3}\n'
-                       b'\xff\n{"step": 4}') == [{"step": 1}, {"step": 4}]
+                       b'\xff\n{"step": 4, "loss": "x", "kl": null}') == [
+        {"step": 1}, {"step": 4, "kl": None}]
 
 
 @pytest.mark.parametrize("harm", ["gone", "damaged"])
@@ -490,3 +491,21 @@ def test_a_whole_file_that_is_no_state_of_a_run_is_refused(finished, says, name)
         if capture != 0:
             said = says(["--resume", finished], 1, "error: ")
             assert said.splitlines()[-1].startswith("error: ") and len(said) < 1200
+
+
+# ---- names
+
+@pytest.mark.parametrize("flag", ["--out", "--model", "--data", "--reward", "--reward-model",
+                                  "--resume"])
+def test_names_that_no_file_can_have(command, says, flag):
+    name = "x" * 300 + (":f" if flag == "--reward" else "")
+    said = says([flag, name] if flag == "--resume" else command("grpo", "--steps", 1, flag, name),
+                1, "error: ")
+    assert said.splitlines()[-1].count("x") < 300
+
+
+def test_a_path_that_is_not_utf_8(command, says, tmp_path, monkeypatch):
+    out = tmp_path / "n\udcff"
+    monkeypatch.chdir(tmp_path)
+    says(command("sft", "--steps", 1, "--batch-size", 4, "--out", out), 0, "n\\udcff")
+    says(["--resume", out], 0)

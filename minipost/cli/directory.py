@@ -255,7 +255,7 @@ def check_facts(path, tensors, facts):
 
 
 def whole_lines(text):
-    """The lines of a log that are a JSON object with a step, as dicts."""
+    """The lines of a log that are a JSON object with a step, as dicts of numbers."""
     found = []
     for line in text.splitlines():
         try:
@@ -263,5 +263,6 @@ def whole_lines(text):
         except (ValueError, RecursionError):
             continue
         if isinstance(value, dict) and type(value.get("step")) is int:
-            found.append(value)
+            found.append({name: number for name, number in value.items()
+                          if number is None or type(number) in (int, float)})
     return found

@@ -210,6 +210,10 @@ def fail_in_one_sentence(work):
         code = complain("stopped at once; the last saved state stands", 130)
     except BrokenPipeError:
         code = 1
+    except OSError as error:  # such as a name of more than 255 characters
+        if error.filename is None:
+            raise
+        code = complain(f"error: {MinipostError(f'{error.filename}: {error.strerror}')}", 1)
     try:
         sys.stdout.flush()
     except OSError as error:
