@@ -1,0 +1,101 @@
+"""Whether a run can use a problem.  All problems are looked at before its first step.
+
+A check says why a run cannot use a problem, or None:
+
+    check(asked, answers, limits)     asked: the problem's prompt, as text and ids
+                                      answers: {key: text and ids, EOS included} that are learnt
+                                      limits: the model's context, the longest response
+
+All count in tokens, BOS and EOS included.
+"""
+
+from dataclasses import dataclass
+
+from minipost.datasets.rows import ANSWERS, File
+from minipost.errors import MinipostError
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text and its ids."""
+
+    text: str
+    ids: list[int]
+
+    def __str__(self):
+        return f"{len(self.ids)} tokens ({self.text[:40]!r})"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a model and a run have room for, in tokens."""
+
+    context: int
+    max_new_tokens: int
+
+
+def empty_prompt(asked, answers, limits):
+    """A model predicts behind a token.  So an empty prompt needs a BOS."""
+    if not asked.ids:
+        return ("an empty prompt needs a BOS, which this model's tokenizer does not put there; "
+                "write a prompt, such as a line break")
+
+
+def long_prompt(asked, answers, limits):
+    """A prompt leaves room for the longest response."""
+    if len(asked.ids) >= limits.context:
+        return (f"a prompt of {asked} leaves no room for a response in the model's context of "
+                f"{limits.context}; shorten it")
+    if len(asked.ids) + limits.max_new_tokens > limits.context:
+        return (f"a prompt of {asked} and a response of up to {limits.max_new_tokens} do not fit "
+                f"the model's context of {limits.context}; lower --max-new-tokens to "
+                f"{limits.context - len(asked.ids)} or shorten the prompt")
+
+
+def long_answer(asked, answers, limits):
+    """A prompt and each of its answers fit the context."""
+    for key, answer in answers.items():
+        if len(asked.ids) + len(answer.ids) > limits.context:
+            return (f"a prompt of {asked} and a {key} of {answer} do not fit the model's context "
+                    f"of {limits.context}; shorten them")
+
+
+def empty_answer(asked, answers, limits):
+    """An answer has a token beside EOS."""
+    for key, answer in answers.items():
+        if len(answer.ids) < 2:
+            return f"the tokenizer makes nothing of the {key} {answer.text[:40]!r}"
+
+
+CHECKS = (empty_prompt, long_prompt, long_answer, empty_answer)
+
+
+def complaint(problem, model, vocabulary, max_new_tokens, reads=ANSWERS):
+    """Why a run cannot use a problem, in a sentence, or None.
+
+    reads: the keys of the answers that are learnt.  A problem need not have them.
+    """
+    asked = Text(problem.prompt, vocabulary.prompt(problem.prompt))
+    given = {key: problem.columns.get(key) for key in ANSWERS if key in reads}
+    answers = {key: Text(text, vocabulary.response(text)) for key, text in given.items()
+               if isinstance(text, str)}
+    limits = Limits(model.context, max_new_tokens)
+    return next(filter(None, (check(asked, answers, limits) for check in CHECKS)), None)
+
+
+def fitted(task, model, vocabulary, max_new_tokens, reads=(), others=()):
+    """The task, without the rows of a file that the run cannot use.
+
+    reads: the keys of the rows that the method learns from.  others: problems to look at where
+    the task is no file.  MinipostError for the first problem that the run cannot use, unless
+    --on-bad-row is skip.
+    """
+    def check(problem):
+        return complaint(problem, model, vocabulary, max_new_tokens, reads)
+
+    if isinstance(task, File):
+        return task.fitted(reads, check)
+    for problem in others:
+        if said := check(problem):
+            raise MinipostError(said)
+    return task
