@@ -258,7 +258,7 @@ ODD = [({"prompt": "a" * 6, "completion": "b"}, r"a prompt of 7 tokens .'aaaaaa'
        ({"prompt": "a" * 9, "completion": "b"}, r"a prompt of 10 tokens .* leaves no room"),
        ({"prompt": "a", "completion": "b" * 8},
         r"a prompt of 2 tokens .'a'. and a completion of 9 tokens .'bbbbbbbb'. do not fit"),
-       ({"prompt": "a", "completion": "h"}, r"the tokenizer makes nothing of the completion 'h'")]
+       ({"prompt": "a", "completion": "h"}, r"the tokenizer makes nothing of a completion, 'h'")]
 
 
 class Mute(Letters):

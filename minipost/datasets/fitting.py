@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from minipost.datasets.rows import ANSWERS, File
 from minipost.errors import MinipostError
 
+NAMES = {"completion": "a completion", "chosen": "a chosen answer", "rejected": "a rejected answer"}
+
 
 @dataclass(frozen=True)
 class Text:
@@ -56,15 +58,15 @@ def long_answer(asked, answers, limits):
     """A prompt and each of its answers fit the context."""
     for key, answer in answers.items():
         if len(asked.ids) + len(answer.ids) > limits.context:
-            return (f"a prompt of {asked} and a {key} of {answer} do not fit the model's context "
-                    f"of {limits.context}; shorten them")
+            return (f"a prompt of {asked} and {NAMES[key]} of {answer} do not fit the model's "
+                    f"context of {limits.context}; shorten them")
 
 
 def empty_answer(asked, answers, limits):
     """An answer has a token beside EOS."""
     for key, answer in answers.items():
         if len(answer.ids) < 2:
-            return f"the tokenizer makes nothing of the {key} {answer.text[:40]!r}"
+            return f"the tokenizer makes nothing of {NAMES[key]}, {answer.text[:40]!r}"
 
 
 CHECKS = (empty_prompt, long_prompt, long_answer, empty_answer)

@@ -115,13 +115,13 @@ def read(path, skip=False, reads=(), check=None):
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         reason = getattr(error, "strerror", None) or error
         raise MinipostError(f"{path}: could not be read ({reason})") from None
-    key = path, skip, sha256(content).digest()
-    if key not in KNOWN:
+    name = path, skip, sha256(content).digest()
+    if name not in KNOWN:
         found = parsed(path, skip, content)
         if len(KNOWN) > 7:
             KNOWN.clear()
-        KNOWN[key] = found
-    rows, complaints = KNOWN[key][0], [*KNOWN[key][1]]
+        KNOWN[name] = found
+    rows, complaints = KNOWN[name][0], [*KNOWN[name][1]]
     if most_have(rows, ("completion",)):
         for key, look in (("label", check_label), ("reward", check_reward)):
             if key in reads:
@@ -130,8 +130,9 @@ def read(path, skip=False, reads=(), check=None):
         rows = good(rows, lambda row: fitting(row, check), complaints, skip)
     said = [f"{path}, line {line}: {sentence}" for line, sentence in sorted(complaints)]
     if not rows:
-        raise MinipostError(f"{path}: holds no rows; expected one JSON object per line" + (
-            f" (skipped {len(said)}; the first was {said[0]})" if said else ""))
+        raise MinipostError(f"{path}: holds no rows" + (
+            f" that can be used (skipped {len(said)}; the first was {said[0]})" if said else
+            "; expected one JSON object per line"))
     return tuple(rows), tuple(said)
 
 
@@ -443,6 +444,13 @@ def divided(rows):
             f"{first['rejected'][:16]!r}); a key 'prompt' would say it")
 
 
+def skipping(path, rows, complaints):
+    """The sentence on the rows of a file that were skipped, `rows` being those that are kept."""
+    few = ", fewer than half" if len(rows) < len(complaints) else ""
+    return (f"skipped {len(complaints)} of {len(complaints) + len(rows)} rows of {path}; the first "
+            f"was {complaints[0]}; {len(rows)} are kept{few}")
+
+
 @dataclass(frozen=True)
 class File(Task):
     """The rows of --data as a task.  Without --eval-data, one question in ten is held out.
@@ -456,7 +464,8 @@ class File(Task):
 
     name = "file"
     rows: ClassVar[Sequence[Row]]
-    sentences: ClassVar[list[str]]
+    bad: ClassVar[list[str]]    # sentences on rows that were skipped
+    notes: ClassVar[list[str]]  # sentences on others that are not what they seem
     sides: ClassVar[tuple[list[Problem], list[Problem]]]  # to train on, held out
 
     def __post_init__(self):
@@ -477,15 +486,12 @@ class File(Task):
                 f"{self.data}: each of its questions is held out in {self.eval_data}; expected "
                 "others to train on" if self.eval_data else
                 f"{self.data}: too few rows to hold some out; name --eval-data")
-        sentences = [
-            f"skipped {len(bad)} of {len(bad) + len(kept)} rows of {path}; the first was {bad[0]}; "
-            f"{len(kept)} are kept" + (", fewer than half" if len(kept) < len(bad) else "")
-            for path, kept, bad in files if bad]
-        if self.eval_data and len(training) < len(rows):
-            sentences.append(f"left out {len(rows) - len(training)} of {len(rows)} rows of "
-                             f"{self.data}: their questions are held out in {self.eval_data}")
+        bad = [skipping(*file) for file in files if file[2]]
+        dropped = len(rows) - len(training) if self.eval_data else 0
+        notes = [f"left out {dropped} of {len(rows)} rows of {self.data}: their questions are "
+                 f"held out in {self.eval_data}"] if dropped else []
         vars(self).update(  # no fields: asdict gives the settings alone
-            rows=rows, sentences=sentences,
+            rows=rows, bad=bad, notes=notes,
             sides=tuple([row.problem() for row in part] for part in (training, heldout)))
 
     def fitted(self, reads, check):
@@ -505,8 +511,8 @@ class File(Task):
                 raise MinipostError(sentence + "; take it out of the answers" + (
                     ", or the key 'prompt' out of the rows" if "chosen" in repeated[0] else ""
                     ) + "; if answers should say it, end prompts with a line break")
-            found.sentences.append(sentence)
-        found.sentences.extend(filter(None, [divided(found.rows)]))
+            found.notes.append(sentence)
+        found.notes.extend(filter(None, [divided(found.rows)]))
         return found
 
     def training(self):
@@ -523,7 +529,7 @@ class File(Task):
 
     def skipped(self):
         """Sentences on rows that were left out, and on others that are not what they seem."""
-        return self.sentences
+        return [*self.bad, *self.notes]
 
     def demonstrate(self, problem, rng=None):
         """The row's completion; MinipostError if it has none."""
