@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from minipost.datasets.fitting import fitted
 from minipost.datasets.rows import File, end_of_prompt, questions, read
 from minipost.errors import MinipostError
+from scripts.fuzz_rows import fuzz_rows
 
 
 @pytest.mark.parametrize("row, part", [
@@ -363,3 +364,17 @@ def test_jsonl_of_any_bytes(tmp_path_factory, lines):
         assert str(path) in str(error)
     else:
         assert rows and all(isinstance(row["prompt"], str) for row in rows)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32))
+def test_damaged_files_end_in_our_sentences(seed):
+    said = []
+    found = fuzz_rows(3, seed, said.append)
+    assert found["failures"] == 0, said
+
+
+@pytest.mark.parametrize("path", [".", "a\0b", "nowhere.jsonl", "x" * 5000])
+def test_what_is_no_file(path):
+    with pytest.raises(MinipostError, match="could not be read"):
+        read(path)

@@ -58,8 +58,8 @@ def look_at_texts(run, stated, most):
     problems = [*training, *task.sides[1]] if file else []
     odd = [(p.place, said) for p in problems if (said := unusable(run, p))]
     if file and task.on_bad_row == "skip":
-        places = {place for place, _ in odd}
-        training, heldout = ([p for p in side if p.place not in places]
+        places = {place for place, _ in odd}  # where nothing is left, the rest looks at all
+        training, heldout = ([p for p in side if p.place not in places] or side
                              for side in (training, heldout))
     rows = training[:most]
     given = [(row.prompt, text) for row in rows for text in data.answers_of(row)] or [

@@ -247,7 +247,7 @@ def no_prompt(row):
                 "under 'prompt' and the answer under 'completion', both as one string")
     if "prompt" in row or not row:
         return shown(row.get("prompt"))
-    keys = [str(key)[:20] for key in row]
+    keys = [key[:20] if key.isprintable() else repr(key[:20]) for key in row]
     found = f"None (the keys are {', '.join(keys[:6])}{' ...' if len(keys) > 6 else ''})"
     known = {}                                              # the first key for each new name
     for key in row:
