@@ -224,12 +224,15 @@ def test_a_row_too_long_is_named_before_the_first_step_or_skipped(command, fails
     rows = [{"prompt": f"{k}?", **row} for k in range(60)]
     rows[20] = {"prompt": "20?", **row, next(iter(row)): "x" * 99}
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held = tmp_path / "held.jsonl"
+    held.write_text("".join(json.dumps(row) + "\n" for row in rows[18:22]))
     size = {"dpo": "--pairs", "reward": "--prompts", "plackett-luce": "--prompts"}
-    flags = [*command(algo, "--steps", 1, size.get(algo, "--batch-size"), 2), "--data", path]
+    flags = [*command(algo, "--steps", 30, size.get(algo, "--batch-size"), 2), "--data", path]
     fails(flags, f"{path}, line 21: a prompt of 4 tokens ('20?')", "the model's context of 64")
     assert not (tmp_path / "run").exists()
-    assert train.main([*map(str, flags), "--on-bad-row", "skip"]) == 0
-    assert "skipped 1 of 60 rows" in capsys.readouterr().out
+    assert train.main([*map(str, flags), "--eval-data", str(held), "--on-bad-row", "skip"]) == 0
+    said = capsys.readouterr().out
+    assert "skipped 1 of 60 rows" in said and "skipped 1 of 4 rows" in said
 
 
 def test_who_does_not_learn_answers_has_no_need_of_room_for_them(command, tmp_path, reward):

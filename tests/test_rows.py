@@ -99,6 +99,7 @@ HH = "\n\nHuman: Name\nfour fish.\n\nAssistant: Cod.\n\nHuman: More?\n\nAssistan
     ("Praise it.\nfresh", "Praise it.\nnasty", "Praise it.\n"),
     ("Praise it.  Fresh", "Praise it.  Foul", "Praise it."),
     ("Praise it. Fresh", "Praise it. Nasty", "Praise it."),
+    ("Praise it.  Fresh", "Praise it.  Nasty", "Praise it."),
 ])
 def test_a_prompt_ends_where_the_texts_say_so_and_never_inside_a_word(tmp_path, chosen, rejected,
                                                                       prompt):

@@ -2,14 +2,17 @@
 
 A check says why a run cannot use a problem, or None:
 
-    check(asked, answers, limits)     asked: the problem's prompt, as text and ids
-                                      answers: {key: text and ids, EOS included} that are learnt
-                                      limits: the model's context, the longest response
+    check(asked, answers, setting)
 
-All count in tokens, BOS and EOS included.
+    asked       the problem's prompt, a Text
+    answers     {key: Text} of the answers that are learnt
+    setting     the vocabulary, the model's context, the longest response
+
+Lengths are in tokens, BOS and EOS included.  A further check is a function in CHECKS.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from minipost.datasets.rows import ANSWERS, File
 from minipost.errors import MinipostError
@@ -29,40 +32,41 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a model and a run have room for, in tokens."""
+class Setting:
+    """The vocabulary, and what a model and a run have room for, in tokens."""
 
+    vocabulary: Any
     context: int
     max_new_tokens: int
 
 
-def empty_prompt(asked, answers, limits):
+def empty_prompt(asked, answers, setting):
     """A model predicts behind a token.  So an empty prompt needs a BOS."""
     if not asked.ids:
         return ("an empty prompt needs a BOS, which this model's tokenizer does not put there; "
                 "write a prompt, such as a line break")
 
 
-def long_prompt(asked, answers, limits):
+def long_prompt(asked, answers, setting):
     """A prompt leaves room for the longest response."""
-    if len(asked.ids) >= limits.context:
+    if len(asked.ids) >= setting.context:
         return (f"a prompt of {asked} leaves no room for a response in the model's context of "
-                f"{limits.context}; shorten it")
-    if len(asked.ids) + limits.max_new_tokens > limits.context:
-        return (f"a prompt of {asked} and a response of up to {limits.max_new_tokens} do not fit "
-                f"the model's context of {limits.context}; lower --max-new-tokens to "
-                f"{limits.context - len(asked.ids)} or shorten the prompt")
+                f"{setting.context}; shorten it")
+    if len(asked.ids) + setting.max_new_tokens > setting.context:
+        return (f"a prompt of {asked} and a response of up to {setting.max_new_tokens} do not fit "
+                f"the model's context of {setting.context}; lower --max-new-tokens to "
+                f"{setting.context - len(asked.ids)} or shorten the prompt")
 
 
-def long_answer(asked, answers, limits):
+def long_answer(asked, answers, setting):
     """A prompt and each of its answers fit the context."""
     for key, answer in answers.items():
-        if len(asked.ids) + len(answer.ids) > limits.context:
+        if len(asked.ids) + len(answer.ids) > setting.context:
             return (f"a prompt of {asked} and {NAMES[key]} of {answer} do not fit the model's "
-                    f"context of {limits.context}; shorten them")
+                    f"context of {setting.context}; shorten them")
 
 
-def empty_answer(asked, answers, limits):
+def empty_answer(asked, answers, setting):
     """An answer has a token beside EOS."""
     for key, answer in answers.items():
         if len(answer.ids) < 2:
@@ -81,8 +85,8 @@ def complaint(problem, model, vocabulary, max_new_tokens, reads=ANSWERS):
     given = {key: problem.columns.get(key) for key in ANSWERS if key in reads}
     answers = {key: Text(text, vocabulary.response(text)) for key, text in given.items()
                if isinstance(text, str)}
-    limits = Limits(model.context, max_new_tokens)
-    return next(filter(None, (check(asked, answers, limits) for check in CHECKS)), None)
+    setting = Setting(vocabulary, model.context, max_new_tokens)
+    return next(filter(None, (check(asked, answers, setting) for check in CHECKS)), None)
 
 
 def fitted(task, model, vocabulary, max_new_tokens, reads=(), others=()):
