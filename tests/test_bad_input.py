@@ -225,7 +225,8 @@ def test_a_row_too_long_is_named_before_the_first_step_or_skipped(command, fails
     rows[20] = {"prompt": "20?", **row, next(iter(row)): "x" * 99}
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     held = tmp_path / "held.jsonl"
-    held.write_text("".join(json.dumps(row) + "\n" for row in rows[18:22]))
+    held.write_text("".join(json.dumps({**row, "prompt": f"held {k}"}) + "\n"
+                            for k, row in enumerate(rows[18:22])))
     size = {"dpo": "--pairs", "reward": "--prompts", "plackett-luce": "--prompts"}
     flags = [*command(algo, "--steps", 30, size.get(algo, "--batch-size"), 2), "--data", path]
     fails(flags, f"{path}, line 21: a prompt of 4 tokens ('20?')", "the model's context of 64")
