@@ -14,6 +14,7 @@ import random
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -32,9 +33,18 @@ from minipost.rollout import (
     pack,
     repeats,
 )
+from minipost.tasks.base import Problem
 
 ROWS = 1024  # most sequences that a rank samples at once; their caches take the memory
 REWARD_MODEL = "reward model"  # the name of the part that learns, or gives, the score
+
+
+@lru_cache(maxsize=8)
+def shuffled(n, name):
+    """The numbers 0 .. n - 1 in the order of this name."""
+    order = list(range(n))
+    random.Random(name).shuffle(order)
+    return order
 
 
 class Frozen:
@@ -171,14 +181,9 @@ class Run:
 
         From step `since` on the rows are used in epochs, each in an order of its own.
         """
-        found = []
-        for place in range((self.step - since) * n, (self.step - since + 1) * n):
-            epoch, k = divmod(place, len(rows))
-            if k == 0 or not found:
-                order = list(range(len(rows)))
-                random.Random(f"{self.seed}/epoch {epoch}").shuffle(order)
-            found.append(rows[order[k]])
-        return found
+        first = (self.step - since) * n
+        places = (divmod(place, len(rows)) for place in range(first, first + n))
+        return [rows[shuffled(len(rows), f"{self.seed}/epoch {epoch}")[k]] for epoch, k in places]
 
     def sample(self, problems, group_size, **options):
         """`group_size` responses to each problem: a Rollout.  Options as in `complete`."""
@@ -242,13 +247,24 @@ class Run:
         self.tokens += int(rollout.mask.sum())
         return rollout
 
-    def encode(self, prompts, answers):
-        """Texts as Sequences.  MinipostError where a prompt with its answer passes the context."""
+    def encode(self, problems, answers):
+        """Problems, or the texts of prompts, with an answer each, as Sequences.
+
+        MinipostError where a prompt has no tokens, or passes the context with its answer; it names
+        the place of a row.
+        """
         policy, words = self.policy.module, self.vocabulary
-        ids = [words.prompt(text) for text in prompts]
+        problems = [Problem(each) if isinstance(each, str) else each for each in problems]
+        ids = [words.prompt(problem.prompt) for problem in problems]
         ends = [words.response(text) for text in answers]
-        for before, after, *texts in zip(ids, ends, prompts, answers, strict=True):
-            check_context(policy, len(before), len(after), *texts)
+        for problem, before, after, text in zip(problems, ids, ends, answers, strict=True):
+            place = problem.place and f"{problem.place}: "
+            if not before:
+                raise MinipostError(f"{place}an empty prompt needs a BOS")
+            try:
+                check_context(policy, len(before), len(after), problem.prompt, text)
+            except MinipostError as error:
+                raise MinipostError(f"{place}{error}") from None
         return pack(ids, ends, words.pad).to(policy.device)
 
     def texts(self, rollout):

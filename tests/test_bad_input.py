@@ -144,7 +144,8 @@ PAIR = b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
 def third_line_fails(command, fails, folder, algo, good, line, part):
     """A bad line among good ones is named, and nothing is written."""
     path = folder / "rows.jsonl"
-    path.write_bytes(good + b"\n" + line + b"\n" + good * 40)
+    many = b"".join(good.replace(b'"a"', b'"a%d"' % n) for n in range(40))
+    path.write_bytes(good + b"\n" + line + b"\n" + many)
     fails([*command(algo), "--data", path], f"{path}, line 3:", part)
     assert not (folder / "run").exists()
 
@@ -210,9 +211,69 @@ def test_what_cannot_be_learnt_from_is_said_before_anything_is_written(command, 
     assert not (tmp_path / "run").exists()
 
 
+LONG = {"sft": {"completion": "b"}, "kto": {"completion": "b", "label": True},
+        "rft": {"completion": "b", "reward": 1}, "oreo": {"completion": "b", "label": True},
+        **dict.fromkeys(["dpo", "reward", "plackett-luce"], {"chosen": "b", "rejected": "c"})}
+
+
+@pytest.mark.parametrize("algo", LONG)
+def test_a_row_too_long_is_named_before_the_first_step_or_skipped(command, fails, tmp_path, capsys,
+                                                                  algo):
+    """In whatever step it would have been dealt.  (The context is 64.)"""
+    path, row = tmp_path / "long.jsonl", LONG[algo]
+    rows = [{"prompt": f"{k}?", **row} for k in range(60)]
+    rows[20] = {"prompt": "20?", **row, next(iter(row)): "x" * 99}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held = tmp_path / "held.jsonl"
+    held.write_text("".join(json.dumps({**row, "prompt": f"held {k}"}) + "\n"
+                            for k, row in enumerate(rows[18:22])))
+    size = {"dpo": "--pairs", "reward": "--prompts", "plackett-luce": "--prompts"}
+    flags = [*command(algo, "--steps", 30, size.get(algo, "--batch-size"), 2), "--data", path]
+    fails(flags, f"{path}, line 21: a prompt of 4 tokens ('20?')", "the model's context of 64")
+    assert not (tmp_path / "run").exists()
+    assert train.main([*map(str, flags), "--eval-data", str(held), "--on-bad-row", "skip"]) == 0
+    said = capsys.readouterr().out
+    assert "skipped 1 of 60 rows" in said and "skipped 1 of 4 rows" in said
+
+
+def test_who_does_not_learn_answers_has_no_need_of_room_for_them(command, tmp_path, reward):
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{k}?", "completion": "x" * 99, "label": "easy"})
+                            + "\n" for k in range(60)))
+    assert train.main([*command("grpo", *GRPO), "--data", str(path), "--reward", reward]) == 0
+
+
+def test_answers_that_repeat_their_prompts_are_not_learnt(command, fails, tmp_path):
+    path = tmp_path / "twice.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{k}+5=?", "completion": f"{k}+5=? 12"}) + "\n"
+                            for k in range(60)))
+    fails([*command("sft"), "--data", path], "in 60 of 60 rows the answer begins with the whole "
+          "prompt (line 1: '0+5=? 12')")
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_that_ask_what_is_held_out_are_left_out_and_counted(command, tmp_path, capsys, rows):
+    held = tmp_path / "held.jsonl"
+    held.write_text(rows.read_text().splitlines()[7].replace("=?", "=?  ") + "\n")
+    assert train.main([*command("sft", "--steps", 1, "--batch-size", 4), "--eval-data",
+                       str(held)]) == 0
+    assert f"left out 1 of 40 rows of {rows}: their questions are held out in {held}" in \
+        capsys.readouterr().out
+
+
+def test_some_rows_without_completions(command, fails, tmp_path):
+    """Most have none, so none is demanded of a row; but SFT learns from nothing else."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{k}?", **({} if k > 20 else {
+        "completion": "b"})}) + "\n" for k in range(60)))
+    fails([*command("sft"), "--data", path], f"{path}, line 22: the row has no completion")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_reward_and_a_label_say_the_same_twice_or_not_the_same(command, fails, tmp_path):
     path = tmp_path / "answers.jsonl"
-    path.write_bytes(ANSWER.replace(b"}", b', "label": true}') * 9)
+    path.write_bytes(b"".join(ANSWER.replace(b"}", b', "label": true}').replace(
+        b'"a"', b'"a%d"' % n) for n in range(40)))
     fails([*command("oreo"), "--data", path], f"{path}, line 1:", "both 'label' and 'reward'")
 
 

@@ -152,6 +152,7 @@ def test_every_file_keeps_its_contract():
         method = methods.load(name)
         assert method.PROOF and all(isinstance(f, str) for f in method.EXPORTS.values()), name
         assert [f.name for f in fields(method.Config)][0] == "steps"
+        assert set(method.READS) <= {"completion", "chosen", "rejected", "label", "reward"}, name
         if hasattr(method.module, "loss"):
             assert hasattr(method.module, "loss_grad"), name
     for name in test_time.names():

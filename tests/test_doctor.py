@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,51 @@ else 1)}) for k in range(60)]
     longer.write_text("\n".join(lines[:30]))
     code, found, _ = diagnose("--data", longer)
     assert code == 1 and found["samples"]["status"] == NONE and "padding" not in found
+
+
+def test_rows_that_a_run_cannot_use_are_named(diagnose, tmp_path):
+    """At any line; --on-bad-row skip leaves them out, and nothing else speaks of them."""
+    path = tmp_path / "long.jsonl"
+    lines = [json.dumps({"prompt": f"{k}?", "completion": "yes"}) for k in range(40)]
+    lines[30] = json.dumps({"prompt": "30?", "completion": "y" * 99})
+    path.write_text("\n".join(lines))
+    code, found, _ = diagnose("--data", path, "--rows", 9)
+    assert code == 1 and found["rows for this model"]["status"] == FAULT
+    said = found["rows for this model"]["finding"]
+    assert "1 of 40 rows" in said and f"{path}, line 31: a prompt of 4 tokens" in said
+    code, found, _ = diagnose("--data", path, "--on-bad-row", "skip")
+    assert code == 0 and found["rows for this model"]["status"] == WARNING
+    assert found["context"]["status"] == OK
+
+
+def test_an_empty_prompt_without_a_bos(diagnose, tiny, tmp_path):
+    bare, path = tmp_path / "bare", tmp_path / "empty.jsonl"
+    shutil.copytree(tiny, bare)
+    (bare / "generation_config.json").write_text('{"eos_token_id": 2, "pad_token_id": 0}')
+    config = json.loads((bare / "config.json").read_text())
+    (bare / "config.json").write_text(json.dumps({**config, "bos_token_id": None}))
+    path.write_text("".join(json.dumps({"prompt": "" if k % 3 else f"{k}?", "completion": "yes"})
+                            + "\n" for k in range(60)))
+    code, found, _ = diagnose("--data", path, "--model", bare, "--prompts", 16)
+    assert code == 1 and f"{path}, line 2: an empty prompt needs a BOS" in \
+        found["rows for this model"]["finding"]
+    assert found["padding"]["status"] == OK
+
+
+def test_how_prompts_and_answers_are_divided(diagnose, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+
+    def looked(text):
+        path.write_text("".join(json.dumps({"chosen": f"{k}? {text}so good", "rejected":
+                                            f"{k}? {text}so bad"}) + "\n" for k in range(60)))
+        return diagnose("--data", path)[1]["prompts of pairs"]
+
+    assert looked("")["status"] == WARNING and "'0? so' + ' good'" in looked("")["finding"]
+    assert looked("Answer: ")["status"] == OK
+    path.write_text("".join(json.dumps({"prompt": f"{k} + 5", "completion": f"{k} + 5 is 12"})
+                            + "\n" for k in range(60)))
+    code, found, _ = diagnose("--data", path)
+    assert code == 1 and found["answers with prompts"]["status"] == FAULT
 
 
 def test_pairs_of_a_file_and_a_reward_model(diagnose, tiny, tmp_path):

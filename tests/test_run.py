@@ -1,5 +1,6 @@
 """A run: its parts, streams of problems, micro-batches, samples, ranks."""
 
+import random
 import subprocess
 import sys
 import textwrap
@@ -49,6 +50,46 @@ def test_a_finite_list_is_gone_through_in_epochs():
     assert seen[:7] != seen[7:14]
     run.step = 3
     assert [p.columns["letter"] for p in run.problems(4)] == seen[12:16]    # by the step alone
+
+
+def dealt(seed, step, n, rows):
+    """What `Run.deal` promises, written out: all epochs one behind the other, cut into steps."""
+    long = []
+    for epoch in range((step + 1) * n // rows + 1):
+        order = list(range(rows))
+        random.Random(f"{seed}/epoch {epoch}").shuffle(order)
+        long += order
+    return long[step * n : (step + 1) * n]
+
+
+@given(st.integers(0, 5), st.integers(1, 9), st.lists(st.tuples(
+    st.integers(0, 9), st.integers(1, 12)), min_size=1, max_size=6))
+def test_epochs_are_dealt_in_order_whatever_else_is_dealt_between(seed, n, draws):
+    run = make_run(seed=seed)
+    for step, rows in draws:
+        run.step = step + 2
+        assert run.deal(range(rows), n, since=2) == dealt(seed, step, n, rows)
+
+
+def test_an_epochs_order_is_made_once(spy):
+    run, shuffles = make_run(seed=12345), spy(random.Random, "shuffle")
+    for run.step in range(10):
+        run.deal(range(100), 10)
+    assert len(shuffles) == 1
+
+
+@pytest.mark.parametrize("problem, answer, part", [
+    (Problem("ab", place="x.jsonl, line 7"), "cdefg", "^x.jsonl, line 7: a prompt of 3 tokens"),
+    (Problem("ab"), "cdefg", "^a prompt of 3 tokens"), ("ab", "cdefg", "^a prompt of 3 tokens"),
+])
+def test_the_last_line_of_defence_names_the_row(problem, answer, part):
+    run = make_run(model=tiny(context=8))
+    with pytest.raises(MinipostError, match=part):
+        run.encode(["a", problem], ["b", answer])
+    assert run.encode([problem], ["cdef"]).tokens.shape == (1, 8)
+    run.vocabulary.prompt = lambda text: []
+    with pytest.raises(MinipostError, match="an empty prompt needs a BOS"):
+        run.encode([problem], ["c"])
 
 
 @given(st.integers(1, 30), st.integers(1, 8), st.integers(0, 99))

@@ -4,19 +4,18 @@ Each check is a function from texts and numbers to a Finding, see model.py.  Ans
 (by the policy, `group_size` of them to each problem) or `reference` (training would imitate them).
 """
 
-import json
 import unicodedata
 from collections import Counter
 
 from minipost.checks.model import FAULT, NONE, OK, WARNING, Finding, of
 from minipost.datasets.rewards import ask
+from minipost.datasets.rows import ANSWERS, NEARLY_ALL, divided, repeats, repetition, shown
 from minipost.datasets.trajectories import reward_of, stated
 from minipost.errors import MinipostError
 
 FEW = 0.1  # up to this share of the answers, cut or unreadable ones are no finding
 MANY = 20  # with fewer pairs, the share of the longer answers means nothing
 ENDS = ("<eos>", "</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
-ANSWERS = ("completion", "chosen", "rejected")
 
 
 def answers_of(problem):
@@ -172,8 +171,18 @@ def gaps(scores, values, group_size):
 def stated_rewards(problems):
     """The rewards or labels in a file differ: it holds both good and bad answers."""
     name, values = "stated rewards", [reward_of(p) for p in problems if stated(p)]
+    others = [p for p in problems if not stated(p)]
     if not values:
-        return Finding(name, NONE, "the rows state no reward or label")
+        odd = next((f" ({p.place} has {key!r}: {shown(p.columns[key])})" for p in others
+                    for key in ("label", "reward") if key in p.columns), "")
+        return Finding(name, NONE, "the rows state no label, true or false, and no reward within "
+                       f"0..1{odd}")
+    if others and len(values) >= len(others):
+        return Finding(
+            name, WARNING, f"{of(len(others), len(problems), 'rows')} state no label, true or "
+            f"false, or reward within 0..1 as others do (the first is {others[0].place})",
+            "KTO, OREO and RFT refuse to start", "mend them, or leave them out with --on-bad-row "
+            "skip")
     if len(set(values)) == 1:
         return Finding(name, WARNING, f"all {len(values)} rows state {values[0]:g}",
                        "KTO and OREO have nothing to tell apart",
@@ -349,10 +358,54 @@ def plain(text):
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+def divided_prompts(rows):
+    """The prompts of pairs are said, by a key or a mark, and not guessed.  rows: as read."""
+    name, marked = "prompts of pairs", [row for row in rows if row.turn]
+    if guess := divided(rows):
+        return Finding(
+            name, WARNING, guess, "what is learnt as the answer may begin too early or too late",
+            "write the prompt under a key of its own, or end it with a mark such as 'Answer:'")
+    if marked:
+        first = marked[0]
+        return Finding(name, OK, f"end at a mark such as 'Answer:' in {len(marked)} of {len(rows)} "
+                       f"rows (line {first.line}: ...{first['prompt'][-24:]!r} + "
+                       f"{first['chosen'][:16]!r})")
+    return Finding(name, NONE, "each row says its prompt")
+
+
+def repeated_prompts(path, rows):
+    """Answers do not begin with their prompts.  rows: as read."""
+    name, repeated = "answers with prompts", [row for row in rows if repeats(row)]
+    if not repeated:
+        return Finding(name, OK, f"none of {len(rows)} rows has an answer that begins with the "
+                       "whole prompt")
+    most = len(repeated) >= NEARLY_ALL * len(rows)
+    return Finding(
+        name, FAULT if most else WARNING, repetition(path, rows, repeated),
+        "methods that learn from them refuse to start" if most else "the prompt is learnt twice",
+        "take the prompt out of the answers")
+
+
+def unusable_rows(complaints, rows, skip):
+    """A run can use every row: it fits the context and has tokens.
+
+    complaints: [(place, sentence)].  skip: whether --on-bad-row skip leaves such rows out.
+    """
+    name = "rows for this model"
+    if not complaints:
+        return Finding(name, OK, f"all of {rows} can be used")
+    place, sentence = complaints[0]
+    return Finding(
+        name, WARNING if skip else FAULT, f"{of(len(complaints), rows, 'rows')} cannot be used "
+        f"({place}: {sentence})", "nothing is learnt from those" if skip else
+        "a method that reads them refuses to start", "mend them" if skip else
+        "mend them, or leave them out with --on-bad-row skip")
+
+
 def held_out_prompts(training, heldout, dropped=0):
     """No held-out prompt is trained on, not even in another spelling.
 
-    dropped: rows left out of training because --eval-data holds their prompt out.
+    dropped: rows left out of training because --eval-data holds their question out.
     """
     name, known = "held-out prompts", {plain(p.prompt) for p in training}
     leaked = [p.prompt for p in heldout if plain(p.prompt) in known]
@@ -366,7 +419,8 @@ def held_out_prompts(training, heldout, dropped=0):
             name, WARNING, f"{dropped} of {dropped + len(training)} rows of --data have a prompt "
             "of --eval-data", "they are left out of training",
             "hold out other prompts if they should be learnt")
-    return Finding(name, OK, f"none of {len(heldout)} among {len(training)} to train on")
+    return Finding(name, OK, f"none of {len(heldout)} among {len(training)} to train on" + (
+        f"; {dropped} rows of --data, which ask one of them, are left out" if dropped else ""))
 
 
 def skipped_rows(sentences):
@@ -381,9 +435,10 @@ def skipped_rows(sentences):
 def repeated_rows(problems):
     """No row of a file occurs twice."""
     name = "repeated rows"
-    seen = Counter(json.dumps([p.prompt, *(p.columns.get(key)
-                                           for key in (*ANSWERS, "reward", "label"))])
-                   for p in problems)
+    given = [(p.prompt, [p.columns.get(key) for key in (*ANSWERS, "reward", "label")])
+             for p in problems]
+    seen = Counter((prompt, *(value if isinstance(value, str) else shown(value)
+                              for value in values)) for prompt, values in given)
     extra = len(problems) - len(seen)
     if extra > 0.01 * len(problems):
         return Finding(

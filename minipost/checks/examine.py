@@ -4,8 +4,8 @@ import torch
 
 from minipost import checkpoint
 from minipost.checks import data, model
+from minipost.datasets.fitting import complaint
 from minipost.datasets.preferences import file_pairs
-from minipost.datasets.rows import read
 from minipost.ops import policy_gradient
 from minipost.rollout import fits
 from minipost.run import open_run
@@ -23,8 +23,7 @@ def examine(options, task, device):
         scorer = checkpoint.load_reward_model(
             options.reward_model, run.vocabulary, device, options.dtype)
     found = look_at_texts(run, model.stated_ids(options.model, tokenizer), options.rows)
-    problems = [p for p in run.problems(options.prompts) if fits(
-        run.policy.module, len(run.vocabulary.prompt(p.prompt)), run.max_new_tokens)]
+    problems = [p for p in run.problems(options.prompts) if not unusable(run, p, ())]
     if problems:
         found += look_at_samples(run, problems, options, scorer)
     else:
@@ -32,6 +31,11 @@ def examine(options, task, device):
     if scorer:
         found.append(model.reward_model_ids(model.stated_ids(options.reward_model, tokenizer)))
     return found
+
+
+def unusable(run, problem, reads=data.ANSWERS):
+    """Why a run cannot use a problem, or None.  reads: the answers that it would learn."""
+    return complaint(problem, run.policy.module, run.vocabulary, run.max_new_tokens, reads)
 
 
 def length(run, prompt, answer):
@@ -51,6 +55,12 @@ def look_at_texts(run, stated, most):
     task, vocabulary, encode = run.task, run.vocabulary, run.vocabulary.tokenizer.encode
     file, heldout = task.name == "file", task.heldout(400)
     training = task.training() if file else task.sample(400, run.rng("problems"))
+    problems = [*training, *task.sides[1]] if file else []
+    odd = [(p.place, said) for p in problems if (said := unusable(run, p))]
+    if file and task.on_bad_row == "skip":
+        places = {place for place, _ in odd}  # where nothing is left, the rest looks at all
+        training, heldout = ([p for p in side if p.place not in places] or side
+                             for side in (training, heldout))
     rows = training[:most]
     given = [(row.prompt, text) for row in rows for text in data.answers_of(row)] or [
         (row.prompt, text) for row, text in demonstrations(run, rows)]
@@ -67,11 +77,14 @@ def look_at_texts(run, stated, most):
     ]
     if not file:
         return [*found, data.held_out_prompts(training, heldout)]
-    whole = read(task.data, task.on_bad_row == "skip")[0]
+    whole = task.rows
     return [
         *found, data.held_out_prompts(training, heldout,
-                                      len(whole) - len(training) if task.eval_data else 0),
-        data.skipped_rows(task.skipped()), data.repeated_rows(rows), data.stated_rewards(rows),
+                                      len(whole) - len(task.training()) if task.eval_data else 0),
+        data.skipped_rows(task.bad),
+        data.unusable_rows(odd, len(problems), task.on_bad_row == "skip"),
+        data.divided_prompts(whole), data.repeated_prompts(task.data, whole),
+        data.repeated_rows(rows), data.stated_rewards(rows),
         data.equal_pairs(pairs, encode), data.contradictory_pairs(pairs),
         data.length_of_chosen(pairs, encode),
     ]

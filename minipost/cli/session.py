@@ -11,9 +11,9 @@ import torch
 from minipost import checkpoint, parallel
 from minipost.cli.console import Console
 from minipost.cli.directory import Directory, made_from
+from minipost.datasets.fitting import fitted
 from minipost.errors import MinipostError
 from minipost.measure.results import TEMPERATURES, as_data, from_data, splits
-from minipost.rollout import check_context
 from minipost.run import open_run
 
 PROG = "python -m minipost.train"
@@ -92,11 +92,15 @@ class Session:
         return code
 
     def check_prompts(self):
-        """Fail before any training if a prompt does not fit.  Endless tasks are sampled."""
+        """Look at all problems before any training, at a sample of an endless task's.
+
+        What the run cannot use is an error, or is left out where rows of a file may be skipped.
+        """
         known = self.task.training() if self.task.training else self.run.problems(16)
-        for problem in chain(known, *self.splits.values()):
-            check_context(self.run.policy.module, len(self.vocabulary.prompt(problem.prompt)),
-                          self.options.max_new_tokens, problem.prompt)
+        self.task = self.run.task = fitted(
+            self.task, self.run.policy.module, self.vocabulary, self.options.max_new_tokens,
+            self.method.READS, chain(known, *self.splits.values()))
+        self.splits = splits(self.task, self.options.eval_n)
 
     def measure(self):
         """The method's measurements: {split: {metric: Result}}."""

@@ -23,6 +23,7 @@ class Problem:
 
     prompt: str
     columns: Mapping[str, Any] = field(default_factory=dict)
+    place: str = field(default="", compare=False)  # "FILE, line N" of a row of a file
 
 
 class Task(Protocol):
