@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from minipost.errors import MinipostError
+from minipost.files import parse_json, read_bytes
 from minipost.gpt import GPT, GPTConfig, RewardModel, ValueHead
 from minipost.tokenizer import BOS, EOS, PAD, Tokenizer, Vocabulary
 
@@ -82,12 +83,7 @@ def write_tensors(path, tensors, **metadata):
 
 def read_json(path):
     """A JSON object; MinipostError names the file and where it breaks."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MinipostError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise MinipostError(f"{path}: not readable as JSON ({error})") from None
+    value = parse_json(read_bytes(path), path)
     if not isinstance(value, dict):
         raise MinipostError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
@@ -278,24 +274,71 @@ def weights(model):
 # ---- whole directories
 
 def read_vocabulary(directory, raw, vocab_size):
-    """The tokenizer of a directory; its control ids come from generation_config or config."""
+    """The tokenizer of a directory; EOS and PAD come from generation_config or config.
+
+    What stands before a prompt is what the tokenizer's template puts there.  A BOS that only
+    config.json names is not put there by other tools either.
+    """
     tokenizer = Tokenizer.load(directory / "tokenizer.json")
-    side = directory / "generation_config.json"
-    ids = {**raw, **{k: v for k, v in (read_json(side) if side.exists() else {}).items()
-                     if v is not None}}
+    ids = stated_ids(directory, raw)
     bos, eos, pad = (ids.get(f"{kind}_token_id") for kind in ("bos", "eos", "pad"))
     eos, known = eos if isinstance(eos, list) else [eos], range(vocab_size)
-    if not eos or not all(i in known for i in eos):
-        raise MinipostError(f"{directory}: eos_token_id is {eos}; expected ids below {vocab_size}")
-    if bos is not None and bos not in known:
-        raise MinipostError(f"{directory}: bos_token_id is {bos}; expected one below {vocab_size}")
-    largest = max(tokenizer.backend.get_vocab().values(), default=0)
-    if largest not in known:
-        raise MinipostError(
-            f"{directory}: the tokenizer has the id {largest}, the model only {vocab_size} ids"
-        )
+    if not eos or not all(is_id(i, known) for i in eos):
+        raise MinipostError(f"{directory}: eos_token_id is {str(eos)[:80]}; expected ids below "
+                            f"{vocab_size}")
+    if bos is not None and not is_id(bos, known):
+        raise MinipostError(f"{directory}: bos_token_id is {str(bos)[:80]}; expected one below "
+                            f"{vocab_size}")
+    check_template(directory, tokenizer, known, (pad, bos, *eos))
+    beyond = beyond_the_model(directory, tokenizer, vocab_size)
     # Masks come from lengths, so any id can fill the padding where a model names none.
-    return Vocabulary(tokenizer, bos, eos, pad if pad in known else 0)
+    named = [pad] if is_id(pad, known) else []
+    return Vocabulary(tokenizer, tokenizer.before, eos, (named or [0])[0], {*named, *beyond})
+
+
+def stated_ids(directory, raw):
+    """The keys of config.json, under those of generation_config.json."""
+    side = directory / "generation_config.json"
+    found = read_json(side) if side.exists() else {}
+    return {**raw, **{key: value for key, value in found.items() if value is not None}}
+
+
+def is_id(value, known):
+    return type(value) is int and value in known
+
+
+def check_template(directory, tokenizer, known, framing):
+    """MinipostError unless the tokenizer's template puts known ids before a text, none behind."""
+    path = directory / "tokenizer.json"
+    if tokenizer.behind:
+        raise MinipostError(f"{path}: its template puts {tokenizer.behind} behind every text; a "
+                            "prompt would end before its answer, so take it out of post_processor")
+    if not all(i in known for i in tokenizer.before):
+        raise MinipostError(f"{path}: its template puts {tokenizer.before} before every text; "
+                            f"expected ids below {len(known)}")
+    side = directory / "tokenizer_config.json"
+    ours = [tokenizer.id(token) for token in (PAD, BOS, EOS)]
+    if (not tokenizer.before and ours == list(framing)
+            and not (side.exists() and "add_bos_token" in read_json(side))):
+        raise MinipostError(
+            f"{path}: an earlier version of minipost wrote it without the template that puts {BOS} "
+            "before a prompt; copy tokenizer.json and tokenizer_config.json from the model it was "
+            "trained from, such as checkpoints/base")
+
+
+def beyond_the_model(directory, tokenizer, vocab_size):
+    """The tokenizer's ids for which the model has no row, which no text can contain.
+
+    MinipostError where a text can contain one.
+    """
+    pieces = set(tokenizer.backend.get_vocab(with_added_tokens=False).values())
+    beyond = {i for i in tokenizer.backend.get_vocab().values() if i >= vocab_size}
+    bad = [i for i in beyond if i in pieces or i not in tokenizer.control]
+    if bad:
+        raise MinipostError(
+            f"{directory}: the tokenizer has the id {max(bad)}, the model only {vocab_size} ids"
+        )
+    return beyond
 
 
 def load(directory, device="cpu", dtype="float32"):
@@ -339,7 +382,8 @@ def create(directory, model, tokenizer, dtype="float32"):
     publish(directory / "tokenizer.json", lambda path: tokenizer.backend.save(str(path)))
     write_json(directory / "tokenizer_config.json", {
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS,
-        "pad_token": PAD, "model_max_length": model.config.max_position_embeddings,
+        "pad_token": PAD, "add_bos_token": True,
+        "model_max_length": model.config.max_position_embeddings,
         "clean_up_tokenization_spaces": False,
     })
     write_json(directory / "generation_config.json", ids)

@@ -60,8 +60,9 @@ def test_round_trip_is_bit_equal(tmp_path, words, tied, kv):
     checkpoint.save(tmp_path / "three", second, tmp_path / "two")
     for file in (tmp_path / "two").iterdir():
         assert file.read_bytes() == (tmp_path / "three" / file.name).read_bytes()
-    assert (vocabulary.bos, vocabulary.eos, vocabulary.pad) == (again.bos, again.eos, again.pad)
-    assert len({vocabulary.bos, *vocabulary.eos, vocabulary.pad}) == 3
+    assert (vocabulary.before, vocabulary.eos, vocabulary.pad) == (
+        again.before, again.eos, again.pad)
+    assert len({*vocabulary.before, *vocabulary.eos, vocabulary.pad}) == 3
     tensors = load_file(tmp_path / "three" / "model.safetensors")
     assert ("lm_head.weight" in tensors) != tied
 
@@ -103,9 +104,9 @@ def test_a_prompt_begins_with_bos_and_an_answer_ends_with_eos_and_nowhere_else(d
     _, vocabulary = checkpoint.load(directory)
     whole = vocabulary.prompt("7+5=?") + vocabulary.response(" 12")
     eos, = vocabulary.eos
-    assert whole == [vocabulary.bos, *vocabulary.tokenizer.encode("7+5=?"),
+    assert whole == [*vocabulary.before, *vocabulary.tokenizer.encode("7+5=?"),
                      *vocabulary.tokenizer.encode(" 12"), eos]
-    assert whole.count(vocabulary.bos) == whole.count(eos) == 1
+    assert whole.count(vocabulary.before[0]) == whole.count(eos) == 1
 
 
 def test_files_have_the_usual_mode(directory):
@@ -164,13 +165,17 @@ def test_reward_models_and_language_models_are_told_apart(directory, tmp_path):
         checkpoint.load_reward_model(directory, vocabulary)
 
 
-@pytest.mark.parametrize("change_to", [{}, {"bos_token_id": 5}, {"eos_token_id": [2, 5]}])
-def test_a_reward_model_that_reads_other_ids_is_refused(directory, tmp_path, words, change_to):
+@pytest.mark.parametrize("other", ["tokenizer", "BOS", "EOS"])
+def test_a_reward_model_that_reads_other_ids_is_refused(directory, tmp_path, words, other):
     """Another tokenizer of the same size, another BOS, another EOS."""
     trunk, vocabulary = checkpoint.load(directory)
     checkpoint.save(tmp_path / "scorer", scorer(trunk), directory)
-    if change_to:
-        change(tmp_path / "scorer/generation_config.json", lambda raw: raw.update(change_to))
+    if other == "EOS":
+        change(tmp_path / "scorer/generation_config.json",
+               lambda raw: raw.update(eos_token_id=[2, 5]))
+    elif other == "BOS":
+        change(tmp_path / "scorer/tokenizer.json", lambda raw: raw["post_processor"][
+            "special_tokens"]["<bos>"].update(ids=[5]))
     else:
         other = Tokenizer.train(["other words make other merges, of course they do"] * 3, 280)
         other.backend.save(str(tmp_path / "scorer/tokenizer.json"))
@@ -320,6 +325,35 @@ def test_a_list_of_eos_ids_and_no_pad(directory):
            lambda raw: raw.update(eos_token_id=[2, 5], pad_token_id=-1))
     _, vocabulary = checkpoint.load(directory)
     assert vocabulary.eos == {2, 5} and vocabulary.pad == 0
+
+
+def test_what_the_template_adds_decides_and_not_an_id_in_config(directory):
+    change(directory / "config.json", lambda raw: raw.update(bos_token_id=5))
+    (directory / "generation_config.json").unlink()
+    assert checkpoint.load(directory)[1].prompt("") == [1]
+    change(directory / "tokenizer_config.json", lambda raw: raw.update(add_bos_token=False))
+    change(directory / "tokenizer.json", lambda raw: raw.update(post_processor=None))
+    assert checkpoint.load(directory)[1].prompt("") == []
+
+
+def test_a_directory_of_an_earlier_version_is_refused(directory):
+    """Its prompts began with a BOS that no file says."""
+    change(directory / "tokenizer.json", lambda raw: raw.update(post_processor=None))
+    change(directory / "tokenizer_config.json", lambda raw: raw.pop("add_bos_token"))
+    refused(directory, "tokenizer.json", "earlier version", "<bos>", "checkpoints/base")
+    (directory / "tokenizer_config.json").unlink()
+    refused(directory, "earlier version")
+
+
+@pytest.mark.parametrize("edit, part", [
+    (lambda post: post["single"].append(post["single"][0]), "puts [1] behind every text"),
+    (lambda post: post["special_tokens"]["<bos>"].update(ids=[280]), "expected ids below 280"),
+    (lambda post: post["single"].pop(), "does not hold the text once"),
+    (lambda post: post.update(special_tokens={}), "not a tokenizer"),
+])
+def test_a_template_that_fits_no_prompt(directory, edit, part):
+    change(directory / "tokenizer.json", lambda raw: edit(raw["post_processor"]))
+    refused(directory, "tokenizer.json", part)
 
 
 def test_a_tokenizer_with_ids_beyond_the_model(directory, words, tmp_path):

@@ -46,7 +46,7 @@ def leaky(hidden):
     return hidden + hidden.mean(1, keepdim=True)
 
 
-Ids = namedtuple("Ids", "bos eos pad", defaults=(1, frozenset([2]), 0))
+Ids = namedtuple("Ids", "before eos pad", defaults=([1], frozenset([2]), 0))
 
 
 def stated(bos=1, eos=2, pad=0):
@@ -56,8 +56,8 @@ def stated(bos=1, eos=2, pad=0):
 
 def test_pad_with_an_id_of_its_own():
     said(checkup.control_ids(Ids(), stated()), OK, "BOS 1, EOS 2, PAD 0")
-    said(checkup.control_ids(Ids(bos=None), stated(pad=None)), OK, "no BOS", "no PAD named")
-    said(checkup.control_ids(Ids(bos=2), stated(bos=2)), OK, "one id for both")
+    said(checkup.control_ids(Ids(before=[]), stated(pad=None)), OK, "no BOS", "no PAD named")
+    said(checkup.control_ids(Ids(before=[2]), stated(bos=2)), OK, "one id for both")
 
 
 @pytest.mark.parametrize("kind", ["eos", "bos"])

@@ -1,11 +1,14 @@
 """The tokenizer: every text survives, digits stand alone, control tokens cannot be smuggled in."""
 
+
+import foreign
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
 
 from minipost.errors import MinipostError
-from minipost.tokenizer import BOS, EOS, PAD, Tokenizer
+from minipost.tokenizer import BOS, EOS, PAD, Tokenizer, Vocabulary
 from scripts.pretrain import tokenizer
 
 WORDS = tokenizer()
@@ -49,3 +52,71 @@ def test_half_a_surrogate_pair_and_a_broken_file_are_refused(tmp_path):
     (tmp_path / "broken.json").write_text("{}")
     with pytest.raises(MinipostError, match="broken.json: not a tokenizer"):
         Tokenizer.load(tmp_path / "broken.json")
+
+
+# ---- what stands before a text, and text that goes on behind other text
+
+ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+ASCII = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20)
+MADE = {name: make() for name, make in (foreign.PREFIXED | foreign.PLAIN).items()}
+
+
+def opened(backend, folder):
+    """The Vocabulary of a tokenizer that was saved and read again."""
+    backend.save(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    return Vocabulary(tokenizer, tokenizer.before, [2], 0)
+
+
+def test_the_template_says_what_stands_before_a_prompt(tmp_path):
+    assert WORDS.before == [WORDS.id(BOS)] and WORDS.behind == []
+    for name, before in {"old llama": [1], "llama3": [1], "smollm": [], "unigram": [1]}.items():
+        vocabulary = opened(MADE[name], tmp_path)
+        assert vocabulary.before == before
+        assert vocabulary.prompt("a 12") == MADE[name].encode("a 12").ids
+        assert vocabulary.prompt("") == before
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory):
+    """read(name) -> the Vocabulary of a tokenizer in MADE."""
+    found = {name: opened(backend, tmp_path_factory.mktemp("words"))
+             for name, backend in MADE.items()}
+    return found.get
+
+
+@pytest.mark.parametrize("name", MADE)
+@given(data=st.data())
+def test_an_answer_goes_on_behind_its_prompt_without_a_further_space(read, name, data):
+    """It is the same text when decoded, and behind the prompt both are the text in one."""
+    texts = ASCII if name == "unigram" else ANY             # which has no bytes for what is rare
+    prompt, answer = (data.draw(texts).replace("▁", "") for _ in range(2))
+    words = read(name)
+    assert words.decode(words.response(answer)) == answer
+    together = words.tokenizer.encode(prompt + answer)
+    if prompt:
+        assert words.decode(words.prompt(prompt) + words.response(answer)) == \
+            words.decode(together)
+
+
+def test_one_space_is_one_space(read):
+    for name in foreign.PREFIXED:
+        words = read(name)
+        spaced, bare = ([words.tokenizer.backend.id_to_token(i) for i in words.response(text)]
+                        for text in (" 12", "12"))
+        assert "".join(spaced[:-1]).replace("Ġ", "▁") == "▁12" and "".join(bare[:-1]) == "12"
+    for name in foreign.PLAIN:                              # one way to read all texts, as ever
+        assert read(name).tokenizer.inside.to_str() == read(name).tokenizer.backend.to_str() or \
+            name == "never"
+        assert read(name).response(" 12")[:-1] == read(name).tokenizer.encode(" 12")
+
+
+def test_kind_tells_vocabularies_apart_by_the_ids_they_give(read, tmp_path):
+    words = read("llama3")
+    bare = Backend.from_str(words.tokenizer.backend.to_str())
+    bare.post_processor, bare.decoder = None, None
+    same = Vocabulary(Tokenizer(bare), [1], [2], 7)         # other words for the same ids
+    assert same.kind() == words.kind() != Vocabulary(Tokenizer(bare), [], [2], 0).kind()
+    assert Vocabulary(Tokenizer(bare), [1], [2, 5], 0).kind() != words.kind()
+    bare.add_special_tokens(["<think>"])
+    assert Vocabulary(Tokenizer(bare), [1], [2], 0).kind() != words.kind()

@@ -242,13 +242,17 @@ def control_texts(texts, specials):
     return Finding(name, OK, f"spelt out in none of {len(texts)}")
 
 
-def boundary(pairs, encode):
-    """A prompt and its answer have the same tokens together as apart.  pairs: (prompt, answer)."""
+def boundary(pairs, encode, behind=None):
+    """A prompt and its answer have the same tokens together as apart.  pairs: (prompt, answer).
+
+    behind: the ids of a text that goes on behind another; `encode` if None.
+    """
+    behind = behind or encode
     name = "prompt and answer"
     if not pairs:
         return Finding(name, NONE, "there are no answers to learn from")
     merged = [prompt[-12:] + answer[:12] for prompt, answer in pairs
-              if encode(prompt + answer) != encode(prompt) + encode(answer)]
+              if encode(prompt + answer) != encode(prompt) + behind(answer)]
     if merged:
         return Finding(
             name, WARNING, f"{of(len(merged), len(pairs), 'answers')} have other tokens behind "

@@ -1,5 +1,7 @@
 """Every check on a set-up, in the order in which the doctor reports them."""
 
+from functools import partial
+
 import torch
 
 from minipost import checkpoint
@@ -63,7 +65,8 @@ def look_at_texts(run, stated, most):
         model.context(list(prompts.values()), [length(run, *pair) for pair in given],
                       run.max_new_tokens, run.policy.module.context),
         data.control_texts([*prompts, *answers], specials),
-        data.boundary(given, encode), data.round_trip(answers, vocabulary),
+        data.boundary(given, encode, partial(encode, inside=True)),
+        data.round_trip(answers, vocabulary),
     ]
     if not file:
         return [*found, data.held_out_prompts(training, heldout)]

@@ -86,10 +86,10 @@ def control_ids(vocabulary, stated):
             "(minipost masks by length)",
             "give PAD an id of its own, that of an unused token, in every file of the model")
     ends = " and ".join(map(str, sorted(vocabulary.eos)))
-    start = "no BOS" if vocabulary.bos is None else f"BOS {vocabulary.bos}"
+    start = f"BOS {' '.join(map(str, vocabulary.before))}" if vocabulary.before else "no BOS"
     pad = f"PAD {vocabulary.pad}" if any(ids["pad"] for ids in stated.values()) else \
         f"no PAD named (padding is filled with {vocabulary.pad} and masked by length)"
-    shared = " (one id for both, as in GPT-2)" if vocabulary.bos in vocabulary.eos else ""
+    shared = " (one id for both, as in GPT-2)" if set(vocabulary.before) & vocabulary.eos else ""
     return Finding(name, OK, f"{start}, EOS {ends}{shared}, {pad}")
 
 
