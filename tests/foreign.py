@@ -57,7 +57,8 @@ def bytelevel(digits=True, prefix=False, template=None):
     """SmolLM2 and GPT-2: bytes, and no BOS unless there is a template."""
     found = Backend(models.BPE())
     found.pre_tokenizer = pre_tokenizers.Sequence(
-        ([pre_tokenizers.Digits(True)] if digits else []) + [pre_tokenizers.ByteLevel(add_prefix_space=prefix)])
+        [*([pre_tokenizers.Digits(True)] if digits else []),
+         pre_tokenizers.ByteLevel(add_prefix_space=prefix)])
     found.decoder = decoders.ByteLevel()
     found.train_from_iterator(LEARNT, trainers.BpeTrainer(
         vocab_size=400, special_tokens=SPECIALS, show_progress=False,

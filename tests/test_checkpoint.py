@@ -356,6 +356,138 @@ def test_a_template_that_fits_no_prompt(directory, edit, part):
     refused(directory, "tokenizer.json", part)
 
 
+def add(directory, **tensors):
+    """Write these tensors beside those of the model, None to leave one out."""
+    path = directory / "model.safetensors"
+    found = {**load_file(path), **tensors}
+    save_file({k: v for k, v in found.items() if v is not None}, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("name", ["score.weight", "model.layers.0.self_attn.q_proj.bias",
+                                  "model.layers.2.input_layernorm.weight", "lm_head.bias",
+                                  "model.rotary_emb.inv_freq2"])
+def test_a_tensor_that_nobody_asked_for_is_named(directory, name):
+    add(directory, **{name: torch.ones(16)})
+    refused(directory, "holds 1 tensors", name)
+
+
+def test_tensors_that_nobody_asked_for_are_counted(directory):
+    add(directory, **{f"model.layers.{i}.mlp.bias": torch.ones(2) for i in range(5)})
+    refused(directory, "holds 5 tensors", "model.layers.0.mlp.bias, model.layers.1.mlp.bias")
+    trunk = tiny_model()
+    index = shard_of(directory, "model.norm.weight")
+    refused(directory, "holds 5 tensors")
+    change(index, lambda raw: [raw["weight_map"].pop(f"model.layers.{i}.mlp.bias")
+                               for i in range(5)])
+    refused(directory, "holds 5 tensors")                   # a shard that holds more than it says
+    assert trunk.config.num_hidden_layers == 2
+
+
+def shard_of(directory, name):
+    """Beside the whole model an index that names it for every tensor."""
+    path = directory / "model.safetensors"
+    index = directory / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(load_file(path), "all.safetensors")}))
+    path.rename(directory / "all.safetensors")
+    return index
+
+
+def test_a_config_of_fewer_layers_than_there_are(directory):
+    change(directory / "config.json", lambda raw: raw.update(num_hidden_layers=1))
+    refused(directory, "holds 9 tensors", "model.layers.1.input_layernorm.weight")
+
+
+def test_what_is_known_to_follow_from_config_is_ignored(directory):
+    whole, _ = checkpoint.load(directory)
+    add(directory, **{"model.rotary_emb.inv_freq": torch.ones(6),
+                      "model.layers.1.self_attn.rotary_emb.inv_freq": torch.ones(6)})
+    same(checkpoint.load(directory)[0], whole)
+
+
+def test_a_second_head_beside_tied_embeddings(directory, tmp_path, words):
+    """It is the embedding again, or the model is not the one that config.json says."""
+    whole, _ = checkpoint.load(directory)
+    embedding = load_file(directory / "model.safetensors")["model.embed_tokens.weight"]
+    add(directory, **{"lm_head.weight": embedding.clone()})
+    same(checkpoint.load(directory)[0], whole)
+    add(directory, **{"lm_head.weight": embedding + 1e-3})
+    refused(directory, "lm_head.weight differs", "tie_word_embeddings")
+    add(directory, **{"lm_head.weight": torch.ones(3, 16)})
+    refused(directory, "lm_head.weight has shape (3, 16)")
+
+
+def test_a_reward_model_with_a_head_that_it_does_not_use(directory, tmp_path):
+    trunk, vocabulary = checkpoint.load(directory)
+    checkpoint.save(tmp_path / "scorer", scorer(trunk), directory)
+    add(tmp_path / "scorer", **{"score.bias": torch.ones(1)})
+    with pytest.raises(MinipostError, match="holds 1 tensors .* score.bias"):
+        checkpoint.load_reward_model(tmp_path / "scorer", vocabulary)
+
+
+def test_the_type_that_config_states_is_that_of_the_matrices(directory):
+    change(directory / "config.json", lambda raw: raw.update(dtype="float16", torch_dtype=None))
+    refused(directory, "has the type F32", "F16")
+    change(directory / "config.json", lambda raw: raw.update(torch_dtype="float32"))
+    refused(directory, "dtype is float16 but torch_dtype float32")
+    change(directory / "config.json", lambda raw: raw.update(torch_dtype="int8", dtype="int8"))
+    refused(directory, "dtype is int8")
+    tensors = load_file(directory / "model.safetensors")
+    add(directory, **{name: x.half() if x.dim() == 2 else x for name, x in tensors.items()})
+    change(directory / "config.json", lambda raw: raw.update(torch_dtype="float16", dtype=None))
+    checkpoint.load(directory)                              # norms may be kept wider
+
+
+def test_a_float64_value_that_is_infinite_in_float32(directory):
+    tensors = load_file(directory / "model.safetensors")
+    change(directory / "config.json", lambda raw: raw.update(torch_dtype=None, dtype=None))
+    add(directory, **{name: x.double() for name, x in tensors.items()})
+    checkpoint.load(directory)
+    add(directory, **{"model.norm.weight": torch.full((16,), 1e300, dtype=torch.float64)})
+    refused(directory, "norm.weight", "not finite")
+
+
+# ---- digests
+
+def test_a_damaged_value_is_seen_and_a_replaced_file_is_not_held_to_the_digest(directory):
+    path = directory / "model.safetensors"
+    assert checkpoint.verify(directory) == ""
+    kept = path.read_bytes()
+    for place in (len(kept) - 1, len(kept) - 2000):
+        path.write_bytes(kept[:place] + bytes([kept[place] ^ 1]) + kept[place + 1:])
+        refused(directory, "model.safetensors: damaged", "delete digests.json")
+    (directory / "digests.json").unlink()
+    checkpoint.load(directory)
+    assert checkpoint.verify(directory) == "there is no digests.json"
+    checkpoint.save(directory, tiny_model(), directory)
+    save_file(load_file(path), path, metadata={"format": "pt", "by": "another tool"})
+    assert checkpoint.verify(directory).startswith("another model.safetensors")
+    checkpoint.load(directory)
+    for wrong in ("[]", "{}", '{"model.safetensors": 3}'):
+        (directory / "digests.json").write_text(wrong)
+        refused(directory, "digests.json")
+
+
+def test_no_digest_is_copied_from_the_model_it_was_trained_from(directory, tmp_path):
+    model, _ = checkpoint.load(directory)
+    with torch.no_grad():
+        model.norm.weight += 1
+    checkpoint.save(tmp_path / "next", model, directory)
+    assert checkpoint.verify(tmp_path / "next") == ""
+    assert ((tmp_path / "next/digests.json").read_bytes()
+            != (directory / "digests.json").read_bytes())
+
+
+@pytest.mark.parametrize("where", ["os.replace", "minipost.checkpoint.digest"])
+def test_a_write_that_breaks_off_leaves_a_directory_that_opens(directory, monkeypatch, where):
+    """After the old digest is gone, before the new one is there."""
+    monkeypatch.setattr(where, full)
+    with pytest.raises((MinipostError, OSError)):
+        checkpoint.save_weights(directory, tiny_model(rope_theta=5e5))
+    monkeypatch.undo()
+    checkpoint.load(directory)
+    assert checkpoint.verify(directory) == "there is no digests.json"
+
+
 def test_a_tokenizer_with_ids_beyond_the_model(directory, words, tmp_path):
     checkpoint.create(tmp_path / "small", tiny_model(vocab=words.vocab_size - 1), words)
     refused(tmp_path / "small", "tokenizer")
@@ -364,7 +496,9 @@ def test_a_tokenizer_with_ids_beyond_the_model(directory, words, tmp_path):
 # ---- writing
 
 def contents(directory):
-    return {file.name: file.read_bytes() for file in directory.iterdir()}
+    """The bytes of all files but the digest, which is taken away before the weights change."""
+    return {file.name: file.read_bytes() for file in directory.iterdir()
+            if file.name != "digests.json"}
 
 
 def full(*arguments, **options):
