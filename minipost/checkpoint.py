@@ -11,8 +11,8 @@ one, transformers 5 the other.  We write both and refuse a file where they diffe
 leaves its files unreadable to other users.  We give them the usual mode.
 """
 
-import json
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -426,6 +426,18 @@ def read_vocabulary(directory, raw, vocab_size):
     return Vocabulary(tokenizer, tokenizer.before, eos, (named or [0])[0], {*named, *beyond})
 
 
+def unused(vocabulary, vocab_size):
+    """Where no token has the id: (V,) bool, or None.
+
+    Embeddings are often padded to a round number of rows.  What was never trained must not be
+    drawn.
+    """
+    backend = vocabulary.tokenizer.backend
+    free = set(range(vocab_size)) - set(backend.get_vocab().values()) - vocabulary.eos
+    return torch.zeros(vocab_size, dtype=torch.bool).index_fill(
+        0, torch.tensor(sorted(free)), True) if free else None
+
+
 def stated_ids(directory, raw):
     """The keys of config.json, under those of generation_config.json."""
     side = directory / "generation_config.json"
@@ -481,7 +493,9 @@ def load(directory, device="cpu", dtype="float32"):
     model = GPT(config).to(DTYPES[dtype])
     load_weights(model, names(config), files, directory)
     verify(directory)
-    return model.to(device), read_vocabulary(directory, raw, config.vocab_size)
+    vocabulary = read_vocabulary(directory, raw, config.vocab_size)
+    model.unused = unused(vocabulary, config.vocab_size)
+    return model.to(device), vocabulary
 
 
 def load_reward_model(directory, vocabulary, device="cpu", dtype="float32"):

@@ -23,6 +23,7 @@ from minipost.datasets.rewards import ask, load_reward
 from minipost.errors import MinipostError
 from minipost.optim import Learner
 from minipost.rollout import (
+    NO_TOKENS,
     Rollout,
     check_context,
     concat,
@@ -66,6 +67,7 @@ class Run:
     tokens: int = 0             # response tokens sampled or trained on so far
     carried: dict = field(default_factory=dict)  # numbers that a method carries from step to step
     reward_model: Any = None    # what `score` asks instead of `reward`
+    control_tokens: str = "plain"  # how control tokens in the rows of a file are read
 
     def __post_init__(self):
         # By key, "learner/NAME" or "frozen/NAME".  `saved` is for parts that are asked for later.
@@ -179,8 +181,7 @@ class Run:
 
     def sample(self, problems, group_size, **options):
         """`group_size` responses to each problem: a Rollout.  Options as in `complete`."""
-        return self.complete([self.vocabulary.prompt(p.prompt) for p in problems], group_size,
-                             **options)
+        return self.complete([self.prompt_ids(p.prompt) for p in problems], group_size, **options)
 
     def complete(self, prompts, group_size, *, temperature, module=None, purpose="rollout",
                  stop=frozenset(), max_new_tokens=None):
@@ -208,11 +209,32 @@ class Run:
     def encode(self, prompts, answers):
         """Texts as Sequences.  MinipostError where a prompt with its answer passes the context."""
         policy, words = self.policy.module, self.vocabulary
-        ids = [words.prompt(text) for text in prompts]
-        ends = [words.response(text) for text in answers]
+        ids = [self.prompt_ids(text) for text in prompts]
+        ends = [words.response(text, **self.reading(text)) for text in answers]
         for before, after, *texts in zip(ids, ends, prompts, answers, strict=True):
             check_context(policy, len(before), len(after), *texts)
         return pack(ids, ends, words.pad).to(policy.device)
+
+    def prompt_ids(self, text):
+        """Ids of a problem's prompt.  MinipostError where there are none.
+
+        Text that a model wrote is encoded by the vocabulary instead, as plain characters.
+        """
+        ids = self.vocabulary.prompt(text, **self.reading(text))
+        if not ids:
+            raise MinipostError(NO_TOKENS)
+        return ids
+
+    def reading(self, text):
+        """How `Vocabulary` reads a text of a problem, as options; control tokens or characters.
+
+        MinipostError where a row spells out a control token and nobody said what it means.
+        """
+        if self.task.name != "file" or self.control_tokens == "plain":
+            return {}
+        if said := self.vocabulary.complaint(text, self.control_tokens):
+            raise MinipostError(f"{self.task.data}: the text {text[:40]!r} {said}")
+        return {"control": self.control_tokens == "tokens"}
 
     def texts(self, rollout):
         """The completions as text."""
@@ -348,4 +370,5 @@ def open_run(options, task, device):
     model, vocabulary = checkpoint.load(options.model, device, options.dtype)
     return Run(Learner(model), vocabulary, task, load_reward(options.reward, task),
                hidden=task.hidden and not options.reward, seed=options.seed,
-               micro_batch_size=options.micro_batch_size, max_new_tokens=options.max_new_tokens)
+               micro_batch_size=options.micro_batch_size, max_new_tokens=options.max_new_tokens,
+               control_tokens=options.control_tokens)

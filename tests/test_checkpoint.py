@@ -446,6 +446,44 @@ def test_a_float64_value_that_is_infinite_in_float32(directory):
     refused(directory, "norm.weight", "not finite")
 
 
+# ---- ids without tokens, and tokens without ids
+
+def test_ids_that_no_token_has_are_masked(tmp_path, words):
+    """Padded embeddings; a hole, where the tokenizer skips an id."""
+    checkpoint.create(tmp_path / "wide", tiny_model(vocab=words.vocab_size + 3), words)
+    model, _ = checkpoint.load(tmp_path / "wide")
+    assert model.unused.nonzero()[:, 0].tolist() == [280, 281, 282]
+    change(tmp_path / "wide/tokenizer.json", lambda raw: raw["added_tokens"].append(
+        {**raw["added_tokens"][0], "content": "<think>", "id": 282}))
+    refused(tmp_path / "wide", "<think>", "does not get its id 282")
+    change(tmp_path / "wide/tokenizer.json", lambda raw: raw["model"]["vocab"].update(far=282))
+    change(tmp_path / "wide/tokenizer.json", lambda raw: raw["added_tokens"].pop())
+    model, _ = checkpoint.load(tmp_path / "wide")
+    assert model.unused.nonzero()[:, 0].tolist() == [280, 281]
+    change(tmp_path / "wide/generation_config.json", lambda raw: raw.update(eos_token_id=[2, 281]))
+    assert checkpoint.load(tmp_path / "wide")[0].unused.nonzero()[:, 0].tolist() == [280]
+    checkpoint.save(tmp_path / "next", model, tmp_path / "wide")
+    assert load_file(tmp_path / "next/model.safetensors")[
+        "model.embed_tokens.weight"].shape == (283, 16)
+
+
+def test_where_every_id_has_a_token_nothing_is_masked(directory):
+    assert checkpoint.load(directory)[0].unused is None
+
+
+def test_an_added_pad_beyond_the_model_does_no_harm(directory):
+    """No text can contain it, and padding is filled with another id."""
+    pad = {"id": 280, "content": "[PAD]", "special": True, "single_word": False, "lstrip": False,
+           "rstrip": False, "normalized": False}
+    change(directory / "tokenizer.json", lambda raw: raw["added_tokens"].append(pad))
+    change(directory / "generation_config.json", lambda raw: raw.update(pad_token_id=280))
+    _, vocabulary = checkpoint.load(directory)
+    assert vocabulary.pad == 0 and 280 not in vocabulary.prompt("a[PAD]")
+    assert "'[PAD]'" in vocabulary.complaint("a[PAD]", "tokens")
+    change(directory / "tokenizer.json", lambda raw: raw["added_tokens"][-1].update(special=False))
+    refused(directory, "the tokenizer has the id 280, the model only 280 ids")
+
+
 # ---- digests
 
 def test_a_damaged_value_is_seen_and_a_replaced_file_is_not_held_to_the_digest(directory):

@@ -1,6 +1,8 @@
 """The tokenizer: every text survives, digits stand alone, control tokens cannot be smuggled in."""
 
 
+import re
+
 import foreign
 import pytest
 from hypothesis import given, settings
@@ -120,3 +122,60 @@ def test_kind_tells_vocabularies_apart_by_the_ids_they_give(read, tmp_path):
     assert Vocabulary(Tokenizer(bare), [1], [2, 5], 0).kind() != words.kind()
     bare.add_special_tokens(["<think>"])
     assert Vocabulary(Tokenizer(bare), [1], [2], 0).kind() != words.kind()
+
+
+# ---- control tokens that belong to the user's data
+
+TAGS = ["<think>", "</think>", "<｜tool▁é｜>"]
+
+
+@pytest.fixture(scope="module")
+def tagged(tmp_path_factory):
+    """Our tokenizer with further control tokens, and PAD and EOS of its own."""
+    backend = Backend.from_str(WORDS.backend.to_str())
+    backend.add_special_tokens(TAGS)
+    words = opened(backend, tmp_path_factory.mktemp("tagged"))
+    return Vocabulary(words.tokenizer, words.before, [2], 0, {0})
+
+
+def test_a_reward_sees_control_tokens_but_not_those_of_the_frame(tagged):
+    ids = [tagged.tokenizer.id(token) for token in TAGS]
+    assert ids == [512, 513, 514]
+    x = tagged.tokenizer.encode("é 12")
+    assert tagged.decode([1, ids[0], *x, ids[1], *x, 0, ids[2], 2]) == \
+        "<think>é 12</think>é 12<｜tool▁é｜>"
+    assert tagged.decode([]) == "" and tagged.tokenizer.decode([*ids, *x]) == "é 12"
+
+
+@given(st.lists(st.sampled_from([*TAGS, "7+5", " é", "<", "think>", "\n"]), max_size=6))
+def test_a_text_of_the_users_is_read_as_tokens_or_as_characters(tagged, pieces):
+    text = "".join(pieces)
+    tokens, plain = tagged.response(text, control=True), tagged.response(text)
+    assert tagged.decode(tokens) == tagged.decode(plain) == text
+    assert [i for i in tokens if i >= 512] == [
+        tagged.tokenizer.id(token) for token in re.findall("|".join(TAGS), text)]
+    assert max(plain, default=0) < 512
+    assert tagged.prompt(text, control=True) == [1, *tokens[:-1]]
+    assert set(tagged.spelt(text)) == {token for token in TAGS if token in text}
+
+
+def test_what_is_wrong_with_a_text(tagged):
+    text = "a</think> b<think>"
+    assert tagged.spelt(text) == ["</think>", "<think>"]
+    assert "'</think>'; say --control-tokens tokens" in tagged.complaint(text, "stop")
+    assert "--control-tokens plain" in tagged.complaint(text, "stop")
+    assert tagged.complaint(text, "tokens") == tagged.complaint(text, "plain") == ""
+    for frame in (PAD, BOS, EOS):
+        for choice in ("stop", "tokens"):
+            assert f"{frame!r}, which is put where it belongs" in tagged.complaint(
+                f"a<think>{frame}"[7 if choice == "stop" else 0:], choice)
+        assert tagged.complaint(frame, "plain") == ""
+
+
+def test_a_tag_behind_a_prompt_of_a_tokenizer_with_spaces(tmp_path):
+    backend = foreign.old_llama()
+    backend.add_special_tokens(["<think>"])
+    words = opened(backend, tmp_path)
+    think = words.tokenizer.id("<think>")
+    ids = words.response("<think>12", control=True)
+    assert ids[0] == think and words.decode(ids) == "<think>12"

@@ -18,13 +18,15 @@ SMALL = 50_000_000  # one thread runs a model of fewer parameters as fast as sev
 def examine(options, task, device):
     """The Findings of all checks: on files and texts, on samples, on a reward model."""
     run = open_run(options, task, device)
+    if run.control_tokens == "stop":
+        run.control_tokens = "plain"  # `control_texts` speaks of the rows at which a run stops
     if device == "cpu" and run.policy.flat.numel() < SMALL:
         torch.set_num_threads(1)  # on a busy machine each small operation waits for all threads
     tokenizer, scorer = run.vocabulary.tokenizer, None
     if options.reward_model:
         scorer = checkpoint.load_reward_model(
             options.reward_model, run.vocabulary, device, options.dtype)
-    found = look_at_texts(run, model.stated_ids(options.model, tokenizer), options.rows)
+    found = look_at_texts(run, model.stated_ids(options.model, tokenizer), options)
     problems = [p for p in run.problems(options.prompts) if fits(
         run.policy.module, len(run.vocabulary.prompt(p.prompt)), run.max_new_tokens)]
     if problems:
@@ -48,23 +50,22 @@ def demonstrations(run, problems):
     return [(problem, text) for problem, text in found if text is not None]
 
 
-def look_at_texts(run, stated, most):
-    """The findings that need no model: on the problems, on a file's first `most` rows."""
+def look_at_texts(run, stated, options):
+    """The findings that need no model: on the problems, on a file's first `options.rows` rows."""
     task, vocabulary, encode = run.task, run.vocabulary, run.vocabulary.tokenizer.encode
     file, heldout = task.name == "file", task.heldout(400)
     training = task.training() if file else task.sample(400, run.rng("problems"))
-    rows = training[:most]
+    rows = training[: options.rows]
     given = [(row.prompt, text) for row in rows for text in data.answers_of(row)] or [
         (row.prompt, text) for row, text in demonstrations(run, rows)]
     answers, pairs = [text for _, text in given], data.pairs_of(rows)
     prompts = {row.prompt: len(vocabulary.prompt(row.prompt)) for row in [*rows, *heldout]}
-    specials = [token.content for token in
-                vocabulary.tokenizer.backend.get_added_tokens_decoder().values() if token.special]
     found = [
         model.control_ids(vocabulary, stated), model.eos_in_files(vocabulary, stated),
         model.context(list(prompts.values()), [length(run, *pair) for pair in given],
                       run.max_new_tokens, run.policy.module.context),
-        data.control_texts([*prompts, *answers], specials),
+        data.control_texts([*prompts, *answers], vocabulary,
+                           options.control_tokens if file else "plain"),
         data.boundary(given, encode, partial(encode, inside=True)),
         data.round_trip(answers, vocabulary),
     ]

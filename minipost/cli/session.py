@@ -76,7 +76,7 @@ class Session:
         """Fail before any training if a prompt does not fit.  Endless tasks are sampled."""
         known = self.task.training() if self.task.training else self.run.problems(16)
         for problem in chain(known, *self.splits.values()):
-            check_context(self.run.policy.module, len(self.vocabulary.prompt(problem.prompt)),
+            check_context(self.run.policy.module, len(self.run.prompt_ids(problem.prompt)),
                           self.options.max_new_tokens, problem.prompt)
 
     def open_directory(self):
