@@ -314,11 +314,11 @@ def stored(config, table, directory, letters=None):
     if table is names and config.tie_word_embeddings and HEAD in spare & where.keys():
         check_tensor(files[where[HEAD]], where[HEAD], HEAD, wanted[EMBEDDING], letters)
         spare.remove(HEAD)  # `load_weights` holds it to the embedding
-    spare = sorted(name for name in spare if not IGNORED.fullmatch(name))
-    if spare:
+    left = sorted(name for name in spare if not IGNORED.fullmatch(name))
+    if left:
         raise MinipostError(
-            f"{directory}: holds {len(spare)} tensors for which config.json has no place, such as "
-            f"{', '.join(name[:60] for name in spare[:3])}; they would be left out of the model")
+            f"{directory}: holds {len(left)} tensors for which config.json has no place, such as "
+            f"{', '.join(name[:60] for name in left[:3])}; they would be left out of the model")
     return {name: files[path] for name, path in where.items()}
 
 

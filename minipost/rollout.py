@@ -19,7 +19,6 @@ import torch
 from minipost.errors import MinipostError
 from minipost.ops import pick, spread
 
-
 NO_TOKENS = ("an empty prompt needs a BOS, which this model's tokenizer does not put there; give "
              "the prompt a text")
 

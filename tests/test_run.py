@@ -12,8 +12,8 @@ from fakes import Echo, Hidden, make_run, small, tiny, toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minipost.errors import MinipostError
 from minipost.datasets.rows import File
+from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
 from minipost.methods import rft
 from minipost.optim import Learner
