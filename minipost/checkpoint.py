@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -161,7 +160,7 @@ def stated_dtype(raw):
     if new is not None and old is not None and new != old:
         raise ValueError(f"dtype is {str(new)[:40]} but torch_dtype {str(old)[:40]}")
     said = old if new is None else new
-    if said is not None and said not in LETTERS:
+    if said is not None and not (isinstance(said, str) and said in LETTERS):
         raise ValueError(f"dtype is {str(said)[:40]}; expected one of {', '.join(LETTERS)}")
     return None if said is None else LETTERS[said]
 
@@ -290,7 +289,7 @@ def open_tensors(path):
     try:
         return safe_open(str(path), "pt")
     except (OSError, ValueError, SafetensorError) as error:
-        raise MinipostError(f"{path}: not a whole safetensors file ({error})") from None
+        raise MinipostError(f"{path}: not a whole safetensors file ({str(error)[:80]})") from None
 
 
 def stored(config, table, directory, letters=None):
@@ -363,7 +362,7 @@ def check_tensor(file, path, part, shape, letters):
     try:
         found = file.get_slice(part)
     except SafetensorError as error:
-        raise MinipostError(f"{path}: {error}") from None
+        raise MinipostError(f"{path}: {str(error)[:120]}") from None
     if tuple(found.get_shape()) != shape:
         raise MinipostError(f"{path}: {part} has shape {tuple(found.get_shape())}, config.json "
                             f"says {shape}")
@@ -402,6 +401,33 @@ def weights(model):
 
 
 # ---- whole directories
+
+def side_files(directory):
+    """The files of a model directory that `save` copies.
+
+    MinipostError where one is no file, or a link to a file elsewhere, which nobody meant to copy.
+    """
+    found = [directory / name for name in SIDE_FILES if os.path.lexists(directory / name)]
+    for path in [*found, directory / "config.json"]:
+        if path.is_symlink():
+            check_link(path)
+        with opened(path):
+            pass
+    return found
+
+
+def check_link(path):
+    """MinipostError unless a link leads to a file in its own directory.
+
+    The cache of Hugging Face is one directory: files in snapshots/ are links to those in blobs/.
+    """
+    target, homes = Path(os.path.realpath(path)), [Path(os.path.realpath(path.parent))]
+    if homes[0].parent.name == "snapshots":
+        homes.append(homes[0].parents[1] / "blobs")
+    if not any(target.is_relative_to(home) for home in homes):
+        raise MinipostError(f"{path}: is a symbolic link out of its directory, to "
+                            f"{str(target)[:80]}; put a copy of the file in its place")
+
 
 def read_vocabulary(directory, raw, vocab_size):
     """The tokenizer of a directory; EOS and PAD come from generation_config or config.
@@ -487,6 +513,7 @@ def load(directory, device="cpu", dtype="float32"):
     """Open a model directory: (GPT, Vocabulary)."""
     directory = Path(directory)
     config, raw = read_config(directory)
+    side_files(directory)
     if raw.get("architectures") == [SCORER]:
         raise MinipostError(f"{directory}: is a reward model; expected a language model")
     files = stored(config, names, directory, stated_dtype(raw))
@@ -541,9 +568,9 @@ def save(directory, model, like, dtype="float32"):
     """Write a trained GPT or RewardModel, and byte-for-byte copies of the other files of `like`."""
     directory, like = Path(directory), Path(like)
     make_directory(directory)
-    for name in SIDE_FILES:
-        if (like / name).is_file():
-            publish(directory / name, lambda path, name=name: shutil.copyfile(like / name, path))
+    for path in side_files(like):
+        data = read_bytes(path)
+        publish(directory / path.name, lambda path, data=data: path.write_bytes(data))
     raw, kind = read_json(like / "config.json"), dict[str, Any]()
     if isinstance(model, ValueHead):
         kind = {"architectures": [SCORER], "id2label": {"0": "score"},

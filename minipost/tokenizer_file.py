@@ -210,6 +210,10 @@ def check(raw):
         if not (isinstance(token, dict) and token.keys() == ADDED.keys()
                 and all(ADDED[key](value) for key, value in token.items())):
             raise MinipostError(f"its added token {str(token)[:80]} is not as it should be")
+    model = raw["model"]
+    for row in model.get("merges", []):
+        if "".join(row.split(" ") if isinstance(row, str) else row) not in model["vocab"]:
+            raise MinipostError(f"its merge {str(row)[:80]} makes a token that it does not have")
     for name in ("normalizer", "decoder"):
         if growth(raw, name) > GROWTH:
             raise MinipostError(f"the replacements of its {name} make a text more than {GROWTH} "

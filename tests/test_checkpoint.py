@@ -289,6 +289,99 @@ def test_file_missing_or_not_whole(directory, name, damage):
     refused(directory, name)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json",
+                                  "generation_config.json", "tokenizer_config.json",
+                                  "digests.json"])
+def test_what_is_no_file_is_refused_at_once(directory, name):
+    """A pipe would wait for ever, a device fill the memory."""
+    (directory / name).unlink()
+    os.mkfifo(directory / name)
+    refused(directory, f"{name}: is a pipe; expected a file")
+    if name != "digests.json":
+        (directory / name).unlink()
+        (directory / name).symlink_to("/dev/zero")
+        refused(directory, name)
+
+
+def test_a_file_that_is_far_too_long_is_refused(directory):
+    for name in ("config.json", "tokenizer.json", "generation_config.json"):
+        kept = (directory / name).read_bytes()
+        with open(directory / name, "wb") as file:
+            file.truncate(10**9)                            # a hole: nothing is written
+        refused(directory, name, "is longer than 67,108,864 bytes")
+        (directory / name).write_bytes(kept)
+    with open(directory / "model.safetensors", "r+b") as file:
+        file.write((150 * 10**6).to_bytes(8, "little"))     # the names of 1.5 million tensors
+        file.truncate(10**9)
+    refused(directory, "model.safetensors", "list of tensors has 150,000,000 bytes")
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "special_tokens_map.json",
+                                  "tokenizer.json", "config.json"])
+def test_what_a_link_leads_to_outside_is_not_copied_into_a_run(directory, tmp_path, name):
+    model, _ = checkpoint.load(directory)
+    (tmp_path / "secret").write_text("{}")
+    if (directory / name).exists():
+        (directory / name).rename(tmp_path / "secret")
+    (directory / name).symlink_to(tmp_path / "secret")
+    refused(directory, name, "symbolic link out of its directory", "secret")
+    with pytest.raises(MinipostError, match="symbolic link"):
+        checkpoint.save(tmp_path / "next", model, directory)
+    assert not (tmp_path / "next" / name).exists()
+
+
+def test_links_inside_a_directory_and_in_hugging_faces_cache_are_followed(directory, tmp_path):
+    (directory / "tokenizer.json").rename(directory / "words")
+    (directory / "tokenizer.json").symlink_to("words")
+    model, _ = checkpoint.load(directory)
+    snapshot, blobs = tmp_path / "models--x/snapshots/abc", tmp_path / "models--x/blobs"
+    snapshot.mkdir(parents=True), blobs.mkdir()
+    for number, file in enumerate(directory.iterdir()):
+        (blobs / str(number)).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    checkpoint.load(snapshot)
+    checkpoint.save(tmp_path / "next", model, snapshot)
+    assert not (tmp_path / "next/tokenizer.json").is_symlink()
+    same(checkpoint.load(tmp_path / "next")[0], model)
+
+
+@pytest.mark.parametrize("text, part", [
+    ('{"a": 1, "a": 1}', "'a' stands twice"), ('{"a": NaN}', "NaN is not a JSON number"),
+    ('{"a": 1e999}', "1e999 is no finite number"), ('{"a": ' + "9" * 30 + "}", "30 digits"),
+    ('{"a": "\\ud800"}', "half of a surrogate pair"), ("[" * 10**5, "nested too deep"),
+    ('{"a":' * 90 + "1" + "}" * 90, "deeper than 64 levels"), ("[]", "expected a JSON object"),
+    (b'{"a": "\xff"}', "not UTF-8 at byte 7"), ("", "not readable as JSON"),
+])
+def test_json_with_tricks_is_refused(tmp_path, text, part):
+    path = tmp_path / "config.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(MinipostError) as error:
+        checkpoint.read_json(path)
+    assert str(error.value).startswith(f"{path}: ") and part in str(error.value)
+    path.write_text('{"a": "\\ud83d\\ude00 \\u00e9", "b": [1, -2.5e3, null]}')
+    assert checkpoint.read_json(path) == {"a": "\U0001f600 é", "b": [1, -2500.0, None]}
+
+
+@pytest.mark.parametrize("key, value", [
+    ("vocab_size", 280.0), ("vocab_size", True), ("vocab_size", "280"), ("num_hidden_layers", 2.0),
+    ("head_dim", False), ("num_key_value_heads", 1.0), ("rms_norm_eps", "1e-5"),
+    ("rms_norm_eps", True), ("rope_theta", "10000"), ("rope_theta", True), ("rope_theta", -1),
+    ("tie_word_embeddings", 1), ("tie_word_embeddings", "true"), ("attention_bias", "false"),
+    ("mlp_bias", 0), ("partial_rotary_factor", 0.5), ("dtype", ["float32"]),
+])
+def test_numbers_and_switches_of_a_wrong_kind_are_refused(directory, key, value):
+    change(directory / "config.json", lambda raw: raw.update({key: value}))
+    refused(directory, "config.json", key)
+
+
+def test_a_context_of_a_hundred_million_costs_nothing(directory):
+    whole, _ = checkpoint.load(directory)
+    change(directory / "config.json", lambda raw: raw.update(max_position_embeddings=10**8))
+    model, _ = checkpoint.load(directory)
+    tokens = torch.arange(40)[None]
+    assert torch.equal(model(tokens), whole(tokens))
+
+
 def test_no_such_directory(tmp_path):
     refused(tmp_path / "nowhere")
 
@@ -312,7 +405,9 @@ def test_tensor_that_does_not_fit(directory, tensor, message):
 
 @pytest.mark.parametrize("change_to", [
     {"eos_token_id": None}, {"eos_token_id": []}, {"eos_token_id": 280}, {"eos_token_id": [2, "x"]},
-    {"eos_token_id": -1}, {"bos_token_id": 280}, {"bos_token_id": "<bos>"},
+    {"eos_token_id": -1}, {"bos_token_id": 280}, {"bos_token_id": "<bos>"}, {"eos_token_id": True},
+    {"eos_token_id": 1.0}, {"eos_token_id": [2, 0.0]}, {"eos_token_id": [[2]]},
+    {"bos_token_id": 1.0}, {"bos_token_id": True},
 ])
 def test_control_tokens_that_do_not_exist(directory, change_to):
     (directory / "generation_config.json").unlink()
@@ -544,7 +639,7 @@ def full(*arguments, **options):
 
 
 @pytest.mark.parametrize("where", ["os.fsync", "os.replace", "os.chmod",
-                                   "minipost.checkpoint.save_file", "shutil.copyfile"])
+                                   "minipost.checkpoint.save_file", "pathlib.Path.write_bytes"])
 def test_a_failed_write_changes_nothing(directory, monkeypatch, where):
     before = contents(directory)
     model = tiny_model(rope_theta=5e5)
