@@ -1,6 +1,7 @@
 """The tokenizer: every text survives, digits stand alone, control tokens cannot be smuggled in."""
 
 
+import json
 import re
 
 import foreign
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 
 from minipost.errors import MinipostError
-from minipost.tokenizer import BOS, EOS, PAD, Tokenizer, Vocabulary
+from minipost.tokenizer import BOS, EOS, PAD, Tokenizer, Vocabulary, guarded
 from scripts.pretrain import tokenizer
 
 WORDS = tokenizer()
@@ -179,3 +180,64 @@ def test_a_tag_behind_a_prompt_of_a_tokenizer_with_spaces(tmp_path):
     think = words.tokenizer.id("<think>")
     ids = words.response("<think>12", control=True)
     assert ids[0] == think and words.decode(ids) == "<think>12"
+
+
+# ---- descriptions that are refused
+
+def described(**change):
+    return {**json.loads(WORDS.backend.to_str()), **change}
+
+
+def replace(content, pattern=None):
+    return {"type": "Replace", "pattern": pattern or {"String": "a"}, "content": content}
+
+
+BPE = json.loads(WORDS.backend.to_str())["model"]
+
+
+@pytest.mark.parametrize("change, part", [
+    ({"model": {**BPE, "dropout": 0.1}}, "'dropout': 0.1"),
+    ({"model": {**BPE, "continuing_subword_prefix": "##"}}, "continuing_subword_prefix"),
+    ({"model": {**BPE, "merges": [["a", "\u0120far"]]}}, "makes a token that it does not have"),
+    ({"model": {**BPE, "vocab": {**BPE["vocab"], "zz": 3}}}, "'vocab'"),
+    ({"model": {**BPE, "vocab": {**BPE["vocab"], "zz": -1}}}, "'vocab'"),
+    ({"model": {"type": "Neural"}}, "of the kind 'Neural'"), ({"model": {"type": ["BPE"]}}, "kind"),
+    ({"model": {"type": "BPE", "vocab": {}}}, "lacks 'merges'"), ({"model": []}, "no model"),
+    ({"normalizer": {"type": "Sequence", "normalizers": [replace("aaaaaaaaaa")] * 3}}, "100 times"),
+    ({"decoder": {"type": "Sequence", "decoders": [replace("a" * 50)] * 2}}, "100 times"),
+    ({"normalizer": replace("", {"String": ""})}, "'pattern'"),
+    ({"normalizer": replace("", {"Regex": "(a{1000}){1000}"})}, "'pattern'"),
+    ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////w=="}}, "charsmap"),
+    ({"normalizer": {"type": "Sequence", "normalizers": 3}}, "without a list"),
+    ({"post_processor": {"type": "BertProcessing", "sep": ["a", 5], "cls": ["b", 6]}}, "kind"),
+    ({"post_processor": {"type": "TemplateProcessing", "single": []}}, "lacks"),
+    ({"pre_tokenizer": {"type": "Metaspace", "replacement": "ab"}}, "'replacement'"),
+    ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated",
+                        "invert": False}}, "library says"),
+    ({"added_tokens": [{"id": 1}]}, "added token"), ({"added_tokens": 3}, "no list"),
+])
+def test_a_description_of_unknown_or_harmful_parts_is_refused(tmp_path, capfd, change, part):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(described(**change)))
+    with pytest.raises(MinipostError) as error:
+        Tokenizer.load(path)
+    assert str(error.value).startswith(f"{path}: not a tokenizer that can be read (")
+    assert part in str(error.value)
+    assert "panicked" not in capfd.readouterr().err
+
+
+def test_a_panic_of_the_library_is_a_sentence():
+    class PanicException(BaseException):
+        pass
+
+    def panics(*arguments, **options):
+        raise PanicException("index out of range")
+
+    with pytest.raises(MinipostError, match="library says: index out of range"):
+        guarded(panics, "a")
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        guarded(interrupted, "a")
