@@ -10,6 +10,7 @@ import torch
 from conftest import tiny_model
 
 from minipost import checkpoint, rollout
+from minipost.checks.model import OK, before_prompts
 from minipost.gpt import RewardModel
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tokenizer import BOS, EOS, PAD
@@ -213,6 +214,25 @@ def test_we_read_a_prompt_as_other_tools_do(tmp_path, name, kind, said):
     ours = checkpoint.read_vocabulary(tmp_path, checkpoint.read_json(tmp_path / "config.json"), 400)
     for text in texts():
         assert tokenizer(text).input_ids == ours.prompt(text), text
+
+
+@pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "LlamaTokenizer", "GPT2Tokenizer"])
+@pytest.mark.parametrize("name", foreign.PREFIXED | foreign.PLAIN)
+@pytest.mark.parametrize("said", [{}, {"add_prefix_space": True, "legacy": True},
+                                  {"add_prefix_space": False}])
+def test_the_doctor_knows_which_classes_build_another_tokenizer(tmp_path, name, kind, said):
+    """Its warning is there wherever some text gets other ids in transformers."""
+    foreign.write(tmp_path, (foreign.PREFIXED | foreign.PLAIN)[name](), kind, **said)
+    ours = checkpoint.read_vocabulary(tmp_path, checkpoint.read_json(tmp_path / "config.json"), 400)
+    fine = before_prompts(tmp_path, ours).status == OK
+    try:
+        other = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        same = all(other(text).input_ids == ours.prompt(text) for text in texts())
+    except Exception:                                       # it cannot even be built there
+        same = False
+    assert fine <= same, "a difference without a warning"
+    if not fine:
+        assert not same or name in ("smollm", "llama3"), "a warning without a difference"
 
 
 def test_a_pipeline_of_theirs_answers_as_well_as_we_do():

@@ -27,6 +27,9 @@ def examine(options, task, device):
         scorer = checkpoint.load_reward_model(
             options.reward_model, run.vocabulary, device, options.dtype)
     found = look_at_texts(run, model.stated_ids(options.model, tokenizer), options)
+    found += [model.before_prompts(options.model, run.vocabulary),
+              model.shown_tokens(run.vocabulary), model.unused_ids(run.policy.module),
+              model.weights_as_written(options.model)]
     problems = [p for p in run.problems(options.prompts) if fits(
         run.policy.module, len(run.vocabulary.prompt(p.prompt)), run.max_new_tokens)]
     if problems:
