@@ -19,7 +19,6 @@ from minipost.tokenizer_file import check, frame, inside_a_text
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 PROBE = " a 12\n\u5317 <x>\x00"
-CONTROL_TOKENS = ("stop", "tokens", "plain")  # how the user's own texts are read
 
 
 class Tokenizer:
@@ -172,7 +171,7 @@ class Vocabulary:
     def complaint(self, text, control_tokens):
         """What is wrong with a text of the user's data: the end of a sentence, or "".
 
-        control_tokens: how the text is read, one of CONTROL_TOKENS.
+        control_tokens: how the text is read, "tokens" or "plain"; "stop" if nobody said it.
         """
         for token in self.spelt(text) if control_tokens != "plain" else []:
             if self.tokenizer.id(token) in self.frame:

@@ -130,6 +130,11 @@ def test_ids_tokens_and_digests_of_a_model(tiny, tmp_path):
     said(checkup.weights_as_written(copy), NONE)
 
 
+def test_prompts_without_a_token():
+    said(checkup.empty_prompts([3, 1]), OK, "none of 2")
+    said(checkup.empty_prompts([3, 0]), FAULT, "1 of 2 prompts", "BOS")
+
+
 def test_context_that_holds_prompts_and_answers():
     said(checkup.context([10, 16], [40, 64], 48, 64), OK, "16 of 64")
     said(checkup.context([10, 17], [], 48, 64), FAULT, "1 of 2 prompts", "--max-new-tokens 47")

@@ -107,6 +107,7 @@ def test_one_space_is_one_space(read):
         words = read(name)
         spaced, bare = ([words.tokenizer.backend.id_to_token(i) for i in words.response(text)]
                         for text in (" 12", "12"))
+        assert all(words.decode(words.response(t)) == t for t in (" 12", "12", "  12", " "))
         assert "".join(spaced[:-1]).replace("Ġ", "▁") == "▁12" and "".join(bare[:-1]) == "12"
     for name in foreign.PLAIN:                              # one way to read all texts, as ever
         assert read(name).tokenizer.inside.to_str() == read(name).tokenizer.backend.to_str() or \

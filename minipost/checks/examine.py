@@ -30,8 +30,9 @@ def examine(options, task, device):
     found += [model.before_prompts(options.model, run.vocabulary),
               model.shown_tokens(run.vocabulary), model.unused_ids(run.policy.module),
               model.weights_as_written(options.model)]
-    problems = [p for p in run.problems(options.prompts) if fits(
-        run.policy.module, len(run.vocabulary.prompt(p.prompt)), run.max_new_tokens)]
+    problems = [p for p in run.problems(options.prompts)
+                if readable(run, [p.prompt, *data.answers_of(p)]) and prompt_length(run, p.prompt)
+                and fits(run.policy.module, prompt_length(run, p.prompt), run.max_new_tokens)]
     if problems:
         found += look_at_samples(run, problems, options, scorer)
     else:
@@ -41,9 +42,25 @@ def examine(options, task, device):
     return found
 
 
+def reading(run):
+    """How `Vocabulary` reads the texts of this run, as options."""
+    return {"control": True} if run.task.name == "file" and run.control_tokens == "tokens" else {}
+
+
+def readable(run, texts):
+    """Whether a run reads these texts and does not stop at them."""
+    return not reading(run) or not any(
+        run.vocabulary.complaint(text, run.control_tokens) for text in texts)
+
+
+def prompt_length(run, prompt):
+    """Tokens of a prompt."""
+    return len(run.vocabulary.prompt(prompt, **reading(run)))
+
+
 def length(run, prompt, answer):
     """Tokens of a prompt with its answer and EOS."""
-    return len(run.vocabulary.prompt(prompt)) + len(run.vocabulary.response(answer))
+    return prompt_length(run, prompt) + len(run.vocabulary.response(answer, **reading(run)))
 
 
 def demonstrations(run, problems):
@@ -62,9 +79,10 @@ def look_at_texts(run, stated, options):
     given = [(row.prompt, text) for row in rows for text in data.answers_of(row)] or [
         (row.prompt, text) for row, text in demonstrations(run, rows)]
     answers, pairs = [text for _, text in given], data.pairs_of(rows)
-    prompts = {row.prompt: len(vocabulary.prompt(row.prompt)) for row in [*rows, *heldout]}
+    prompts = {row.prompt: prompt_length(run, row.prompt) for row in [*rows, *heldout]}
     found = [
         model.control_ids(vocabulary, stated), model.eos_in_files(vocabulary, stated),
+        model.empty_prompts(prompts.values()),
         model.context(list(prompts.values()), [length(run, *pair) for pair in given],
                       run.max_new_tokens, run.policy.module.context),
         data.control_texts([*prompts, *answers], vocabulary,

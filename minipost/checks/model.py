@@ -159,6 +159,17 @@ def as_described(raw, said):
     return True
 
 
+def empty_prompts(lengths):
+    """Every prompt has a token that predicts the first one of its answer.  lengths: in tokens."""
+    name, count = "empty prompts", list(lengths).count(0)
+    if count:
+        return Finding(
+            name, FAULT, f"{of(count, len(lengths), 'prompts')} have no token, not even a BOS, "
+            "which this model's tokenizer does not put there", "minipost.train refuses to start",
+            "give them a text")
+    return Finding(name, OK, f"none of {len(lengths)} is without a token")
+
+
 def unused_ids(model):
     """Ids that no token has are never drawn and never learnt."""
     name, mask = "ids without a token", model.unused
@@ -175,8 +186,8 @@ def shown_tokens(vocabulary):
     shown = [control[i] for i in sorted(control.keys() - vocabulary.frame)]
     if not shown:
         return Finding(name, NONE, "the tokenizer has none but BOS, EOS and PAD")
-    return Finding(name, OK, f"{len(shown)} beside BOS, EOS and PAD, such as {shown[0]!r}, stand in "
-                   "what a reward function reads")
+    return Finding(name, OK, f"{len(shown)} beside BOS, EOS and PAD, such as {shown[0]!r}, stand "
+                   "in what a reward function reads")
 
 
 def weights_as_written(directory):
