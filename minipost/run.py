@@ -230,7 +230,7 @@ class Run:
 
         MinipostError where a row spells out a control token and nobody said what it means.
         """
-        if self.task.name != "file" or self.control_tokens == "plain":
+        if self.control_tokens == "plain" or self.task.name != "file":
             return {}
         if said := self.vocabulary.complaint(text, self.control_tokens):
             raise MinipostError(f"{self.task.data}: the text {text[:40]!r} {said}")
