@@ -24,6 +24,7 @@ from minipost.datasets.rewards import ask, load_reward
 from minipost.errors import MinipostError
 from minipost.optim import Learner
 from minipost.rollout import (
+    NO_TOKENS,
     Rollout,
     check_context,
     concat,
@@ -78,6 +79,7 @@ class Run:
     carried: dict = field(default_factory=dict)  # numbers that a method carries from step to step
     reward_model: Any = None    # what `score` asks instead of `reward`
     recompute: bool = False     # let training's own log-probs replace those of the sampler
+    control_tokens: str = "plain"  # how control tokens in the rows of a file are read
 
     def __post_init__(self):
         self.sampled_at, self.difference = None, 0.0  # updates at the last rollout; see `compare`
@@ -187,8 +189,7 @@ class Run:
 
     def sample(self, problems, group_size, **options):
         """`group_size` responses to each problem: a Rollout.  Options as in `complete`."""
-        return self.complete([self.vocabulary.prompt(p.prompt) for p in problems], group_size,
-                             **options)
+        return self.complete([self.prompt_ids(p.prompt) for p in problems], group_size, **options)
 
     def rollout(self, problems, group_size, *, temperature, purpose="rollout"):
         """`sample` by the policy, to learn from.
@@ -255,17 +256,39 @@ class Run:
         """
         policy, words = self.policy.module, self.vocabulary
         problems = [Problem(each) if isinstance(each, str) else each for each in problems]
-        ids = [words.prompt(problem.prompt) for problem in problems]
-        ends = [words.response(text) for text in answers]
-        for problem, before, after, text in zip(problems, ids, ends, answers, strict=True):
-            place = problem.place and f"{problem.place}: "
-            if not before:
-                raise MinipostError(f"{place}an empty prompt needs a BOS")
+        ids, ends = [], []
+        for problem, text in zip(problems, answers, strict=True):
             try:
+                before = self.prompt_ids(problem.prompt)
+                after = words.response(text, **self.reading(text))
                 check_context(policy, len(before), len(after), problem.prompt, text)
             except MinipostError as error:
+                place = problem.place and f"{problem.place}: "
                 raise MinipostError(f"{place}{error}") from None
+            ids.append(before)
+            ends.append(after)
         return pack(ids, ends, words.pad).to(policy.device)
+
+    def prompt_ids(self, text):
+        """Ids of a problem's prompt.  MinipostError where there are none.
+
+        Text that a model wrote is encoded by the vocabulary instead, as plain characters.
+        """
+        ids = self.vocabulary.prompt(text, **self.reading(text))
+        if not ids:
+            raise MinipostError(NO_TOKENS)
+        return ids
+
+    def reading(self, text):
+        """How `Vocabulary` reads a text of a problem, as options; control tokens or characters.
+
+        MinipostError where a row spells out a control token and nobody said what it means.
+        """
+        if self.control_tokens == "plain" or self.task.name != "file":
+            return {}
+        if said := self.vocabulary.complaint(text, self.control_tokens):
+            raise MinipostError(f"{self.task.data}: the text {text[:40]!r} {said}")
+        return {"control": self.control_tokens == "tokens"}
 
     def texts(self, rollout):
         """The completions as text."""
@@ -404,4 +427,4 @@ def open_run(options, task, device):
                hidden=task.hidden and not options.reward,
                reward_timeout=options.reward_timeout, seed=options.seed,
                micro_batch_size=options.micro_batch_size, max_new_tokens=options.max_new_tokens,
-               recompute=options.dtype != "float32")
+               recompute=options.dtype != "float32", control_tokens=options.control_tokens)

@@ -387,6 +387,7 @@ def test_a_reward_model_that_cannot_score(command, fails, tiny, scorer, tmp_path
         tensors = load_file(scorer / "model.safetensors")
         tensors["score.weight"].fill_(math.inf if damage == "inf" else 3e38)
         save_file(tensors, scorer / "model.safetensors", metadata={"format": "pt"})
+        (scorer / "digests.json").unlink()
     named = () if damage == "huge" else (scorer,)
     fails(command("grpo", *GRPO, "--task", "wording", "--reward-model", scorer), *named, part)
     assert not (tmp_path / "run/model").exists()

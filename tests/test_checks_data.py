@@ -9,7 +9,7 @@ from minipost.checks import data
 from minipost.checks.model import FAULT, NONE, OK, WARNING
 from minipost.datasets.rows import File, read
 from minipost.tasks.base import Problem
-from minipost.tokenizer import Tokenizer
+from minipost.tokenizer import Tokenizer, Vocabulary
 
 PROBLEMS = [Problem(c, {"letter": c}) for c in "abcd"]
 TEXTS = ["a", "ba", "c", "dd"]
@@ -164,10 +164,21 @@ def test_answers_that_the_task_cannot_read():
 
 
 def test_control_tokens_spelt_out():
-    said(data.control_texts(["a < b", "</b>"], ["<eos>", "<bos>"]), OK, "none of 2")
-    said(data.control_texts(["x", "<bos>y", "z</s>\n"], ["<eos>", "<bos>"]), FAULT, "2 of 3",
-         "'<bos>'")
-    said(data.control_texts(["</s> in the middle"], ["<eos>"]), OK)
+    backend = Tokenizer.train(["a"], 270).backend
+    backend.add_special_tokens(["<think>"])
+    words = Vocabulary(Tokenizer(backend), [1], [2], 0)
+    for choice in ("stop", "tokens", "plain"):
+        said(data.control_texts(["a < b", "</b>"], words, choice), OK, "none of 2")
+        said(data.control_texts(["z</s>\n"], words, choice), FAULT, "1 of 1 texts end in '</s>'")
+        said(data.control_texts(["</s> in the middle"], words, choice), OK)
+    for choice in ("stop", "tokens"):
+        said(data.control_texts(["x", "<bos>y", "<eos>"], words, choice), FAULT, "2 of 3 texts",
+             "'<bos>'", "take it out")
+    texts = ["x", "<think>7</think>"]
+    said(data.control_texts(texts, words, "stop"), FAULT, "1 of 2", "'<think>'",
+         "--control-tokens tokens", "plain")
+    said(data.control_texts(texts, words, "tokens"), OK, "1 of 2 texts, and read as those tokens")
+    said(data.control_texts(texts, words, "plain"), OK, "read as characters")
 
 
 def test_tokens_that_join_at_the_end_of_a_prompt():

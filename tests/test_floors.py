@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parents[1] / "minipost"
 # From the ground up.  What stands here imports from lower floors alone; a folder is a whole.
 FLOORS = [
     "errors",
+    "files",
+    "tokenizer_file",
     "contract ops parallel gpt tokenizer tasks",
     "rollout optim checkpoint",
     "datasets",

@@ -1,5 +1,6 @@
 """A run: its parts, streams of problems, micro-batches, samples, ranks."""
 
+import json
 import random
 import subprocess
 import sys
@@ -12,9 +13,15 @@ from fakes import Echo, Hidden, make_run, small, tiny, toy
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minipost.datasets.rows import File
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
+from minipost.methods import rft
+from minipost.optim import Learner
+from minipost.rollout import NO_TOKENS
+from minipost.run import Run
 from minipost.tasks.base import Problem
+from minipost.tokenizer import Tokenizer, Vocabulary
 
 
 def test_a_reference_is_the_policy_as_it_was():
@@ -163,3 +170,61 @@ def test_one_rule_of_context():
             with pytest.raises(MinipostError, match=r"a prompt of 3 tokens.* and a response of.* 5"
                                                     r".* do not fit the model's context of 7"):
                 ask()
+
+
+# ---- the user's own texts
+
+@pytest.fixture(scope="module")
+def tagged():
+    """A vocabulary with a control token, 280, of the user's own."""
+    backend = Tokenizer.train(["7+5=? Answer: 12"], 270).backend
+    backend.add_special_tokens(["<think>"])
+    words = Tokenizer(backend)
+    return Vocabulary(words, words.before, [2], 0, [0])
+
+
+def reading(tagged, folder, choice, rows, **options):
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    size = tagged.tokenizer.vocab_size
+    return Run(Learner(tiny(size)), tagged, File(str(path)), None, control_tokens=choice,
+               max_new_tokens=4, **options)
+
+
+ROWS = [{"prompt": f"a<think>{k}", "completion": "<think>7", "reward": 1.0} for k in range(3)]
+
+
+def test_control_tokens_of_a_file_are_read_as_the_user_says(tagged, tmp_path):
+    think = tagged.tokenizer.id("<think>")
+    with pytest.raises(MinipostError, match="rows.jsonl: the text .* spells out .*'<think>'"):
+        reading(tagged, tmp_path, "stop", ROWS).prompt_ids("a<think>")
+    for choice, count in (("tokens", 2), ("plain", 0)):
+        run = reading(tagged, tmp_path, choice, ROWS)
+        seqs = run.encode(["a<think>"], ["<think>7"])
+        assert (seqs.tokens == think).sum() == count
+        asked = run.sample([Problem("a<think>")], 1, temperature=1.0)
+        assert (asked.tokens[:, :4] == think).sum() == count // 2
+
+
+def test_texts_that_are_not_the_users_are_characters(tagged):
+    """Those of a task of ours, and all that a model wrote."""
+    run = make_run()
+    run.vocabulary, run.control_tokens = tagged, "tokens"
+    assert tagged.tokenizer.id("<think>") not in run.prompt_ids("a<think>")
+    assert tagged.tokenizer.id("<think>") not in tagged.prompt("a<think>")
+
+
+def test_rejection_sampling_keeps_the_ids_that_were_sampled(tagged, tmp_path):
+    run = reading(tagged, tmp_path, "tokens", ROWS)
+    data = rft.Trajectories(run, rft.Config())
+    data.refresh()
+    seqs, _, _ = rft.keep(run, rft.Config(), data)
+    assert (seqs.tokens == tagged.tokenizer.id("<think>")).sum() == 2 * len(seqs)
+
+
+def test_an_empty_prompt_without_bos_is_refused(tagged, tmp_path):
+    bare = Vocabulary(tagged.tokenizer, [], [2], 0)
+    with pytest.raises(MinipostError) as error:
+        reading(bare, tmp_path, "plain", ROWS).prompt_ids("")
+    assert str(error.value) == NO_TOKENS
+    assert reading(tagged, tmp_path, "plain", ROWS).prompt_ids("") == [1]

@@ -236,34 +236,49 @@ def parsed_answers(task, texts, own):
 
 # ---- texts and tokens
 
-def control_texts(texts, specials):
-    """No text spells out a control token.  The tokenizer would read it as plain characters.
+def control_texts(texts, vocabulary, choice):
+    """No text spells out a control token without its meaning being said.
 
-    specials: the tokenizer's own control tokens.  A text also must not end in one of ENDS, the end
-    tokens of other models.
+    choice: --control-tokens.  A text also must not end in one of ENDS, the end tokens of other
+    models.
     """
-    name, found = "control tokens in texts", []
-    for text in texts:
-        end = next((token for token in ENDS if text.rstrip().endswith(token)), None)
-        token = next((token for token in specials if token in text), end)
-        if token:
-            found.append(token)
-    if found:
+    name = "control tokens in texts"
+    refused = [text for text in texts if vocabulary.complaint(text, choice)]
+    spelt = [text for text in texts if vocabulary.spelt(text)]
+    if refused:
+        token = next(token for token in vocabulary.spelt(refused[0])
+                     if vocabulary.complaint(token, choice))
+        framing = bool(vocabulary.complaint(token, "tokens"))
         return Finding(
-            name, FAULT, f"{of(len(found), len(texts), 'texts')} spell out a control token, such "
-            f"as {found[0]!r}", "the policy reads and learns its characters, not the token",
+            name, FAULT, f"{of(len(refused), len(texts), 'texts')} spell out a control token, such "
+            f"as {token!r}", "minipost.train stops where it meets them",
             "take it out of the texts: BOS before a prompt and EOS behind an answer are put there "
-            "anyway")
-    return Finding(name, OK, f"spelt out in none of {len(texts)}")
+            "anyway" if framing else
+            "use --control-tokens tokens if it is meant as that token, or --control-tokens plain "
+            "if as its characters")
+    ends = [token for text in texts for token in ENDS
+            if text.rstrip().endswith(token) and token not in vocabulary.spelt(text)]
+    if ends:
+        return Finding(
+            name, FAULT, f"{of(len(ends), len(texts), 'texts')} end in {ends[0]!r}, which ends the "
+            "answers of other models", "the policy reads and learns its characters",
+            "take it out of the texts: EOS behind an answer is put there anyway")
+    return Finding(name, OK, f"spelt out in {of(len(spelt), len(texts), 'texts')}, and read as "
+                   f"{'those tokens' if choice == 'tokens' else 'characters'}" if spelt else
+                   f"spelt out in none of {len(texts)}")
 
 
-def boundary(pairs, encode):
-    """A prompt and its answer have the same tokens together as apart.  pairs: (prompt, answer)."""
+def boundary(pairs, encode, behind=None):
+    """A prompt and its answer have the same tokens together as apart.  pairs: (prompt, answer).
+
+    behind: the ids of a text that goes on behind another; `encode` if None.
+    """
+    behind = behind or encode
     name = "prompt and answer"
     if not pairs:
         return Finding(name, NONE, "there are no answers to learn from")
     merged = [prompt[-12:] + answer[:12] for prompt, answer in pairs
-              if encode(prompt + answer) != encode(prompt) + encode(answer)]
+              if encode(prompt + answer) != encode(prompt) + behind(answer)]
     if merged:
         return Finding(
             name, WARNING, f"{of(len(merged), len(pairs), 'answers')} have other tokens behind "

@@ -1,5 +1,7 @@
 """Every check on a set-up, in the order in which the doctor reports them."""
 
+from functools import partial
+
 import torch
 
 from minipost import checkpoint
@@ -16,13 +18,18 @@ SMALL = 50_000_000  # one thread runs a model of fewer parameters as fast as sev
 def examine(options, task, device):
     """The Findings of all checks: on files and texts, on samples, on a reward model."""
     run = open_run(options, task, device)
+    if run.control_tokens == "stop":
+        run.control_tokens = "plain"  # `control_texts` speaks of the rows at which a run stops
     if device == "cpu" and run.policy.flat.numel() < SMALL:
         torch.set_num_threads(1)  # on a busy machine each small operation waits for all threads
     tokenizer, scorer = run.vocabulary.tokenizer, None
     if options.reward_model:
         scorer = checkpoint.load_reward_model(
             options.reward_model, run.vocabulary, device, options.dtype)
-    found = look_at_texts(run, model.stated_ids(options.model, tokenizer), options.rows)
+    found = look_at_texts(run, model.stated_ids(options.model, tokenizer), options)
+    found += [model.before_prompts(options.model, run.vocabulary),
+              model.shown_tokens(run.vocabulary), model.unused_ids(run.policy.module),
+              model.weights_as_written(options.model)]
     problems = [p for p in run.problems(options.prompts) if not unusable(run, p, ())]
     if problems:
         found += look_at_samples(run, problems, options, scorer)
@@ -35,12 +42,23 @@ def examine(options, task, device):
 
 def unusable(run, problem, reads=data.ANSWERS):
     """Why a run cannot use a problem, or None.  reads: the answers that it would learn."""
-    return complaint(problem, run.policy.module, run.vocabulary, run.max_new_tokens, reads)
+    return complaint(problem, run.policy.module, run.vocabulary, run.max_new_tokens, reads,
+                     run.control_tokens if run.task.name == "file" else "plain")
+
+
+def reading(run):
+    """How `Vocabulary` reads the texts of this run, as options."""
+    return {"control": True} if run.task.name == "file" and run.control_tokens == "tokens" else {}
+
+
+def prompt_length(run, prompt):
+    """Tokens of a prompt."""
+    return len(run.vocabulary.prompt(prompt, **reading(run)))
 
 
 def length(run, prompt, answer):
     """Tokens of a prompt with its answer and EOS."""
-    return len(run.vocabulary.prompt(prompt)) + len(run.vocabulary.response(answer))
+    return prompt_length(run, prompt) + len(run.vocabulary.response(answer, **reading(run)))
 
 
 def demonstrations(run, problems):
@@ -50,8 +68,8 @@ def demonstrations(run, problems):
     return [(problem, text) for problem, text in found if text is not None]
 
 
-def look_at_texts(run, stated, most):
-    """The findings that need no model: on the problems, on a file's first `most` rows."""
+def look_at_texts(run, stated, options):
+    """The findings that need no model: on the problems, on a file's first `options.rows` rows."""
     task, vocabulary, encode = run.task, run.vocabulary, run.vocabulary.tokenizer.encode
     file, heldout = task.name == "file", task.heldout(400)
     training = task.training() if file else task.sample(400, run.rng("problems"))
@@ -61,19 +79,20 @@ def look_at_texts(run, stated, most):
         places = {place for place, _ in odd}  # where nothing is left, the rest looks at all
         training, heldout = ([p for p in side if p.place not in places] or side
                              for side in (training, heldout))
-    rows = training[:most]
+    rows = training[: options.rows]
     given = [(row.prompt, text) for row in rows for text in data.answers_of(row)] or [
         (row.prompt, text) for row, text in demonstrations(run, rows)]
     answers, pairs = [text for _, text in given], data.pairs_of(rows)
-    prompts = {row.prompt: len(vocabulary.prompt(row.prompt)) for row in [*rows, *heldout]}
-    specials = [token.content for token in
-                vocabulary.tokenizer.backend.get_added_tokens_decoder().values() if token.special]
+    prompts = {row.prompt: prompt_length(run, row.prompt) for row in [*rows, *heldout]}
     found = [
         model.control_ids(vocabulary, stated), model.eos_in_files(vocabulary, stated),
+        model.empty_prompts(prompts.values()),
         model.context(list(prompts.values()), [length(run, *pair) for pair in given],
                       run.max_new_tokens, run.policy.module.context),
-        data.control_texts([*prompts, *answers], specials),
-        data.boundary(given, encode), data.round_trip(answers, vocabulary),
+        data.control_texts([*prompts, *answers], vocabulary,
+                           options.control_tokens if file else "plain"),
+        data.boundary(given, encode, partial(encode, inside=True)),
+        data.round_trip(answers, vocabulary),
     ]
     if not file:
         return [*found, data.held_out_prompts(training, heldout)]

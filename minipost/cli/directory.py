@@ -39,7 +39,7 @@ def made_from(settings):
         for pattern in MODEL_FILES:
             paths += sorted(Path(directory).glob(pattern))
     return {"minipost": __version__, "torch": torch.__version__,
-            **{str(path): checkpoint.digest(path) for path in paths if path}}
+            **{str(path): checkpoint.sha256(path) for path in paths if path}}
 
 
 def as_written(settings):

@@ -45,6 +45,7 @@ class SetUp(Options):
     reward: tuple[str, ...] = ()  # functions to add up, FILE.py:FUNCTION; none: the task's own
     reward_timeout: float = 0.0  # seconds that one call of a function may take; 0: no limit
     reward_model: str = ""      # directory of a reward model to score with instead of a function
+    control_tokens: Literal["stop", "tokens", "plain"] = "stop"  # what those in --data stand for
     micro_batch_size: int = 16  # sequences in one forward and backward pass; changes no gradient
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to run; auto: the best available
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; bfloat16 is slow on CPUs

@@ -99,7 +99,7 @@ class Session:
         known = self.task.training() if self.task.training else self.run.problems(16)
         self.task = self.run.task = fitted(
             self.task, self.run.policy.module, self.vocabulary, self.options.max_new_tokens,
-            self.method.READS, chain(known, *self.splits.values()))
+            self.method.READS, chain(known, *self.splits.values()), self.options.control_tokens)
         self.splits = splits(self.task, self.options.eval_n)
 
     def measure(self):

@@ -38,6 +38,7 @@ class Setting:
     vocabulary: Any
     context: int
     max_new_tokens: int
+    control_tokens: str = "plain"  # how control tokens are read that a text spells out
 
 
 def empty_prompt(asked, answers, setting):
@@ -73,35 +74,44 @@ def empty_answer(asked, answers, setting):
             return f"the tokenizer makes nothing of {NAMES[key]}, {answer.text[:40]!r}"
 
 
-CHECKS = (empty_prompt, long_prompt, long_answer, empty_answer)
+def control_tokens(asked, answers, setting):
+    """A control token that a text spells out means what the user says that it means."""
+    for noun, text in (("the prompt", asked), *((NAMES[k], text) for k, text in answers.items())):
+        if said := setting.vocabulary.complaint(text.text, setting.control_tokens):
+            return f"{noun} {said}"
 
 
-def complaint(problem, model, vocabulary, max_new_tokens, reads=ANSWERS):
+CHECKS = (control_tokens, empty_prompt, long_prompt, long_answer, empty_answer)
+
+
+def complaint(problem, model, vocabulary, max_new_tokens, reads=ANSWERS, control_tokens="plain"):
     """Why a run cannot use a problem, in a sentence, or None.
 
     reads: the keys of the answers that are learnt.  A problem need not have them.
+    control_tokens: "tokens", "plain", or "stop" where nobody said how they are read.
     """
-    asked = Text(problem.prompt, vocabulary.prompt(problem.prompt))
+    how = {"control": True} if control_tokens == "tokens" else {}
+    asked = Text(problem.prompt, vocabulary.prompt(problem.prompt, **how))
     given = {key: problem.columns.get(key) for key in ANSWERS if key in reads}
-    answers = {key: Text(text, vocabulary.response(text)) for key, text in given.items()
+    answers = {key: Text(text, vocabulary.response(text, **how)) for key, text in given.items()
                if isinstance(text, str)}
-    setting = Setting(vocabulary, model.context, max_new_tokens)
+    setting = Setting(vocabulary, model.context, max_new_tokens, control_tokens)
     return next(filter(None, (check(asked, answers, setting) for check in CHECKS)), None)
 
 
-def fitted(task, model, vocabulary, max_new_tokens, reads=(), others=()):
+def fitted(task, model, vocabulary, max_new_tokens, reads=(), others=(), control_tokens="plain"):
     """The task, without the rows of a file that the run cannot use.
 
     reads: the keys of the rows that the method learns from.  others: problems to look at where
-    the task is no file.  MinipostError for the first problem that the run cannot use, unless
-    --on-bad-row is skip.
+    the task is no file.  control_tokens: as in `complaint`.  MinipostError for the first problem
+    that the run cannot use, unless --on-bad-row is skip.
     """
     def check(problem):
-        return complaint(problem, model, vocabulary, max_new_tokens, reads)
+        return complaint(problem, model, vocabulary, max_new_tokens, reads, control_tokens)
 
     if isinstance(task, File):
         return task.fitted(reads, check)
     for problem in others:
-        if said := check(problem):
+        if said := complaint(problem, model, vocabulary, max_new_tokens, reads):
             raise MinipostError(said)
     return task

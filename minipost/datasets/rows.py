@@ -52,11 +52,11 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 from unicodedata import normalize
 
 from minipost.errors import MinipostError
+from minipost.files import read_bytes
 from minipost.tasks.base import Problem, Task, is_held_out
 
 ANSWERS = ("completion", "chosen", "rejected")
@@ -110,11 +110,7 @@ def read(path, skip=False, reads=(), check=None):
     is raised as a MinipostError.  reads: the keys beside the texts that are looked at, `label` and
     `reward`.  check(problem): a further complaint about a row, or None.
     """
-    try:
-        content = Path(path).read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
-        reason = getattr(error, "strerror", None) or error
-        raise MinipostError(f"{path}: could not be read ({reason})") from None
+    content = read_bytes(path, MOST)
     name = path, skip, sha256(content).digest()
     if name not in KNOWN:
         found = parsed(path, skip, content)
@@ -136,6 +132,7 @@ def read(path, skip=False, reads=(), check=None):
     return tuple(rows), tuple(said)
 
 
+MOST = 2**31  # bytes of the longest file of rows that is read
 KNOWN: dict[tuple, tuple] = {}  # what `parsed` gave, by path, skip and the file's digest
 
 

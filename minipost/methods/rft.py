@@ -94,7 +94,7 @@ def keep(run, cfg, data):
         raise MinipostError(f"none of {len(data.reward)} answers has a reward of at least "
                             f"{cfg.least:g} (the best has {float(data.reward.max()):g}); there is "
                             "nothing to learn from")
-    seqs = pack([run.vocabulary.prompt(prompt) for prompt, _ in rows],
+    seqs = pack([run.prompt_ids(prompt) for prompt, _ in rows],
                 [list(ids) for _, ids in rows], run.vocabulary.pad).to(data.reward.device)
     each = [1 / len(found[p]) if cfg.weigh == "prompt" else 1.0 for p, _ in rows]
     return seqs, torch.tensor(each, device=data.reward.device), len(found)

@@ -495,8 +495,8 @@ def _(ours, seqs):
     "has its own.",
     "minipost.checkpoint:Vocabulary.response",
     "test_checkpoint.py::test_a_prompt_begins_with_bos_and_an_answer_ends_with_eos_and_nowhere_else")
-def _(ours, vocabulary, text):
-    return [vocabulary.bos, *ours(vocabulary, text)]
+def _(ours, vocabulary, text, control=False):
+    return [*vocabulary.before, *ours(vocabulary, text, control)]
 
 
 # ---- reward models
