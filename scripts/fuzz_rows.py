@@ -99,7 +99,7 @@ def tried(errors, work, *arguments):
         return None
 
 
-def use(path, other, vocabulary):
+def use(path, other, vocabulary, how):
     """Everything that reads a file before a run.  -> messages of MinipostErrors, other sentences"""
     errors, said = [], []
     for skip, eval_data in (("stop", ""), ("skip", ""), ("skip", other)):
@@ -108,14 +108,17 @@ def use(path, other, vocabulary):
         if task is None:
             continue
         for reads in ((), KEYS):
-            fit = tried(errors, fitted, task, MODEL, vocabulary, 4, reads)
+            fit = tried(errors, fitted, task, MODEL, vocabulary, 4, reads, (), how)
             said += fit.skipped() if fit else []
         run = SimpleNamespace(task=task, vocabulary=vocabulary, max_new_tokens=4,
-                              policy=SimpleNamespace(module=MODEL), rng=random.Random)
-        said += [finding.sentence for finding in look_at_texts(run, STATED, 4000)]
+                              policy=SimpleNamespace(module=MODEL), rng=random.Random,
+                              control_tokens="plain" if how == "stop" else how)
+        options = SimpleNamespace(rows=4000, control_tokens=how)
+        said += [finding.sentence for finding in look_at_texts(run, STATED, options)]
     return errors, said
 
 
+HOW = ("stop", "tokens", "plain")  # control tokens are read
 STATED = {name: {"bos": set(), "eos": set(), "pad": set()} for name in
           ("config.json", "generation_config.json", "tokenizer_config.json")}
 
@@ -124,8 +127,8 @@ def fuzz_rows(n, seed, say=print):
     """n damaged files.  -> {"files", "refused", "failures", "slowest": seconds}"""
     tokenizer = Tokenizer.train(["7+5=? Answer: 12", "Praise the soup."], 280)
     found = {"files": n, "refused": 0, "failures": 0, "slowest": 0.0}
-    words = [Vocabulary(tokenizer, bos, {tokenizer.id(EOS)}, tokenizer.id(PAD))
-             for bos in (tokenizer.id(BOS), None)]
+    words = [Vocabulary(tokenizer, before, {tokenizer.id(EOS)}, tokenizer.id(PAD))
+             for before in ([tokenizer.id(BOS)], [])]
     with tempfile.TemporaryDirectory() as folder:
         path, other = (str(Path(folder) / name) for name in ("rows.jsonl", "test.jsonl"))
         for k in range(n):
@@ -133,7 +136,7 @@ def fuzz_rows(n, seed, say=print):
             Path(path).write_bytes(damaged(rng))
             Path(other).write_bytes(damaged(rng))
             try:
-                errors, said = use(path, other, rng.choice(words))
+                errors, said = use(path, other, rng.choice(words), rng.choice(HOW))
                 wrong = [text for text in errors + said if not "".join(text.split()).isprintable()]
                 if wrong:
                     raise AssertionError(f"not printable: {wrong[0]!r}")

@@ -128,7 +128,7 @@ def test_a_file_with_too_little(command, fails, tmp_path, content, part):
 
 
 def test_a_file_that_is_not_there(command, fails, tmp_path):
-    fails([*command("sft"), "--data", tmp_path / "nowhere"], "nowhere", "No such file")
+    fails([*command("sft"), "--data", tmp_path / "nowhere"], "nowhere: no such file")
     fails([*command("sft"), "--data", tmp_path], tmp_path, "directory")
 
 

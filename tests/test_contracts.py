@@ -221,7 +221,8 @@ def test_an_old_flag_works_and_says_its_new_name_once(capsys, algo, old, new):
         assert getattr(config, new) == float(value)
         said = capsys.readouterr().err
         assert said == f"--{old} is now --{new.replace('_', '-')}\n"
-    assert getattr(options.rebuild(type(config), {old: float(value)}), new) == float(value)
+    config_value = getattr(config, new)
+    assert getattr(options.rebuild(type(config), {old: config_value}), new) == config_value
     train.settings_of(["--algo", algo, f"--{new.replace('_', '-')}", value])
     assert capsys.readouterr().err == ""
 

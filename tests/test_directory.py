@@ -332,7 +332,7 @@ def test_a_reward_function_is_named_again(stopped, says, tmp_path):
     (lambda v: v["method"].update(lr=True), "lr is True"),
     (lambda v: v["method"].update(prompts=2.5), "prompts is 2.5"),
     (lambda v: v["method"].update(kl=["exact"]), "kl is"),
-    (lambda v: v["method"].update(steps=10**30), "steps is 1"),
+    (lambda v: v["method"].update(steps=10**12), "steps is 1000000000000"),
     (lambda v: v["options"].update(reward="x.py:f"), "reward is"),
     (lambda v: v["options"].update(colour=3), "no setting 'colour'"),
     (lambda v: v["task"].update(data=3), "data is 3"),
@@ -504,8 +504,6 @@ def test_names_that_no_file_can_have(command, says, flag):
     assert said.splitlines()[-1].count("x") < 300
 
 
-def test_a_path_that_is_not_utf_8(command, says, tmp_path, monkeypatch):
+def test_a_path_that_is_not_utf_8(command, says, tmp_path):
     out = tmp_path / "n\udcff"
-    monkeypatch.chdir(tmp_path)
-    says(command("sft", "--steps", 1, "--batch-size", 4, "--out", out), 0, "n\\udcff")
-    says(["--resume", out], 0)
+    says(command("sft", "--steps", 1, "--batch-size", 4, "--out", out), 1, "n\\udcff: the name is")

@@ -126,9 +126,10 @@ def test_rows_that_a_run_cannot_use_are_named(diagnose, tmp_path):
 def test_an_empty_prompt_without_a_bos(diagnose, tiny, tmp_path):
     bare, path = tmp_path / "bare", tmp_path / "empty.jsonl"
     shutil.copytree(tiny, bare)
-    (bare / "generation_config.json").write_text('{"eos_token_id": 2, "pad_token_id": 0}')
-    config = json.loads((bare / "config.json").read_text())
-    (bare / "config.json").write_text(json.dumps({**config, "bos_token_id": None}))
+    for name, change in (("tokenizer", {"post_processor": None}),
+                         ("tokenizer_config", {"add_bos_token": False})):
+        raw = json.loads((bare / f"{name}.json").read_text())
+        (bare / f"{name}.json").write_text(json.dumps({**raw, **change}))
     path.write_text("".join(json.dumps({"prompt": "" if k % 3 else f"{k}?", "completion": "yes"})
                             + "\n" for k in range(60)))
     code, found, _ = diagnose("--data", path, "--model", bare, "--prompts", 16)
@@ -210,7 +211,7 @@ def test_the_doctor_writes_nothing(diagnose, tiny, tmp_path, monkeypatch):
     (["--model", "nowhere"], "one of --task and --data"),
     (["--task", "facts", "--data", "x"], "--task and --data exclude each other"),
     (["--task", "facts", "--on-bad-row", "skip"], "goes with --data"),
-    (["--data", "nowhere"], "could not be read"),
+    (["--data", "nowhere"], "nowhere: no such file"),
     (["--task", "facts", "--reward", "nowhere.py:f"], "expected FILE.py:FUNCTION"),
 ])
 def test_input_that_is_wrong_ends_in_one_sentence(capsys, flags, part):

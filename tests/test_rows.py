@@ -375,7 +375,11 @@ def test_damaged_files_end_in_our_sentences(seed):
     assert found["failures"] == 0, said
 
 
-@pytest.mark.parametrize("path", [".", "a\0b", "nowhere.jsonl", "x" * 5000])
-def test_what_is_no_file(path):
-    with pytest.raises(MinipostError, match="could not be read"):
+@pytest.mark.parametrize("path, part", [
+    (".", "is a directory; expected a file"), ("a\0b", "could not be read"),
+    ("nowhere.jsonl", "no such file"), ("x" * 5000, "could not be read"),
+    ("/dev/zero", "is a device; expected a file"),
+])
+def test_what_is_no_file(path, part):
+    with pytest.raises(MinipostError, match=part):
         read(path)

@@ -37,7 +37,8 @@ def made_from(settings):
     paths = [getattr(task, "data", ""), getattr(task, "eval_data", ""), *sources(options.reward)]
     for directory in filter(None, (options.model, options.reward_model)):
         for pattern in MODEL_FILES:
-            paths += sorted(Path(directory).glob(pattern))
+            paths += [path for path in sorted(Path(directory).glob(pattern))
+                      if path.name != checkpoint.DIGESTS]
     return {"minipost": __version__, "torch": torch.__version__,
             **{str(path): checkpoint.sha256(path) for path in paths if path}}
 
@@ -95,6 +96,10 @@ class Directory:
 
     def check_new(self, settings, overwrite):
         """MinipostError unless a new run may begin here."""
+        try:
+            str(self.path.resolve()).encode()
+        except UnicodeEncodeError:
+            raise MinipostError(f"{self.path}: the name is not UTF-8; choose another") from None
         if self.path.exists() and not self.path.is_dir():
             raise MinipostError(f"{self.path}: is a file; --out names a directory")
         ours = {self.path.resolve(), *((self / name).resolve() for name in FOLDERS)}

@@ -76,6 +76,8 @@ def empty_answer(asked, answers, setting):
 
 def control_tokens(asked, answers, setting):
     """A control token that a text spells out means what the user says that it means."""
+    if setting.control_tokens == "plain":
+        return None
     for noun, text in (("the prompt", asked), *((NAMES[k], text) for k, text in answers.items())):
         if said := setting.vocabulary.complaint(text.text, setting.control_tokens):
             return f"{noun} {said}"
