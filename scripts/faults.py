@@ -34,6 +34,8 @@ from minipost import checkpoint, methods, parallel, train
 from minipost.gpt import GPT, GPTConfig
 from minipost.tokenizer import Tokenizer
 from scripts.bench import table
+from scripts.fuzz import FUZZERS
+from scripts.fuzz_rows import fuzz_rows
 
 TEXTS = ["7+5=? Answer: 12", "What is the capital of France?\nParis", "Praise the soup: fresh"]
 SHORT = {"steps": 3, "prompts": 3, "group_size": 2, "batch_size": 4, "pairs": 4, "sft_steps": 1,
@@ -46,6 +48,7 @@ class Trials:
 
     def __init__(self, name):
         self.name, self.found, self.wrong, self.start = name, Counter(), [], time.perf_counter()
+        self.seconds = None
 
     def add(self, outcome, what=""):
         self.found[outcome] += 1
@@ -55,7 +58,8 @@ class Trials:
 
     def row(self):
         counts = (sum(self.found.values()), *(self.found[o] for o in ("exact", "said", "WRONG")))
-        return [self.name, *map(str, counts), f"{time.perf_counter() - self.start:.0f} s"]
+        seconds = self.seconds or time.perf_counter() - self.start
+        return [self.name, *map(str, counts), f"{seconds:.0f} s"]
 
 
 class Place:
@@ -547,8 +551,31 @@ def printing(place, quick):
     return [trials]
 
 
+# ---- readers
+
+def readers(place, quick):
+    """Hostile files and texts; `python -m scripts.fuzz` tries as many as one likes."""
+    found, n = [], 150 if quick else 4000
+    for name, fuzz in FUZZERS.items():
+        trials = Trials(f"hostile input: {name}")
+        record = fuzz(n, 0)
+        trials.found["said"] += record.inputs - len(record.crashes) - record.opened
+        trials.found["exact"] += record.opened
+        for number, said, data in record.crashes:
+            trials.add("WRONG", f"input {number}: {said}: {data[:80]!r}")
+        if record.longest > 1 or record.memory > 512 or record.sentence > 300:
+            trials.add("WRONG", str(record))
+        trials.seconds = time.perf_counter() - trials.start
+        found.append(trials)
+    trials = Trials("hostile input: rows")
+    rows = fuzz_rows(n // 3, 0, lambda said: trials.add("WRONG", said))
+    trials.found["said"] += rows["refused"]
+    trials.found["exact"] += rows["files"] - rows["refused"] - rows["failures"]
+    return [*found, trials]
+
+
 SECTIONS = {"kills": kills, "operations": operations, "damage": damage, "disks": disks,
-            "signals": signals, "settings": settings, "printing": printing}
+            "signals": signals, "settings": settings, "printing": printing, "readers": readers}
 
 
 def main(argv=None):

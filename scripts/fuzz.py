@@ -1,4 +1,4 @@
-"""Hostile files for the readers of a model directory: each is opened or refused in one sentence.
+"""Hostile files and texts for every reader: each is opened or refused in one sentence.
 
     python -m scripts.fuzz --n 10000 --seed 0        every reader, one line each
 
@@ -20,10 +20,12 @@ from pathlib import Path
 
 import torch
 
-from minipost import checkpoint
+from minipost import checkpoint, methods, train
+from minipost.cli.directory import as_written, check_facts
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig
 from minipost.rollout import generate
+from minipost.tasks import TASKS
 from minipost.tokenizer import Tokenizer
 
 TEXTS = ["7+5=? Answer: 12", "", " h\u00e9 \u5317\n\u0000<bos>", "a" * 300]
@@ -271,8 +273,94 @@ def fuzz_weights(n, seed=0):
         return look("model.safetensors", path, files(), read)
 
 
+def fuzz_run(n, seed=0):
+    """config.json of a run: its settings, as far as a resume makes them."""
+    rng = random.Random(seed)
+    runs = [as_written(train.settings_of(["--algo", algo])) for algo in methods.names()]
+    runs = [json.loads(json.dumps({**run, "workers": 1, "made_from": {}})) for run in runs]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+
+        def files():
+            for _ in range(n):
+                yield from json_files(rng.choice(runs), 1, rng)
+
+        return look("config.json of a run", path, files(),
+                    lambda: train.resumed(["--resume", folder]))
+
+
+def fuzz_state(n, seed=0):
+    """A run's saved state: its bytes, and facts that are whole but those of no run."""
+    rng = random.Random(seed)
+    facts = {"step": 3, "tokens": 60, "workers": 1, "seconds": 1.5, "carried": {"baseline": 0.5},
+             "before": {}, "learners": {"policy": [3, 0, 0]}, "made_from": {"torch": "2"},
+             "settings": {"algo": "sft", "options": {}, "method": {}, "task": {}},
+             "log": {"bytes": 10, "sha256": "0"}}
+    tensors = {"learner/policy/weights": torch.arange(40.0)}
+    with tempfile.TemporaryDirectory() as folder:
+        path, other = Path(folder) / "state.safetensors", Path(folder) / "whole"
+        checkpoint.save_state(path, tensors, facts)
+        whole = path.read_bytes()
+
+        def files():
+            for _ in range(n):
+                if rng.random() < 0.5:
+                    yield scrambled(whole, rng)
+                else:
+                    checkpoint.save_state(other, tensors, mutated(facts, rng))
+                    yield other.read_bytes()
+
+        return look("state.safetensors", path, files(),
+                    lambda: check_facts(path, *checkpoint.load_state(path)))
+
+
+PIECES = ["Answer:", "17", " ", "\n", "-", "+", "=", "7+5=12", "4 9", "10-4=6:4 6", "(", ")",
+          "*", "/", "\\boxed{", "}", "$", "**", "24", ".", "9" * 300, "\u2212", "\u00d7", "none",
+          "ok", "no", "Paris", "\u0301", "\x00", "\ud7ff", "A", "1_0", "1e9", "0x1", "\u0661", "e", "if"]
+
+
+def pieced(rng):
+    """A text that is nearly an answer."""
+    return "".join(rng.choice(PIECES) for _ in range(rng.choice((0, 1, 2, 3, 5, 9, 40))))
+
+
+def answering(name, n, seed, use):
+    """Texts in a file, read by use(task, problem, text) of any task."""
+    rng = random.Random(seed)
+    made = [kind() for kind in TASKS.values()] + [
+        TASKS["arithmetic"](direct=True), TASKS["countdown"](direct=True)]
+    asked = [(task, task.sample(1, rng)[0]) for task in made]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "answer.txt"
+
+        def read():
+            use(*rng.choice(asked), path.read_text(encoding="utf-8"))
+
+        return look(name, path, (pieced(rng).encode() for _ in range(n)), read)
+
+
+def fuzz_answers(n, seed=0):
+    """What tasks read in an answer: `parse`, `reward`, `ballot`, `steps`, `check_steps`."""
+    def use(task, problem, text):
+        task.parse(text)
+        task.ballot(text)
+        columns = {name: [value] for name, value in problem.columns.items()}
+        task.reward([problem.prompt], [text], **columns)
+        if task.steps:
+            task.check_steps(problem, text)
+
+    return answering("answers", n, seed, use)
+
+
+def fuzz_problems(n, seed=0):
+    """What a user poses: `solve --problem`."""
+    return answering("problems", n, seed,
+                     lambda task, problem, text: task.pose(text) if task.pose else None)
+
+
 FUZZERS = {"config": fuzz_config, "generation": fuzz_generation, "tokenizer": fuzz_tokenizer,
-           "weights": fuzz_weights}
+           "weights": fuzz_weights, "run": fuzz_run, "state": fuzz_state, "answers": fuzz_answers,
+           "problems": fuzz_problems}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Hostile files: every reader of a model directory opens them or refuses them in one sentence."""
+"""Hostile files and texts: every reader opens them or refuses them in one sentence."""
 
 import pytest
 
