@@ -55,25 +55,11 @@ def settings_of(argv):
                  notes="--overwrite replaces the run that is in the directory.")
 
 
-def resumed(argv):
-    """(Settings, directory, workers, anyway) of `--resume DIR`, from the run's config.json.
-
-    A config.json may come from somebody else, and a reward function is a program.  So its name is
-    to be given again.
-    """
+def saved_in(directory):
+    """The Settings of a run and its number of workers, from its config.json."""
     from minipost.checkpoint import read_json
 
-    flags = argparse.ArgumentParser(prog=PROG, allow_abbrev=False)
-    flags.add_argument("--resume", nargs="?")
-    flags.add_argument("--reward", nargs="*", default=[])
-    flags.add_argument("--anyway", action="store_true")
-    given, others = flags.parse_known_args(argv)
-    if others or not given.resume:
-        found = f", not {others[0][:40]!r}" if others else ""
-        raise MinipostError(f"write {PROG} --resume RUN_DIRECTORY, perhaps with --reward and "
-                            f"--anyway{found}; every other setting is read from the run's "
-                            "config.json")
-    path = Path(given.resume) / "config.json"
+    path = Path(directory) / "config.json"
     saved = read_json(path)
     try:
         method = methods.load(saved["algo"])
@@ -90,16 +76,35 @@ def resumed(argv):
                                  for cls, part in zip((Options, task, method.Config), parts))
     except MinipostError as error:
         raise MinipostError(f"{path}: {error}") from None
-    if tuple(given.reward) != options.reward:
-        if options.reward and not given.reward:
-            raise MinipostError(f"{path}: the run would execute a program that it names; if you "
-                                f"trust it, add --reward {' '.join(options.reward)}")
-        if not given.anyway:
-            raise MinipostError(f"{path}: names the reward function "
-                                f"{' '.join(options.reward) or '(none)'}, not "
-                                f"{' '.join(given.reward)}; go on with another by --anyway")
-        options = replace(options, reward=tuple(given.reward))
-    return Settings(options, task, method, config), given.resume, workers, given.anyway
+    return Settings(options, task, method, config), workers
+
+
+def resumed(argv):
+    """(Settings, directory, workers, anyway) of `--resume DIR`.
+
+    A config.json may come from somebody else, and a reward function is a program.  So its name is
+    to be given again.
+    """
+    flags = argparse.ArgumentParser(prog=PROG, allow_abbrev=False)
+    flags.add_argument("--resume", nargs="?")
+    flags.add_argument("--reward", nargs="*", default=[])
+    flags.add_argument("--anyway", action="store_true")
+    given, others = flags.parse_known_args(argv)
+    if others or not given.resume:
+        found = f", not {others[0][:40]!r}" if others else ""
+        raise MinipostError(f"write {PROG} --resume RUN_DIRECTORY, perhaps with --reward and "
+                            f"--anyway{found}; every other setting is read from the run's "
+                            "config.json")
+    settings, workers = saved_in(given.resume)
+    named, again = " ".join(settings.options.reward), " ".join(given.reward)
+    if named and not again:
+        raise MinipostError(f"{given.resume}: the run would execute a program that its config.json "
+                            f"names; if you trust it, add --reward {named}")
+    if named != again and not given.anyway:
+        raise MinipostError(f"{given.resume}: was made with --reward {named or '(none)'}, not "
+                            f"{again}; go on with another by --anyway")
+    options = replace(settings.options, reward=tuple(given.reward))
+    return replace(settings, options=options), given.resume, workers, given.anyway
 
 
 def main(argv=None):

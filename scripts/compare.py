@@ -91,7 +91,7 @@ def to_do(directory, wanted, origin):
     wanted: its settings, from train.settings_of.  origin: the fingerprint of its start checkpoint.
     """
     try:
-        found = train.resumed(directory)
+        found, _ = train.saved_in(directory)
         same = replace(found, options=replace(found.options, out="")) == wanted
         same = same and (directory / "origin").read_text() == origin
     except (MinipostError, OSError):

@@ -229,11 +229,9 @@ def reward(completions, **columns):
     return [one(text) for text in completions]
 """
 
-    class Placed(Problem):
-        place = "rows.jsonl, line 17"
-
+    rows = [Problem("a"), *(Problem(text, place="rows.jsonl, line 17") for text in "bc")]
     with pytest.raises(MinipostError) as caught:
-        ask(reward_of(code), [Problem("a"), Placed("b"), Placed("c")], ["1", "{", "["])
+        ask(reward_of(code), rows, ["1", "{", "["])
     assert str(caught.value).endswith("mine.py, line 4: `return json.loads(text)`) for row 1 "
                                       "(rows.jsonl, line 17; completion '{')")
     assert str(caught.value).startswith("the reward function reward raised JSONDecodeError: ")

@@ -719,9 +719,9 @@ def _(ours, path, write):
     "A crash while a checkpoint was saved took the previous one with it.",
     "minipost.checkpoint:publish",
     "test_checkpoint.py::test_a_failed_write_changes_nothing")
-def _(ours, path, write):
+def _(ours, path, write, aside):
     Path(path).unlink(missing_ok=True)
-    ours(path, write)
+    ours(path, write, aside)
 
 
 @exhibit(
