@@ -176,7 +176,7 @@ def gae(reward, value, mask, gamma, lam):
     are 0.  lam = 1 gives return less value, lam = 0 the one-step error.  (B, T) four times; the
     mask of a row is one unbroken stretch.
     """
-    reward, value = reward.where(mask, 0.0), value.where(mask, 0.0)
+    value = value.where(mask, 0.0)
     adv, next_adv, next_value = torch.zeros_like(value), 0.0, 0.0
     for t in reversed(range(value.shape[1])):
         delta = reward[:, t] + gamma * next_value - value[:, t]

@@ -1,11 +1,7 @@
-"""A run: its parts, streams of problems, micro-batches, samples, ranks."""
+"""A run: its parts, streams of problems, micro-batches, samples."""
 
 import json
 import random
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
 import torch
@@ -107,41 +103,6 @@ def test_micro_batches_cover_the_rows_in_order_of_length(rows, micro, seed):
     flat = [row for part in cut for row in part]
     assert sorted(flat) == list(range(rows)) and all(len(part) <= micro for part in cut)
     assert [int(lengths[i]) for i in flat] == sorted(lengths.tolist())
-
-
-TWO_RANKS = textwrap.dedent("""
-    import sys
-    sys.path.insert(0, {tests!r})
-    import torch
-    from minipost import parallel
-    from minipost.methods import grpo
-    from fakes import make_run
-
-    def main():
-        run = make_run(seed=1)
-        cfg = grpo.Config(prompts=5, group_size=4, minibatch_size=20, beta=0.1)
-        metrics = next(grpo.train(run, cfg))
-        flags = torch.tensor([float(parallel.rank())])
-        parallel.all_reduce(flags)
-        return run.policy.flat, metrics, float(flags)
-
-    flat, metrics, ranks = parallel.launch(main, {workers})
-    print(ranks, *(metrics[k] for k in ("loss", "kl", "entropy", "reward", "grad_norm")),
-          *flat[::97].tolist())
-""")
-
-
-def test_two_ranks_make_the_step_that_one_makes():
-    """Sampling, scoring, gradients and metrics are the same however the work is shared."""
-    tests, found = str(Path(__file__).parent), []
-    for workers in (1, 2):
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", TWO_RANKS.format(tests=tests, workers=workers)],
-            capture_output=True, text=True, cwd=Path(tests).parent, timeout=120)
-        assert done.returncode == 0, done.stderr
-        found.append([float(x) for x in done.stdout.split()])
-    assert [f[0] for f in found] == [0.0, 1.0]      # the second run really had two ranks
-    assert found[0][1:] == pytest.approx(found[1][1:], rel=1e-6, abs=1e-9)
 
 
 def test_what_else_ends_a_response():

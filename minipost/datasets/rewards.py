@@ -157,7 +157,7 @@ def ask(reward, problems, completions, limit=0.0):
     given |= more
 
     def row(i):
-        place = getattr(problems[i], "place", "")
+        place = problems[i].place
         return f"row {i} ({place + '; ' if place else ''}completion {completions[i][:40]!r})"
 
     lists = [answer(reward, part, given, row, limit) for part in reward.parts]

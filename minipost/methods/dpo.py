@@ -98,7 +98,7 @@ def loss_grad(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, *, beta, label_smoot
 def margins(lead, count):
     """Metrics of implied reward differences (b,) that add up over a step."""
     return {"rewards/margins": lead.detach().sum() / count,
-            "rewards/accuracies": ((lead > 0) + 0.5 * (lead == 0)).sum() / count}
+            "rewards/accuracies": ((lead > 0).to(lead) + 0.5 * (lead == 0)).sum() / count}
 
 
 def measure(run, splits, cfg):

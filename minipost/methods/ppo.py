@@ -170,7 +170,7 @@ def optimise(run, cfg):
         rollout = run.rollout(problems, 1, temperature=cfg.temperature)
         score, mask = run.score(problems, rollout), rollout.mask            # (B,)
         logp_ref, kl, value_old = run.for_all(references, rollout, outputs=3)  # (B, T)
-        charged = score - cfg.missing_eos * (~rollout.finished)
+        charged = score - cfg.missing_eos * (~rollout.finished).to(score)
         earned = token_rewards(charged, rollout.logp, logp_ref, mask, beta)
         adv = ops.gae(earned, value_old, mask, cfg.gamma, cfg.lam)
         ret = adv + value_old

@@ -65,7 +65,7 @@ def loss(score_w, score_l, *, margin, center, count):
     value = (-torch.nn.functional.logsigmoid(lead - margin)
              + center * (score_w + score_l).square()).sum() / count
     return value, {"loss": value.detach(),
-                   "accuracy": ((lead > 0) + 0.5 * (lead == 0)).sum() / count,
+                   "accuracy": ((lead > 0).to(lead) + 0.5 * (lead == 0)).sum() / count,
                    "margin": lead.detach().sum() / count}
 
 

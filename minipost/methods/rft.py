@@ -28,8 +28,6 @@ how likely the policy finds the right ones among the held-out rows.
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from minipost.datasets.trajectories import Trajectories, reward_of, stated
 from minipost.errors import Bounded, MinipostError
 from minipost.measure.meter import Meter
@@ -97,7 +95,7 @@ def keep(run, cfg, data):
     seqs = pack([run.prompt_ids(prompt) for prompt, _ in rows],
                 [list(ids) for _, ids in rows], run.vocabulary.pad).to(data.reward.device)
     each = [1 / len(found[p]) if cfg.weigh == "prompt" else 1.0 for p, _ in rows]
-    return seqs, torch.tensor(each, device=data.reward.device), len(found)
+    return seqs, data.reward.new_tensor(each), len(found)
 
 
 def collect(found, problems, seqs, reward, least):

@@ -16,10 +16,12 @@ log pi is zero on average.
 
 Where we differ from the paper: the sum is divided by its answer tokens N, not by its answers B.
 With beta = 0 no reference is kept.  Answers whose group ties are left out: their gradient is
-exactly zero.
+exactly zero.  A group ties where its scores are equal, or all its answers are the same.
 """
 
 from dataclasses import dataclass
+
+import torch
 
 from minipost import ops
 from minipost.errors import Bounded
@@ -52,6 +54,16 @@ def leave_one_out(reward, group_size):
     return ops.group_centred(reward, group_size).flatten() * (group_size / (group_size - 1))
 
 
+def alike(rollout, group_size):
+    """Which rows are in a group whose answers are all the same.  (P*G,) bool
+
+    Their prices are equal, but may be rounded differently in another micro-batch.
+    """
+    rows = torch.cat([rollout.tokens, rollout.mask], 1)                     # (P*G, ...)
+    rows = rows.view(-1, group_size, rows.shape[1])
+    return (rows == rows[:, :1]).flatten(1).all(1).repeat_interleave(group_size)
+
+
 loss, loss_grad = ops.policy_gradient, ops.policy_gradient_grad
 
 
@@ -65,6 +77,7 @@ def train(run, cfg):
         reward = run.score(problems, rollout)                               # (B,)
         ratio = run.log_ratio(rollout, reference, cfg.temperature)          # (B, T)
         adv = leave_one_out(reward - cfg.beta * ratio.sum(1), cfg.group_size)    # (B,)
+        adv = adv.where(~alike(rollout, cfg.group_size), 0.0)
 
         meter, count = Meter("loss", "entropy"), int(rollout.mask.sum())
         live = [row for row in range(len(rollout)) if adv[row] != 0]

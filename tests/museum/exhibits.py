@@ -709,8 +709,8 @@ def _(ours, raw, path):
     "Files that are written beside their place and then moved kept the mode of temporary files.",
     "minipost.checkpoint:publish",
     "test_checkpoint.py::test_files_have_the_usual_mode")
-def _(ours, path, write):
-    ours(path, write)
+def _(ours, path, write, aside):
+    ours(path, write, aside)
     os.chmod(path, 0o600)
 
 
