@@ -30,7 +30,7 @@ def test_a_reward_file_shows_what_a_task_hides(tiny, reward):
     options.reward = [reward]
     run = open_run(options, Hidden(), "cpu")
     assert not run.hidden and (run.seed, run.micro_batch_size, run.max_new_tokens) == (3, 5, 7)
-    assert run.reward(completions=["123456789"]) == [1.0]
+    assert run.reward(prompts=[""], completions=["123456789"]) == [1.0]
 
 
 def test_a_file_draws_as_many_problems_as_are_asked_for(tmp_path):
