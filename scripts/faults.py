@@ -153,7 +153,7 @@ def start(work, output):
 
 def opened(number, encoding="utf-8"):
     """A text stream to a descriptor, which stays open."""
-    return io.TextIOWrapper(io.FileIO(number, "w", closefd=False), encoding)
+    return io.TextIOWrapper(io.FileIO(number, "w", closefd=False), encoding, line_buffering=True)
 
 
 def wait(pid, seconds=120):
