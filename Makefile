@@ -55,7 +55,7 @@ $(addprefix demo-,$(TEST_TIME)): demo-%: $(VENV)/.core
 	@$(BIN)/python -m minipost.evaluate --method $* --out runs/demo-$* $(if $(N),--n $(N))
 
 demo-%: $(VENV)/.core
-	@$(BIN)/python -m minipost.train --algo $* --out runs/demo-$* $(if $(STEPS),--steps $(STEPS))
+	@$(BIN)/python -m minipost.train --algo $* --out runs/demo-$* --overwrite $(if $(STEPS),--steps $(STEPS))
 
 demos: $(VENV)/.core
 	@$(BIN)/python -m scripts.demos $(if $(LINES),--lines $(LINES)) $(if $(STEPS),--steps $(STEPS)) $(if $(N),--n $(N))
@@ -86,7 +86,7 @@ thinker: $(VENV)/.core
 	@$(BIN)/python -m scripts.pretrain --shape thinker --steps 2900
 
 verifier: $(VENV)/.core
-	@$(BIN)/python -m minipost.train --algo prm --out runs/verifier
+	@$(BIN)/python -m minipost.train --algo prm --out runs/verifier --overwrite
 	@cp -r runs/verifier/model/. checkpoints/verifier
 
 card: $(VENV)/.core

@@ -11,9 +11,10 @@ one, transformers 5 the other.  We write both and refuse a file where they diffe
 leaves its files unreadable to other users.  We give them the usual mode.
 """
 
+import hashlib
 import json
 import os
-import shutil
+import re
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -23,13 +24,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from minipost import parallel
 from minipost.errors import MinipostError
+from minipost.files import opened, parse_json, read_bytes
 from minipost.gpt import GPT, GPTConfig, RewardModel, ValueHead
 from minipost.tokenizer import BOS, EOS, PAD, Tokenizer, Vocabulary
 
+LETTERS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
+HEADER = 2**23  # bytes of the longest list of tensors; 700 tensors have 80,000
+# Buffers of old versions of transformers, which follow from config.json.
+IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json",
               "special_tokens_map.json", "chat_template.jinja")
+WEIGHTS, DIGESTS = "model.safetensors", "digests.json"
 SCORER = "LlamaForSequenceClassification"
 LARGEST = 10**8  # largest number allowed in config.json; more would only exhaust the memory
 
@@ -44,8 +53,11 @@ def make_directory(path):
         raise MinipostError(f"{path}: could not be made a directory ({error.strerror})") from None
 
 
-def publish(path, write):
-    """Let write(temporary path) make a file, then put it in place of `path` in one step."""
+def publish(path, write, aside=None):
+    """Let write(temporary path) make a file, then put it in place of `path` in one step.
+
+    aside: a path under which what was there before is kept.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -53,13 +65,43 @@ def publish(path, write):
         os.chmod(temporary, 0o666 & ~umask())
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+        if aside is not None and path.exists():
+            os.replace(path, aside)
         os.replace(temporary, path)
+        sync_directory(path.parent)
     except (OSError, SafetensorError) as error:
         raise MinipostError(
             f"{path}: could not be written ({error}); what was there before is unchanged"
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_directory(path):
+    """Make sure that the names in a directory survive a loss of power."""
+    if os.name == "posix":
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def sweep(directory):
+    """Delete the temporary files that killed processes left in a directory."""
+    for path in Path(directory).glob(".*.*"):
+        pid = path.name.rpartition(".")[2]
+        if pid.isascii() and pid.isdigit() and not parallel.alive(int(pid)) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def sha256(path):
+    """The SHA-256 of a file; MinipostError where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise MinipostError(f"{path}: could not be read ({error.strerror})") from None
 
 
 def umask():
@@ -70,24 +112,30 @@ def umask():
 
 def write_json(path, value):
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        text = json.dumps(value, indent=2) + "\n"  # a path that is not UTF-8 holds surrogates
     publish(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def write_tensors(path, tensors, **metadata):
-    """A safetensors file; with exactly one metadata key its bytes are reproducible."""
+def write_tensors(path, tensors, before=None, aside=None, **metadata):
+    """A safetensors file; with exactly one metadata key its bytes are reproducible.
+
+    before: what to call when it is written, before it takes its place.  aside: as in `publish`.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = metadata or {"format": "pt"}
-    publish(path, lambda temporary: save_file(tensors, str(temporary), metadata))
+
+    def write(temporary):
+        save_file(tensors, str(temporary), metadata)
+        if before:
+            before()
+
+    publish(path, write, aside)
 
 
 def read_json(path):
     """A JSON object; MinipostError names the file and where it breaks."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MinipostError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise MinipostError(f"{path}: not readable as JSON ({error})") from None
+    value = parse_json(read_bytes(path), path)
     if not isinstance(value, dict):
         raise MinipostError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
@@ -102,12 +150,55 @@ def rope_theta(raw, path):
         raise MinipostError(f"{path}: rope_parameters and rope_scaling must be objects or null")
     for kind in (parameters.get("rope_type"), scaling.get("rope_type"), scaling.get("type")):
         if kind not in (None, "default"):
-            raise MinipostError(f"{path}: rotary scaling of type {kind!r} is not supported")
-    old, new = raw.get("rope_theta"), parameters.get("rope_theta")
-    if old is not None and new is not None and old != new:
+            raise MinipostError(f"{path}: rotary scaling of type {str(kind)[:40]!r} is not "
+                                "supported")
+    for found in (raw, parameters):
+        if found.get("partial_rotary_factor") not in (None, 1):
+            raise MinipostError(f"{path}: partial_rotary_factor is "
+                                f"{str(found['partial_rotary_factor'])[:40]}; only whole heads "
+                                "are rotated here")
+    new, old = (positive(found, "rope_theta", 10000.0) for found in (parameters, raw))
+    stated = [found.get("rope_theta") is not None for found in (parameters, raw)]
+    if all(stated) and old != new:
         raise MinipostError(f"{path}: rope_theta is {old} but rope_parameters says {new}")
-    stated = [theta for theta in (new, old) if theta is not None]
-    return float(stated[0] if stated else 10000.0)
+    return new if stated[0] else old
+
+
+def whole_number(raw, key, usual=None):
+    """A size in config.json.  KeyError if it is missing and there is no usual one."""
+    value = raw.get(key)
+    if value is None:
+        value = raw[key] if usual is None else usual
+    if type(value) is not int or not 0 < value <= LARGEST:
+        raise ValueError(f"{key} is {str(value)[:40]}; expected a whole number from 1 to 10^8")
+    return value
+
+
+def positive(raw, key, usual):
+    """A number in config.json that need not be whole."""
+    value = usual if raw.get(key) is None else raw[key]
+    if type(value) not in (int, float) or not 0 < value <= LARGEST:
+        raise ValueError(f"{key} is {str(value)[:40]}; expected a number above 0, at most 10^8")
+    return float(value)
+
+
+def switch(raw, key):
+    """A key that is true or false; false where it is missing."""
+    value = raw.get(key)
+    if value is not None and type(value) is not bool:
+        raise ValueError(f"{key} is {str(value)[:40]}; expected true or false")
+    return bool(value)
+
+
+def stated_dtype(raw):
+    """The type of the weights as config.json says it, in the letters of safetensors, or None."""
+    new, old = raw.get("dtype"), raw.get("torch_dtype")
+    if new is not None and old is not None and new != old:
+        raise ValueError(f"dtype is {str(new)[:40]} but torch_dtype {str(old)[:40]}")
+    said = old if new is None else new
+    if said is not None and not (isinstance(said, str) and said in LETTERS):
+        raise ValueError(f"dtype is {str(said)[:40]}; expected one of {', '.join(LETTERS)}")
+    return None if said is None else LETTERS[said]
 
 
 def read_config(directory):
@@ -117,38 +208,36 @@ def read_config(directory):
         raise MinipostError(f"{directory}: no such model directory")
     raw = read_json(path)
     if raw.get("model_type") != "llama":
-        raise MinipostError(
-            f"{path}: model_type is {raw.get('model_type')!r}; minipost opens 'llama'"
-        )
-    for key in ("attention_bias", "mlp_bias"):
-        if raw.get(key):
-            raise MinipostError(f"{path}: {key} is true; minipost's layers have no biases")
+        raise MinipostError(f"{path}: model_type is {str(raw.get('model_type'))[:40]!r}; minipost "
+                            "opens 'llama'")
     if raw.get("hidden_act", "silu") != "silu":
-        raise MinipostError(f"{path}: hidden_act is {raw['hidden_act']!r}; expected 'silu'")
+        raise MinipostError(f"{path}: hidden_act is {str(raw['hidden_act'])[:40]!r}; expected "
+                            "'silu'")
     try:
-        heads = int(raw["num_attention_heads"])
+        for key in ("attention_bias", "mlp_bias"):
+            if switch(raw, key):
+                raise ValueError(f"{key} is true; minipost's layers have no biases")
+        stated_dtype(raw)
+        heads, width = whole_number(raw, "num_attention_heads"), whole_number(raw, "hidden_size")
         config = GPTConfig(
-            vocab_size=int(raw["vocab_size"]),
-            hidden_size=int(raw["hidden_size"]),
-            intermediate_size=int(raw["intermediate_size"]),
-            num_hidden_layers=int(raw["num_hidden_layers"]),
+            vocab_size=whole_number(raw, "vocab_size"),
+            hidden_size=width,
+            intermediate_size=whole_number(raw, "intermediate_size"),
+            num_hidden_layers=whole_number(raw, "num_hidden_layers"),
             num_attention_heads=heads,
-            num_key_value_heads=int(raw.get("num_key_value_heads") or heads),
-            head_dim=int(raw.get("head_dim") or raw["hidden_size"] // heads),
-            max_position_embeddings=int(raw["max_position_embeddings"]),
-            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            num_key_value_heads=whole_number(raw, "num_key_value_heads", heads),
+            head_dim=whole_number(raw, "head_dim", width // heads),
+            max_position_embeddings=whole_number(raw, "max_position_embeddings"),
+            rms_norm_eps=positive(raw, "rms_norm_eps", 1e-6),
             rope_theta=rope_theta(raw, path),
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            tie_word_embeddings=switch(raw, "tie_word_embeddings"),
         )
     except KeyError as error:
         raise MinipostError(f"{path}: the key {error} is missing") from None
     except MinipostError:
         raise
-    except (TypeError, ValueError, ArithmeticError) as error:
+    except ValueError as error:
         raise MinipostError(f"{path}: {error}") from None
-    for name, value in asdict(config).items():
-        if name != "tie_word_embeddings" and not 0 < value <= LARGEST:
-            raise MinipostError(f"{path}: {name} is {value}; expected more than 0, at most 10^8")
     return config, raw
 
 
@@ -206,51 +295,120 @@ def value_names(config):
 
 def shards(directory):
     """Tensor name -> the file that holds it, for one file or an indexed set of them."""
-    path, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    path, index = directory / WEIGHTS, directory / f"{WEIGHTS}.index.json"
     if not index.exists() or path.is_file():
-        if not path.is_file():
-            raise MinipostError(f"{directory}: holds no model.safetensors")
         return dict.fromkeys(open_tensors(path).keys(), path)
     table = read_json(index).get("weight_map")
     if not isinstance(table, dict):
         raise MinipostError(f"{index}: weight_map must be an object of tensor and file names")
     for file in table.values():
         if not isinstance(file, str) or Path(file).name != file:
-            raise MinipostError(f"{index}: weight_map names {file!r}, not a plain file beside it")
+            raise MinipostError(f"{index}: weight_map names {str(file)[:80]!r}, not a plain file "
+                                "beside it")
     return {name: directory / file for name, file in table.items()}
 
 
+def header(file, path):
+    """The bytes that begin a safetensors file: a length and a list of tensors in JSON."""
+    size = file.read(8)
+    length = int.from_bytes(size, "little")
+    if len(size) < 8 or length > HEADER:
+        raise MinipostError(f"{path}: not a whole safetensors file (its list of tensors has "
+                            f"{length:,} bytes; at most {HEADER:,} are read)")
+    return size + file.read(length)
+
+
 def open_tensors(path):
+    """An open safetensors file; MinipostError where it is not one."""
+    with opened(path) as file:
+        parse_json(header(file, path)[8:], path)  # the library takes the last of repeated names
     try:
         return safe_open(str(path), "pt")
     except (OSError, ValueError, SafetensorError) as error:
-        raise MinipostError(f"{path}: not a whole safetensors file ({error})") from None
+        raise MinipostError(f"{path}: not a whole safetensors file ({str(error)[:80]})") from None
 
 
-def stored(config, table, directory):
+def stored(config, table, directory, letters=None):
     """Tensor name -> the open file that holds it; table is `names` or `value_names`.
 
     Names, shapes and types are checked against config.json here, before anything is allocated.
+    letters: the type that config.json states for the matrices, see LETTERS.
     """
     where = shards(directory)
     if config.num_hidden_layers > len(where):
         raise MinipostError(f"{directory}: config.json says {config.num_hidden_layers} layers, but "
                             f"there are only {len(where)} tensors")
     files = {path: open_tensors(path) for path in set(where.values())}
-    for part, shape in chain(*table(config).values()):
+    wanted = dict(chain(*table(config).values()))
+    for part, shape in wanted.items():
         if part not in where:
             raise MinipostError(f"{directory}: the tensor {part} is missing")
-        try:
-            found = files[where[part]].get_slice(part)
-        except SafetensorError as error:
-            raise MinipostError(f"{where[part]}: {error}") from None
-        if tuple(found.get_shape()) != shape:
-            raise MinipostError(f"{where[part]}: {part} has shape {tuple(found.get_shape())}, "
-                                f"config.json says {shape}")
-        if found.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-            raise MinipostError(f"{where[part]}: {part} has the type {found.get_dtype()}; expected "
-                                "float32, float16 or bfloat16")
+        check_tensor(files[where[part]], where[part], part, shape,
+                     letters if len(shape) == 2 else None)
+    spare = {*where, *chain(*(file.keys() for file in files.values()))} - wanted.keys()
+    if table is names and config.tie_word_embeddings and HEAD in spare & where.keys():
+        check_tensor(files[where[HEAD]], where[HEAD], HEAD, wanted[EMBEDDING], letters)
+        spare.remove(HEAD)  # `load_weights` holds it to the embedding
+    left = sorted(name for name in spare if not IGNORED.fullmatch(name))
+    if left:
+        raise MinipostError(
+            f"{directory}: holds {len(left)} tensors for which config.json has no place, such as "
+            f"{', '.join(name[:60] for name in left[:3])}; they would be left out of the model")
     return {name: files[path] for name, path in where.items()}
+
+
+def digest(path):
+    """Digests of a safetensors file: of its list of tensors, and of their values."""
+    values = hashlib.sha256()
+    with opened(path) as file:
+        begin = hashlib.sha256(header(file, path))
+        while part := file.read(2**20):
+            values.update(part)
+    return {"header": begin.hexdigest(), "data": values.hexdigest()}
+
+
+def verify(directory):
+    """Whether model.safetensors is the file whose digest stands beside it: "", or why it is not.
+
+    MinipostError where it is damaged.  Another list of tensors means that another file was put in
+    its place, as some tools do in a copied directory.
+    """
+    path = Path(directory) / DIGESTS
+    if not path.exists():
+        return f"there is no {DIGESTS}"
+    said = read_json(path).get(WEIGHTS)
+    if not isinstance(said, dict) or not all(isinstance(said.get(k), str)
+                                             for k in ("header", "data")):
+        raise MinipostError(f"{path}: expected digests of header and data under {WEIGHTS!r}; "
+                            "delete it to go without")
+    if not (path.parent / WEIGHTS).exists():
+        return f"{DIGESTS} speaks of a {WEIGHTS} that is not there"
+    found = digest(path.parent / WEIGHTS)
+    if found["header"] != said["header"]:
+        return f"another {WEIGHTS} was put in the place of the one that {DIGESTS} speaks of"
+    if found["data"] != said["data"]:
+        raise MinipostError(f"{path.parent / WEIGHTS}: damaged, its values are not those of "
+                            f"{DIGESTS}; fetch it again, or delete {DIGESTS} if it was changed on "
+                            "purpose")
+    return ""
+
+
+def check_tensor(file, path, part, shape, letters):
+    """MinipostError unless the file's tensor of this name has this shape and type."""
+    try:
+        found = file.get_slice(part)
+    except SafetensorError as error:
+        raise MinipostError(f"{path}: {str(error)[:120]}") from None
+    if tuple(found.get_shape()) != shape:
+        raise MinipostError(f"{path}: {part} has shape {tuple(found.get_shape())}, config.json "
+                            f"says {shape}")
+    kind = found.get_dtype()
+    if kind not in LETTERS.values():
+        raise MinipostError(f"{path}: {part} has the type {kind}; expected float32, float16 or "
+                            "bfloat16")
+    if letters not in (None, kind):
+        raise MinipostError(f"{path}: {part} has the type {kind}, but dtype in config.json says "
+                            f"{letters}; other tools would round it")
 
 
 @torch.no_grad()
@@ -259,9 +417,12 @@ def load_weights(model, table, files, directory):
     state = model.state_dict()
     for name, parts in table.items():
         whole = torch.cat([files[part].get_tensor(part) for part, _ in parts])
-        if not torch.isfinite(whole).all():
+        if not torch.isfinite(state[name].copy_(whole)).all():
             raise MinipostError(f"{directory}: {name} holds values that are not finite")
-        state[name].copy_(whole)
+    if HEAD not in table and HEAD in files and not torch.equal(
+            files[HEAD].get_tensor(HEAD), files[EMBEDDING].get_tensor(EMBEDDING)):
+        raise MinipostError(f"{directory}: {HEAD} differs from {EMBEDDING}, but config.json says "
+                            "with tie_word_embeddings that they are one")
 
 
 def weights(model):
@@ -277,37 +438,127 @@ def weights(model):
 
 # ---- whole directories
 
+def side_files(directory):
+    """The files of a model directory that `save` copies.
+
+    MinipostError where one is no file, or a link to a file elsewhere, which nobody meant to copy.
+    """
+    found = [directory / name for name in SIDE_FILES if os.path.lexists(directory / name)]
+    for path in [*found, directory / "config.json"]:
+        if path.is_symlink():
+            check_link(path)
+        with opened(path):
+            pass
+    return found
+
+
+def check_link(path):
+    """MinipostError unless a link leads to a file in its own directory.
+
+    The cache of Hugging Face is one directory: files in snapshots/ are links to those in blobs/.
+    """
+    target, homes = Path(os.path.realpath(path)), [Path(os.path.realpath(path.parent))]
+    if homes[0].parent.name == "snapshots":
+        homes.append(homes[0].parents[1] / "blobs")
+    if not any(target.is_relative_to(home) for home in homes):
+        raise MinipostError(f"{path}: is a symbolic link out of its directory, to "
+                            f"{str(target)[:80]}; put a copy of the file in its place")
+
+
 def read_vocabulary(directory, raw, vocab_size):
-    """The tokenizer of a directory; its control ids come from generation_config or config."""
+    """The tokenizer of a directory; EOS and PAD come from generation_config or config.
+
+    What stands before a prompt is what the tokenizer's template puts there.  A BOS that only
+    config.json names is not put there by other tools either.
+    """
     tokenizer = Tokenizer.load(directory / "tokenizer.json")
-    side = directory / "generation_config.json"
-    ids = {**raw, **{k: v for k, v in (read_json(side) if side.exists() else {}).items()
-                     if v is not None}}
+    ids = stated_ids(directory, raw)
     bos, eos, pad = (ids.get(f"{kind}_token_id") for kind in ("bos", "eos", "pad"))
     eos, known = eos if isinstance(eos, list) else [eos], range(vocab_size)
-    if not eos or not all(i in known for i in eos):
-        raise MinipostError(f"{directory}: eos_token_id is {eos}; expected ids below {vocab_size}")
-    if bos is not None and bos not in known:
-        raise MinipostError(f"{directory}: bos_token_id is {bos}; expected one below {vocab_size}")
-    largest = max(tokenizer.backend.get_vocab().values(), default=0)
-    if largest not in known:
-        raise MinipostError(
-            f"{directory}: the tokenizer has the id {largest}, the model only {vocab_size} ids"
-        )
+    if not eos or not all(is_id(i, known) for i in eos):
+        raise MinipostError(f"{directory}: eos_token_id is {str(eos)[:80]}; expected ids below "
+                            f"{vocab_size}")
+    if bos is not None and not is_id(bos, known):
+        raise MinipostError(f"{directory}: bos_token_id is {str(bos)[:80]}; expected one below "
+                            f"{vocab_size}")
+    check_template(directory, tokenizer, known, (pad, bos, *eos))
+    beyond = beyond_the_model(directory, tokenizer, vocab_size)
     # Masks come from lengths, so any id can fill the padding where a model names none.
-    return Vocabulary(tokenizer, bos, eos, pad if pad in known else 0)
+    named = [pad] if is_id(pad, known) else []
+    return Vocabulary(tokenizer, tokenizer.before, eos, (named or [0])[0], {*named, *beyond})
+
+
+def unused(vocabulary, vocab_size):
+    """Where no token has the id: (V,) bool, or None.
+
+    Embeddings are often padded to a round number of rows.  What was never trained must not be
+    drawn.
+    """
+    backend = vocabulary.tokenizer.backend
+    free = set(range(vocab_size)) - set(backend.get_vocab().values()) - vocabulary.eos
+    return torch.zeros(vocab_size, dtype=torch.bool).index_fill(
+        0, torch.tensor(sorted(free)), True) if free else None
+
+
+def stated_ids(directory, raw):
+    """The keys of config.json, under those of generation_config.json."""
+    side = directory / "generation_config.json"
+    found = read_json(side) if side.exists() else {}
+    return {**raw, **{key: value for key, value in found.items() if value is not None}}
+
+
+def is_id(value, known):
+    return type(value) is int and value in known
+
+
+def check_template(directory, tokenizer, known, framing):
+    """MinipostError unless the tokenizer's template puts known ids before a text, none behind."""
+    path = directory / "tokenizer.json"
+    if tokenizer.behind:
+        raise MinipostError(f"{path}: its template puts {tokenizer.behind} behind every text; a "
+                            "prompt would end before its answer, so take it out of post_processor")
+    if not all(i in known for i in tokenizer.before):
+        raise MinipostError(f"{path}: its template puts {tokenizer.before} before every text; "
+                            f"expected ids below {len(known)}")
+    side = directory / "tokenizer_config.json"
+    ours = [tokenizer.id(token) for token in (PAD, BOS, EOS)]
+    if (not tokenizer.before and ours == list(framing)
+            and not (side.exists() and "add_bos_token" in read_json(side))):
+        raise MinipostError(
+            f"{path}: an earlier version of minipost wrote it without the template that puts {BOS} "
+            "before a prompt; copy tokenizer.json and tokenizer_config.json from the model it was "
+            "trained from, such as checkpoints/base")
+
+
+def beyond_the_model(directory, tokenizer, vocab_size):
+    """The tokenizer's ids for which the model has no row, which no text can contain.
+
+    MinipostError where a text can contain one.
+    """
+    pieces = set(tokenizer.backend.get_vocab(with_added_tokens=False).values())
+    beyond = {i for i in tokenizer.backend.get_vocab().values() if i >= vocab_size}
+    bad = [i for i in beyond if i in pieces or i not in tokenizer.control]
+    if bad:
+        raise MinipostError(
+            f"{directory}: the tokenizer has the id {max(bad)}, the model only {vocab_size} ids"
+        )
+    return beyond
 
 
 def load(directory, device="cpu", dtype="float32"):
     """Open a model directory: (GPT, Vocabulary)."""
     directory = Path(directory)
     config, raw = read_config(directory)
+    side_files(directory)
     if raw.get("architectures") == [SCORER]:
         raise MinipostError(f"{directory}: is a reward model; expected a language model")
-    files = stored(config, names, directory)
+    files = stored(config, names, directory, stated_dtype(raw))
     model = GPT(config).to(DTYPES[dtype])
     load_weights(model, names(config), files, directory)
-    return model.to(device), read_vocabulary(directory, raw, config.vocab_size)
+    verify(directory)
+    vocabulary = read_vocabulary(directory, raw, config.vocab_size)
+    model.unused = unused(vocabulary, config.vocab_size)
+    return model.to(device), vocabulary
 
 
 def load_reward_model(directory, vocabulary, device="cpu", dtype="float32"):
@@ -320,9 +571,10 @@ def load_reward_model(directory, vocabulary, device="cpu", dtype="float32"):
     if raw.get("architectures") != [SCORER]:
         raise MinipostError(f"{directory}: architectures is {raw.get('architectures')}; a reward "
                             f"model is a {SCORER}")
-    files = stored(config, value_names, directory)
+    files = stored(config, value_names, directory, stated_dtype(raw))
     model = RewardModel(GPT(config).to(DTYPES[dtype]))
     load_weights(model, value_names(config), files, directory)
+    verify(directory)
     own = read_vocabulary(directory, raw, config.vocab_size)
     if own.kind() != vocabulary.kind():
         raise MinipostError(f"{directory}: the reward model's tokenizer differs from the policy's; "
@@ -339,7 +591,8 @@ def create(directory, model, tokenizer, dtype="float32"):
     publish(directory / "tokenizer.json", lambda path: tokenizer.backend.save(str(path)))
     write_json(directory / "tokenizer_config.json", {
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS,
-        "pad_token": PAD, "model_max_length": model.config.max_position_embeddings,
+        "pad_token": PAD, "add_bos_token": True,
+        "model_max_length": model.config.max_position_embeddings,
         "clean_up_tokenization_spaces": False,
     })
     write_json(directory / "generation_config.json", ids)
@@ -351,9 +604,9 @@ def save(directory, model, like, dtype="float32"):
     """Write a trained GPT or RewardModel, and byte-for-byte copies of the other files of `like`."""
     directory, like = Path(directory), Path(like)
     make_directory(directory)
-    for name in SIDE_FILES:
-        if (like / name).is_file():
-            publish(directory / name, lambda path, name=name: shutil.copyfile(like / name, path))
+    for path in side_files(like):
+        data = read_bytes(path)
+        publish(directory / path.name, lambda path, data=data: path.write_bytes(data))
     raw, kind = read_json(like / "config.json"), dict[str, Any]()
     if isinstance(model, ValueHead):
         kind = {"architectures": [SCORER], "id2label": {"0": "score"},
@@ -371,25 +624,49 @@ def save_weights(directory, model, dtype="float32"):
     broken = [name for name, tensor in found.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise MinipostError(f"{directory}: not saved, {broken[0]} holds values that are not finite")
-    write_tensors(Path(directory) / "model.safetensors",
-                  {name: tensor.to(DTYPES[dtype]) for name, tensor in found.items()}, format="pt")
+    path, beside = Path(directory) / WEIGHTS, Path(directory) / DIGESTS
+    tensors = {name: tensor.to(DTYPES[dtype]) for name, tensor in found.items()}
+    # Killed in between, the directory has no digest and opens without.
+    write_tensors(path, tensors, before=lambda: beside.unlink(missing_ok=True), format="pt")
+    write_json(beside, {WEIGHTS: digest(path)})
 
 
 # ---- run state
 
-def save_state(path, tensors, facts):
-    """Everything a resumed run needs, in one file: named tensors and a dict that JSON can hold."""
+def save_state(path, tensors, facts, aside=None):
+    """Everything a resumed run needs, in one file: named tensors and a dict that JSON can hold.
+
+    The file holds the SHA-256 of all of it.  aside: as in `publish`.
+    """
     make_directory(Path(path).parent)
-    write_tensors(path, tensors, minipost=json.dumps(facts, sort_keys=True))
+    text = json.dumps(facts, sort_keys=True).encode()
+    # The facts are a tensor, since a header of safetensors holds at most 100 MB.
+    held = {"facts": torch.frombuffer(bytearray(text), dtype=torch.uint8), **tensors}
+    write_tensors(path, held, aside=aside, minipost=state_digest(held))
 
 
 def load_state(path):
-    """What `save_state` wrote: (tensors, facts)."""
+    """What `save_state` wrote: (tensors, facts).  MinipostError if any of it has changed since."""
     if not Path(path).is_file():
         raise MinipostError(f"{path}: no such file; there is nothing to resume from")
     file = open_tensors(path)
+    said = (file.metadata() or {}).get("minipost")
+    if said is None or "facts" not in file.keys():
+        raise MinipostError(f"{path}: not a run state that this version of minipost reads")
     try:
-        facts = dict(json.loads((file.metadata() or {})["minipost"]))
-    except (KeyError, TypeError, ValueError):
-        raise MinipostError(f"{path}: not a run state of minipost") from None
-    return {name: file.get_tensor(name) for name in file.keys()}, facts
+        held = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
+        raise MinipostError(f"{path}: damaged ({error})") from None
+    if state_digest(held) != said:
+        raise MinipostError(f"{path}: damaged; what it holds is not what was written")
+    return held, json.loads(held.pop("facts").numpy().tobytes())
+
+
+def state_digest(tensors):
+    """The SHA-256 of names, types, shapes and values of tensors."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        tensor = tensor.detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()

@@ -1,26 +1,55 @@
-"""The one exception that a user reads, and settings with bounds."""
+"""The one exception that a user reads, text made safe to print, and settings with bounds."""
 
 import math
 import operator
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import ClassVar
 
+LONGEST = 300  # characters of a message
 
-class MinipostError(ValueError):
-    """A problem the user can mend, in one sentence; the command lines print it and exit 1."""
+
+def visible(text):
+    """The text with every character that could steer a terminal spelled out, as in \\x1b.
+
+    What a user's file, a model or another library says may hold such characters: control
+    characters, bidi marks, halves of surrogate pairs.  Spaces of every kind and line ends stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c == "\n" or c.isprintable() or unicodedata.category(c) == "Zs"
+        else c.encode("unicode_escape").decode() for c in text)
+
+
+class MinipostError(Exception):
+    """A problem the user can mend, in one sentence; the command lines print it and exit 1.
+
+    The sentence is made printable.  One that is too long loses its middle.
+    """
+
+    def __init__(self, sentence):
+        sentence = visible(" ".join(str(sentence).splitlines()))
+        if len(sentence) > LONGEST:
+            end = LONGEST // 3
+            sentence = f"{sentence[: LONGEST - end - 5]} ... {sentence[-end:]}"
+        super().__init__(sentence)
 
 
 HOLDS = {">=": ("at least", operator.ge), ">": ("more than", operator.gt),
          "<=": ("at most", operator.le), "<": ("less than", operator.lt)}
-USUAL = {"temperature": "> 0", "max_grad_norm": "> 0", "warmup_steps": ">= 0", "seed": ">= 0"}
+USUAL = {"temperature": "> 0", "max_grad_norm": "> 0", "warmup_steps": ">= 0",
+         "seed": ">= 0, <= 9223372036854775807"}
+LARGEST, SMALLEST = 1e9, 1e-18  # beyond these, float32 overflows or rounds to 0 where it squares
 
 
 class Bounded:
     """The base of every Config and Options: numbers must be finite and within bounds.
 
     A whole number is at least 1 and any other at least 0.  USUAL and LIMITS set other bounds, such
-    as {"group_size": ">= 2", "gamma": ">= 0, <= 1"}; "" is no bound.  MinipostError names the
+    as {"group_size": ">= 2", "gamma": ">= 0, <= 1"}; "" is no bound.  Without an upper bound of its
+    own a number is at most 1e9, and one that is not 0 is at least 1e-18.  MinipostError names the
     field, its value and what was expected.
     """
 
@@ -35,10 +64,15 @@ class Bounded:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
             usual = ">= 1" if field.type in (int, "int") else ">= 0"
-            for limit in filter(None, limits.get(field.name, usual).split(", ")):
+            bounds = limits.get(field.name, usual)
+            if "<" not in bounds:
+                bounds += f", <= {LARGEST:.0f}"
+            if value and abs(value) < 1:
+                bounds += f", {'>=' if value > 0 else '<='} {math.copysign(SMALLEST, value)}"
+            for limit in filter(None, bounds.split(", ")):
                 sign, bound = limit.split()
                 words, within = HOLDS[sign]
-                if not within(value, float(bound)) or not math.isfinite(value):
+                if not within(value, float(bound)):
                     raise MinipostError(f"{field.name} is {value}; expected {words} {bound}")
             if not math.isfinite(value):
                 raise MinipostError(f"{field.name} is {value}; expected a finite number")

@@ -88,6 +88,8 @@ HAS_ONEDNN = (
     and torch.backends.mkldnn.is_available()
     and "AVX512" in torch.backends.cpu.get_cpu_capability()
 )
+NEVER = -1e9       # a logit whose probability is exactly 0, finite so that 0 times it is 0
+ROTARY_ROWS = 512  # of the rotary table at first
 FEW_ROWS = 256  # below this many rows oneDNN's products gain nothing
 
 
@@ -125,14 +127,16 @@ class RMSNorm(nn.Module):
         return self.weight * (wide * scale).to(x.dtype)
 
 
-def rotary_table(config, dtype, device):
-    """cos and signed sin of every position's rotation, for `rotate`.  (P, E), (P, E)
+def rotary_table(config, dtype, device, length=None):
+    """cos and signed sin of the first positions' rotations, for `rotate`.  (P, E), (P, E)
+
+    length: P, the model's whole context if None.
 
     Pair i of a head turns by position * theta^(-2i/E).  The sine carries the minus sign of the
     rotation in its first half, so that `rotate` needs no negation.
     """
     half = torch.arange(0, config.head_dim, 2, dtype=torch.float64)
-    place = torch.arange(config.max_position_embeddings, dtype=torch.float64)
+    place = torch.arange(length or config.max_position_embeddings, dtype=torch.float64)
     angle = torch.outer(place, config.rope_theta ** (-half / config.head_dim))
     cos, sin = angle.cos(), angle.sin()
     tables = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
@@ -248,6 +252,8 @@ class GPT(nn.Module):
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self._rotary = None
+        # Where no token has the id: (V,) bool, or None.  It moves with the model, and is not saved.
+        self.register_buffer("unused", None, persistent=False)
 
     def initialise(self, seed):
         """New weights: N(0, 0.02), and 1/sqrt(2 layers) of that where a layer adds to x."""
@@ -268,13 +274,17 @@ class GPT(nn.Module):
         """The most tokens that a prompt and its response have together, BOS and EOS included."""
         return self.config.max_position_embeddings
 
-    def rotary(self):
-        """The rotary table in the model's own type and on its device, made at the first call."""
+    def rotary(self, length):
+        """The rotary table in the model's own type and on its device, of `length` rows or more.
+
+        It grows as longer sequences come.  A context can be far longer than any of them.
+        """
         weight = self.embed_tokens.weight
-        if self._rotary is None or (self._rotary[0].dtype, self._rotary[0].device) != (
-            weight.dtype, weight.device,
-        ):
-            self._rotary = rotary_table(self.config, weight.dtype, weight.device)
+        if self._rotary is None or len(self._rotary[0]) < length or (
+            self._rotary[0].dtype, self._rotary[0].device) != (weight.dtype, weight.device):
+            rows = max(ROTARY_ROWS, 2 ** (length - 1).bit_length())
+            self._rotary = rotary_table(self.config, weight.dtype, weight.device,
+                                        min(rows, self.config.max_position_embeddings))
         return self._rotary
 
     def hidden(self, tokens, explicit=False, keep=None):
@@ -289,7 +299,7 @@ class GPT(nn.Module):
                 f"a sequence of {length} tokens does not fit the model's context of "
                 f"{self.config.max_position_embeddings}"
             )
-        cos, sin = self.rotary()
+        cos, sin = self.rotary(length)
         x = F.embedding(tokens, self.embed_tokens.weight)                   # (B, T, D)
         for layer in self.layers:
             x, k, v = layer(x, cos[:length], sin[:length], explicit)
@@ -298,9 +308,10 @@ class GPT(nn.Module):
         return self.norm(x)
 
     def head(self, hidden):
-        """Logits of the next token.  (..., D) -> (..., V)"""
+        """Logits of the next token.  (..., D) -> (..., V)  Unused ids get no probability."""
         tied = self.config.tie_word_embeddings
-        return product(hidden, self.embed_tokens.weight if tied else self.lm_head.weight)
+        logits = product(hidden, self.embed_tokens.weight if tied else self.lm_head.weight)
+        return logits if self.unused is None else logits.masked_fill(self.unused, NEVER)
 
     def forward(self, tokens, explicit=False):
         """Logits of the token that follows each position.  (B, T) -> (B, T, V)"""
@@ -320,7 +331,7 @@ class GPT(nn.Module):
 
     def step(self, tokens, cache):
         """Append one token to every row of the cache.  (B,) -> final hidden states (B, D)"""
-        cos, sin = self.rotary()
+        cos, sin = self.rotary(cache.keys[0].shape[2])
         here = cache.lengths + (cache.at - cache.width)                     # (B,) positions
         cos, sin = cos[here][:, None, None], sin[here][:, None, None]       # (B, 1, 1, E)
         x = F.embedding(tokens, self.embed_tokens.weight)[:, None]          # (B, 1, D)

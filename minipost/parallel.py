@@ -5,13 +5,22 @@ waits for both.  Two processes of one thread each lose nothing.  So `launch` for
 torch is imported, so that they share its memory, and joins them over gloo.  Under torchrun it joins
 the ranks that torchrun started.  Every rank holds the same parameters and draws the same problems.
 Each samples and differentiates its share.
+
+Rank 0 answers signals, prints and writes.  No rank outlives it.
 """
 
 import os
+import select
+import shutil
 import signal
 import sys
 import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -46,9 +55,11 @@ def default_workers(device):
     return min(4, len(os.sched_getaffinity(0)))
 
 
-def join(rank_, world_, store):
+def join(rank_, world_, folder):
+    """Meet the other ranks.  A dead rank closes its connections, so no operation needs a limit."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", store=store, rank=rank_, world_size=world_)
+    dist.init_process_group("gloo", store=dist.FileStore(os.path.join(folder, "store"), world_),
+                            rank=rank_, world_size=world_, timeout=timedelta(days=30))
 
 
 def launch(main, workers):
@@ -61,48 +72,79 @@ def launch(main, workers):
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        if rank():
+            leave_signals_to_rank_0()
         try:
             return main()
         finally:
             dist.destroy_process_group()
     if workers == 1:
-        return main()
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="minipost-") as folder:
-        children = [fork(main, r, workers, folder) for r in range(1, workers)]
-        try:
-            join(0, workers, store(folder, workers))
+        with Signals():
             return main()
+    torch.set_num_threads(1)
+    sweep()
+    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-") as folder:
+        children = [fork(main, r, workers, folder) for r in range(1, workers)]
+        signals = Signals(children)
+        try:
+            with signals:
+                meet(children, workers, folder)
+                return main()
         except RuntimeError as error:
+            if signals.at_once:
+                raise KeyboardInterrupt from None
             said = [path.read_text() for path in sorted(Path(folder).glob("error*"))]
             if not said and "Connection" not in str(error):
                 raise
             raise MinipostError(said[0] if said else f"a worker process died ({error})") from error
         finally:
-            for pid in children:  # a dead child can be signalled until it is waited for
-                os.kill(pid, signal.SIGTERM)
+            end(children)
             for pid in children:
                 os.waitpid(pid, 0)
             if dist.is_initialized():
                 dist.destroy_process_group()
 
 
-def store(folder, workers):
-    return dist.FileStore(os.path.join(folder, "store"), workers)
+def meet(children, workers, folder):
+    """Join the other ranks, unless one of them dies before it has joined."""
+    failed = []
+
+    def joining():
+        try:
+            join(0, workers, folder)
+        except Exception as error:  # it is raised again below, in the main thread
+            failed.append(error)
+
+    thread = threading.Thread(target=joining, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.05)
+        for pid in children:
+            # WNOWAIT leaves a dead child to be waited for, as at any later time.
+            if thread.is_alive() and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                raise RuntimeError("Connection closed: a rank ended before it had joined")
+    if failed:
+        raise failed[0]
+
+
+def end(children):
+    """Kill the other ranks.  A dead child can be signalled until it is waited for."""
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
 
 
 def fork(main, rank_, workers, folder):
     """Fork another rank.  The child never returns from here: whatever happens, it exits."""
     sys.stdout.flush()
     sys.stderr.flush()
-    pid = os.fork()
+    parent, pid = os.getpid(), os.fork()
     if pid:
         return pid
     code = 1
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides when all stop
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        join(rank_, workers, store(folder, workers))
+        leave_signals_to_rank_0()
+        threading.Thread(target=outlive_nobody, args=(parent,), daemon=True).start()
+        join(rank_, workers, folder)
         main()
         code = 0
     except MinipostError as error:  # rank 0 reports it, whether it meets the same error or not
@@ -112,3 +154,137 @@ def fork(main, rank_, workers, folder):
             print(f"worker {rank_}: {error}", file=sys.stderr)
     finally:
         os._exit(code)
+
+
+def outlive_nobody(parent):
+    """End this rank within a second of its parent, whatever it waits for."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+# ---- what killed processes leave behind
+
+def alive(pid):
+    """Whether there is a process of this number."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+PREFIX = "minipost-"  # and the number of the process: a folder in which ranks meet
+
+
+def sweep():
+    """Delete the folders of processes that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+        pid = folder.name.removeprefix(PREFIX).partition("-")[0]
+        if pid.isascii() and pid.isdigit() and not alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---- signals
+
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+def leave_signals_to_rank_0():
+    """Ctrl-C and TERM reach a whole group of processes; rank 0 decides when all of it stops."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class Signals:
+    """Inside the block SIGINT, SIGTERM and SIGHUP end the other ranks and raise KeyboardInterrupt.
+
+    `finish` may hold a function of no arguments: the next signal then only calls it.  A thread
+    answers the signals, since the main thread may wait for another rank, and a handler of Python's
+    would wait with it.  A signal that was ignored before stays ignored, as under nohup.
+    """
+
+    current: ClassVar["Signals"]  # of the innermost block
+
+    def __init__(self, children=()):
+        self.children, self.finish, self.usual = children, [], {}
+        self.owed = 0                   # exceptions that are still to be raised
+        self.deaf = 0.0                 # until then signals count as sent before
+        self.at_once = self.held = False
+
+    def __enter__(self):
+        self.outer, Signals.current = Signals.current, self
+        if threading.current_thread() is threading.main_thread():
+            self.read, self.write = os.pipe()
+            os.set_blocking(self.write, False)
+            self.fd = signal.set_wakeup_fd(self.write, warn_on_full_buffer=False)
+            self.usual = {n: signal.signal(n, self.handle) for n in STOPS
+                          if signal.getsignal(n) not in (signal.SIG_IGN, None)}
+            self.thread = threading.Thread(target=self.watch, daemon=True)
+            self.thread.start()
+        return self
+
+    def __exit__(self, *error):
+        Signals.current, self.held = self.outer, True
+        if self.usual:
+            os.write(self.write, b"\0")
+            self.thread.join()
+            signal.set_wakeup_fd(self.fd)
+            for number, handler in self.usual.items():
+                signal.signal(number, handler)
+            os.close(self.read)
+            os.close(self.write)
+
+    def handle(self, number, frame):
+        """Python calls this in the main thread, when that runs Python again."""
+        if self.owed and not self.held:
+            self.owed -= 1
+            raise KeyboardInterrupt
+        if time.monotonic() >= self.deaf:
+            self.finishing()
+
+    def finishing(self):
+        """Call what `finish` holds, once, in whichever thread comes first.  -> whether it did"""
+        try:
+            finish = self.finish.pop()
+        except IndexError:
+            return False
+        self.deaf = time.monotonic() + 0.5
+        finish()
+        return True
+
+    def watch(self):
+        """Answer the signals, one in half a second: `timeout` sends its own twice."""
+        number = 0
+        while True:
+            if select.select([self.read], [], [], 0.1 if self.owed else None)[0]:
+                number = os.read(self.read, 1)[0]
+                if number == 0:
+                    return
+                late = time.monotonic() >= self.deaf
+                if number not in self.usual or not late or self.finishing():
+                    continue
+                self.at_once = True
+                self.owed += 1
+                end(self.children)
+            # Python calls `handle` too early, before anything is owed, or too late, at the end of
+            # a system call that the signal did not break off.
+            if self.owed and not self.held:
+                self.deaf = time.monotonic() + 0.5
+                signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+
+Signals.current = Signals()  # outside of any block nothing is answered
+
+
+@contextmanager
+def unhurried():
+    """Inside the block no signal raises KeyboardInterrupt: what is saved is saved whole."""
+    signals = Signals.current
+    signals.held = True
+    try:
+        yield
+    finally:
+        signals.held = False

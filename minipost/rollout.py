@@ -19,6 +19,9 @@ import torch
 from minipost.errors import MinipostError
 from minipost.ops import pick, spread
 
+NO_TOKENS = ("an empty prompt needs a BOS, which this model's tokenizer does not put there; give "
+             "the prompt a text")
+
 
 @dataclass(frozen=True)
 class Sequences:
@@ -102,8 +105,16 @@ class Pairs:
         return Pairs(self.chosen.to(device), self.rejected.to(device))
 
 
+def check_prompts(prompts):
+    """MinipostError where a prompt has no ids: nothing would predict its answer's first token."""
+    if not all(prompts):
+        raise MinipostError(f"{NO_TOKENS} (prompt {[len(ids) for ids in prompts].index(0) + 1} of "
+                            f"{len(prompts)})")
+
+
 def pack(prompts, responses, pad):
     """Sequences from lists of ids; each response already ends in EOS where it should."""
+    check_prompts(prompts)
     width = max(len(p) + len(r) for p, r in zip(prompts, responses))
     tokens = torch.full((len(prompts), width), pad)
     mask = torch.zeros(len(prompts), width - 1, dtype=torch.bool)
@@ -233,6 +244,7 @@ def generate(model, prompts, group_size=1, *, max_new_tokens, eos, pad, temperat
     A token is drawn by inverting the cumulative distribution at one uniform number.  This is
     several times faster than torch.multinomial, and each row's draws depend on no other row.
     """
+    check_prompts(prompts)
     longest = max(map(len, prompts))
     check_context(model, longest, max_new_tokens)
     device, rows = model.device, len(prompts) * group_size
@@ -269,7 +281,11 @@ def next_logp(logits, temperature):
     """Log-probs to sample from, at the same temperature and precision as `distribution`."""
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
-    return torch.log_softmax(logits / (temperature or 1.0), -1)
+    found = torch.log_softmax(logits / (temperature or 1.0), -1)
+    if found[:, 0].isnan().any():  # then all of its row are
+        raise MinipostError("the model's logits are not finite, so there is nothing to sample from;"
+                            " its weights or the temperature are out of all bounds")
+    return found
 
 
 def draw(logp_all, uniform):

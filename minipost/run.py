@@ -13,7 +13,8 @@ import copy
 import random
 import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from minipost.datasets.rewards import ask, load_reward
 from minipost.errors import MinipostError
 from minipost.optim import Learner
 from minipost.rollout import (
+    NO_TOKENS,
     Rollout,
     check_context,
     concat,
@@ -32,9 +34,18 @@ from minipost.rollout import (
     pack,
     repeats,
 )
+from minipost.tasks.base import Problem
 
 ROWS = 1024  # most sequences that a rank samples at once; their caches take the memory
 REWARD_MODEL = "reward model"  # the name of the part that learns, or gives, the score
+
+
+@lru_cache(maxsize=8)
+def shuffled(n, name):
+    """The numbers 0 .. n - 1 in the order of this name."""
+    order = list(range(n))
+    random.Random(name).shuffle(order)
+    return order
 
 
 class Frozen:
@@ -59,6 +70,7 @@ class Run:
     task: Any
     reward: Any                 # f(prompts, completions, **columns) -> list of float
     hidden: bool = False        # `reward` only measures and labels; no learner may score by it
+    reward_timeout: float = 0.0  # seconds that a call of the reward function may take; 0: no limit
     seed: int = 0
     step: int = 0
     max_new_tokens: int = 48    # longest response, in tokens
@@ -66,8 +78,11 @@ class Run:
     tokens: int = 0             # response tokens sampled or trained on so far
     carried: dict = field(default_factory=dict)  # numbers that a method carries from step to step
     reward_model: Any = None    # what `score` asks instead of `reward`
+    recompute: bool = False     # let training's own log-probs replace those of the sampler
+    control_tokens: str = "plain"  # how control tokens in the rows of a file are read
 
     def __post_init__(self):
+        self.sampled_at, self.difference = None, 0.0  # updates at the last rollout; see `compare`
         # By key, "learner/NAME" or "frozen/NAME".  `saved` is for parts that are asked for later.
         self.parts: dict[str, Any] = {"learner/policy": self.policy}
         self.saved: dict[str, tuple] = {}
@@ -168,19 +183,47 @@ class Run:
 
         From step `since` on the rows are used in epochs, each in an order of its own.
         """
-        found = []
-        for place in range((self.step - since) * n, (self.step - since + 1) * n):
-            epoch, k = divmod(place, len(rows))
-            if k == 0 or not found:
-                order = list(range(len(rows)))
-                random.Random(f"{self.seed}/epoch {epoch}").shuffle(order)
-            found.append(rows[order[k]])
-        return found
+        first = (self.step - since) * n
+        places = (divmod(place, len(rows)) for place in range(first, first + n))
+        return [rows[shuffled(len(rows), f"{self.seed}/epoch {epoch}")[k]] for epoch, k in places]
 
     def sample(self, problems, group_size, **options):
         """`group_size` responses to each problem: a Rollout.  Options as in `complete`."""
-        return self.complete([self.vocabulary.prompt(p.prompt) for p in problems], group_size,
-                             **options)
+        return self.complete([self.prompt_ids(p.prompt) for p in problems], group_size, **options)
+
+    def rollout(self, problems, group_size, *, temperature, purpose="rollout"):
+        """`sample` by the policy, to learn from.
+
+        The sampler decodes with other kernels than training, so its log-probs differ by rounding:
+        in float32 by some 1e-5 nats, in bfloat16 by up to 0.6.  With `recompute` logp is what
+        training computes, so that the first ratios are 1.
+        """
+        rollout = self.sample(problems, group_size, temperature=temperature, purpose=purpose)
+        self.sampled_at = self.policy.updates
+        if self.recompute:
+            logp = self.logprobs(self.policy.module, rollout, temperature).to(rollout.logp)
+            self.compare(logp, rollout)
+            self.sampled_at, rollout = -1, replace(rollout, logp=logp)
+        return rollout
+
+    def compare(self, logp, batch):
+        """Note the largest difference of log-probs (b, T) from those of the sampler.
+
+        To be called in every pass.  Once the policy has moved, nothing is noted.
+        """
+        if self.policy.updates == self.sampled_at and len(batch):
+            most = float((logp.detach() - batch.logp).abs().max())
+            self.difference = max(self.difference, most)
+
+    def differences(self):
+        """What `compare` noted in any rank since the last call, as a metric; {} if nothing."""
+        if self.sampled_at is None:
+            return {}
+        most = torch.zeros(parallel.world(), dtype=torch.float64)
+        most[parallel.rank()] = self.difference
+        parallel.all_reduce(most)
+        self.sampled_at, self.difference = None, 0.0
+        return {"sampling_logp_difference/max": float(most.max())}
 
     def complete(self, prompts, group_size, *, temperature, module=None, purpose="rollout",
                  stop=frozenset(), max_new_tokens=None):
@@ -205,14 +248,47 @@ class Run:
         self.tokens += int(rollout.mask.sum())
         return rollout
 
-    def encode(self, prompts, answers):
-        """Texts as Sequences.  MinipostError where a prompt with its answer passes the context."""
+    def encode(self, problems, answers):
+        """Problems, or the texts of prompts, with an answer each, as Sequences.
+
+        MinipostError where a prompt has no tokens, or passes the context with its answer; it names
+        the place of a row.
+        """
         policy, words = self.policy.module, self.vocabulary
-        ids = [words.prompt(text) for text in prompts]
-        ends = [words.response(text) for text in answers]
-        for before, after, *texts in zip(ids, ends, prompts, answers, strict=True):
-            check_context(policy, len(before), len(after), *texts)
+        problems = [Problem(each) if isinstance(each, str) else each for each in problems]
+        ids, ends = [], []
+        for problem, text in zip(problems, answers, strict=True):
+            try:
+                before = self.prompt_ids(problem.prompt)
+                after = words.response(text, **self.reading(text))
+                check_context(policy, len(before), len(after), problem.prompt, text)
+            except MinipostError as error:
+                place = problem.place and f"{problem.place}: "
+                raise MinipostError(f"{place}{error}") from None
+            ids.append(before)
+            ends.append(after)
         return pack(ids, ends, words.pad).to(policy.device)
+
+    def prompt_ids(self, text):
+        """Ids of a problem's prompt.  MinipostError where there are none.
+
+        Text that a model wrote is encoded by the vocabulary instead, as plain characters.
+        """
+        ids = self.vocabulary.prompt(text, **self.reading(text))
+        if not ids:
+            raise MinipostError(NO_TOKENS)
+        return ids
+
+    def reading(self, text):
+        """How `Vocabulary` reads a text of a problem, as options; control tokens or characters.
+
+        MinipostError where a row spells out a control token and nobody said what it means.
+        """
+        if self.control_tokens == "plain" or self.task.name != "file":
+            return {}
+        if said := self.vocabulary.complaint(text, self.control_tokens):
+            raise MinipostError(f"{self.task.data}: the text {text[:40]!r} {said}")
+        return {"control": self.control_tokens == "tokens"}
 
     def texts(self, rollout):
         """The completions as text."""
@@ -229,7 +305,8 @@ class Run:
         """The reward of one text to each problem.  (B,)  Rank 0 asks and tells the others."""
         reward = torch.zeros(len(texts), dtype=torch.float64)
         if parallel.rank() == 0:
-            reward = torch.tensor(ask(self.reward, problems, texts), dtype=torch.float64)
+            values = ask(self.reward, problems, texts, self.reward_timeout)
+            reward = torch.tensor(values, dtype=torch.float64)
         parallel.all_reduce(reward)
         return reward
 
@@ -250,8 +327,17 @@ class Run:
         return self.finite_scores(rollout)
 
     def finite_scores(self, rollout):
-        """The reward model's score of every row.  (B,)  MinipostError where one is not finite."""
-        score = self.final_scores(self.reward_model, rollout)
+        """The reward model's score of every row.  (B,)  MinipostError where one is not finite.
+
+        Equal answers have equal scores.  Micro-batches of other widths would round them otherwise,
+        and a group of equal answers would not tie.
+        """
+        score, first = self.final_scores(self.reward_model, rollout), {}
+        column = torch.arange(2, rollout.tokens.shape[1] + 1, device=rollout.mask.device)
+        ends = (rollout.mask * column).amax(1).tolist()
+        same = [first.setdefault(tuple(tokens[:end]), row)
+                for row, (tokens, end) in enumerate(zip(rollout.tokens.tolist(), ends))]
+        score = score[same]
         if not score.isfinite().all():
             row = int((~score.isfinite()).nonzero()[0])
             raise MinipostError(f"the reward model's score is {float(score[row])} for the "
@@ -347,5 +433,7 @@ def open_run(options, task, device):
     """The Run of a command line's settings: its model, task and reward."""
     model, vocabulary = checkpoint.load(options.model, device, options.dtype)
     return Run(Learner(model), vocabulary, task, load_reward(options.reward, task),
-               hidden=task.hidden and not options.reward, seed=options.seed,
-               micro_batch_size=options.micro_batch_size, max_new_tokens=options.max_new_tokens)
+               hidden=task.hidden and not options.reward,
+               reward_timeout=options.reward_timeout, seed=options.seed,
+               micro_batch_size=options.micro_batch_size, max_new_tokens=options.max_new_tokens,
+               recompute=options.dtype != "float32", control_tokens=options.control_tokens)

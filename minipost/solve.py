@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from minipost import test_time
 from minipost.cli import inference
 from minipost.cli.options import fail_in_one_sentence
-from minipost.errors import MinipostError
+from minipost.errors import MinipostError, visible
 
 PROG = "python -m minipost.solve"
 
@@ -71,10 +71,11 @@ def solve(argv):
                           "settings": asdict(settings.config), "problem": asked, "answer": answer,
                           "right": bool(right), "tokens": tokens, "working": working}, indent=2))
         return
-    print(asked.strip())
+    print(visible(asked.strip()))
     for line in method.show(working):
-        print(f"  {line}")
-    print(f"answer: {answer.strip()}\n{'right' if right else 'wrong'}; {tokens} tokens sampled")
+        print(visible(f"  {line}"))
+    print(visible(f"answer: {answer.strip()}"))
+    print(f"{'right' if right else 'wrong'}; {tokens} tokens sampled")
 
 
 if __name__ == "__main__":

@@ -1,30 +1,46 @@
-"""The tokenizer: byte-level BPE from the `tokenizers` library behind a small interface.
+"""The tokenizer: BPE and its like from the `tokenizers` library behind a small interface.
 
-Digits and punctuation marks are always tokens of their own, so arithmetic is spelled out.  Letters
-merge into frequent pieces.  The base alphabet is the 256 bytes, so any text survives the round
-trip.  PAD, BOS and EOS are three different ids.  Text that merely looks like a control token is
-encoded as plain text.
+Our own are byte-level.  Digits and punctuation marks are always tokens of their own, so arithmetic
+is spelled out.  Letters merge into frequent pieces.  The base alphabet is the 256 bytes, so any
+text survives the round trip.  PAD, BOS and EOS are three different ids.
+
+What stands before a text is what the tokenizer's own template puts there: BOS, more or nothing.
+Text that merely looks like a control token is encoded as plain text, unless it is asked for.
 """
 
-from pathlib import Path
+import json
 
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
 from minipost.errors import MinipostError
+from minipost.files import parse_json, read_bytes
+from minipost.tokenizer_file import check, frame, inside_a_text
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+PROBE = " a 12\n\u5317 <x>\x00"
 
 
 class Tokenizer:
-    """Text to ids and back.  `vocab_size` counts all ids, the three control tokens included."""
+    """Text to ids and back.
 
-    def __init__(self, backend):
+    vocab_size: the number of ids, control tokens included.  control: id -> text of each control
+    token.  before, behind: the ids that the template puts before and behind a text.
+    """
+
+    def __init__(self, backend, raw=None):
+        raw = json.loads(backend.to_str()) if raw is None else raw
+        inside = inside_a_text(raw)
         self.backend = backend
-        backend.encode_special_tokens = True
-        backend.no_padding()
-        backend.no_truncation()
+        self.inside = backend if inside == raw else Backend.from_str(json.dumps(inside))
+        for each in (self.backend, self.inside):
+            each.encode_special_tokens = True
+            each.no_padding()
+            each.no_truncation()
+        self.before, self.behind = frame(raw)
         self.vocab_size = backend.get_vocab_size()
+        self.control = {i: token.content for i, token in
+                        backend.get_added_tokens_decoder().items() if token.special}
 
     @classmethod
     def train(cls, texts, vocab_size=512):
@@ -42,53 +58,132 @@ class Tokenizer:
             show_progress=False,
         )
         backend.train_from_iterator(texts, trainer)
+        backend.post_processor = begin_with(BOS, backend.token_to_id(BOS))
         return cls(backend)
 
     @classmethod
     def load(cls, path):
         """Open a tokenizer.json; MinipostError where it is missing or not a tokenizer."""
-        if not Path(path).is_file():
-            raise MinipostError(f"{path}: no such file; a model directory needs its tokenizer.json")
+        raw = parse_json(read_bytes(path), path)
         try:
-            return cls(Backend.from_file(str(path)))
-        except Exception as error:  # the library raises bare Exception for anything malformed
+            check(raw)
+            raw |= {"padding": None, "truncation": None}
+            tokenizer = cls(guarded(Backend.from_str, json.dumps(raw)), raw)
+            for each in raw.get("added_tokens") or []:
+                if tokenizer.id(each["content"]) != each["id"]:
+                    raise MinipostError(f"its added token {each['content'][:40]!r} does not get "
+                                        f"its id {each['id']}")
+            for backend in (tokenizer.backend, tokenizer.inside):
+                guarded(backend.decode, guarded(backend.encode, PROBE).ids)
+        except MinipostError as error:
             raise MinipostError(f"{path}: not a tokenizer that can be read ({error})") from None
+        return tokenizer
 
     def id(self, token):
         """The id of a token by its exact name, or None."""
         return self.backend.token_to_id(token)
 
-    def encode(self, text):
-        """Ids of the text, without control tokens."""
-        try:
-            return self.backend.encode(text, add_special_tokens=False).ids
-        except TypeError:
-            raise MinipostError(
-                f"text that is not valid Unicode (a lone surrogate?): {text[:40]!r}"
-            ) from None
+    def encode(self, text, inside=False, control=False):
+        """Ids of the text, without what the template adds.
 
-    def decode(self, ids):
-        """The text of the ids; control tokens are left out."""
-        return self.backend.decode(list(ids), skip_special_tokens=True)
+        inside: the text goes on behind other text.  control: control tokens that it spells out are
+        these tokens and not their characters.
+        """
+        backend = self.inside if inside else self.backend
+        backend.encode_special_tokens = not control
+        return guarded(backend.encode, text, add_special_tokens=False).ids
+
+    def decode(self, ids, hidden=None):
+        """The text of ids that go on behind others; the control tokens in `hidden` are left out.
+
+        None: all of them.  A control token that is not hidden stands there as it is spelt.
+        """
+        hidden = self.control if hidden is None else hidden
+        ids = [i for i in ids if i not in hidden]
+        shown = [k for k, i in enumerate(ids) if i in self.control]
+        if not shown:
+            return self.plain(ids)
+        ends = [*shown, len(ids)]
+        return self.plain(ids[: ends[0]]) + "".join(
+            self.control[ids[k]] + self.plain(ids[k + 1 : end]) for k, end in zip(shown, ends[1:]))
+
+    def plain(self, ids):
+        return guarded(self.inside.decode, ids, skip_special_tokens=True) if ids else ""
+
+
+def begin_with(token, number):
+    """The template that puts this token before every text."""
+    return processors.TemplateProcessing(single=f"{token} $A", pair=f"{token} $A $B:1",
+                                         special_tokens=[(token, number)])
+
+
+def guarded(ask, given, **options):
+    """Ask the library.  MinipostError for whatever it raises, its panics included."""
+    try:
+        return ask(given, **options)
+    except TypeError:
+        raise MinipostError(
+            f"text that is not valid Unicode (a lone surrogate?): {given[:40]!r}") from None
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise MinipostError(f"the tokenizer's library says: {str(error)[:120]}") from None
 
 
 class Vocabulary:
-    """A tokenizer with the ids that frame a sequence: bos (or None), the set eos, pad."""
+    """A tokenizer with what frames a sequence.
 
-    def __init__(self, tokenizer, bos, eos, pad):
-        self.tokenizer, self.bos, self.eos, self.pad = tokenizer, bos, frozenset(eos), pad
+    before: the ids that stand before every prompt, none where the tokenizer puts none.  eos: the
+    ids that end a response.  pad: the id that fills padding.  named: further ids that are no text,
+    such as a BOS that is not put before prompts.
+    """
 
-    def prompt(self, text):
-        """Ids of a prompt, BOS at the front."""
-        return ([] if self.bos is None else [self.bos]) + self.tokenizer.encode(text)
+    def __init__(self, tokenizer, before, eos, pad, named=()):
+        self.tokenizer, self.before, self.pad = tokenizer, list(before), pad
+        self.eos, self.named = frozenset(eos), frozenset(named)
 
-    def response(self, text):
-        """Ids of a response, EOS at the end."""
-        return self.tokenizer.encode(text) + [min(self.eos)]
+    @property
+    def frame(self):
+        """The control tokens that are put where they belong: no text holds them.  A set of ids."""
+        return {*self.before, *self.eos, *self.named} & self.tokenizer.control.keys()
+
+    def prompt(self, text, control=False):
+        """Ids of a prompt, with what the tokenizer's template puts before it.
+
+        control: control tokens that the text spells out are these tokens.
+        """
+        return self.before + self.tokenizer.encode(text, control=control)
+
+    def response(self, text, control=False):
+        """Ids of a response to a prompt, EOS at the end."""
+        return self.tokenizer.encode(text, inside=True, control=control) + [min(self.eos)]
 
     def decode(self, ids):
-        return self.tokenizer.decode(ids)
+        """The text of a response.  It shows control tokens, except BOS, EOS and PAD."""
+        return self.tokenizer.decode(ids, self.frame)
+
+    def spelt(self, text):
+        """The control tokens that a text spells out, in the order of their first place."""
+        found = {text.find(token): token for token in self.tokenizer.control.values()
+                 if token in text}
+        return [found[place] for place in sorted(found)]
+
+    def complaint(self, text, control_tokens):
+        """What is wrong with a text of the user's data: the end of a sentence, or "".
+
+        control_tokens: how the text is read, "tokens" or "plain"; "stop" if nobody said it.
+        """
+        for token in self.spelt(text) if control_tokens != "plain" else []:
+            if self.tokenizer.id(token) in self.frame:
+                return (f"spells out {token!r}, which is put where it belongs anyway; take it out, "
+                        "or say --control-tokens plain to have its characters")
+            if control_tokens == "stop":
+                return (f"spells out the control token {token!r}; say --control-tokens tokens to "
+                        "have it as that token, or --control-tokens plain to have its characters")
+        return ""
 
     def kind(self):
         """Equal for two vocabularies that give every text the same ids."""
-        return self.tokenizer.backend.to_str(), self.bos, self.eos
+        raw = json.loads(self.tokenizer.backend.to_str())
+        parts = ("added_tokens", "normalizer", "pre_tokenizer", "model")
+        return json.dumps([raw[name] for name in parts]), tuple(self.before), self.eos

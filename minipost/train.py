@@ -7,11 +7,14 @@ One run writes one directory:
     state/         what --resume continues from    (all of it is replaced whole or not at all)
 
 Ctrl-C stops after the step in progress, with everything saved.  --resume DIR goes on from there and
-ends with the same bytes as a run that was never stopped (same machine and number of workers).
+ends with the same bytes as a run that was never stopped (on the same machine).  It stops if the
+data, the reward, the model, the settings or minipost have changed since; --anyway goes on.  A run
+that is in the directory is replaced only by --overwrite.
 """
 
+import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minipost import methods
@@ -48,11 +51,12 @@ def settings_of(argv):
               f"--data FILE.jsonl] [options]\n       {PROG} --resume RUN_DIRECTORY\n\n{__doc__}\n"
               f"`{PROG} --algo NAME --help` lists every option of a method.")
         raise SystemExit(0 if argv else 2)
-    return parse(argv, PROG, lambda method: Options(model=method.MODEL), methods=methods, data=True)
+    return parse(argv, PROG, lambda method: Options(model=method.MODEL), methods=methods, data=True,
+                 notes="--overwrite replaces the run that is in the directory.")
 
 
-def resumed(directory):
-    """The Settings of an earlier run, from its config.json."""
+def saved_in(directory):
+    """The Settings of a run and its number of workers, from its config.json."""
     from minipost.checkpoint import read_json
 
     path = Path(directory) / "config.json"
@@ -60,10 +64,47 @@ def resumed(directory):
     try:
         method = methods.load(saved["algo"])
         task = {**TASKS, File.name: File}[saved["task"]["name"]]
-        return Settings(rebuild(Options, saved["options"]), rebuild(task, saved["task"]), method,
-                        rebuild(method.Config, saved["method"]))
-    except (KeyError, TypeError, AttributeError, ModuleNotFoundError) as error:
-        raise MinipostError(f"{path}: not the settings of a run ({error!r})") from None
+        parts = [{**saved[part]} for part in ("options", "task", "method")]
+        workers = saved.get("workers", 0)
+        if type(workers) is not int or not 0 <= workers <= 1024:
+            raise TypeError(f"workers is {workers!r:.40}")
+    except (KeyError, TypeError, AttributeError, ValueError, ModuleNotFoundError) as error:
+        raise MinipostError(f"{path}: not the settings of a run ({error!r:.100})") from None
+    parts[1].pop("name")
+    try:
+        options, task, config = (rebuild(cls, part)
+                                 for cls, part in zip((Options, task, method.Config), parts))
+    except MinipostError as error:
+        raise MinipostError(f"{path}: {error}") from None
+    return Settings(options, task, method, config), workers
+
+
+def resumed(argv):
+    """(Settings, directory, workers, anyway) of `--resume DIR`.
+
+    A config.json may come from somebody else, and a reward function is a program.  So its name is
+    to be given again.
+    """
+    flags = argparse.ArgumentParser(prog=PROG, allow_abbrev=False)
+    flags.add_argument("--resume", nargs="?")
+    flags.add_argument("--reward", nargs="*", default=[])
+    flags.add_argument("--anyway", action="store_true")
+    given, others = flags.parse_known_args(argv)
+    if others or not given.resume:
+        found = f", not {others[0][:40]!r}" if others else ""
+        raise MinipostError(f"write {PROG} --resume RUN_DIRECTORY, perhaps with --reward and "
+                            f"--anyway{found}; every other setting is read from the run's "
+                            "config.json")
+    settings, workers = saved_in(given.resume)
+    named, again = " ".join(settings.options.reward), " ".join(given.reward)
+    if named and not again:
+        raise MinipostError(f"{given.resume}: the run would execute a program that its config.json "
+                            f"names; if you trust it, add --reward {named}")
+    if named != again and not given.anyway:
+        raise MinipostError(f"{given.resume}: was made with --reward {named or '(none)'}, not "
+                            f"{again}; go on with another by --anyway")
+    options = replace(settings.options, reward=tuple(given.reward))
+    return replace(settings, options=options), given.resume, workers, given.anyway
 
 
 def main(argv=None):
@@ -72,19 +113,21 @@ def main(argv=None):
 
 def start(argv):
     resume = any(argument.partition("=")[0] == "--resume" for argument in argv)
-    if resume and (len(argv) != 2 or argv[0] != "--resume"):
-        raise MinipostError(f"write {PROG} --resume RUN_DIRECTORY and nothing else; every "
-                            "setting is read from the run's config.json")
-    settings = resumed(argv[1]) if resume else settings_of(argv)
-    options = settings.options
-    directory = argv[1] if resume else options.out or \
-        f"runs/{settings.method.name}-{settings.task.name}-{options.seed}"
+    workers, anyway, overwrite = 0, False, "--overwrite" in argv
+    if resume:
+        settings, directory, workers, anyway = resumed(argv)
+    else:
+        settings = settings_of([argument for argument in argv if argument != "--overwrite"])
+        directory = settings.options.out or \
+            f"runs/{settings.method.name}-{settings.task.name}-{settings.options.seed}"
     from minipost import parallel
     from minipost.cli.session import Session, pick_device
 
-    device = pick_device(options.device)
-    session = Session(Path(directory), settings, device, resume)
-    return parallel.launch(session.go, options.workers or parallel.default_workers(device))
+    device = pick_device(settings.options.device)
+    workers = settings.options.workers or workers or parallel.default_workers(device)
+    session = Session(Path(directory), settings, device, workers, resume=resume, anyway=anyway,
+                      overwrite=overwrite)
+    return parallel.launch(session.go, workers)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
     python -m scripts.bench test-time    every way to answer, held out, with tokens per problem
     python -m scripts.bench game24       the Game of 24, beside the paper's table
     python -m scripts.bench proof        the proofs of each method, in worlds that can be listed
+    python -m scripts.bench sampler      sampler against trainer, in float32 and bfloat16
     python -m scripts.bench fisher       TRPO's Fisher-vector product in its two forms
     python -m scripts.bench speed        side by side with TRL and transformers (extra `bench`)
 
@@ -31,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from scripts import bench_alignment, bench_offline, bench_proof, bench_test_time
+from scripts import bench_alignment, bench_offline, bench_proof, bench_sampler, bench_test_time
 from scripts.bench_peer import CORES, EVERY, GROUP, HELD_OUT, PROMPTS, ROOM, TARGET
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,7 +103,7 @@ def learnt(args, algo, seed):
     """One run's rows of the table, one row for each split of its task."""
     out = ROOT / "runs" / f"bench-{algo}-{seed}"
     command = [sys.executable, "-m", "minipost.train", "--algo", algo, "--seed", str(seed),
-               "--model", args.model, "--out", str(out)]
+               "--model", args.model, "--out", str(out), "--overwrite"]
     command += ["--steps", "2", "--eval-n", "10"] if args.quick else []
     done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.DEVNULL,
                           stderr=subprocess.PIPE)
@@ -316,7 +317,7 @@ def command_line(folder, steps):
         "max-new-tokens": ROOM, "beta": 0, "lr": 1e-5, "eval-n": 1, "show": 0, "save-every": 0,
         "out": folder / "run",
     }
-    return [sys.executable, "-m", "minipost.train",
+    return [sys.executable, "-m", "minipost.train", "--overwrite",
             *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
 
 
@@ -454,7 +455,7 @@ PARTS = {"learning": learning, "alignment": other(bench_alignment.alignment),
          "offline": other(bench_offline.offline),
          "preferences": other(bench_offline.preferences), "fisher": other(bench_alignment.fisher),
          "test-time": other(bench_test_time.test_time), "game24": other(bench_test_time.game24),
-         "proof": other(bench_proof.proof), "speed": speed}
+         "proof": other(bench_proof.proof), "sampler": other(bench_sampler.sampler), "speed": speed}
 
 
 def main():

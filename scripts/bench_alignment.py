@@ -32,7 +32,7 @@ def trained(args, name, extra, seed):
     folder = "".join("_" if c in " /" else c for c in name if c not in ",%")
     out = ROOT / "runs" / f"bench-{folder}-{seed}"
     command = [sys.executable, "-m", "minipost.train", "--algo", algo, *flags, *extra, "--seed",
-               str(seed), "--out", str(out)]
+               str(seed), "--out", str(out), "--overwrite"]
     if algo != "distill" and "--model" not in flags:  # those start from the student
         command += ["--model", args.model]
     command += ["--steps", "2", "--eval-n", "20"] if args.quick else []

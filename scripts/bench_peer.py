@@ -222,7 +222,7 @@ def peer_sft(args):
     from trl import SFTConfig, SFTTrainer
 
     tokenizer, ends = AutoTokenizer.from_pretrained(args.model), []
-    texts = [tokenizer.bos_token + p.columns["completion"] + tokenizer.eos_token
+    texts = [p.columns["completion"] + tokenizer.eos_token
              for p in Digits(0, ROW_DIGITS).sample(ROWS * args.steps)]
     config = SFTConfig(**settings(args, lr_scheduler_type="cosine", max_length=None,
                                   per_device_train_batch_size=ROWS))
@@ -243,7 +243,7 @@ def peer_sample(args):
     config = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
                               max_new_tokens=ROOM, num_return_sequences=GROUP,
                               pad_token_id=tokenizer.pad_token_id)
-    texts = [tokenizer.bos_token + p.prompt for p in Digits(PROMPT_DIGITS).sample(PROMPTS)]
+    texts = [p.prompt for p in Digits(PROMPT_DIGITS).sample(PROMPTS)]
     read, seconds = tokenizer(text=texts, return_tensors="pt", return_token_type_ids=False), []
     for _ in range(args.steps):
         start = time.monotonic()

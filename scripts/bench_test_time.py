@@ -75,7 +75,8 @@ def learn(command):
     for name, flags in LEARNT.items():
         out = f"runs/test-time/{name}"
         if f"{out}/model" in command and not (ROOT / out / "summary.json").is_file():
-            subprocess.run([sys.executable, "-m", "minipost.train", *flags.split(), "--out", out],
+            subprocess.run([sys.executable, "-m", "minipost.train", *flags.split(), "--out", out,
+                            "--overwrite"],
                            check=True)
 
 

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,7 +91,7 @@ def to_do(directory, wanted, origin):
     wanted: its settings, from train.settings_of.  origin: the fingerprint of its start checkpoint.
     """
     try:
-        found = train.resumed(directory)
+        found, _ = train.saved_in(directory)
         same = replace(found, options=replace(found.options, out="")) == wanted
         same = same and (directory / "origin").read_text() == origin
     except (MinipostError, OSError):
@@ -170,7 +171,8 @@ def complete(runner, directory, given, origin):
     needs, failed = to_do(directory, train.settings_of(given), origin), None
     if needs == "start":
         clear(directory, origin)
-        failed = runner.run(directory, [*given, "--out", str(shown(directory))])
+        failed = runner.run(directory, [*given, "--out", str(shown(directory)),
+                                         "--overwrite"])
     elif needs == "resume":
         failed = runner.run(directory, ["--resume", str(shown(directory))])
     return needs, failed
@@ -179,7 +181,8 @@ def complete(runner, directory, given, origin):
 def clear(directory, origin):
     """Make room for a new run.  The rest of an older run no longer looks finished."""
     directory.mkdir(parents=True, exist_ok=True)
-    for stale in ("summary.json", "config.json", "state/state.safetensors", "log.txt"):
+    shutil.rmtree(directory / "state", ignore_errors=True)
+    for stale in ("summary.json", "config.json", "log.txt"):
         (directory / stale).unlink(missing_ok=True)
     (directory / "origin").write_text(origin)
 

@@ -64,7 +64,7 @@ def trained(task, args):
     out = args.runs / f"grpo-{hashlib.sha256(task.encode()).hexdigest()[:8]}"
     if not (out / "summary.json").is_file():
         run(["-m", "minipost.train", "--algo", "grpo", "--model", str(args.model), *task.split(),
-             *GRPO[task].split(), "--max-new-tokens", "64", "--out", str(out)])
+             *GRPO[task].split(), "--max-new-tokens", "64", "--out", str(out), "--overwrite"])
     return out
 
 

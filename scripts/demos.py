@@ -16,7 +16,8 @@ def demo(name, args):
         command = [sys.executable, "-m", "minipost.evaluate", "--method", name, "--out", str(out)]
         command += ["--n", str(args.n)] if args.n else []
     else:
-        command = [sys.executable, "-m", "minipost.train", "--algo", name, "--out", str(out)]
+        command = [sys.executable, "-m", "minipost.train", "--algo", name, "--out", str(out),
+                   "--overwrite"]
         command += ["--steps", str(args.steps)] if args.steps else []
     print(f"== {name}", flush=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

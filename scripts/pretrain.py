@@ -45,7 +45,7 @@ from minipost.tasks.countdown import Countdown, held_out
 from minipost.tasks.facts import hold_out as facts_hold_out
 from minipost.tasks.facts import rows
 from minipost.tasks.wording import PRINCIPLES, Wording
-from minipost.tokenizer import BOS, EOS, PAD, Tokenizer
+from minipost.tokenizer import EOS, PAD, Tokenizer
 from scripts.thoughts import Thoughts
 
 SLIP = 0.13     # chance that a worked step goes wrong, so 5 steps in a row are right half the time
@@ -213,7 +213,7 @@ def pretrain(args):
         words = tokenizer()
         model = GPT(GPTConfig(words.vocab_size, max_position_embeddings=512, **SHAPES[args.shape]))
         model.initialise(args.seed)
-        vocabulary = checkpoint.Vocabulary(words, words.id(BOS), [words.id(EOS)], words.id(PAD))
+        vocabulary = checkpoint.Vocabulary(words, words.before, [words.id(EOS)], words.id(PAD))
     cfg = sft.Config(steps=args.steps, batch_size=256, lr=2e-3 if thinker else 3e-3,
                      warmup_steps=100, weight_decay=0.1)
     run = Run(Learner(model, betas=(0.9, 0.95)), vocabulary, Thoughts() if thinker else Corpus(),

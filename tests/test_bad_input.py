@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from minipost import checkpoint, evaluate, train
-from minipost.cli import session
+from minipost.cli import directory, session
 from minipost.datasets.rows import File
-from minipost.errors import MinipostError
+from minipost.errors import MinipostError, visible
 from minipost.gpt import RewardModel
 from minipost.methods import sft
 from minipost.tokenizer import Tokenizer
@@ -128,7 +128,7 @@ def test_a_file_with_too_little(command, fails, tmp_path, content, part):
 
 
 def test_a_file_that_is_not_there(command, fails, tmp_path):
-    fails([*command("sft"), "--data", tmp_path / "nowhere"], "nowhere", "No such file")
+    fails([*command("sft"), "--data", tmp_path / "nowhere"], "nowhere: no such file")
     fails([*command("sft"), "--data", tmp_path], tmp_path, "directory")
 
 
@@ -144,7 +144,8 @@ PAIR = b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
 def third_line_fails(command, fails, folder, algo, good, line, part):
     """A bad line among good ones is named, and nothing is written."""
     path = folder / "rows.jsonl"
-    path.write_bytes(good + b"\n" + line + b"\n" + good * 40)
+    many = b"".join(good.replace(b'"a"', b'"a%d"' % n) for n in range(40))
+    path.write_bytes(good + b"\n" + line + b"\n" + many)
     fails([*command(algo), "--data", path], f"{path}, line 3:", part)
     assert not (folder / "run").exists()
 
@@ -210,9 +211,69 @@ def test_what_cannot_be_learnt_from_is_said_before_anything_is_written(command, 
     assert not (tmp_path / "run").exists()
 
 
+LONG = {"sft": {"completion": "b"}, "kto": {"completion": "b", "label": True},
+        "rft": {"completion": "b", "reward": 1}, "oreo": {"completion": "b", "label": True},
+        **dict.fromkeys(["dpo", "reward", "plackett-luce"], {"chosen": "b", "rejected": "c"})}
+
+
+@pytest.mark.parametrize("algo", LONG)
+def test_a_row_too_long_is_named_before_the_first_step_or_skipped(command, fails, tmp_path, capsys,
+                                                                  algo):
+    """In whatever step it would have been dealt.  (The context is 64.)"""
+    path, row = tmp_path / "long.jsonl", LONG[algo]
+    rows = [{"prompt": f"{k}?", **row} for k in range(60)]
+    rows[20] = {"prompt": "20?", **row, next(iter(row)): "x" * 99}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held = tmp_path / "held.jsonl"
+    held.write_text("".join(json.dumps({**row, "prompt": f"held {k}"}) + "\n"
+                            for k, row in enumerate(rows[18:22])))
+    size = {"dpo": "--pairs", "reward": "--prompts", "plackett-luce": "--prompts"}
+    flags = [*command(algo, "--steps", 30, size.get(algo, "--batch-size"), 2), "--data", path]
+    fails(flags, f"{path}, line 21: a prompt of 4 tokens ('20?')", "the model's context of 64")
+    assert not (tmp_path / "run").exists()
+    assert train.main([*map(str, flags), "--eval-data", str(held), "--on-bad-row", "skip"]) == 0
+    said = capsys.readouterr().out
+    assert "skipped 1 of 60 rows" in said and "skipped 1 of 4 rows" in said
+
+
+def test_who_does_not_learn_answers_has_no_need_of_room_for_them(command, tmp_path, reward):
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{k}?", "completion": "x" * 99, "label": "easy"})
+                            + "\n" for k in range(60)))
+    assert train.main([*command("grpo", *GRPO), "--data", str(path), "--reward", reward]) == 0
+
+
+def test_answers_that_repeat_their_prompts_are_not_learnt(command, fails, tmp_path):
+    path = tmp_path / "twice.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{k}+5=?", "completion": f"{k}+5=? 12"}) + "\n"
+                            for k in range(60)))
+    fails([*command("sft"), "--data", path], "in 60 of 60 rows the answer begins with the whole "
+          "prompt (line 1: '0+5=? 12')")
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_that_ask_what_is_held_out_are_left_out_and_counted(command, tmp_path, capsys, rows):
+    held = tmp_path / "held.jsonl"
+    held.write_text(rows.read_text().splitlines()[7].replace("=?", "=?  ") + "\n")
+    assert train.main([*command("sft", "--steps", 1, "--batch-size", 4), "--eval-data",
+                       str(held)]) == 0
+    assert f"left out 1 of 40 rows of {rows}: their questions are held out in {held}" in \
+        capsys.readouterr().out
+
+
+def test_some_rows_without_completions(command, fails, tmp_path):
+    """Most have none, so none is demanded of a row; but SFT learns from nothing else."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{k}?", **({} if k > 20 else {
+        "completion": "b"})}) + "\n" for k in range(60)))
+    fails([*command("sft"), "--data", path], f"{path}, line 22: the row has no completion")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_reward_and_a_label_say_the_same_twice_or_not_the_same(command, fails, tmp_path):
     path = tmp_path / "answers.jsonl"
-    path.write_bytes(ANSWER.replace(b"}", b', "label": true}') * 9)
+    path.write_bytes(b"".join(ANSWER.replace(b"}", b', "label": true}').replace(
+        b'"a"', b'"a%d"' % n) for n in range(40)))
     fails([*command("oreo"), "--data", path], f"{path}, line 1:", "both 'label' and 'reward'")
 
 
@@ -239,7 +300,7 @@ def test_nothing_is_left_when_all_rows_are_skipped(command, fails, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"x\ny\n")
     fails([*command("sft", "--on-bad-row", "skip"), "--data", path], "no rows", "skipped 2",
-          f"{path}, line 1")
+          "line 1: expected one JSON object")
     fails(["--algo", "sft", "--on-bad-row", "skip"], "--on-bad-row goes with --data")
 
 
@@ -279,7 +340,8 @@ def test_a_reward_function_that_breaks_its_contract(command, fails, tmp_path, bo
 
 @pytest.mark.parametrize("name, part", [
     ("nowhere.py:f", "nowhere.py"), ("f", "FILE.py:FUNCTION"), ("good.py:other", "other"),
-    ("good.py:number", "not callable"), ("typo.py:f", "SyntaxError"), ("raises.py:f", "KeyError"),
+    ("good.py:number", "number is of type int; expected a function"), ("typo.py:f", "SyntaxError"),
+    ("raises.py:f", "KeyError"),
 ])
 def test_a_reward_function_that_is_not_there(command, fails, tmp_path, monkeypatch, name, part):
     (tmp_path / "good.py").write_text("number = 3\n")
@@ -292,7 +354,8 @@ def test_a_reward_function_that_is_not_there(command, fails, tmp_path, monkeypat
 def test_of_several_reward_functions_the_broken_one_is_named(command, fails, tmp_path, reward):
     path = tmp_path / "broken.py"
     path.write_text("def short(completions, **columns):\n    return [1.0]\n")
-    fails([*command("grpo", *GRPO), "--reward", reward, f"{path}:short"], "length + short")
+    fails([*command("grpo", *GRPO), "--reward", reward, f"{path}:short"],
+          "reward function short returned")
 
 
 # ---- reward models
@@ -324,6 +387,7 @@ def test_a_reward_model_that_cannot_score(command, fails, tiny, scorer, tmp_path
         tensors = load_file(scorer / "model.safetensors")
         tensors["score.weight"].fill_(math.inf if damage == "inf" else 3e38)
         save_file(tensors, scorer / "model.safetensors", metadata={"format": "pt"})
+        (scorer / "digests.json").unlink()
     named = () if damage == "huge" else (scorer,)
     fails(command("grpo", *GRPO, "--task", "wording", "--reward-model", scorer), *named, part)
     assert not (tmp_path / "run/model").exists()
@@ -348,15 +412,29 @@ def test_a_verifier_on_a_task_that_cannot_label_for_it(command, fails, tmp_path)
     assert not (tmp_path / "run/model").exists()
 
 
+# ---- what is printed
+
+@pytest.mark.parametrize("text, shown", [
+    ("plain ∑ 北京 é", "plain ∑ 北京 é"), ("\x1b[31mred", "\\x1b[31mred"), ("a\x9bb", "a\\x9bb"),
+    ("\u202egnp.exe", "\\u202egnp.exe"), ("\ud800", "\\ud800"), ("a\rb\tc", "a\\rb\\tc"),
+    ("two\nlines", "two\nlines"), ("\u2028", "\\u2028"), ("\U000e0041", "\\U000e0041"),
+])
+def test_what_steers_a_terminal_is_spelled_out(text, shown):
+    assert visible(text) == shown and visible(shown) == shown
+
+
+@given(st.text())
+def test_a_message_is_one_short_printable_line(text):
+    said = str(MinipostError(f"{text}: found {text}; expected less"))
+    assert len(said) <= 300 and said.endswith("expected less")
+    assert visible(said) == said and "\n" not in said
+
+
 # ---- options
 
 @pytest.mark.parametrize("flags, part", [
     (("--grop-size", "4"), "--group-size"), (("--max-gradnorm", "4"), "--max-grad-norm"),
-    (("--group-size", "many"), "--group-size"), (("--group-size", "1"), "at least 2"),
-    (("--micro-batch-size", "0"),
-"micro_batch_size"),
-    (("--max-new-tokens", "0"), "max_new_tokens"), (("--eval-n", "0"), "eval_n"),
-    (("--device", "abacus"), "--device"),
+    (("--group-size", "many"), "--group-size"), (("--device", "abacus"), "--device"),
     (("--dtype", "float7"), "--dtype"), (("--kl", "k9"), "exact"),
 ])
 def test_a_wrong_flag_is_answered_with_the_right_one(command, capsys, flags, part):
@@ -364,6 +442,19 @@ def test_a_wrong_flag_is_answered_with_the_right_one(command, capsys, flags, par
         train.main([*command("grpo"), *flags])
     assert stop.value.code != 0
     assert part in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags, part", [
+    (("--group-size", "1"), "group_size is 1; expected at least 2"),
+    (("--micro-batch-size", "0"), "micro_batch_size is 0"),
+    (("--max-new-tokens", "0"), "max_new_tokens is 0"), (("--eval-n", "0"), "eval_n is 0"),
+    (("--seed", "-1"), "seed is -1; expected at least 0"),
+    (("--lr", "1e38"), "lr is 1e+38; expected at most 1000000000"),
+    (("--temperature", "1e-40"), "temperature is 1e-40; expected at least 1e-18"),
+    (("--beta", "-1e-40"), "beta is -1e-40"), (("--lr", "nan"), "lr is nan"),
+])
+def test_a_number_out_of_bounds_ends_in_one_sentence(command, fails, flags, part):
+    fails([*command("grpo"), *flags], part)
 
 
 @pytest.mark.parametrize("arguments, part", [
@@ -379,15 +470,15 @@ def test_an_unknown_method_or_task(capsys, arguments, part):
 @pytest.mark.parametrize("arguments, part", [
     (["--steps", "3"], "--algo is missing"), (["--algo", "sft", "--eval-data", "x"], "--data"),
     (["--algo", "sft", "--task", "facts", "--data", "x"], "exclude"),
-    (["--resume=runs/x"], "--resume RUN_DIRECTORY"), (["--resume"], "--resume RUN_DIRECTORY"),
-    (["--resume", "runs/x", "--steps", "9"], "nothing else"), (["--resume", "nowhere"], "nowhere"),
+    (["--resume=runs/x"], "runs/x/config.json"), (["--resume"], "--resume RUN_DIRECTORY"),
+    (["--resume", "runs/x", "--steps", "9"], "not '--steps'"), (["--resume", "nowhere"], "nowhere"),
 ])
 def test_flags_that_do_not_go_together(fails, arguments, part):
     fails(arguments, part)
 
 
 @pytest.mark.parametrize("arguments, part", [
-    (["--task", "chess"], "arithmetic"), (["--n", "0"], "n is 0"), (["--knob", "0"], "--knob"),
+    (["--task", "chess"], "arithmetic"), (["--knob", "0"], "--knob"),
 ])
 def test_evaluate_names_what_is_wrong(capsys, tiny, arguments, part):
     with pytest.raises(SystemExit) as stop:
@@ -444,7 +535,7 @@ def test_a_disk_that_fills_at_any_moment_leaves_a_run_to_resume(
         shutil.rmtree(run)
         with monkeypatch.context() as patch:
             fill_disk(patch, what, n)
-            fails(arguments, "No space left on device", "unchanged")
+            fails(arguments, "No space left on device")
         assert not list(run.rglob(".*"))
         if (run / "state/state.safetensors").exists():
             checkpoint.load(run / "model")
@@ -456,7 +547,7 @@ def test_a_log_that_cannot_be_written(command, fails, tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(session, "open", full, raising=False)
+    monkeypatch.setattr(directory, "open", full, raising=False)
     fails(command("sft", "--steps", 1, "--batch-size", 4), "metrics.jsonl", "No space left")
 
 
@@ -471,7 +562,7 @@ def test_files_that_grow_past_the_limit(command, fails, tmp_path):
     try:
         with pytest.raises(MinipostError, match="too large"):
             checkpoint.save_state(state, {"x": torch.zeros(len(kept[1]))}, {})
-        fails(arguments, state, "too large")
+        fails([*arguments, "--overwrite"], "run/state/state.safetensors", "too large")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert model.read_bytes() == kept[0]
@@ -480,7 +571,7 @@ def test_files_that_grow_past_the_limit(command, fails, tmp_path):
 
 @pytest.mark.parametrize("calls", [0, 1, 2])
 def test_an_earlier_run_survives_a_failed_one(command, fails, tmp_path, calls):
-    """Before the first step (the third call) its state stays too, then at least its model."""
+    """Even --overwrite deletes nothing before the first step (the third call)."""
     run, arguments = tmp_path / "run", command("sft", "--steps", 2, "--batch-size", 4)
     assert train.main(arguments) == 0
     kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -491,10 +582,10 @@ def late(completions, **columns):
     assert len(calls) <= {calls}, "late"
     return [1.0] * len(completions)
 """)
-    fails([*command("grpo", *GRPO), "--reward", f"{path}:late"], "AssertionError: late")
+    fails([*command("grpo", *GRPO), "--reward", f"{path}:late", "--overwrite"],
+          "AssertionError: late")
     for file, content in kept.items():
-        if calls < 2 or file.parent.name == "model":
-            assert file.read_bytes() == content
+        assert calls == 2 or file.read_bytes() == content
 
 
 # ---- numbers

@@ -1,13 +1,15 @@
 """The doctor's checks of rewards, texts and rows: healthy, and with a planted fault."""
 
+import json
+
 import pytest
 from fakes import Echo, Letters, said
 
 from minipost.checks import data
 from minipost.checks.model import FAULT, NONE, OK, WARNING
-from minipost.datasets.rows import File
+from minipost.datasets.rows import File, read
 from minipost.tasks.base import Problem
-from minipost.tokenizer import Tokenizer
+from minipost.tokenizer import Tokenizer, Vocabulary
 
 PROBLEMS = [Problem(c, {"letter": c}) for c in "abcd"]
 TEXTS = ["a", "ba", "c", "dd"]
@@ -23,6 +25,8 @@ def test_a_reward_function_that_holds_its_contract():
     assert values["empty"] == [0.0] * 4 and values["reference"] == [1.0]
     assert values["once"] == values["backwards"] == pytest.approx([1 / 3, 1 / 3, 1 / 3, 2 / 3])
     said(data.reward_function({}, ""), NONE)
+    said(data.reward_function(values, error, {"sys.stdout", "os.kill"}), WARNING,
+         "it changes os.kill, sys.stdout")
 
 
 def raises(completions, **columns):
@@ -45,10 +49,14 @@ def too_few(completions, **columns):
     return [0.0]
 
 
+def is_dict(completions, **columns):
+    return dict.fromkeys(range(len(completions)), 1.0)
+
+
 @pytest.mark.parametrize("reward, part",
                          [(raises, "raised ZeroDivisionError"), (is_nan, "returned nan"),
                           (is_none, "NoneType"), (is_one, "float"),
-                          (too_few, "1 values for 4 rows")])
+                          (is_dict, "dict"), (too_few, "1 values for 4 rows")])
 def test_a_reward_function_that_would_end_a_run(reward, part):
     """`raises` does so only for an empty answer, which an untrained policy may well give."""
     values, error = asked(reward)
@@ -125,6 +133,10 @@ def test_rewards_that_a_file_states():
     said(data.stated_rewards(rows(good, bad)), OK, "2 rows state 2 different values")
     said(data.stated_rewards(rows(good, good)), WARNING, "all 2 rows state 1")
     said(data.stated_rewards(rows({"completion": "a"})), NONE)
+    easy = Problem("p", {"completion": "a", "label": "easy"}, "x, line 3")
+    said(data.stated_rewards([*rows(good, bad), easy]), WARNING, "1 of 3 rows state no label",
+         "x, line 3")
+    said(data.stated_rewards([easy]), NONE, "x, line 3 has 'label': 'easy'")
     task = File.__new__(File)
     assert [data.reference(task, row, None) for row
             in rows(good, bad, {"chosen": "c", "rejected": "d"}, {})
@@ -152,10 +164,21 @@ def test_answers_that_the_task_cannot_read():
 
 
 def test_control_tokens_spelt_out():
-    said(data.control_texts(["a < b", "</b>"], ["<eos>", "<bos>"]), OK, "none of 2")
-    said(data.control_texts(["x", "<bos>y", "z</s>\n"], ["<eos>", "<bos>"]), FAULT, "2 of 3",
-         "'<bos>'")
-    said(data.control_texts(["</s> in the middle"], ["<eos>"]), OK)
+    backend = Tokenizer.train(["a"], 270).backend
+    backend.add_special_tokens(["<think>"])
+    words = Vocabulary(Tokenizer(backend), [1], [2], 0)
+    for choice in ("stop", "tokens", "plain"):
+        said(data.control_texts(["a < b", "</b>"], words, choice), OK, "none of 2")
+        said(data.control_texts(["z</s>\n"], words, choice), FAULT, "1 of 1 texts end in '</s>'")
+        said(data.control_texts(["</s> in the middle"], words, choice), OK)
+    for choice in ("stop", "tokens"):
+        said(data.control_texts(["x", "<bos>y", "<eos>"], words, choice), FAULT, "2 of 3 texts",
+             "'<bos>'", "take it out")
+    texts = ["x", "<think>7</think>"]
+    said(data.control_texts(texts, words, "stop"), FAULT, "1 of 2", "'<think>'",
+         "--control-tokens tokens", "plain")
+    said(data.control_texts(texts, words, "tokens"), OK, "1 of 2 texts, and read as those tokens")
+    said(data.control_texts(texts, words, "plain"), OK, "read as characters")
 
 
 def test_tokens_that_join_at_the_end_of_a_prompt():
@@ -216,7 +239,8 @@ def test_prompts_that_are_both_learnt_and_held_out():
     said(data.held_out_prompts(known, [Problem("say  TWO."), Problem("Say four.")]), WARNING,
          "1 of 2",
          "'say  TWO.'")
-    said(data.held_out_prompts(known * 9, [Problem("Say four.")], dropped=2), OK)
+    said(data.held_out_prompts(known * 9, [Problem("Say four.")], dropped=2), OK,
+         "2 rows of --data")
     said(data.held_out_prompts(known * 9, [Problem("Say four.")], dropped=3), WARNING,
          "3 of 21 rows")
 
@@ -230,3 +254,46 @@ def test_rows_that_stand_there_twice_or_were_left_out():
     said(data.skipped_rows([]), OK)
     said(data.skipped_rows(["skipped 2 of 9 rows of x; the first was x, line 3: no"]), WARNING,
          "2 of 9")
+
+
+def read_rows(folder, rows):
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read(str(path))[0]
+
+
+def test_prompts_of_pairs_that_are_said_marked_or_guessed(tmp_path):
+    def pairs(text, **more):
+        return read_rows(tmp_path, [{"chosen": f"{text}{k} it is", "rejected": f"{text}{k} is it",
+                                     **more} for k in range(9)])
+
+    said(data.divided_prompts(pairs("", prompt="a")), NONE)
+    said(data.divided_prompts(pairs("Name it. Answer: no ")), OK, "9 of 9 rows",
+         "...'Name it. Answer:' + ' no 0 it is'")
+    said(data.divided_prompts(pairs("Name it, no ")), WARNING, "9 of 9 rows of", "line 1: "
+         "...'Name it, no 0' + ' it is' or ' is it'", "key")
+
+
+def test_answers_that_begin_with_their_prompts(tmp_path):
+    def repeated(n):
+        rows = read_rows(tmp_path, [{"prompt": f"{k} + 5", "completion": f"{k} + 5 is {k + 5}"
+                                     if k < n else "12"} for k in range(40)])
+        return data.repeated_prompts("rows.jsonl", rows)
+
+    said(repeated(0), OK, "none of 40")
+    said(repeated(35), WARNING, "35 of 40 rows", "line 1: '0 + 5 is 5'")
+    said(repeated(36), FAULT, "36 of 40 rows", "refuse to start")
+
+
+def test_rows_that_a_model_has_no_room_for():
+    said(data.unusable_rows([], 9, False), OK, "all of 9")
+    said(data.unusable_rows([("x, line 3", "too long")], 9, False), FAULT, "1 of 9 rows",
+         "x, line 3: too long", "--on-bad-row skip")
+    said(data.unusable_rows([("x, line 3", "too long")], 9, True), WARNING, "nothing is learnt")
+
+
+def test_rows_with_values_of_any_kind_are_counted():
+    odd = [None, True, 1, [1, [2]], {"a": [1]}, 10**400, 1e308, "\ud800"]
+    problems = [Problem("p", {"completion": a, "label": b, "reward": b}) for a in odd for b in odd]
+    said(data.repeated_rows(problems), OK, "0 of 64")
+    said(data.stated_rewards(problems), WARNING, "all 2 rows state 1")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from fakes import BOS, EOS, PAD, Echo, Letters, said, sequences
 from fakes import tiny as model
+from safetensors.torch import load_file, save_file
 
 from minipost import checkpoint
 from minipost.checks import data
@@ -20,6 +21,7 @@ from minipost.methods import reinforce
 from minipost.optim import Learner
 from minipost.rollout import Sequences, logprobs
 from minipost.run import Run
+from minipost.tokenizer import Vocabulary
 
 
 def run_of(module=None):
@@ -46,7 +48,7 @@ def leaky(hidden):
     return hidden + hidden.mean(1, keepdim=True)
 
 
-Ids = namedtuple("Ids", "bos eos pad", defaults=(1, frozenset([2]), 0))
+Ids = namedtuple("Ids", "before eos pad", defaults=([1], frozenset([2]), 0))
 
 
 def stated(bos=1, eos=2, pad=0):
@@ -56,8 +58,8 @@ def stated(bos=1, eos=2, pad=0):
 
 def test_pad_with_an_id_of_its_own():
     said(checkup.control_ids(Ids(), stated()), OK, "BOS 1, EOS 2, PAD 0")
-    said(checkup.control_ids(Ids(bos=None), stated(pad=None)), OK, "no BOS", "no PAD named")
-    said(checkup.control_ids(Ids(bos=2), stated(bos=2)), OK, "one id for both")
+    said(checkup.control_ids(Ids(before=[]), stated(pad=None)), OK, "no BOS", "no PAD named")
+    said(checkup.control_ids(Ids(before=[2]), stated(bos=2)), OK, "one id for both")
 
 
 @pytest.mark.parametrize("kind", ["eos", "bos"])
@@ -87,6 +89,50 @@ def test_the_eos_of_answers_is_that_of_the_tokenizer():
     said(checkup.eos_in_files(Ids(), stated()), OK)
     said(checkup.eos_in_files(Ids(eos=frozenset([2, 9])), stated(eos=9)), WARNING, "end in id 2",
          "be 9")
+
+
+def edited(source, target, **change):
+    """A copy of a model directory with other keys in tokenizer_config.json."""
+    shutil.copytree(source, target)
+    path = target / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    return target
+
+
+def test_what_other_tools_put_before_a_prompt(tiny, tmp_path):
+    words = checkpoint.load(tiny)[1]
+    said(checkup.before_prompts(tiny, words), OK, "id 1, as the template in tokenizer.json says")
+    for k, change in enumerate(({"add_bos_token": False}, {"add_eos_token": True})):
+        key, = change
+        said(checkup.before_prompts(edited(tiny, tmp_path / str(k), **change), words), WARNING,
+             f"says {key} {json.dumps(change[key])}", "other ids than training")
+    said(checkup.before_prompts(edited(tiny, tmp_path / "c", tokenizer_class="GPT2Tokenizer"),
+                                words), WARNING, "names the class GPT2Tokenizer",
+         "PreTrainedTokenizerFast")
+    bare = Vocabulary(words.tokenizer, [], [2], 0)
+    said(checkup.before_prompts(tiny, bare), WARNING, "puts nothing before a prompt")
+
+
+def test_ids_tokens_and_digests_of_a_model(tiny, tmp_path):
+    net, words = checkpoint.load(tiny)
+    said(checkup.unused_ids(net), OK, "every id")
+    net.unused = torch.arange(280) > 277
+    said(checkup.unused_ids(net), OK, "2 of 280, from 278 on")
+    said(checkup.shown_tokens(words), NONE)
+    words.tokenizer.control[7] = "<think>"
+    said(checkup.shown_tokens(words), OK, "1 beside BOS, EOS and PAD, such as '<think>'")
+    said(checkup.weights_as_written(tiny), OK)
+    copy = edited(tiny, tmp_path / "copy")
+    path = copy / "model.safetensors"
+    save_file(load_file(path), path, metadata={"format": "pt", "by": "another"})
+    said(checkup.weights_as_written(copy), WARNING, "another model.safetensors", "digests.json")
+    (copy / "digests.json").unlink()
+    said(checkup.weights_as_written(copy), NONE)
+
+
+def test_prompts_without_a_token():
+    said(checkup.empty_prompts([3, 1]), OK, "none of 2")
+    said(checkup.empty_prompts([3, 0]), FAULT, "1 of 2 prompts", "BOS")
 
 
 def test_context_that_holds_prompts_and_answers():

@@ -51,7 +51,7 @@ def test_a_run_writes_what_the_design_says(command, tmp_path, reward):
         "config.json", "metrics.jsonl", "summary.json", "model", "state"}
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary) == {"name", "task", "seed", "metric", "before", "after", "seconds",
-                            "tokens", "all"}
+                            "tokens", "skipped", "all"}
     assert [summary[key] for key in ("name", "task", "seed")] == ["grpo", "file", 3]
     for when in ("before", "after"):
         score = summary[when]
@@ -149,8 +149,7 @@ def test_evaluate_searches_with_what_oreo_saved(command, tmp_path, tiny, reward,
     assert row["beam"]["n"] == 3 and set(row) == {"task", "split", "greedy", "sampled", "beam"}
     assert evaluate.main(arguments) == 0
     assert "| greedy [95%] | sampled [95%] | beam [95%] |" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        evaluate.main([*arguments, "--width", "0"])
+    assert evaluate.main([*arguments, "--width", "0"]) == 1
     assert "width is 0; expected at least 1" in capsys.readouterr().err
     assert evaluate.main([*arguments[:2], "--value", str(tiny), *arguments[4:]]) == 1
     assert "a reward model is a" in capsys.readouterr().err

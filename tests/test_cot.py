@@ -5,6 +5,7 @@ import random
 import pytest
 from fakes import Babble
 
+from minipost.errors import MinipostError
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.test_time import cot
 
@@ -20,6 +21,32 @@ def test_a_few_shot_prompt_shows_solved_training_problems_and_gives_no_cue(direc
         shown = prompt.removesuffix(asked)
         assert not any(other in shown for other in known)
         assert shown.count("=?") == 3 and shown.count("Answer:") == 3
+
+
+def test_examples_are_the_training_problems_in_the_order_of_their_draw():
+    task, rng, (problem,) = Arithmetic(), random.Random(0), Arithmetic().heldout(1)
+    shown = [task.example(p, task.demonstrate(p, rng)) for p in task.sample(3, rng)]
+    assert cot.few_shot(task, [problem], 3, random.Random(0)) == [
+        "".join(shown) + task.example(problem)]
+
+
+@pytest.mark.parametrize("mode", [dict(), dict(direct=True), dict(hurried=True)])
+def test_no_example_is_the_very_problem_by_its_question(mode):
+    """Training problems are asked here, of so few that an example would often be the problem."""
+    task = Arithmetic(terms=2, **mode)
+    problems = Arithmetic(terms=2).sample(300, random.Random(1))
+    prompts = cot.few_shot(task, problems, 3, random.Random(0))
+    for problem, prompt in zip(problems, prompts, strict=True):
+        assert prompt.count(task.example(problem)) == 1 and prompt.count("=?") == 4
+
+
+def test_a_task_with_no_other_problem_has_no_examples():
+    class Lone(Arithmetic):
+        def sample(self, n, rng):
+            return [self.pose("7+5")] * n
+
+    with pytest.raises(MinipostError, match="no examples for '7[+]5=[?]'"):
+        cot.few_shot(Lone(), [Lone().pose("7 + 5")], 1, random.Random(0))
 
 
 def test_four_ways_to_answer_the_same_problems():

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -69,14 +70,23 @@ def test_a_reward_function_of_ones_own_that_fails(diagnose, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("def reward(prompts, completions, answer, **columns):\n"
                     "    return [0.0] * len(prompts)\n"
-                    "def same(completions, **columns):\n    return [1.0] * len(completions)\n")
+                    "def same(completions, **columns):\n    return [1.0] * len(completions)\n"
+                    "def late(**columns):\n    while True: pass\n"
+                    "def rude(completions, **columns):\n    import os, torch\n"
+                    "    os.chdir('/')\n    torch.set_grad_enabled(False)\n"
+                    "    return [len(text) for text in completions]\n")
     code, found, _ = diagnose("--reward", f"{path}:reward")
     assert code == 1 and found["reward function"]["status"] == FAULT
-    assert "raised TypeError" in found["reward function"]["finding"]
+    assert "missing a required argument: 'answer'" in found["reward function"]["finding"]
     assert "reward spread" not in found
     code, found, _ = diagnose("--reward", f"{path}:same")
     assert code == 1 and found["reference answers"]["status"] == FAULT
     assert found["reward function"]["status"] == OK
+    code, found, _ = diagnose("--reward", f"{path}:late", "--reward-timeout", 0.05)
+    assert code == 1 and "late took more than 0.05 s" in found["reward function"]["finding"]
+    code, found, _ = diagnose("--reward", f"{path}:rude")
+    assert found["reward function"]["status"] == WARNING
+    assert "the working folder, torch's gradient mode" in found["reward function"]["finding"]
 
 
 def test_prompts_that_do_not_fit(diagnose, tmp_path):
@@ -96,6 +106,52 @@ else 1)}) for k in range(60)]
     longer.write_text("\n".join(lines[:30]))
     code, found, _ = diagnose("--data", longer)
     assert code == 1 and found["samples"]["status"] == NONE and "padding" not in found
+
+
+def test_rows_that_a_run_cannot_use_are_named(diagnose, tmp_path):
+    """At any line; --on-bad-row skip leaves them out, and nothing else speaks of them."""
+    path = tmp_path / "long.jsonl"
+    lines = [json.dumps({"prompt": f"{k}?", "completion": "yes"}) for k in range(40)]
+    lines[30] = json.dumps({"prompt": "30?", "completion": "y" * 99})
+    path.write_text("\n".join(lines))
+    code, found, _ = diagnose("--data", path, "--rows", 9)
+    assert code == 1 and found["rows for this model"]["status"] == FAULT
+    said = found["rows for this model"]["finding"]
+    assert "1 of 40 rows" in said and f"{path}, line 31: a prompt of 4 tokens" in said
+    code, found, _ = diagnose("--data", path, "--on-bad-row", "skip")
+    assert code == 0 and found["rows for this model"]["status"] == WARNING
+    assert found["context"]["status"] == OK
+
+
+def test_an_empty_prompt_without_a_bos(diagnose, tiny, tmp_path):
+    bare, path = tmp_path / "bare", tmp_path / "empty.jsonl"
+    shutil.copytree(tiny, bare)
+    for name, change in (("tokenizer", {"post_processor": None}),
+                         ("tokenizer_config", {"add_bos_token": False})):
+        raw = json.loads((bare / f"{name}.json").read_text())
+        (bare / f"{name}.json").write_text(json.dumps({**raw, **change}))
+    path.write_text("".join(json.dumps({"prompt": "" if k % 3 else f"{k}?", "completion": "yes"})
+                            + "\n" for k in range(60)))
+    code, found, _ = diagnose("--data", path, "--model", bare, "--prompts", 16)
+    assert code == 1 and f"{path}, line 2: an empty prompt needs a BOS" in \
+        found["rows for this model"]["finding"]
+    assert found["padding"]["status"] == OK
+
+
+def test_how_prompts_and_answers_are_divided(diagnose, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+
+    def looked(text):
+        path.write_text("".join(json.dumps({"chosen": f"{k}? {text}so good", "rejected":
+                                            f"{k}? {text}so bad"}) + "\n" for k in range(60)))
+        return diagnose("--data", path)[1]["prompts of pairs"]
+
+    assert looked("")["status"] == WARNING and "'0? so' + ' good'" in looked("")["finding"]
+    assert looked("Answer: ")["status"] == OK
+    path.write_text("".join(json.dumps({"prompt": f"{k} + 5", "completion": f"{k} + 5 is 12"})
+                            + "\n" for k in range(60)))
+    code, found, _ = diagnose("--data", path)
+    assert code == 1 and found["answers with prompts"]["status"] == FAULT
 
 
 def test_pairs_of_a_file_and_a_reward_model(diagnose, tiny, tmp_path):
@@ -155,7 +211,7 @@ def test_the_doctor_writes_nothing(diagnose, tiny, tmp_path, monkeypatch):
     (["--model", "nowhere"], "one of --task and --data"),
     (["--task", "facts", "--data", "x"], "--task and --data exclude each other"),
     (["--task", "facts", "--on-bad-row", "skip"], "goes with --data"),
-    (["--data", "nowhere"], "could not be read"),
+    (["--data", "nowhere"], "nowhere: no such file"),
     (["--task", "facts", "--reward", "nowhere.py:f"], "expected FILE.py:FUNCTION"),
 ])
 def test_input_that_is_wrong_ends_in_one_sentence(capsys, flags, part):
@@ -167,9 +223,8 @@ def test_input_that_is_wrong_ends_in_one_sentence(capsys, flags, part):
 @pytest.mark.parametrize("knob", ["group_size", "temperature", "prompts", "max_new_tokens",
                                   "micro_batch_size", "rows"])
 def test_a_knob_out_of_bounds(capsys, knob):
-    with pytest.raises(SystemExit) as stop:
-        doctor.main(["--task", "facts", f"--{knob.replace('_', '-')}", "0"])
-    assert stop.value.code == 2 and f"{knob} is 0" in capsys.readouterr().err
+    assert doctor.main(["--task", "facts", f"--{knob.replace('_', '-')}", "0"]) == 1
+    assert f"error: {knob} is 0" in capsys.readouterr().err
 
 
 def test_help_explains_every_knob_of_the_doctor(capsys):

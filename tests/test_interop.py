@@ -1,13 +1,18 @@
 """transformers and this project open each other's directories and compute the same."""
 
 import json
+import random
+from pathlib import Path
 
+import foreign
 import pytest
 import torch
 from conftest import tiny_model
 
 from minipost import checkpoint, rollout
+from minipost.checks.model import OK, before_prompts
 from minipost.gpt import RewardModel
+from minipost.tasks.arithmetic import Arithmetic
 from minipost.tokenizer import BOS, EOS, PAD
 
 transformers = pytest.importorskip(
@@ -165,5 +170,82 @@ def test_same_token_ids(tiny):
         assert vocabulary.tokenizer.encode(text) == ids
         assert vocabulary.decode(ids) == other.decode(ids, skip_special_tokens=True) == text
     assert (other.pad_token, other.bos_token, other.eos_token) == (PAD, BOS, EOS)
-    assert (other.pad_token_id, other.bos_token_id, {other.eos_token_id}) == (
-        vocabulary.pad, vocabulary.bos, vocabulary.eos)
+    assert (other.pad_token_id, [other.bos_token_id], {other.eos_token_id}) == (
+        vocabulary.pad, vocabulary.before, vocabulary.eos)
+
+
+# ---- what a tokenizer adds
+
+SHIPPED = [path.parent for path in Path(checkpoint.__file__).parents[1].glob(
+    "checkpoints/*/config.json")]
+
+
+def texts(n=200):
+    """Texts of all kinds, but none that spells out a control token: see below."""
+    rng = random.Random(0)
+    pieces = [*STRINGS, "<bo s>", "</ s>", "[INST]", "▁", " ", "12", "Answer:", "\n"]
+    return [*STRINGS, *("".join(rng.choices(pieces, k=rng.randint(1, 4)))
+                        for _ in range(n - len(STRINGS)))]
+
+
+@pytest.mark.parametrize("directory", SHIPPED, ids=lambda path: path.name)
+def test_other_tools_read_a_prompt_as_the_same_ids(directory):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    config, raw = checkpoint.read_config(directory)
+    ours = checkpoint.read_vocabulary(directory, raw, config.vocab_size)
+    for text in texts():
+        assert tokenizer(text).input_ids == ours.prompt(text)
+    # The one difference, on purpose: they take what a text spells out for the control token.
+    assert tokenizer("a<eos>").input_ids[-1] == 2 and 2 not in ours.prompt("a<eos>")
+    assert ours.prompt("a<eos>", control=True) == tokenizer("a<eos>").input_ids
+
+
+@pytest.mark.parametrize("name, kind, said", [
+    *((name, "PreTrainedTokenizerFast", said) for name in foreign.PREFIXED | foreign.PLAIN
+      for said in ({}, {"add_bos_token": True}, {"add_bos_token": False, "add_eos_token": True})),
+    ("first", "LlamaTokenizer", {}), ("always", "LlamaTokenizer", {"legacy": True}),
+    ("llama3", "LlamaTokenizerFast", {}), ("gpt2", "GPT2Tokenizer", {"add_bos_token": True}),
+])
+def test_we_read_a_prompt_as_other_tools_do(tmp_path, name, kind, said):
+    """The template in tokenizer.json decides, whatever ids and switches stand beside it."""
+    backend = (foreign.PREFIXED | foreign.PLAIN)[name]()
+    foreign.write(tmp_path, backend, kind, **said)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ours = checkpoint.read_vocabulary(tmp_path, checkpoint.read_json(tmp_path / "config.json"), 400)
+    for text in texts():
+        assert tokenizer(text).input_ids == ours.prompt(text), text
+
+
+@pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "LlamaTokenizer", "GPT2Tokenizer"])
+@pytest.mark.parametrize("name", foreign.PREFIXED | foreign.PLAIN)
+@pytest.mark.parametrize("said", [{}, {"add_prefix_space": True, "legacy": True},
+                                  {"add_prefix_space": False}])
+def test_the_doctor_knows_which_classes_build_another_tokenizer(tmp_path, name, kind, said):
+    """Its warning is there wherever some text gets other ids in transformers."""
+    foreign.write(tmp_path, (foreign.PREFIXED | foreign.PLAIN)[name](), kind, **said)
+    ours = checkpoint.read_vocabulary(tmp_path, checkpoint.read_json(tmp_path / "config.json"), 400)
+    fine = before_prompts(tmp_path, ours).status == OK
+    try:
+        other = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        same = all(other(text).input_ids == ours.prompt(text) for text in texts())
+    except Exception:                                       # it cannot even be built there
+        same = False
+    assert fine <= same, "a difference without a warning"
+    if not fine:
+        assert not same or name in ("smollm", "llama3"), "a warning without a difference"
+
+
+def test_a_pipeline_of_theirs_answers_as_well_as_we_do():
+    """Held-out sums of a shipped model, in another tool that is told nothing but the directory."""
+    model = Path(checkpoint.__file__).parents[1] / "checkpoints/base"
+    asked = Arithmetic().heldout(20)
+    pipe = transformers.pipeline("text-generation", model=str(model), device="cpu")
+    found = pipe([p.prompt for p in asked], max_new_tokens=48, do_sample=False,
+                 return_full_text=False, batch_size=20)
+    gpt, words = checkpoint.load(model)
+    ours = rollout.generate(gpt, [words.prompt(p.prompt) for p in asked], max_new_tokens=48,
+                            eos=words.eos, pad=words.pad, temperature=0)
+    answers = [words.decode(ids) for ids in ours.responses()]
+    assert [each["generated_text"] for each, in found] == answers
+    right = [p.columns["answer"] for p in asked]
+    assert sum(Arithmetic().reward([""] * 20, answers, answer=right)) == 20

@@ -4,7 +4,9 @@ import math
 import random
 
 import pytest
+from fakes import Babble
 
+from minipost.tasks.recall import Recall
 from minipost.test_time import memory
 
 
@@ -82,3 +84,24 @@ def test_a_lock_opens_by_chance_k_of_n_with_memory(k):
         assert share == pytest.approx(expected, abs=4 * math.sqrt(0.25 / 4000))
         assert all(len(tried) <= k and key not in tried[:-1] for key, tried in zip(locks, made))
         assert remember == any(told) or k == 1
+
+
+def test_an_episode_and_a_lock_are_read_as_the_task_reads_them():
+    """One rule for what is counted, what is shown and what `solve` calls right."""
+    task, cfg, tried, earned = Recall(), memory.Config(length=6, things=2, lives=2), set(), set()
+    codes = {right for life in memory.streams_of(task, 2, cfg) for _, right, _ in life}
+    tools = Babble(task, [*(f"**{code}**." for code in sorted(codes)), "**4**.", "\u0665", " none"])
+    for arm in memory.arms(task.heldout(9), tools, cfg):
+        for right, working in zip(arm.result.rewards, arm.workings, strict=True):
+            if "trials" in working:
+                tried |= set(working["trials"])
+                continue
+            earned.add(right)
+            last = working["episodes"][-1]
+            assert right == (task.parse(last["said"]) == last["right"]) == last["good"]
+            assert memory.outcome(working) == (f"{last['question']}?", bool(right))
+    assert tried == {None, 4, *map(int, codes)} and earned == {0.0, 1.0}
+    episode = {"question": "code of K7", "recalled": [], "said": "**47**.", "right": "47"}
+    (life,) = memory.judged([[episode]], task)
+    assert memory.outcome({"episodes": life}) == ("code of K7?", True)
+    assert "right; written: 47" in memory.show({"episodes": life})[0]

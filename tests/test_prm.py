@@ -98,7 +98,7 @@ def test_steps_of_arithmetic_are_labelled_by_hand(words):
     """Lines behind the answer are no steps; a line that is cut off has no end."""
     from minipost.checkpoint import Vocabulary
 
-    vocabulary = Vocabulary(words, BOS, {EOS}, PAD)
+    vocabulary = Vocabulary(words, [BOS], {EOS}, PAD)
     task = Arithmetic(terms=3)
     run = Run(Learner(tiny()), vocabulary, task, task.reward)
     problem = Problem("7+5-3=? Think:\n", {"chain": "7+5-3", "answer": 9})

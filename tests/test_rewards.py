@@ -1,36 +1,160 @@
 """Reward functions: the contract that each call is held to."""
 
-import pytest
+import decimal
+import fractions
+import random
 
-from minipost.datasets.rewards import ask, columns, load_reward
+import numpy as np
+import pytest
+import torch
+from fakes import make_run
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minipost.datasets.rewards import ask, columns, load_reward, reward_files, sources
+from minipost.datasets.usercode import TimeIsUp
 from minipost.errors import MinipostError
+from minipost.methods import grpo
 from minipost.tasks.base import Problem
 
 PROBLEMS = [Problem("a", {"letter": "a"}), Problem("b", {"letter": "b"})]
+TEXTS = ["xx", "yy"]
 
+
+@pytest.fixture
+def reward_of(tmp_path):
+    """reward_of(code, *functions) -> the reward of a file mine.py; each call writes it anew."""
+    def load(code, *functions):
+        path = tmp_path / "mine.py"
+        path.write_text(code)
+        return load_reward([f"{path}:{name}" for name in functions or ("reward",)], None)
+    return load
+
+
+def returns(values):
+    def mine(prompts, completions, **columns):
+        return values
+    return mine
+
+
+# ---- what a function returns
 
 @pytest.mark.parametrize("values, message", [
     ([1.0], "returned 1 values for 2 rows"),
+    ((1.0, 0, 1), "returned 3 values for 2 rows"),
     ([1.0, float("nan")], "returned nan for row 1 .*'yy'.* expected a finite number"),
+    (torch.tensor([1.0, float("inf")]), "returned inf for row 1"),
+    ([10**400, 1.0], "returned 1000000000.* for row 0"),
     ([None, 1.0], "returned None for row 0"),
     (["1", 1.0], "returned '1' for row 0"),
-    (None, "returned NoneType, expected a list"),
+    ([1j, 1.0], "returned 1j for row 0"),
+    (np.array([1j, 1]), "returned 1j for row 0"),
+    ([np.str_("1"), 1.0], r"returned .*'1'.* for row 0"),
+    (np.array(["1", "2"]), "returned '1' for row 0"),
+    ([[1.0], [2.0]], r"returned \[1.0\] for row 0"),
+    (None, "returned a value of type NoneType; expected a list of 2 numbers, one per row"),
+    (1.0, "returned a value of type float; expected a list"),
+    ({0: 1.0, 1: 2.0}, "returned a value of type dict"),
+    ({1.0, 2.0}, "returned a value of type set"),
+    ({1: 0, 2: 0}.values(), "returned a value of type dict_values"),
+    ("12", "returned a value of type str"),
+    (b"12", "returned a value of type bytes"),
+    ((float(x) for x in "12"), "returned a value of type generator"),
+    (np.ones((2, 1)), r"returned a ndarray of shape \(2, 1\)"),
+    (torch.ones(2, 2), r"returned a Tensor of shape \(2, 2\)"),
+    (torch.tensor(1.0), r"returned a Tensor of shape \(\)"),
 ])
 def test_a_reward_function_is_held_to_its_contract(values, message):
-    def mine(prompts, completions, **columns):
+    with pytest.raises(MinipostError, match=f"reward function .*mine {message}"):
+        ask(returns(values), PROBLEMS, TEXTS)
+
+
+@pytest.mark.parametrize("values", [
+    [1, 0.5], (1, 0.5), np.array([1, 0.5]), torch.tensor([1, 0.5], requires_grad=True),
+    [True, np.float16(0.5)], [np.bool_(True), torch.tensor(0.5)], torch.tensor([1, 0.5]).bfloat16(),
+    [decimal.Decimal(1), fractions.Fraction(1, 2)], [torch.tensor([1]), np.array([[0.5]])],
+    np.array([1, 0.5], dtype=object),
+])
+def test_what_is_a_list_of_numbers(values):
+    found = ask(returns(values), PROBLEMS, TEXTS)
+    assert found == [1.0, 0.5] and [type(value) for value in found] == [float, float]
+
+
+class Rude:
+    """An object that raises whatever it is asked."""
+
+    def __getattr__(self, name):
+        raise SystemExit(name)
+
+    def __repr__(self):
+        raise RuntimeError
+
+    __len__ = __iter__ = __float__ = __repr__
+
+
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.complex_numbers(),
+                    st.text(max_size=3), st.binary(max_size=3), st.decimals(), st.fractions(),
+                    st.builds(object), st.builds(Rude), st.datetimes(), st.just(np.float16(0.5)))
+JUNK = st.recursive(SCALARS, lambda inner: st.one_of(
+    st.lists(inner, max_size=3), st.tuples(inner, inner), st.lists(inner, min_size=2, max_size=2),
+    st.dictionaries(st.text(max_size=2), inner)), max_leaves=6)
+SHAPES = st.lists(st.integers(0, 2), max_size=3)
+ARRAYS = st.builds(
+    lambda shape, kind: np.zeros(shape, dtype=kind), SHAPES,
+    st.sampled_from(["f2", "i8", "?", "c8", "U3", "S3", "M8[s]", "m8[s]", "O", "f4,i4", "V2"]))
+TENSORS = st.builds(
+    lambda shape, kind, where: torch.zeros(shape, dtype=kind, device=where), SHAPES,
+    st.sampled_from([torch.float64, torch.bfloat16, torch.bool, torch.complex64, torch.int8]),
+    st.sampled_from(["cpu", "meta"]))
+ODD = st.one_of(st.sets(st.integers()), st.just(range(2)), st.builds(lambda: iter([1.0, 2.0])),
+                st.just(torch.eye(2).to_sparse()), st.just(torch.zeros(2).to_sparse()),
+                st.just(ask), st.just(list), st.builds(lambda: (x for x in (1, 2))),
+                st.builds(lambda: np.ma.array([1.0, 2.0], mask=[0, 1])))
+
+
+@given(st.one_of(JUNK, ARRAYS, TENSORS, ODD), st.booleans())
+def test_whatever_comes_back_is_a_list_of_floats_or_one_sentence(values, raises):
+    def mine(**columns):
+        if raises and isinstance(values, BaseException | type(None)):
+            raise values or RuntimeError
         return values
 
-    with pytest.raises(MinipostError, match=f"reward function .*mine {message}"):
-        ask(mine, PROBLEMS, ["xx", "yy"])
+    try:
+        found = ask(mine, PROBLEMS, TEXTS)
+    except MinipostError as error:
+        assert "reward function" in str(error) and "mine" in str(error)
+    else:
+        assert len(found) == 2 and all(type(value) is float for value in found)
+        assert np.isfinite(found).all()
 
 
-def test_a_reward_function_that_raises_is_named():
-    def mine(**columns):
-        return [1 / 0]
+# ---- several functions
 
-    with pytest.raises(MinipostError, match="mine raised ZeroDivisionError: division by zero"):
-        ask(mine, PROBLEMS, ["x", "y"])
+def test_of_several_functions_the_wrong_one_is_named(reward_of):
+    code = """def one(prompts, completions, **columns):
+    return [1.0] * len(prompts)
+def two(completions, **columns):
+    return [None, 2]
+def short(**columns):
+    return [1.0]
+def bad(**columns):
+    return [1.0, "x"]
+def boom(completions, **columns):
+    return [1 / (text != "yy") for text in completions]
+"""
+    assert ask(reward_of(code, "one", "two"), PROBLEMS, TEXTS) == [1.0, 3.0]
+    for wrong, message in [("short", "short returned 1 values for 2 rows"),
+                           ("bad", "bad returned 'x' for row 1"),
+                           ("boom", r"boom raised ZeroDivisionError.* for row 1 \(compl.* 'yy'")]:
+        with pytest.raises(MinipostError, match=f"the reward function {message}"):
+            ask(reward_of(code, "one", wrong), PROBLEMS, TEXTS)
+    with pytest.raises(MinipostError, match=r"two \+ two returned None for row 0 .* at least one"):
+        ask(reward_of(code, "two", "two"), PROBLEMS, TEXTS)
+    with pytest.raises(MinipostError, match="function two returned None for row 0"):
+        ask(reward_of(code, "two"), PROBLEMS, TEXTS)
 
+
+# ---- what a function is given
 
 def test_a_reward_function_receives_the_columns_as_lists():
     def mine(prompts, completions, letter, **rest):
@@ -42,8 +166,222 @@ def test_a_reward_function_receives_the_columns_as_lists():
     assert columns([Problem("p", {"k": 1}), Problem("q", {})]) == {"k": [1, None]}
 
 
-def test_a_file_that_is_no_python_file(tmp_path):
-    path = tmp_path / "mine.txt"
-    path.write_text("def reward(**columns): ...\n")
-    with pytest.raises(MinipostError, match=r"mine\.txt is no Python file; expected FILE\.py:FUNC"):
-        load_reward([f"{path}:reward"], None)
+def test_a_reward_function_may_change_what_it_was_given(reward_of):
+    """Two functions and two rows that are one problem: each gets lists and dicts of its own."""
+    problem = Problem("a", {"steps": [{"say": ["b"]}]})
+    texts = ["xx", "yy"]
+    reward = reward_of("""def reward(prompts, completions, steps):
+    values = [len(step) * len(step[0]["say"]) for step in steps]
+    for step in steps:
+        step[0]["say"].pop()
+        step.append(1)
+    for things in (prompts, completions, steps):
+        things.clear()
+    return values
+""", "reward", "reward")
+    for _ in range(2):
+        assert ask(reward, [problem, problem], texts) == [2.0, 2.0]
+    assert problem == Problem("a", {"steps": [{"say": ["b"]}]}) and texts == ["xx", "yy"]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ("prompts, completion_ids, **columns", "'completion_ids'; it gets prompts, completions, lett"),
+    ("prompts, completions", "unexpected keyword argument 'letter'"),
+    ("completions, letter", "unexpected keyword argument 'prompts'"),
+    ("prompts, completions, letter, /, trainer_state=None", "'prompts'"),
+])
+def test_a_reward_function_that_wants_other_arguments(reward_of, arguments, message):
+    with pytest.raises(MinipostError, match=f"function reward cannot be called: .*{message}"):
+        ask(reward_of(f"def reward({arguments}):\n    return [1.0] * 2\n"), PROBLEMS, TEXTS)
+
+
+def test_a_column_with_the_name_of_an_argument():
+    with pytest.raises(MinipostError, match="have the key 'completions'.* another name"):
+        ask(returns([1.0]), [Problem("a", {"completions": "b"})], ["x"])
+
+
+def test_a_run_draws_nothing_from_the_global_random_streams():
+    """So a reward function may seed them: the same step follows."""
+    found, states = [], (random.getstate(), np.random.get_state(), torch.get_rng_state())
+    for seed in (1, 2):
+        def seeded(prompts, completions, seed=seed, **columns):
+            random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+            return [len(text) for text in completions]
+
+        run = make_run()
+        run.reward = seeded
+        steps = grpo.train(run, grpo.Config(prompts=2, group_size=4))
+        next(steps), next(steps)
+        found.append(run.policy.flat)
+    assert torch.equal(*found)
+    random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
+
+
+# ---- what a function raises
+
+def test_an_exception_has_its_place_and_its_row(reward_of):
+    code = """import json
+
+def one(text):
+    return json.loads(text)
+
+def reward(completions, **columns):
+    return [one(text) for text in completions]
+"""
+
+    rows = [Problem("a"), *(Problem(text, place="rows.jsonl, line 17") for text in "bc")]
+    with pytest.raises(MinipostError) as caught:
+        ask(reward_of(code), rows, ["1", "{", "["])
+    assert str(caught.value).endswith("mine.py, line 4: `return json.loads(text)`) for row 1 "
+                                      "(rows.jsonl, line 17; completion '{')")
+    assert str(caught.value).startswith("the reward function reward raised JSONDecodeError: ")
+
+
+def test_an_exception_of_no_single_row(reward_of):
+    """Here all rows together raise one, and a row alone another."""
+    reward = reward_of("""def reward(prompts, **columns):
+    if len(prompts) == 1:
+        raise KeyError("two, please")
+    raise ValueError
+""")
+    with pytest.raises(MinipostError,
+                       match=r"raised ValueError \(.*line 4: `.*`\) for the whole batch of 2$"):
+        ask(reward, PROBLEMS, TEXTS)
+
+
+@pytest.mark.parametrize("call, said", [
+    ("os._exit(3)", r"reward called os._exit\(3\)"), ("sys.exit(0)", "reward raised SystemExit: 0"),
+    ("os.abort()", r"reward called os.abort\(\)"), ("exit()", "reward raised SystemExit: None"),
+    ("os.execl('/bin/false', 'false')", r"reward called os.execv\('/bin/false', .*\)"),
+    ("raise GeneratorExit", "reward raised GeneratorExit"),
+])
+def test_a_reward_function_cannot_end_the_process(reward_of, call, said):
+    code = f"import os, sys\ndef reward(**columns):\n    {call}\n"
+    with pytest.raises(MinipostError, match=rf"{said} \(.*mine.py, line 3: `.*`\) for row 0"):
+        ask(reward_of(code), PROBLEMS, TEXTS)
+
+
+def test_a_key_press_goes_through():
+    """At the first call: the rows are not asked again one by one."""
+    calls = []
+
+    def mine(**columns):
+        calls.append(columns)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ask(mine, PROBLEMS, TEXTS)
+
+
+# ---- --reward FILE.py:FUNCTION
+
+@pytest.mark.parametrize("code, function, message", [
+    ("def one(**columns): ...\ndef _two(): ...", "reward", "no function 'reward'; it has one$"),
+    ("", "reward", "no function 'reward'; it has none$"),
+    ("def one(**columns): ...", "", "no function ''; it has one$"),
+    ("reward = 3", "reward", "reward is of type int"),
+    ("class Reward: ...", "Reward", "Reward is a class"),
+    ("async def reward(**columns): ...", "reward", "reward is async"),
+    ("class A:\n    async def __call__(self): ...\nreward = A()", "reward", "reward is async"),
+    ("x = 1\ndef reward(:\n", "reward", r"raised SyntaxError: .* \(.*mine.py, line 2: `def rew"),
+    ("x = 1\n'\0'", "reward", "raised (ValueError|SyntaxError): .*null bytes"),
+    ("import os\nos._exit(3)", "reward", r"the file called os._exit\(3\) \(.*mine.py, line 2"),
+    ("import sys\nsys.exit(0)", "reward", r"the file raised SystemExit: 0 \(.*mine.py, line 2"),
+    ("from json import nothing", "reward", r"raised ImportError: .* \(.*mine.py, line 1: `from "),
+    ("def __getattr__(name):\n    exit(0)", "reward", r"raised SystemExit: 0 \(.*mine.py, line 2"),
+])
+def test_a_file_without_such_a_function(reward_of, code, function, message):
+    with pytest.raises(MinipostError, match=f"--reward .*mine.py:{function}: .*{message}"):
+        reward_of(code, function)
+
+
+@pytest.mark.parametrize("name, message", [
+    ("mine.py", "expected FILE.py:FUNCTION"), (":reward", "expected FILE.py:FUNCTION"),
+    ("", "expected FILE.py:FUNCTION"), ("nowhere.py:reward", "nowhere.py: there is no such file"),
+    (".:reward", "is no regular file"), ("x" * 300 + ":reward", "expected FILE.py:FUNCTION"),
+    ("x\0:reward", "expected FILE.py:FUNCTION"),
+])
+def test_no_such_file(name, message):
+    with pytest.raises(MinipostError, match=f"--reward .*{message}"):
+        load_reward([name], None)
+
+
+def test_objects_that_can_be_called(reward_of):
+    code = """import functools
+class Scorer:
+    def __call__(self, prompts, completions, **columns):
+        return [len(text) for text in completions]
+reward = Scorer()
+part = functools.partial(Scorer.__call__, None)
+"""
+    assert ask(reward_of(code, "reward", "part"), PROBLEMS, ["x", "yyy"]) == [2.0, 6.0]
+
+
+def test_the_files_of_a_reward(tmp_path):
+    for name, code in [("two.py", "from helpers_of_two import f as reward\nagain = reward\n"),
+                       ("idle.py", ""),
+                       ("helpers_of_two.py", "def f(**columns):\n    return [1.0, 2.0]\n")]:
+        (tmp_path / name).write_text(code)
+    names = [f"{tmp_path}/two.py:reward", f"{tmp_path}/../{tmp_path.name}/two.py:again"]
+    assert reward_files(names) == [tmp_path / "two.py"]
+    assert ask(load_reward(names, None), PROBLEMS, TEXTS) == [2.0, 4.0]
+    assert sources(names) == [tmp_path / "helpers_of_two.py", tmp_path / "two.py"]
+
+
+# ---- a time limit
+
+@pytest.mark.parametrize("texts, where", [
+    (["xx", "yy", "xx"], "row 1 "), (["xx", "xx", "xx"], "the whole batch of 3")])
+def test_a_reward_function_that_does_not_return(reward_of, texts, where):
+    """For one row; or for several together, though not for any of them alone."""
+    reward = reward_of("""import time
+def reward(completions, **columns):
+    while len(completions) > 1 or "yy" in completions:
+        try:
+            time.sleep(0.001)
+        except Exception:
+            pass
+    return [1.0]
+""")
+    with pytest.raises(MinipostError, match=r"reward took more than 0.3 s \(.*mine.py, line [35]: "
+                                            rf".*\) for {where}"):
+        ask(reward, PROBLEMS[:1] * 3, texts, limit=0.3)
+    assert ask(reward, PROBLEMS[:1], ["xx"], limit=60.0) == [1.0]
+
+
+@pytest.mark.parametrize("seconds, where", [(36, "row 1 "), (24, "the whole batch of 2")])
+def test_a_row_is_to_blame_that_takes_half_of_the_limit(monkeypatch, seconds, where):
+    """Where each row takes a while, the one that is asked at the end of the limit is not it."""
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def mine(completions, **columns):
+        clock[0] += seconds
+        if completions != ["xx"]:
+            raise TimeIsUp
+        return [1.0]
+
+    with pytest.raises(MinipostError, match=f"mine took more than 60 s.* for {where}"):
+        ask(mine, PROBLEMS, TEXTS, limit=60.0)
+
+
+def test_a_run_has_the_limit_and_reports_the_row(reward_of):
+    run = make_run(reward_timeout=0.05)
+    run.reward = reward_of("def reward(**columns):\n    while True: pass\n")
+    with pytest.raises(MinipostError, match="reward took more than 0.05 s .* for row 0"):
+        run.grade_texts(PROBLEMS, TEXTS)
+
+
+def test_a_call_into_c_that_does_not_return_ends_the_process(python, tmp_path):
+    """No handler of Python's runs meanwhile.  The stack that is printed names the line."""
+    (tmp_path / "mine.py").write_text(
+        "def reward(**columns):\n    return [sum(range(10**13))] * 2\n")
+    done = python("-c", f"""
+from minipost.datasets import usercode
+from minipost.datasets.rewards import ask, load_reward
+from minipost.tasks.base import Problem
+usercode.GRACE = 0.2
+ask(load_reward(["{tmp_path}/mine.py:reward"], None), [Problem("a")] * 2, ["", ""], limit=0.1)
+""")
+    assert done.returncode == 1 and f'{tmp_path}/mine.py", line 2 in reward' in done.stderr

@@ -176,6 +176,24 @@ def test_minibatches_shuffle_anew_in_every_epoch():
     assert list(range(40)) != first != second != list(range(40))
 
 
+def test_a_prompt_of_no_tokens_is_refused():
+    for ask in (lambda: ro.pack([[BOS], []], [[5, EOS]] * 2, PAD),
+                lambda: ro.generate(tiny(), [[BOS], []], max_new_tokens=2, eos={EOS}, pad=PAD)):
+        with pytest.raises(MinipostError, match="empty prompt needs a BOS.*prompt 2 of 2"):
+            ask()
+
+
+def test_logits_that_overflow_are_said_so_and_nothing_is_drawn():
+    model = tiny().float()
+    with torch.no_grad():
+        model.norm.weight.fill_(1e38)
+        model.embed_tokens.weight.mul_(1e3)
+    for temperature in (0.0, 1.0):
+        with pytest.raises(MinipostError, match="logits are not finite"):
+            ro.generate(model, [[BOS, 5]], max_new_tokens=2, eos={EOS}, pad=PAD,
+                        temperature=temperature)
+
+
 def test_rollouts_survive_joining():
     model = tiny()
     a = generate(model, PROMPTS[:2], 2, seed=(1,), **KW)

@@ -1,14 +1,23 @@
 """A run: its parts, streams of problems, micro-batches, samples."""
 
+import json
+import random
+
 import pytest
 import torch
 from fakes import Echo, Hidden, make_run, small, tiny, toy
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minipost.datasets.rows import File
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
+from minipost.methods import rft
+from minipost.optim import Learner
+from minipost.rollout import NO_TOKENS
+from minipost.run import Run
 from minipost.tasks.base import Problem
+from minipost.tokenizer import Tokenizer, Vocabulary
 
 
 def test_a_reference_is_the_policy_as_it_was():
@@ -46,6 +55,46 @@ def test_a_finite_list_is_gone_through_in_epochs():
     assert [p.columns["letter"] for p in run.problems(4)] == seen[12:16]    # by the step alone
 
 
+def dealt(seed, step, n, rows):
+    """What `Run.deal` promises, written out: all epochs one behind the other, cut into steps."""
+    long = []
+    for epoch in range((step + 1) * n // rows + 1):
+        order = list(range(rows))
+        random.Random(f"{seed}/epoch {epoch}").shuffle(order)
+        long += order
+    return long[step * n : (step + 1) * n]
+
+
+@given(st.integers(0, 5), st.integers(1, 9), st.lists(st.tuples(
+    st.integers(0, 9), st.integers(1, 12)), min_size=1, max_size=6))
+def test_epochs_are_dealt_in_order_whatever_else_is_dealt_between(seed, n, draws):
+    run = make_run(seed=seed)
+    for step, rows in draws:
+        run.step = step + 2
+        assert run.deal(range(rows), n, since=2) == dealt(seed, step, n, rows)
+
+
+def test_an_epochs_order_is_made_once(spy):
+    run, shuffles = make_run(seed=12345), spy(random.Random, "shuffle")
+    for run.step in range(10):
+        run.deal(range(100), 10)
+    assert len(shuffles) == 1
+
+
+@pytest.mark.parametrize("problem, answer, part", [
+    (Problem("ab", place="x.jsonl, line 7"), "cdefg", "^x.jsonl, line 7: a prompt of 3 tokens"),
+    (Problem("ab"), "cdefg", "^a prompt of 3 tokens"), ("ab", "cdefg", "^a prompt of 3 tokens"),
+])
+def test_the_last_line_of_defence_names_the_row(problem, answer, part):
+    run = make_run(model=tiny(context=8))
+    with pytest.raises(MinipostError, match=part):
+        run.encode(["a", problem], ["b", answer])
+    assert run.encode([problem], ["cdef"]).tokens.shape == (1, 8)
+    run.vocabulary.prompt = lambda text: []
+    with pytest.raises(MinipostError, match="an empty prompt needs a BOS"):
+        run.encode([problem], ["c"])
+
+
 @given(st.integers(1, 30), st.integers(1, 8), st.integers(0, 99))
 def test_micro_batches_cover_the_rows_in_order_of_length(rows, micro, seed):
     run = make_run(micro_batch_size=micro)
@@ -62,6 +111,23 @@ def test_what_else_ends_a_response():
         rollout = run.sample([Problem("ab")], 60, temperature=1.0, purpose="evaluation", stop={5})
     ends = [5 in ids[:-1] for ids in (t[m].tolist() for t, m in zip(rollout.targets, rollout.mask))]
     assert not any(ends) and (rollout.targets == 5).any()
+
+
+def test_equal_answers_have_equal_scores(monkeypatch):
+    """Rounding, which differs between micro-batches, must not tell them apart."""
+    run = toy(Hidden())
+    run.reward_model = run.policy.module
+    rollout = run.sample(run.problems(3), 40, temperature=0.7)
+    noise = torch.arange(len(rollout), dtype=torch.float64) * 1e-9
+    monkeypatch.setattr(run, "final_scores", lambda model, seqs: seqs.lengths + noise)
+    score, rows = run.finite_scores(rollout), {}
+    for k, ids in enumerate(rollout.responses()):
+        rows.setdefault((int(rollout.prompt[k]), bool(rollout.finished[k]), *ids), []).append(k)
+    assert any(len(same) > 1 for same in rows.values()) and len(rows) > 9
+    for same in rows.values():
+        assert len({float(score[k]) for k in same}) == 1
+    assert (score - rollout.lengths).abs().max() < 1e-6
+    assert len({float(score[same[0]]) for same in rows.values()}) == len(rows)
 
 
 def test_a_score_that_is_the_same_for_all_answers_is_refused():
@@ -82,3 +148,61 @@ def test_one_rule_of_context():
             with pytest.raises(MinipostError, match=r"a prompt of 3 tokens.* and a response of.* 5"
                                                     r".* do not fit the model's context of 7"):
                 ask()
+
+
+# ---- the user's own texts
+
+@pytest.fixture(scope="module")
+def tagged():
+    """A vocabulary with a control token, 280, of the user's own."""
+    backend = Tokenizer.train(["7+5=? Answer: 12"], 270).backend
+    backend.add_special_tokens(["<think>"])
+    words = Tokenizer(backend)
+    return Vocabulary(words, words.before, [2], 0, [0])
+
+
+def reading(tagged, folder, choice, rows, **options):
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    size = tagged.tokenizer.vocab_size
+    return Run(Learner(tiny(size)), tagged, File(str(path)), None, control_tokens=choice,
+               max_new_tokens=4, **options)
+
+
+ROWS = [{"prompt": f"a<think>{k}", "completion": "<think>7", "reward": 1.0} for k in range(3)]
+
+
+def test_control_tokens_of_a_file_are_read_as_the_user_says(tagged, tmp_path):
+    think = tagged.tokenizer.id("<think>")
+    with pytest.raises(MinipostError, match="rows.jsonl: the text .* spells out .*'<think>'"):
+        reading(tagged, tmp_path, "stop", ROWS).prompt_ids("a<think>")
+    for choice, count in (("tokens", 2), ("plain", 0)):
+        run = reading(tagged, tmp_path, choice, ROWS)
+        seqs = run.encode(["a<think>"], ["<think>7"])
+        assert (seqs.tokens == think).sum() == count
+        asked = run.sample([Problem("a<think>")], 1, temperature=1.0)
+        assert (asked.tokens[:, :4] == think).sum() == count // 2
+
+
+def test_texts_that_are_not_the_users_are_characters(tagged):
+    """Those of a task of ours, and all that a model wrote."""
+    run = make_run()
+    run.vocabulary, run.control_tokens = tagged, "tokens"
+    assert tagged.tokenizer.id("<think>") not in run.prompt_ids("a<think>")
+    assert tagged.tokenizer.id("<think>") not in tagged.prompt("a<think>")
+
+
+def test_rejection_sampling_keeps_the_ids_that_were_sampled(tagged, tmp_path):
+    run = reading(tagged, tmp_path, "tokens", ROWS)
+    data = rft.Trajectories(run, rft.Config())
+    data.refresh()
+    seqs, _, _ = rft.keep(run, rft.Config(), data)
+    assert (seqs.tokens == tagged.tokenizer.id("<think>")).sum() == 2 * len(seqs)
+
+
+def test_an_empty_prompt_without_bos_is_refused(tagged, tmp_path):
+    bare = Vocabulary(tagged.tokenizer, [], [2], 0)
+    with pytest.raises(MinipostError) as error:
+        reading(bare, tmp_path, "plain", ROWS).prompt_ids("")
+    assert str(error.value) == NO_TOKENS
+    assert reading(tagged, tmp_path, "plain", ROWS).prompt_ids("") == [1]

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from minipost.measure.stats import vote
+from minipost.tasks.arithmetic import Arithmetic
 from minipost.test_time import self_consistency
 
 
@@ -15,6 +16,19 @@ def test_one_sample_elects_itself_and_nothing_stated_elects_the_first():
     assert (text, count) == ("no", [])
     text, _ = self_consistency.elect(["p b", "q a", "r a"], lambda text: text[-1])
     assert text == "q a"
+
+
+@pytest.mark.parametrize("texts, number", [
+    (["Answer: 17.5", "Answer: 17/2", "Answer: 17 or 18", "Answer: 18"], 18),
+    (["Answer: \u221217", "Answer: 17", "Answer: - 17", "Answer: 17.5"], -17),
+    (["not 17", "Answer: **17**", r"\boxed{17}", "Answer: 18", "Answer: 18.", "17"], 17)])
+def test_what_is_no_number_has_no_vote_for_one(texts, number):
+    """The text that is elected states the winning number, and its reward is that of its ballot."""
+    task = Arithmetic()
+    text, count = self_consistency.elect(texts, task.ballot)
+    assert count[0][0] == task.parse(text) == number
+    assert task.reward([""], [text], [number]) == [1.0]
+    assert sum(votes for _, votes in count) == sum(task.parse(t) is not None for t in texts)
 
 
 def elected_right(p, n):

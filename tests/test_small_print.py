@@ -10,27 +10,27 @@ import torch
 from fakes import Digits, Echo, Hidden, answer_file, make_run, sequences
 
 from minipost import checkpoint, parallel
-from minipost.datasets.rows import File
 from minipost.datasets.trajectories import Trajectories
 from minipost.errors import MinipostError
 from minipost.measure.results import Arm
-from minipost.methods import distill, oreo, rft, trpo
+from minipost.methods import distill, oreo, trpo
 from minipost.rollout import Pairs
 from minipost.run import open_run
 from minipost.tasks.base import Problem
 from minipost.tasks.countdown import Countdown
+from minipost.tasks.recall import Recall
 from minipost.test_time import best_of_n, graph_of_thoughts, mcts, memory, self_feedback, tot
 
 
 def test_a_reward_file_shows_what_a_task_hides(tiny, reward):
-    options = SimpleNamespace(model=str(tiny), dtype="float32", reward=[], seed=3,
-                              micro_batch_size=5, max_new_tokens=7)
+    options = SimpleNamespace(model=str(tiny), dtype="float32", reward=[], reward_timeout=0.0,
+                              seed=3, micro_batch_size=5, max_new_tokens=7, control_tokens="stop")
     assert open_run(options, Hidden(), "cpu").hidden
     assert not open_run(options, Echo(), "cpu").hidden
     options.reward = [reward]
     run = open_run(options, Hidden(), "cpu")
     assert not run.hidden and (run.seed, run.micro_batch_size, run.max_new_tokens) == (3, 5, 7)
-    assert run.reward(completions=["123456789"]) == [1.0]
+    assert run.reward(prompts=[""], completions=["123456789"]) == [1.0]
 
 
 def test_a_file_draws_as_many_problems_as_are_asked_for(tmp_path):
@@ -118,16 +118,6 @@ def test_a_teacher_is_read_from_its_directory_and_does_not_learn(tiny, wide):
     assert all(torch.equal(kept[name], x) for name, x in teacher.state_dict().items())
 
 
-@pytest.mark.parametrize("method", [oreo, rft])
-def test_a_files_answers_are_looked_at_before_a_run(tmp_path, method):
-    for name, prompt, n in (("train", "a", 80), ("test", "b", 3)):
-        row = {"prompt": prompt, "completion": "a" * n, "reward": 1.0}
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
-    task = File(str(tmp_path / "train.jsonl"), str(tmp_path / "test.jsonl"))
-    with pytest.raises(MinipostError, match="do not fit the model's context"):
-        method.check(make_run(task), method.Config())
-
-
 @pytest.mark.parametrize("step", [0, 1, 2, 3])
 def test_a_resumed_run_makes_the_set_of_its_part_at_any_step(step):
     run = make_run()
@@ -143,10 +133,11 @@ def test_without_an_iteration_there_is_no_step_and_no_division_by_zero():
     assert not step.any() and residual == 1.0
 
 
-def test_the_last_answer_of_a_life_is_judged_without_the_space_around_it():
+def test_the_last_answer_of_a_life_is_judged_as_the_task_reads_it():
     for said, right in ((" 17\n", True), ("17", True), ("7", False)):
-        working = {"episodes": [{"question": "hut", "said": "3", "right": "3"},
-                                {"question": "red box", "said": said, "right": "17"}]}
+        life = [{"question": "hut", "said": "3", "right": "3"},
+                {"question": "red box", "said": said, "right": "17"}]
+        working = {"episodes": memory.judged([life], Recall())[0]}
         assert memory.outcome(working) == ("red box?", right)
 
 
@@ -202,8 +193,9 @@ WORKINGS = {
         {"text": "b;", "visits": 2, "q": 0.75, "prior": 0.5, "children": []}]}},
         ["   4 visits  0.50", "     2 visits  0.75  b;", "     1 visits  0.25  a;",
          "answer: 'b;'"]),
-    memory: ({"episodes": [{"question": "red box", "said": " 1", "right": "1", "recalled": []},
-                           {"question": "hut", "said": "2", "right": "3",
+    memory: ({"episodes": [{"question": "red box", "said": " 1", "right": "1", "good": True,
+                            "recalled": []},
+                           {"question": "hut", "said": "2", "right": "3", "good": False,
                             "recalled": [("red box", "1")]}]},
              ["episode 1: red box?  said '1', right; written: 1",
               "episode 2: hut?  said '2', wrong; written: 3", "    read: red box? 1"]),

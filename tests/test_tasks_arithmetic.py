@@ -97,7 +97,7 @@ def test_a_small_space_ends_with_all_its_held_out_problems():
 @pytest.mark.parametrize("knobs", [dict(terms=1), dict(largest=0), dict(largest=100),
                                    dict(terms=2, largest=1), dict(terms=3, largest=1)])
 def test_senseless_knobs_are_refused(knobs):
-    with pytest.raises(ValueError, match="largest|terms"):
+    with pytest.raises(MinipostError, match="largest|terms"):
         Arithmetic(**knobs)
 
 
@@ -160,17 +160,61 @@ def test_no_text_makes_the_parsers_raise(text):
         assert rewards(WORKED, [problem], [candidate])[0] in (0.0, 1.0)
 
 
-@given(st.integers(0, 99), st.text(), st.text(alphabet=" \n.abc"))
-def test_the_last_answer_counts(number, before, after):
-    assert WORKED.parse(f"{before}Answer: 1\nAnswer: {number}{after}") == number
+@given(st.integers(0, 99), st.text().filter(lambda text: not text.endswith("**")),
+       st.text(alphabet="abc .1\n"))
+def test_the_last_answer_counts_and_no_line_behind_it(number, before, after):
+    assert WORKED.parse(f"{before}Answer: 1\nAnswer: {number}\n{after}") == number
     assert WORKED.parse(f" {number}\n") == number
 
 
-def test_what_is_no_answer():
-    for text in ("", "Answer:", "Answer: 5 Answer: x", "17 or 18", "17.", "\u0661\u0667",
-                 "Answer: " + "1" * 10, "1" * 10_000, "1_7"):
-        assert WORKED.parse(text) is None
-    assert WORKED.parse("Answer: -17") == -17
+NO_ANSWERS = ("17.5", "17/2", "17-5", "17 or 18", "not 17", "17 wrong, 3", "17 18", "17, 3", "x17",
+              "17x", "17.0", "1,7", "017", "1_7", "1 7", "17%", "$17", "17$", "**17", "=17", "12+5",
+              "12+5=17", "\u0661\u0667", "\uff11\uff17", "17\u00b2", "#17", "(17)", "17 apples",
+              "17?", "17:", "17\u202817", "\\boxed{17} or \\boxed{18}", "$17$ $18$", "1**7",
+              "\\frac{17}{1}", "--17", "\u201417", "17\u200b", "1" * 10, "1" * 10_000, "", "-",
+              "**")
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("text", NO_ANSWERS)
+def test_what_is_no_answer(text, direct):
+    for said in (text, f" {text}\n", f"Answer: {text}", f"Answer: 17\nAnswer: {text}\n17",
+                 f"**Answer: {text}**", f"Answer: \\boxed{{{text}}}", f"Answer: ${text}$"):
+        task = Arithmetic(direct=direct)
+        assert task.parse(said) is task.ballot(said) is None, said
+        for right in (17, -17, 1, 7, 3, 12):
+            assert task.reward([""], [said], [right]) == [0.0], said
+
+
+@pytest.mark.parametrize("text, number", [
+    ("17", 17), (" +17 ", 17), ("17.", 17), ("-17", -17), ("- 17", -17), ("\u221217", -17),
+    ("\u2013 17", -17), ("$-17$", -17), ("**17**", 17), ("**17.**", 17), ("$17$.", 17),
+    (r"\boxed{17}", 17), (r"$\boxed{17}$", 17), (r"\boxed{- 17}", -17), (r"\(17\)", 17),
+    ("`17`", 17), ("\u00a017\u2009", 17), ("0", 0), ("-0", 0), ("17\r", 17)])
+def test_an_answer_in_another_spelling(text, number):
+    for said in (text, f"Answer:{text}", f"1+1=2\nAnswer: {text}\nso it is 5",
+                 f"**Answer:** {text}"):
+        assert WORKED.parse(said) == DIRECT.parse(said) == number, said
+        assert WORKED.reward([""], [said], [number]) == [1.0]
+        assert WORKED.reward([""], [said], [number + 1]) == [0.0]
+
+
+@given(st.lists(st.sampled_from(["17", "1", "0", "9", "-", "\u2212", "+", " ", ".", "*", "**", "$",
+                                 "\\boxed{", "}", "/", ",", "or", "\u0667", "\t"]), max_size=7))
+def test_nothing_but_the_number_and_its_wrapping_is_accepted(parts):
+    """A rule of its own: without wrapping, spaces and a stop, the line is as Python writes it."""
+    line = "".join(parts)
+    found = WORKED.parse(f"Answer: {line}")
+    bare = re.sub(r"\\boxed\{|\*\*|[\s$}]", "", line.replace("\u2212", "-")).removeprefix("+")
+    if found is not None:
+        assert bare.replace(".", "", 1) in (str(found), "-0")
+        assert line.count(".") <= 1 and line.count("\\boxed{") == line.count("}")
+        assert line.count("**") % 2 == line.count("$") % 2 == 0
+        assert not re.search(r"[0-9][\s]+[0-9]", line)
+    if not set(line) & set("*$.}"):
+        spaced = re.fullmatch(r"[ \t]*[+-]?[ \t]*(0|[1-9][0-9]{0,8})[ \t]*",
+                              line.replace("\u2212", "-"))
+        assert (found is not None) == bool(spaced)
 
 
 # ---- what the test-time methods ask of the task
@@ -258,7 +302,19 @@ def test_parts_and_what_joins_them():
 
 
 @pytest.mark.parametrize("text", ["", "7", "7+", "a+b", "7*5", "7+0", "100+1", "7+5=?", "٧+٥",
-                                  "7+5\n+3"])
+                                  "7+5\n+3", "7 5+3", "7++5", "-7+5", "7+5.", "07+5", "7\u00d75",
+                                  "1" + "+1" * 64, "7+" * 50_000, "7" + " " * 50_000 + "5"])
 def test_what_is_no_chain_is_refused(text):
-    with pytest.raises(MinipostError, match="expected a chain of numbers"):
+    with pytest.raises(MinipostError, match="expected a chain of 2 to 64 numbers") as error:
         Arithmetic().pose(text)
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("text", ["7+5-3", " 7 + 5 - 3\n", "7+5\u22123", "7\u00a0+ 5 \u2013 3"])
+def test_a_chain_may_be_posed_in_another_spelling(text):
+    assert Arithmetic().pose(text) == Arithmetic().pose("7+5-3")
+    assert Arithmetic().pose(text).prompt == "7+5-3=? Think:\n"
+
+
+def test_the_longest_chain_can_be_posed():
+    assert Arithmetic().pose("1" + "+1" * 63).columns["answer"] == 64

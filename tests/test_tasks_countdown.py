@@ -235,7 +235,7 @@ def test_heldout_is_a_fixed_list_and_sampling_follows_the_seed(task):
                                    dict(largest=1), dict(largest=101), dict(target=7),
                                    dict(target=24, largest=14), dict(target=24, largest=2)])
 def test_senseless_knobs_are_refused(knobs):
-    with pytest.raises(ValueError, match="numbers|largest|target"):
+    with pytest.raises(MinipostError, match="numbers|largest|target"):
         Countdown(**knobs)
 
 
@@ -319,10 +319,94 @@ def test_a_vote_counts_expressions_in_whatever_order_they_are_written():
     other = "4+9=13:10 13 13\n13-10=3:3 13\n13*3=39:39"
     assert GAME.ballot(one) == GAME.ballot(two) == "(10-5)*(13-9)"
     assert GAME.ballot(other) == "((4+9)-10)*13"
-    # read, not checked
-    assert GAME.ballot("13-9=5:4 5 10\n10-5=5:4 5\n5*4=20:20") == "(10-(13-9))*4"
+    # read, not checked, and apart from the same expression by exact moves
+    assert GAME.ballot("13-9=5:4 5 10\n10-5=5:4 5\n5*4=20:20") == "(10-(13-9))*4, not exact"
+    assert GAME.ballot(SOLUTION) == "(10-(13-9))*4"
     assert GAME.ballot("nonsense") is None and AT_ONCE.ballot(" 6*4 ") == "6*4"
-    assert AT_ONCE.ballot(" ") is None
+    assert AT_ONCE.ballot(" ") is None and GAME.ballot(SOLUTION[:-6]) is None
+
+
+@pytest.mark.parametrize("hand, target, right, wrong", [
+    ([4, 9, 10, 13], 24, SOLUTION, SOLUTION.replace("13-9=4", "13-9=5")),           # a wrong result
+    ([4, 9, 10, 13], 24, SOLUTION, SOLUTION.replace("13-9=4:4 4 10", "13-9=4:4 4 11")),  # and rest
+    ([4, 9, 11, 13], 28, SOLUTION.replace("10", "11").replace("=6", "=7").replace("4 6", "4 7")
+     .replace("4*6=24:24", "4*7=28:28"),
+     "13-9=4:4 4 10\n11-4=7:4 7\n4*7=28:28"),                      # goes on from what was not left
+    ([3, 3, 8], 8, "8/3=(8/3):(8/3) 3\n(8/3)*3=8:8", "(8/3)*3=8:8"),   # starts from what is no card
+    ([4, 6, 8], 24, "8-4=(4):(4) 6\n4*6=24:24", "4*6=24:24"),       # one number in two spellings
+    ([3, 3, 8], 8, "8/3=(16/6):3 (8/3)\n(24/9)*3=8:8", "(8/3)*3=8:8"),
+])
+def test_a_right_and_a_wrong_answer_never_share_a_vote(hand, target, right, wrong):
+    problem = Problem("", {"numbers": hand, "target": target})
+    assert [reward(text, problem) for text in (right, wrong)] == [1.0, 0.0]
+    assert None is not GAME.ballot(right) != GAME.ballot(wrong)
+
+
+def test_more_moves_than_any_problem_takes_are_no_answer():
+    """An expression of many lines could take quadratic time."""
+    move = "2+1=2:2\n"
+    assert expression(move * 8) == "(((((((1+2)+1)+1)+1)+1)+1)+1)+1" and GAME.parse(move * 8) == 2
+    for lines in (9, 200_000):
+        assert expression(move * lines) is GAME.parse(move * lines) is None
+        assert GAME.ballot(move * lines) is None
+
+
+MOVES = ["13 - 9 = 4: 4 4 10\n10 - 4 = 6: 4 6\n4 * 6 = 24: 24", SOLUTION.replace("\n", " \n "),
+         SOLUTION.replace("-", "\u2212"), SOLUTION.replace("*", "\u00d7"),
+         SOLUTION.replace("*", r" \times "), SOLUTION.replace("4 4 10", "10\u00a04  4"),
+         SOLUTION.replace("13", " 13\t"), SOLUTION + "\n"]
+
+
+@pytest.mark.parametrize("text", MOVES)
+def test_moves_in_another_spelling_are_the_same_moves(text):
+    assert reward(text) == 1.0 and GAME.parse(text) == 24
+    assert GAME.ballot(text) == expression(text) == expression(SOLUTION)
+    assert GAME.states(HAND, text) == GAME.states(HAND, SOLUTION)
+    first = text.split("\n")[0] + "\n"
+    assert sorted(GAME.state(HAND, first).split()) == ["10", "4", "4"]
+    assert GAME.questions(HAND, MOVES[0] + "\n") == GAME.questions(HAND, SOLUTION)
+
+
+@pytest.mark.parametrize("text", [
+    SOLUTION.replace("13", "013"), SOLUTION.replace("4:4 4 10", "4:4 4 10."), SOLUTION + ".",
+    SOLUTION.replace("13-9", "13--9"), SOLUTION.replace("4 4 10", "4 41 0"), f"**{SOLUTION}**",
+    SOLUTION.replace("13-9", "1 3-9"), SOLUTION.replace("4 4 10", "4,4,10"), "4*6=24:24",
+    SOLUTION.replace("*", "**"), SOLUTION.replace("24:24", "24.0:24"), SOLUTION + "\n\n",
+    "\u0664*6=24:24", SOLUTION.replace("13-9", "+13-9"), SOLUTION.replace("\n", "\n\n", 1)])
+def test_other_moves_earn_nothing(text):
+    assert reward(text) == 0.0
+
+
+RIGHT = ["(10-4)*(13-9)", " (10-4)*(13-9)", "( 10 - 4 ) * ( 13 - 9 )", "(10-4)*(13-9) = 24",
+         "(10-4)*(13-9)=24.", "(10\u22124)\u00d7(13\u22129)", "(10\u20134)\u00b7(13-9)",
+         "(10-4)\u2217(13-9)", "$(10-4)*(13-9)$", "**(10-4)*(13-9)**", "**(10-4)*(13-9) = 24**",
+         "**(10-4)*(13-9)** = 24", r"\boxed{(10-4)*(13-9)}", r"$(10-4)\times(13-9)=\boxed{24}$",
+         r"$\boxed{(10-4)\cdot(13-9) = 24}$.", "`(10-4)*(13-9)`", "(10-4)*(13-9)\n",
+         "Answer: (10-4)*(13-9)", "**Answer:** (10 - 4) * (13 - 9) = 24\nas 6 * 4 = 24",
+         "\u00a0(10-4)*(13-9)\u2009", "(10-4)*(13-9) = (24)", "(10-4)*(13-9)=48/2"]
+
+
+@pytest.mark.parametrize("text", RIGHT)
+def test_an_expression_in_another_spelling_earns_the_reward(text):
+    assert AT_ONCE.reward([""], [text], [[4, 9, 10, 13]], [24]) == [1.0]
+    assert AT_ONCE.parse(text) == 24 and AT_ONCE.ballot(text) == "(10-4)*(13-9)"
+    for hand, target in (([4, 9, 10, 13], 25), ([4, 9, 10], 24), ([4, 9, 10, 12], 24)):
+        assert AT_ONCE.reward([""], [text], [hand], [target]) == [0.0]
+
+
+@pytest.mark.parametrize("text", [
+    "(10-4)*(13-9) = 25", "(10-4)*(13-9) = 24 = 24", "24 = (10-4)*(13-9)", "(10-4)*(13-9) =",
+    "(10-4)*(13-9) = 24.0", "(10-4)*(13-9) = 024", "(10-4)*(13-9) or (13-9)*(10-4)",
+    "(10-4)*(13-9)!", "(10-4)(13-9)", "(10-4)x(13-9)", "(10-4)*(13-9), 24", "not (10-4)*(13-9)",
+    "(10-4)*\n(13-9)", "(10-4)*(13-09)", "(1 0-4)*(13-9)", "(10.0-4)*(13-9)", "(1_0-4)*(13-9)",
+    "(10-4)*(13-9)**1", "(10-4)**(13-9)", "(10-4)//(13-9)", "(10-4)/ /(13-9)", "-(4-10)*(13-9)",
+    "+(10-4)*(13-9)", "(10-4)*(13--9)", "(10-4)*(13-9)+0j", "(10-4)*(13-9)*1e0", "10-4*(13-9",
+    "(\u0661\u0660-4)*(13-9)", "**(10-4)*(13-9)", "$(10-4)*(13-9)", "13-9=4:4 4 10", "9/(4-4)",
+    "2**9**9", "9" * 10 + "*1", "0x10-4", "(10-4)*(13-9)" + "*1" * 40, "(" * 40 + "1" + ")" * 40])
+def test_what_is_no_answer_at_once(text):
+    for said in (text, f"Answer: {text}", rf"\boxed{{{text}}}"):
+        assert AT_ONCE.parse(said) is AT_ONCE.ballot(said) is None
+        assert AT_ONCE.reward([""], [said], [[4, 9, 10, 13]], [24]) == [0.0]
 
 
 def test_what_a_judge_is_asked_is_what_the_text_says():
@@ -339,10 +423,15 @@ def test_what_a_judge_is_asked_is_what_the_text_says():
 
 
 def test_a_problem_can_be_posed():
-    assert GAME.pose(" 13 9 10 4 ") == GAME.pose("4 9 10 13")
+    for text in (" 13 9 10 4 ", "4, 9, 10, 13", "4,9,10,13", "4\u00a09 10\t13\n", "24: 4 9 10 13"):
+        assert GAME.pose(text) == GAME.pose("4 9 10 13")
     assert GAME.pose("4 9 10 13").columns == {"numbers": [4, 9, 10, 13], "target": 24}
     assert Countdown().pose("30: 3 5 2").columns == {"numbers": [2, 3, 5], "target": 30}
     for task, text in ((GAME, "4 9 10"), (GAME, "4 9 10 x"), (GAME, ""), (GAME, "0 1 2 3"),
-                       (Countdown(), "3 5 2"), (Countdown(), "x: 3 5 2"), (GAME, "4 9 10 1300")):
-        with pytest.raises(MinipostError, match="whole numbers, such as"):
+                       (Countdown(), "3 5 2"), (Countdown(), "x: 3 5 2"), (GAME, "4 9 10 1300"),
+                       (GAME, "04 9 10 13"), (GAME, "4 9 10 \u0661"), (GAME, "4 9 10 -13"),
+                       (GAME, "4 " * 50_000), (GAME, ":" * 50_000), (GAME, " " * 50_000),
+                       (GAME, "4 9 10 13" + " " * 300)):
+        with pytest.raises(MinipostError, match="whole numbers, of up to") as error:
             task.pose(text)
+        assert len(str(error.value)) < 200

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from minipost.errors import MinipostError
 from minipost.tasks.base import is_held_out
 from minipost.tasks.facts import KINDS, PATH, Facts, parse, rows
 
@@ -83,13 +84,38 @@ def test_reward_ignores_spaces_composition_and_later_lines_only():
     assert Facts().reward([""] * 6, texts, answer=["Bogotá"] * 6) == [1, 1, 0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("answer, right, wrong", [
+    ("Bogotá",
+     ["Bogotá.", "**Bogotá**", "**Bogotá.**", r"\boxed{\text{Bogotá}}", "Answer: Bogotá"],
+     ["Bogotá or Quito", "not Bogotá", "Bogotá?", "BOGOTÁ", "It is Bogotá", "**Bogotá",
+      "Bogotá.."]),
+    ("St. John's", ["St.  John\u2019s", "St.\u00a0John's."], ["St John's", "St. Johns"]),
+    ("Washington, D.C.", ["Washington, D.C", " Washington, D.C.\n"],
+     ["Washington", "Washington, DC"]),
+    ("Port-au-Prince", ["Port\u2010au\u2010Prince"], ["Port au Prince", "Port - au - Prince"]),
+    ("42", ["42.", "$42$", r"\boxed{42}"],
+     ["42.0", "042", "4 2", "\u0664\u0662", "42 or 43", "+42"]),
+])
+def test_an_answer_in_another_spelling_is_the_same(answer, right, wrong):
+    for texts, value in ((right, 1.0), (wrong, 0.0)):
+        for text in texts:
+            assert Facts().reward([""], [text], [answer]) == [value], text
+    assert {parse(text) for text in right} == {parse(answer)}
+
+
+def test_no_two_answers_of_the_file_are_read_as_one():
+    answers = {row["completion"] for row in rows()}
+    assert len({parse(answer) for answer in answers}) == len(answers)
+
+
 @given(st.text())
 @example("\ud800 half of a surrogate pair")
 @example(" \nlate")
 def test_parse_never_raises_and_is_settled(text):
     answer = parse(text)
-    assert (answer is None) == (not text.split("\n")[0].strip())
-    assert answer is None or (answer == parse(answer) and "\n" not in answer)
+    assert answer is not None or not re.search(r"\w", text.split("\n")[0])
+    assert answer is None or (answer == answer.strip() and "\n" not in answer
+                              and unicodedata.is_normalized("NFC", answer))
 
 
 def test_sample_draws_training_rows_of_the_chosen_kinds():
@@ -112,7 +138,7 @@ def test_orders_are_fixed_and_known_is_mixed():
 
 
 def test_unknown_kind_is_an_error():
-    with pytest.raises(ValueError, match="klingon"):
+    with pytest.raises(MinipostError, match="klingon"):
         Facts(kinds="german,klingon")
 
 
@@ -127,12 +153,12 @@ GOOD = {"kind": "capital", "split": "train", "prompt": "Where?\n", "completion":
 def test_malformed_line_names_file_and_line(tmp_path, bad):
     path = tmp_path / "broken.jsonl"
     path.write_bytes(json.dumps(GOOD).encode() + b"\n" + bad + b"\n")
-    with pytest.raises(ValueError, match=r"broken\.jsonl:2: .*expected .*completion"):
+    with pytest.raises(MinipostError, match=r"broken\.jsonl:2: .*expected .*completion"):
         rows(path)
 
 
 def test_missing_file_is_named_with_its_remedy(tmp_path):
-    with pytest.raises(ValueError, match=r"absent\.jsonl.*scripts\.make_facts"):
+    with pytest.raises(MinipostError, match=r"absent\.jsonl.*scripts\.make_facts"):
         rows(tmp_path / "absent.jsonl")
 
 

@@ -56,6 +56,18 @@ def test_parse_never_raises(text):
     assert found is None or found == UNKNOWN or len(found) == 2 and found.isdecimal()
 
 
+@pytest.mark.parametrize("text, code", [
+    (" 47", "47"), ("47.", "47"), ("**47**", "47"), (r"\boxed{47}", "47"), ("$47$", "47"),
+    (" none", "none"), ("None.", "none"), ("Answer: NONE", "none"),
+    *((text, None) for text in (
+        "", "4", "047", "05", "470", "4 7", "47.5", "-47", "+47", "47 or 48", "not 47", "nonesuch",
+        "no", "47\n48", "\u0664\u0667", "**47"))])
+def test_what_is_a_code(text, code):
+    assert Recall().parse(text) == code
+    for right in ("47", "none", "48", "05"):
+        assert Recall().reward([""], [text], [right]) == [float(right == code)]
+
+
 def test_a_life_says_what_has_been_told():
     life = Recall().stream(40, 5, random.Random(0))
     codes, seen = {}, set()

@@ -4,19 +4,18 @@ Each check is a function from texts and numbers to a Finding, see model.py.  Ans
 (by the policy, `group_size` of them to each problem) or `reference` (training would imitate them).
 """
 
-import json
 import unicodedata
 from collections import Counter
 
 from minipost.checks.model import FAULT, NONE, OK, WARNING, Finding, of
 from minipost.datasets.rewards import ask
+from minipost.datasets.rows import ANSWERS, NEARLY_ALL, divided, repeats, repetition, shown
 from minipost.datasets.trajectories import reward_of, stated
 from minipost.errors import MinipostError
 
 FEW = 0.1  # up to this share of the answers, cut or unreadable ones are no finding
 MANY = 20  # with fewer pairs, the share of the longer answers means nothing
 ENDS = ("<eos>", "</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
-ANSWERS = ("completion", "chosen", "rejected")
 
 
 def answers_of(problem):
@@ -45,28 +44,29 @@ def exact(problems):
 
 # ---- the reward function
 
-def ask_often(reward, problems, texts, references):
+def ask_often(reward, problems, texts, references, limit=0.0):
     """({"once", "again", "backwards", "empty", "reference": values}, ""); ({}, error) on failure.
 
     Ask the reward function about the same rows twice, about them in the other order, about empty
-    answers, and about reference answers: (problem, text).
+    answers, and about reference answers: (problem, text).  limit: seconds, as in `ask`.
     """
     found, back, nothing = {}, slice(None, None, -1), [""] * len(texts)
     try:
-        found["once"] = ask(reward, problems, texts)
-        found["again"] = ask(reward, problems, texts)
-        found["backwards"] = ask(reward, problems[back], texts[back])[back]
-        found["empty"] = ask(reward, problems, nothing)
-        found["reference"] = ask(reward, *map(list, zip(*references))) if references else []
+        found["once"] = ask(reward, problems, texts, limit)
+        found["again"] = ask(reward, problems, texts, limit)
+        found["backwards"] = ask(reward, problems[back], texts[back], limit)[back]
+        found["empty"] = ask(reward, problems, nothing, limit)
+        known, answers = map(list, zip(*references)) if references else ([], [])
+        found["reference"] = ask(reward, known, answers, limit) if references else []
     except MinipostError as error:
         return {}, str(error)
     return found, ""
 
 
-def reward_function(asked, error):
+def reward_function(asked, error, changed=()):
     """The function gives every completion, even an empty one, one finite number.
 
-    The number depends on that row alone.
+    The number depends on that row alone.  changed: what it changed in the process, in words.
     """
     name, do = "reward function", ("let it return one finite number for every completion, even an "
                                    "empty one")
@@ -89,6 +89,11 @@ def reward_function(asked, error):
             "them another value", "answers are paid for what others did",
             "let value i depend on prompts[i], completions[i] and the i-th entry of each column "
             "alone")
+    if changed:
+        return Finding(
+            name, WARNING, f"it changes {', '.join(sorted(changed))}",
+            "a run puts that back after each call",
+            "let it leave that as it is, or let it count on nothing but its own file")
     return Finding(name, OK, f"the same for {n} answers asked again and in the other order")
 
 
@@ -166,8 +171,18 @@ def gaps(scores, values, group_size):
 def stated_rewards(problems):
     """The rewards or labels in a file differ: it holds both good and bad answers."""
     name, values = "stated rewards", [reward_of(p) for p in problems if stated(p)]
+    others = [p for p in problems if not stated(p)]
     if not values:
-        return Finding(name, NONE, "the rows state no reward or label")
+        odd = next((f" ({p.place} has {key!r}: {shown(p.columns[key])})" for p in others
+                    for key in ("label", "reward") if key in p.columns), "")
+        return Finding(name, NONE, "the rows state no label, true or false, and no reward within "
+                       f"0..1{odd}")
+    if others and len(values) >= len(others):
+        return Finding(
+            name, WARNING, f"{of(len(others), len(problems), 'rows')} state no label, true or "
+            f"false, or reward within 0..1 as others do (the first is {others[0].place})",
+            "KTO, OREO and RFT refuse to start", "mend them, or leave them out with --on-bad-row "
+            "skip")
     if len(set(values)) == 1:
         return Finding(name, WARNING, f"all {len(values)} rows state {values[0]:g}",
                        "KTO and OREO have nothing to tell apart",
@@ -221,34 +236,49 @@ def parsed_answers(task, texts, own):
 
 # ---- texts and tokens
 
-def control_texts(texts, specials):
-    """No text spells out a control token.  The tokenizer would read it as plain characters.
+def control_texts(texts, vocabulary, choice):
+    """No text spells out a control token without its meaning being said.
 
-    specials: the tokenizer's own control tokens.  A text also must not end in one of ENDS, the end
-    tokens of other models.
+    choice: --control-tokens.  A text also must not end in one of ENDS, the end tokens of other
+    models.
     """
-    name, found = "control tokens in texts", []
-    for text in texts:
-        end = next((token for token in ENDS if text.rstrip().endswith(token)), None)
-        token = next((token for token in specials if token in text), end)
-        if token:
-            found.append(token)
-    if found:
+    name = "control tokens in texts"
+    refused = [text for text in texts if vocabulary.complaint(text, choice)]
+    spelt = [text for text in texts if vocabulary.spelt(text)]
+    if refused:
+        token = next(token for token in vocabulary.spelt(refused[0])
+                     if vocabulary.complaint(token, choice))
+        framing = bool(vocabulary.complaint(token, "tokens"))
         return Finding(
-            name, FAULT, f"{of(len(found), len(texts), 'texts')} spell out a control token, such "
-            f"as {found[0]!r}", "the policy reads and learns its characters, not the token",
+            name, FAULT, f"{of(len(refused), len(texts), 'texts')} spell out a control token, such "
+            f"as {token!r}", "minipost.train stops where it meets them",
             "take it out of the texts: BOS before a prompt and EOS behind an answer are put there "
-            "anyway")
-    return Finding(name, OK, f"spelt out in none of {len(texts)}")
+            "anyway" if framing else
+            "use --control-tokens tokens if it is meant as that token, or --control-tokens plain "
+            "if as its characters")
+    ends = [token for text in texts for token in ENDS
+            if text.rstrip().endswith(token) and token not in vocabulary.spelt(text)]
+    if ends:
+        return Finding(
+            name, FAULT, f"{of(len(ends), len(texts), 'texts')} end in {ends[0]!r}, which ends the "
+            "answers of other models", "the policy reads and learns its characters",
+            "take it out of the texts: EOS behind an answer is put there anyway")
+    return Finding(name, OK, f"spelt out in {of(len(spelt), len(texts), 'texts')}, and read as "
+                   f"{'those tokens' if choice == 'tokens' else 'characters'}" if spelt else
+                   f"spelt out in none of {len(texts)}")
 
 
-def boundary(pairs, encode):
-    """A prompt and its answer have the same tokens together as apart.  pairs: (prompt, answer)."""
+def boundary(pairs, encode, behind=None):
+    """A prompt and its answer have the same tokens together as apart.  pairs: (prompt, answer).
+
+    behind: the ids of a text that goes on behind another; `encode` if None.
+    """
+    behind = behind or encode
     name = "prompt and answer"
     if not pairs:
         return Finding(name, NONE, "there are no answers to learn from")
     merged = [prompt[-12:] + answer[:12] for prompt, answer in pairs
-              if encode(prompt + answer) != encode(prompt) + encode(answer)]
+              if encode(prompt + answer) != encode(prompt) + behind(answer)]
     if merged:
         return Finding(
             name, WARNING, f"{of(len(merged), len(pairs), 'answers')} have other tokens behind "
@@ -343,10 +373,54 @@ def plain(text):
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+def divided_prompts(rows):
+    """The prompts of pairs are said, by a key or a mark, and not guessed.  rows: as read."""
+    name, marked = "prompts of pairs", [row for row in rows if row.turn]
+    if guess := divided(rows):
+        return Finding(
+            name, WARNING, guess, "what is learnt as the answer may begin too early or too late",
+            "write the prompt under a key of its own, or end it with a mark such as 'Answer:'")
+    if marked:
+        first = marked[0]
+        return Finding(name, OK, f"end at a mark such as 'Answer:' in {len(marked)} of {len(rows)} "
+                       f"rows (line {first.line}: ...{first['prompt'][-24:]!r} + "
+                       f"{first['chosen'][:16]!r})")
+    return Finding(name, NONE, "each row says its prompt")
+
+
+def repeated_prompts(path, rows):
+    """Answers do not begin with their prompts.  rows: as read."""
+    name, repeated = "answers with prompts", [row for row in rows if repeats(row)]
+    if not repeated:
+        return Finding(name, OK, f"none of {len(rows)} rows has an answer that begins with the "
+                       "whole prompt")
+    most = len(repeated) >= NEARLY_ALL * len(rows)
+    return Finding(
+        name, FAULT if most else WARNING, repetition(path, rows, repeated),
+        "methods that learn from them refuse to start" if most else "the prompt is learnt twice",
+        "take the prompt out of the answers")
+
+
+def unusable_rows(complaints, rows, skip):
+    """A run can use every row: it fits the context and has tokens.
+
+    complaints: [(place, sentence)].  skip: whether --on-bad-row skip leaves such rows out.
+    """
+    name = "rows for this model"
+    if not complaints:
+        return Finding(name, OK, f"all of {rows} can be used")
+    place, sentence = complaints[0]
+    return Finding(
+        name, WARNING if skip else FAULT, f"{of(len(complaints), rows, 'rows')} cannot be used "
+        f"({place}: {sentence})", "nothing is learnt from those" if skip else
+        "a method that reads them refuses to start", "mend them" if skip else
+        "mend them, or leave them out with --on-bad-row skip")
+
+
 def held_out_prompts(training, heldout, dropped=0):
     """No held-out prompt is trained on, not even in another spelling.
 
-    dropped: rows left out of training because --eval-data holds their prompt out.
+    dropped: rows left out of training because --eval-data holds their question out.
     """
     name, known = "held-out prompts", {plain(p.prompt) for p in training}
     leaked = [p.prompt for p in heldout if plain(p.prompt) in known]
@@ -360,7 +434,8 @@ def held_out_prompts(training, heldout, dropped=0):
             name, WARNING, f"{dropped} of {dropped + len(training)} rows of --data have a prompt "
             "of --eval-data", "they are left out of training",
             "hold out other prompts if they should be learnt")
-    return Finding(name, OK, f"none of {len(heldout)} among {len(training)} to train on")
+    return Finding(name, OK, f"none of {len(heldout)} among {len(training)} to train on" + (
+        f"; {dropped} rows of --data, which ask one of them, are left out" if dropped else ""))
 
 
 def skipped_rows(sentences):
@@ -375,9 +450,10 @@ def skipped_rows(sentences):
 def repeated_rows(problems):
     """No row of a file occurs twice."""
     name = "repeated rows"
-    seen = Counter(json.dumps([p.prompt, *(p.columns.get(key)
-                                           for key in (*ANSWERS, "reward", "label"))])
-                   for p in problems)
+    given = [(p.prompt, [p.columns.get(key) for key in (*ANSWERS, "reward", "label")])
+             for p in problems]
+    seen = Counter((prompt, *(value if isinstance(value, str) else shown(value)
+                              for value in values)) for prompt, values in given)
     extra = len(problems) - len(seen)
     if extra > 0.01 * len(problems):
         return Finding(

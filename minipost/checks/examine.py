@@ -1,11 +1,13 @@
 """Every check on a set-up, in the order in which the doctor reports them."""
 
+from functools import partial
+
 import torch
 
 from minipost import checkpoint
 from minipost.checks import data, model
+from minipost.datasets.fitting import complaint
 from minipost.datasets.preferences import file_pairs
-from minipost.datasets.rows import read
 from minipost.ops import policy_gradient
 from minipost.rollout import fits
 from minipost.run import open_run
@@ -16,15 +18,19 @@ SMALL = 50_000_000  # one thread runs a model of fewer parameters as fast as sev
 def examine(options, task, device):
     """The Findings of all checks: on files and texts, on samples, on a reward model."""
     run = open_run(options, task, device)
+    if run.control_tokens == "stop":
+        run.control_tokens = "plain"  # `control_texts` speaks of the rows at which a run stops
     if device == "cpu" and run.policy.flat.numel() < SMALL:
         torch.set_num_threads(1)  # on a busy machine each small operation waits for all threads
     tokenizer, scorer = run.vocabulary.tokenizer, None
     if options.reward_model:
         scorer = checkpoint.load_reward_model(
             options.reward_model, run.vocabulary, device, options.dtype)
-    found = look_at_texts(run, model.stated_ids(options.model, tokenizer), options.rows)
-    problems = [p for p in run.problems(options.prompts) if fits(
-        run.policy.module, len(run.vocabulary.prompt(p.prompt)), run.max_new_tokens)]
+    found = look_at_texts(run, model.stated_ids(options.model, tokenizer), options)
+    found += [model.before_prompts(options.model, run.vocabulary),
+              model.shown_tokens(run.vocabulary), model.unused_ids(run.policy.module),
+              model.weights_as_written(options.model)]
+    problems = [p for p in run.problems(options.prompts) if not unusable(run, p, ())]
     if problems:
         found += look_at_samples(run, problems, options, scorer)
     else:
@@ -34,9 +40,25 @@ def examine(options, task, device):
     return found
 
 
+def unusable(run, problem, reads=data.ANSWERS):
+    """Why a run cannot use a problem, or None.  reads: the answers that it would learn."""
+    return complaint(problem, run.policy.module, run.vocabulary, run.max_new_tokens, reads,
+                     run.control_tokens if run.task.name == "file" else "plain")
+
+
+def reading(run):
+    """How `Vocabulary` reads the texts of this run, as options."""
+    return {"control": True} if run.task.name == "file" and run.control_tokens == "tokens" else {}
+
+
+def prompt_length(run, prompt):
+    """Tokens of a prompt."""
+    return len(run.vocabulary.prompt(prompt, **reading(run)))
+
+
 def length(run, prompt, answer):
     """Tokens of a prompt with its answer and EOS."""
-    return len(run.vocabulary.prompt(prompt)) + len(run.vocabulary.response(answer))
+    return prompt_length(run, prompt) + len(run.vocabulary.response(answer, **reading(run)))
 
 
 def demonstrations(run, problems):
@@ -46,32 +68,42 @@ def demonstrations(run, problems):
     return [(problem, text) for problem, text in found if text is not None]
 
 
-def look_at_texts(run, stated, most):
-    """The findings that need no model: on the problems, on a file's first `most` rows."""
+def look_at_texts(run, stated, options):
+    """The findings that need no model: on the problems, on a file's first `options.rows` rows."""
     task, vocabulary, encode = run.task, run.vocabulary, run.vocabulary.tokenizer.encode
     file, heldout = task.name == "file", task.heldout(400)
     training = task.training() if file else task.sample(400, run.rng("problems"))
-    rows = training[:most]
+    problems = [*training, *task.sides[1]] if file else []
+    odd = [(p.place, said) for p in problems if (said := unusable(run, p))]
+    if file and task.on_bad_row == "skip":
+        places = {place for place, _ in odd}  # where nothing is left, the rest looks at all
+        training, heldout = ([p for p in side if p.place not in places] or side
+                             for side in (training, heldout))
+    rows = training[: options.rows]
     given = [(row.prompt, text) for row in rows for text in data.answers_of(row)] or [
         (row.prompt, text) for row, text in demonstrations(run, rows)]
     answers, pairs = [text for _, text in given], data.pairs_of(rows)
-    prompts = {row.prompt: len(vocabulary.prompt(row.prompt)) for row in [*rows, *heldout]}
-    specials = [token.content for token in
-                vocabulary.tokenizer.backend.get_added_tokens_decoder().values() if token.special]
+    prompts = {row.prompt: prompt_length(run, row.prompt) for row in [*rows, *heldout]}
     found = [
         model.control_ids(vocabulary, stated), model.eos_in_files(vocabulary, stated),
+        model.empty_prompts(prompts.values()),
         model.context(list(prompts.values()), [length(run, *pair) for pair in given],
                       run.max_new_tokens, run.policy.module.context),
-        data.control_texts([*prompts, *answers], specials),
-        data.boundary(given, encode), data.round_trip(answers, vocabulary),
+        data.control_texts([*prompts, *answers], vocabulary,
+                           options.control_tokens if file else "plain"),
+        data.boundary(given, encode, partial(encode, inside=True)),
+        data.round_trip(answers, vocabulary),
     ]
     if not file:
         return [*found, data.held_out_prompts(training, heldout)]
-    whole = read(task.data, task.on_bad_row == "skip")[0]
+    whole = task.rows
     return [
         *found, data.held_out_prompts(training, heldout,
-                                      len(whole) - len(training) if task.eval_data else 0),
-        data.skipped_rows(task.skipped()), data.repeated_rows(rows), data.stated_rewards(rows),
+                                      len(whole) - len(task.training()) if task.eval_data else 0),
+        data.skipped_rows(task.bad),
+        data.unusable_rows(odd, len(problems), task.on_bad_row == "skip"),
+        data.divided_prompts(whole), data.repeated_prompts(task.data, whole),
+        data.repeated_rows(rows), data.stated_rewards(rows),
         data.equal_pairs(pairs, encode), data.contradictory_pairs(pairs),
         data.length_of_chosen(pairs, encode),
     ]
@@ -96,8 +128,9 @@ def look_at_samples(run, problems, options, scorer):
         data.parsed_answers(run.task, texts, bool(options.reward)),
     ]
     judged = run.task.name != "file" or options.reward or data.exact(asked)
-    values, error = data.ask_often(run.reward, asked, texts, shown) if judged else ({}, "")
-    found.append(data.reward_function(values, error))
+    values, error = data.ask_often(
+        run.reward, asked, texts, shown, run.reward_timeout) if judged else ({}, "")
+    found.append(data.reward_function(values, error, getattr(run.reward, "changed", ())))
     if values:
         found += [data.reward_spread(values["once"], texts, options.group_size),
                   data.reference_rewards(values["reference"], values["once"], values["empty"])]

@@ -6,6 +6,7 @@ what to do.  The checks call the same functions as training, so a run meets what
 checks texts and rewards.  examine.py runs all checks.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from minipost import checkpoint
 from minipost.measure.stats import interval
 from minipost.ops import at_last
 from minipost.rollout import Sequences, final_score, logprobs
+from minipost.tokenizer_file import parts
 
 OK, NONE, WARNING, FAULT = "ok", "does not apply", "warning", "fault"
 CLIP = 0.2  # the default clip of the ratio in PPO and GRPO
@@ -86,10 +88,10 @@ def control_ids(vocabulary, stated):
             "(minipost masks by length)",
             "give PAD an id of its own, that of an unused token, in every file of the model")
     ends = " and ".join(map(str, sorted(vocabulary.eos)))
-    start = "no BOS" if vocabulary.bos is None else f"BOS {vocabulary.bos}"
+    start = f"BOS {' '.join(map(str, vocabulary.before))}" if vocabulary.before else "no BOS"
     pad = f"PAD {vocabulary.pad}" if any(ids["pad"] for ids in stated.values()) else \
         f"no PAD named (padding is filled with {vocabulary.pad} and masked by length)"
-    shared = " (one id for both, as in GPT-2)" if vocabulary.bos in vocabulary.eos else ""
+    shared = " (one id for both, as in GPT-2)" if set(vocabulary.before) & vocabulary.eos else ""
     return Finding(name, OK, f"{start}, EOS {ends}{shared}, {pad}")
 
 
@@ -105,6 +107,97 @@ def eos_in_files(vocabulary, stated):
             f"let eos_token_id in generation_config.json and config.json be {min(named)}")
     return Finding(name, OK, f"{written} ends answers to learn from, " + (
         "as the tokenizer's file says" if named else "and no tokenizer's file names another"))
+
+
+# ---- the files of a model, as other tools read them
+
+def before_prompts(directory, vocabulary):
+    """What stands before a prompt here stands there in other tools too.
+
+    tokenizer.json decides here, and in transformers 5.  Other versions heed add_bos_token in
+    tokenizer_config.json.  Some classes that it names build another tokenizer than tokenizer.json.
+    """
+    name, side = "before a prompt", Path(directory) / "tokenizer_config.json"
+    said = checkpoint.read_json(side) if side.exists() else {}
+    ids, switch = vocabulary.before, said.get("add_bos_token")
+    what = f"id {' '.join(map(str, ids))}" if ids else "nothing"
+    if said.get("add_eos_token") is True or switch not in (None, bool(ids)):
+        key = "add_eos_token" if said.get("add_eos_token") is True else "add_bos_token"
+        return Finding(
+            name, WARNING, f"the template in tokenizer.json puts {what} before a prompt and "
+            f"nothing behind it, but tokenizer_config.json says {key} {json.dumps(said[key])}",
+            "some versions of transformers read other ids than training did",
+            "let tokenizer_config.json say what the template does")
+    kind = said.get("tokenizer_class")
+    if not as_described(json.loads(vocabulary.tokenizer.backend.to_str()), said):
+        return Finding(
+            name, WARNING, f"tokenizer_config.json names the class {str(kind)[:40]}, for which "
+            "transformers 5 builds another tokenizer than tokenizer.json describes",
+            "it gives some texts other ids than training did, such as texts that begin with a "
+            "space", 'let tokenizer_class be "PreTrainedTokenizerFast"')
+    return Finding(name, OK, f"{what}, as the template in tokenizer.json says to other tools too")
+
+
+def as_described(raw, said):
+    """Whether the class that tokenizer_config.json names leaves tokenizer.json as it is.
+
+    So it is in transformers 5.23, for the two classes of tokenizers of Llama models that build
+    their own.
+    """
+    kind, part = str(said.get("tokenizer_class")).removesuffix("Fast"), raw["pre_tokenizer"] or {}
+    bytewise = any(p["type"] == "ByteLevel" for name in ("pre_tokenizer", "decoder")
+                   for p in parts(raw, name))
+    if kind == "LlamaTokenizer" and not bytewise:
+        prefix = said.get("add_prefix_space") is not False
+        return (raw["normalizer"] is None and part.get("type") == "Metaspace"
+                and not part.get("split", True) and raw["model"]["type"] == "BPE"
+                and (part.get("prepend_scheme", "always") != "never") == prefix)
+    if kind == "GPT2Tokenizer":
+        cuts = parts(raw, "pre_tokenizer")
+        return (raw["normalizer"] is None and len(cuts) == 1 and cuts[0]["type"] == "ByteLevel"
+                and cuts[0].get("add_prefix_space", True) == (said.get("add_prefix_space") is True))
+    return True
+
+
+def empty_prompts(lengths):
+    """Every prompt has a token that predicts the first one of its answer.  lengths: in tokens."""
+    name, count = "empty prompts", list(lengths).count(0)
+    if count:
+        return Finding(
+            name, FAULT, f"{of(count, len(lengths), 'prompts')} have no token, not even a BOS, "
+            "which this model's tokenizer does not put there", "minipost.train refuses to start",
+            "give them a text")
+    return Finding(name, OK, f"none of {len(lengths)} is without a token")
+
+
+def unused_ids(model):
+    """Ids that no token has are never drawn and never learnt."""
+    name, mask = "ids without a token", model.unused
+    if mask is None:
+        return Finding(name, OK, "every id of the model has a token")
+    ids = mask.nonzero()[:, 0].tolist()
+    return Finding(name, OK, f"{len(ids)} of {len(mask)}, from {ids[0]} on; they get no "
+                   "probability")
+
+
+def shown_tokens(vocabulary):
+    """The control tokens that a reward function sees in an answer."""
+    name, control = "control tokens", vocabulary.tokenizer.control
+    shown = [control[i] for i in sorted(control.keys() - vocabulary.frame)]
+    if not shown:
+        return Finding(name, NONE, "the tokenizer has none but BOS, EOS and PAD")
+    return Finding(name, OK, f"{len(shown)} beside BOS, EOS and PAD, such as {shown[0]!r}, stand "
+                   "in what a reward function reads")
+
+
+def weights_as_written(directory):
+    """The weights are those whose digest stands beside them."""
+    name, said = "digest of the weights", checkpoint.verify(directory)
+    if said.startswith("another"):
+        return Finding(
+            name, WARNING, said, "nobody can see whether it is damaged",
+            "delete digests.json if the file is the one that is meant")
+    return Finding(name, NONE if said else OK, said or "is that of the values")
 
 
 # ---- sequences

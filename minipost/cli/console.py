@@ -1,8 +1,15 @@
-"""What a run shows on the screen, with rich: header, live line, before and after."""
+"""What a run shows on the screen, with rich: header, live line, before and after.
 
+All that is shown may hold texts of a model or of a user's file, so `plain` makes it safe to print.
+What cannot be printed never ends a run.
+"""
+
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import asdict
+from io import TextIOBase
+from typing import TextIO, cast
 
 from rich import box
 from rich.console import Console as Rich
@@ -10,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from minipost.cli.options import silence
+from minipost.errors import visible
 from minipost.measure.stats import Score, paired
 
 LIVE = ("reward", "gold", "accuracy", "loss", "kl", "entropy")  # of a method's metrics
@@ -21,15 +30,52 @@ def line(metrics, rate):
     return "  ".join([*shown, f"{rate:,.0f} tok/s"])
 
 
+def plain(text):
+    """A text without markup, in which nothing steers the terminal."""
+    return Text(visible(str(text)))
+
+
+class Screen(TextIOBase):
+    """Standard output.  It falls silent when it cannot be written to, as when `head` has ended."""
+
+    def __init__(self):
+        self.gone = False
+
+    @property
+    def encoding(self):  # type: ignore[override]  # which may be written, and nobody does
+        return sys.stdout.encoding
+
+    def isatty(self):
+        return sys.stdout.isatty()
+
+    def fileno(self):
+        return sys.stdout.fileno()
+
+    def write(self, text):
+        self.do(sys.stdout.write, text)
+        return len(text)
+
+    def flush(self):
+        self.do(sys.stdout.flush)
+
+    def do(self, work, *arguments):
+        if not self.gone:
+            try:
+                work(*arguments)
+            except (OSError, ValueError):  # ValueError: it is closed
+                self.gone = True
+                silence()
+
+
 class Console:
     """All printing of a run.  A quiet Console (every rank but the first) prints nothing."""
 
     def __init__(self, quiet=False):
-        self.rich = Rich(quiet=quiet, highlight=False)
+        self.rich = Rich(quiet=quiet, highlight=False, file=cast(TextIO, Screen()))
         self.bar = None
 
     def say(self, text):
-        self.rich.print(Text(text), soft_wrap=True)  # keeps a path or command whole for copying
+        self.rich.print(plain(text), soft_wrap=True)  # keeps a path or command whole for copying
 
     def header(self, algo, task, config, options, model, workers):
         size = sum(p.numel() for p in model.parameters()) / 1e6
@@ -88,7 +134,7 @@ class Console:
         worse = [i for i, c in enumerate(change) if c < 0 and i not in better]
         rest = [i for i in range(len(change)) if i not in better and i not in worse]
         for i in [*better, *worse, *rest][:show]:
-            table.add_row(Text(problems[i].prompt.strip()), answer(before, i), answer(after, i))
+            table.add_row(plain(problems[i].prompt.strip()), answer(before, i), answer(after, i))
         self.rich.print(table)
 
     def trace(self, lines, columns):
@@ -128,7 +174,7 @@ class Console:
         for status, (mark, style) in marks.items():
             for finding in found:
                 if finding.status == status:
-                    table.add_row(Text(mark, style), Text(f"{finding.check}: {finding.sentence}"))
+                    table.add_row(Text(mark, style), plain(f"{finding.check}: {finding.sentence}"))
         self.rich.print(table)
         count = {status: sum(f.status == status for f in found) for status in marks}
         self.say(f"\n{count['ok']} ok, {count['does not apply']} n/a, warnings: "
@@ -150,4 +196,4 @@ def answer(found, i):
     """A completion with a mark, or with its reward if rewards are more than right or wrong."""
     exact = set(found.rewards) <= {0.0, 1.0}
     mark = ("✗", "✓")[int(found.rewards[i])] if exact else f"{found.rewards[i]:+.2f}"
-    return Text(f"{mark} " + found.texts[i].strip().replace("\n", "; "))
+    return plain(f"{mark} " + found.texts[i].strip().replace("\n", "; "))

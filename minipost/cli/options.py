@@ -8,9 +8,11 @@ name once.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from minipost import tasks
 from minipost.datasets.rows import File
@@ -41,7 +43,9 @@ class SetUp(Options):
     """The options of a training run, which the doctor checks."""
 
     reward: tuple[str, ...] = ()  # functions to add up, FILE.py:FUNCTION; none: the task's own
+    reward_timeout: float = 0.0  # seconds that one call of a function may take; 0: no limit
     reward_model: str = ""      # directory of a reward model to score with instead of a function
+    control_tokens: Literal["stop", "tokens", "plain"] = "stop"  # what those in --data stand for
     micro_batch_size: int = 16  # sequences in one forward and backward pass; changes no gradient
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to run; auto: the best available
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; bfloat16 is slow on CPUs
@@ -59,13 +63,13 @@ class Settings:
 
 
 def parse(argv, prog, options, *, description="", methods=None, flag="--algo", task=True,
-          data=False, json=False):
+          data=False, json=False, notes=""):
     """The Settings of a command line.  tyro makes the flags.
 
     options: the command's dataclass, or a function from the method to an instance.
     methods: the package from which --algo or --method chooses, by its `names` and `load`.
     task: whether a command without methods needs a task; a method has a default task.
-    data, json: whether the command knows --data and --json.
+    data, json: whether the command knows --data and --json.  notes: more for --help.
     """
     known, rest = _first(argv, prog, methods, flag, data, json)
     method = methods.load(known.method) if methods else None
@@ -95,7 +99,8 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
         prog=f"{prog} {flag} {known.method}" if method else prog,
         description=f"{method.module.__doc__ if method else description}\n"
                     f"{PROBLEMS}{FILES if data else ''}."
-                    + ("\n--json prints data and no text." if json else ""),
+                    + ("\n--json prints data and no text." if json else "")
+                    + (f"\n{notes}" if notes else ""),
         config=(tyro.conf.FlagConversionOff,))))
     if known.data:
         found["task"] = File(known.data, known.eval_data, known.on_bad_row or "stop")
@@ -163,19 +168,69 @@ def renamed(arguments, parts):
 
 
 def rebuild(cls, saved):
-    """A dataclass from the settings in a run's config.json, under old names or new ones."""
+    """A dataclass from the settings in a run's config.json, under old names or new ones.
+
+    MinipostError names a setting that the dataclass does not have or that has another type.
+    """
     values = {new_name(name, [cls]): value for name, value in saved.items()}
-    known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+    kinds, names = get_type_hints(cls), {f.name for f in fields(cls)}
+    for name, value in values.items():
+        if name not in names:
+            raise MinipostError(f"{cls.__name__} has no setting {name[:40]!r}")
+        if not is_of(value, kinds[name]):
+            raise MinipostError(f"{name} is {value!r:.40}; expected {kinds[name]}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def is_of(value, kind):
+    """Whether a value from JSON has the type of a setting."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind) and isinstance(value, str)
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(isinstance(v, str) for v in value)
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else int | float) and value is not True \
+            and value is not False
+    return isinstance(value, kind)
 
 
 def fail_in_one_sentence(work):
-    """Run work().  A MinipostError is printed as one sentence and gives exit code 1."""
+    """Run work().  A MinipostError is printed as one sentence and gives exit code 1.
+
+    What cannot be printed is no reason to fail: a character that the terminal lacks is spelled out,
+    and a reader that goes away, such as `head`, only ends the printing.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return work() or 0
+        code = work() or 0
     except MinipostError as error:
-        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
-        return 1
+        code = complain(f"error: {error}", 1)
     except KeyboardInterrupt:
-        print("stopped at once; the last saved state stands", file=sys.stderr)
-        return 130
+        code = complain("stopped at once; the last saved state stands", 130)
+    except BrokenPipeError:
+        code = 1
+    except OSError as error:  # such as a name of more than 255 characters
+        if error.filename is None:
+            raise
+        code = complain(f"error: {MinipostError(f'{error.filename}: {error.strerror}')}", 1)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        silence()
+        if not isinstance(error, BrokenPipeError):
+            return complain(f"error: nothing more could be printed ({error.strerror})", code or 1)
+    return code
+
+
+def silence():
+    """Let nothing more come to standard output, nor what is still in its buffer."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def complain(sentence, code):
+    with suppress(OSError):
+        print(sentence, file=sys.stderr)
+    return code

@@ -1,12 +1,8 @@
-"""One run: from a model directory, or from a saved state, to a summary.
+"""One training run: from a model directory, or from a saved state, to a summary."""
 
-train.py reads the command line and lists the files of a run.  This file does the rest.
-"""
-
-import json
-import math
-import signal
+import shlex
 import time
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import chain
 
@@ -14,9 +10,10 @@ import torch
 
 from minipost import checkpoint, parallel
 from minipost.cli.console import Console
+from minipost.cli.directory import Directory, made_from
+from minipost.datasets.fitting import fitted
 from minipost.errors import MinipostError
 from minipost.measure.results import TEMPERATURES, as_data, from_data, splits
-from minipost.rollout import check_context
 from minipost.run import open_run
 
 PROG = "python -m minipost.train"
@@ -33,18 +30,38 @@ def pick_device(name):
 
 
 class Session:
-    """One run from its start, or from its saved state, to its summary."""
+    """One run from its start, or from its saved state, to its summary.
 
-    def __init__(self, directory, settings, device, resume):
-        self.directory, self.device, self.resume = directory, device, resume
+    resume: go on from the directory's state.  anyway: even if what it was made from has changed.
+    overwrite: replace the run that is in the directory.
+    """
+
+    def __init__(self, directory, settings, device, workers, *, resume=False, anyway=False,
+                 overwrite=False):
+        self.directory, self.settings, self.device = directory, settings, device
+        self.workers, self.resume, self.anyway = workers, resume, anyway
+        self.overwrite = overwrite
         self.method, self.options = settings.method, settings.options
         self.config, self.task = settings.config, settings.task
         self.stop = False
         self.spent = self.paused = 0.0  # seconds: of training before a resume, of evaluation since
+        self.skipped = 0                # updates left out so far
+        self.saving = False
 
     def go(self):
         self.lead = parallel.rank() == 0
         self.console = Console(quiet=not self.lead)
+        self.files = Directory(self.directory, PROG)
+        if self.lead and self.resume:
+            self.files.hold()
+        elif self.lead:
+            self.files.check_new(self.settings, self.overwrite)
+        try:
+            return self.work()
+        finally:
+            self.files.release()
+
+    def work(self):
         self.run = open_run(self.options, self.task, self.device)
         self.vocabulary = self.run.vocabulary
         self.splits = splits(self.task, self.options.eval_n)
@@ -52,6 +69,8 @@ class Session:
         if self.options.reward_model:
             reward_model = checkpoint.load_reward_model(
                 self.options.reward_model, self.vocabulary, self.device, self.options.dtype)
+        if self.lead:
+            self.made = made_from(self.settings)
         self.check_prompts()
         self.method.check(self.run, self.config)
         self.console.header(self.method.name, self.task, self.config, self.options,
@@ -61,9 +80,9 @@ class Session:
         if self.resume:
             self.restore()
         else:
-            checkpoint.make_directory(self.directory)
             self.before = self.measure()
-            self.open_directory()  # last, so that what fails before it costs no earlier run
+            if self.lead:  # last, so that what fails before it costs no earlier run
+                self.files.begin(self.settings, self.made, self.workers, self.overwrite)
         if reward_model is not None:
             self.run.score_by(reward_model)
         self.console.scores("before", self.before)
@@ -73,56 +92,100 @@ class Session:
         return code
 
     def check_prompts(self):
-        """Fail before any training if a prompt does not fit.  Endless tasks are sampled."""
-        known = self.task.training() if self.task.training else self.run.problems(16)
-        for problem in chain(known, *self.splits.values()):
-            check_context(self.run.policy.module, len(self.vocabulary.prompt(problem.prompt)),
-                          self.options.max_new_tokens, problem.prompt)
+        """Look at all problems before any training, at a sample of an endless task's.
 
-    def open_directory(self):
-        if not self.lead:
-            return
-        checkpoint.write_json(self.directory / "config.json", {
-            "algo": self.method.name, "options": asdict(self.options),
-            "method": asdict(self.config), "task": {"name": self.task.name, **asdict(self.task)},
-        })
-        for stale in ("state/state.safetensors", "summary.json"):
-            (self.directory / stale).unlink(missing_ok=True)
-        checkpoint.publish(self.directory / "metrics.jsonl", lambda path: path.write_text(""))
+        What the run cannot use is an error, or is left out where rows of a file may be skipped.
+        """
+        known = self.task.training() if self.task.training else self.run.problems(16)
+        self.task = self.run.task = fitted(
+            self.task, self.run.policy.module, self.vocabulary, self.options.max_new_tokens,
+            self.method.READS, chain(known, *self.splits.values()), self.options.control_tokens)
+        self.splits = splits(self.task, self.options.eval_n)
 
     def measure(self):
         """The method's measurements: {split: {metric: Result}}."""
         return self.method.measure(self.run, self.splits, self.config)
 
     def train(self):
-        previous = self.watch_signals()
         learn = self.method.train(self.run, self.config)
         steps = self.method.total(self.run, self.config)
         first, self.started = self.run.step, time.perf_counter()
         tokens_before, every = self.run.tokens, self.options.save_every
-        try:
-            with self.console.progress(first, steps):
-                while not self.over(steps):
-                    metrics = next(learn)
-                    self.run.step += 1
-                    rate = (self.run.tokens - tokens_before) / (self.seconds() - self.spent)
-                    if self.options.eval_every and self.run.step % self.options.eval_every == 0:
-                        metrics |= self.evaluation()
-                    self.log(metrics)
-                    self.console.step(self.run.step, metrics, rate)
-                    flag = torch.tensor([float(self.stop)])
-                    parallel.all_reduce(flag)
-                    over = self.over(steps)
-                    if flag or over or (every and self.run.step % every == 0):
-                        self.save()
-                    if flag and not over:
-                        self.console.say(f"stopped after step {self.run.step} of {steps}; go on "
-                                         f"with: {PROG} --resume {self.directory}")
-                        return 130
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        self.skipped = self.skips()
+        if self.resume and self.over(steps):
+            self.save()  # the models may be gone or damaged
+            self.console.say("all steps had been made; the models are written again")
+        with self.console.progress(first, steps), self.kept():
+            while not self.over(steps):
+                self.metrics = metrics = {**next(learn), **self.run.differences()}
+                self.run.step += 1
+                rate = (self.run.tokens - tokens_before) / (self.seconds() - self.spent)
+                if self.options.eval_every and self.run.step % self.options.eval_every == 0:
+                    metrics |= self.evaluation()
+                self.log(metrics)
+                self.boundary = self.seen()
+                self.console.step(self.run.step, metrics, rate)
+                self.say_skipped()
+                flag = torch.tensor([float(self.stop)])
+                parallel.all_reduce(flag)
+                over = self.over(steps)
+                if flag or over or (every and self.run.step % every == 0):
+                    self.save()
+                if flag and not over:
+                    self.console.say(f"stopped after step {self.run.step} of {steps}; go on "
+                                     f"with: {self.command()}")
+                    return 130
         return 0
+
+    def command(self):
+        """The command that goes on with this run."""
+        named = " ".join(shlex.quote(name) for name in self.options.reward)
+        return (f"{PROG} --resume {shlex.quote(str(self.directory))}"
+                + (f" --reward {named}" if named else ""))
+
+    @contextmanager
+    def kept(self):
+        """Let the first signal finish the step, and save the last whole step if anything fails."""
+        self.saved = self.logged = self.run.step
+        self.boundary = self.seen()
+        signals = parallel.Signals.current
+
+        def finish():
+            self.stop = True
+            self.console.say("finishing this step, then saving (once more: stop at once)")
+
+        signals.finish = [finish]
+        try:
+            yield
+        except BaseException:
+            with parallel.unhurried(), suppress(MinipostError):  # the first error is the cause
+                self.rescue()
+            raise
+        finally:
+            signals.finish = []
+
+    def seen(self):
+        """The facts of a state between two steps, and the version of every tensor in it."""
+        tensors, facts = self.run.state()
+        facts = {**facts, "carried": dict(facts["carried"])}
+        return facts, {name: tensor._version for name, tensor in tensors.items()}
+
+    def rescue(self):
+        """Save the last whole step, unless the failed one has changed a tensor already."""
+        if not self.lead or self.saving:
+            return
+        if self.run.step > self.boundary[0]["step"]:  # a whole step; what failed came after it
+            if self.logged < self.run.step:
+                self.log(self.metrics)
+            self.boundary = self.seen()
+        facts, versions = self.boundary
+        tensors, _ = self.run.state()
+        if facts["step"] == self.saved or any(tensors[name]._version != version
+                                              for name, version in versions.items()):
+            return
+        self.run.step = facts["step"]
+        self.save({name: tensors[name] for name in versions}, facts)
+        self.console.say(f"step {self.run.step} is saved; go on with: {self.command()}")
 
     def over(self, steps):
         budget = self.options.budget
@@ -139,30 +202,33 @@ class Session:
         return {f"eval/{split}/{metric}": found.score.value
                 for split, metrics in results.items() for metric, found in metrics.items()}
 
-    def watch_signals(self):
-        """The first SIGINT or SIGTERM lets the step finish.  The second stops at once."""
-        def handle(number, frame):
-            if self.stop:
-                raise KeyboardInterrupt
-            self.stop = True
-            self.console.say("finishing this step, then saving (once more: stop at once)")
+    def skips(self):
+        """Updates that were left out because their gradient was not finite."""
+        return sum(learner.skipped for learner in self.run.learners.values())
 
-        if not self.lead:
-            return {}
-        return {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    def say_skipped(self):
+        """Say it at once when an update is left out: what a run learns depends on it."""
+        if self.skips() > self.skipped:
+            self.skipped = self.skips()
+            self.console.say(f"step {self.run.step}: a gradient was not finite, so its update was "
+                             f"left out; {self.skipped} so far")
 
     def log(self, metrics):
         if self.lead:
-            line = {"step": self.run.step, **metrics, "num_tokens": self.run.tokens,
-                    "seconds": round(self.seconds(), 3)}
-            line = {name: value if math.isfinite(value) else None for name, value in line.items()}
-            append(self.directory / "metrics.jsonl", json.dumps(line) + "\n")
+            self.files.log({"step": self.run.step, **metrics, "num_tokens": self.run.tokens,
+                            "seconds": round(self.seconds(), 3)})
+        self.logged = self.run.step
 
-    def save(self):
-        """Write the models that the method exports, each to its folder, and the state."""
-        tensors, facts = self.run.state()
+    def save(self, tensors=None, facts=None):
+        """Write the models that the method exports, each to its folder, and the state.
+
+        tensors, facts: of the state; by default what it is now.
+        """
+        if tensors is None:
+            tensors, facts = self.run.state()
         if not self.lead:
             return
+        self.saving = True
         learners = self.run.learners
         for name, learner in learners.items():
             if not learner.master.isfinite().all():
@@ -172,28 +238,42 @@ class Session:
             if name in learners:
                 checkpoint.save(self.directory / folder, learners[name].module, self.options.model,
                                 self.options.dtype)
-        checkpoint.save_state(self.directory / "state" / "state.safetensors", tensors,
-                              {**facts, "before": as_data(self.before), "seconds": self.seconds()})
+        self.files.save(tensors, {**facts, "before": as_data(self.before),
+                                  "seconds": self.seconds()},
+                        self.settings, self.made, self.workers)
+        self.saving, self.saved = False, self.run.step
 
     def restore(self):
-        path = self.directory / "state" / "state.safetensors"
-        tensors, facts = checkpoint.load_state(path)
+        """Go on from the newest whole state, unless it was made from something else."""
+        tensors, facts, complaints = self.files.load()
+        if self.lead:
+            for complaint in complaints:
+                self.console.say(f"{complaint}; going on from the state before, of step "
+                                 f"{facts['step']}")
+            changes = self.files.changes(facts, self.settings, self.made)
+            if changes and not self.anyway:
+                more = f" ({len(changes) - 1} more like this)" if len(changes) > 1 else ""
+                raise MinipostError(f"{self.directory}: {changes[0]}{more}; put it back, or go on "
+                                    "all the same with --anyway")
+            for change in changes:
+                self.console.say(f"going on although {change}")
         try:
             self.run.restore(tensors, facts)
             self.before, self.spent = from_data(facts["before"]), facts["seconds"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise MinipostError(f"{path}: does not belong to this run ({error!r})") from None
-        if self.lead:
-            metrics = self.directory / "metrics.jsonl"
-            try:
-                lines = metrics.read_bytes().splitlines(keepends=True)[: self.run.step]
-            except OSError as error:
-                raise MinipostError(f"{metrics}: could not be read ({error.strerror})") from None
-            checkpoint.publish(metrics, lambda temporary: temporary.write_bytes(b"".join(lines)))
+            if set(self.before) != set(self.splits):
+                raise ValueError(f"it measured {', '.join(self.before) or 'nothing'}")
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise MinipostError(f"{self.directory}: the state does not belong to this run "
+                                f"({error!r})") from None
+        if self.lead and (complaint := self.files.restore_log(facts["log"], self.run.step)):
+            self.console.say(complaint)
 
     def finish(self):
         self.trained = self.seconds()
         after = self.measure()
+        if any(set(after[split]) - set(self.before[split]) for split in after):
+            raise MinipostError(f"{self.directory}: the state holds other measurements than this "
+                                "run makes; begin again with --overwrite")
         split = next(iter(after))  # not of `before`, which loses its order in a saved state
         metric = self.method.METRIC if self.method.METRIC in after[split] else next(
             iter(after[split]))
@@ -206,7 +286,7 @@ class Session:
             "task": self.task.name, "seed": self.options.seed,
             "metric": f"{metric}{' reward' if metric in TEMPERATURES else ''}, {split}",
             **every[split, metric],
-            "seconds": round(self.trained, 1), "tokens": self.run.tokens,
+            "seconds": round(self.trained, 1), "tokens": self.run.tokens, "skipped": self.skipped,
             "all": {f"{metric}, {split}": scores for (split, metric), scores in every.items()},
         }
         if self.lead:
@@ -216,20 +296,9 @@ class Session:
                                   after[split][metric], f"{split}, {metric}",
                                   self.options.show)
         if self.lead:
-            text = (self.directory / "metrics.jsonl").read_text(encoding="utf-8")
-            lines = [json.loads(line) for line in text.splitlines()]
+            lines = self.files.lines()
             if self.method.TRACE:
                 self.console.trace(lines, self.method.TRACE)
             if said := self.method.remark(lines):
                 self.console.say(said)
         self.console.result(summary, self.directory)
-
-
-def append(path, text):
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise MinipostError(
-            f"{path}: could not be written ({error.strerror}); the last saved state stands"
-        ) from None

@@ -123,8 +123,7 @@ def file_pairs(run, problems):
 
     MinipostError if an answer does not fit the model's context.
     """
-    prompts = [problem.prompt for problem in problems]
-    return Pairs(*(run.encode(prompts, [p.columns[side] for p in problems])
+    return Pairs(*(run.encode(problems, [p.columns[side] for p in problems])
                    for side in ("chosen", "rejected")))
 
 

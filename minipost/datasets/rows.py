@@ -4,7 +4,7 @@
 
     {"prompt": "Praise the soup.\\n", "chosen": "fresh warm", "rejected": "nasty"}
 
-    {"chosen": "Praise the soup. Fresh!", "rejected": "Praise the soup. Nasty."}
+    {"chosen": "Praise the soup.\\nAnswer: Fresh!", "rejected": "Praise the soup.\\nAnswer: Nasty."}
 
     {"prompt": "Praise the soup.\\n", "completion": "fresh warm", "label": true}
 
@@ -18,80 +18,155 @@ Every row needs a string `prompt`.  Methods need further keys:
     KTO                 a pair, or a `completion` with a `label`, true or false
     OREO and RFT        a `completion` with a `label`, or with a `reward` within 0..1
 
-All rows must have the keys that most rows have.  All keys except `prompt` are columns and reach the
-reward function as lists.  Blank lines are ignored.  A bad row is an error.  With `--on-bad-row
-skip` it is left out, counted and reported.
+All rows must have the texts that most rows have.  `label` and `reward` are held to this only for
+methods that read them (READS of a method's file).  All keys except `prompt` are columns and reach
+the reward function as lists.  Blank lines are ignored.  A bad row is an error.  With `--on-bad-row
+skip` it is left out, counted and reported.  A row that the model has no room for is a bad row too
+(datasets/fitting.py).
+
+Where the prompt of a pair ends that has none.  It ends in what both texts begin with:
+
+    1. behind the last mark there that an answer follows, such as "Assistant:" at the start of a
+       line, "Answer:" or a chat template's <|im_start|>assistant, with the line breaks behind it
+    2. else behind the last line break there
+    3. else before the white space in front of the word in which the texts differ
+
+Rules 2 and 3 guess; the run and the doctor say so and show an example.  A pair without such a place
+is a bad row.
+
+What is held out is decided by the question: the prompt in Unicode's form NFC, with white space made
+alike.  Prompts of which one begins with the other are one question if an end was guessed.  Without
+--eval-data one question in ten is held out.  With it, rows of --data that ask one of its questions
+are left out, counted and reported.
+
+An answer begins with its prompt where it says the whole prompt, which is more than one word, and
+goes on.  If at least nine of ten rows have answers that do, nothing is trained: the prompt would be
+learnt as a part of every answer.  Fewer such rows are counted and reported.
 """
 
 import json
 import random
+import re
 from codecs import BOM_UTF8
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
-from functools import lru_cache
-from os.path import commonprefix
-from pathlib import Path
-from typing import Literal
+from hashlib import sha256
+from typing import ClassVar, Literal, NamedTuple
+from unicodedata import normalize
 
 from minipost.errors import MinipostError
+from minipost.files import read_bytes
 from minipost.tasks.base import Problem, Task, is_held_out
 
-
-def no_duplicates(pairs):
-    """A JSON object as a dict.  A repeated key is an error, not a silent choice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice")
-    return found
-
-
-def no_constant(name):
-    raise ValueError(f"{name} is not a JSON number")
+ANSWERS = ("completion", "chosen", "rejected")
+CHATS = ("messages", "conversations")
+RENAMED = {"question": "prompt", "instruction": "prompt", "query": "prompt", "problem": "prompt",
+           "answer": "completion", "output": "completion", "response": "completion",
+           "solution": "completion"}
+NEARLY_ALL = 0.9  # of the rows, whose answers begin with their prompts
 
 
-@lru_cache
-def read(path, skip=False):
+class Line(NamedTuple):
+    """A line of a file, from 1 on."""
+
+    path: str
+    line: int
+    text: bytes
+
+    @property
+    def place(self):
+        return f"{self.path}, line {self.line}"
+
+
+class Row(dict):
+    """A row of a file; `line` is its number there, and `guess` whether its prompt was guessed."""
+
+    __slots__ = ("guess", "line", "path", "turn")
+
+    def __init__(self, columns, path, line, turn=False, guess=False):
+        super().__init__(columns)
+        self.path, self.line, self.turn, self.guess = path, line, turn, guess
+
+    @property
+    def place(self):
+        return f"{self.path}, line {self.line}"
+
+    def but(self, columns, **how):
+        """This row with other columns."""
+        return Row({**self, **columns}, self.path, self.line, **how)
+
+    def problem(self):
+        return Problem(self["prompt"], {key: self[key] for key in self if key != "prompt"},
+                       self.place)
+
+
+# ---- reading
+
+def read(path, skip=False, reads=(), check=None):
     """The file's good rows, and complaints about the others: (rows, complaints), each a tuple.
 
     A complaint names file and line and says what was expected.  Unless `skip`, the first complaint
-    is raised as a MinipostError.
+    is raised as a MinipostError.  reads: the keys beside the texts that are looked at, `label` and
+    `reward`.  check(problem): a further complaint about a row, or None.
     """
-    try:
-        lines = Path(path).read_bytes().split(b"\n")
-    except OSError as error:
-        raise MinipostError(f"{path}: could not be read ({error.strerror})") from None
-    lines[0] = lines[0].removeprefix(BOM_UTF8)  # some editors put it before the first line
-    complaints = []                                         # (line number, sentence)
-
-    def good(rows, check):
-        """check(row) of the numbered rows that pass the check, numbered.  Others are complaints."""
-        found = []
-        for number, row in rows:
-            try:
-                found.append((number, check(row)))
-            except ValueError as error:
-                complaints.append((number, f"{path}, line {number}: {error}"))
-                if not skip:
-                    raise MinipostError(complaints[0][1]) from None
-        return found
-
-    rows = good(((number, line) for number, line in enumerate(lines, 1) if line.strip()), parse)
-    # All rows must have what most rows have: pairs, completions, labels, rewards.
-    rows = good(rows, demand(rows, ("chosen", "rejected"), check_pair))
-    rows = good(rows, check_texts)
+    content = read_bytes(path, MOST)
+    name = path, skip, sha256(content).digest()
+    if name not in KNOWN:
+        found = parsed(path, skip, content)
+        if len(KNOWN) > 7:
+            KNOWN.clear()
+        KNOWN[name] = found
+    rows, complaints = KNOWN[name][0], [*KNOWN[name][1]]
     if most_have(rows, ("completion",)):
-        rows = good(rows, check_completion)
-        for key, check in (("label", check_label), ("reward", check_reward)):
-            rows = good(rows, demand(rows, (key,), check))
-    said = [sentence for _, sentence in sorted(complaints)]
+        for key, look in (("label", check_label), ("reward", check_reward)):
+            if key in reads:
+                rows = good(rows, demand(rows, (key,), look), complaints, skip)
+    if check:
+        rows = good(rows, lambda row: fitting(row, check), complaints, skip)
+    said = [f"{path}, line {line}: {sentence}" for line, sentence in sorted(complaints)]
     if not rows:
-        raise MinipostError(f"{path}: holds no rows; expected one JSON object per line" + (
-            f" (skipped {len(said)}; the first was {said[0]})" if said else ""))
-    return tuple(row for _, row in rows), tuple(said)
+        raise MinipostError(f"{path}: holds no rows" + (
+            f" that can be used (skipped {len(said)}; the first was {said[0]})" if said else
+            "; expected one JSON object per line"))
+    return tuple(rows), tuple(said)
+
+
+MOST = 2**31  # bytes of the longest file of rows that is read
+KNOWN: dict[tuple, tuple] = {}  # what `parsed` gave, by path, skip and the file's digest
+
+
+def parsed(path, skip, content):
+    """The rows of a file as they stand there, and complaints: (line, sentence)."""
+    lines = content.split(b"\n")
+    lines[0] = lines[0].removeprefix(BOM_UTF8)  # some editors put it before the first line
+    complaints = []
+    rows = good((Line(path, number, line) for number, line in enumerate(lines, 1)
+                 if line and not line.isspace()), parse, complaints, skip)
+    # All rows must have what most rows have.
+    rows = good(rows, demand(rows, ("chosen", "rejected"), check_pair), complaints, skip)
+    rows = good(rows, check_texts, complaints, skip)
+    if most_have(rows, ("completion",)):
+        rows = good(rows, check_completion, complaints, skip)
+    return rows, complaints
+
+
+def good(rows, check, complaints, skip):
+    """check(row) of the rows that pass the check.  The others are added to the complaints."""
+    found = []
+    for row in rows:
+        try:
+            found.append(check(row))
+        except ValueError as error:
+            complaints.append((row.line, str(error)))
+            if not skip:
+                raise MinipostError(f"{row.place}: {error}") from None
+    return found
 
 
 def most_have(rows, keys):
-    """Whether at least half of the numbered rows have one of these keys."""
-    count = sum(any(key in row for key in keys) for _, row in rows)
+    """Whether at least half of the rows have one of these keys."""
+    count = sum(any(key in row for key in keys) for row in rows)
     return 2 * count >= len(rows) and count > 0
 
 
@@ -106,66 +181,122 @@ def demand(rows, keys, check):
     return check if most_have(rows, keys) else lacks
 
 
+# ---- what a row must be: each check returns the row, or raises ValueError
+
+def no_duplicates(pairs):
+    """A JSON object as a dict.  A repeated key is an error, not a silent choice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
+def no_constant(name):
+    raise ValueError(f"{name} is not a JSON number")
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=no_duplicates, parse_constant=no_constant)
+
+
 def parse(line):
-    """A line's JSON object.  ValueError if the line is something else."""
+    """The Row of a line."""
     try:
-        row = json.loads(line.decode(), object_pairs_hook=no_duplicates,
-                         parse_constant=no_constant)
+        text = line.text.decode()
+        if text.startswith("\ufeff"):
+            raise ValueError("a byte order mark (BOM) stands before it")
+        found = DECODER.decode(text)
     except UnicodeDecodeError:
         raise ValueError("not UTF-8 text") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"expected one JSON object ({error})") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"expected a JSON object, found {type(row).__name__}")
-    return row
+    if not isinstance(found, dict):
+        raise ValueError(f"expected a JSON object, found {type(found).__name__}")
+    return Row(found, line.path, line.line)
+
+
+def shown(value):
+    """A value in a few characters, for a sentence."""
+    if isinstance(value, str):
+        return repr(value[:40])
+    if isinstance(value, list | dict):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"{value!r:.40}"
 
 
 def check_texts(row):
     """The row, if it has a prompt and all of its texts are valid."""
     if not isinstance(row.get("prompt"), str):
-        raise ValueError(f"expected a string under 'prompt', found {row.get('prompt')!r:.40}")
-    for key in ("prompt", "completion", "chosen", "rejected"):
-        if any("\ud800" <= character <= "\udfff" for character in str(row.get(key))):
-            raise ValueError(f"{key!r} holds half of a surrogate pair")
+        raise ValueError(f"expected a string under 'prompt', found {no_prompt(row)}")
+    for key in ("prompt", *ANSWERS):
+        try:
+            if isinstance(row.get(key), str):
+                row[key].encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{key!r} holds half of a surrogate pair") from None
     return row
+
+
+def no_prompt(row):
+    """What a row has instead of a string under `prompt`, and what to do about it."""
+    chat = next((key for key in ("prompt", *CHATS) if isinstance(row.get(key), list)), None)
+    if chat:
+        return (f"a list under {chat!r}: chats are not read yet; write the text up to the answer "
+                "under 'prompt' and the answer under 'completion', both as one string")
+    if "prompt" in row or not row:
+        return shown(row.get("prompt"))
+    keys = [key[:20] if key.isprintable() else repr(key[:20]) for key in row]
+    found = f"None (the keys are {', '.join(keys[:6])}{' ...' if len(keys) > 6 else ''})"
+    known = {}                                              # the first key for each new name
+    for key in row:
+        if RENAMED.get(key, key) not in {*row, *known.values()}:
+            known[key] = RENAMED.get(key, key)
+    if "prompt" in known.values():
+        more = "; what stands under 'input' belongs to the prompt" if "input" in row else ""
+        return f"{found}; rename {', '.join(known)} to {', '.join(known.values())}{more}"
+    if "text" in row:
+        return f"{found}; divide 'text' into 'prompt' and 'completion'"
+    return found
 
 
 def check_completion(row):
     """The row, if it has an answer."""
-    if not isinstance(row.get("completion"), str) or not row["completion"]:
-        raise ValueError("expected a non-empty string under 'completion', found "
-                         f"{row.get('completion')!r:.40}")
+    check_answer(row, "completion")
     return row
 
 
-def check_pair(row):
-    """The row, if it holds two different answers.
+def check_answer(row, key):
+    if isinstance(row.get(key), list):
+        raise ValueError(f"expected a string under {key!r}, found a list; chats are not read yet: "
+                         "write the answer as one string")
+    if not isinstance(row.get(key), str) or not row[key]:
+        raise ValueError(f"expected a non-empty string under {key!r}, found {shown(row.get(key))}")
 
-    If it has no prompt, the common beginning of both texts becomes the prompt.
-    """
+
+def check_pair(row):
+    """The row, if it holds two different answers.  If it has no prompt, they are divided."""
     for key in ("chosen", "rejected"):
-        if not isinstance(row.get(key), str) or not row[key]:
-            raise ValueError(f"expected a non-empty string under {key!r}, found "
-                             f"{row.get(key)!r:.40}")
+        check_answer(row, key)
     if row["chosen"] == row["rejected"]:
         raise ValueError("chosen and rejected are equal; expected a pair of different answers")
     if "prompt" in row:
         return row
-    prompt = commonprefix([row["chosen"], row["rejected"]])
-    prompt = prompt.removesuffix(" ")  # a space belongs to the word after it
-    answers = {key: row[key][len(prompt):] for key in ("chosen", "rejected")}
-    if not prompt or not all(answers.values()):
+    if any(key in CHATS or RENAMED.get(key) == "prompt" for key in row):
+        return check_texts(row)  # which says how to name the prompt
+    end, turn = end_of_prompt(row["chosen"], row["rejected"])
+    answers = {key: row[key][end:] for key in ("chosen", "rejected")}
+    if not end or not all(answer.strip() for answer in answers.values()):
         raise ValueError("a pair without a prompt needs two texts that begin alike, with the "
-                         f"prompt, and go on in different ways; found {row['chosen']!r:.30} and "
-                         f"{row['rejected']!r:.30}")
-    return {**row, "prompt": prompt, **answers}
+                         "prompt, and go on in different ways behind a mark such as 'Answer:', a "
+                         f"line break or a space; found {row['chosen'][:30]!r} and "
+                         f"{row['rejected'][:30]!r}")
+    return row.but({"prompt": row["chosen"][:end], **answers}, turn=turn, guess=not turn)
 
 
 def check_label(row):
     """The row, if it says whether its completion is good."""
     check_completion(row)
     if not isinstance(row.get("label"), bool):
-        raise ValueError(f"expected true or false under 'label', found {row.get('label')!r:.40}")
+        raise ValueError(f"expected true or false under 'label', found {shown(row.get('label'))}")
     return row
 
 
@@ -174,46 +305,216 @@ def check_reward(row):
     check_completion(row)
     value = row.get("reward")
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"expected a number within 0..1 under 'reward', found {value!r:.40}")
+        raise ValueError(f"expected a number within 0..1 under 'reward', found {shown(value)}")
     if "label" in row:
         raise ValueError("has both 'label' and 'reward'; expected one of them")
     return row
 
 
-@lru_cache
-def split(data, eval_data, skip):
-    """(training problems, held-out problems).  No held-out prompt is trained on."""
-    rows = read(data, skip)[0]
-    tests = read(eval_data, skip)[0] if eval_data else [
-        row for row in rows if is_held_out([row["prompt"]])]
-    prompts = {row["prompt"] for row in tests}
-    # Each held-out prompt counts once, except that all rows with a label or a reward count.
-    judged = tests and {"label", "reward"} & set(tests[0])
-    heldout = list(tests if judged else {row["prompt"]: row for row in tests}.values())
+def fitting(row, check):
+    complaint = check(row.problem())
+    if complaint:
+        raise ValueError(complaint)
+    return row
+
+
+# ---- where a prompt ends
+
+TURN = re.compile(                                          # what an answer follows, or a question
+    r"(?P<answer>(?:^|\n)[#* ]*(?:Assistant|ASSISTANT|AI|Bot|Response|Output|A)[* ]*:\**"
+    r"|\bAnswer:|\[/INST\]|<start_of_turn>model|<\|im_start\|>assistant"
+    r"|<\|start_header_id\|>assistant<\|end_header_id\|>|<[|｜][Aa]ssistant[|｜]>)"
+    r"|(?:^|\n)[#* ]*(?:Human|HUMAN|User|USER|Instruction|Input|Question|Q)[* ]*:"
+    r"|\[INST\]|<start_of_turn>user|<\|im_start\|>user"
+    r"|<\|start_header_id\|>user<\|end_header_id\|>|<[|｜][Uu]ser[|｜]>")
+
+
+def common_length(a, b):
+    """How many characters two texts have in common at their beginning."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def end_of_prompt(chosen, rejected):
+    """(the length of the prompt in both, whether a mark says so).  0 where it cannot be told."""
+    length = common_length(chosen, rejected)
+    shared, last = chosen[:length], None
+    for last in TURN.finditer(shared):
+        pass
+    if last and last["answer"]:
+        end = last.end()
+        while shared[end : end + 1] in ("\r", "\n"):
+            end += 1
+        return end, True
+    rest = chosen[length:], rejected[length:]
+    if not all(rest) or any(mark["answer"] for text in rest if last
+                            for mark in TURN.finditer(text)):
+        return 0, False  # one goes on where the other ends, or they differ in the question
+    if "\n" in shared.lstrip():
+        return shared.rindex("\n") + 1, False
+    if shared[-1:].isspace():
+        return len(shared.rstrip()), False
+    return len(" ".join(shared.rsplit(None, 1)[:-1])), False
+
+
+# ---- what is held out
+
+def questions(rows):
+    """The question of each row: equal strings for prompts that ask the same."""
+    plain = [" ".join(normalize("NFC", row["prompt"]).split()) for row in rows]
+    guessed = {text for text, row in zip(plain, rows) if row.guess}
+    if not guessed:
+        return plain
+    runs = []                                               # prompts that begin with the first
+    for words in sorted(text.split(" ") for text in set(plain) if text):
+        if not runs or words[: len(runs[-1][0])] != runs[-1][0]:
+            runs.append([])
+        runs[-1].append(words)  # sorted so, all that begin with a prompt stand right behind it
+    whole = {}
+    for run in runs:
+        texts = [" ".join(words) for words in run]
+        if not guessed.isdisjoint(texts):
+            whole |= dict.fromkeys(texts, texts[0])
+    return [whole.get(text, text) for text in plain]
+
+
+def split(rows, tests):
+    """(training rows, held-out rows).  No held-out question is trained on.
+
+    tests: the rows to hold out, None for one question of `rows` in ten.
+    """
+    asked = questions([*rows, *(tests or ())])
+    if tests is None:
+        spelling = {}                                       # one for all of a question's spellings
+        for question, row in zip(asked, rows):
+            spelling[question] = min(row["prompt"], spelling.get(question, row["prompt"]))
+        held = {question for question, prompt in spelling.items() if is_held_out([prompt])}
+        pairs = [(q, row) for q, row in zip(asked, rows) if q in held]
+    else:
+        pairs = list(zip(asked[len(rows):], tests))
+        held = {question for question, _ in pairs}
+    # Each held-out question counts once, except that all rows with a label or a reward count.
+    heldout = [row for _, row in pairs] if pairs and judged(pairs[0][1]) else list(
+        dict(pairs).values())
     random.Random(0).shuffle(heldout)
-    return ([problem(row) for row in rows if row["prompt"] not in prompts],
-            [problem(row) for row in heldout])
+    return [row for question, row in zip(asked, rows) if question not in held], heldout
+
+
+def judged(columns):
+    """Whether a row states a label or a reward."""
+    return isinstance(columns.get("label"), bool) or (
+        isinstance(columns.get("reward"), int | float))
+
+
+# ---- answers that begin with their prompt
+
+def repeats(row, keys=ANSWERS):
+    """Whether all answers of a row say its whole prompt, of more than one word, and go on."""
+    prompt = row["prompt"].lstrip()
+    answers = [row[key].lstrip() for key in keys if isinstance(row.get(key), str)]
+    return bool(answers) and bool(prompt) and not prompt.strip().isalnum() and all(
+        answer.startswith(prompt) and len(answer) > len(prompt) for answer in answers)
+
+
+def repetition(path, rows, repeated):
+    """The sentence on rows whose answers begin with their prompts, `repeated` of all `rows`."""
+    answer = next(repeated[0][key] for key in ANSWERS if key in repeated[0])
+    return (f"{path}: in {len(repeated)} of {len(rows)} rows the answer begins with the whole "
+            f"prompt (line {repeated[0].line}: {answer[:40]!r}) and teaches it too")
+
+
+def divided(rows):
+    """A sentence on the rows whose prompts were guessed, or ""."""
+    guessed = [row for row in rows if row.guess]
+    if not guessed:
+        return ""
+    first = guessed[0]
+    return (f"{len(guessed)} of {len(rows)} rows of {first.path} have no prompt; it is taken to "
+            f"end in the last line or word that chosen and rejected share (line {first.line}: "
+            f"...{first['prompt'][-24:]!r} + {first['chosen'][:16]!r} or "
+            f"{first['rejected'][:16]!r}); a key 'prompt' would say it")
+
+
+def skipping(path, rows, complaints):
+    """The sentence on the rows of a file that were skipped, `rows` being those that are kept."""
+    few = ", fewer than half" if len(rows) < len(complaints) else ""
+    return (f"skipped {len(complaints)} of {len(complaints) + len(rows)} rows of {path}; the first "
+            f"was {complaints[0]}; {len(rows)} are kept{few}")
 
 
 @dataclass(frozen=True)
 class File(Task):
-    """The rows of --data as a task.  Without --eval-data, one prompt in ten is held out."""
+    """The rows of --data as a task.  Without --eval-data, one question in ten is held out.
+
+    Beside its fields, which are settings of a run, it has `rows`, those of --data that are kept.
+    """
 
     data: str            # JSONL file to train on
     eval_data: str = ""  # JSONL file of held-out problems
     on_bad_row: Literal["stop", "skip"] = "stop"  # what to do about a malformed row
 
     name = "file"
+    rows: ClassVar[Sequence[Row]]
+    bad: ClassVar[list[str]]    # sentences on rows that were skipped
+    notes: ClassVar[list[str]]  # sentences on others that are not what they seem
+    sides: ClassVar[tuple[list[Problem], list[Problem]]]  # to train on, held out
 
     def __post_init__(self):
         if self.on_bad_row not in ("stop", "skip"):
             raise MinipostError(f"on_bad_row is {self.on_bad_row!r}; expected stop or skip")
-        if not self.training() or not self.heldout(1):
-            raise MinipostError(f"{self.data}: too few rows to hold some out; name --eval-data")
+        self.look()
+
+    def look(self, reads=(), check=None):
+        """Read the rows.  reads, check: as in `read`."""
+        skip = self.on_bad_row == "skip"
+        rows, said = read(self.data, skip, reads, check)
+        files = [(self.data, rows, said)]
+        if self.eval_data:
+            files.append((self.eval_data, *read(self.eval_data, skip, reads, check)))
+        training, heldout = split(rows, files[1][1] if self.eval_data else None)
+        if not heldout or not training:
+            raise MinipostError(
+                f"{self.data}: each of its questions is held out in {self.eval_data}; expected "
+                "others to train on" if self.eval_data else
+                f"{self.data}: too few rows to hold some out; name --eval-data")
+        bad = [skipping(*file) for file in files if file[2]]
+        dropped = len(rows) - len(training) if self.eval_data else 0
+        notes = [f"left out {dropped} of {len(rows)} rows of {self.data}: their questions are "
+                 f"held out in {self.eval_data}"] if dropped else []
+        vars(self).update(  # no fields: asdict gives the settings alone
+            rows=rows, bad=bad, notes=notes,
+            sides=tuple([row.problem() for row in part] for part in (training, heldout)))
+
+    def fitted(self, reads, check):
+        """This file for a method that reads these keys of its rows.
+
+        check(problem): why the run cannot use a row, or None.  Such rows are left out if on_bad_row
+        is skip.  Else MinipostError for the first of them, and in any case if nearly all answers
+        that are read begin with their prompts.
+        """
+        found = copy(self)
+        found.look(reads, check)
+        keys = [key for key in ANSWERS if key in reads]
+        repeated = [row for row in found.rows if repeats(row, keys)]
+        if repeated:
+            sentence = repetition(self.data, found.rows, repeated)
+            if len(repeated) >= NEARLY_ALL * len(found.rows):
+                raise MinipostError(sentence + "; take it out of the answers" + (
+                    ", or the key 'prompt' out of the rows" if "chosen" in repeated[0] else ""
+                    ) + "; if answers should say it, end prompts with a line break")
+            found.notes.append(sentence)
+        found.notes.extend(filter(None, [divided(found.rows)]))
+        return found
 
     def training(self):
         """The training problems, in the order of the file."""
-        return self.split()[0]
+        return self.sides[0]
 
     def sample(self, n, rng):
         """n training problems, drawn with replacement."""
@@ -221,30 +522,18 @@ class File(Task):
 
     def heldout(self, n):
         """The first n held-out problems in a fixed shuffled order."""
-        return self.split()[1][:n]
-
-    def split(self):
-        """(training problems, held-out problems)."""
-        return split(self.data, self.eval_data, self.on_bad_row == "skip")
+        return self.sides[1][:n]
 
     def skipped(self):
-        """A sentence for each file with skipped rows."""
-        found = []
-        for path in filter(None, (self.data, self.eval_data)):
-            rows, complaints = read(path, self.on_bad_row == "skip")
-            if complaints:
-                found.append(f"skipped {len(complaints)} of {len(rows) + len(complaints)} rows of "
-                             f"{path}; the first was {complaints[0]}")
-        return found
+        """Sentences on rows that were left out, and on others that are not what they seem."""
+        return [*self.bad, *self.notes]
 
     def demonstrate(self, problem, rng=None):
         """The row's completion; MinipostError if it has none."""
         completion = problem.columns.get("completion")
-        if not completion:
-            raise MinipostError(
-                f"{self.data}: the row with prompt {problem.prompt[:40]!r} has no completion to "
-                "learn from"
-            )
+        if not isinstance(completion, str) or not completion:
+            raise MinipostError(f"{problem.place}: the row has no completion to learn from "
+                                f"(its prompt is {problem.prompt[:40]!r})")
         return completion
 
     def parse(self, text):
@@ -259,7 +548,3 @@ class File(Task):
             )
         return [float(text.strip() == right.strip())
                 for text, right in zip(completions, completion, strict=True)]
-
-
-def problem(row):
-    return Problem(row["prompt"], {key: value for key, value in row.items() if key != "prompt"})

@@ -34,11 +34,6 @@ class Trajectories:
             raise MinipostError(f"iterations is {cfg.iterations}, which asks the policy for "
                                 "answers again and again; the answers of a file are given once")
 
-    def check(self):
-        """MinipostError if a file's answers do not fit the model.  To be called before a run."""
-        if self.given:
-            self.load()
-
     def refresh(self):
         """Make the set that this step learns from, at the start of a part or after a resume.
 
@@ -65,8 +60,7 @@ class Trajectories:
     def load(self):
         """The file's answers."""
         self.problems, run = self.given, self.run
-        self.seqs = run.encode([p.prompt for p in self.given],
-                                 [p.columns["completion"] for p in self.given])
+        self.seqs = run.encode(self.given, [p.columns["completion"] for p in self.given])
         self.reward = torch.tensor([reward_of(p) for p in self.given],
                                    device=run.policy.module.device)
 
@@ -97,10 +91,12 @@ class Trajectories:
 
 def stated(problem):
     """Whether a row of a file has a completion and its reward or label."""
-    columns = set(problem.columns)
-    return "completion" in columns and bool({"reward", "label"} & columns)
+    return isinstance(problem.columns.get("completion"), str) and reward_of(problem) is not None
 
 
 def reward_of(problem):
-    """The reward or label that a row of a file states."""
-    return float(problem.columns.get("reward", problem.columns.get("label")))
+    """The reward within 0..1 or the label, true or false, that a row of a file states, or None."""
+    reward, label = problem.columns.get("reward"), problem.columns.get("label")
+    if isinstance(reward, int | float) and not isinstance(reward, bool) and 0 <= reward <= 1:
+        return float(reward)
+    return float(label) if isinstance(label, bool) else None

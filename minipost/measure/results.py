@@ -35,8 +35,13 @@ class Result:
 
     @classmethod
     def from_data(cls, data):
-        """A Result from the data of `asdict`, after JSON."""
-        return cls(Score(**data["score"]), data["rewards"], data["texts"], data.get("rows"))
+        """A Result from the data of `asdict`, after JSON; TypeError or ValueError if it is none."""
+        found = cls(Score(**data["score"]), data["rewards"], data["texts"], data.get("rows"))
+        numbers = [*asdict(found.score).values(), *found.rewards, *(found.rows or [])]
+        if not all(type(n) in (int, float) for n in numbers) or len(found.texts) != len(
+                found.rewards) or not all(isinstance(text, str) for text in found.texts):
+            raise ValueError("a result holds other things than numbers and texts")
+        return found
 
 
 @dataclass(frozen=True)

@@ -97,5 +97,7 @@ class Texts:
         """The verifier's score after each text's last token.  Long texts are cut to the context."""
         vocabulary, policy = self.run.vocabulary, self.run.policy.module
         ids = [vocabulary.prompt(text)[: policy.context] for text in texts]
-        seqs = pack([row[:-1] for row in ids], [row[-1:] for row in ids], vocabulary.pad)
+        cuts = [len(row) - (len(row) > 1) for row in ids]  # a single id is read as a prompt
+        seqs = pack([row[:cut] for row, cut in zip(ids, cuts)],
+                    [row[cut:] for row, cut in zip(ids, cuts)], vocabulary.pad)
         return self.run.final_scores(self.verifier, seqs.to(policy.device)).tolist()

@@ -52,6 +52,9 @@ class Method:
     PROOF: Sequence[Mapping[str, Any]] | str = ()
     #: the metrics that are shown over all steps at the end
     TRACE: Sequence[str] = ()
+    #: the keys of a file's rows that it learns from, beside the prompt, where the rows have them:
+    #: completion, chosen, rejected, label, reward.  All rows are held to them before the first step
+    READS: Sequence[str] = ()
     #: which learners are saved as model directories: {learner: folder}
     EXPORTS: Mapping[str, str] = field(default_factory=lambda: {"policy": "model"})
     #: the model that its demo starts from

@@ -84,7 +84,7 @@ def train(run, cfg):
     critic = run.learner("critic", lambda: ValueHead(copy.deepcopy(policy.module)))
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
+        rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
         value_old, = run.for_all(lambda batch: [critic.module(batch.inputs)], rollout)    # (B, T)
         adv, ret = advantages(reward, value_old, rollout.mask, cfg.gamma, cfg.lam)
@@ -93,6 +93,7 @@ def train(run, cfg):
         for i in run.micro_batches(range(len(rollout)), rollout.lengths):
             batch, gain, target = rollout.take(i, adv, ret)
             logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
+            run.compare(logp, batch)
             entropy = spread(ops.entropy(logp_all), batch.mask)             # (B, T)
             objective, stats = loss(
                 logp, entropy, critic.module(batch.inputs), gain, target, batch.mask,

@@ -84,8 +84,8 @@ def mixed_groups(run, cfg):
     parts, rewards, groups, first = [], [], 0, {}
     for k in range(cfg.rounds):
         problems = run.problems(cfg.prompts, again=k)
-        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature,
-                             purpose=f"rollout {k}")
+        rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature,
+                              purpose=f"rollout {k}")
         reward = run.score(problems, rollout)                               # (B,)
         first = first or describe(rollout, reward, cfg.group_size)
         mixed = (reward.view(-1, cfg.group_size) != reward.view(-1, cfg.group_size)[:, :1]).any(1)
@@ -114,6 +114,7 @@ def train(run, cfg):
             for i in run.micro_batches(rows, rollout.lengths):
                 batch, gain = rollout.take(i, adv)
                 logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
+                run.compare(logp, batch)
                 value, stats = loss(logp, batch.logp, gain, batch.mask, clip_low=cfg.clip_low,
                                     clip_high=cfg.clip_high, count=count)
                 value.backward()

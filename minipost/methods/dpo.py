@@ -43,6 +43,7 @@ from minipost.rollout import logprobs
 
 TASK = "wording"
 METRIC = "win rate"
+READS = ("chosen", "rejected")
 PROOF = [dict(config=dict(pairs=1, beta=0.3), rows=2, loss="dpo_loss", factor=1.0)]
 
 
@@ -143,11 +144,12 @@ def learn(run, cfg, data, objective):
 
 def remark(lines):
     """A sentence on what became of the chosen answers, from a run's metrics."""
-    last = [line for line in lines[-5:] if line.get("drift/chosen") is not None]
+    sides = ("drift/chosen", "drift/rejected")
+    last = [[line.get(side) for side in sides] for line in lines[-5:]]
+    last = [moved for moved in last if None not in moved]
     if not last:
         return ""
-    chosen, rejected = (sum(line[f"drift/{side}"] for line in last) / len(last)
-                        for side in ("chosen", "rejected"))
+    chosen, rejected = (sum(moved) / len(last) for moved in zip(*last))
     if chosen >= 0:
         return ""
     return (f"The chosen answers became less likely than under the starting policy, by "

@@ -69,7 +69,7 @@ def train(run, cfg):
     policy = run.policy
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
+        rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
         adv = ops.group_centred(reward, cfg.group_size).flatten()           # (B,)
 
@@ -81,6 +81,7 @@ def train(run, cfg):
             for i in run.micro_batches(live, rollout.lengths):
                 batch, gain = rollout.take(i, adv)
                 logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
+                run.compare(logp, batch)
                 value, stats = loss(logp, batch.logp, gain, batch.mask, clip=cfg.clip,
                                     rows=len(rows), longest=run.max_new_tokens)
                 value.backward()

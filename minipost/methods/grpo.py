@@ -97,7 +97,7 @@ def train(run, cfg):
     reference = run.reference() if cfg.beta else None
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
+        rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
         adv = ops.group_normalised(reward, cfg.group_size)                  # (B,)
 
@@ -110,6 +110,7 @@ def train(run, cfg):
             for i in run.micro_batches(live, rollout.lengths):
                 batch, gain = rollout.take(i, adv)
                 logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
+                run.compare(logp, batch)
                 kl = divergence(cfg, reference, batch, logp, logp_all)      # (B, T)
                 value, stats = loss(logp, batch.logp, kl, gain, batch.mask,
                                     clip=cfg.clip, beta=cfg.beta, count=count)

@@ -31,6 +31,7 @@ from minipost.rollout import logprobs, pack
 
 TASK = "wording"
 METRIC = "win rate"
+READS = ("chosen", "rejected", "completion", "label")
 PROOF = [dict(config=dict(batch_size=2, beta=0.3), rows=2, loss="kto_loss",
               why="its z0 is a mean over answers of ref, cut at 0; KL(pi || ref) is one over those "
                   "of pi")]
@@ -78,12 +79,12 @@ def measure(run, splits, cfg):
 
     On a file's labels: how often the log-ratio has the sign of the label.
     """
-    if not all("label" in problems[0].columns for problems in splits.values()):
+    if not all(labelled(problems[0]) for problems in splits.values()):
         return scorers.report_policy(run, splits, cfg.beta)
     policy, reference, found = run.policy.module, run.reference(), {}
     for split, problems in splits.items():
         texts = [p.columns["completion"] for p in problems]
-        seqs = run.encode([p.prompt for p in problems], texts)
+        seqs = run.encode(problems, texts)
         drift = run.logprobs(policy, seqs) - run.logprobs(reference, seqs)
         right = [0.5 if h == 0 else float((h > 0) == p.columns["label"])
                  for h, p in zip(row_sums(drift, seqs.mask).tolist(), problems)]
@@ -91,23 +92,28 @@ def measure(run, splits, cfg):
     return found
 
 
+def labelled(problem):
+    """Whether a row of a file calls its completion good or bad."""
+    return {"completion", "label"} <= set(problem.columns)
+
+
 def draw(run, cfg, reference):
     """This step's answers and which of them are good: Sequences of B rows, (B,) bool."""
-    first = run.problems(1)[0].columns
-    if "chosen" in first:
-        rows = [(p.prompt, p.columns[side], side == "chosen")
+    first = run.problems(1)[0]
+    if "chosen" in first.columns:
+        rows = [(p, p.columns[side], side == "chosen")
                 for p in run.problems(max(1, cfg.batch_size // 2))
                 for side in ("chosen", "rejected")]
-    elif "label" in first:
-        rows = [(p.prompt, p.columns["completion"], p.columns["label"])
+    elif labelled(first):
+        rows = [(p, p.columns["completion"], p.columns["label"])
                 for p in run.problems(cfg.batch_size)]
     else:
         problems = run.problems(cfg.batch_size)
         rollout = run.sample(problems, 1, temperature=cfg.temperature, module=reference)
         reward = run.grade(problems, rollout)
         return rollout, reward > reward.mean()
-    prompts, answers, good = zip(*rows)
-    seqs = run.encode(prompts, answers)
+    problems, answers, good = zip(*rows)
+    seqs = run.encode(problems, answers)
     run.tokens += int(seqs.mask.sum())
     return seqs, torch.tensor(good, device=seqs.mask.device)
 

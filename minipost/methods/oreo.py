@@ -52,6 +52,7 @@ from minipost.test_time import beam
 
 TASK = "countdown"
 METRIC = "sampled"
+READS = ("completion", "label", "reward")
 EXPORTS = {"policy": "model", "critic": "critic"}
 PROOF = [dict(config=dict(prompts=1, group_size=1, batch_size=1, level="response", beta=0.3),
               rows=1, loss="path_consistency", factor=1.0)]
@@ -178,14 +179,14 @@ def implied(run, seqs, critic, beta):
 def outcomes(run, problems, cfg, critic):
     """How often the implied reward of a file's answer is on the same side of 1/2 as the stated."""
     texts = [p.columns["completion"] for p in problems]
-    guess = implied(run, run.encode([p.prompt for p in problems], texts), critic, cfg.beta)
+    guess = implied(run, run.encode(problems, texts), critic, cfg.beta)
     right = [float((g > 0.5) == (reward_of(p) > 0.5)) for g, p in zip(guess.tolist(), problems)]
     return {"outcome accuracy": Result.of(right, texts)}
 
 
 def check(run, cfg):
     """MinipostError where a file's answers cannot be learnt from."""
-    Trajectories(run, cfg).check()
+    Trajectories(run, cfg)
 
 
 def train(run, cfg):

@@ -30,6 +30,7 @@ from minipost.run import REWARD_MODEL
 
 TASK = "wording"
 METRIC = "pair accuracy"
+READS = ("chosen", "rejected")
 EXPORTS = {REWARD_MODEL: "model"}
 measure = scorers.measure
 PROOF = [dict(config=dict(prompts=1, group_size=2), rows=2, loss="bradley_terry", factor=1.0,

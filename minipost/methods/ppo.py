@@ -167,7 +167,7 @@ def optimise(run, cfg):
 
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, 1, temperature=cfg.temperature)
+        rollout = run.rollout(problems, 1, temperature=cfg.temperature)
         score, mask = run.score(problems, rollout), rollout.mask            # (B,)
         logp_ref, kl, value_old = run.for_all(references, rollout, outputs=3)  # (B, T)
         charged = score - cfg.missing_eos * (~rollout.finished).to(score)
@@ -183,6 +183,7 @@ def optimise(run, cfg):
             for i in run.micro_batches(rows, rollout.lengths):
                 batch, gain, target, before = rollout.take(i, adv, ret, value_old)
                 logp = logprobs(policy.module, batch, cfg.temperature)
+                run.compare(logp, batch)
                 objective, stats = loss(
                     logp, critic.module(batch.inputs), batch.logp, before, gain, target, batch.mask,
                     clip=cfg.clip, value_clip=cfg.value_clip, count=count)

@@ -53,7 +53,7 @@ def train(run, cfg):
     policy = run.policy
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
+        rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
         baseline, mean = run.carried.get("baseline", 0.0), float(reward.mean())
         adv = reward - baseline                                             # (B,)
@@ -65,6 +65,7 @@ def train(run, cfg):
         for i in run.micro_batches(live, rollout.lengths):
             batch, gain = rollout.take(i, adv)
             logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
+            run.compare(logp, batch)
             value, stats = loss(logp, gain, batch.mask, count=count)
             value.backward()
             meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / seen)

@@ -85,7 +85,7 @@ def train(run, cfg):
     reference = run.reference() if cfg.beta else None
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
+        rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
         ratio = run.log_ratio(rollout, reference, cfg.temperature)          # (B, T)
         ret = returns(reward, ratio, rollout.mask, cfg.beta)                # (B, T)
@@ -98,6 +98,7 @@ def train(run, cfg):
             for i in run.micro_batches(rows, rollout.lengths):
                 batch, gain = rollout.take(i, adv)
                 logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
+                run.compare(logp, batch)
                 value, stats = loss(logp, batch.logp, gain, batch.mask,
                                     clip=cfg.clip, count=count)
                 value.backward()

@@ -39,6 +39,7 @@ from minipost.tasks.base import Problem
 
 TASK = "arithmetic"
 METRIC = "sampled"
+READS = ("completion", "label", "reward")
 PROOF = [dict(config=dict(prompts=1, group_size=2, batch_size=2, least=0.5), rows=2,
               loss="minus_success", why="each text once; with none right there is no step",
               divisor="kept")]
@@ -91,7 +92,7 @@ def keep(run, cfg, data):
         raise MinipostError(f"none of {len(data.reward)} answers has a reward of at least "
                             f"{cfg.least:g} (the best has {float(data.reward.max()):g}); there is "
                             "nothing to learn from")
-    seqs = pack([run.vocabulary.prompt(prompt) for prompt, _ in rows],
+    seqs = pack([run.prompt_ids(prompt) for prompt, _ in rows],
                 [list(ids) for _, ids in rows], run.vocabulary.pad).to(data.reward.device)
     each = [1 / len(found[p]) if cfg.weigh == "prompt" else 1.0 for p, _ in rows]
     return seqs, data.reward.new_tensor(each), len(found)
@@ -126,7 +127,7 @@ def measure(run, splits, cfg):
             raise MinipostError(f"{split}: no row has a reward of at least {cfg.least:g}, so there "
                                 "is nothing to measure")
         texts = [p.columns["completion"] for p in right]
-        seqs = run.encode([p.prompt for p in right], texts)
+        seqs = run.encode(right, texts)
         logp = run.logprobs(run.policy.module, seqs)
         values = (logp.sum(1) / seqs.lengths).tolist()
         rows = [k for k, p in enumerate(problems) if reward_of(p) >= cfg.least]
@@ -136,7 +137,7 @@ def measure(run, splits, cfg):
 
 def check(run, cfg):
     """MinipostError where a file's answers cannot be learnt from, or the task has no hints."""
-    Trajectories(run, cfg).check()
+    Trajectories(run, cfg)
     if cfg.hint and run.task.hint is None:
         raise MinipostError(f"the task {run.task.name} tells no hints; leave out --hint")
 

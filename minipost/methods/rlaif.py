@@ -29,6 +29,7 @@ from minipost.tasks.base import question
 
 TASK = "wording"
 METRIC = "sampled"
+READS = ("completion", "chosen", "rejected")
 EXPORTS = ppo.EXPORTS
 TRACE = ("loss", "agreement", "accuracy", "reward", "gold", "kl_per_answer")
 PROOF = "takes the steps of sft, reward and ppo, or of dpo; only the labels are its own"
@@ -112,6 +113,12 @@ class Judge:
 def total(run, cfg):
     """Steps of all stages."""
     return cfg.steps + cfg.sft_steps + (cfg.reward_steps if cfg.learner == "ppo" else 0)
+
+
+def check(run, cfg):
+    """MinipostError where fine-tuning finds no answer to learn."""
+    if cfg.sft_steps:
+        sft.check(run, cfg)
 
 
 def train(run, cfg):

@@ -73,7 +73,7 @@ def train(run, cfg):
     reference = run.reference() if cfg.beta else None
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
+        rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
         ratio = run.log_ratio(rollout, reference, cfg.temperature)          # (B, T)
         adv = leave_one_out(reward - cfg.beta * ratio.sum(1), cfg.group_size)    # (B,)
@@ -85,6 +85,7 @@ def train(run, cfg):
         for i in run.micro_batches(live, rollout.lengths):
             batch, gain = rollout.take(i, adv)
             logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
+            run.compare(logp, batch)
             value, stats = loss(logp, gain, batch.mask, count=count)
             value.backward()
             meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / seen)

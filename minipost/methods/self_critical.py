@@ -51,7 +51,7 @@ def train(run, cfg):
     policy = run.policy
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
+        rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
         greedy = run.sample(problems, 1, temperature=0, purpose="greedy")
         baseline = run.score(problems, greedy)                              # (P,)
@@ -63,6 +63,7 @@ def train(run, cfg):
         for i in run.micro_batches(live, rollout.lengths):
             batch, gain = rollout.take(i, adv)
             logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
+            run.compare(logp, batch)
             value, stats = loss(logp, gain, batch.mask, count=count)
             value.backward()
             meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / seen)

@@ -19,6 +19,7 @@ from minipost.rollout import logprobs
 
 TASK = "facts"
 METRIC = "greedy"
+READS = ("completion",)
 PROOF = [dict(config=dict(batch_size=1), rows=1, loss="maximum_likelihood", factor=1.0,
               divisor="tokens")]
 
@@ -47,6 +48,13 @@ def loss_grad(logp, mask, *, count):
     return {"logp": -mask.to(logp) / count}
 
 
+def check(run, cfg):
+    """MinipostError where a problem has no answer to learn."""
+    rng = run.rng("demonstrations")
+    for problem in run.task.training() if run.task.training else ():
+        run.task.demonstrate(problem, rng)
+
+
 def train(run, cfg):
     """problems -> demonstrations -> log-probs -> loss -> update.  Yields metrics per step."""
     policy = run.policy
@@ -54,8 +62,7 @@ def train(run, cfg):
     while True:
         rng = run.rng("demonstrations")
         problems = run.problems(cfg.batch_size)
-        batch = run.encode([p.prompt for p in problems],
-                           [run.task.demonstrate(p, rng) for p in problems])
+        batch = run.encode(problems, [run.task.demonstrate(p, rng) for p in problems])
         count = int(batch.mask.sum())
         run.tokens += count
         meter = Meter("loss")

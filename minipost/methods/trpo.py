@@ -191,7 +191,7 @@ def train(run, cfg):
     policy = run.policy
     while True:
         problems = run.problems(cfg.prompts)
-        rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
+        rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
         adv = ops.group_centred(reward, cfg.group_size).flatten()
         count = int(rollout.mask.sum())
@@ -201,6 +201,7 @@ def train(run, cfg):
         meter, before = Meter("loss", "entropy"), []
         for i, batch in batches:
             logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
+            run.compare(logp, batch)
             before.append((logp_all.detach(), logp.detach()))
             value, stats = loss(logp, before[-1][1], adv[i], batch.mask, count=count)
             value.backward()

@@ -18,6 +18,10 @@ worked steps slip at random.  `checked` writes a verdict after each step and rep
     7+5=12
     ok
     ...
+
+An answer is one whole number and nothing else (tasks/answers.py has the grammar): "Answer: 17",
+" 17", "Answer: **17**." and "Answer: \\boxed{17}" state 17, "- 17" states -17.  "17.0", "017",
+"1,7", "17/2", "17 or 18" and "not 17" state nothing.
 """
 
 import random
@@ -26,9 +30,12 @@ from dataclasses import dataclass
 from itertools import islice
 
 from minipost.errors import MinipostError
-from minipost.tasks.base import Problem, Task, is_held_out
+from minipost.tasks import answers
+from minipost.tasks.base import MOST_HELD_OUT, Problem, Task, is_held_out, switches, within
 
 LIMIT = 99        # the largest running total
+MOST_TERMS = 64   # numbers in a chain
+CHAIN = re.compile(rf"[1-9][0-9]?(?: *[+-] *[1-9][0-9]?){{1,{MOST_TERMS - 1}}}")
 PATIENCE = 5_000  # after so many draws without a new problem, the space counts as exhausted
 
 
@@ -44,12 +51,11 @@ class Arithmetic(Task):
     name = "arithmetic"
 
     def __post_init__(self):
+        switches(direct=self.direct, hurried=self.hurried)
+        within(2, MOST_TERMS, terms=self.terms)
+        within(1, LIMIT, largest=self.largest)
         if self.direct and self.hurried:
             raise MinipostError("direct and hurried exclude each other")
-        if self.terms < 2:
-            raise MinipostError(f"terms must be at least 2, not {self.terms}")
-        if not 1 <= self.largest <= LIMIT:
-            raise MinipostError(f"largest must be 1..{LIMIT}, not {self.largest}")
         for held, split in ((False, "training"), (True, "held-out")):
             if next(self._draws(random.Random(0), held), None) is None:
                 raise MinipostError(f"terms={self.terms}, largest={self.largest} leaves no problem "
@@ -60,9 +66,12 @@ class Arithmetic(Task):
         return [next(self._draws(rng, held=False)) for _ in range(n)]
 
     def heldout(self, n):
-        """Return the first n held-out problems in a fixed order (fewer if there are fewer)."""
+        """Return the first n held-out problems in a fixed order, fewer if there are fewer.
+
+        There are at most MOST_HELD_OUT.
+        """
         draws = self._draws(random.Random(f"held-out {self.terms} {self.largest}"), held=True)
-        return list(islice(distinct(draws), n))
+        return list(islice(distinct(draws), min(n, MOST_HELD_OUT)))
 
     def demonstrate(self, problem, rng=None, slip=0.0):
         """Write a completion.  Each result is wrong by 1..3 with probability `slip`.
@@ -204,24 +213,23 @@ class Arithmetic(Task):
         return found
 
     def pose(self, text):
-        """The problem that `text`, such as 7+5-3, asks; MinipostError if it is no such chain."""
-        if not re.fullmatch(r"[1-9][0-9]?([+-][1-9][0-9]?){1,63}", text.strip()):
-            raise MinipostError(f"--problem {text!r}: expected a chain of numbers of one or two "
-                                "digits, such as 7+5-3")
-        return self._problem(_operands(text))
+        """The problem that `text`, such as 7+5-3, asks; MinipostError if it is no such chain.
+
+        Spaces around signs do not count, and any minus of tasks/answers.py is one.
+        """
+        chain = answers.spell(text.strip())
+        if not CHAIN.fullmatch(chain):
+            raise MinipostError(f"--problem {text[:40]!r}: expected a chain of 2 to {MOST_TERMS} "
+                                "numbers of one or two digits, such as 7+5-3")
+        return self._problem(_operands(chain.replace(" ", "")))
 
     def like(self, problem):
         """The same problem in this task's wording."""
         return self._problem(_operands(problem.columns["chain"]))
 
     def parse(self, text):
-        """Return the integer after the last "Answer:", or the whole text if that is one."""
-        _, marker, tail = text.rpartition("Answer:")
-        found = re.search("-?[0-9]+", tail) if marker else re.fullmatch("-?[0-9]+", text.strip())
-        # int() takes quadratic time for a very long number and refuses the longest.
-        if found is None or len(found[0].lstrip("-")) > 9:
-            return None
-        return int(found[0])
+        """Return the whole number that the text states, or None."""
+        return answers.whole(answers.stated(text))
 
     def reward(self, prompts, completions, answer, **columns):
         """Return 1.0 for each completion that states its answer, else 0.0."""

@@ -12,6 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+from minipost.errors import MinipostError
+
+MOST_HELD_OUT = 10_000  # problems in a held-out split that is drawn
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -19,6 +23,7 @@ class Problem:
 
     prompt: str
     columns: Mapping[str, Any] = field(default_factory=dict)
+    place: str = field(default="", compare=False)  # "FILE, line N" of a row of a file
 
 
 class Task(Protocol):
@@ -45,7 +50,11 @@ class Task(Protocol):
         ...
 
     def parse(self, text) -> Any:
-        """The answer that a completion states, or None.  Never raises."""
+        """The answer that a completion states, or None.  Never raises.
+
+        tasks/answers.py has the grammar that all tasks share.  `reward` and `ballot` go by what
+        `parse` reads: where it is None, the reward is 0.0 and the ballot None.
+        """
         ...
 
     # ---- what a task may define, and who uses it
@@ -99,8 +108,25 @@ class Task(Protocol):
     lock: Callable | None = None
 
     def ballot(self, text):
-        """What a vote counts in an answer: by default, what `parse` reads."""
+        """What a vote counts in an answer: by default, what `parse` reads.
+
+        Completions with the same ballot have the same reward.
+        """
         return self.parse(text)
+
+
+def within(low, high, **knobs):
+    """MinipostError unless each of these knobs is a whole number from `low` to `high`."""
+    for name, value in knobs.items():
+        if type(value) is not int or not low <= value <= high:
+            raise MinipostError(f"{name} must be {low}..{high}, not {repr(value)[:40]}")
+
+
+def switches(**knobs):
+    """MinipostError unless each of these knobs is True or False."""
+    for name, value in knobs.items():
+        if type(value) is not bool:
+            raise MinipostError(f"{name} must be True or False, not {repr(value)[:40]}")
 
 
 def is_held_out(numbers, share=10):

@@ -1,4 +1,4 @@
-"""Countdown: combine all the numbers with + - * / to reach a target, one exact move per line.
+r"""Countdown: combine all the numbers with + - * / to reach a target, one exact move per line.
 
 Each line ends with the numbers that are left after its move:
 
@@ -11,6 +11,15 @@ With `direct` the prompt is "Reach 24 from 4 9 10 13. Answer:" and the completio
 " (10-4)*(13-9)".  Numbers other than 0, 1, 2, ... stand in parentheses: (8/3), (-3).  A state is a
 sorted tuple of exact rationals: int for whole numbers, Fraction for others.  Nothing is ever
 rounded.
+
+A move may have spaces around its signs and numbers, and any of the signs in tasks/answers.py.  An
+answer in moves has nothing but moves, at most MOST_MOVES, and the last leaves a single number.
+
+An answer at once is one expression of whole numbers, + - * / and parentheses, with or without
+spaces, of at most 64 other characters.  It may be wrapped as tasks/answers.py says, and "=" and its
+value may follow: "(10 - 4) × (13 − 9) = 24", "\boxed{(10-4)*(13-9)}".  Numbers have no sign.  "**",
+"//", "1.0", "1_0" and "007" are no part of an expression.  Where a value behind "=" is not that of
+the expression, nothing is stated.
 """
 
 import ast
@@ -24,22 +33,30 @@ from functools import cache, lru_cache
 from itertools import combinations, combinations_with_replacement, islice
 
 from minipost.errors import MinipostError
+from minipost.tasks import answers
 from minipost.tasks.arithmetic import PATIENCE, distinct
-from minipost.tasks.base import Problem, Task, is_held_out
+from minipost.tasks.base import MOST_HELD_OUT, Problem, Task, is_held_out, switches, within
 
 HELD_OUT_HANDS = 100
-NUMBER = r"(?:[0-9]{1,9}|\(-?[0-9]{1,9}(?:/[1-9][0-9]{0,8})?\))"
+MOST_MOVES = 8  # lines of an answer; the problems take two or three
+FRACTION = rf"-?{answers.NATURAL}(?:/[1-9][0-9]{{0,8}})?"
+NUMBER = rf"(?:{answers.NATURAL}|\({FRACTION}\))"
 MOVE = re.compile(rf"({NUMBER})([-+*/])({NUMBER})=({NUMBER}):({NUMBER}(?: {NUMBER})*)")
-
-
-EXPRESSION = re.compile(r" ?[-+*/()0-9]{1,64}")
+VALUE = re.compile(rf"{FRACTION}|\({FRACTION}\)")
+EXPRESSION = re.compile(rf"(?: *(?:[-+*/()]|{answers.NATURAL}(?![0-9])))+ *")
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
              ast.Div: operator.truediv}
 
 
+def plain(line):
+    """The line as the task itself writes a move, without spaces around signs."""
+    words = " ".join(filter(None, answers.spell(line).split(" ")))
+    return re.sub(r" (?=[-+*/=:)])|(?<=[-+*/=:(]) ", "", words)
+
+
 def apply(state, line):
     """Return the state after the move on `line`, or None if it is no exact legal move."""
-    match = MOVE.fullmatch(line)
+    match = MOVE.fullmatch(plain(line))
     if match is None:
         return None
     a, b, result = (_read(match[k]) for k in (1, 3, 4))
@@ -94,7 +111,7 @@ def solve(numbers, target):
 
 def evaluate(text):
     """(exact value, numbers used) of an expression of whole numbers; None if it is none."""
-    if not EXPRESSION.fullmatch(text):
+    if len(text.replace(" ", "")) > 64 or not EXPRESSION.fullmatch(text):
         return None
     used = []
 
@@ -110,23 +127,47 @@ def evaluate(text):
         return None
 
 
+def at_once(text):
+    """(value, numbers used, expression without spaces) of an answer at once; None if it is none."""
+    left, equals, right = answers.stated(text).partition("=")
+    made, right = answers.unwrap(left), answers.unwrap(right)
+    found = evaluate(made)
+    if found is None or equals and not (VALUE.fullmatch(right) and _read(right) == found[0]):
+        return None
+    return *found, made.replace(" ", "")
+
+
 def expression(text):
     """The expression that the lines of `text` build; None if a line is no move.
 
     Operands of + and * come in one fixed order.  The lines are not checked: a wrong result stands
     for the expression on its line.
     """
-    made = {}                                   # number as written: expressions that make it
-    whole = ""
-    for line in text.rstrip("\n").split("\n"):
-        if (match := MOVE.fullmatch(line)) is None:
+    made = {}                                   # number: expressions that make it
+    whole, lines = "", text.rstrip("\n").split("\n")
+    if len(lines) > MOST_MOVES:
+        return None
+    for line in lines:
+        if (match := MOVE.fullmatch(plain(line))) is None:
             return None
-        a, b = (made[match[k]].pop() if made.get(match[k]) else match[k] for k in (1, 3))
+        a, b = (made[n].pop() if made.get(n) else _show(n) for n in map(_read, match.group(1, 3)))
         if match[2] in "+*":
             a, b = sorted((a, b))
         whole = f"({a}{match[2]}{b})"
-        made.setdefault(match[4], []).append(whole)
+        made.setdefault(_read(match[4]), []).append(whole)
     return whole[1:-1]
+
+
+def start(line):
+    """The whole numbers that the move on `line` starts from by what it says is left, or None."""
+    match = MOVE.fullmatch(plain(line))
+    if match is None:
+        return None
+    a, b, result, *left = map(_read, (*match.group(1, 3, 4), *match[5].split()))
+    if result not in left:
+        return None
+    left.remove(result)
+    return [a, b, *left] if all_whole([a, b, *left]) else None
 
 
 def held_out(numbers):
@@ -152,13 +193,13 @@ class Countdown(Task):
     name = "countdown"
 
     def __post_init__(self):
-        if self.numbers not in (3, 4):
-            raise MinipostError(f"numbers must be 3 or 4, not {self.numbers}")
+        switches(direct=self.direct)
+        within(3, 4, numbers=self.numbers)
+        within(0, 24, target=self.target)
         if self.target not in (0, 24):
             raise MinipostError(f"target must be 0 (any) or 24, not {self.target}")
-        most = 13 if self.target else 100  # 100**4 still fits the nine digits of a move
-        if not 1 <= self.largest <= most:
-            raise MinipostError(f"largest must be 1..{most} for this target, not {self.largest}")
+        # 100**4 still fits the nine digits of a move
+        within(1, 13 if self.target else 100, largest=self.largest)
         for held, split in ((False, "training"), (True, "held-out")):
             if next(self._draws(random.Random(0), held), None) is None:
                 raise MinipostError(f"numbers={self.numbers}, largest={self.largest} leaves no "
@@ -169,12 +210,15 @@ class Countdown(Task):
         return [next(self._draws(rng, held=False)) for _ in range(n)]
 
     def heldout(self, n):
-        """Return the first n held-out problems in a fixed order (fewer if there are fewer)."""
+        """Return the first n held-out problems in a fixed order, fewer if there are fewer.
+
+        There are at most MOST_HELD_OUT.
+        """
         if self.target:
             hands = _hands(self.numbers, self.largest, self.target, True)
             return [self._problem(hand, self.target) for hand in hands[:n]]
         draws = self._draws(random.Random(f"held-out {self.numbers} {self.largest}"), held=True)
-        return list(islice(distinct(draws), n))
+        return list(islice(distinct(draws), min(n, MOST_HELD_OUT)))
 
     def demonstrate(self, problem, rng=None, bad=0.0):
         """Write a solution, with whole numbers only if there is such a solution.
@@ -196,10 +240,12 @@ class Countdown(Task):
     def parse(self, text):
         """Return the single number that the last line leaves, or the expression makes, or None."""
         if self.direct:
-            found = evaluate(text)
+            found = at_once(text)
             return found and found[0]
-        left = (self.steps(text) or [""])[-1].rpartition(":")
-        return Fraction(_read(left[2])) if left[1] and re.fullmatch(NUMBER, left[2]) else None
+        if expression(text) is None:
+            return None
+        left = plain(self.steps(text)[-1]).rpartition(":")[2]
+        return Fraction(_read(left)) if re.fullmatch(NUMBER, left) else None
 
     def reward(self, prompts, completions, numbers, target, **columns):
         """Return 1.0 if every line is a legal move and the last leaves only the target, else 0.0.
@@ -209,7 +255,8 @@ class Countdown(Task):
         rewards = []
         for text, hand, goal in zip(completions, numbers, target, strict=True):
             if self.direct:
-                rewards.append(float(evaluate(text) == (goal, sorted(hand))))
+                found = at_once(text)
+                rewards.append(float(found is not None and found[:2] == (goal, sorted(hand))))
                 continue
             states = self._walk(hand, text)
             solved = states and states[-1] == (goal,) and len(states) == len(self.steps(text))
@@ -217,12 +264,21 @@ class Countdown(Task):
         return rewards
 
     def ballot(self, text):
-        """What a vote counts: the expression, since every right answer leaves the same number."""
-        return text.strip() or None if self.direct else expression(text)
+        """What a vote counts: the expression, since every right answer leaves the same number.
+
+        Moves that are not exact from their first line on have votes of their own.
+        """
+        if self.parse(text) is None:
+            return None
+        if self.direct:
+            return at_once(text)[2]
+        steps = self.steps(text)
+        exact = (hand := start(steps[0])) and len(self._walk(hand, text)) == len(steps)
+        return expression(text) if exact else f"{expression(text)}, not exact"
 
     def state(self, problem, text):
         """The numbers that are left after the lines of `text`, as the last line states them."""
-        left = (self.steps(text) or [""])[-1].rpartition(":")[2]
+        left = plain((self.steps(text) or [""])[-1]).rpartition(":")[2]
         return left or " ".join(map(str, problem.columns["numbers"]))
 
     def questions(self, problem, text):
@@ -234,7 +290,7 @@ class Countdown(Task):
         """
         found, before = [], ""
         for line in self.steps(text):
-            move, _, result = line.partition("=")
+            move, _, result = plain(line).partition("=")
             found.append((f"{self.state(problem, before)}: {move}=", result))
             before = line
         return [*found, (f"{problem.columns['target']} from {self.state(problem, text)}?", "ok")]
@@ -279,14 +335,15 @@ class Countdown(Task):
     def pose(self, text):
         """The problem of the numbers in `text`; MinipostError if there is none.
 
-        "target:" stands before the numbers unless the target is fixed.
+        Spaces or commas part the numbers.  "target:" stands before them unless it is fixed.
         """
-        target, colon, hand = text.rpartition(":")
-        numbers, goal = hand.split(), target.strip() or str(self.target)
-        right = [n.isdecimal() and len(n) <= 3 and int(n) > 0 for n in [*numbers, goal]]
-        if not all(right) or len(numbers) != self.numbers:
-            raise MinipostError(f"--problem {text!r}: expected {self.numbers} whole numbers, such "
-                                f"as {'4 9 10 13'[: -3 if self.numbers == 3 else None]!r}"
+        target, _, hand = text[:200].rpartition(":")
+        numbers, goal = hand.replace(",", " ").split(), target.strip() or str(self.target)
+        right = [re.fullmatch("[1-9][0-9]{0,2}", n) is not None for n in [*numbers, goal]]
+        if not all(right) or len(numbers) != self.numbers or len(text) > 200:
+            raise MinipostError(f"--problem {text[:40]!r}: expected {self.numbers} whole numbers, "
+                                "of up to three digits, such as "
+                                f"{'4 9 10 13'[: -3 if self.numbers == 3 else None]!r}"
                                 f"{'' if self.target else ', behind a target and a colon'}")
         return self._problem(sorted(map(int, numbers)), int(goal))
 

@@ -7,6 +7,10 @@ The rows are in data/simple_tasks.jsonl, which scripts/make_facts.py writes.  Ca
 translations are facts to memorise.  Other countries tell nothing about Bhutan's capital, so all
 of them are training rows, and `known` measures how many were kept.  Sums and differences have a
 rule to learn, so some pairs of operands are held out, in every order and with either sign.
+
+An answer is the first line, letter for letter: capitals and accents count.  The Unicode form, the
+number of spaces between words, a typographic apostrophe and what tasks/answers.py leaves out do
+not: "**Bogotá**.", "\\boxed{Bogotá}".
 """
 
 import json
@@ -17,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from minipost.errors import MinipostError
+from minipost.tasks import answers
 from minipost.tasks.base import Problem, Task, is_held_out
 
 PATH = Path(__file__).resolve().parents[2] / "data" / "simple_tasks.jsonl"
@@ -31,8 +36,12 @@ def hold_out(operands):
 
 
 def parse(text):
-    """The first line of `text` without outer spaces, in Unicode NFC; None if nothing is left."""
-    return unicodedata.normalize("NFC", text.partition("\n")[0]).strip() or None
+    """The answer on the first line of `text`, in Unicode NFC; None if nothing is left.
+
+    A full stop at its end is left out, that of "Washington, D.C." too.
+    """
+    words = answers.stated(text.partition("\n")[0]).replace("\u2019", "'").split()
+    return unicodedata.normalize("NFC", " ".join(words)) or None
 
 
 def well_formed(row):
@@ -40,7 +49,13 @@ def well_formed(row):
     return (isinstance(row, dict) and set(row) == {"kind", "split", "prompt", "completion"}
             and all(isinstance(value, str) for value in row.values())
             and row["kind"] in KINDS and row["split"] in ("train", "test")
-            and row["prompt"].endswith("\n") and parse(row["completion"]) == row["completion"])
+            and row["prompt"].endswith("\n") and one_line(row["completion"]))
+
+
+def one_line(text):
+    """Whether a text is one line in Unicode NFC that states something, without outer spaces."""
+    return ("\n" not in text and text == unicodedata.normalize("NFC", text).strip()
+            and parse(text) is not None)
 
 
 @lru_cache
@@ -76,9 +91,11 @@ class Facts(Task):
     kinds: str = "all"  # comma-separated kinds to include: capital,french,german,spanish,arithmetic
 
     def __post_init__(self):
-        unknown = self.chosen() - set(KINDS)
+        if not isinstance(self.kinds, str):
+            raise MinipostError(f"kinds must be text, not {repr(self.kinds)[:40]}")
+        unknown = sorted(self.chosen() - set(KINDS))
         if unknown:
-            raise MinipostError(f"kinds: no {sorted(unknown)}; expected all or some of {KINDS}")
+            raise MinipostError(f"kinds: no {unknown[0][:40]!r}; expected all or some of {KINDS}")
 
     def chosen(self):
         """The set of kinds that the knob names."""
@@ -121,5 +138,5 @@ class Facts(Task):
 
     def reward(self, prompts, completions, answer, **columns):
         """1.0 where the first line of the completion is the answer, letter for letter, else 0.0."""
-        return [float(parse(text) == right)
+        return [float(parse(text) == parse(right))
                 for text, right in zip(completions, answer, strict=True)]

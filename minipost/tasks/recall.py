@@ -7,17 +7,23 @@
 The completion is " 47", or " none" if no episode tells.  Codes are drawn anew for every problem, so
 only the context tells them.  The lockers of held-out problems are in no training problem.
 
+An answer is a number 10..99 or the word "none", in small or capital letters, and nothing else
+(tasks/answers.py has the grammar): "47", "**47**." and "None" state something, "047", "47 or 48"
+and "not 47" do not.
+
 A lock shows its keys and the failed ones, "Keys 1 to 6. Tried 3 5. Try".  The completion is any
 other key.
 """
 
 import random
+import re
 from dataclasses import dataclass
 from itertools import product
 from string import ascii_uppercase, digits
 
 from minipost.errors import MinipostError
-from minipost.tasks.base import Problem, Task, is_held_out
+from minipost.tasks import answers
+from minipost.tasks.base import MOST_HELD_OUT, Problem, Task, is_held_out, within
 
 THINGS = [letter + digit for letter, digit in product(ascii_uppercase, digits)]
 HELD_OUT = [thing for thing in THINGS if is_held_out(list(thing))]
@@ -36,17 +42,16 @@ class Recall(Task):
     name = "recall"
 
     def __post_init__(self):
-        if not 0 <= self.episodes <= 16:
-            raise MinipostError(f"episodes must be 0..16, not {self.episodes}")
+        within(0, 16, episodes=self.episodes)
 
     def sample(self, n, rng):
         """Draw n training problems with `rng`.  None has a held-out thing."""
         return [self._draw(TRAINING, rng) for _ in range(n)]
 
     def heldout(self, n):
-        """Return the first n held-out problems of a fixed list."""
+        """Return the first n held-out problems of a fixed list of MOST_HELD_OUT."""
         rng = random.Random(f"held-out {self.episodes}")
-        return [self._draw(HELD_OUT, rng) for _ in range(n)]
+        return [self._draw(HELD_OUT, rng) for _ in range(min(n, MOST_HELD_OUT))]
 
     def demonstrate(self, problem, rng=None):
         """Write the answer."""
@@ -54,8 +59,8 @@ class Recall(Task):
 
     def parse(self, text):
         """Return the code or "none" that the text states, or None."""
-        word = text.strip()
-        return word if word == UNKNOWN or len(word) == 2 and word.isdecimal() else None
+        word = answers.stated(text).lower()
+        return word if word == UNKNOWN or re.fullmatch("[1-9][0-9]", word) else None
 
     def reward(self, prompts, completions, answer, **columns):
         """Return 1.0 for each completion that states its answer, else 0.0."""

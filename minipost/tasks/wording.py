@@ -12,6 +12,9 @@ learnt from them.
 A judge compares two answers to the same question (tasks/base.py) by one of three principles: more
 fitting words and no others, fewer words, or fewer rude words.  The first is nearly the gold reward.
 It is stricter, as a written principle may be: it counts a repeated word as one of the others.
+
+An answer is its words, parted by spaces or lines, as they are written: "Fresh" and "fresh," are
+other words than "fresh".
 """
 
 import random
@@ -60,8 +63,9 @@ class Wording(Task):
     principles = PRINCIPLES
 
     def __post_init__(self):
-        if not 0 <= self.noise < 0.5:
-            raise MinipostError(f"noise is {self.noise}; expected at least 0, less than 0.5")
+        if type(self.noise) not in (int, float) or not 0 <= self.noise < 0.5:
+            raise MinipostError(f"noise is {repr(self.noise)[:40]}; expected at least 0, less than "
+                                "0.5")
 
     def sample(self, n, rng):
         """Draw n training problems with `rng`.  None is held out."""

@@ -24,11 +24,21 @@ class Config(Bounded):
 
 
 def few_shot(task, problems, shots, rng):
-    """A prompt for each problem: `shots` solved training problems, then this one without a cue."""
+    """A prompt for each problem: `shots` solved training problems, then this one without a cue.
+
+    No example asks the same question.  MinipostError if the task has hardly another one.
+    """
     prompts = []
     for problem in problems:
-        shown = "".join(task.example(p, task.demonstrate(p, rng)) for p in task.sample(shots, rng))
-        prompts.append(shown + task.example(problem))
+        asked, others = task.example(problem), []
+        for _ in range(100):
+            if len(others) < shots:
+                others += [p for p in task.sample(shots - len(others), rng)
+                           if task.example(p) != asked]
+        if len(others) < shots:
+            raise MinipostError(f"the task {task.name} has no examples for {asked.strip()!r} but "
+                                "the problem itself; choose knobs that leave more problems")
+        prompts.append("".join(task.example(p, task.demonstrate(p, rng)) for p in others) + asked)
     return prompts
 
 

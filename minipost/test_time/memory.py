@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 from minipost.errors import Bounded, MinipostError
 from minipost.measure.results import Arm
+from minipost.tasks import answers
 
 TASK, KNOBS = "recall", {}
 BEFORE, AFTER = "no memory", "nearest"
@@ -146,17 +147,24 @@ def answerer(tools):
     return lambda asked: tools.greedy([tools.task.asked(found, q) for found, q in asked])
 
 
+def judged(lives, task):
+    """The lives with "good" in each episode: whether the task reads the right answer in it."""
+    for episode in (episode for life in lives for episode in life):
+        episode["good"] = task.parse(episode["said"]) == episode["right"]
+    return lives
+
+
 def solve(problems, tools, cfg):
     """One life for each problem, whatever it asks: (last answers, workings)."""
-    lives = live(streams_of(tools.task, len(problems), cfg), answerer(tools), "nearest", cfg.size,
-                 random.Random(0))
+    lives = judged(live(streams_of(tools.task, len(problems), cfg), answerer(tools), "nearest",
+                        cfg.size, random.Random(0)), tools.task)
     return [life[-1]["said"] for life in lives], [{"episodes": life} for life in lives]
 
 
 def outcome(working):
     """The last question of a life, and whether the answer was right."""
     last = working["episodes"][-1]
-    return f"{last['question']}?", last["said"].strip() == last["right"]
+    return f"{last['question']}?", last["good"]
 
 
 def arms(problems, tools, cfg):
@@ -167,12 +175,12 @@ def arms(problems, tools, cfg):
     streams, task = streams_of(tools.task, cfg.lives, cfg), tools.task
     for how in (BEFORE, "window", "shuffled", AFTER):
         start = tools.tokens
-        lives = live(streams, answerer(tools), how, cfg.size, random.Random(0))
+        lives = judged(live(streams, answerer(tools), how, cfg.size, random.Random(0)), task)
         told = [episode for life in lives for episode in life if episode["told"]]
         if not told:
             raise MinipostError(f"no question comes twice in {cfg.length} episodes about "
                                 f"{cfg.things} things; raise --length or lower --things")
-        right = [float(task.parse(e["said"]) == e["right"]) for e in told]
+        right = [float(e["good"]) for e in told]
         spent = (tools.tokens - start) * len(told) / (cfg.lives * cfg.length)
         yield Arm.of(how, spent, right, [e["said"] for e in told],
                      [{"episodes": [e]} for e in told])
@@ -182,8 +190,7 @@ def arms(problems, tools, cfg):
 
         def choose(tried):
             texts = tools.sample([task.lock(cfg.keys, failed) for failed in tried], 1)
-            return [int(text) if text.strip().isdecimal() and len(text) < 4 else None
-                    for text, in texts]
+            return [answers.whole(answers.stated(text)) for text, in texts]
 
         made = unlock(locks, choose, cfg.keys, cfg.trials, remember)
         opened = [float(key in tried) for key, tried in zip(locks, made)]
@@ -198,7 +205,7 @@ def show(working):
         return [f"key {working['key']}, tried {' '.join(map(str, working['trials']))}"]
     lines = []
     for k, e in enumerate(working["episodes"]):
-        mark = "right" if e["said"].strip() == e["right"] else "wrong"
+        mark = "right" if e["good"] else "wrong"
         lines.append(f"episode {k + 1}: {e['question']}?  said {e['said'].strip()!r}, {mark}; "
                      f"written: {e['right']}")
         lines += [f"    read: {q}? {a}" for q, a in e["recalled"]]

@@ -495,8 +495,8 @@ def _(ours, seqs):
     "has its own.",
     "minipost.checkpoint:Vocabulary.response",
     "test_checkpoint.py::test_a_prompt_begins_with_bos_and_an_answer_ends_with_eos_and_nowhere_else")
-def _(ours, vocabulary, text):
-    return [vocabulary.bos, *ours(vocabulary, text)]
+def _(ours, vocabulary, text, control=False):
+    return [*vocabulary.before, *ours(vocabulary, text, control)]
 
 
 # ---- reward models
@@ -709,8 +709,8 @@ def _(ours, raw, path):
     "Files that are written beside their place and then moved kept the mode of temporary files.",
     "minipost.checkpoint:publish",
     "test_checkpoint.py::test_files_have_the_usual_mode")
-def _(ours, path, write):
-    ours(path, write)
+def _(ours, path, write, aside):
+    ours(path, write, aside)
     os.chmod(path, 0o600)
 
 
@@ -719,9 +719,9 @@ def _(ours, path, write):
     "A crash while a checkpoint was saved took the previous one with it.",
     "minipost.checkpoint:publish",
     "test_checkpoint.py::test_a_failed_write_changes_nothing")
-def _(ours, path, write):
+def _(ours, path, write, aside):
     Path(path).unlink(missing_ok=True)
-    ours(path, write)
+    ours(path, write, aside)
 
 
 @exhibit(

@@ -1,0 +1,273 @@
+"""The directory of a run: what it was made from, its log, its last two states.
+
+    config.json      settings, and digests of all that the run was made from
+    metrics.jsonl    a line per step
+    state/           state.safetensors and, of the save before, previous.safetensors
+    model/ ...       the models that the method exports
+    summary.json     before and after
+
+A state holds its own digest, the settings and digests of config.json, and length and digest of the
+log.  So a resumed run takes the newest state that is whole, and knows whether anything that it was
+made from has changed.  One process at a time works in a directory.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from minipost import __version__, checkpoint
+from minipost.datasets.rewards import sources
+from minipost.errors import MinipostError
+
+FOLDERS = ("state", "model", "critic", "reward_model")  # of any method's run
+FILES = ("summary.json", "metrics.jsonl", "config.json")
+MODEL_FILES = ("*.json", "*.safetensors", "*.jinja")
+FREE = {"out", "show", "save_every"}  # options that do not act on what is made
+
+
+def made_from(settings):
+    """{what: its version or SHA-256}: minipost, torch, the data, reward files, models."""
+    options, task = settings.options, settings.task
+    paths = [getattr(task, "data", ""), getattr(task, "eval_data", ""), *sources(options.reward)]
+    for directory in filter(None, (options.model, options.reward_model)):
+        for pattern in MODEL_FILES:
+            paths += [path for path in sorted(Path(directory).glob(pattern))
+                      if path.name != checkpoint.DIGESTS]
+    return {"minipost": __version__, "torch": torch.__version__,
+            **{str(path): checkpoint.sha256(path) for path in paths if path}}
+
+
+def as_written(settings):
+    """The settings as config.json holds them."""
+    return {
+        "algo": settings.method.name, "options": asdict(settings.options),
+        "method": asdict(settings.config),
+        "task": {"name": settings.task.name, **asdict(settings.task)},
+    }
+
+
+def flat(settings):
+    """{"options.lr": value, ...} of what config.json says, but for what does not act."""
+    found = {"algo": settings["algo"]}
+    for part in ("options", "method", "task"):
+        found |= {f"{part}.{name}": value for name, value in settings[part].items()
+                  if part != "options" or name not in FREE}
+    return found
+
+
+class Directory:
+    """A run's directory.  MinipostError where it cannot be used, with what to do about that."""
+
+    def __init__(self, path, prog):
+        self.path, self.prog, self.lock = Path(path), prog, None
+        self.log_digest, self.log_bytes = hashlib.sha256(), 0
+
+    def __truediv__(self, name):
+        return self.path / name
+
+    def hold(self):
+        """Keep other processes out of this directory until this one ends."""
+        try:
+            import fcntl
+        except ImportError:  # there is no such lock on Windows
+            return
+        self.lock = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.release()
+            raise MinipostError(f"{self.path}: another process is at work in this run; wait for it "
+                                "or choose another --out") from None
+        for folder in (self.path, *(self / name for name in FOLDERS)):
+            checkpoint.sweep(folder)
+
+    def release(self):
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
+
+    # ---- a new run
+
+    def check_new(self, settings, overwrite):
+        """MinipostError unless a new run may begin here."""
+        try:
+            str(self.path.resolve()).encode()
+        except UnicodeEncodeError:
+            raise MinipostError(f"{self.path}: the name is not UTF-8; choose another") from None
+        if self.path.exists() and not self.path.is_dir():
+            raise MinipostError(f"{self.path}: is a file; --out names a directory")
+        ours = {self.path.resolve(), *((self / name).resolve() for name in FOLDERS)}
+        for model in filter(None, (settings.options.model, settings.options.reward_model)):
+            if Path(model).resolve() in ours:
+                raise MinipostError(f"{self.path}: holds the model {model} that this run reads; "
+                                    "choose another --out")
+        if any(self.path.glob("*.safetensors")) or (self / "tokenizer.json").exists():
+            raise MinipostError(f"{self.path}: is a model directory; choose another --out")
+        if (self / "config.json").exists() and not self.is_run():
+            raise MinipostError(f"{self.path}: has a config.json that is not of a run; choose "
+                                "another --out")
+        held = [name for name in (*FOLDERS, "summary.json") if (self / name).exists()]
+        if held and not overwrite:
+            done = "a finished run" if "summary.json" in held else "a run that can go on"
+            raise MinipostError(f"{self.path}: holds {done}; go on with it by {self.prog} --resume "
+                                f"{self.path}, choose another --out, or replace it by --overwrite")
+
+    def is_run(self):
+        try:
+            return "algo" in checkpoint.read_json(self / "config.json")
+        except MinipostError:
+            return any((self / name).exists() for name in ("metrics.jsonl", "state"))
+
+    def begin(self, settings, made, workers, overwrite):
+        """Take the directory, delete the run that is in it, states first, and write config.json."""
+        checkpoint.make_directory(self.path)
+        self.hold()
+        self.check_new(settings, overwrite)  # another process may have begun since it was asked
+        for name in {**dict.fromkeys(FOLDERS), **dict.fromkeys(settings.method.EXPORTS.values())}:
+            if (self / name).is_symlink():
+                (self / name).unlink()
+            shutil.rmtree(self / name, ignore_errors=True)
+        for name in FILES:
+            (self / name).unlink(missing_ok=True)
+        checkpoint.write_json(self / "config.json",
+                              {**as_written(settings), "workers": workers, "made_from": made})
+        checkpoint.publish(self / "metrics.jsonl", lambda path: path.write_text(""))
+
+    # ---- the log
+
+    def log(self, line):
+        """Append a line of metrics.  Numbers that are not finite become null."""
+        line = {name: value if math.isfinite(value) else None for name, value in line.items()}
+        text = (json.dumps(line) + "\n").encode()
+        path = self / "metrics.jsonl"
+        try:
+            with open(path, "ab") as file:
+                file.write(text)
+        except OSError as error:
+            raise MinipostError(f"{path}: could not be written ({error.strerror}); the last saved "
+                                "state stands") from None
+        self.log_digest.update(text)
+        self.log_bytes += len(text)
+
+    def lines(self):
+        """The lines of the log that can be read, as dicts."""
+        return whole_lines(self.read_log())
+
+    def read_log(self):
+        try:
+            return (self / "metrics.jsonl").read_bytes()
+        except OSError:
+            return b""
+
+    def restore_log(self, said, step):
+        """Cut the log to what it was at a state.  -> a sentence if that is not all there."""
+        text = self.read_log()[: said["bytes"]]
+        complaint = ""
+        if hashlib.sha256(text).hexdigest() != said["sha256"]:
+            lines = [line for line in whole_lines(text) if line["step"] <= step]
+            text = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+            complaint = (f"{self / 'metrics.jsonl'}: damaged; {len(lines)} of the lines of {step} "
+                         "steps are left.  Nothing else depends on it, and the run goes on")
+        checkpoint.publish(self / "metrics.jsonl", lambda path: path.write_bytes(text))
+        self.log_digest, self.log_bytes = hashlib.sha256(text), len(text)
+        return complaint
+
+    # ---- states
+
+    def save(self, tensors, facts, settings, made, workers):
+        """Write a state.  The one before is kept as well."""
+        path = self / "metrics.jsonl"
+        try:
+            with open(path, "ab") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise MinipostError(f"{path}: could not be written ({error.strerror}); the last saved "
+                                "state stands") from None
+        checkpoint.save_state(self / "state" / "state.safetensors", tensors, {
+            **facts, "settings": as_written(settings), "made_from": made, "workers": workers,
+            "log": {"bytes": self.log_bytes, "sha256": self.log_digest.hexdigest()},
+        }, aside=self / "state" / "previous.safetensors")
+
+    def load(self):
+        """The newest state that is whole: (tensors, facts), and complaints about a newer one."""
+        complaints = []
+        for name in ("state.safetensors", "previous.safetensors"):
+            path = self / "state" / name
+            if not path.exists():
+                continue
+            try:
+                tensors, facts = checkpoint.load_state(path)
+                check_facts(path, tensors, facts)
+                return tensors, facts, complaints
+            except MinipostError as error:
+                complaints.append(str(error))
+        if complaints:
+            raise MinipostError(f"{complaints[0]}; there is no other state to resume from, begin "
+                                "again with --overwrite")
+        raise MinipostError(f"{self.path}: holds no saved state; there is nothing to resume from")
+
+    def changes(self, facts, settings, made):
+        """What differs from what a state was made from, in words."""
+        before, now = flat(facts["settings"]), flat(json.loads(json.dumps(as_written(settings))))
+        found = [f"config.json says {name} {now.get(name)!r:.40}, the state was made with "
+                 f"{before.get(name)!r:.40}"
+                 for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+        known = facts["made_from"]
+        for what in sorted({*known, *made}):
+            if known.get(what) == made.get(what):
+                continue
+            if what in ("minipost", "torch"):
+                found.append(f"{what} was {known.get(what)} and is {made.get(what)}")
+            else:
+                found.append(f"{what} " + ("is new" if what not in known else "is gone"
+                                           if what not in made else "has changed since"))
+        return found
+
+
+def is_count(value):
+    return type(value) is int and value >= 0
+
+
+FACTS = {  # what a state says, and whether it may say that
+    "step": is_count, "tokens": is_count, "workers": is_count,
+    "seconds": lambda x: type(x) in (int, float) and 0 <= x < math.inf,
+    "carried": lambda x: isinstance(x, dict),
+    "before": lambda x: isinstance(x, dict),
+    "learners": lambda x: isinstance(x, dict) and all(
+        isinstance(v, list) and all(map(is_count, v)) for v in x.values()),
+    "made_from": lambda x: isinstance(x, dict) and all(isinstance(v, str) for v in x.values()),
+    "settings": lambda x: isinstance(x, dict) and "algo" in x and all(
+        isinstance(x.get(part), dict) for part in ("options", "method", "task")),
+    "log": lambda x: isinstance(x, dict) and is_count(x.get("bytes")) and
+    isinstance(x.get("sha256"), str),
+}
+
+
+def check_facts(path, tensors, facts):
+    """MinipostError unless a file that is whole also is the state of a run."""
+    if not isinstance(facts, dict) or any(name.count("/") < 2 for name in tensors):
+        raise MinipostError(f"{path}: not the state of a run")
+    for name, good in FACTS.items():
+        if not good(facts.get(name)):
+            raise MinipostError(f"{path}: not the state of a run; {name} is "
+                                f"{facts.get(name)!r:.60}")
+
+
+def whole_lines(text):
+    """The lines of a log that are a JSON object with a step, as dicts of numbers."""
+    found = []
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) and type(value.get("step")) is int:
+            found.append({name: number for name, number in value.items()
+                          if number is None or type(number) in (int, float)})
+    return found
