@@ -82,7 +82,7 @@ class Run:
     control_tokens: str = "plain"  # how control tokens in the rows of a file are read
 
     def __post_init__(self):
-        self.sampled_at, self.difference = None, 0.0  # updates at the last rollout; see `compare`
+        self.sampled_at, self.difference = None, -1.0  # updates at the last rollout; see `compare`
         # By key, "learner/NAME" or "frozen/NAME".  `saved` is for parts that are asked for later.
         self.parts: dict[str, Any] = {"learner/policy": self.policy}
         self.saved: dict[str, tuple] = {}
@@ -222,8 +222,8 @@ class Run:
         most = torch.zeros(parallel.world(), dtype=torch.float64)
         most[parallel.rank()] = self.difference
         parallel.all_reduce(most)
-        self.sampled_at, self.difference = None, 0.0
-        return {"sampling_logp_difference/max": float(most.max())}
+        self.sampled_at, self.difference = None, -1.0
+        return {"sampling_logp_difference/max": float(most.max())} if most.max() >= 0 else {}
 
     def complete(self, prompts, group_size, *, temperature, module=None, purpose="rollout",
                  stop=frozenset(), max_new_tokens=None):

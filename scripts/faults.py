@@ -2,6 +2,7 @@
 
     python -m scripts.faults                 about 12 minutes on 2 cores
     python -m scripts.faults --quick         a minute; the small form that CI runs
+    python -m scripts.faults --write         the table goes into BENCHMARKS.md
     python -m scripts.faults --only kills    one section: kills, operations, damage, disks, signals,
                                              settings, printing, readers
 
@@ -33,7 +34,7 @@ import torch
 from minipost import checkpoint, methods, parallel, train
 from minipost.gpt import GPT, GPTConfig
 from minipost.tokenizer import Tokenizer
-from scripts.bench import table
+from scripts.bench import ROOT, machine, table, write
 from scripts.fuzz import FUZZERS
 from scripts.fuzz_rows import fuzz_rows
 
@@ -584,6 +585,7 @@ def main(argv=None):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few trials of each kind")
     parser.add_argument("--only", choices=list(SECTIONS), help="one section")
+    parser.add_argument("--write", action="store_true", help="put the table into BENCHMARKS.md")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     rows, wrong = [], 0
@@ -596,7 +598,16 @@ def main(argv=None):
                     rows.append(trials.row())
                     wrong += len(trials.wrong)
     names = ["what happens", "trials", "exact", "said", "WRONG", "time"]
-    print("\n".join(["", *table(names, rows)]))
+    lines = table(names, rows)
+    if args.write:
+        write(ROOT / "BENCHMARKS.md", "scripts.faults", [
+            "## Faults survived", "", machine(), "", "`python -m scripts.faults`.  Every trial is a "
+            "whole run of a tiny model.  `exact`: resumed, it ends with the bytes of a run that "
+            "nothing happened to (a hostile input: it was opened).  `said`: one sentence says what "
+            "is wrong, and nothing saved is lost.  Everything else is `WRONG`.", "", *lines],
+            command="python -m")
+    else:
+        print("\n".join(["", *lines]))
     return int(wrong > 0)
 
 

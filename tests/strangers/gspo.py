@@ -65,8 +65,10 @@ def train(run, cfg):
                                 run.rng("order")):
             for i in run.micro_batches(rows, rollout.lengths):
                 batch, gain = rollout.take(i, adv)
-                value, stats = loss(logprobs(run.policy.module, batch, cfg.temperature), batch.logp,
-                                    gain, batch.mask, clip=cfg.clip, count=len(rows))
+                logp = logprobs(run.policy.module, batch, cfg.temperature)
+                run.compare(logp, batch)
+                value, stats = loss(logp, batch.logp, gain, batch.mask, clip=cfg.clip,
+                                    count=len(rows))
                 value.backward()
                 meter.add(**stats)
             norms.append(run.policy.step(cfg.lr, cfg.max_grad_norm))
