@@ -601,10 +601,10 @@ def main(argv=None):
     lines = table(names, rows)
     if args.write:
         write(ROOT / "BENCHMARKS.md", "scripts.faults", [
-            "## Faults survived", "", machine(), "", "`python -m scripts.faults`.  A trial is a whole "
-            "run of a tiny model.  `exact`: resumed, it ends with the bytes of a run that nothing "
-            "happened to (a hostile input: it was opened).  `said`: one sentence says what is wrong, "
-            "and nothing saved is lost.  Everything else is `WRONG`.", "", *lines],
+            "## Faults survived", "", machine(), "", "`python -m scripts.faults`.  A trial is a "
+            "whole run of a tiny model.  `exact`: resumed, it ends with the bytes of a run that "
+            "nothing happened to (a hostile input: it was opened).  `said`: one sentence says what "
+            "is wrong, and nothing saved is lost.  Everything else is `WRONG`.", "", *lines],
             command="python -m")
     else:
         print("\n".join(["", *lines]))
