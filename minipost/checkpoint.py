@@ -39,6 +39,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json",
               "special_tokens_map.json", "chat_template.jinja")
 WEIGHTS, DIGESTS = "model.safetensors", "digests.json"
+UNKNOWN = ("sliding_window", "quantization_config", "logit_scale", "logits_scaling",
+           "attention_multiplier", "residual_multiplier", "embedding_multiplier")
 SCORER = "LlamaForSequenceClassification"
 LARGEST = 10**8  # largest number allowed in config.json; more would only exhaust the memory
 
@@ -97,11 +99,8 @@ def sweep(directory):
 
 def sha256(path):
     """The SHA-256 of a file; MinipostError where it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise MinipostError(f"{path}: could not be read ({error.strerror})") from None
+    with opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def umask():
@@ -152,6 +151,8 @@ def rope_theta(raw, path):
         if kind not in (None, "default"):
             raise MinipostError(f"{path}: rotary scaling of type {str(kind)[:40]!r} is not "
                                 "supported")
+    if scaling and not {"type", "rope_type"} & scaling.keys():
+        raise MinipostError(f"{path}: rope_scaling {scaling!r:.60} names no type")
     for found in (raw, parameters):
         if found.get("partial_rotary_factor") not in (None, 1):
             raise MinipostError(f"{path}: partial_rotary_factor is "
@@ -170,7 +171,7 @@ def whole_number(raw, key, usual=None):
     if value is None:
         value = raw[key] if usual is None else usual
     if type(value) is not int or not 0 < value <= LARGEST:
-        raise ValueError(f"{key} is {str(value)[:40]}; expected a whole number from 1 to 10^8")
+        raise ValueError(f"{key} is {value!r:.40}; expected a whole number from 1 to 10^8")
     return value
 
 
@@ -178,7 +179,7 @@ def positive(raw, key, usual):
     """A number in config.json that need not be whole."""
     value = usual if raw.get(key) is None else raw[key]
     if type(value) not in (int, float) or not 0 < value <= LARGEST:
-        raise ValueError(f"{key} is {str(value)[:40]}; expected a number above 0, at most 10^8")
+        raise ValueError(f"{key} is {value!r:.40}; expected a number above 0, at most 10^8")
     return float(value)
 
 
@@ -186,7 +187,7 @@ def switch(raw, key):
     """A key that is true or false; false where it is missing."""
     value = raw.get(key)
     if value is not None and type(value) is not bool:
-        raise ValueError(f"{key} is {str(value)[:40]}; expected true or false")
+        raise ValueError(f"{key} is {value!r:.40}; expected true or false")
     return bool(value)
 
 
@@ -194,10 +195,10 @@ def stated_dtype(raw):
     """The type of the weights as config.json says it, in the letters of safetensors, or None."""
     new, old = raw.get("dtype"), raw.get("torch_dtype")
     if new is not None and old is not None and new != old:
-        raise ValueError(f"dtype is {str(new)[:40]} but torch_dtype {str(old)[:40]}")
+        raise ValueError(f"dtype is {new!r:.40} but torch_dtype {old!r:.40}")
     said = old if new is None else new
     if said is not None and not (isinstance(said, str) and said in LETTERS):
-        raise ValueError(f"dtype is {str(said)[:40]}; expected one of {', '.join(LETTERS)}")
+        raise ValueError(f"dtype is {said!r:.40}; expected one of {', '.join(LETTERS)}")
     return None if said is None else LETTERS[said]
 
 
@@ -210,6 +211,13 @@ def read_config(directory):
     if raw.get("model_type") != "llama":
         raise MinipostError(f"{path}: model_type is {str(raw.get('model_type'))[:40]!r}; minipost "
                             "opens 'llama'")
+    kinds = raw.get("architectures") or ["LlamaForCausalLM"]
+    if not isinstance(kinds, list) or not all(str(k).startswith("Llama") for k in kinds):
+        raise MinipostError(f"{path}: architectures is {kinds!r:.60}; minipost opens Llama's")
+    for key in UNKNOWN:
+        if raw.get(key) not in (None, False):
+            raise MinipostError(f"{path}: {key} is {raw[key]!r:.60}; minipost's model has no such "
+                                "part")
     if raw.get("hidden_act", "silu") != "silu":
         raise MinipostError(f"{path}: hidden_act is {str(raw['hidden_act'])[:40]!r}; expected "
                             "'silu'")

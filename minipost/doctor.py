@@ -35,11 +35,15 @@ class Options(SetUp):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
-        print(f"usage: {PROG} [--task {{{','.join(TASKS)}}} | --data FILE.jsonl] [options]\n\n"
-              f"{__doc__}\n`{PROG} --task NAME --help` lists every option.")
-        return 2
+        return fail_in_one_sentence(usage)
     return fail_in_one_sentence(lambda: report(parse(argv, PROG, Options, description=__doc__,
                                                      data=True, json=True)))
+
+
+def usage():
+    print(f"usage: {PROG} [--task {{{','.join(TASKS)}}} | --data FILE.jsonl] [options]\n\n"
+          f"{__doc__}\n`{PROG} --task NAME --help` lists every option.")
+    return 2
 
 
 def report(settings):

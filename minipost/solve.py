@@ -33,9 +33,13 @@ class Options(inference.Options):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv in (["-h"], ["--help"]):
-        print(f"usage: {PROG} --method {{{','.join(test_time.names())}}} [options]\n\n{__doc__}")
-        return 0 if argv else 2
+        return fail_in_one_sentence(lambda: usage(argv))
     return fail_in_one_sentence(lambda: solve(argv))
+
+
+def usage(argv):
+    print(f"usage: {PROG} --method {{{','.join(test_time.names())}}} [options]\n\n{__doc__}")
+    return 0 if argv else 2
 
 
 def pick(options, task):

@@ -13,6 +13,7 @@ that is in the directory is replaced only by --overwrite.
 """
 
 import argparse
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,14 +63,17 @@ def saved_in(directory):
     path = Path(directory) / "config.json"
     saved = read_json(path)
     try:
+        if saved["algo"] not in methods.names():
+            raise ValueError(f"algo is {saved['algo']!r:.40}; expected one of {PROG}'s")
         method = methods.load(saved["algo"])
         task = {**TASKS, File.name: File}[saved["task"]["name"]]
         parts = [{**saved[part]} for part in ("options", "task", "method")]
         workers = saved.get("workers", 0)
-        if type(workers) is not int or not 0 <= workers <= 1024:
+        if type(workers) is not int or not 0 <= workers <= 64:
             raise TypeError(f"workers is {workers!r:.40}")
-    except (KeyError, TypeError, AttributeError, ValueError, ModuleNotFoundError) as error:
-        raise MinipostError(f"{path}: not the settings of a run ({error!r:.100})") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise MinipostError(f"{path}: not the settings of a run ({error!s:.100}); begin again with "
+                            "--overwrite") from None
     parts[1].pop("name")
     try:
         options, task, config = (rebuild(cls, part)
@@ -90,21 +94,40 @@ def resumed(argv):
     flags.add_argument("--reward", nargs="*", default=[])
     flags.add_argument("--anyway", action="store_true")
     given, others = flags.parse_known_args(argv)
-    if others or not given.resume:
+    if others or not given.resume or sum(a.startswith("--resume") for a in argv) > 1:
         found = f", not {others[0][:40]!r}" if others else ""
         raise MinipostError(f"write {PROG} --resume RUN_DIRECTORY, perhaps with --reward and "
                             f"--anyway{found}; every other setting is read from the run's "
                             "config.json")
+    given.reward = [os.path.abspath(name) for name in given.reward]
+    given.resume = return_to_folder(given.resume)
     settings, workers = saved_in(given.resume)
-    named, again = " ".join(settings.options.reward), " ".join(given.reward)
-    if named and not again:
+    named = " ".join(settings.options.reward)
+    before = [os.path.abspath(name) for name in settings.options.reward]
+    if before and not given.reward:
         raise MinipostError(f"{given.resume}: the run would execute a program that its config.json "
                             f"names; if you trust it, add --reward {named}")
-    if named != again and not given.anyway:
-        raise MinipostError(f"{given.resume}: was made with --reward {named or '(none)'}, not "
-                            f"{again}; go on with another by --anyway")
-    options = replace(settings.options, reward=tuple(given.reward))
-    return replace(settings, options=options), given.resume, workers, given.anyway
+    if before != given.reward:
+        if not given.anyway:
+            raise MinipostError(f"{given.resume}: was made with --reward {named or '(none)'}, not "
+                                f"{' '.join(given.reward)}; go on with another by --anyway")
+        settings = replace(settings, options=replace(settings.options, reward=tuple(given.reward)))
+    return settings, given.resume, workers, given.anyway
+
+
+def return_to_folder(directory):
+    """Go to the folder in which a run began: the paths in its config.json start there.
+
+    -> the run's directory as it is called from there
+    """
+    from minipost.checkpoint import read_json
+
+    folder = read_json(Path(directory) / "config.json").get("folder")
+    if not isinstance(folder, str) or not os.path.isdir(folder) or os.path.samefile(folder, "."):
+        return directory
+    directory = os.path.abspath(directory)
+    os.chdir(folder)
+    return directory
 
 
 def main(argv=None):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -54,12 +55,19 @@ def test_a_second_run_replaces_nothing_unless_it_is_asked_to(command, says, fini
     says(command("sft", *STEPS, "--overwrite"), 0)
 
 
-@pytest.mark.parametrize("left", ["state", "model"])
-def test_a_run_that_can_go_on_is_not_replaced_either(command, says, finished, left):
+@pytest.mark.parametrize("left, part", [
+    ("state", "holds an unfinished run; go on with it by"),
+    ("model", "holds an unfinished run without a state to go on from; choose another --out"),
+])
+def test_an_unfinished_run_is_not_replaced_either(command, says, finished, left, part):
+    """Without a state, as a kill in the first save leaves it, it cannot go on either."""
     for path in finished.iterdir():
         if path.name not in (left, "config.json"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    says(command("sft", *STEPS), 1, "holds a run that can go on")
+    says(command("sft", *STEPS), 1, part, "--overwrite")
+    if left == "model":
+        says(["--resume", finished], 1, "begin again with --overwrite")
+    says(command("sft", *STEPS, "--overwrite"), 0)
 
 
 def test_a_run_that_never_saved_is_replaced(command, says, finished):
@@ -303,7 +311,7 @@ def test_another_method_cannot_go_on(stopped, says):
     run, resume = stopped
     edit(run / "config.json", lambda v: v.update(algo="rloo"))
     said = says(resume, 1, "config.json")
-    assert "has no setting" in said
+    assert "there is no setting" in said
 
 
 def test_the_workers_of_a_run_stay_what_they_were(stopped, says, monkeypatch):
@@ -315,6 +323,51 @@ def test_the_workers_of_a_run_stay_what_they_were(stopped, says, monkeypatch):
     checkpoint.save_state(run / "state/state.safetensors", tensors, facts)
     monkeypatch.setattr(parallel, "default_workers", lambda device: 1 / 0)
     says(resume, 0)
+
+
+def test_other_workers_are_another_run(stopped, says):
+    run, resume = stopped
+    edit(run / "config.json", lambda v: v["options"].update(workers=0))
+    edit(run / "config.json", lambda v: v.update(workers=2))
+    says(resume, 1, "options.workers 0", "workers 2, the state was made with 1")
+
+
+def test_a_run_goes_on_from_any_folder(command, says, tmp_path, monkeypatch, rows, tiny):
+    """What its settings name by relative paths is where it was."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    shutil.copytree(tiny, tmp_path / "here/start")
+    shutil.copy(rows, tmp_path / "here/rows.jsonl")
+    (tmp_path / "here/mine.py").write_text(
+        "def length(completions, **columns):\n    return [len(text) / 9 for text in completions]\n")
+    monkeypatch.chdir(tmp_path / "here")
+    arguments = command("grpo", "--steps", 2, "--prompts", 2, "--group-size", 2, "--model", "start",
+                        "--data", "rows.jsonl", "--reward", "mine.py:length", "--out", "run")
+    stop_at(monkeypatch, 1)
+    assert train.main(arguments) == 130
+    stop_at(monkeypatch, None)
+    monkeypatch.chdir(tmp_path / "there")
+    says(["--resume", "../here/run", "--reward", "../here/./mine.py:length"], 0)
+    assert (tmp_path / "here/run/summary.json").exists()
+
+
+def test_going_on_anyway_is_done_once(stopped, says, tmp_path):
+    """What a run goes on with is what it is made from now."""
+    run, resume = stopped
+    other = tmp_path / "other.py"
+    other.write_text("def other(completions, **columns): return [0.5] * len(completions)\n")
+    again = [*resume[:2], "--reward", f"{other}:other"]
+    says([*again, "--anyway"], 0, "going on although")
+    assert "going on although" not in says(again, 0)
+    says(resume, 1, "was made with --reward")
+
+
+def test_pipes_where_files_should_be_hang_nothing(stopped, says, tmp_path):
+    run, resume = stopped
+    os.mkfifo(tmp_path / "start/extra.json")
+    (run / "metrics.jsonl").unlink()
+    os.mkfifo(run / "metrics.jsonl")
+    says(resume, 0, "metrics.jsonl: damaged")
 
 
 def test_a_reward_function_is_named_again(stopped, says, tmp_path):
@@ -442,6 +495,30 @@ def test_a_reader_that_goes_away_ends_no_run(command, tmp_path):
     with process.stderr:
         said = process.stderr.read().decode()
     assert process.wait() == 0 and said == "" and (tmp_path / "run/summary.json").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("command", [
+    ["minipost.train", "--algo", "sft", "--help"], ["minipost.train", "--help"],
+    ["minipost.solve", "--help"], ["minipost.evaluate", "--task", "facts", "--n", "2", "--max-new-tokens", "4"],
+])
+def test_what_a_full_device_cannot_take_is_one_sentence(command, tiny):
+    root = Path(checkpoint.__file__).parents[1]
+    model = ["--model", str(tiny)] if "--task" in command else []
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", *command, *model], stdout=full, text=True,
+                              stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(root)})
+    assert done.returncode == 1 and done.stderr.startswith("error: nothing more could be printed")
+    assert done.stderr.count("\n") == 1
+
+
+def test_closed_streams_end_no_run(command, tmp_path):
+    root = Path(checkpoint.__file__).parents[1]
+    line = shlex.join([sys.executable, "-m", "minipost.train",
+                       *command("sft", "--steps", 1, "--batch-size", 4)])
+    done = subprocess.run(["sh", "-c", f"{line} <&- >&- 2>&-"],
+                          env={**os.environ, "PYTHONPATH": str(root)})
+    assert done.returncode == 0 and (tmp_path / "run/summary.json").exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")

@@ -24,11 +24,13 @@ import torch
 from minipost import __version__, checkpoint
 from minipost.datasets.rewards import sources
 from minipost.errors import MinipostError
+from minipost.files import read_bytes
 
 FOLDERS = ("state", "model", "critic", "reward_model")  # of any method's run
 FILES = ("summary.json", "metrics.jsonl", "config.json")
-MODEL_FILES = ("*.json", "*.safetensors", "*.jinja")
+MODEL_FILES = ("config.json", *checkpoint.SIDE_FILES, f"{checkpoint.WEIGHTS}.index.json")
 FREE = {"out", "show", "save_every"}  # options that do not act on what is made
+MOST_LOG = 2**31  # bytes of the longest log that is read
 
 
 def made_from(settings):
@@ -36,9 +38,8 @@ def made_from(settings):
     options, task = settings.options, settings.task
     paths = [getattr(task, "data", ""), getattr(task, "eval_data", ""), *sources(options.reward)]
     for directory in filter(None, (options.model, options.reward_model)):
-        for pattern in MODEL_FILES:
-            paths += [path for path in sorted(Path(directory).glob(pattern))
-                      if path.name != checkpoint.DIGESTS]
+        paths += [path for name in MODEL_FILES if (path := Path(directory) / name).exists()]
+        paths += sorted(Path(directory).glob("*.safetensors"))
     return {"minipost": __version__, "torch": torch.__version__,
             **{str(path): checkpoint.sha256(path) for path in paths if path}}
 
@@ -54,6 +55,9 @@ def as_written(settings):
 
 def flat(settings):
     """{"options.lr": value, ...} of what config.json says, but for what does not act."""
+    settings = json.loads(json.dumps(settings))
+    settings["options"]["reward"] = [  # where they lie is in `made_from`
+        name.rpartition(":")[2] for name in settings["options"].get("reward", [])]
     found = {"algo": settings["algo"]}
     for part in ("options", "method", "task"):
         found |= {f"{part}.{name}": value for name, value in settings[part].items()
@@ -114,9 +118,12 @@ class Directory:
                                 "another --out")
         held = [name for name in (*FOLDERS, "summary.json") if (self / name).exists()]
         if held and not overwrite:
-            done = "a finished run" if "summary.json" in held else "a run that can go on"
-            raise MinipostError(f"{self.path}: holds {done}; go on with it by {self.prog} --resume "
-                                f"{self.path}, choose another --out, or replace it by --overwrite")
+            what = "a finished run" if "summary.json" in held else "an unfinished run"
+            saved = any((self / "state").glob("*.safetensors"))
+            more = f"; go on with it by {self.prog} --resume {self.path}," if saved else \
+                " without a state to go on from;"
+            raise MinipostError(f"{self.path}: holds {what}{more} choose another --out, or replace "
+                                "it by --overwrite")
 
     def is_run(self):
         try:
@@ -133,11 +140,16 @@ class Directory:
             if (self / name).is_symlink():
                 (self / name).unlink()
             shutil.rmtree(self / name, ignore_errors=True)
+            if (self / name).exists():
+                raise MinipostError(f"{self / name}: could not be deleted; choose another --out")
         for name in FILES:
             (self / name).unlink(missing_ok=True)
-        checkpoint.write_json(self / "config.json",
-                              {**as_written(settings), "workers": workers, "made_from": made})
+        self.write_config(settings, made, workers)
         checkpoint.publish(self / "metrics.jsonl", lambda path: path.write_text(""))
+
+    def write_config(self, settings, made, workers):
+        checkpoint.write_json(self / "config.json", {
+            **as_written(settings), "workers": workers, "folder": os.getcwd(), "made_from": made})
 
     # ---- the log
 
@@ -161,8 +173,8 @@ class Directory:
 
     def read_log(self):
         try:
-            return (self / "metrics.jsonl").read_bytes()
-        except OSError:
+            return read_bytes(self / "metrics.jsonl", MOST_LOG)
+        except MinipostError:
             return b""
 
     def restore_log(self, said, step):
@@ -210,11 +222,13 @@ class Directory:
         if complaints:
             raise MinipostError(f"{complaints[0]}; there is no other state to resume from, begin "
                                 "again with --overwrite")
-        raise MinipostError(f"{self.path}: holds no saved state; there is nothing to resume from")
+        raise MinipostError(f"{self.path}: holds no state, there is nothing to resume from; begin "
+                            "again with --overwrite")
 
-    def changes(self, facts, settings, made):
+    def changes(self, facts, settings, made, workers):
         """What differs from what a state was made from, in words."""
-        before, now = flat(facts["settings"]), flat(json.loads(json.dumps(as_written(settings))))
+        before = {**flat(facts["settings"]), "workers": facts["workers"]}
+        now = {**flat(as_written(settings)), "workers": workers}
         found = [f"config.json says {name} {now.get(name)!r:.40}, the state was made with "
                  f"{before.get(name)!r:.40}"
                  for name in sorted({*before, *now}) if before.get(name) != now.get(name)]

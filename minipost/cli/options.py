@@ -8,6 +8,7 @@ name once.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from contextlib import suppress
@@ -72,6 +73,9 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
     data, json: whether the command knows --data and --json.  notes: more for --help.
     """
     known, rest = _first(argv, prog, methods, flag, data, json)
+    for argument in rest:
+        if argument.startswith("--") and not argument.isprintable():
+            raise MinipostError(f"{argument[:40]!r}: there is no such option")
     method = methods.load(known.method) if methods else None
     if known.data and known.task:
         raise MinipostError("--task and --data exclude each other")
@@ -176,7 +180,7 @@ def rebuild(cls, saved):
     kinds, names = get_type_hints(cls), {f.name for f in fields(cls)}
     for name, value in values.items():
         if name not in names:
-            raise MinipostError(f"{cls.__name__} has no setting {name[:40]!r}")
+            raise MinipostError(f"there is no setting {name[:40]!r} here")
         if not is_of(value, kinds[name]):
             raise MinipostError(f"{name} is {value!r:.40}; expected {kinds[name]}")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
@@ -200,28 +204,45 @@ def fail_in_one_sentence(work):
     What cannot be printed is no reason to fail: a character that the terminal lacks is spelled out,
     and a reader that goes away, such as `head`, only ends the printing.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before the start
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        if hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
     try:
         code = work() or 0
+    except SystemExit as leave:  # such as that of --help
+        code = leave.code if isinstance(leave.code, int) else 1
+        if not flushed():
+            return code or 1
+        raise
     except MinipostError as error:
         code = complain(f"error: {error}", 1)
     except KeyboardInterrupt:
-        code = complain("stopped at once; the last saved state stands", 130)
+        code = complain("stopped at once; what was saved before stands", 130)
     except BrokenPipeError:
         code = 1
     except OSError as error:  # such as a name of more than 255 characters
-        if error.filename is None:
-            raise
-        code = complain(f"error: {MinipostError(f'{error.filename}: {error.strerror}')}", 1)
+        code = 1
+        if error.filename is None:  # all that is written to files is watched where it is written
+            silence()
+            return complain(f"error: nothing more could be printed ({error.strerror})", 1)
+        hint = "; choose a shorter name" if error.errno == errno.ENAMETOOLONG else ""
+        complain(f"error: {MinipostError(f'{error.filename}: {error.strerror}{hint}')}", 1)
+    return code if flushed() else code or 1
+
+
+def flushed():
+    """Whether all could be printed.  A reader that has gone, such as `head`, is no harm."""
     try:
         sys.stdout.flush()
+    except BrokenPipeError:
+        silence()
     except OSError as error:
         silence()
-        if not isinstance(error, BrokenPipeError):
-            return complain(f"error: nothing more could be printed ({error.strerror})", code or 1)
-    return code
+        complain(f"error: nothing more could be printed ({error.strerror})", 1)
+        return False
+    return True
 
 
 def silence():

@@ -250,13 +250,16 @@ class Session:
             for complaint in complaints:
                 self.console.say(f"{complaint}; going on from the state before, of step "
                                  f"{facts['step']}")
-            changes = self.files.changes(facts, self.settings, self.made)
+            changes = self.files.changes(facts, self.settings, self.made, self.workers)
             if changes and not self.anyway:
-                more = f" ({len(changes) - 1} more like this)" if len(changes) > 1 else ""
-                raise MinipostError(f"{self.directory}: {changes[0]}{more}; put it back, or go on "
-                                    "all the same with --anyway")
+                for change in changes[1:]:
+                    self.console.say(f"another change: {change}")
+                raise MinipostError(f"{self.directory}: {changes[0]}; put it back, or go on with "
+                                    "--anyway")
             for change in changes:
                 self.console.say(f"going on although {change}")
+            if changes:
+                self.files.write_config(self.settings, self.made, self.workers)
         try:
             self.run.restore(tensors, facts)
             self.before, self.spent = from_data(facts["before"]), facts["seconds"]
