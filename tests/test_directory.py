@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from minipost import checkpoint, parallel, train
 from minipost.cli import session
@@ -500,7 +501,8 @@ def test_a_reader_that_goes_away_ends_no_run(command, tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 @pytest.mark.parametrize("command", [
     ["minipost.train", "--algo", "sft", "--help"], ["minipost.train", "--help"],
-    ["minipost.solve", "--help"], ["minipost.evaluate", "--task", "facts", "--n", "2", "--max-new-tokens", "4"],
+    ["minipost.solve", "--help"],
+    ["minipost.evaluate", "--task", "facts", "--n", "2", "--max-new-tokens", "4"],
 ])
 def test_what_a_full_device_cannot_take_is_one_sentence(command, tiny):
     root = Path(checkpoint.__file__).parents[1]
@@ -584,3 +586,14 @@ def test_names_that_no_file_can_have(command, says, flag):
 def test_a_path_that_is_not_utf_8(command, says, tmp_path):
     out = tmp_path / "n\udcff"
     says(command("sft", "--steps", 1, "--batch-size", 4, "--out", out), 1, "n\\udcff: the name is")
+
+
+# ---- what a run says of its model
+
+def test_weights_that_were_put_in_the_place_of_others_are_said(command, says, tiny, tmp_path):
+    model = tmp_path / "start"
+    shutil.copytree(tiny, model)
+    assert "digest of the weights" not in says(command("sft", *STEPS, "--model", model), 0)
+    tensors = load_file(model / "model.safetensors")
+    save_file(tensors, model / "model.safetensors", {"format": "pt", "by": "another tool"})
+    says(command("sft", *STEPS, "--model", model, "--overwrite"), 0, "digest of the weights")

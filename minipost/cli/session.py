@@ -9,6 +9,7 @@ from itertools import chain
 import torch
 
 from minipost import checkpoint, parallel
+from minipost.checks.model import FAULT, WARNING, before_prompts, weights_as_written
 from minipost.cli.console import Console
 from minipost.cli.directory import Directory, made_from
 from minipost.datasets.fitting import fitted
@@ -75,6 +76,11 @@ class Session:
         self.method.check(self.run, self.config)
         self.console.header(self.method.name, self.task, self.config, self.options,
                             self.run.policy.module, parallel.world())
+        if self.lead:
+            for found in (before_prompts(self.options.model, self.vocabulary),
+                          weights_as_written(self.options.model)):
+                if found.status in (WARNING, FAULT):
+                    self.console.say(f"{found.check}: {found.sentence}")
         for sentence in self.task.skipped():
             self.console.say(sentence)
         if self.resume:
