@@ -254,6 +254,7 @@ def test_an_exception_of_no_single_row(reward_of):
     ("os.abort()", r"reward called os.abort\(\)"), ("exit()", "reward raised SystemExit: None"),
     ("os.execl('/bin/false', 'false')", r"reward called os.execv\('/bin/false', .*\)"),
     ("raise GeneratorExit", "reward raised GeneratorExit"),
+    ("import posix; posix._exit(0)", r"reward called os._exit\(0\)"),
 ])
 def test_a_reward_function_cannot_end_the_process(reward_of, call, said):
     code = f"import os, sys\ndef reward(**columns):\n    {call}\n"
