@@ -52,6 +52,12 @@ def folder():
         return os.getcwd()
 
 
+def umask():
+    was = os.umask(0o077)  # there is no way to read it alone
+    os.umask(was)
+    return was
+
+
 def filter_warnings(filters):
     warnings.resetwarnings()
     warnings.filters.extend(filters)  # type: ignore[attr-defined]  # a list, as documented
@@ -73,6 +79,7 @@ HELD: list[tuple[str, Callable, Callable]] = [  # (what it is, how to read it, h
     ("numpy's error handling", np.geterr, lambda was: np.seterr(**was)),
     ("the filters of warnings", lambda: [*warnings.filters], filter_warnings),
     ("the working folder", folder, os.chdir),
+    ("the umask", umask, os.umask),
     ("the garbage collector", gc.isenabled, lambda was: gc.enable() if was else gc.disable()),
     ("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
     ("the timer of SIGALRM", lambda: signal.getitimer(signal.ITIMER_REAL),
@@ -135,7 +142,7 @@ def set_to(put, value):
 
 @contextmanager
 def functions_and_streams(changes):
-    """Put back the functions of MODULES and the streams.  In the block those of REAL raise Ended."""
+    """Put back the functions of MODULES and the streams.  Those of REAL raise Ended meanwhile."""
     spaces, streams = [{**vars(module)} for module in MODULES], (sys.stdout, sys.stderr)
     BLOCKS.depth += 1
     try:
@@ -188,7 +195,7 @@ def ending(name, real, owner):
             raise Ended(call)
         finish(f"code of the user's own {call}{place(traceback.extract_stack())} in a thread or at "
                "exit, which ends the run; leave the call out")
-    end.owner = owner
+    vars(end)["owner"] = owner
     return end
 
 
@@ -199,32 +206,42 @@ def finish(sentence):
     REAL["_exit"](1)
 
 
-def within(limit, work):
+def within(limit, work, name="the code"):
     """work(), which may take `limit` seconds; 0 is no limit.  To be called in a `guarded` block.
 
     Once they are over TimeIsUp is raised in the main thread, as soon as Python gets to run there.
-    Work that has not ended GRACE seconds later, because it catches everything or because a call
-    into C does not return, ends the process with exit code 1, and its stack is printed.  Work that
-    sets the timer of SIGALRM itself, and any work outside the main thread, has the second limit
-    alone.
+    Work that has not ended GRACE seconds later ends the process with exit code 1.  If it catches
+    everything, or waits in C with Python's lock released, then a thread says so in one sentence,
+    with its `name`.  If a call into C holds that lock, then no Python runs, and GRACE seconds after
+    that faulthandler prints the stack.  Work that sets the timer of SIGALRM itself, and any work
+    outside the main thread, has these two limits alone.
     """
     if not limit:
         return work()
     main, running = threading.current_thread() is threading.main_thread(), True
+    caller, ended = threading.get_ident(), threading.Event()
 
     def strike(number, frame):
         if running:  # else the work ended at the same moment
             raise TimeIsUp
 
+    def watch():
+        if not ended.wait(limit + GRACE):
+            frames = traceback.extract_stack(sys._current_frames().get(caller))
+            finish(f"{name} did not return within {limit:g} s (--reward-timeout){place(frames)}, "
+                   "nor when it was told to end; let it catch Exception instead of everything")
+
     before, limit = signal.getsignal(signal.SIGALRM), min(limit, 1e8)  # the clocks' own
     try:
-        faulthandler.dump_traceback_later(limit + GRACE, exit=True, file=2)
+        faulthandler.dump_traceback_later(limit + 2 * GRACE, exit=True, file=2)
+        threading.Thread(target=watch, daemon=True).start()
         if main:
             signal.signal(signal.SIGALRM, strike)
             signal.setitimer(signal.ITIMER_REAL, limit)
         return work()
     finally:
         running = False
+        ended.set()
         faulthandler.cancel_dump_traceback_later()
         if main:
             signal.setitimer(signal.ITIMER_REAL, 0)
