@@ -254,6 +254,7 @@ def test_an_exception_of_no_single_row(reward_of):
     ("os.abort()", r"reward called os.abort\(\)"), ("exit()", "reward raised SystemExit: None"),
     ("os.execl('/bin/false', 'false')", r"reward called os.execv\('/bin/false', .*\)"),
     ("raise GeneratorExit", "reward raised GeneratorExit"),
+    ("import posix; posix._exit(0)", r"reward called os._exit\(0\)"),
 ])
 def test_a_reward_function_cannot_end_the_process(reward_of, call, said):
     code = f"import os, sys\ndef reward(**columns):\n    {call}\n"
@@ -385,3 +386,24 @@ usercode.GRACE = 0.2
 ask(load_reward(["{tmp_path}/mine.py:reward"], None), [Problem("a")] * 2, ["", ""], limit=0.1)
 """)
     assert done.returncode == 1 and f'{tmp_path}/mine.py", line 2 in reward' in done.stderr
+
+
+def test_a_function_that_catches_everything_is_named_when_it_ends_the_process(python, tmp_path):
+    (tmp_path / "mine.py").write_text("""import time
+def stubborn(**columns):
+    while True:
+        try:
+            time.sleep(100)
+        except BaseException:
+            pass
+""")
+    done = python("-c", f"""
+from minipost.datasets import usercode
+from minipost.datasets.rewards import ask, load_reward
+from minipost.tasks.base import Problem
+usercode.GRACE = 0.2
+ask(load_reward(["{tmp_path}/mine.py:stubborn"], None), [Problem("a")] * 2, ["", ""], limit=0.1)
+""")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith(
+        "error: the reward function stubborn did not return within 0.1 s (--reward-timeout) (")
+    assert "mine.py, line 5: `time.sleep(100)`)" in done.stderr

@@ -29,6 +29,7 @@ LENGTHS = "    return [float(len(text)) for text in completions]\n"
 
 def everything():
     """All that a call may change and that a run relies on."""
+    usercode.keep_the_end()  # from the first call on
     return [read() for _, read, _ in usercode.HELD] + [
         torch.is_inference_mode_enabled(), sys.stdout, sys.stderr, sys.stdout.closed,
         os._exit, os.abort, os.execv, os.execve, os.kill,
@@ -55,6 +56,9 @@ CHANGES = [
     ("numpy's error handling", lambda: np.seterr(all="raise")),
     ("the filters of warnings", warn_as_error),
     ("the working folder", lambda: os.chdir("/")),
+    ("the umask", lambda: os.umask(0o777)),
+    ("os.getcwd", lambda: setattr(os, "getcwd", None)),
+    ("os.umask", lambda: setattr(os, "umask", None)),
     ("the garbage collector", lambda: usercode.gc.disable()),
     ("the recursion limit", lambda: sys.setrecursionlimit(sys.getrecursionlimit() - 100)),
     ("the handler of SIGINT", lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)),
@@ -386,3 +390,51 @@ def test_an_error_without_a_place_or_words():
     assert usercode.told(Silent()) == "Silent" and usercode.told(KeyError("a")) == "KeyError: 'a'"
     odd = SyntaxError(["m"], ("f.py", 3, 1, {5}))
     assert usercode.told(odd) == "SyntaxError: ['m'] (f.py, line 3: `{5}`)"
+
+
+# ---- the end of the process
+
+ENDING = """import atexit, os, posix, sys, threading, time
+from minipost.datasets.rewards import ask, load_reward
+from minipost.tasks.base import Problem
+from pathlib import Path
+Path("mine.py").write_text(f'''import atexit, os, posix, threading, time
+def reward(completions, **columns):
+    {sys.argv[1]}
+    return [1.0] * len(completions)
+''')
+print(ask(load_reward(["mine.py:reward"], None), [Problem("a")], ["x"]), flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("code, wait, called", [
+    ("threading.Thread(target=lambda: (time.sleep(.05), os._exit(0))).start()", 9, "os._exit(0)"),
+    ("threading.Thread(target=lambda: (time.sleep(.05), posix._exit(0))).start()", 9,
+     "os._exit(0)"),
+    ("threading.Timer(.05, os.execv, ('/bin/true', ['true'])).start()", 9, "os.execv("),
+    ("atexit.register(lambda: os._exit(0))", 0, "os._exit(0)"),
+    ("atexit.register(os._exit, 0)", 0, "os._exit(0)"),
+    ("atexit.register(os.abort)", 0, "os.abort()"),
+])
+def test_what_a_call_leaves_behind_cannot_end_the_process_well(
+        python, tmp_path, monkeypatch, code, wait, called):
+    """Neither a thread nor a function for the end: exit code 1, and a sentence that says why."""
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    monkeypatch.chdir(tmp_path)
+    done = python("-c", ENDING, code, str(wait))
+    assert done.returncode == 1 and done.stdout == "[1.0]\n"
+    assert done.stderr.startswith(f"error: code of the user's own called {called}")
+    assert done.stderr.count("\n") == 1
+    assert code == "atexit.register(os._exit, 0)" or "abort" in called or "execv" in called \
+        or "(mine.py, line 3: `" in done.stderr
+
+
+def test_children_end_as_they_like_after_a_call_too():
+    """Processes of a pool call os._exit(0) when they have done their work."""
+    with guarded({}):
+        pass
+    assert os._exit is not usercode.REAL["_exit"]
+    if not (pid := os.fork()):
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0

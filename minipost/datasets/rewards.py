@@ -178,14 +178,14 @@ def answer(reward, part, given, row, limit):
     check_arguments(name, function, given)
     try:
         with guarded(changes, own):
-            return within(limit, lambda: numbers(name, function(**copied(given)), row, n))
+            return within(limit, lambda: numbers(name, function(**copied(given)), row, n), name)
     except (KeyboardInterrupt, MinipostError):
         raise
     except BaseException as error:  # user code may raise anything, SystemExit too
         what, cause, kind = raised(error, limit), error, type(error)
     finally:
         reward.changed |= changes.keys()
-    i = culprit(function, given, own, kind, limit)
+    i = culprit(name, function, given, own, kind, limit)
     where = f"the whole batch of {n}" if i is None else row(i)
     raise MinipostError(f"{name} {what} for {where}") from cause
 
@@ -211,7 +211,7 @@ def check_arguments(name, function, given):
             "name, and the rest as **columns") from None
 
 
-def culprit(function, given, own, kind, limit):
+def culprit(name, function, given, own, kind, limit):
     """The first row that alone raises an error of this kind, or None.
 
     All together take `limit` seconds at most.  Then the row that was being asked is the one if it
@@ -223,7 +223,7 @@ def culprit(function, given, own, kind, limit):
         left = limit and max(1e-5, limit - (start - since))
         try:
             with guarded({}, own):
-                within(left, partial(function, **copied(alone)))
+                within(left, partial(function, **copied(alone)), name)
         except KeyboardInterrupt:
             raise
         except TimeIsUp:

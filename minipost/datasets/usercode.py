@@ -25,6 +25,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.machinery import SourceFileLoader
+from os import getpid, write
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,12 @@ def folder():
         return os.getcwd()
 
 
+def umask():
+    was = os.umask(0o077)  # there is no way to read it alone
+    os.umask(was)
+    return was
+
+
 def filter_warnings(filters):
     warnings.resetwarnings()
     warnings.filters.extend(filters)  # type: ignore[attr-defined]  # a list, as documented
@@ -72,6 +79,7 @@ HELD: list[tuple[str, Callable, Callable]] = [  # (what it is, how to read it, h
     ("numpy's error handling", np.geterr, lambda was: np.seterr(**was)),
     ("the filters of warnings", lambda: [*warnings.filters], filter_warnings),
     ("the working folder", folder, os.chdir),
+    ("the umask", umask, os.umask),
     ("the garbage collector", gc.isenabled, lambda was: gc.enable() if was else gc.disable()),
     ("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
     ("the timer of SIGALRM", lambda: signal.getitimer(signal.ITIMER_REAL),
@@ -83,7 +91,9 @@ HELD: list[tuple[str, Callable, Callable]] = [  # (what it is, how to read it, h
 ]
 ALWAYS_OURS = {"the handler of SIGINT", "the handler of SIGTERM"}  # a key press stops the run
 MODULES = (os, builtins, shutil)  # what sandboxes of generated code like to disable
-ENDS = [name for name in ("_exit", "abort", "execv", "execve") if hasattr(os, name)]
+REAL = {name: getattr(os, name) for name in ("_exit", "abort", "execv", "execve")
+        if hasattr(os, name)}  # what ends or replaces the process
+SYSTEM = sys.modules[os.name if os.name in sys.modules else "os"]  # posix or nt: os takes from it
 
 
 @contextmanager
@@ -98,23 +108,26 @@ def guarded(changes, own=None):
     ALWAYS_OURS.  So what a file sets when it is imported holds in its functions, and nowhere else.
 
     Within the block what ends the process raises Ended, in this process and not in its children.
-    Code that forks and comes back in the child ends there.
+    Code that forks and comes back in the child ends there.  What the code leaves behind, such as a
+    thread or a function for atexit, cannot end the process well either: see `keep_the_end`.
     """
+    keep_the_end()
     owner, code = os.getpid(), 0
-    with functions_and_streams(changes, owner), torch.inference_mode(False):
-        held = [read() for _, read, _ in HELD]  # an inference mode left on ends with the block
+    with torch.inference_mode(False):  # an inference mode left on ends with the block
+        held = [read() for _, read, _ in HELD]
         try:
             for name, _, put in HELD if own else ():
                 if name in own and name not in ALWAYS_OURS:
                     set_to(put, own[name])
-            yield
+            with functions_and_streams(changes):
+                yield
         except BaseException as error:
             code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) \
                 else 1
             raise
         finally:
             if os.getpid() != owner:
-                os._exit(code)
+                REAL["_exit"](code)
             for (name, read, put), was in zip(HELD, held):
                 if (left := read()) != was:
                     changes[name] = left
@@ -128,66 +141,107 @@ def set_to(put, value):
 
 
 @contextmanager
-def functions_and_streams(changes, owner):
-    """Put back the functions of MODULES and the streams.  In the block those of ENDS raise Ended.
-
-    owner: the number of this process; in other ones they work.
-    """
+def functions_and_streams(changes):
+    """Put back the functions of MODULES and the streams.  Those of REAL raise Ended meanwhile."""
     spaces, streams = [{**vars(module)} for module in MODULES], (sys.stdout, sys.stderr)
-    patched = {name: ending(name, getattr(os, name), owner) for name in ENDS}
-    vars(os).update(patched)
+    BLOCKS.depth += 1
     try:
         yield
     finally:
+        BLOCKS.depth -= 1
         for module, space in zip(MODULES, spaces):
             found = vars(module)
             if found != space:
                 for name, thing in space.items():
                     if (left := found.get(name)) is not thing:
                         setattr(module, name, thing)
-                        if module is not os or name not in ENDS or left is not patched[name]:
-                            changes[f"{module.__name__}.{name}"] = left
+                        changes[f"{module.__name__}.{name}"] = left
         for number, (name, stream) in enumerate(zip(("stdout", "stderr"), streams), 1):
             if (left := getattr(sys, name, None)) is not stream or getattr(stream, "closed", False):
                 changes[f"sys.{name}"] = left
                 setattr(sys, name, reopened(stream, number))
 
 
+class Blocks(threading.local):
+    depth = 0  # of `guarded` blocks in this thread
+
+
+BLOCKS = Blocks()
+
+
+def keep_the_end():
+    """From now on the functions of REAL do not end this process as the caller likes.
+
+    In a `guarded` block they raise Ended.  Anywhere else, such as in a thread of the user's or at
+    exit, they end the process with a sentence and exit code 1.  So no run that was cut off looks as
+    if it had been completed.  Forked children have the real functions.  So have modules that took
+    them before, and code of C.
+    """
+    if getattr(os._exit, "owner", None) == os.getpid():
+        return
+    for name, real in REAL.items():
+        end = ending(name, real, os.getpid())
+        setattr(os, name, end)
+        setattr(SYSTEM, name, end)
+
+
 def ending(name, real, owner):
-    """`real`, an os function that ends the process, as one that raises Ended in this process."""
+    """What stands for `real`, an os function that ends the process; see `keep_the_end`."""
     def end(*arguments):
-        if os.getpid() != owner:
+        if getpid() != owner:
             return real(*arguments)
-        raise Ended(f"called os.{name}({', '.join(map(repr, arguments)):.40})")
+        call = f"called os.{name}({', '.join(map(repr, arguments)):.40})"
+        if BLOCKS.depth:
+            raise Ended(call)
+        finish(f"code of the user's own {call}{place(traceback.extract_stack())} in a thread or at "
+               "exit, which ends the run; leave the call out")
+    vars(end)["owner"] = owner
     return end
 
 
-def within(limit, work):
+def finish(sentence):
+    """End the process at once, from any thread, with an error in one sentence and exit code 1."""
+    with suppress(OSError):
+        write(2, f"error: {MinipostError(sentence)}\n".encode(errors="backslashreplace"))
+    REAL["_exit"](1)
+
+
+def within(limit, work, name="the code"):
     """work(), which may take `limit` seconds; 0 is no limit.  To be called in a `guarded` block.
 
     Once they are over TimeIsUp is raised in the main thread, as soon as Python gets to run there.
-    Work that has not ended GRACE seconds later, because it catches everything or because a call
-    into C does not return, ends the process with exit code 1, and its stack is printed.  Work that
-    sets the timer of SIGALRM itself, and any work outside the main thread, has the second limit
-    alone.
+    Work that has not ended GRACE seconds later ends the process with exit code 1.  If it catches
+    everything, or waits in C with Python's lock released, then a thread says so in one sentence,
+    with its `name`.  If a call into C holds that lock, then no Python runs, and GRACE seconds after
+    that faulthandler prints the stack.  Work that sets the timer of SIGALRM itself, and any work
+    outside the main thread, has these two limits alone.
     """
     if not limit:
         return work()
     main, running = threading.current_thread() is threading.main_thread(), True
+    caller, ended = threading.get_ident(), threading.Event()
 
     def strike(number, frame):
         if running:  # else the work ended at the same moment
             raise TimeIsUp
 
+    def watch():
+        if not ended.wait(limit + GRACE):
+            frames = traceback.extract_stack(sys._current_frames().get(caller))
+            finish(f"{name} did not return within {limit:g} s (--reward-timeout){place(frames)}, "
+                   "nor when it was told to end; let it catch Exception instead of everything")
+
     before, limit = signal.getsignal(signal.SIGALRM), min(limit, 1e8)  # the clocks' own
     try:
-        faulthandler.dump_traceback_later(limit + GRACE, exit=True, file=2)
+        faulthandler.dump_traceback_later(limit + 2 * GRACE, exit=True, file=2)
+        threading.Thread(target=watch, daemon=True).start()
         if main:
             signal.signal(signal.SIGALRM, strike)
             signal.setitimer(signal.ITIMER_REAL, limit)
         return work()
     finally:
         running = False
+        ended.set()
         faulthandler.cancel_dump_traceback_later()
         if main:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -228,13 +282,21 @@ def told(error):
         file, line, text = error.filename, error.lineno, str(error.msg)[:120]
         code = str(error.text or linecache.getline(file, line))
     else:
-        frames = traceback.extract_tb(error.__traceback__)
-        frame = next((frame for frame in reversed(frames) if users(frame.filename)), None)
-        if frame is None or frame.lineno is None:
-            return f"{naming(error)}{text}"
-        file, line, code = frame.filename, frame.lineno, frame.line or ""
+        return f"{naming(error)}{text}{place(traceback.extract_tb(error.__traceback__))}"
+    return f"{naming(error)}{text}{line_of(file, line, code)}"
+
+
+def place(frames):
+    """The last line of the user's own files among these frames, with a space before it, or ""."""
+    frame = next((frame for frame in reversed(frames) if users(frame.filename)), None)
+    if frame is None or frame.lineno is None:
+        return ""
+    return line_of(frame.filename, frame.lineno, frame.line or "")
+
+
+def line_of(file, line, code):
     code = f": `{' '.join(code.split())[:60]}`" if code.strip() else ""
-    return f"{naming(error)}{text} ({short(file)}, line {line}{code})"
+    return f" ({short(file)}, line {line}{code})"
 
 
 def naming(error):
