@@ -322,8 +322,8 @@ def test_two_folders_with_modules_of_one_name(write, code):
 def test_a_neighbour_with_the_name_of_an_installed_module(write):
     path = write("mine.py", "import beside_x\nreward = print\n", "beside_x.py", "import hypothesis",
                  "hypothesis.py", "")
-    with pytest.raises(MinipostError, match=r"beside_x.py, line 1: imports hypothesis, but Python "
-                       r"finds .*site-packages/hypothesis/__init__.py before .*/hypothesis.py"):
+    with pytest.raises(MinipostError, match=r"beside_x.py, line 1: imports hypothesis, but "
+                       r"Python finds .*hypothesis"):
         load_reward([f"{path}:reward"], None)
 
 
