@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from os import _exit  # code of the user's own finds another one, see minipost/datasets/usercode.py
 from pathlib import Path
@@ -230,15 +230,13 @@ class Signals:
     def __exit__(self, *error):
         Signals.current, self.held = self.outer, True
         if self.usual:
+            os.write(self.write, b"\0")
+            self.thread.join()
             signal.set_wakeup_fd(self.fd)
-            with suppress(OSError):  # code of the user's may have closed the pipe
-                os.write(self.write, b"\0")
-                self.thread.join()
             for number, handler in self.usual.items():
                 signal.signal(number, handler)
-            for number in (self.read, self.write):
-                with suppress(OSError):
-                    os.close(number)
+            os.close(self.read)
+            os.close(self.write)
 
     def handle(self, number, frame):
         """Python calls this in the main thread, when that runs Python again."""

@@ -175,12 +175,6 @@ def test_a_signal_that_comes_twice_at_once_counts_once():
             time.sleep(5)
 
 
-def test_a_pipe_that_somebody_closed_is_no_error():
-    with parallel.Signals() as signals:
-        os.close(signals.write)
-    assert parallel.Signals.current is not signals
-
-
 def test_handlers_are_put_back():
     before = [signal.getsignal(number) for number in parallel.STOPS]
     with parallel.Signals() as signals:
