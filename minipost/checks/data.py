@@ -417,10 +417,11 @@ def unusable_rows(complaints, rows, skip):
         "mend them, or leave them out with --on-bad-row skip")
 
 
-def held_out_prompts(training, heldout, dropped=0):
+def held_out_prompts(training, heldout, dropped=0, unused=0):
     """No held-out prompt is trained on, not even in another spelling.
 
     dropped: rows left out of training because --eval-data holds their question out.
+    unused: rows on neither side because a held-out question counts once.
     """
     name, known = "held-out prompts", {plain(p.prompt) for p in training}
     leaked = [p.prompt for p in heldout if plain(p.prompt) in known]
@@ -434,8 +435,14 @@ def held_out_prompts(training, heldout, dropped=0):
             name, WARNING, f"{dropped} of {dropped + len(training)} rows of --data have a prompt "
             "of --eval-data", "they are left out of training",
             "hold out other prompts if they should be learnt")
+    if unused > FEW * (unused + len(training) + len(heldout)):
+        return Finding(
+            name, WARNING, f"{unused} of {unused + len(training) + len(heldout)} rows are neither "
+            "trained on nor held out: they ask a held-out question again", "nothing is learnt from "
+            "those", "name other held-out rows by --eval-data")
     return Finding(name, OK, f"none of {len(heldout)} among {len(training)} to train on" + (
-        f"; {dropped} rows of --data, which ask one of them, are left out" if dropped else ""))
+        f"; {dropped} rows of --data, which ask one of them, are left out" if dropped else "") + (
+        f"; {unused} rows, which ask one of them again, are on neither side" if unused else ""))
 
 
 def skipped_rows(sentences):
