@@ -226,6 +226,20 @@ def test_a_question_in_another_spelling_is_on_the_same_side(tmp_path, eval_data)
             if row["prompt"].split()[1] in numbers[0])
 
 
+def test_a_question_typed_otherwise_is_on_the_same_side(tmp_path):
+    """And what else is there is divided as if there were no such spellings."""
+    spellings = ("what is {}?", "What is {}\uff1f", "What is\u200b {}?", "\ufeffWhat is {}?",
+                 "Wh\u00adat is {}?", "What is {} ?", "WHAT IS {}?", "What\u00a0is {}  ?\n")
+    rows = [{"prompt": text.format(k), "completion": "b"} for k in range(80)
+            for text in spellings]
+    assert len(set(questions(read(write(tmp_path / "rows", rows))[0]))) == 80
+    task = File(write(tmp_path / "rows", rows))
+    assert len(task.training()) + len(task.heldout(999)) + task.unused == 640
+    assert len(task.training()) == 640 - 8 * len(task.heldout(999)) and task.unused > 30
+    other = [{"prompt": text, "completion": "b"} for text in ("5 - 3", "5-3", "a (b)", "a(b)")]
+    assert len(set(questions(read(write(tmp_path / "rows", other))[0]))) == 4
+
+
 def test_what_is_held_out_does_not_depend_on_the_order_of_the_rows(tmp_path):
     rows = [{"prompt": text.format(k), "completion": "b"} for k in range(80)
             for text in ("x {}", "x  {}")]

@@ -34,12 +34,12 @@ Where the prompt of a pair ends that has none.  It ends in what both texts begin
 Rules 2 and 3 guess; the run and the doctor say so and show an example.  A pair without such a place
 is a bad row.
 
-What is held out is decided by the question: the prompt in Unicode's form NFC, with white space made
-alike.  A prompt and one that goes on by at most a third as many words are one question if an end
-was guessed: the rest may be the first words of the answers.  A guess that is much shorter, such as
-"When", is no sign of that.  Without --eval-data one question in ten is held out.  With it, rows of
---data that ask one of its questions are left out, counted and reported.  A held-out question counts
-once: further rows that ask it are counted and reported too.
+What is held out is decided by the question: the prompt with capitals, white space, Unicode's forms
+(NFKC) and characters without width made alike.  A prompt and one that goes on by at most a third as
+many words are one question if an end was guessed: the rest may be the first words of the answers.
+A guess that is much shorter, such as "When", is no sign of that.  Without --eval-data one question
+in ten is held out.  With it, rows of --data that ask one of its questions are left out, counted and
+reported.  A held-out question counts once: further rows that ask it are counted and reported too.
 
 An answer begins with its prompt where it says the whole prompt, which is more than one word, and
 goes on.  If at least nine of ten rows have answers that do, nothing is trained: the prompt would be
@@ -55,7 +55,7 @@ from copy import copy
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import ClassVar, Literal, NamedTuple
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 from minipost.errors import MinipostError
 from minipost.files import read_bytes
@@ -367,9 +367,17 @@ def end_of_prompt(chosen, rejected):
 
 # ---- what is held out
 
+def alike(text):
+    """The text, spelt as all texts are that ask the same."""
+    if not text.isascii():
+        text = normalize("NFKC", "".join(c for c in normalize("NFKC", text)
+                                         if category(c) != "Cf"))  # such as a zero width space
+    return re.sub(r" (?=[.,;:?!])", "", " ".join(text.casefold().split()))
+
+
 def questions(rows):
     """The question of each row: equal strings for prompts that ask the same."""
-    plain = [" ".join(normalize("NFC", row["prompt"]).split()) for row in rows]
+    plain = [alike(row["prompt"]) for row in rows]
     guessed = {text for text, row in zip(plain, rows) if row.guess}
     if not guessed:
         return plain
