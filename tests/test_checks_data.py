@@ -243,6 +243,10 @@ def test_prompts_that_are_both_learnt_and_held_out():
          "2 rows of --data")
     said(data.held_out_prompts(known * 9, [Problem("Say four.")], dropped=3), WARNING,
          "3 of 21 rows")
+    said(data.held_out_prompts(known * 9, [Problem("Say four.")], unused=2), OK,
+         "2 rows, which ask one of them again, are on neither side")
+    said(data.held_out_prompts(known * 9, [Problem("Say four.")], unused=3), WARNING,
+         "3 of 22 rows are neither")
 
 
 def test_rows_that_stand_there_twice_or_were_left_out():

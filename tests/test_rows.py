@@ -172,6 +172,39 @@ def test_where_an_end_was_guessed_a_longer_prompt_is_the_same_question(tmp_path)
     assert len(set(questions(read(write(tmp_path / "said.jsonl", said))[0]))) == 2
 
 
+def test_a_short_guess_is_not_the_question_of_all_that_begin_with_it(tmp_path):
+    """However the odd pair begins, the other 200 are divided as they are without it."""
+    def pair(start, k):
+        return {key: f"{start} capital of land{k} is {name}{k}."
+                for key, name in (("chosen", "Alpha"), ("rejected", "Beta"))}
+
+    for start, odd in (("When", "When {} sat."), ("Say what the", "Say what the {} did"),
+                       ("What is the", "What is the capital of {} ?")):
+        rows = [pair(start, k) for k in range(200)]
+        sides = File(write(tmp_path / "rows", rows)).sides
+        rows.append({"chosen": odd.format("cat"), "rejected": odd.format("dog")})
+        task = File(write(tmp_path / "rows", rows))
+        assert [p.prompt for p in task.training() if "land" in p.prompt] == [
+            p.prompt for p in sides[0]]
+        assert asks(task.heldout(999)) >= asks(sides[1])
+        assert sum(map(len, task.sides)) == 201 and task.skipped() == []
+
+
+@pytest.mark.parametrize("eval_data", [False, True])
+def test_rows_of_neither_side_are_counted(tmp_path, eval_data):
+    """Rows in are rows trained on, held out, or counted."""
+    rows = [{"prompt": f"{k}?", "completion": c} for k in range(60) for c in "bcd"]
+    data = write(tmp_path / "rows", rows)
+    held = write(tmp_path / "held", rows[:30]) if eval_data else ""
+    task = File(data, held)
+    n = len(task.heldout(999))
+    assert task.unused == 2 * n > 4
+    assert task.skipped()[-1] == (
+        f"{2 * n} of {30 if eval_data else 180} rows of {held or data} are neither trained on nor "
+        "held out: they ask a held-out question again, which counts once")
+    assert len(task.training()) + n + task.unused == 180  # held rows stand for those left out
+
+
 @pytest.mark.parametrize("eval_data", [False, True])
 def test_a_question_in_another_spelling_is_on_the_same_side(tmp_path, eval_data):
     spellings = ("Caf\u00e9 {}?", " Caf\u00e9  {}?\n", "Cafe\u0301 {}?")
@@ -186,10 +219,25 @@ def test_a_question_in_another_spelling_is_on_the_same_side(tmp_path, eval_data)
         assert task.skipped() == [f"left out 9 of 240 rows of {data}: their questions are held "
                                   f"out in {held}"]
     else:
-        assert len(task.heldout(999)) == len(numbers[1]) and task.skipped() == []
+        assert len(task.heldout(999)) == len(numbers[1])
+        assert f"{2 * len(numbers[1])} of 240 rows" in task.skipped()[0]
         assert sorted(p.place for p in task.training()) == sorted(
             f"{data}, line {n + 1}" for n, row in enumerate(rows)
             if row["prompt"].split()[1] in numbers[0])
+
+
+def test_a_question_typed_otherwise_is_on_the_same_side(tmp_path):
+    """And what else is there is divided as if there were no such spellings."""
+    spellings = ("what is {}?", "What is {}\uff1f", "What is\u200b {}?", "\ufeffWhat is {}?",
+                 "Wh\u00adat is {}?", "What is {} ?", "WHAT IS {}?", "What\u00a0is {}  ?\n")
+    rows = [{"prompt": text.format(k), "completion": "b"} for k in range(80)
+            for text in spellings]
+    assert len(set(questions(read(write(tmp_path / "rows", rows))[0]))) == 80
+    task = File(write(tmp_path / "rows", rows))
+    assert len(task.training()) + len(task.heldout(999)) + task.unused == 640
+    assert len(task.training()) == 640 - 8 * len(task.heldout(999)) and task.unused > 30
+    other = [{"prompt": text, "completion": "b"} for text in ("5 - 3", "5-3", "a (b)", "a(b)")]
+    assert len(set(questions(read(write(tmp_path / "rows", other))[0]))) == 4
 
 
 def test_what_is_held_out_does_not_depend_on_the_order_of_the_rows(tmp_path):

@@ -4,12 +4,11 @@ Each check is a function from texts and numbers to a Finding, see model.py.  Ans
 (by the policy, `group_size` of them to each problem) or `reference` (training would imitate them).
 """
 
-import unicodedata
 from collections import Counter
 
 from minipost.checks.model import FAULT, NONE, OK, WARNING, Finding, of
 from minipost.datasets.rewards import ask
-from minipost.datasets.rows import ANSWERS, NEARLY_ALL, divided, repeats, repetition, shown
+from minipost.datasets.rows import ANSWERS, NEARLY_ALL, alike, divided, repeats, repetition, shown
 from minipost.datasets.trajectories import reward_of, stated
 from minipost.errors import MinipostError
 
@@ -368,11 +367,6 @@ def length_of_chosen(pairs, encode):
 
 # ---- training and held-out rows
 
-def plain(text):
-    """A text with case, spaces and Unicode form made alike."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
 def divided_prompts(rows):
     """The prompts of pairs are said, by a key or a mark, and not guessed.  rows: as read."""
     name, marked = "prompts of pairs", [row for row in rows if row.turn]
@@ -417,13 +411,14 @@ def unusable_rows(complaints, rows, skip):
         "mend them, or leave them out with --on-bad-row skip")
 
 
-def held_out_prompts(training, heldout, dropped=0):
+def held_out_prompts(training, heldout, dropped=0, unused=0):
     """No held-out prompt is trained on, not even in another spelling.
 
     dropped: rows left out of training because --eval-data holds their question out.
+    unused: rows on neither side because a held-out question counts once.
     """
-    name, known = "held-out prompts", {plain(p.prompt) for p in training}
-    leaked = [p.prompt for p in heldout if plain(p.prompt) in known]
+    name, known = "held-out prompts", {alike(p.prompt) for p in training}
+    leaked = [p.prompt for p in heldout if alike(p.prompt) in known]
     if leaked:
         return Finding(
             name, WARNING, f"{of(len(leaked), len(heldout), 'held-out prompts')} are trained on, "
@@ -434,8 +429,14 @@ def held_out_prompts(training, heldout, dropped=0):
             name, WARNING, f"{dropped} of {dropped + len(training)} rows of --data have a prompt "
             "of --eval-data", "they are left out of training",
             "hold out other prompts if they should be learnt")
+    if unused > FEW * (unused + len(training) + len(heldout)):
+        return Finding(
+            name, WARNING, f"{unused} of {unused + len(training) + len(heldout)} rows are neither "
+            "trained on nor held out: they ask a held-out question again", "nothing is learnt from "
+            "those", "name other held-out rows by --eval-data")
     return Finding(name, OK, f"none of {len(heldout)} among {len(training)} to train on" + (
-        f"; {dropped} rows of --data, which ask one of them, are left out" if dropped else ""))
+        f"; {dropped} rows of --data, which ask one of them, are left out" if dropped else "") + (
+        f"; {unused} rows, which ask one of them again, are on neither side" if unused else ""))
 
 
 def skipped_rows(sentences):

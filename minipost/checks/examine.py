@@ -99,7 +99,8 @@ def look_at_texts(run, stated, options):
     whole = task.rows
     return [
         *found, data.held_out_prompts(training, heldout,
-                                      len(whole) - len(task.training()) if task.eval_data else 0),
+                                      len(whole) - len(task.training()) if task.eval_data else 0,
+                                      task.unused),
         data.skipped_rows(task.bad),
         data.unusable_rows(odd, len(problems), task.on_bad_row == "skip"),
         data.divided_prompts(whole), data.repeated_prompts(task.data, whole),

@@ -34,10 +34,12 @@ Where the prompt of a pair ends that has none.  It ends in what both texts begin
 Rules 2 and 3 guess; the run and the doctor say so and show an example.  A pair without such a place
 is a bad row.
 
-What is held out is decided by the question: the prompt in Unicode's form NFC, with white space made
-alike.  Prompts of which one begins with the other are one question if an end was guessed.  Without
---eval-data one question in ten is held out.  With it, rows of --data that ask one of its questions
-are left out, counted and reported.
+What is held out is decided by the question: the prompt with capitals, white space, Unicode's forms
+(NFKC) and characters without width made alike.  A prompt and one that goes on by at most a third as
+many words are one question if an end was guessed: the rest may be the first words of the answers.
+A guess that is much shorter, such as "When", is no sign of that.  Without --eval-data one question
+in ten is held out.  With it, rows of --data that ask one of its questions are left out, counted and
+reported.  A held-out question counts once: further rows that ask it are counted and reported too.
 
 An answer begins with its prompt where it says the whole prompt, which is more than one word, and
 goes on.  If at least nine of ten rows have answers that do, nothing is trained: the prompt would be
@@ -53,7 +55,7 @@ from copy import copy
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import ClassVar, Literal, NamedTuple
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 from minipost.errors import MinipostError
 from minipost.files import read_bytes
@@ -365,22 +367,33 @@ def end_of_prompt(chosen, rejected):
 
 # ---- what is held out
 
+def alike(text):
+    """The text, spelt as all texts are that ask the same."""
+    if not text.isascii():
+        text = normalize("NFKC", "".join(c for c in normalize("NFKC", text)
+                                         if category(c) != "Cf"))  # such as a zero width space
+    return re.sub(r" (?=[.,;:?!])", "", " ".join(text.casefold().split()))
+
+
 def questions(rows):
     """The question of each row: equal strings for prompts that ask the same."""
-    plain = [" ".join(normalize("NFC", row["prompt"]).split()) for row in rows]
+    plain = [alike(row["prompt"]) for row in rows]
     guessed = {text for text, row in zip(plain, rows) if row.guess}
     if not guessed:
         return plain
-    runs = []                                               # prompts that begin with the first
+    whole, above = {}, []                                   # above: prompts that this begins with
     for words in sorted(text.split(" ") for text in set(plain) if text):
-        if not runs or words[: len(runs[-1][0])] != runs[-1][0]:
-            runs.append([])
-        runs[-1].append(words)  # sorted so, all that begin with a prompt stand right behind it
-    whole = {}
-    for run in runs:
-        texts = [" ".join(words) for words in run]
-        if not guessed.isdisjoint(texts):
-            whole |= dict.fromkeys(texts, texts[0])
+        while above and words[: len(above[-1])] != above[-1]:
+            above.pop()
+        text = " ".join(words)
+        whole[text] = text
+        for head in reversed(above):
+            if 3 * (len(words) - len(head)) > len(head):
+                break
+            if text in guessed or " ".join(head) in guessed:
+                whole[text] = whole[" ".join(head)]
+                break
+        above.append(words)  # sorted so, all that begin with a prompt stand right behind it
     return [whole.get(text, text) for text in plain]
 
 
@@ -463,6 +476,7 @@ class File(Task):
     rows: ClassVar[Sequence[Row]]
     bad: ClassVar[list[str]]    # sentences on rows that were skipped
     notes: ClassVar[list[str]]  # sentences on others that are not what they seem
+    unused: ClassVar[int]       # rows that are on neither side, beside those left out of --data
     sides: ClassVar[tuple[list[Problem], list[Problem]]]  # to train on, held out
 
     def __post_init__(self):
@@ -484,11 +498,17 @@ class File(Task):
                 "others to train on" if self.eval_data else
                 f"{self.data}: too few rows to hold some out; name --eval-data")
         bad = [skipping(*file) for file in files if file[2]]
+        held = files[-1][1]  # the rows of the file that is held out from
+        unused = len(held) - len(heldout) - (0 if self.eval_data else len(training))
         dropped = len(rows) - len(training) if self.eval_data else 0
         notes = [f"left out {dropped} of {len(rows)} rows of {self.data}: their questions are "
                  f"held out in {self.eval_data}"] if dropped else []
+        if unused:
+            notes.append(f"{unused} of {len(held)} rows of {self.eval_data or self.data} are "
+                         "neither trained on nor held out: they ask a held-out question again, "
+                         "which counts once")
         vars(self).update(  # no fields: asdict gives the settings alone
-            rows=rows, bad=bad, notes=notes,
+            rows=rows, bad=bad, notes=notes, unused=unused,
             sides=tuple([row.problem() for row in part] for part in (training, heldout)))
 
     def fitted(self, reads, check):
