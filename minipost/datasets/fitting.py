@@ -16,6 +16,7 @@ from typing import Any
 
 from minipost.datasets.rows import ANSWERS, File
 from minipost.errors import MinipostError
+from minipost.rollout import NO_TOKENS
 
 NAMES = {"completion": "a completion", "chosen": "a chosen answer", "rejected": "a rejected answer"}
 
@@ -44,8 +45,7 @@ class Setting:
 def empty_prompt(asked, answers, setting):
     """A model predicts behind a token.  So an empty prompt needs a BOS."""
     if not asked.ids:
-        return ("an empty prompt needs a BOS, which this model's tokenizer does not put there; "
-                "write a prompt, such as a line break")
+        return NO_TOKENS
 
 
 def long_prompt(asked, answers, setting):

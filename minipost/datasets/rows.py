@@ -58,7 +58,7 @@ from typing import ClassVar, Literal, NamedTuple
 from unicodedata import category, normalize
 
 from minipost.errors import MinipostError
-from minipost.files import read_bytes
+from minipost.files import no_constant, once, read_bytes
 from minipost.tasks.base import Problem, Task, is_held_out
 
 ANSWERS = ("completion", "chosen", "rejected")
@@ -185,19 +185,7 @@ def demand(rows, keys, check):
 
 # ---- what a row must be: each check returns the row, or raises ValueError
 
-def no_duplicates(pairs):
-    """A JSON object as a dict.  A repeated key is an error, not a silent choice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice")
-    return found
-
-
-def no_constant(name):
-    raise ValueError(f"{name} is not a JSON number")
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=no_duplicates, parse_constant=no_constant)
+DECODER = json.JSONDecoder(object_pairs_hook=once, parse_constant=no_constant)
 
 
 def parse(line):
