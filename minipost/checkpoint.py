@@ -3,8 +3,7 @@
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json  generation_config.json
 
 transformers opens such a directory as LlamaForCausalLM, and a Llama directory that transformers
-wrote opens here.  Nothing is ever unpickled.  Every file is written beside its final name and then
-renamed, so a crash or a full disk leaves what was there before.
+wrote opens here.  Nothing is ever unpickled.
 
 Two traps of the layout are handled here.  rope_theta stands in two places: transformers 4 reads
 one, transformers 5 the other.  We write both and refuse a file where they differ.  safetensors
@@ -24,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from minipost import parallel
+from minipost import files
 from minipost.errors import MinipostError
 from minipost.files import opened, parse_json, read_bytes
 from minipost.gpt import GPT, GPTConfig, RewardModel, ValueHead
@@ -45,76 +44,7 @@ SCORER = "LlamaForSequenceClassification"
 LARGEST = 10**8  # largest number allowed in config.json; more would only exhaust the memory
 
 
-# ---- files
-
-def make_directory(path):
-    """Make a directory and those above it; MinipostError where that is not possible."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MinipostError(f"{path}: could not be made a directory ({error.strerror})") from None
-
-
-def publish(path, write, aside=None):
-    """Let write(temporary path) make a file, then put it in place of `path` in one step.
-
-    aside: a path under which what was there before is kept.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.chmod(temporary, 0o666 & ~umask())
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        if aside is not None and path.exists():
-            os.replace(path, aside)
-        os.replace(temporary, path)
-        sync_directory(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise MinipostError(
-            f"{path}: could not be written ({error}); what was there before is unchanged"
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync_directory(path):
-    """Make sure that the names in a directory survive a loss of power."""
-    if os.name == "posix":
-        number = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
-
-
-def sweep(directory):
-    """Delete the temporary files that killed processes left in a directory."""
-    for path in Path(directory).glob(".*.*"):
-        pid = path.name.rpartition(".")[2]
-        if pid.isascii() and pid.isdigit() and not parallel.alive(int(pid)) and path.is_file():
-            path.unlink(missing_ok=True)
-
-
-def sha256(path):
-    """The SHA-256 of a file; MinipostError where it cannot be read."""
-    with opened(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_json(path, value):
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        text = json.dumps(value, indent=2) + "\n"  # a path that is not UTF-8 holds surrogates
-    publish(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
+# ---- files of tensors
 
 def write_tensors(path, tensors, before=None, aside=None, **metadata):
     """A safetensors file; with exactly one metadata key its bytes are reproducible.
@@ -125,19 +55,14 @@ def write_tensors(path, tensors, before=None, aside=None, **metadata):
     metadata = metadata or {"format": "pt"}
 
     def write(temporary):
-        save_file(tensors, str(temporary), metadata)
+        try:
+            save_file(tensors, str(temporary), metadata)
+        except SafetensorError as error:  # such as a full disk
+            raise OSError(str(error)) from None
         if before:
             before()
 
-    publish(path, write, aside)
-
-
-def read_json(path):
-    """A JSON object; MinipostError names the file and where it breaks."""
-    value = parse_json(read_bytes(path), path)
-    if not isinstance(value, dict):
-        raise MinipostError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
+    files.publish(path, write, aside)
 
 
 # ---- config.json
@@ -207,7 +132,7 @@ def read_config(directory):
     path = Path(directory) / "config.json"
     if not Path(directory).is_dir():
         raise MinipostError(f"{directory}: no such model directory")
-    raw = read_json(path)
+    raw = files.read_json(path)
     if raw.get("model_type") != "llama":
         raise MinipostError(f"{path}: model_type is {str(raw.get('model_type'))[:40]!r}; minipost "
                             "opens 'llama'")
@@ -306,7 +231,7 @@ def shards(directory):
     path, index = directory / WEIGHTS, directory / f"{WEIGHTS}.index.json"
     if not index.exists() or path.is_file():
         return dict.fromkeys(open_tensors(path).keys(), path)
-    table = read_json(index).get("weight_map")
+    table = files.read_json(index).get("weight_map")
     if not isinstance(table, dict):
         raise MinipostError(f"{index}: weight_map must be an object of tensor and file names")
     for file in table.values():
@@ -346,23 +271,23 @@ def stored(config, table, directory, letters=None):
     if config.num_hidden_layers > len(where):
         raise MinipostError(f"{directory}: config.json says {config.num_hidden_layers} layers, but "
                             f"there are only {len(where)} tensors")
-    files = {path: open_tensors(path) for path in set(where.values())}
+    sources = {path: open_tensors(path) for path in set(where.values())}
     wanted = dict(chain(*table(config).values()))
     for part, shape in wanted.items():
         if part not in where:
             raise MinipostError(f"{directory}: the tensor {part} is missing")
-        check_tensor(files[where[part]], where[part], part, shape,
+        check_tensor(sources[where[part]], where[part], part, shape,
                      letters if len(shape) == 2 else None)
-    spare = {*where, *chain(*(file.keys() for file in files.values()))} - wanted.keys()
+    spare = {*where, *chain(*(file.keys() for file in sources.values()))} - wanted.keys()
     if table is names and config.tie_word_embeddings and HEAD in spare & where.keys():
-        check_tensor(files[where[HEAD]], where[HEAD], HEAD, wanted[EMBEDDING], letters)
+        check_tensor(sources[where[HEAD]], where[HEAD], HEAD, wanted[EMBEDDING], letters)
         spare.remove(HEAD)  # `load_weights` holds it to the embedding
     left = sorted(name for name in spare if not IGNORED.fullmatch(name))
     if left:
         raise MinipostError(
             f"{directory}: holds {len(left)} tensors for which config.json has no place, such as "
             f"{', '.join(name[:60] for name in left[:3])}; they would be left out of the model")
-    return {name: files[path] for name, path in where.items()}
+    return {name: sources[path] for name, path in where.items()}
 
 
 def digest(path):
@@ -384,7 +309,7 @@ def verify(directory):
     path = Path(directory) / DIGESTS
     if not path.exists():
         return f"there is no {DIGESTS}"
-    said = read_json(path).get(WEIGHTS)
+    said = files.read_json(path).get(WEIGHTS)
     if not isinstance(said, dict) or not all(isinstance(said.get(k), str)
                                              for k in ("header", "data")):
         raise MinipostError(f"{path}: expected digests of header and data under {WEIGHTS!r}; "
@@ -420,15 +345,15 @@ def check_tensor(file, path, part, shape, letters):
 
 
 @torch.no_grad()
-def load_weights(model, table, files, directory):
+def load_weights(model, table, sources, directory):
     """Fill the model from what `stored` opened; every value must be finite."""
     state = model.state_dict()
     for name, parts in table.items():
-        whole = torch.cat([files[part].get_tensor(part) for part, _ in parts])
+        whole = torch.cat([sources[part].get_tensor(part) for part, _ in parts])
         if not torch.isfinite(state[name].copy_(whole)).all():
             raise MinipostError(f"{directory}: {name} holds values that are not finite")
-    if HEAD not in table and HEAD in files and not torch.equal(
-            files[HEAD].get_tensor(HEAD), files[EMBEDDING].get_tensor(EMBEDDING)):
+    if HEAD not in table and HEAD in sources and not torch.equal(
+            sources[HEAD].get_tensor(HEAD), sources[EMBEDDING].get_tensor(EMBEDDING)):
         raise MinipostError(f"{directory}: {HEAD} differs from {EMBEDDING}, but config.json says "
                             "with tie_word_embeddings that they are one")
 
@@ -511,7 +436,7 @@ def unused(vocabulary, vocab_size):
 def stated_ids(directory, raw):
     """The keys of config.json, under those of generation_config.json."""
     side = directory / "generation_config.json"
-    found = read_json(side) if side.exists() else {}
+    found = files.read_json(side) if side.exists() else {}
     return {**raw, **{key: value for key, value in found.items() if value is not None}}
 
 
@@ -531,7 +456,7 @@ def check_template(directory, tokenizer, known, framing):
     side = directory / "tokenizer_config.json"
     ours = [tokenizer.id(token) for token in (PAD, BOS, EOS)]
     if (not tokenizer.before and ours == list(framing)
-            and not (side.exists() and "add_bos_token" in read_json(side))):
+            and not (side.exists() and "add_bos_token" in files.read_json(side))):
         raise MinipostError(
             f"{path}: an earlier version of minipost wrote it without the template that puts {BOS} "
             "before a prompt; copy tokenizer.json and tokenizer_config.json from the model it was "
@@ -560,9 +485,9 @@ def load(directory, device="cpu", dtype="float32"):
     side_files(directory)
     if raw.get("architectures") == [SCORER]:
         raise MinipostError(f"{directory}: is a reward model; expected a language model")
-    files = stored(config, names, directory, stated_dtype(raw))
+    sources = stored(config, names, directory, stated_dtype(raw))
     model = GPT(config).to(DTYPES[dtype])
-    load_weights(model, names(config), files, directory)
+    load_weights(model, names(config), sources, directory)
     verify(directory)
     vocabulary = read_vocabulary(directory, raw, config.vocab_size)
     model.unused = unused(vocabulary, config.vocab_size)
@@ -579,9 +504,9 @@ def load_reward_model(directory, vocabulary, device="cpu", dtype="float32"):
     if raw.get("architectures") != [SCORER]:
         raise MinipostError(f"{directory}: architectures is {raw.get('architectures')}; a reward "
                             f"model is a {SCORER}")
-    files = stored(config, value_names, directory, stated_dtype(raw))
+    sources = stored(config, value_names, directory, stated_dtype(raw))
     model = RewardModel(GPT(config).to(DTYPES[dtype]))
-    load_weights(model, value_names(config), files, directory)
+    load_weights(model, value_names(config), sources, directory)
     verify(directory)
     own = read_vocabulary(directory, raw, config.vocab_size)
     if own.kind() != vocabulary.kind():
@@ -593,36 +518,37 @@ def load_reward_model(directory, vocabulary, device="cpu", dtype="float32"):
 def create(directory, model, tokenizer, dtype="float32"):
     """Write a new model of our own, with all five files."""
     directory = Path(directory)
-    make_directory(directory)
+    files.make_directory(directory)
     ids = {f"{kind}_token_id": tokenizer.id(token)
            for kind, token in (("bos", BOS), ("eos", EOS), ("pad", PAD))}
-    publish(directory / "tokenizer.json", lambda path: tokenizer.backend.save(str(path)))
-    write_json(directory / "tokenizer_config.json", {
+    files.publish(directory / "tokenizer.json", lambda path: tokenizer.backend.save(str(path)))
+    files.write_json(directory / "tokenizer_config.json", {
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS,
         "pad_token": PAD, "add_bos_token": True,
         "model_max_length": model.config.max_position_embeddings,
         "clean_up_tokenization_spaces": False,
     })
-    write_json(directory / "generation_config.json", ids)
-    write_json(directory / "config.json", hf_config(model.config, ids, dtype))
+    files.write_json(directory / "generation_config.json", ids)
+    files.write_json(directory / "config.json", hf_config(model.config, ids, dtype))
     save_weights(directory, model, dtype)
 
 
 def save(directory, model, like, dtype="float32"):
     """Write a trained GPT or RewardModel, and byte-for-byte copies of the other files of `like`."""
     directory, like = Path(directory), Path(like)
-    make_directory(directory)
+    files.make_directory(directory)
     for path in side_files(like):
         data = read_bytes(path)
-        publish(directory / path.name, lambda path, data=data: path.write_bytes(data))
-    raw, kind = read_json(like / "config.json"), dict[str, Any]()
+        files.publish(directory / path.name, lambda path, data=data: path.write_bytes(data))
+    raw, kind = files.read_json(like / "config.json"), dict[str, Any]()
     if isinstance(model, ValueHead):
         kind = {"architectures": [SCORER], "id2label": {"0": "score"},
                 "label2id": {"score": 0}}
         if raw.get("pad_token_id") == raw.get("eos_token_id"):
             # transformers reads a score at the last token that is not padding: before the EOS.
             kind["pad_token_id"] = None
-    write_json(directory / "config.json", {**raw, **kind, "dtype": dtype, "torch_dtype": dtype})
+    files.write_json(directory / "config.json",
+                     {**raw, **kind, "dtype": dtype, "torch_dtype": dtype})
     save_weights(directory, model, dtype)
 
 
@@ -636,7 +562,7 @@ def save_weights(directory, model, dtype="float32"):
     tensors = {name: tensor.to(DTYPES[dtype]) for name, tensor in found.items()}
     # Killed in between, the directory has no digest and opens without.
     write_tensors(path, tensors, before=lambda: beside.unlink(missing_ok=True), format="pt")
-    write_json(beside, {WEIGHTS: digest(path)})
+    files.write_json(beside, {WEIGHTS: digest(path)})
 
 
 # ---- run state
@@ -646,7 +572,7 @@ def save_state(path, tensors, facts, aside=None):
 
     The file holds the SHA-256 of all of it.  aside: as in `publish`.
     """
-    make_directory(Path(path).parent)
+    files.make_directory(Path(path).parent)
     text = json.dumps(facts, sort_keys=True).encode()
     # The facts are a tensor, since a header of safetensors holds at most 100 MB.
     held = {"facts": torch.frombuffer(bytearray(text), dtype=torch.uint8), **tensors}

@@ -1,16 +1,18 @@
-"""How a file that somebody else wrote is opened: a regular file of bounded size, JSON without
-tricks.
+"""How files are opened and written.
 
-A pipe, a device or a folder under the name of a file would hang the process or fill its memory.
-So would a file that is far too long.
+A file that somebody else wrote is a regular file of bounded size, with JSON without tricks.  A pipe
+or a device under the name of a file would hang the process or fill its memory.  A file of ours is
+written beside its final name and then renamed, so a crash or a full disk leaves what was there.
 """
 
+import hashlib
 import json
 import math
 import os
 import re
 import stat
 from contextlib import contextmanager
+from pathlib import Path
 
 from minipost.errors import MinipostError
 
@@ -113,3 +115,93 @@ def parse_json(data, where):
         if not level:
             return value
     raise MinipostError(f"{where}: not readable as JSON (nested deeper than {DEEPEST} levels)")
+
+
+def read_json(path):
+    """A JSON object; MinipostError names the file and where it breaks."""
+    value = parse_json(read_bytes(path), path)
+    if not isinstance(value, dict):
+        raise MinipostError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+# ---- writing
+
+def make_directory(path):
+    """Make a directory and those above it; MinipostError where that is not possible."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MinipostError(f"{path}: could not be made a directory ({error.strerror})") from None
+
+
+def publish(path, write, aside=None):
+    """Let write(temporary path) make a file, then put it in place of `path` in one step.
+
+    aside: a path under which what was there before is kept.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        os.chmod(temporary, 0o666 & ~umask())
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        if aside is not None and path.exists():
+            os.replace(path, aside)
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise MinipostError(
+            f"{path}: could not be written ({error}); what was there before is unchanged"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_directory(path):
+    """Make sure that the names in a directory survive a loss of power."""
+    if os.name == "posix":
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def sweep(directory):
+    """Delete the temporary files that killed processes left in a directory."""
+    for path in Path(directory).glob(".*.*"):
+        pid = path.name.rpartition(".")[2]
+        if pid.isascii() and pid.isdigit() and not alive(int(pid)) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def sha256(path):
+    """The SHA-256 of a file; MinipostError where it cannot be read."""
+    with opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path, value):
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        text = json.dumps(value, indent=2) + "\n"  # a path that is not UTF-8 holds surrogates
+    publish(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def alive(pid):
+    """Whether there is a process of this number."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -26,6 +26,7 @@ from typing import ClassVar
 import torch
 import torch.distributed as dist
 
+from minipost import files
 from minipost.errors import MinipostError
 
 
@@ -166,17 +167,6 @@ def outlive_nobody(parent):
 
 # ---- what killed processes leave behind
 
-def alive(pid):
-    """Whether there is a process of this number."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 PREFIX = "minipost-"  # and the number of the process: a folder in which ranks meet
 
 
@@ -184,7 +174,7 @@ def sweep():
     """Delete the folders of processes that were killed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
         pid = folder.name.removeprefix(PREFIX).partition("-")[0]
-        if pid.isascii() and pid.isdigit() and not alive(int(pid)):
+        if pid.isascii() and pid.isdigit() and not files.alive(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -56,7 +56,7 @@ def main(argv=None):
 def prove(args):
     """Do the work, print the results and write them.  -> the exit code"""
     from minipost import parallel
-    from minipost.checkpoint import write_json
+    from minipost.files import write_json
 
     check(args)
     started, todo = time.perf_counter(), jobs(args)

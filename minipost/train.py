@@ -58,7 +58,7 @@ def settings_of(argv):
 
 def saved_in(directory):
     """The Settings of a run and its number of workers, from its config.json."""
-    from minipost.checkpoint import read_json
+    from minipost.files import read_json
 
     path = Path(directory) / "config.json"
     saved = read_json(path)
@@ -120,7 +120,7 @@ def return_to_folder(directory):
 
     -> the run's directory as it is called from there
     """
-    from minipost.checkpoint import read_json
+    from minipost.files import read_json
 
     folder = read_json(Path(directory) / "config.json").get("folder")
     if not isinstance(folder, str) or not os.path.isdir(folder) or os.path.samefile(folder, "."):

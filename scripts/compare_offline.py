@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from minipost import checkpoint, parallel
+from minipost import checkpoint, files, parallel
 from minipost.cli.options import fail_in_one_sentence
 from minipost.errors import MinipostError
 from minipost.measure.stats import Score
@@ -108,7 +108,7 @@ def collect(args, setting, seed, folder):
                                 "with --prompts or --group-size")
         for kind, lines in (("answers", rows), ("pairs", pairs)):
             text = "".join(json.dumps(line) + "\n" for line in lines)
-            checkpoint.publish(folder / f"{kind}{name}.jsonl",
+            files.publish(folder / f"{kind}{name}.jsonl",
                                lambda path, text=text: path.write_text(text))
 
 
@@ -160,7 +160,7 @@ def make(args, runner, name):
                            "setting": repr(setting), "seed": seed})
         if not (folder / "set.json").is_file() or (folder / "set.json").read_text() != made:
             collect(args, setting, seed, folder)
-            checkpoint.publish(folder / "set.json", lambda path, made=made: path.write_text(made))
+            files.publish(folder / "set.json", lambda path, made=made: path.write_text(made))
         origin = start + digest(folder)
         if not runner.stopped:
             found[START].append(measure(args, setting, seed, args.model))

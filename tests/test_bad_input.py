@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from minipost import checkpoint, evaluate, train
+from minipost import checkpoint, evaluate, files, train
 from minipost.cli import directory, session
 from minipost.datasets.rows import File
 from minipost.errors import MinipostError, visible
@@ -89,7 +89,7 @@ def test_json_file_of_any_bytes(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_bytes(content)
     try:
-        assert isinstance(checkpoint.read_json(path), dict)
+        assert isinstance(files.read_json(path), dict)
     except MinipostError as error:
         assert str(path) in str(error)
 

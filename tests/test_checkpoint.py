@@ -10,7 +10,7 @@ import torch
 from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 
-from minipost import checkpoint
+from minipost import checkpoint, files
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
 from minipost.tokenizer import Tokenizer
@@ -356,10 +356,10 @@ def test_json_with_tricks_is_refused(tmp_path, text, part):
     path = tmp_path / "config.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(MinipostError) as error:
-        checkpoint.read_json(path)
+        files.read_json(path)
     assert str(error.value).startswith(f"{path}: ") and part in str(error.value)
     path.write_text('{"a": "\\ud83d\\ude00 \\u00e9", "b": [1, -2.5e3, null]}')
-    assert checkpoint.read_json(path) == {"a": "\U0001f600 é", "b": [1, -2500.0, None]}
+    assert files.read_json(path) == {"a": "\U0001f600 é", "b": [1, -2500.0, None]}
 
 
 @pytest.mark.parametrize("key, value", [
@@ -657,7 +657,7 @@ def test_half_a_file_is_never_published(directory):
         full()
 
     with pytest.raises(MinipostError, match="config.json"):
-        checkpoint.publish(directory / "config.json", half)
+        files.publish(directory / "config.json", half)
     assert contents(directory) == before
 
 

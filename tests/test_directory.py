@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minipost import checkpoint, parallel, train
+from minipost import checkpoint, files, parallel, train
 from minipost.cli import session
 from minipost.cli.directory import Directory, whole_lines
 from minipost.errors import MinipostError
@@ -112,7 +112,7 @@ def test_states_go_before_settings_change(command, finished, monkeypatch):
     def kill(*arguments):
         raise Killed
 
-    monkeypatch.setattr(checkpoint, "write_json", kill)
+    monkeypatch.setattr(files, "write_json", kill)
     with pytest.raises(Killed):
         train.main(command("sft", *STEPS, "--lr", "0.5", "--overwrite"))
     assert not (finished / "state").exists() and not (finished / "config.json").exists()

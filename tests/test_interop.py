@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from minipost import checkpoint, rollout
+from minipost import checkpoint, files, rollout
 from minipost.checks.model import OK, before_prompts
 from minipost.gpt import RewardModel
 from minipost.tasks.arithmetic import Arithmetic
@@ -149,8 +149,8 @@ def test_a_reward_model_whose_padding_is_its_eos(tmp_path, words):
     """transformers takes the EOS at the end for padding, so no id is named as padding there."""
     checkpoint.create(tmp_path / "base", tiny_model(), words)
     for name in ("config.json", "generation_config.json"):
-        found = checkpoint.read_json(tmp_path / "base" / name)
-        checkpoint.write_json(tmp_path / "base" / name, {**found, "pad_token_id": 2})
+        found = files.read_json(tmp_path / "base" / name)
+        files.write_json(tmp_path / "base" / name, {**found, "pad_token_id": 2})
     trunk, vocabulary = checkpoint.load(tmp_path / "base")
     model = RewardModel(trunk)
     torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(3))
@@ -211,7 +211,7 @@ def test_we_read_a_prompt_as_other_tools_do(tmp_path, name, kind, said):
     backend = (foreign.PREFIXED | foreign.PLAIN)[name]()
     foreign.write(tmp_path, backend, kind, **said)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    ours = checkpoint.read_vocabulary(tmp_path, checkpoint.read_json(tmp_path / "config.json"), 400)
+    ours = checkpoint.read_vocabulary(tmp_path, files.read_json(tmp_path / "config.json"), 400)
     for text in texts():
         assert tokenizer(text).input_ids == ours.prompt(text), text
 
@@ -223,7 +223,7 @@ def test_we_read_a_prompt_as_other_tools_do(tmp_path, name, kind, said):
 def test_the_doctor_knows_which_classes_build_another_tokenizer(tmp_path, name, kind, said):
     """Its warning is there wherever some text gets other ids in transformers."""
     foreign.write(tmp_path, (foreign.PREFIXED | foreign.PLAIN)[name](), kind, **said)
-    ours = checkpoint.read_vocabulary(tmp_path, checkpoint.read_json(tmp_path / "config.json"), 400)
+    ours = checkpoint.read_vocabulary(tmp_path, files.read_json(tmp_path / "config.json"), 400)
     fine = before_prompts(tmp_path, ours).status == OK
     try:
         other = transformers.AutoTokenizer.from_pretrained(tmp_path)

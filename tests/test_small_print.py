@@ -9,7 +9,7 @@ import pytest
 import torch
 from fakes import Digits, Echo, Hidden, answer_file, make_run, sequences
 
-from minipost import checkpoint, parallel
+from minipost import checkpoint, files, parallel
 from minipost.datasets.trajectories import Trajectories
 from minipost.errors import MinipostError
 from minipost.measure.results import Arm
@@ -97,7 +97,7 @@ def test_workers_are_cores_where_forking_is_safe(monkeypatch):
 
 def test_a_directory_is_made_with_those_above_it(tmp_path):
     for _ in range(2):                                      # also where it is there
-        checkpoint.make_directory(tmp_path / "a" / "b" / "c")
+        files.make_directory(tmp_path / "a" / "b" / "c")
     assert (tmp_path / "a/b/c").is_dir()
 
 

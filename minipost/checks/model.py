@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from minipost import checkpoint
+from minipost import checkpoint, files
 from minipost.measure.stats import interval
 from minipost.ops import at_last
 from minipost.rollout import Sequences, final_score, logprobs
@@ -56,7 +56,7 @@ def stated_ids(directory, tokenizer):
     found = {}
     for file in ("config.json", "generation_config.json", "tokenizer_config.json"):
         path = Path(directory) / file
-        raw = checkpoint.read_json(path) if path.exists() else {}
+        raw = files.read_json(path) if path.exists() else {}
         found[file] = {kind: ids_of(raw, kind, tokenizer) for kind in ("bos", "eos", "pad")}
     return found
 
@@ -118,7 +118,7 @@ def before_prompts(directory, vocabulary):
     tokenizer_config.json.  Some classes that it names build another tokenizer than tokenizer.json.
     """
     name, side = "before a prompt", Path(directory) / "tokenizer_config.json"
-    said = checkpoint.read_json(side) if side.exists() else {}
+    said = files.read_json(side) if side.exists() else {}
     ids, switch = vocabulary.before, said.get("add_bos_token")
     what = f"id {' '.join(map(str, ids))}" if ids else "nothing"
     if said.get("add_eos_token") is True or switch not in (None, bool(ids)):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from minipost import __version__, checkpoint
+from minipost import __version__, checkpoint, files
 from minipost.datasets.rewards import sources
 from minipost.errors import MinipostError
 from minipost.files import read_bytes
@@ -41,7 +41,7 @@ def made_from(settings):
         paths += [path for name in MODEL_FILES if (path := Path(directory) / name).exists()]
         paths += sorted(Path(directory).glob("*.safetensors"))
     return {"minipost": __version__, "torch": torch.__version__,
-            **{str(path): checkpoint.sha256(path) for path in paths if path}}
+            **{str(path): files.sha256(path) for path in paths if path}}
 
 
 def as_written(settings):
@@ -89,7 +89,7 @@ class Directory:
             raise MinipostError(f"{self.path}: another process is at work in this run; wait for it "
                                 "or choose another --out") from None
         for folder in (self.path, *(self / name for name in FOLDERS)):
-            checkpoint.sweep(folder)
+            files.sweep(folder)
 
     def release(self):
         if self.lock is not None:
@@ -127,13 +127,13 @@ class Directory:
 
     def is_run(self):
         try:
-            return "algo" in checkpoint.read_json(self / "config.json")
+            return "algo" in files.read_json(self / "config.json")
         except MinipostError:
             return any((self / name).exists() for name in ("metrics.jsonl", "state"))
 
     def begin(self, settings, made, workers, overwrite):
         """Take the directory, delete the run that is in it, states first, and write config.json."""
-        checkpoint.make_directory(self.path)
+        files.make_directory(self.path)
         self.hold()
         self.check_new(settings, overwrite)  # another process may have begun since it was asked
         for name in {**dict.fromkeys(FOLDERS), **dict.fromkeys(settings.method.EXPORTS.values())}:
@@ -145,10 +145,10 @@ class Directory:
         for name in FILES:
             (self / name).unlink(missing_ok=True)
         self.write_config(settings, made, workers)
-        checkpoint.publish(self / "metrics.jsonl", lambda path: path.write_text(""))
+        files.publish(self / "metrics.jsonl", lambda path: path.write_text(""))
 
     def write_config(self, settings, made, workers):
-        checkpoint.write_json(self / "config.json", {
+        files.write_json(self / "config.json", {
             **as_written(settings), "workers": workers, "folder": os.getcwd(), "made_from": made})
 
     # ---- the log
@@ -186,7 +186,7 @@ class Directory:
             text = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
             complaint = (f"{self / 'metrics.jsonl'}: damaged; {len(lines)} of the lines of {step} "
                          "steps are left.  Nothing else depends on it, and the run goes on")
-        checkpoint.publish(self / "metrics.jsonl", lambda path: path.write_bytes(text))
+        files.publish(self / "metrics.jsonl", lambda path: path.write_bytes(text))
         self.log_digest, self.log_bytes = hashlib.sha256(text), len(text)
         return complaint
 

@@ -70,13 +70,13 @@ def measure(settings):
 
 def evaluate(argv, prog):
     """Measure a method on held-out problems and print a table.  --out DIR: write summary.json."""
-    from minipost import checkpoint, parallel
+    from minipost import files, parallel
     from minipost.cli.console import Console
 
     settings = settings_of(argv, prog, Measured)
     method, options, cfg, task = settings.method, settings.options, settings.config, settings.task
     if options.out:
-        checkpoint.make_directory(Path(options.out))
+        files.make_directory(Path(options.out))
     console, start = Console(quiet=settings.json), time.perf_counter()
     console.say(f"{method.name} with {options.model} on {task.name} "
                 f"({', '.join(f'{k} {v}' for k, v in asdict(task).items())})")
@@ -110,7 +110,7 @@ def evaluate(argv, prog):
         console.arms(arms, first)
         console.say(f"{seconds:.0f} s")
     if options.out:
-        checkpoint.write_json(Path(options.out) / "summary.json", summary)
+        files.write_json(Path(options.out) / "summary.json", summary)
         console.say(f"{options.out}/summary.json says it as data")
 
 

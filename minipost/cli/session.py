@@ -8,7 +8,7 @@ from itertools import chain
 
 import torch
 
-from minipost import checkpoint, parallel
+from minipost import checkpoint, files, parallel
 from minipost.checks.model import FAULT, WARNING, before_prompts, weights_as_written
 from minipost.cli.console import Console
 from minipost.cli.directory import Directory, made_from
@@ -299,7 +299,7 @@ class Session:
             "all": {f"{metric}, {split}": scores for (split, metric), scores in every.items()},
         }
         if self.lead:
-            checkpoint.write_json(self.directory / "summary.json", summary)
+            files.write_json(self.directory / "summary.json", summary)
         split = "held-out" if "held-out" in after else split
         self.console.side_by_side(self.splits[split], self.before[split][metric],
                                   after[split][metric], f"{split}, {metric}",

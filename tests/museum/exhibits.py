@@ -707,7 +707,7 @@ def _(ours, raw, path):
 @exhibit(
     "weights that others cannot read", "safetensors/safetensors#782",
     "Files that are written beside their place and then moved kept the mode of temporary files.",
-    "minipost.checkpoint:publish",
+    "minipost.files:publish",
     "test_checkpoint.py::test_files_have_the_usual_mode")
 def _(ours, path, write, aside):
     ours(path, write, aside)
@@ -717,7 +717,7 @@ def _(ours, path, write, aside):
 @exhibit(
     "old weights gone before the new are whole", "CanReader/FastNN#13",
     "A crash while a checkpoint was saved took the previous one with it.",
-    "minipost.checkpoint:publish",
+    "minipost.files:publish",
     "test_checkpoint.py::test_a_failed_write_changes_nothing")
 def _(ours, path, write, aside):
     Path(path).unlink(missing_ok=True)
