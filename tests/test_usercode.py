@@ -438,3 +438,19 @@ def test_children_end_as_they_like_after_a_call_too():
     if not (pid := os.fork()):
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_program_that_runs_this_ends_its_processes_as_it_likes(python):
+    """Such as one that trains in a process of multiprocessing, which calls os._exit(0) at last."""
+    done = python("-c", """import multiprocessing, os
+from minipost.datasets.usercode import guarded
+def work():
+    with guarded({}):
+        pass
+process = multiprocessing.get_context("fork").Process(target=work)
+process.start()
+process.join()
+print(process.exitcode, flush=True)
+work()
+os._exit(3)""")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "0\n", "")

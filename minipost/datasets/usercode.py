@@ -172,10 +172,10 @@ BLOCKS = Blocks()
 def keep_the_end():
     """From now on the functions of REAL do not end this process as the caller likes.
 
-    In a `guarded` block they raise Ended.  Anywhere else, such as in a thread of the user's or at
-    exit, they end the process with a sentence and exit code 1.  So no run that was cut off looks as
-    if it had been completed.  Forked children have the real functions.  So have modules that took
-    them before, and code of C.
+    In a `guarded` block they raise Ended.  In a function of a loaded file, in a thread and at exit
+    they end the process with a sentence and exit code 1.  So no run that was cut off looks as if it
+    had been completed.  A program that calls minipost may end its processes as it likes, as
+    multiprocessing does.  So may forked children, modules that took the functions before, and C.
     """
     if getattr(os._exit, "owner", None) == os.getpid():
         return
@@ -193,8 +193,12 @@ def ending(name, real, owner):
         call = f"called os.{name}({', '.join(map(repr, arguments)):.40})"
         if BLOCKS.depth:
             raise Ended(call)
-        finish(f"code of the user's own {call}{place(traceback.extract_stack())} in a thread or at "
-               "exit, which ends the run; leave the call out")
+        frames = traceback.extract_stack()[:-1]
+        main = threading.current_thread() is threading.main_thread()
+        if main and frames and LOADED.isdisjoint(frame.filename for frame in frames):
+            return real(*arguments)
+        finish(f"code of the user's own {call}{place(frames)} in a thread or at exit, which ends "
+               "the run; leave the call out")
     vars(end)["owner"] = owner
     return end
 
@@ -333,6 +337,9 @@ class Source(SourceFileLoader):
         raise OSError
 
 
+LOADED: set[str] = set()  # the files that were
+
+
 def load(path):
     """The module of a file (a resolved Path), executed.  Errors are those of the file.
 
@@ -351,6 +358,7 @@ def load(path):
     if name in sys.modules:
         return sys.modules[name]
     check_neighbours(path)
+    LOADED.add(str(path))
     loader = Source(name, str(path))
     spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert spec is not None  # there is one wherever there is a loader
