@@ -394,8 +394,10 @@ def check_link(path):
     if homes[0].parent.name == "snapshots":
         homes.append(homes[0].parents[1] / "blobs")
     if not any(target.is_relative_to(home) for home in homes):
+        end = str(target)[-60:]  # which has the file's name
         raise MinipostError(f"{path}: is a symbolic link out of its directory, to "
-                            f"{str(target)[:80]}; put a copy of the file in its place")
+                            f"{'...' if len(str(target)) > 60 else ''}{end}; put a copy of the "
+                            "file in its place")
 
 
 def read_vocabulary(directory, raw, vocab_size):

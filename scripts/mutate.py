@@ -392,7 +392,8 @@ def notes(copy, say):
 
         code, said = inside(copy, 1800, work)
         if code != 0:
-            raise SystemExit(f"tests/{file.name} fails without any mistake (exit code {code})")
+            raise SystemExit(f"tests/{file.name} fails in a copy, without any mistake (exit code "
+                             f"{code})")
         say(f"noted what {file.name} calls")
         known[file.name] = {"digest": digest, "tests": json.loads(said)}
         path.write_text(json.dumps(known), encoding="utf-8")
