@@ -416,6 +416,7 @@ def test_a_row_with_other_keys_is_told_how_to_name_them(tmp_path, row, part):
     with pytest.raises(MinipostError) as caught:
         read(path)
     assert f"{path}, line 1: " in str(caught.value) and part in str(caught.value)
+    assert ("quotes" in str(caught.value)) == ("quotes" in part)
     assert len(str(caught.value)) < 300
 
 
