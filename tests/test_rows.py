@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minipost.datasets.fitting import fitted
-from minipost.datasets.rows import File, end_of_prompt, questions, read
+from minipost.datasets.rows import File, end_of_prompt, questions, read, repeats
 from minipost.errors import MinipostError
 from scripts.fuzz_rows import fuzz_rows
 
@@ -94,9 +94,17 @@ HH = "\n\nHuman: Name\nfour fish.\n\nAssistant: Cod.\n\nHuman: More?\n\nAssistan
     ("### Instruction:\nHi\n\n### Response:\nHello", "### Instruction:\nHi\n\n### Response:\nHey",
      "### Instruction:\nHi\n\n### Response:\n"),
     ("Q: two?\nA: It is 2", "Q: two?\nA: It is 3", "Q: two?\nA:"),
+    *((f"{head} It is 2", f"{head} It is 3", head) for head in (
+        "user: two?\nassistant:", "human: two?\nai:", "Two\nfish.\nTL;DR:", "Two?\ntl;dr:",
+        "Two?\nSo\nFinal answer:", "Two?\n**final Answer**:", "Two?\nanswer:",
+        "\u95ee\u9898\uff1a2\uff1f\n\u7b54\u6848\uff1a", "\u95ee\u9898:2?\n\u7b54\u6848:",
+        "Two?\n### response:", "Two?\nASSISTANT\uff1a", "Two? Answer\uff1a")),
     # else behind the last line break, else before the word
     ("Praise it.\nso fresh", "Praise it.\nso nasty", "Praise it.\n"),
     ("Praise it.\nfresh", "Praise it.\nnasty", "Praise it.\n"),
+    *((f"Praise it.\nThe {word} so fresh", f"Praise it.\nThe {word} so nasty", "Praise it.\n")
+      for word in ("assistant:", "final answer:", "tl;dr:", "user:", "\u7b54\u6848\uff1a")),
+    ("Praise it.\na: fresh", "Praise it.\na: nasty", "Praise it.\n"),
     ("Praise it.  Fresh", "Praise it.  Foul", "Praise it."),
     ("Praise it. Fresh", "Praise it. Nasty", "Praise it."),
     ("Praise it.  Fresh", "Praise it.  Nasty", "Praise it."),
@@ -113,7 +121,9 @@ def test_a_prompt_ends_where_the_texts_say_so_and_never_inside_a_word(tmp_path, 
 
 @pytest.mark.parametrize("chosen, rejected", [
     ("7+5=12", "7+5=13"), ("fresh", "nasty"), (" fresh", " nasty"), ("a b", "a b c"),
-    ("Q: a?\nA: x", "Q: b?\nA: y"), (HH, HH + " Yes"), ("Praise it. ", "Praise it. Fresh"),
+    ("Q: a?\nA: x", "Q: b?\nA: y"), ("user: a?\nassistant: x", "user: b?\nassistant: y"),
+    ("\u95ee\u9898\uff1a a?\n\u7b54\u6848\uff1ax", "\u95ee\u9898\uff1a b?\n\u7b54\u6848\uff1ay"),
+    (HH, HH + " Yes"), ("Praise it. ", "Praise it. Fresh"),
 ])
 def test_a_pair_without_a_place_where_its_prompt_ends(tmp_path, chosen, rejected):
     path = write(tmp_path / "pairs.jsonl", [{"chosen": chosen, "rejected": rejected}])
@@ -284,6 +294,18 @@ def test_answers_that_repeat_their_prompts_are_refused(tmp_path, reads):
     assert fit(repeating(0, answers=reads)).skipped() == []
 
 
+@pytest.mark.parametrize("prompt", ["{}+5=? Say it.", "User: {}?\nAssistant:"])
+@pytest.mark.parametrize("mark, count", [
+    ("", 40), ("Assistant:", 40), ("assistant: ", 40), ("<|im_start|>assistant\n", 40), ("So ", 0),
+    ("So\nAssistant: ", 0)])
+def test_answers_that_repeat_their_prompts_behind_a_mark(tmp_path, prompt, mark, count):
+    found = repeating(40, prompt=prompt)
+    rows = read(write(tmp_path / "rows.jsonl", [
+        {**row, "completion": mark + row["completion"]} for row in found]))[0]
+    assert sum(map(repeats, rows)) == count
+    assert not any(repeats(row.but({"completion": f"{mark} 12"})) for row in rows)
+
+
 @pytest.mark.parametrize("prompt", ["a{}", "{}", "Say {} twice ->\n"])
 def test_answers_that_say_a_short_prompt_or_a_line_again_are_answers(tmp_path, prompt):
     rows = repeating(40, prompt=prompt)
@@ -377,6 +399,15 @@ def test_many_skipped_rows_are_said_and_what_is_kept(tmp_path):
      "a list under 'prompt': chats"),
     ({"question": "0?", "chosen": "a b", "rejected": "a c"}, "rename question to prompt"),
     ({"x": "0?", "completion": "a c"}, "found None (the keys are x, completion)"),
+    ({"Prompt": "0?", "COMPLETION": "4"}, "rename Prompt, COMPLETION to prompt, completion"),
+    ({"Question": "0?", "Chosen": "a b", "Rejected": "a c"},
+     "rename Question, Chosen, Rejected to prompt, chosen, rejected"),
+    ({"Chosen": "0? b", "Rejected": "0? c"}, "rename Chosen, Rejected to chosen, rejected"),
+    ({"Prompt": "0?", "chosen": "a b", "rejected": "a c"}, "rename Prompt to prompt"),
+    ({"chosen": "0? b", "Rejected": "0? c"}, "found None; rename Rejected to rejected"),
+    ({"prompt": "0?", "completion": 12}, "under 'completion', found 12; write it in quotes"),
+    ({"prompt": 0.5, "completion": "4"}, "under 'prompt', found 0.5; write it in quotes"),
+    ({"prompt": "0?", "completion": True}, "under 'completion', found True"),
     ({"prompt": "a", "chosen": [{}], "rejected": [{}]}, "under 'chosen', found a list; chats are"),
     ({"completion": "a" * 999, **{f"key {k}" * 9: 1 for k in range(99)}}, "key 0key 0key 0key 0, "),
 ])
@@ -385,6 +416,7 @@ def test_a_row_with_other_keys_is_told_how_to_name_them(tmp_path, row, part):
     with pytest.raises(MinipostError) as caught:
         read(path)
     assert f"{path}, line 1: " in str(caught.value) and part in str(caught.value)
+    assert ("quotes" in str(caught.value)) == ("quotes" in part)
     assert len(str(caught.value)) < 300
 
 

@@ -22,7 +22,8 @@ TASKS = [Arithmetic(), Arithmetic(direct=True), Countdown(), Countdown(numbers=4
 IDS = [f"{task.name}{', direct' * task.direct} {k}" for k, task in enumerate(TASKS)]
 WRAPPING = [("", ""), ("**", "**"), ("$", "$"), ("$$", "$$"), ("`", "`"), (r"\(", r"\)"),
             (r"\[", r"\]"), (r"\boxed{", "}"), (r"\text{", "}"), ("**Answer:** ", ""),
-            ("**Answer: ", "**"), ("Final Answer:", ""), ("first\nAnswer: 3\nAnswer:", "\nlater 5")]
+            ("**Answer: ", "**"), ("**Answer**: ", ""), ("Final Answer:", ""), ("= ", ""),
+            ("first\nAnswer: 3\nAnswer:", "\nlater 5"), ("first\nAnswer:\n\n", "\nlater 5")]
 
 
 def rewards(task, problem, texts):
@@ -34,12 +35,26 @@ def rewards(task, problem, texts):
 
 @pytest.mark.parametrize("text, answer", [
     ("", ""), ("17", "17"), (" 17\n", "17"), ("Answer: 17", "17"), ("Answer:17", "17"),
-    ("3\nAnswer: 17\nand 4", "17"), ("Answer: 17\nAnswer: 18", "18"), ("Answer:\n17", ""),
+    ("3\nAnswer: 17\nand 4", "17"), ("Answer: 17\nAnswer: 18", "18"), ("Answer:\n17", "17"),
+    ("Answer: \n \n 17\n5", "17"), ("**Answer:**\n17\n5", "17"), ("**Answer:\n17**", "17"),
+    ("Answer:\n", ""), ("\n17", "17"), ("17\n5", "17\n5"), ("**Answer**: 17", "17"),
+    ("**Answer**: **17**", "17"), ("Answer**: 17", "17"), ("**Final Answer:** 17", "17"),
+    ("**Final Answer**: 17", "17"), ("**Final Answer: 17**", "17"), ("Answer:** 17", "** 17"),
+    ("**Answer** : 17", "**Answer** : 17"), ("Answer : 17", "Answer : 17"),
+    ("Answer 17", "Answer 17"), ("**Answer** 17", "**Answer** 17"), ("Answer*: 17", "Answer*: 17"),
+    ("Answer: = 17", "17"), ("=17.", "17"), ("**= 17**.", "17"), (r"$=\boxed{17}$", "17"),
+    ("= = 17", "= 17"), ("==17", "=17"), ("5+12 = 17", "5+12 = 17"), ("=", ""), ("17 =", "17 ="),
+    ("Answer\uff1a17", "17"), ("\uff11\uff17\uff0e", "17"), ("\uff1d\uff0d\uff11", "-1"),
+    ("\uff0a\uff0a17\uff0a\uff0a", "17"), ("\uff08\uff11\uff0b2\uff09\uff0f3", "(1+2)/3"),
+    ("17\u00b2", "17\u00b2"), ("\u00bd", "\u00bd"), ("\u2460", "\u2460"), ("\u3002", "\u3002"),
+    ("6 x 4", "6*4"), ("(1)X(2)", "(1)*(2)"), ("10x0 x 10", "10*0*10"), ("0x10", "0x10"),
+    ("(0x1)", "(0x1)"), ("1x0x1", "1*0x1"), ("6 x", "6 x"), ("x 4", "x 4"), ("6 x y", "6 x y"),
+    ("6xx4", "6xx4"), ("max (1)", "max (1)"),
     ("Answer: 1 Answer: 2", "2"), ("17.", "17"), ("17..", "17."), ("**17.**", "17"),
     ("**17**.", "17"), ("**17.**.", "17."), (r"$\boxed{17}$.", "17"), (r"\boxed{$17$}", "17"),
     (r"\(\boxed{\text{Rome}}\)", "Rome"), ("** 17 **", "17"), ("**17", "**17"), ("$17", "$17"),
     ("*17*", "*17*"), ("'17'", "'17'"), ("**Answer:** 17", "17"), ("**Answer: 17**", "17"),
-    ("**Answer: 17**.", "17"), ("**Answer:** **17**", "17"), ("**Answer: 17", "** 17"),
+    ("**Answer: 17**.", "17"), ("**Answer:** **17**", "17"), ("**Answer: 17", "**17"),
     ("****", ""), ("$$", ""), ("$", "$"), ("**", "**"), (r"\boxed{}", ""), (".", ""),
     ("6 \u00d7 4 \u2212 2 \u00f7 1", "6 * 4 - 2 / 1"), (r"6\times4\cdot1\div2", "6*4*1/2"),
     ("a\u00a0b\u2009c", "a b c"), ("x" * 200, "x" * 200), ("x" * 201, ""),
@@ -49,13 +64,20 @@ def test_what_a_text_states(text, answer):
     assert answers.stated(text) == answer
 
 
+@given(st.text(st.sampled_from("17-=*$. \n\tx\u00d7\uff11"), max_size=9))
+def test_an_answer_behind_a_prompt_that_ends_in_the_marker_is_read_as_behind_it(line):
+    """The marker adds only that later lines are not read."""
+    assert answers.stated(f"Answer:{line}\n5") == answers.stated(line.strip().split("\n")[0]
+                                                               or "5")
+
+
 @pytest.mark.parametrize("text, number", [
     ("0", 0), ("7", 7), ("-17", -17), ("+17", 17), ("- 17", -17), ("-0", 0),
     ("999999999", 10**9 - 1),
     *((text, None) for text in (
         "", "-", "+", "--1", "+-1", "17.0", "17.5", ".5", "1,000", "1_000", "017", "00", "1 7",
-        "1e3", "0x1", "17/2", "17-5", "1" * 10, "\u0661\u0667", "\u00b2", "1\u0667", "seventeen",
-        "17\n18"))])
+        "1e3", "0x1", "17/2", "17-5", "1" * 10, "=17", "\u0661\u0667", "\u00bd", "\u00b2",
+        "1\u0667", "seventeen", "17\n18"))])
 def test_what_is_a_whole_number(text, number):
     assert answers.whole(text) == number
 
@@ -80,7 +102,10 @@ def test_a_right_answer_is_right_in_every_spelling(task):
         if task.name == "countdown":
             spelt += [re.sub(r"([-+*/=:])", rf"{gap}\1{gap}", text)
                       for gap in (" ", "\u00a0", "\t")]
-            spelt.append(text.translate(str.maketrans("-*/", "\u2212\u00d7\u00f7")))
+            spelt += [text.translate(str.maketrans("-*/", f"\u2212{times}\u00f7"))
+                      for times in "\u00d7xX"]
+        if task.name != "wording":
+            spelt.append(text.translate({c: c + 0xfee0 for c in range(0x21, 0x7f)}))
         assert rewards(task, problem, spelt) == right * len(spelt)
         for each in spelt:
             assert (task.parse(each), task.ballot(each)) == (found, ballot), each
@@ -88,7 +113,8 @@ def test_a_right_answer_is_right_in_every_spelling(task):
 
 WORDS = st.sampled_from([
     "Answer:", "**", "$", r"\boxed{", "}", ".", "=", " ", "\n", "17", "0", "24", "-", "\u2212", "/",
-    "\u00d7", "*", "+", "(", ")", ",", ":", "none", "not", "or", "e", "\u0661", "\x00", "\ud800"])
+    "\u00d7", "x", "*", "+", "(", ")", ",", ":", "\uff11", "\uff1a", "Answer", "none",
+    "not", "or", "e", "\u0661", "\x00", "\ud800"])
 JUNK = st.lists(WORDS, max_size=8).map("".join) | st.text(max_size=12)
 
 
@@ -125,8 +151,9 @@ def test_parse_reward_and_ballot_agree(task, data):
 def test_no_length_of_a_text_is_too_much(task):
     """Quadratic time would take minutes."""
     problem, n = task.heldout(1)[0], 20_000
-    for part in ("1", "0", " ", "$", "**", "\n", ".", "(", "-", "=", ":", "Answer:", r"\boxed{",
-                 "1+1=2:2\n", "1+1=2:1 ", "a\u0301\u0323", "\u0323\u0301", "=1", "1 ", "- "):
+    for part in ("1", "0", " ", "1 x", "1x  ", "$", "**", "\n", ".", "(", "-", "=", ":", "Answer:",
+                 r"\boxed{", "1+1=2:2\n", "1+1=2:1 ", "a\u0301\u0323", "\u0323\u0301", "=1", "1 ",
+                 "- "):
         for text in (part * n, "Answer: " + part * n, "1+1=2:" + part * n):
             found = task.parse(text)
             assert rewards(task, problem, [text])[0] <= 0.0

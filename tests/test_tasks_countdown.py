@@ -353,7 +353,9 @@ def test_more_moves_than_any_problem_takes_are_no_answer():
 
 MOVES = ["13 - 9 = 4: 4 4 10\n10 - 4 = 6: 4 6\n4 * 6 = 24: 24", SOLUTION.replace("\n", " \n "),
          SOLUTION.replace("-", "\u2212"), SOLUTION.replace("*", "\u00d7"),
-         SOLUTION.replace("*", r" \times "), SOLUTION.replace("4 4 10", "10\u00a04  4"),
+         SOLUTION.replace("*", r" \times "), SOLUTION.replace("*", "x"),
+         SOLUTION.replace("*", " X "), SOLUTION.replace("=", "\uff1d").replace("4", "\uff14"),
+         SOLUTION.replace("4 4 10", "10\u00a04  4"),
          SOLUTION.replace("13", " 13\t"), SOLUTION + "\n"]
 
 
@@ -372,6 +374,7 @@ def test_moves_in_another_spelling_are_the_same_moves(text):
     SOLUTION.replace("13-9", "13--9"), SOLUTION.replace("4 4 10", "4 41 0"), f"**{SOLUTION}**",
     SOLUTION.replace("13-9", "1 3-9"), SOLUTION.replace("4 4 10", "4,4,10"), "4*6=24:24",
     SOLUTION.replace("*", "**"), SOLUTION.replace("24:24", "24.0:24"), SOLUTION + "\n\n",
+    SOLUTION.replace("*", "xx"), SOLUTION.replace("4*", "04x"),
     "\u0664*6=24:24", SOLUTION.replace("13-9", "+13-9"), SOLUTION.replace("\n", "\n\n", 1)])
 def test_other_moves_earn_nothing(text):
     assert reward(text) == 0.0
@@ -383,7 +386,9 @@ RIGHT = ["(10-4)*(13-9)", " (10-4)*(13-9)", "( 10 - 4 ) * ( 13 - 9 )", "(10-4)*(
          "**(10-4)*(13-9)** = 24", r"\boxed{(10-4)*(13-9)}", r"$(10-4)\times(13-9)=\boxed{24}$",
          r"$\boxed{(10-4)\cdot(13-9) = 24}$.", "`(10-4)*(13-9)`", "(10-4)*(13-9)\n",
          "Answer: (10-4)*(13-9)", "**Answer:** (10 - 4) * (13 - 9) = 24\nas 6 * 4 = 24",
-         "\u00a0(10-4)*(13-9)\u2009", "(10-4)*(13-9) = (24)", "(10-4)*(13-9)=48/2"]
+         "\u00a0(10-4)*(13-9)\u2009", "(10-4)*(13-9) = (24)", "(10-4)*(13-9)=48/2",
+         "(10-4)x(13-9)", "(10-4) X (13-9)", "= (10-4)*(13-9) = 24", "**Answer**: (10-4)x(13-9)",
+         "Answer\uff1a\uff0810\uff0d4\uff09\uff0a\uff08\uff11\uff13\uff0d\uff19\uff09\uff1d24"]
 
 
 @pytest.mark.parametrize("text", RIGHT)
@@ -397,12 +402,13 @@ def test_an_expression_in_another_spelling_earns_the_reward(text):
 @pytest.mark.parametrize("text", [
     "(10-4)*(13-9) = 25", "(10-4)*(13-9) = 24 = 24", "24 = (10-4)*(13-9)", "(10-4)*(13-9) =",
     "(10-4)*(13-9) = 24.0", "(10-4)*(13-9) = 024", "(10-4)*(13-9) or (13-9)*(10-4)",
-    "(10-4)*(13-9)!", "(10-4)(13-9)", "(10-4)x(13-9)", "(10-4)*(13-9), 24", "not (10-4)*(13-9)",
+    "(10-4)*(13-9)!", "(10-4)(13-9)", "(10-4)xx(13-9)", "(10-4)*(13-9), 24", "not (10-4)*(13-9)",
     "(10-4)*\n(13-9)", "(10-4)*(13-09)", "(1 0-4)*(13-9)", "(10.0-4)*(13-9)", "(1_0-4)*(13-9)",
     "(10-4)*(13-9)**1", "(10-4)**(13-9)", "(10-4)//(13-9)", "(10-4)/ /(13-9)", "-(4-10)*(13-9)",
     "+(10-4)*(13-9)", "(10-4)*(13--9)", "(10-4)*(13-9)+0j", "(10-4)*(13-9)*1e0", "10-4*(13-9",
     "(\u0661\u0660-4)*(13-9)", "**(10-4)*(13-9)", "$(10-4)*(13-9)", "13-9=4:4 4 10", "9/(4-4)",
-    "2**9**9", "9" * 10 + "*1", "0x10-4", "(10-4)*(13-9)" + "*1" * 40, "(" * 40 + "1" + ")" * 40])
+    "2**9**9", "9" * 10 + "*1", "0x10-4", "0X10-4", "10-4 x", "(10-4)*(13-9)" + "*1" * 40,
+    "(" * 40 + "1" + ")" * 40])
 def test_what_is_no_answer_at_once(text):
     for said in (text, f"Answer: {text}", rf"\boxed{{{text}}}"):
         assert AT_ONCE.parse(said) is AT_ONCE.ballot(said) is None

@@ -26,8 +26,9 @@ skip` it is left out, counted and reported.  A row that the model has no room fo
 
 Where the prompt of a pair ends that has none.  It ends in what both texts begin with:
 
-    1. behind the last mark there that an answer follows, such as "Assistant:" at the start of a
-       line, "Answer:" or a chat template's <|im_start|>assistant, with the line breaks behind it
+    1. behind the last mark there that an answer follows, such as "Assistant:" or "assistant:" at
+       the start of a line, "Answer:" anywhere, or a chat template's <|im_start|>assistant, with the
+       line breaks behind it
     2. else behind the last line break there
     3. else before the white space in front of the word in which the texts differ
 
@@ -42,8 +43,9 @@ in ten is held out.  With it, rows of --data that ask one of its questions are l
 reported.  A held-out question counts once: further rows that ask it are counted and reported too.
 
 An answer begins with its prompt where it says the whole prompt, which is more than one word, and
-goes on.  If at least nine of ten rows have answers that do, nothing is trained: the prompt would be
-learnt as a part of every answer.  Fewer such rows are counted and reported.
+goes on.  One such mark may stand before that.  If at least nine of ten rows have answers that do,
+nothing is trained: the prompt would be learnt as a part of every answer.  Fewer such rows are
+counted and reported.
 """
 
 import json
@@ -63,7 +65,8 @@ from minipost.tasks.base import Problem, Task, is_held_out
 
 ANSWERS = ("completion", "chosen", "rejected")
 CHATS = ("messages", "conversations")
-RENAMED = {"question": "prompt", "instruction": "prompt", "query": "prompt", "problem": "prompt",
+RENAMED = {**{key: key for key in ("prompt", *ANSWERS)},  # what is read, in small letters: its name
+           "question": "prompt", "instruction": "prompt", "query": "prompt", "problem": "prompt",
            "answer": "completion", "output": "completion", "response": "completion",
            "solution": "completion"}
 NEARLY_ALL = 0.9  # of the rows, whose answers begin with their prompts
@@ -213,6 +216,14 @@ def shown(value):
     return f"{value!r:.40}"
 
 
+def no_text(row, key):
+    """What a row has instead of a text under `key`, and what to do about it."""
+    value, other = row.get(key), next((k for k in row if k != key == k.lower()), None)
+    if type(value) in (int, float):
+        return f"{shown(value)}; write it in quotes"
+    return shown(value) + (f"; rename {other} to {key}" if other and key not in row else "")
+
+
 def check_texts(row):
     """The row, if it has a prompt and all of its texts are valid."""
     if not isinstance(row.get("prompt"), str):
@@ -233,14 +244,14 @@ def no_prompt(row):
         return (f"a list under {chat!r}: chats are not read yet; write the text up to the answer "
                 "under 'prompt' and the answer under 'completion', both as one string")
     if "prompt" in row or not row:
-        return shown(row.get("prompt"))
+        return no_text(row, "prompt")
     keys = [key[:20] if key.isprintable() else repr(key[:20]) for key in row]
     found = f"None (the keys are {', '.join(keys[:6])}{' ...' if len(keys) > 6 else ''})"
     known = {}                                              # the first key for each new name
     for key in row:
-        if RENAMED.get(key, key) not in {*row, *known.values()}:
-            known[key] = RENAMED.get(key, key)
-    if "prompt" in known.values():
+        if (name := RENAMED.get(key.lower(), key)) not in {*row, *known.values()}:
+            known[key] = name
+    if {"prompt", "chosen"} & {*known.values()}:
         more = "; what stands under 'input' belongs to the prompt" if "input" in row else ""
         return f"{found}; rename {', '.join(known)} to {', '.join(known.values())}{more}"
     if "text" in row:
@@ -259,7 +270,7 @@ def check_answer(row, key):
         raise ValueError(f"expected a string under {key!r}, found a list; chats are not read yet: "
                          "write the answer as one string")
     if not isinstance(row.get(key), str) or not row[key]:
-        raise ValueError(f"expected a non-empty string under {key!r}, found {shown(row.get(key))}")
+        raise ValueError(f"expected a non-empty string under {key!r}, found {no_text(row, key)}")
 
 
 def check_pair(row):
@@ -270,7 +281,7 @@ def check_pair(row):
         raise ValueError("chosen and rejected are equal; expected a pair of different answers")
     if "prompt" in row:
         return row
-    if any(key in CHATS or RENAMED.get(key) == "prompt" for key in row):
+    if any(key in CHATS or RENAMED.get(key.lower()) == "prompt" for key in row):
         return check_texts(row)  # which says how to name the prompt
     end, turn = end_of_prompt(row["chosen"], row["rejected"])
     answers = {key: row[key][end:] for key in ("chosen", "rejected")}
@@ -311,10 +322,11 @@ def fitting(row, check):
 # ---- where a prompt ends
 
 TURN = re.compile(                                          # what an answer follows, or a question
-    r"(?P<answer>(?:^|\n)[#* ]*(?:Assistant|ASSISTANT|AI|Bot|Response|Output|A)[* ]*:\**"
-    r"|\bAnswer:|\[/INST\]|<start_of_turn>model|<\|im_start\|>assistant"
+    r"(?P<answer>(?:^|\n)[#* ]*(?:A|(?i:Assistant|AI|Bot|Response|Output|TL;DR"
+    r"|(?:Final )?Answer|答案))[* ]*[:：]\**"
+    r"|\bAnswer[:：]|\[/INST\]|<start_of_turn>model|<\|im_start\|>assistant"
     r"|<\|start_header_id\|>assistant<\|end_header_id\|>|<[|｜][Aa]ssistant[|｜]>)"
-    r"|(?:^|\n)[#* ]*(?:Human|HUMAN|User|USER|Instruction|Input|Question|Q)[* ]*:"
+    r"|(?:^|\n)[#* ]*(?:Q|(?i:Human|User|Instruction|Input|Question|问题))[* ]*[:：]"
     r"|\[INST\]|<start_of_turn>user|<\|im_start\|>user"
     r"|<\|start_header_id\|>user<\|end_header_id\|>|<[|｜][Uu]ser[|｜]>")
 
@@ -416,11 +428,18 @@ def judged(columns):
 # ---- answers that begin with their prompt
 
 def repeats(row, keys=ANSWERS):
-    """Whether all answers of a row say its whole prompt, of more than one word, and go on."""
+    """Whether all answers of a row say its whole prompt, of more than one word, and go on.
+
+    The mark of a turn may stand before that.
+    """
+    def says(text):
+        return text.startswith(prompt) and len(text) > len(prompt)
+
     prompt = row["prompt"].lstrip()
     answers = [row[key].lstrip() for key in keys if isinstance(row.get(key), str)]
     return bool(answers) and bool(prompt) and not prompt.strip().isalnum() and all(
-        answer.startswith(prompt) and len(answer) > len(prompt) for answer in answers)
+        says(answer) or (mark := TURN.match(answer)) and says(answer[mark.end():].lstrip())
+        for answer in answers)
 
 
 def repetition(path, rows, repeated):
