@@ -1,5 +1,6 @@
 """Rows of a file: what is read, what is left out, what is held out."""
 
+import gzip
 import json
 from dataclasses import asdict
 
@@ -9,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minipost.datasets.fitting import fitted
-from minipost.datasets.rows import File, end_of_prompt, questions, read, repeats
+from minipost.datasets.prompts import end_of_prompt, questions, repeats
+from minipost.datasets.rows import File, read
 from minipost.errors import MinipostError
 from scripts.fuzz_rows import fuzz_rows
 
@@ -380,8 +382,8 @@ def test_an_empty_prompt_needs_a_bos(tmp_path):
 def test_many_skipped_rows_are_said_and_what_is_kept(tmp_path):
     data = write(tmp_path / "rows", [*["x"] * 30, *[{"prompt": str(k)} for k in range(20)]])
     assert File(data, on_bad_row="skip").skipped() == [
-        f"skipped 30 of 50 rows of {data}; the first was {data}, line 1: expected one JSON object "
-        "(Expecting value: line 1 column 1 (char 0)); 20 are kept, fewer than half"]
+        f"skipped 30 of 50 rows of {data}; the first was {data}, line 1: expected one JSON object, "
+        "found 'x' (Expecting value: line 1 column 1 (char 0)); 20 are kept, fewer than half"]
 
 
 # ---- rows that name things otherwise
@@ -463,3 +465,20 @@ def test_damaged_files_end_in_our_sentences(seed):
 def test_what_is_no_file(path, part):
     with pytest.raises(MinipostError, match=part):
         read(path)
+
+
+@pytest.mark.parametrize("content, sentence", [
+    (gzip.compress(b'{"prompt": "a"}'), "is compressed by gzip; unpack it"),
+    ('{"prompt": "a"}'.encode("utf-16"), "is UTF-16; save it as UTF-8"),
+    (b"PAR1\x15\x04", "is a Parquet file; write its rows as JSON, one per line"),
+    (b'\n[{"prompt": "a"},\n {"prompt": "b"}]\n', "is one JSON list; write each of its rows on a"),
+    (b'[{"prompt": "a"}]', "is one JSON list; write each of its rows on a line of its own"),
+    (b"[1]\n[2]", "line 1: expected a JSON object, found list"),
+    (b"prompt,completion\na,b", "line 1: expected one JSON object, found 'prompt,completion' ("),
+])
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_file_of_another_kind_is_told_apart(tmp_path, content, sentence, skip):
+    (tmp_path / "data").write_bytes(content)
+    with pytest.raises(MinipostError) as error:
+        read(str(tmp_path / "data"), skip)
+    assert sentence in str(error.value)

@@ -7,8 +7,9 @@ Each check is a function from texts and numbers to a Finding, see model.py.  Ans
 from collections import Counter
 
 from minipost.checks.model import FAULT, NONE, OK, WARNING, Finding, of
+from minipost.datasets.prompts import ANSWERS, NEARLY_ALL, alike, divided, repeats, repetition
 from minipost.datasets.rewards import ask
-from minipost.datasets.rows import ANSWERS, NEARLY_ALL, alike, divided, repeats, repetition, shown
+from minipost.datasets.rows import shown
 from minipost.datasets.trajectories import reward_of, stated
 from minipost.errors import MinipostError
 

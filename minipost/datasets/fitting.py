@@ -14,7 +14,8 @@ Lengths are in tokens, BOS and EOS included.  A further check is a function in C
 from dataclasses import dataclass
 from typing import Any
 
-from minipost.datasets.rows import ANSWERS, File
+from minipost.datasets.prompts import ANSWERS
+from minipost.datasets.rows import File
 from minipost.errors import MinipostError
 from minipost.rollout import NO_TOKENS
 
