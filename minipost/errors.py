@@ -2,6 +2,7 @@
 
 import math
 import operator
+import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import fields
@@ -26,11 +27,14 @@ def visible(text):
 class MinipostError(Exception):
     """A problem the user can mend, in one sentence; the command lines print it and exit 1.
 
-    The sentence is made printable.  One that is too long loses its middle.
+    The sentence is made printable.  One that is too long loses the beginnings of long paths, then
+    its middle.
     """
 
     def __init__(self, sentence):
         sentence = visible(" ".join(str(sentence).splitlines()))
+        if len(sentence) > LONGEST:
+            sentence = re.sub(r"/\S*(?=/\S{40})", "...", sentence)
         if len(sentence) > LONGEST:
             end = LONGEST // 3
             sentence = f"{sentence[: LONGEST - end - 5]} ... {sentence[-end:]}"

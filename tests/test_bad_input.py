@@ -427,6 +427,9 @@ def test_what_steers_a_terminal_is_spelled_out(text, shown):
 def test_a_message_is_one_short_printable_line(text):
     said = str(MinipostError(f"{text}: found {text}; expected less"))
     assert len(said) <= 300 and said.endswith("expected less")
+    long = f"/{'deep/' * 40}rows.jsonl"
+    said = str(MinipostError(f"{long}, line 3: found a, while {long}, line 4: has b"))
+    assert said.count("/rows.jsonl, line") == 2 and ": found a, while ..." in said
     assert visible(said) == said and "\n" not in said
 
 
