@@ -1,14 +1,18 @@
 """Code of the user's own: files as modules, and what a call may not do to the run."""
 
 import builtins
+import copy
 import io
+import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import sys
 import threading
+import time
 import warnings
 
 import numpy as np
@@ -32,7 +36,8 @@ def everything():
     usercode.keep_the_end()  # from the first call on
     return [read() for _, read, _ in usercode.HELD] + [
         torch.is_inference_mode_enabled(), sys.stdout, sys.stderr, sys.stdout.closed,
-        os._exit, os.abort, os.execv, os.execve, os.kill,
+        os._exit, os.abort, os.execv, os.execve, os.kill, copy.deepcopy, json.dumps,
+        math.isfinite, random.Random, re.search, signal.signal, time.perf_counter,
         shutil.rmtree, builtins.print, torch.zeros(1).device, torch.zeros(1).dtype,
         (torch.ones(1, requires_grad=True) * 2).requires_grad]
 
@@ -74,6 +79,10 @@ CHANGES = [
     ("shutil.rmtree", lambda: setattr(shutil, "rmtree", None)),
     ("builtins.print", lambda: delattr(builtins, "print")),
     ("os._exit", lambda: setattr(os, "_exit", None)),
+    *((f"{module}.{name}", lambda module=module, name=name: setattr(sys.modules[module], name, None))
+      for module, name in [("copy", "deepcopy"), ("json", "dumps"), ("math", "isfinite"),
+                           ("random", "Random"), ("re", "search"), ("signal", "signal"),
+                           ("time", "perf_counter")]),
 ]
 KEPT = []
 
@@ -281,16 +290,16 @@ if __name__ == "__main__":
 
 
 def test_a_file_is_executed_once_and_as_it_is_now(write, monkeypatch):
-    code = (f"import math\nmath.count = getattr(math, 'count', 0) + 1\n"
+    code = (f"import io\nio.count = getattr(io, 'count', 0) + 1\n"
             f"def f(completions, **columns):\n{LENGTHS}def g(completions, **columns):\n{LENGTHS}")
-    monkeypatch.setattr(math, "count", 0, raising=False)
+    monkeypatch.setattr(io, "count", 0, raising=False)
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     path = write("mine.py", code)
     os.utime(path, (1e9, 1e9))
-    assert lengths(f"{path}:f", f"{path}:g", f"{path}:f") == [3.0, 9.0] and math.count == 1
+    assert lengths(f"{path}:f", f"{path}:g", f"{path}:f") == [3.0, 9.0] and io.count == 1
     write("mine.py", code.replace("+ 1", "+ 7"))
     os.utime(path, (1e9, 1e9))                              # of the same time and size
-    assert lengths(f"{path}:f") == [1.0, 3.0] and math.count == 8
+    assert lengths(f"{path}:f") == [1.0, 3.0] and io.count == 8
 
 
 def test_files_that_import_each_other(write):

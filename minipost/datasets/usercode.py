@@ -9,15 +9,21 @@
 
 import ast
 import builtins
+import copy
 import faulthandler
 import gc
 import importlib.util
+import json
 import linecache
+import math
 import os
+import random
+import re
 import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 import zlib
@@ -90,7 +96,9 @@ HELD: list[tuple[str, Callable, Callable]] = [  # (what it is, how to read it, h
       if (number := getattr(signal, name, None))),
 ]
 ALWAYS_OURS = {"the handler of SIGINT", "the handler of SIGTERM"}  # a key press stops the run
-MODULES = (os, builtins, shutil)  # what sandboxes of generated code like to disable
+# What sandboxes of generated code disable, and what the trainer itself uses.  Those of torch would
+# cost more than the rest of `guarded`.
+MODULES = (os, builtins, shutil, copy, json, math, random, re, signal, time)
 REAL = {name: getattr(os, name) for name in ("_exit", "abort", "execv", "execve")
         if hasattr(os, name)}  # what ends or replaces the process
 SYSTEM = sys.modules[os.name if os.name in sys.modules else "os"]  # posix or nt: os takes from it
@@ -102,7 +110,8 @@ def guarded(changes, own=None):
 
     Put back are HELD, the functions of MODULES, sys.stdout and sys.stderr.  The dict `changes`
     receives {what: the value that the code left}.  Left as they are: os.environ, sys.path, imported
-    modules, and the global random streams, from which no run draws.
+    modules, the functions of torch and of others, and the global random streams, from which no run
+    draws.
 
     own: the `changes` of an earlier block, whose values of HELD hold in this block too, but for
     ALWAYS_OURS.  So what a file sets when it is imported holds in its functions, and nowhere else.
