@@ -439,6 +439,20 @@ def test_what_a_call_leaves_behind_cannot_end_the_process_well(
         or "(mine.py, line 3: `" in done.stderr
 
 
+@pytest.mark.parametrize("code, what", [
+    ("os.closerange(3, 100)", "called os.closerange(3, 100)"),
+    ("[os.close(int(n)) for n in os.listdir('/dev/fd') if int(n) > 2 and os.path.exists(int(n))]",
+     "closed files and connections that the run needs"),
+])
+def test_a_call_that_closes_the_files_of_the_run_is_named(
+        python, tmp_path, monkeypatch, code, what):
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    monkeypatch.chdir(tmp_path)
+    done = python("-c", ENDING, code, "0")
+    assert done.returncode == 1 and not done.stdout
+    assert f"the reward function reward {what}" in done.stderr.splitlines()[-1]
+
+
 def test_children_end_as_they_like_after_a_call_too():
     """Processes of a pool call os._exit(0) when they have done their work."""
     with guarded({}):
