@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -79,10 +80,10 @@ CHANGES = [
     ("shutil.rmtree", lambda: setattr(shutil, "rmtree", None)),
     ("builtins.print", lambda: delattr(builtins, "print")),
     ("os._exit", lambda: setattr(os, "_exit", None)),
-    *((f"{module}.{name}", lambda module=module, name=name: setattr(sys.modules[module], name, None))
-      for module, name in [("copy", "deepcopy"), ("json", "dumps"), ("math", "isfinite"),
-                           ("random", "Random"), ("re", "search"), ("signal", "signal"),
-                           ("time", "perf_counter")]),
+    *((f"{module.__name__}.{name}", partial(setattr, module, name, None))
+      for module, name in [(copy, "deepcopy"), (json, "dumps"), (math, "isfinite"),
+                           (random, "Random"), (re, "search"), (signal, "signal"),
+                           (time, "perf_counter")]),
 ]
 KEPT = []
 

@@ -118,9 +118,10 @@ def guarded(changes, own=None, name="code of the user's own"):
     ALWAYS_OURS.  So what a file sets when it is imported holds in its functions, and nowhere else.
 
     Within the block what ends the process raises Ended, in this process and not in its children.
-    Code that forks and comes back in the child ends there.  Code, by this `name`, that has closed
-    the files and connections of the run ends it with a sentence, since nothing can be put back.  What the code leaves behind, such as a
-    thread or a function for atexit, cannot end the process well either: see `keep_the_end`.
+    Code that forks and comes back in the child ends there.  What the code leaves behind, such as a
+    thread or a function for atexit, cannot end the process well either: see `keep_the_end`.  Code
+    that has closed files of the run ends it with a sentence, under this `name`: nothing can put
+    them back.
     """
     keep_the_end()
     owner, code = os.getpid(), 0
