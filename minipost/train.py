@@ -40,7 +40,7 @@ class Options(SetUp):
     eval_every: int = 0         # steps between held-out measurements into metrics.jsonl; 0: none
     budget: int = 0             # response tokens after which the run stops early; 0: no such limit
 
-    LIMITS = dict.fromkeys(("workers", "show", "save_every", "eval_every", "budget"), ">= 0")
+    LIMITS = dict.fromkeys(("show", "save_every", "eval_every", "budget"), ">= 0")
 
 
 def settings_of(argv):
@@ -99,9 +99,9 @@ def resumed(argv):
     given, others = flags.parse_known_args(argv)
     if others or not given.resume or sum(a.startswith("--resume") for a in argv) > 1:
         found = f", not {others[0][:40]!r}" if others else ""
-        raise MinipostError(f"write {PROG} --resume RUN_DIRECTORY, perhaps with --reward, "
-                            f"--model or --anyway{found}; every other setting is read from the run's "
-                            "config.json")
+        raise MinipostError(f"write {PROG} --resume RUN_DIRECTORY, perhaps with --reward, --model, "
+                            f"--reward-model and --anyway{found}; every other setting is read from "
+                            "the run's config.json")
     given.reward = [os.path.abspath(name) for name in given.reward]
     given.resume = return_to_folder(given.resume)
     settings, workers = saved_in(given.resume)
@@ -110,8 +110,8 @@ def resumed(argv):
         if now:
             settings = replace(settings, options=replace(settings.options, **{name: now}))
         elif before and not os.path.isdir(before):
-            raise MinipostError(f"{given.resume}: its model {before} is not there; if it has moved, "
-                                f"add --{name.replace('_', '-')} with its new directory")
+            raise MinipostError(f"{given.resume}: its model {before} is not there; if it has "
+                                f"moved, add --{name.replace('_', '-')} with its new directory")
     named = " ".join(settings.options.reward)
     before = [os.path.abspath(name) for name in settings.options.reward]
     if before and not given.reward:
