@@ -72,12 +72,12 @@ class Bounded:
             bounds = limits.get(field.name, ">= 1" if whole else ">= 0")
             if "<" not in bounds:
                 bounds += f", <= {MOST.get(field.name, 10**6) if whole else LARGEST:.0f}"
-            if value and abs(value) < 1:
+            if not whole and value and abs(value) < 1:
                 bounds += f", {'>=' if value > 0 else '<='} {math.copysign(SMALLEST, value)}"
             for limit in filter(None, bounds.split(", ")):
                 sign, bound = limit.split()
                 words, within = HOLDS[sign]
-                if not within(value, float(bound)):
+                if not within(value, int(bound) if whole else float(bound)):
                     raise MinipostError(f"{field.name} is {value}; expected {words} {bound}")
             if not math.isfinite(value):
                 raise MinipostError(f"{field.name} is {value}; expected a finite number")
