@@ -245,7 +245,9 @@ def header(file, path):
     """The bytes that begin a safetensors file: a length and a list of tensors in JSON."""
     size = file.read(8)
     length = int.from_bytes(size, "little")
-    if len(size) < 8 or length > HEADER:
+    if len(size) < 8:
+        raise MinipostError(f"{path}: not a whole safetensors file (it has {len(size)} bytes)")
+    if length > HEADER:
         raise MinipostError(f"{path}: not a whole safetensors file (its list of tensors has "
                             f"{length:,} bytes; at most {HEADER:,} are read)")
     return size + file.read(length)
@@ -583,8 +585,6 @@ def save_state(path, tensors, facts, aside=None):
 
 def load_state(path):
     """What `save_state` wrote: (tensors, facts).  MinipostError if any of it has changed since."""
-    if not Path(path).is_file():
-        raise MinipostError(f"{path}: no such file; there is nothing to resume from")
     file = open_tensors(path)
     said = (file.metadata() or {}).get("minipost")
     if said is None or "facts" not in file.keys():

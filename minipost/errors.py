@@ -44,8 +44,13 @@ class MinipostError(Exception):
 HOLDS = {">=": ("at least", operator.ge), ">": ("more than", operator.gt),
          "<=": ("at most", operator.le), "<": ("less than", operator.lt)}
 USUAL = {"temperature": "> 0", "max_grad_norm": "> 0", "warmup_steps": ">= 0",
-         "seed": ">= 0, <= 9223372036854775807"}
+         "seed": ">= 0, <= 9223372036854775807", "workers": ">= 0, <= 64"}
 LARGEST, SMALLEST = 1e9, 1e-18  # beyond these, float32 overflows or rounds to 0 where it squares
+MOST = {  # of whole numbers: what comes one after another, and what is multiplied by others
+    **dict.fromkeys(("steps", "sft_steps", "reward_steps", "warmup_steps", "save_every",
+                     "eval_every", "budget", "horizon"), 10**9),
+    **dict.fromkeys(("group_size", "branching", "width", "depth", "votes", "shots", "attempts",
+                     "simulations", "expansions", "length", "lives", "size"), 10**4)}
 
 
 class Bounded:
@@ -53,8 +58,8 @@ class Bounded:
 
     A whole number is at least 1 and any other at least 0.  USUAL and LIMITS set other bounds, such
     as {"group_size": ">= 2", "gamma": ">= 0, <= 1"}; "" is no bound.  Without an upper bound of its
-    own a number is at most 1e9, and one that is not 0 is at least 1e-18.  MinipostError names the
-    field, its value and what was expected.
+    own a whole number is at most what MOST says or 1e6, any other at most 1e9.  One that is not 0
+    is at least 1e-18.  MinipostError names the field, its value and what was expected.
     """
 
     LIMITS: ClassVar[Mapping[str, str]] = {}
@@ -67,16 +72,16 @@ class Bounded:
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            usual = ">= 1" if field.type in (int, "int") else ">= 0"
-            bounds = limits.get(field.name, usual)
+            whole = field.type in (int, "int")
+            bounds = limits.get(field.name, ">= 1" if whole else ">= 0")
             if "<" not in bounds:
-                bounds += f", <= {LARGEST:.0f}"
-            if value and abs(value) < 1:
+                bounds += f", <= {MOST.get(field.name, 10**6) if whole else LARGEST:.0f}"
+            if not whole and value and abs(value) < 1:
                 bounds += f", {'>=' if value > 0 else '<='} {math.copysign(SMALLEST, value)}"
             for limit in filter(None, bounds.split(", ")):
                 sign, bound = limit.split()
                 words, within = HOLDS[sign]
-                if not within(value, float(bound)):
+                if not within(value, int(bound) if whole else float(bound)):
                     raise MinipostError(f"{field.name} is {value}; expected {words} {bound}")
             if not math.isfinite(value):
                 raise MinipostError(f"{field.name} is {value}; expected a finite number")

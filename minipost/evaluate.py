@@ -31,8 +31,6 @@ class Measured(Options):
     n: int = 400                # held-out problems per split
     workers: int = 0            # processes; 0: one per core, at most 4
 
-    LIMITS = {"workers": ">= 0"}
-
 
 def standard_tasks():
     """The tasks of the base model's card, by name."""

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from os import _exit  # code of the user's own finds another one, see minipost/datasets/usercode.py
 from pathlib import Path
@@ -220,13 +220,14 @@ class Signals:
     def __exit__(self, *error):
         Signals.current, self.held = self.outer, True
         if self.usual:
-            os.write(self.write, b"\0")
-            self.thread.join()
             signal.set_wakeup_fd(self.fd)
             for number, handler in self.usual.items():
                 signal.signal(number, handler)
-            os.close(self.read)
-            os.close(self.write)
+            with suppress(OSError):  # code of the user's own may have closed them
+                os.write(self.write, b"\0")
+                self.thread.join(1.0)
+                os.close(self.read)
+                os.close(self.write)
 
     def handle(self, number, frame):
         """Python calls this in the main thread, when that runs Python again."""
@@ -250,8 +251,12 @@ class Signals:
         """Answer the signals, one in half a second: `timeout` sends its own twice."""
         number = 0
         while True:
-            if select.select([self.read], [], [], 0.1 if self.owed else None)[0]:
-                number = os.read(self.read, 1)[0]
+            try:
+                ready = select.select([self.read], [], [], 0.1 if self.owed else None)[0]
+                number = os.read(self.read, 1)[0] if ready else number
+            except (OSError, IndexError):  # code of the user's own has closed the pipe
+                return
+            if ready:
                 if number == 0:
                     return
                 late = time.monotonic() >= self.deaf

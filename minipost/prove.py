@@ -89,9 +89,9 @@ def check(args):
     if args.algo != "all" and args.algo not in methods.names():
         raise MinipostError(
             f"no method {args.algo!r}; there are {', '.join(methods.names())}, or all")
-    for name, least in (("samples", 2), ("workers", 0)):
-        if getattr(args, name) < least:
-            raise MinipostError(f"{name} is {getattr(args, name)}; expected at least {least}")
+    for name, least, most in (("samples", 2, 10**6), ("workers", 0, 64), ("seed", 0, 2**63 - 1)):
+        if not least <= getattr(args, name) <= most:
+            raise MinipostError(f"{name} is {getattr(args, name)}; expected {least} to {most}")
 
 
 # ---- the work, in jobs for several processes

@@ -2,7 +2,8 @@
 
 The `tokenizers` library panics on some descriptions, ends the process on others and fills the
 memory on a third kind.  So a description is read here first.  Only parts that are listed in PARTS
-pass, with the parameters that are listed there.
+pass, with the parameters that are listed there.  The docstring of each check of a parameter says
+what is expected, in the words of the refusal.
 """
 
 import base64
@@ -19,43 +20,57 @@ REPEATS = 10_000     # how often a pattern may repeat, all counts multiplied
 
 
 def text(value):
+    """a text of at most 2000 characters"""
     return isinstance(value, str) and len(value) <= LONGEST
 
 
 def some_text(value):
+    """a text of 1 to 2000 characters"""
     return text(value) and value != ""
 
 
 def flag(value):
+    """true or false"""
     return isinstance(value, bool)
 
 
 def character(value):
+    """a text of 1 character"""
     return isinstance(value, str) and len(value) == 1
 
 
 def number(value):
+    """a whole number from 0 to 2^31 - 1"""
     return type(value) is int and 0 <= value <= LARGEST
 
 
 def few(value):
+    """a whole number from 0 to 2000"""
     return number(value) and value <= LONGEST
 
 
-def maybe(check):
-    return lambda value: value is None or check(value)
+def maybe(inner):
+    def check(value):
+        return value is None or inner(value)
+    check.__doc__ = f"null or {inner.__doc__}"
+    return check
 
 
 def one_of(*values):
-    return lambda value: isinstance(value, str) and value in values
+    def check(value):
+        return isinstance(value, str) and value in values
+    check.__doc__ = " or ".join(map(repr, values))
+    return check
 
 
 def nothing(value):
-    """No dropout: it would cut the same text into other tokens each time."""
+    """0 or null"""
+    # Dropout would cut the same text into other tokens each time.
     return value is None or value == 0 and not isinstance(value, bool)
 
 
 def pattern(value):
+    """a String or Regex, not empty, that repeats at most 10,000 times"""
     if not (isinstance(value, dict) and len(value) == 1):
         return False
     (kind, said), = value.items()
@@ -66,7 +81,7 @@ def pattern(value):
 
 
 def charsmap(value):
-    """The bytes of a Precompiled normalizer begin with the size of what follows."""
+    """base64 of a size and as many bytes"""
     try:
         raw = base64.b64decode(value, validate=True)
     except (TypeError, ValueError, binascii.Error):
@@ -76,17 +91,20 @@ def charsmap(value):
 
 
 def vocabulary(value):
+    """an object of tokens and ids, each id once"""
     return (isinstance(value, dict) and all(map(number, value.values()))
             and len(set(value.values())) == len(value))
 
 
 def scores(value):
+    """a list of tokens, each with a number"""
     return isinstance(value, list) and len(value) > 0 and all(
         isinstance(row, list) and len(row) == 2 and isinstance(row[0], str)
         and type(row[1]) in (int, float) for row in value)
 
 
 def merges(value):
+    """a list of pairs of tokens"""
     return isinstance(value, list) and all(
         (isinstance(row, str) and row.count(" ") == 1)
         or (isinstance(row, list) and len(row) == 2 and all(isinstance(x, str) for x in row))
@@ -94,6 +112,7 @@ def merges(value):
 
 
 def special_tokens(value):
+    """an object of tokens, each with its id, ids and tokens"""
     return isinstance(value, dict) and all(
         isinstance(row, dict) and row.keys() == {"id", "ids", "tokens"} and row["id"] == name
         and isinstance(row["ids"], list) and all(map(number, row["ids"]))
@@ -103,6 +122,7 @@ def special_tokens(value):
 
 
 def template(value):
+    """a list of a Sequence and SpecialTokens"""
     return isinstance(value, list) and 0 < len(value) <= LONGEST and all(map(piece, value))
 
 
@@ -165,6 +185,7 @@ PARTS: dict[str, dict[str, dict]] = {
 }
 NEEDED = {"pattern", "content", "prepend", "single", "special_tokens", "vocab", "merges", "start",
           "stop", "replacement", "strip_left", "precompiled_charsmap"}
+ENDS = ("BertProcessing", "RobertaProcessing")  # what they put behind a prompt would end it
 INSIDE = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers",
           "post_processor": "processors", "decoder": "decoders"}
 ADDED = {"id": number, "content": some_text, "special": flag, **dict.fromkeys(
@@ -181,7 +202,8 @@ def parts(raw, name):
     if isinstance(found, dict) and found.get("type") == "Sequence" and inside:
         rows = found.get(inside)
         if not isinstance(rows, list) or found.keys() != {"type", inside}:
-            raise MinipostError(f"{name}: a Sequence without a list of {inside}")
+            raise MinipostError(f"its {name} is a Sequence of {', '.join(found)[:40]!r}; expected "
+                                f"'type' and a list of {inside}")
         return [row for each in rows for row in parts({name: each}, name)]
     return [found]
 
@@ -189,10 +211,13 @@ def parts(raw, name):
 def check(raw):
     """MinipostError, without the name of the file, unless all parts are known and harmless."""
     if not isinstance(raw, dict) or not isinstance(raw.get("model"), dict):
-        raise MinipostError("it has no model")
+        raise MinipostError("it has no model; expected an object under 'model'")
     for name, kinds in PARTS.items():
         for part in parts(raw, name):
             kind = part.get("type") if isinstance(part, dict) else None
+            if name == "post_processor" and kind in ENDS:
+                raise MinipostError(f"its {name} {kind} puts a token behind every text; write a "
+                                    "TemplateProcessing of what stands before a prompt, or null")
             if not isinstance(kind, str) or kind not in kinds:
                 raise MinipostError(f"its {name} is of the kind {str(kind)[:40]!r}; known are "
                                     f"{', '.join(kinds)}")
@@ -200,16 +225,19 @@ def check(raw):
             if missing:
                 raise MinipostError(f"its {name} {kind} lacks {min(missing)!r}")
             for key, value in part.items():
-                if key != "type" and not (key in kinds[kind] and kinds[kind][key](value)):
-                    raise MinipostError(f"its {name} {kind} has {key[:40]!r}: {str(value)[:40]}, "
-                                        "which is not supported")
+                good = kinds[kind].get(key)
+                if key != "type" and not (good and good(value)):
+                    expected = good.__doc__ if good else f"only {', '.join(kinds[kind]) or 'type'}"
+                    raise MinipostError(f"its {name} {kind} has {key[:40]!r}: {str(value)[:40]}; "
+                                        f"expected {expected}")
     added = raw.get("added_tokens") or []
     if not isinstance(added, list):
-        raise MinipostError("its added_tokens are no list")
+        raise MinipostError(f"its added_tokens are {str(added)[:40]}; expected a list")
     for token in added:
         if not (isinstance(token, dict) and token.keys() == ADDED.keys()
                 and all(ADDED[key](value) for key, value in token.items())):
-            raise MinipostError(f"its added token {str(token)[:80]} is not as it should be")
+            raise MinipostError(f"it has the added token {str(token)[:80]}; expected an object of "
+                                f"{', '.join(ADDED)}")
     model = raw["model"]
     for row in model.get("merges", []):
         if "".join(row.split(" ") if isinstance(row, str) else row) not in model["vocab"]:
@@ -240,11 +268,13 @@ def frame(raw):
             continue
         kinds = [next(iter(each)) for each in part["single"]]
         if kinds.count("Sequence") != 1:
-            raise MinipostError("its template does not hold the text once")
+            raise MinipostError("its template does not hold the text once; expected one Sequence "
+                                "in 'single'")
         known = part["special_tokens"]
         names = [each.get("SpecialToken", {}).get("id") for each in part["single"]]
         if not {name for name in names if name is not None} <= known.keys():
-            raise MinipostError("its template names a token that it does not give")
+            raise MinipostError("its template names a token that it does not give; expected it "
+                                "under 'special_tokens'")
         ids = [known[name]["ids"] if name is not None else [] for name in names]
         at = kinds.index("Sequence")
         before = [i for row in ids[:at] for i in row] + before

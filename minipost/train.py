@@ -25,6 +25,7 @@ from minipost.errors import MinipostError
 from minipost.tasks import TASKS
 
 PROG = "python -m minipost.train"
+MODELS = ("model", "reward_model")  # options that name directories
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Options(SetUp):
     eval_every: int = 0         # steps between held-out measurements into metrics.jsonl; 0: none
     budget: int = 0             # response tokens after which the run stops early; 0: no such limit
 
-    LIMITS = dict.fromkeys(("workers", "show", "save_every", "eval_every", "budget"), ">= 0")
+    LIMITS = dict.fromkeys(("show", "save_every", "eval_every", "budget"), ">= 0")
 
 
 def settings_of(argv):
@@ -87,21 +88,30 @@ def resumed(argv):
     """(Settings, directory, workers, anyway) of `--resume DIR`.
 
     A config.json may come from somebody else, and a reward function is a program.  So its name is
-    to be given again.
+    to be given again.  A model that has moved is named by --model or --reward-model.
     """
     flags = argparse.ArgumentParser(prog=PROG, allow_abbrev=False)
     flags.add_argument("--resume", nargs="?")
     flags.add_argument("--reward", nargs="*", default=[])
     flags.add_argument("--anyway", action="store_true")
+    for name in MODELS:
+        flags.add_argument(f"--{name.replace('_', '-')}", type=os.path.abspath)
     given, others = flags.parse_known_args(argv)
     if others or not given.resume or sum(a.startswith("--resume") for a in argv) > 1:
         found = f", not {others[0][:40]!r}" if others else ""
-        raise MinipostError(f"write {PROG} --resume RUN_DIRECTORY, perhaps with --reward and "
-                            f"--anyway{found}; every other setting is read from the run's "
-                            "config.json")
+        raise MinipostError(f"write {PROG} --resume RUN_DIRECTORY, perhaps with --reward, --model, "
+                            f"--reward-model and --anyway{found}; every other setting is read from "
+                            "the run's config.json")
     given.reward = [os.path.abspath(name) for name in given.reward]
     given.resume = return_to_folder(given.resume)
     settings, workers = saved_in(given.resume)
+    for name in MODELS:
+        before, now = getattr(settings.options, name), getattr(given, name)
+        if now:
+            settings = replace(settings, options=replace(settings.options, **{name: now}))
+        elif before and not os.path.isdir(before):
+            raise MinipostError(f"{given.resume}: its model {before} is not there; if it has "
+                                f"moved, add --{name.replace('_', '-')} with its new directory")
     named = " ".join(settings.options.reward)
     before = [os.path.abspath(name) for name in settings.options.reward]
     if before and not given.reward:

@@ -6,6 +6,7 @@ import math
 import os
 import resource
 import shutil
+from dataclasses import fields
 
 import pytest
 import torch
@@ -13,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from minipost import checkpoint, evaluate, files, train
-from minipost.cli import directory, session
+from minipost import checkpoint, doctor, evaluate, files, methods, solve, test_time, train
+from minipost.cli import directory, inference, session
 from minipost.datasets.rows import File
-from minipost.errors import MinipostError, visible
+from minipost.errors import MOST, MinipostError, visible
 from minipost.gpt import RewardModel
 from minipost.methods import sft
+from minipost.tasks import TASKS
 from minipost.tokenizer import Tokenizer
 
 GRPO = ("--steps", 2, "--prompts", 2, "--group-size", 4)
@@ -455,9 +457,31 @@ def test_a_wrong_flag_is_answered_with_the_right_one(command, capsys, flags, par
     (("--lr", "1e38"), "lr is 1e+38; expected at most 1000000000"),
     (("--temperature", "1e-40"), "temperature is 1e-40; expected at least 1e-18"),
     (("--beta", "-1e-40"), "beta is -1e-40"), (("--lr", "nan"), "lr is nan"),
+    (("--workers", "65"), "workers is 65; expected at most 64"),
+    (("--group-size", "10001"), "group_size is 10001; expected at most 10000"),
 ])
 def test_a_number_out_of_bounds_ends_in_one_sentence(command, fails, flags, part):
     fails([*command("grpo"), *flags], part)
+
+
+def every_settings():
+    """All dataclasses whose fields are options of a command."""
+    for folder in (methods, test_time):
+        for name in folder.names():
+            yield folder.load(name).Config
+    yield from TASKS.values()
+    yield from (train.Options, evaluate.Measured, inference.Measured, solve.Options, doctor.Options)
+
+
+@pytest.mark.parametrize("cls", [*every_settings()], ids=lambda cls: cls.__module__)
+def test_every_number_has_an_upper_bound(cls):
+    """A thousand million is too much of anything that is not done one after another."""
+    for field in fields(cls):
+        if field.type in (int, float, "int", "float"):
+            whole = field.type in (int, "int")
+            most = 2**63 - 1 if field.name == "seed" else MOST.get(field.name, 10**6)
+            with pytest.raises(MinipostError, match=field.name):
+                cls(**{field.name: most + 1 if whole else 1.1e9})
 
 
 @pytest.mark.parametrize("arguments, part", [

@@ -133,7 +133,7 @@ def test_what_killed_processes_left_goes_with_the_next_start(finished, says):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     left = [finished / name for name in (f".config.json.{dead.pid}", f"state/.x.y.{dead.pid}")]
-    mine = [finished / f".config.json.{os.getpid()}", finished / ".hidden.txt"]
+    mine = [finished / f".x.y.{os.getpid()}", finished / ".hidden.txt"]
     for path in (*left, *mine):
         path.write_text("")
     says(["--resume", finished], 0)
@@ -369,6 +369,38 @@ def test_pipes_where_files_should_be_hang_nothing(stopped, says, tmp_path):
     (run / "metrics.jsonl").unlink()
     os.mkfifo(run / "metrics.jsonl")
     says(resume, 0, "metrics.jsonl: damaged")
+
+
+def test_a_directory_in_the_place_of_the_log_costs_no_state(command, stopped, says):
+    run, resume = stopped
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+    before = contents(run)
+    for arguments in (resume, command("sft", *STEPS, "--overwrite")):
+        says(arguments, 1, "metrics.jsonl: is a directory; expected a file")
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("size", [0, 7, 8, 100, 1000])
+def test_a_state_of_any_length_is_one_sentence(stopped, says, size):
+    run, resume = stopped
+    os.truncate(run / "state/state.safetensors", size)
+    said = says(resume, 1, "state.safetensors: not ", "begin again with --overwrite")
+    assert size > 7 or f"(it has {size} bytes)" in said
+
+
+def test_a_model_that_has_moved_is_named_again(stopped, says, tmp_path):
+    """What it holds decides, and later it is looked for where it is."""
+    run, resume = stopped
+    start, moved = tmp_path / "start", tmp_path / "moved"
+    start.rename(moved)
+    says(resume, 1, f"its model {start} is not there", "add --model")
+    kept = (moved / "generation_config.json").read_bytes()
+    edit(moved / "generation_config.json", lambda v: v.update(max_length=7))
+    says([*resume, "--model", moved], 1, "moved/generation_config.json has changed since")
+    (moved / "generation_config.json").write_bytes(kept)
+    says([*resume, "--model", os.path.relpath(moved)], 0)
+    says(resume, 0)
 
 
 def test_a_reward_function_is_named_again(stopped, says, tmp_path):

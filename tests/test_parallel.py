@@ -8,6 +8,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,18 @@ def test_handlers_are_put_back():
             time.sleep(0.2)             # nothing is raised here
     assert [signal.getsignal(number) for number in parallel.STOPS] == before
     assert parallel.Signals.current is not signals
+
+
+@pytest.mark.parametrize("ends", [["read"], ["write"], ["read", "write"]])
+def test_a_pipe_that_the_users_code_closes_ends_no_run(ends):
+    before = [signal.getsignal(number) for number in parallel.STOPS]
+    with parallel.Signals() as signals:
+        time.sleep(0.05)                # the thread waits
+        for end in ends:
+            os.close(getattr(signals, end))
+    signals.thread.join(5)
+    assert not signals.thread.is_alive()
+    assert [signal.getsignal(number) for number in parallel.STOPS] == before
+    for end in {"read", "write"} - {*ends}:
+        with suppress(OSError):
+            os.close(getattr(signals, end))

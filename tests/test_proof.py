@@ -290,7 +290,8 @@ def test_a_pipeline_says_whose_steps_it_takes(capsys, tmp_path):
 
 @pytest.mark.parametrize("flags, part", [
     (("--algo", "nope"), "no method 'nope'; there are a2c"), (("--vocab", "9"), "vocab is 9"),
-    (("--samples", "1"), "samples is 1; expected at least 2"),
+    (("--samples", "1"), "samples is 1; expected 2 to 1000000"),
+    (("--seed", "-1"), "seed is -1"), (("--workers", "65"), "workers is 65"),
     (("--algo", "dpo", "--vocab", "8", "--horizon", "3"), "rollouts of two"),
 ])
 def test_bad_options_are_one_sentence(capsys, tmp_path, flags, part):

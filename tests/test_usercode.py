@@ -1,15 +1,20 @@
 """Code of the user's own: files as modules, and what a call may not do to the run."""
 
 import builtins
+import copy
 import io
+import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import sys
 import threading
+import time
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -32,7 +37,8 @@ def everything():
     usercode.keep_the_end()  # from the first call on
     return [read() for _, read, _ in usercode.HELD] + [
         torch.is_inference_mode_enabled(), sys.stdout, sys.stderr, sys.stdout.closed,
-        os._exit, os.abort, os.execv, os.execve, os.kill,
+        os._exit, os.abort, os.execv, os.execve, os.kill, copy.deepcopy, json.dumps,
+        math.isfinite, random.Random, re.search, signal.signal, time.perf_counter,
         shutil.rmtree, builtins.print, torch.zeros(1).device, torch.zeros(1).dtype,
         (torch.ones(1, requires_grad=True) * 2).requires_grad]
 
@@ -74,6 +80,10 @@ CHANGES = [
     ("shutil.rmtree", lambda: setattr(shutil, "rmtree", None)),
     ("builtins.print", lambda: delattr(builtins, "print")),
     ("os._exit", lambda: setattr(os, "_exit", None)),
+    *((f"{module.__name__}.{name}", partial(setattr, module, name, None))
+      for module, name in [(copy, "deepcopy"), (json, "dumps"), (math, "isfinite"),
+                           (random, "Random"), (re, "search"), (signal, "signal"),
+                           (time, "perf_counter")]),
 ]
 KEPT = []
 
@@ -281,16 +291,16 @@ if __name__ == "__main__":
 
 
 def test_a_file_is_executed_once_and_as_it_is_now(write, monkeypatch):
-    code = (f"import math\nmath.count = getattr(math, 'count', 0) + 1\n"
+    code = (f"import io\nio.count = getattr(io, 'count', 0) + 1\n"
             f"def f(completions, **columns):\n{LENGTHS}def g(completions, **columns):\n{LENGTHS}")
-    monkeypatch.setattr(math, "count", 0, raising=False)
+    monkeypatch.setattr(io, "count", 0, raising=False)
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     path = write("mine.py", code)
     os.utime(path, (1e9, 1e9))
-    assert lengths(f"{path}:f", f"{path}:g", f"{path}:f") == [3.0, 9.0] and math.count == 1
+    assert lengths(f"{path}:f", f"{path}:g", f"{path}:f") == [3.0, 9.0] and io.count == 1
     write("mine.py", code.replace("+ 1", "+ 7"))
     os.utime(path, (1e9, 1e9))                              # of the same time and size
-    assert lengths(f"{path}:f") == [1.0, 3.0] and math.count == 8
+    assert lengths(f"{path}:f") == [1.0, 3.0] and io.count == 8
 
 
 def test_files_that_import_each_other(write):
@@ -428,6 +438,20 @@ def test_what_a_call_leaves_behind_cannot_end_the_process_well(
     assert done.stderr.count("\n") == 1
     assert code == "atexit.register(os._exit, 0)" or "abort" in called or "execv" in called \
         or "(mine.py, line 3: `" in done.stderr
+
+
+@pytest.mark.parametrize("code, what", [
+    ("os.closerange(3, 100)", "called os.closerange(3, 100)"),
+    ("[os.close(int(n)) for n in os.listdir('/dev/fd') if int(n) > 2 and os.path.exists(int(n))]",
+     "closed files and connections that the run needs"),
+])
+def test_a_call_that_closes_the_files_of_the_run_is_named(
+        python, tmp_path, monkeypatch, code, what):
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    monkeypatch.chdir(tmp_path)
+    done = python("-c", ENDING, code, "0")
+    assert done.returncode == 1 and not done.stdout
+    assert f"the reward function reward {what}" in done.stderr.splitlines()[-1]
 
 
 def test_children_end_as_they_like_after_a_call_too():

@@ -29,7 +29,8 @@ from minipost.files import read_bytes
 FOLDERS = ("state", "model", "critic", "reward_model")  # of any method's run
 FILES = ("summary.json", "metrics.jsonl", "config.json")
 MODEL_FILES = ("config.json", *checkpoint.SIDE_FILES, f"{checkpoint.WEIGHTS}.index.json")
-FREE = {"out", "show", "save_every"}  # options that do not act on what is made
+# Options that do not act on what is made; what the models are is in `made_from`.
+FREE = {"out", "show", "save_every", "model", "reward_model"}
 MOST_LOG = 2**31  # bytes of the longest log that is read
 
 
@@ -77,6 +78,9 @@ class Directory:
 
     def hold(self):
         """Keep other processes out of this directory until this one ends."""
+        for name in FILES:
+            if (self / name).is_dir():
+                raise MinipostError(f"{self / name}: is a directory; expected a file, move it away")
         try:
             import fcntl
         except ImportError:  # there is no such lock on Windows
@@ -233,6 +237,12 @@ class Directory:
                  f"{before.get(name)!r:.40}"
                  for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
         known = facts["made_from"]
+        for part in ("model", "reward_model"):  # it may have moved
+            old, new = facts["settings"]["options"].get(part), getattr(settings.options, part)
+            if old and new:
+                known = {str(Path(new) / Path(what).relative_to(old))
+                         if Path(what).is_relative_to(old) else what: digest
+                         for what, digest in known.items()}
         for what in sorted({*known, *made}):
             if known.get(what) == made.get(what):
                 continue

@@ -34,7 +34,7 @@ class Measured(Options):
     out: str = ""               # directory for summary.json
     show: int = 2               # held-out problems shown before and after
 
-    LIMITS = {"workers": ">= 0", "show": ">= 0"}
+    LIMITS = {"show": ">= 0"}
 
 
 def settings_of(argv, prog, options):

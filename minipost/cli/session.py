@@ -264,8 +264,7 @@ class Session:
                                     "--anyway")
             for change in changes:
                 self.console.say(f"going on although {change}")
-            if changes:
-                self.files.write_config(self.settings, self.made, self.workers)
+            self.files.write_config(self.settings, self.made, self.workers)
         try:
             self.run.restore(tensors, facts)
             self.before, self.spent = from_data(facts["before"]), facts["seconds"]

@@ -62,7 +62,7 @@ def load_reward(names, task):
     for name in names:
         path, function = divided(name)
         try:
-            with guarded(changes[path]):
+            with guarded(changes[path], name=f"--reward {name}"):
                 module = usercode.load(path)
                 found = getattr(module, function, None)
         except (KeyboardInterrupt, MinipostError):
@@ -177,7 +177,7 @@ def answer(reward, part, given, row, limit):
     name, changes, n = f"the reward function {name}", {}, len(given["prompts"])
     check_arguments(name, function, given)
     try:
-        with guarded(changes, own):
+        with guarded(changes, own, name):
             return within(limit, lambda: numbers(name, function(**copied(given)), row, n), name)
     except (KeyboardInterrupt, MinipostError):
         raise
@@ -222,7 +222,7 @@ def culprit(name, function, given, own, kind, limit):
         start, alone = time.perf_counter(), {key: each[i : i + 1] for key, each in given.items()}
         left = limit and max(1e-5, limit - (start - since))
         try:
-            with guarded({}, own):
+            with guarded({}, own, name):
                 within(left, partial(function, **copied(alone)), name)
         except KeyboardInterrupt:
             raise

@@ -9,15 +9,21 @@
 
 import ast
 import builtins
+import copy
 import faulthandler
 import gc
 import importlib.util
+import json
 import linecache
+import math
 import os
+import random
+import re
 import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 import zlib
@@ -90,35 +96,41 @@ HELD: list[tuple[str, Callable, Callable]] = [  # (what it is, how to read it, h
       if (number := getattr(signal, name, None))),
 ]
 ALWAYS_OURS = {"the handler of SIGINT", "the handler of SIGTERM"}  # a key press stops the run
-MODULES = (os, builtins, shutil)  # what sandboxes of generated code like to disable
-REAL = {name: getattr(os, name) for name in ("_exit", "abort", "execv", "execve")
-        if hasattr(os, name)}  # what ends or replaces the process
+# What sandboxes of generated code disable, and what the trainer itself uses.  Those of torch would
+# cost more than the rest of `guarded`.
+MODULES = (os, builtins, shutil, copy, json, math, random, re, signal, time)
+REAL = {name: getattr(os, name) for name in ("_exit", "abort", "execv", "execve", "closerange")
+        if hasattr(os, name)}  # what ends or replaces the process, or closes its files
+CANARY = os.open(os.devnull, os.O_RDONLY)  # only code that closes what is not its own closes it
 SYSTEM = sys.modules[os.name if os.name in sys.modules else "os"]  # posix or nt: os takes from it
 
 
 @contextmanager
-def guarded(changes, own=None):
+def guarded(changes, own=None, name="code of the user's own"):
     """Run the user's code in the block, so that it can neither change nor end the run.
 
     Put back are HELD, the functions of MODULES, sys.stdout and sys.stderr.  The dict `changes`
     receives {what: the value that the code left}.  Left as they are: os.environ, sys.path, imported
-    modules, and the global random streams, from which no run draws.
+    modules, the functions of torch and of others, and the global random streams, from which no run
+    draws.
 
     own: the `changes` of an earlier block, whose values of HELD hold in this block too, but for
     ALWAYS_OURS.  So what a file sets when it is imported holds in its functions, and nowhere else.
 
     Within the block what ends the process raises Ended, in this process and not in its children.
     Code that forks and comes back in the child ends there.  What the code leaves behind, such as a
-    thread or a function for atexit, cannot end the process well either: see `keep_the_end`.
+    thread or a function for atexit, cannot end the process well either: see `keep_the_end`.  Code
+    that has closed files of the run ends it with a sentence, under this `name`: nothing can put
+    them back.
     """
     keep_the_end()
     owner, code = os.getpid(), 0
     with torch.inference_mode(False):  # an inference mode left on ends with the block
         held = [read() for _, read, _ in HELD]
         try:
-            for name, _, put in HELD if own else ():
-                if name in own and name not in ALWAYS_OURS:
-                    set_to(put, own[name])
+            for what, _, put in HELD if own else ():
+                if what in own and what not in ALWAYS_OURS:
+                    set_to(put, own[what])
             with functions_and_streams(changes):
                 yield
         except BaseException as error:
@@ -128,9 +140,12 @@ def guarded(changes, own=None):
         finally:
             if os.getpid() != owner:
                 REAL["_exit"](code)
-            for (name, read, put), was in zip(HELD, held):
+            if not os.path.exists(CANARY):
+                finish(f"{name} closed files and connections that the run needs; let it close only "
+                       "what it has opened itself")
+            for (what, read, put), was in zip(HELD, held):
                 if (left := read()) != was:
-                    changes[name] = left
+                    changes[what] = left
                     set_to(put, was)
 
 

@@ -33,8 +33,8 @@ class Config(Bounded):
 
     def __post_init__(self):
         super().__post_init__()
-        if any(n < 1 for n in self.curve):
-            raise MinipostError(f"curve is {self.curve}; expected numbers of at least 1")
+        if not all(1 <= n <= 10_000 for n in self.curve):
+            raise MinipostError(f"curve is {self.curve}; expected numbers from 1 to 10000")
 
 
 def elect(texts, ballot, weights=None):
