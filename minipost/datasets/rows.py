@@ -204,8 +204,8 @@ def parse(line):
     except UnicodeDecodeError:
         raise ValueError("not UTF-8 text") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"expected one JSON object, found {text[:40].rstrip()!r} ({error})"
-                         ) from None
+        raise ValueError(f"expected one JSON object, found {text[:40].rstrip()!r} "
+                         f"({str(error)[:80]})") from None
     if not isinstance(found, dict):
         raise ValueError(f"expected a JSON object, found {type(found).__name__}")
     return Row(found, line.path, line.line)
