@@ -76,8 +76,8 @@ class Tokenizer:
             for backend in (tokenizer.backend, tokenizer.inside):
                 guarded(backend.decode, guarded(backend.encode, PROBE).ids)
         except MinipostError as error:
-            raise MinipostError(f"{path}: not a tokenizer that can be read ({error}); fetch it "
-                                "again, or choose another model") from None
+            raise MinipostError(f"{path}: cannot be read ({error}); fetch it again or choose "
+                                "another model") from None
         return tokenizer
 
     def id(self, token):

@@ -36,7 +36,6 @@ from minipost.gpt import GPT, GPTConfig
 from minipost.tokenizer import Tokenizer
 from scripts.bench import ROOT, machine, table, write
 from scripts.fuzz import FUZZERS
-from scripts.fuzz_rows import fuzz_rows
 
 TEXTS = ["7+5=? Answer: 12", "What is the capital of France?\nParis", "Praise the soup: fresh"]
 SHORT = {"steps": 3, "prompts": 3, "group_size": 2, "batch_size": 4, "pairs": 4, "sft_steps": 1,
@@ -559,7 +558,7 @@ def readers(place, quick):
     found, n = [], 150 if quick else 4000
     for name, fuzz in FUZZERS.items():
         trials = Trials(f"hostile input: {name}")
-        record = fuzz(n, 0)
+        record = fuzz(n // 3 if name == "rows" else n, 0)  # each of rows is two files
         trials.found["said"] += record.inputs - len(record.crashes) - record.opened
         trials.found["exact"] += record.opened
         for number, said, data in record.crashes:
@@ -568,12 +567,7 @@ def readers(place, quick):
             trials.add("WRONG", str(record))
         trials.end = time.perf_counter()
         found.append(trials)
-    trials = Trials("hostile input: rows")
-    rows = fuzz_rows(n // 3, 0, lambda said: trials.add("WRONG", said))
-    trials.found["said"] += rows["refused"]
-    trials.found["exact"] += rows["files"] - rows["refused"] - rows["failures"]
-    trials.end = time.perf_counter()
-    return [*found, trials]
+    return found
 
 
 SECTIONS = {"kills": kills, "operations": operations, "damage": damage, "disks": disks,

@@ -1,10 +1,12 @@
 """Hostile files and texts for every reader: each is opened or refused in one sentence.
 
     python -m scripts.fuzz --n 10000 --seed 0        every reader, one line each
+    python -m scripts.fuzz --n 100000 --write        into BENCHMARKS.md; half an hour
 
 Valid files are changed at random: values of JSON are replaced, deleted, repeated or nested, and
 bytes are flipped, cut out or put in.  What a reader may do with such a file is to open it or to
-raise MinipostError.  Anything else is kept as a crash, with the file that caused it.
+raise MinipostError.  Anything else is kept as a crash, with the file that caused it, and makes the
+exit code 1.
 """
 
 import argparse
@@ -27,6 +29,8 @@ from minipost.gpt import GPT, GPTConfig
 from minipost.rollout import generate
 from minipost.tasks import TASKS
 from minipost.tokenizer import Tokenizer
+from scripts.bench import ROOT, machine, table, write
+from scripts.fuzz_rows import fuzz_rows
 
 TEXTS = ["7+5=? Answer: 12", "", " h\u00e9 \u5317\n\u0000<bos>", "a" * 300]
 HOSTILE = [
@@ -359,20 +363,47 @@ def fuzz_problems(n, seed=0):
                      lambda task, problem, text: task.pose(text) if task.pose else None)
 
 
+def fuzz_damaged_rows(n, seed=0):
+    """Rows of --data and --eval-data, with bytes, values and keys damaged."""
+    record, before = Record("rows, two files", n), memory()
+    found = fuzz_rows(n, seed, lambda said: record.crashes.append((0, said, b"")))
+    record.opened, record.longest = n - found["refused"] - found["failures"], found["slowest"]
+    record.memory, record.sentence = memory() - before, found["sentence"]
+    return record
+
+
 FUZZERS = {"config": fuzz_config, "generation": fuzz_generation, "tokenizer": fuzz_tokenizer,
            "weights": fuzz_weights, "run": fuzz_run, "state": fuzz_state, "answers": fuzz_answers,
-           "problems": fuzz_problems}
+           "problems": fuzz_problems, "rows": fuzz_damaged_rows}
 
 
-if __name__ == "__main__":
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n", type=int, default=10_000, help="inputs of each reader")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=FUZZERS, action="append", help="one reader; may repeat")
-    args = parser.parse_args()
+    parser.add_argument("--write", action="store_true", help="put the table into BENCHMARKS.md")
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
+    records = []
     for name in args.only or FUZZERS:
         record = FUZZERS[name](args.n, args.seed)
+        records.append(record)
         print(record, flush=True)
         for number, said, data in record.crashes[:10]:
             print(f"  input {number}: {said}\n    {data[:300]!r}")
+    if args.write:
+        write(ROOT / "BENCHMARKS.md", "scripts.fuzz", [
+            "## Hostile files and texts", "", machine(), "",
+            f"`python -m scripts.fuzz --n {args.n} --seed {args.seed}`.  Valid inputs are damaged "
+            "at random.  Each is opened, or refused in one sentence; all else is a crash.", "",
+            *table(["reader", "inputs", "opened", "crashes", "slowest", "most memory",
+                    "longest sentence"],
+                   [[r.reader, f"{r.inputs:,}", f"{r.opened:,}", str(len(r.crashes)),
+                     f"{r.longest:.2f} s", f"{r.memory:.0f} MB", f"{r.sentence} characters"]
+                    for r in records])], command="python -m")
+    return int(any(record.crashes for record in records))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,14 +1,12 @@
 """Damaged JSONL files against the reader of rows: they end in our sentences, soon.
 
-    python -m scripts.fuzz_rows                           100,000 files, a quarter of an hour
-    python -m scripts.fuzz_rows --n 2000 --seed 7         fewer
+    python -m scripts.fuzz --only rows
 
 A good file is damaged in its bytes, values and keys.  It is read as rows, as a task, for a method
 that reads every key, and by the doctor's checks of texts.  Each file must give rows or a
 MinipostError, of printable words, within a second.
 """
 
-import argparse
 import json
 import random
 import tempfile
@@ -124,9 +122,12 @@ STATED = {name: {"bos": set(), "eos": set(), "pad": set()} for name in
 
 
 def fuzz_rows(n, seed, say=print):
-    """n damaged files.  -> {"files", "refused", "failures", "slowest": seconds}"""
+    """n pairs of damaged files.  -> {"files", "refused", "failures", "slowest", "sentence"}
+
+    slowest: seconds of the slowest pair.  sentence: characters of the longest complaint.
+    """
     tokenizer = Tokenizer.train(["7+5=? Answer: 12", "Praise the soup."], 280)
-    found = {"files": n, "refused": 0, "failures": 0, "slowest": 0.0}
+    found = {"files": n, "refused": 0, "failures": 0, "slowest": 0.0, "sentence": 0}
     words = [Vocabulary(tokenizer, before, {tokenizer.id(EOS)}, tokenizer.id(PAD))
              for before in ([tokenizer.id(BOS)], [])]
     with tempfile.TemporaryDirectory() as folder:
@@ -137,6 +138,7 @@ def fuzz_rows(n, seed, say=print):
             Path(other).write_bytes(damaged(rng))
             try:
                 errors, said = use(path, other, rng.choice(words), rng.choice(HOW))
+                found["sentence"] = max([found["sentence"], *map(len, errors)])
                 wrong = [text for text in errors + said if not "".join(text.split()).isprintable()]
                 if wrong:
                     raise AssertionError(f"not printable: {wrong[0]!r}")
@@ -148,15 +150,3 @@ def fuzz_rows(n, seed, say=print):
                 say(f"file {k} of seed {seed}: {traceback.format_exc()}")
             found["slowest"] = max(found["slowest"], time.process_time() - start)
     return found
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--n", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    print(fuzz_rows(options.n, options.seed))
-
-
-if __name__ == "__main__":
-    main()

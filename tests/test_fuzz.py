@@ -30,3 +30,11 @@ def test_the_fuzzer_sees_a_reader_that_crashes(monkeypatch, name, owner, reader)
 
     monkeypatch.setattr(fuzz, "look", look)
     assert fuzz.FUZZERS[name](20, seed=0).crashes
+
+
+def test_a_crash_makes_the_exit_code_one(monkeypatch, capsys):
+    assert fuzz.main(["--n", "3", "--only", "problems"]) == 0
+    monkeypatch.setattr(fuzz, "use", None)
+    monkeypatch.setattr(Tokenizer, "load", None)
+    assert fuzz.main(["--n", "3", "--only", "tokenizer"]) == 1
+    assert "3 crashes" in capsys.readouterr().out

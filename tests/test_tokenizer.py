@@ -227,7 +227,7 @@ def test_a_description_of_unknown_or_harmful_parts_is_refused(tmp_path, capfd, c
     path.write_text(json.dumps(described(**change)))
     with pytest.raises(MinipostError) as error:
         Tokenizer.load(path)
-    assert str(error.value).startswith(f"{path}: not a tokenizer that can be read (")
+    assert "/tokenizer.json: cannot be read (" in str(error.value)
     assert part in str(error.value) and "choose another model" in str(error.value)
     assert "panicked" not in capfd.readouterr().err
 
