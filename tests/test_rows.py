@@ -125,7 +125,7 @@ def test_a_prompt_ends_where_the_texts_say_so_and_never_inside_a_word(tmp_path, 
     ("7+5=12", "7+5=13"), ("fresh", "nasty"), (" fresh", " nasty"), ("a b", "a b c"),
     ("Q: a?\nA: x", "Q: b?\nA: y"), ("user: a?\nassistant: x", "user: b?\nassistant: y"),
     ("\u95ee\u9898\uff1a a?\n\u7b54\u6848\uff1ax", "\u95ee\u9898\uff1a b?\n\u7b54\u6848\uff1ay"),
-    (HH, HH + " Yes"), ("Praise it. ", "Praise it. Fresh"),
+    (HH, HH + " Yes"), ("Praise it. ", "Praise it. Fresh"), ("Praise it.\n ", "Praise it.\nFresh"),
 ])
 def test_a_pair_without_a_place_where_its_prompt_ends(tmp_path, chosen, rejected):
     path = write(tmp_path / "pairs.jsonl", [{"chosen": chosen, "rejected": rejected}])
