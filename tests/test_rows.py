@@ -386,6 +386,13 @@ def test_many_skipped_rows_are_said_and_what_is_kept(tmp_path):
         "found 'x' (Expecting value: line 1 column 1 (char 0)); 20 are kept, fewer than half"]
 
 
+def test_the_answer_of_a_row_is_read_without_outer_spaces(tmp_path):
+    task = File(write(tmp_path / "rows", [{"prompt": str(k), "completion": " b"}
+                                          for k in range(40)]))
+    assert [task.parse(text) for text in (" b\n", "b c", " \n")] == ["b", "b c", None]
+    assert task.reward(["1"] * 3, ["b ", " b", "c"], [" b"] * 3) == [1.0, 1.0, 0.0]
+
+
 # ---- rows that name things otherwise
 
 @pytest.mark.parametrize("row, part", [
