@@ -72,6 +72,9 @@ class Place:
         checkpoint.create(self.folder / "tiny", model, words)
         (self.folder / "rows.jsonl").write_text("".join(json.dumps(
             {"prompt": f"{n}+5=?", "completion": f" {n + 5}"}) + "\n" for n in range(40)))
+        (self.folder / "rated.jsonl").write_text("".join(json.dumps(
+            {"prompt": f"{n}+5=?", "completion": f" {n + 5}", "reward": n % 3 / 2}) + "\n"
+            for n in range(40)))
         (self.folder / "reward.py").write_text(REWARD)
 
     def arguments(self, algo, out, *flags, workers=1):
@@ -80,9 +83,20 @@ class Place:
         knobs = [part for name, value in SHORT.items() if name in known
                  for part in (f"--{name.replace('_', '-')}", str(value))]
         knobs += ["--teacher", str(self.folder / "tiny")] if "teacher" in known else []
-        return ["--algo", algo, "--model", str(self.folder / "tiny"), "--out", str(out),
-                "--workers", str(workers), "--max-new-tokens", "4", "--eval-n", "2", "--show", "0",
-                "--save-every", "1", *knobs, *flags]
+        # These learn from answers of unlike rewards, and a model of chance solves no problem.
+        if algo == "orm":
+            knobs += ["--data", str(self.folder / "rows.jsonl"), *self.reward(algo)]
+        if algo == "rft":
+            knobs += ["--data", str(self.folder / "rated.jsonl")]
+        model = ROOT / "checkpoints/base" if algo == "prm" else self.folder / "tiny"
+        room = "48" if algo == "prm" else "4"
+        return ["--algo", algo, "--model", str(model), "--out", str(out), "--workers", str(workers),
+                "--max-new-tokens", room, "--eval-n", "2", "--show", "0", "--save-every", "1",
+                *knobs, *flags]
+
+    def reward(self, algo):
+        """What names a reward function, if the method's runs have one; a resume needs it too."""
+        return ["--reward", f"{self.folder / 'reward.py'}:share"] if algo == "orm" else []
 
     def outcome(self, out):
         """All bytes that a finished run leaves, without its seconds."""
@@ -108,7 +122,7 @@ class Place:
     def mend(self, algo, out, *flags, workers=1):
         """Go on with a run, or begin it again where it has saved nothing.  -> (code, text)"""
         if any((out / "state").glob("*.safetensors")):
-            return run(["--resume", str(out)])
+            return run(["--resume", str(out), *self.reward(algo)])
         return run([*self.arguments(algo, out, *flags, workers=workers), "--overwrite"])
 
     def judge(self, trials, algo, out, what, *flags, workers=1, older=()):
@@ -197,7 +211,8 @@ def kills(place, quick):
                 for arguments in (first, None):
                     if arguments is None:
                         saved = any((out / "state").glob("*.safetensors"))
-                        arguments = ["--resume", str(out)] if saved else [*first, "--overwrite"]
+                        arguments = [*first, "--overwrite"] if not saved else [
+                            "--resume", str(out), *place.reward(algo)]
                     pid = start(lambda a=arguments: train.main(a), output.name)
                     time.sleep(rng.random() * seconds)
                     os.kill(pid, signal.SIGKILL)

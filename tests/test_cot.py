@@ -49,10 +49,15 @@ def test_a_task_with_no_other_problem_has_no_examples():
         cot.few_shot(Lone(), [Lone().pose("7 + 5")], 1, random.Random(0))
 
 
-def test_four_ways_to_answer_the_same_problems():
-    task = Arithmetic()
+def test_four_ways_to_answer_the_same_problems(monkeypatch):
+    task, asked = Arithmetic(), []
     tools = Babble(task, ["Answer: 1"])
+    monkeypatch.setattr(tools, "greedy", lambda texts: asked.append(texts) or Babble.greedy(
+        tools, texts))
     arms = list(cot.arms(task.heldout(3), tools, cot.Config(shots=2)))
     assert [arm.name for arm in arms] == ["direct", "direct, 2 examples", "worked",
                                           "worked, 2 examples"]
     assert sum(arm.tokens for arm in arms) == tools.tokens
+    ends = ("? Answer:", "=?\n", "? Think:\n", "=?\n")
+    for texts, end, lines in zip(asked, ends, (0, 3 + 3 + 1, 1, 8 + 8 + 1), strict=True):
+        assert all(text.endswith(end) and text.count("\n") == lines for text in texts)

@@ -39,6 +39,9 @@ def test_bfloat16_weights_learn_through_a_float32_copy():
     assert learner.master.dtype == torch.float32
     assert ((start - module.weight) - 0.003).abs().max() < 0.002
     assert torch.equal(learner.flat, learner.master.to(torch.bfloat16))
+    other = Learner(torch.nn.Linear(4, 4, bias=False).to(torch.bfloat16))
+    other.restore(*learner.state())
+    assert torch.equal(other.master, learner.master) and torch.equal(other.flat, learner.flat)
 
 
 def test_a_gradient_that_is_not_finite_is_dropped_and_five_in_a_row_end_the_run():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from minipost import checkpoint
+from minipost.datasets.rows import File
 from minipost.errors import MinipostError
 from minipost.methods import rlaif
 from minipost.optim import Learner
@@ -72,3 +73,13 @@ def test_what_only_dpo_heeds_is_refused_with_ppo(name):
     rlaif.Config(learner="dpo", **{name: 0.25})
     with pytest.raises(MinipostError, match=f"{name} is 0.25, which only --learner dpo heeds"):
         rlaif.Config(**{name: 0.25})
+
+
+def test_a_row_without_an_answer_is_refused_before_any_step(asked, tmp_path):
+    """Where the policy is fine-tuned first; the doctor and the run ask `check`."""
+    run, *_ = asked
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "{k}"}}\n' for k in range(40)))
+    run.task = File(str(tmp_path / "rows.jsonl"))
+    rlaif.check(run, rlaif.Config(sft_steps=0))
+    with pytest.raises(MinipostError, match="line .: the row has no completion to learn from"):
+        rlaif.check(run, rlaif.Config())

@@ -125,7 +125,7 @@ def test_a_prompt_ends_where_the_texts_say_so_and_never_inside_a_word(tmp_path, 
     ("7+5=12", "7+5=13"), ("fresh", "nasty"), (" fresh", " nasty"), ("a b", "a b c"),
     ("Q: a?\nA: x", "Q: b?\nA: y"), ("user: a?\nassistant: x", "user: b?\nassistant: y"),
     ("\u95ee\u9898\uff1a a?\n\u7b54\u6848\uff1ax", "\u95ee\u9898\uff1a b?\n\u7b54\u6848\uff1ay"),
-    (HH, HH + " Yes"), ("Praise it. ", "Praise it. Fresh"),
+    (HH, HH + " Yes"), ("Praise it. ", "Praise it. Fresh"), ("Praise it.\n ", "Praise it.\nFresh"),
 ])
 def test_a_pair_without_a_place_where_its_prompt_ends(tmp_path, chosen, rejected):
     path = write(tmp_path / "pairs.jsonl", [{"chosen": chosen, "rejected": rejected}])
@@ -384,6 +384,13 @@ def test_many_skipped_rows_are_said_and_what_is_kept(tmp_path):
     assert File(data, on_bad_row="skip").skipped() == [
         f"skipped 30 of 50 rows of {data}; the first was {data}, line 1: expected one JSON object, "
         "found 'x' (Expecting value: line 1 column 1 (char 0)); 20 are kept, fewer than half"]
+
+
+def test_the_answer_of_a_row_is_read_without_outer_spaces(tmp_path):
+    task = File(write(tmp_path / "rows", [{"prompt": str(k), "completion": " b"}
+                                          for k in range(40)]))
+    assert [task.parse(text) for text in (" b\n", "b c", " \n")] == ["b", "b c", None]
+    assert task.reward(["1"] * 3, ["b ", " b", "c"], [" b"] * 3) == [1.0, 1.0, 0.0]
 
 
 # ---- rows that name things otherwise

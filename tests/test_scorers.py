@@ -36,6 +36,8 @@ def test_scores_that_are_not_finite_are_refused():
     for broken in (math.nan, math.inf):
         with pytest.raises(MinipostError, match="not finite"):
             scorers.report(run, splits, lambda rollout: torch.full((len(rollout),), broken))
+        with pytest.raises(MinipostError, match="not finite"):
+            scorers.on_pairs([1.0, broken, 1.0], [0, 1, 2])
 
 
 def test_calibration_error_of_known_cases():

@@ -1,6 +1,7 @@
 """Draft, critique, revise."""
 
 import pytest
+from fakes import Babble
 
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.test_time import self_feedback
@@ -56,3 +57,11 @@ def test_no_more_attempts_are_made_than_allowed(attempts):
     author = Author(DRAFT, *[MENDED] * 9)
     rounds, = self_feedback.retry([SUM], author, 4, right)
     assert [r["answer"] for r in rounds] == [DRAFT, MENDED]
+
+
+def test_each_arm_takes_its_answers_and_no_more():
+    tools = Babble(Arithmetic(), ["Answer: 1"])
+    found = {arm.name: len(arm.workings[0]["rounds"])
+             for arm in self_feedback.arms([SUM], tools, self_feedback.Config(attempts=3))}
+    assert found == {"draft": 1, "retry": 3, "self-feedback": 1,  # its critique approves
+                     "retry, checker": 3, "self-feedback, checker": 3}

@@ -264,6 +264,23 @@ def test_a_critic_names_the_first_wrong_step_and_a_revision_mends_it():
     assert slipped
 
 
+def test_every_step_is_checked_and_a_wrong_one_is_written_again():
+    """Verdicts agree with the steps, and what is left of them is the worked answer."""
+    rng, mended = random.Random(0), 0
+    for problem in WORKED.sample(200, rng):
+        prompt, text = WORKED.checked(problem, rng, slip=0.5)
+        *lines, answer = text.split("\n")
+        pairs = list(zip(lines[::2], lines[1::2], strict=True))
+        right = [step for step, verdict in pairs if verdict == "ok"]
+        assert prompt == f"{problem.columns['chain']}=? Check:\n"
+        assert "\n".join([*right, answer]) == WORKED.demonstrate(problem)
+        for step, verdict in pairs:
+            made, result = step.split("=")
+            assert verdict == ("ok" if eval(made) == int(result) else "no")
+        mended += len(pairs) - len(right)
+    assert mended > 200
+
+
 def test_what_critics_revisers_and_judges_read():
     task = Arithmetic()
     problem = task.pose("7+5-3")

@@ -400,6 +400,8 @@ def test_an_error_without_a_place_or_words():
     assert usercode.told(Silent()) == "Silent" and usercode.told(KeyError("a")) == "KeyError: 'a'"
     odd = SyntaxError(["m"], ("f.py", 3, 1, {5}))
     assert usercode.told(odd) == "SyntaxError: ['m'] (f.py, line 3: `{5}`)"
+    blank = SyntaxError("m", ("f.py", 3, 1, "  \n"))
+    assert usercode.told(blank) == "SyntaxError: m (f.py, line 3)"
 
 
 # ---- the end of the process
