@@ -1,4 +1,4 @@
-"""Decoding: the network of gpt.py, one new token per row, without gradients and with few operations.
+"""Decoding: the network of gpt.py, a new token per row at a time, in few operations.
 
 A step is small.  At 32 rows its matrix products take half of its time, and most of the rest is what
 it costs to start an operation.  So the same numbers are computed with a third fewer of them:
@@ -93,7 +93,7 @@ class Decoder:
 
 
 class Layer:
-    """A layer's matrices, for rows on the left, and its cache of keys and values (2, B, K, S, E)."""
+    """A layer's matrices, for rows on the left, and its keys and values (2, B, K, S, E)."""
 
     cache: torch.Tensor
 
@@ -104,7 +104,7 @@ class Layer:
         qkv = block.self_attn.qkv_proj.weight
         self.order = torch.arange(self.width, device=qkv.device).view(2, -1).t().flatten()
         qk, v = qkv.split([turned * self.width, self.kv * self.width])
-        qk = qk.unflatten(0, (turned, self.width))[:, self.order]           # 0, E/2, 1, E/2 + 1, ...
+        qk = qk.unflatten(0, (turned, self.width))[:, self.order]           # 0, E/2, 1, ...
         qk[: self.heads] *= self.width**-0.5
         self.qkv = torch.cat([qk.flatten(0, 1), v]).t().contiguous()        # (D, (H + 2K) E)
         self.out = block.self_attn.o_proj.weight.t()                        # (H E, D)

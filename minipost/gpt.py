@@ -177,22 +177,6 @@ class Attention(nn.Module):
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         return self.o_proj(mixed.transpose(1, 2).flatten(2)), k, v
 
-    def step(self, x, cos, sin, keys, values, at, bias):
-        """One new position per row against the cache.  (B, 1, D) -> (B, 1, D)
-
-        Two batched products beat the fused kernel for a single query.  The R queries that share
-        a key head stand where a sequence of queries would, so grouped heads need no copies.
-        """
-        q, k, v = self.project(x, cos, sin)
-        keys[:, :, at], values[:, :, at] = k[:, :, 0], v[:, :, 0]
-        rows, seen = len(x), at + 1
-        q = q.reshape(rows, self.kv_heads, -1, self.head_dim)               # (B, K, R, E)
-        score = q @ keys[:, :, :seen].transpose(2, 3) * self.head_dim**-0.5  # (B, K, R, seen)
-        if bias is not None:
-            score = score + bias[:, None, None, :seen]
-        mixed = score.softmax(-1) @ values[:, :, :seen]                     # (B, K, R, E)
-        return self.o_proj(mixed.view(rows, 1, -1))
-
 
 def explicit_attention(q, k, v):
     """Softmax attention in plain operations, so that every kind of derivative exists.
@@ -234,10 +218,6 @@ class Block(nn.Module):
         mixed, k, v = self.self_attn(self.input_layernorm(x), cos, sin, explicit)
         x = x + mixed
         return x + self.mlp(self.post_attention_layernorm(x)), k, v
-
-    def step(self, x, cos, sin, keys, values, at, bias):
-        x = x + self.self_attn.step(self.input_layernorm(x), cos, sin, keys, values, at, bias)
-        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class GPT(nn.Module):
@@ -316,65 +296,6 @@ class GPT(nn.Module):
     def forward(self, tokens, explicit=False):
         """Logits of the token that follows each position.  (B, T) -> (B, T, V)"""
         return self.head(self.hidden(tokens, explicit))
-
-    def prefill(self, tokens, lengths, max_new_tokens, group_size=1):
-        """Read prompts padded on the right; leave `max_new_tokens` columns for what follows.
-
-        (P, L), (P,) -> Cache of P*G rows, and each row's last hidden state, (P*G, D).
-        Each prompt is read once and its keys and values are copied, so a group costs one prompt.
-        """
-        kept = []
-        hidden = self.hidden(tokens, keep=kept)
-        last = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]
-        cache = Cache(self.config, kept, lengths, max_new_tokens, group_size)
-        return cache, last.repeat_interleave(group_size, 0)
-
-    def step(self, tokens, cache):
-        """Append one token to every row of the cache.  (B,) -> final hidden states (B, D)"""
-        cos, sin = self.rotary(cache.keys[0].shape[2])
-        here = cache.lengths + (cache.at - cache.width)                     # (B,) positions
-        cos, sin = cos[here][:, None, None], sin[here][:, None, None]       # (B, 1, 1, E)
-        x = F.embedding(tokens, self.embed_tokens.weight)[:, None]          # (B, 1, D)
-        for layer, keys, values in zip(self.layers, cache.keys, cache.values):
-            x = layer.step(x, cos, sin, keys, values, cache.at, cache.bias)  # type: ignore[operator]
-        cache.at += 1
-        return self.norm(x)[:, 0]
-
-
-class Cache:
-    """Keys and values of every layer, allocated once: (B, K, columns, E) per layer.
-
-    Prompts stand flush right in the first `width` columns, so that all rows write their next
-    token into the same column `at`.  `bias` hides the columns left of a shorter prompt.
-    """
-
-    def __init__(self, config, kept, lengths, max_new_tokens, group_size):
-        self.width = self.at = kept[0][0].shape[2]
-        self.lengths = lengths.repeat_interleave(group_size)                # (B,)
-        column = torch.arange(self.width, device=lengths.device)
-        source = (column - (self.width - lengths)[:, None]).clamp(min=0)    # (P, width)
-        self.bias = None
-        if bool((lengths < self.width).any()):
-            hidden = column < (self.width - self.lengths)[:, None]
-            self.bias = torch.zeros(len(hidden), self.width + max_new_tokens,
-                                    dtype=kept[0][0].dtype, device=lengths.device)
-            self.bias[:, : self.width].masked_fill_(hidden, -math.inf)
-        self.keys, self.values = [], []
-        for pair in kept:
-            for store, new in zip((self.keys, self.values), pair):
-                flush = new.gather(2, source[:, None, :, None].expand_as(new))
-                whole = new.new_empty(
-                    len(self.lengths), new.shape[1], self.width + max_new_tokens, config.head_dim
-                )
-                whole[:, :, : self.width] = flush.repeat_interleave(group_size, 0)
-                store.append(whole)
-
-    def select(self, rows):
-        """Keep only these rows, in this order."""
-        self.lengths = self.lengths[rows]
-        self.bias = None if self.bias is None else self.bias[rows]
-        self.keys = [keys[rows] for keys in self.keys]
-        self.values = [values[rows] for values in self.values]
 
 
 class ValueHead(nn.Module):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from minipost.decode import Decoder
 from minipost.errors import MinipostError
 from minipost.ops import pick, spread
 
@@ -259,9 +260,9 @@ def generate(model, prompts, group_size=1, *, max_new_tokens, eos, pad, temperat
     logp = torch.zeros(rows, max_new_tokens, device=device)
     here = torch.arange(rows, device=device)                                # the cache's rows
     going = torch.ones(rows, dtype=torch.bool, device=device)               # of those, unfinished
-    cache, hidden = model.prefill(read, lengths, max_new_tokens, group_size)
+    decoder = Decoder(model, read, lengths, max_new_tokens, group_size)
     for t in range(max_new_tokens):
-        logp_all = next_logp(model.head(hidden), temperature)               # (here, V)
+        logp_all = next_logp(decoder.logits(), temperature)                 # (here, V)
         token = draw(logp_all, None if uniform is None else uniform[here, t])
         response[here, t], logp[here, t] = token, pick(logp_all, token).to(logp.dtype)
         going = going & ~torch.isin(token, stop)
@@ -270,9 +271,9 @@ def generate(model, prompts, group_size=1, *, max_new_tokens, eos, pad, temperat
             break
         if left < COMPACT * len(going):
             keep = going.nonzero()[:, 0]
-            cache.select(keep)
+            decoder.select(keep)
             here, token, going = here[keep], token[keep], going[keep]
-        hidden = model.step(token, cache)
+        decoder.step(token)
     prompt = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
     return assemble(read[prompt], lengths[prompt], response, logp, prompt, stop, t + 1, pad)
 

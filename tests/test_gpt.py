@@ -24,34 +24,6 @@ from minipost.optim import Learner
 from minipost.rollout import Sequences, distribution, generate
 
 
-@pytest.mark.parametrize("kv", [1, 2, 4])
-@pytest.mark.parametrize("tied", [True, False])
-def test_cached_decoding_equals_the_full_forward(kv, tied):
-    """Ragged prompts, copies, steps and dropped rows give the logits of the whole sequences."""
-    model = tiny(kv=kv, tied=tied)
-    generator = torch.Generator().manual_seed(1)
-    prompts = [torch.randint(1, 11, (n,), generator=generator).tolist() for n in (5, 2, 7)]
-    padded = torch.tensor([p + [PAD] * (7 - len(p)) for p in prompts])
-    lengths = torch.tensor([len(p) for p in prompts])
-    with torch.no_grad():
-        cache, hidden = model.prefill(padded, lengths, max_new_tokens=6, group_size=2)
-        rows = [list(p) for p in prompts for _ in range(2)]
-        for t in range(6):
-            for row, ids in enumerate(rows):
-                whole = model(torch.tensor([ids]))[0, -1]
-                assert torch.allclose(model.head(hidden)[row], whole, atol=1e-12)
-            if t == 2:
-                keep = torch.tensor([0, 3, 5])
-                cache.select(keep)
-                rows = [rows[i] for i in keep.tolist()]
-            if t == 5:
-                break
-            token = torch.randint(1, 11, (len(rows),), generator=generator)
-            for ids, new in zip(rows, token.tolist()):
-                ids.append(new)
-            hidden = model.step(token, cache)
-
-
 def test_explicit_attention_equals_the_fused_one():
     model, seqs = tiny(), sequences(4)
     with torch.no_grad():

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minipost import rollout as ro
+from minipost.decode import Decoder
 from minipost.errors import MinipostError
 from minipost.ops import entropy, spread
 from minipost.rollout import Pairs, concat, distribution, generate, logprobs, minibatches, pack
@@ -93,10 +94,10 @@ def test_drawing_inverts_the_cumulative_distribution():
     assert ro.draw(logp, None).tolist() == [3] * 5
 
 
-def test_rows_stop_at_eos_and_cost_nothing_after_it():
-    model, seen = tiny(), []
-    original = model.step
-    model.step = lambda tokens, cache: seen.append(len(tokens)) or original(tokens, cache)
+def test_rows_stop_at_eos_and_cost_nothing_after_it(monkeypatch):
+    model, seen, step = tiny(), [], Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda self, token: seen.append(len(token)) or step(
+        self, token))
     rollout = generate(model, PROMPTS, 32, max_new_tokens=20, eos={EOS}, pad=PAD, seed=(1,))
     for (ids, _), length, done in zip(rows_of(rollout), rollout.lengths, rollout.finished):
         response = ids[-int(length):]
