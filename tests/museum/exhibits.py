@@ -242,23 +242,23 @@ def _(ours, logits, temperature):
     "positions count the padding", "OpenRLHF/OpenRLHF#217",
     "Padding on the left moved the positions, so the same tokens had other log-probs in another "
     "batch.",
-    "minipost.gpt:Cache.__init__",
+    "minipost.decode:Decoder.__init__",
     "test_rollout.py::test_recorded_logp_equals_recomputed",
-    "test_gpt.py::test_cached_decoding_equals_the_full_forward")
-def _(ours, cache, *args):
-    ours(cache, *args)
-    cache.lengths = torch.full_like(cache.lengths, cache.width)  # from which positions go on
+    "test_decode.py::test_cached_decoding_equals_the_full_forward")
+def _(ours, decoder, *args, **options):
+    ours(decoder, *args, **options)
+    decoder.lengths = torch.full_like(decoder.lengths, decoder.width)  # positions go on from there
 
 
 @exhibit(
     "padding attended to", "ml-explore/mlx-lm#1906",
     "The mask of the padding was lost on its way, and every step attended to pads as to words.",
-    "minipost.gpt:Cache.__init__",
+    "minipost.decode:Decoder.__init__",
     "test_rollout.py::test_recorded_logp_equals_recomputed",
-    "test_gpt.py::test_cached_decoding_equals_the_full_forward")
-def _(ours, cache, *args):
-    ours(cache, *args)
-    cache.bias = None
+    "test_decode.py::test_cached_decoding_equals_the_full_forward")
+def _(ours, decoder, *args, **options):
+    ours(decoder, *args, **options)
+    decoder.bias = None
 
 
 @exhibit(
