@@ -1,7 +1,7 @@
 """What a run survives: kills, damage, full disks, signals, hostile files.  A table of all of it.
 
-    python -m scripts.faults                 about 12 minutes on 2 cores
-    python -m scripts.faults --quick         a minute; the small form that CI runs
+    python -m scripts.faults                 about 13 minutes on 2 cores
+    python -m scripts.faults --quick         two minutes; the small form that CI runs
     python -m scripts.faults --write         the table goes into BENCHMARKS.md
     python -m scripts.faults --only kills    one section: kills, operations, damage, disks, signals,
                                              settings, printing, readers
