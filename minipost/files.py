@@ -184,7 +184,7 @@ def sha256(path):
 
 
 def umask():
-    mask = os.umask(0)
+    mask = os.umask(0o077)  # there is no way to read it alone
     os.umask(mask)
     return mask
 

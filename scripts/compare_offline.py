@@ -109,7 +109,7 @@ def collect(args, setting, seed, folder):
         for kind, lines in (("answers", rows), ("pairs", pairs)):
             text = "".join(json.dumps(line) + "\n" for line in lines)
             files.publish(folder / f"{kind}{name}.jsonl",
-                               lambda path, text=text: path.write_text(text))
+                          lambda path, text=text: path.write_text(text))
 
 
 def digest(folder):

@@ -1,7 +1,7 @@
 """What a run survives: kills, damage, full disks, signals, hostile files.  A table of all of it.
 
-    python -m scripts.faults                 about 12 minutes on 2 cores
-    python -m scripts.faults --quick         a minute; the small form that CI runs
+    python -m scripts.faults                 about 13 minutes on 2 cores
+    python -m scripts.faults --quick         two minutes; the small form that CI runs
     python -m scripts.faults --write         the table goes into BENCHMARKS.md
     python -m scripts.faults --only kills    one section: kills, operations, damage, disks, signals,
                                              settings, printing, readers
@@ -248,23 +248,22 @@ def operations(place, quick):
     found = []
     for title, older in (("SIGKILL at each file operation", False),
                          ("the same, over a finished run", True)):
-        trials = Trials(title)
+        trials, out, kept = Trials(title), place.folder / "op", place.folder / "kept"
         k, step = 1, 7 if quick else 1
+        if older:
+            run(place.arguments("sft", out, "--lr", "0.5"))
+            out.rename(kept)
         while True:
-            out = place.folder / "op"
-            shutil.rmtree(out, ignore_errors=True)
-            if older:
-                run(place.arguments("sft", out, "--lr", "0.5"))
             ended = []
             for after in (False, True):
+                if older:
+                    shutil.copytree(kept, out)
                 arguments = [*place.arguments("sft", out), *(["--overwrite"] if older else [])]
                 code, _ = run(arguments, killing(k, after))
                 ended.append(code)
                 place.judge(trials, "sft", out, f"operation {k}, after {after}, code {code}",
                             older=("--lr", "0.5") if older else ())
                 shutil.rmtree(out, ignore_errors=True)
-                if older:
-                    run(place.arguments("sft", out, "--lr", "0.5"))
             if ended == [0, 0]:
                 break
             k += step

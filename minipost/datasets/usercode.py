@@ -37,6 +37,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from minipost import files
 from minipost.errors import MinipostError
 
 GRACE = 5.0  # seconds after the limit within which the code must have noticed it
@@ -56,12 +57,6 @@ def folder():
     """The working folder, or None if it has been deleted."""
     with suppress(FileNotFoundError):
         return os.getcwd()
-
-
-def umask():
-    was = os.umask(0o077)  # there is no way to read it alone
-    os.umask(was)
-    return was
 
 
 def filter_warnings(filters):
@@ -85,7 +80,7 @@ HELD: list[tuple[str, Callable, Callable]] = [  # (what it is, how to read it, h
     ("numpy's error handling", np.geterr, lambda was: np.seterr(**was)),
     ("the filters of warnings", lambda: [*warnings.filters], filter_warnings),
     ("the working folder", folder, os.chdir),
-    ("the umask", umask, os.umask),
+    ("the umask", files.umask, os.umask),
     ("the garbage collector", gc.isenabled, lambda was: gc.enable() if was else gc.disable()),
     ("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
     ("the timer of SIGALRM", lambda: signal.getitimer(signal.ITIMER_REAL),
