@@ -5,9 +5,7 @@
     x  += Wdown( silu(Wgate m) * (Wup m) ),             m = rmsnorm(x)         once per layer
     logits = Whead rmsnorm(x)                           Whead is embed when they are tied
 
-RMSNorm is Zhang & Sennrich 2019 (arxiv.org/abs/1910.07467), rotary positions Su et al. 2021
-(arxiv.org/abs/2104.09864, in the rotate-half form of Llama), SwiGLU Shazeer 2020
-(arxiv.org/abs/2002.05202), grouped queries Ainslie et al. 2023 (arxiv.org/abs/2305.13245).
+The pieces and their derivatives are in functions.py; where tokens stand is said by packed.py.
 The three matrices that read the same input are stored as one (`qkv_proj`, `gate_up_proj`), which
 saves small products; checkpoint.py cuts them apart into the names that Hugging Face uses.
 
@@ -25,6 +23,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from minipost.errors import MinipostError
+from minipost.functions import product, rms_norm, rotary_table, swiglu, turn
+from minipost.packed import Packed, Padded
 
 
 @dataclass(frozen=True)
@@ -53,52 +53,9 @@ class GPTConfig:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions need pairs")
 
 
-class Product(torch.autograd.Function):
-    """y = x W^T through oneDNN:  dx = dy W,  dW = dy^T x.
-
-    PyTorch calls MKL for float32 products.  On AMD processors with AVX-512, MKL runs at half of
-    what the machine can do.  oneDNN does not, so a training step is a fifth faster with it.  The
-    operator is PyTorch's but undocumented, so `product` checks that it exists.  The derivatives are
-    made of differentiable products again, because second and forward derivatives need that.
-    """
-
-    @staticmethod
-    def forward(x, weight):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        rows, inputs = grad.flatten(0, -2), x.flatten(0, -2)
-        return Product.apply(grad.contiguous(), weight.t()), Product.apply(rows.t(), inputs.t())
-
-    @staticmethod
-    def jvp(ctx, dx, dweight):
-        x, weight = ctx.saved_tensors
-        return F.linear(dx, weight) + F.linear(x, dweight)
-
-
-HAS_ONEDNN = (
-    hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    and torch.backends.mkldnn.is_available()
-    and "AVX512" in torch.backends.cpu.get_cpu_capability()
-)
 NEVER = -1e9       # a logit whose probability is exactly 0, finite so that 0 times it is 0
 ROTARY_ROWS = 512  # of the rotary table at first
-FEW_ROWS = 256  # below this many rows oneDNN's products gain nothing
-
-
-def product(x, weight):
-    """x W^T by whichever way is faster.  (..., D), (V, D) -> (..., V)"""
-    onednn = HAS_ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu"
-    if onednn and x.numel() >= FEW_ROWS * x.shape[-1]:
-        return Product.apply(x, weight)
-    return F.linear(x, weight)
+SAVING = 0.9       # rows are packed where that leaves at most this share of their tokens
 
 
 class Linear(nn.Linear):
@@ -119,33 +76,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
-    def forward(self, x):
-        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        # The norm's own kernel makes forward and backward a third faster than a mean of squares.
-        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        scale = torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
-        return self.weight * (wide * scale).to(x.dtype)
-
-
-def rotary_table(config, dtype, device, length=None):
-    """cos and signed sin of the first positions' rotations, for `rotate`.  (P, E), (P, E)
-
-    length: P, the model's whole context if None.
-
-    Pair i of a head turns by position * theta^(-2i/E).  The sine carries the minus sign of the
-    rotation in its first half, so that `rotate` needs no negation.
-    """
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.float64)
-    place = torch.arange(length or config.max_position_embeddings, dtype=torch.float64)
-    angle = torch.outer(place, config.rope_theta ** (-half / config.head_dim))
-    cos, sin = angle.cos(), angle.sin()
-    tables = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-    return tuple(table.to(dtype).to(device) for table in tables)  # some devices have no float64
-
-
-def rotate(x, cos, sin):
-    """Turn each head's pairs (i, i + E/2) by their angle.  (..., E) -> (..., E)"""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+    def forward(self, x, explicit=False):
+        return rms_norm(x, self.weight, self.eps, explicit)
 
 
 class Attention(nn.Module):
@@ -159,36 +91,11 @@ class Attention(nn.Module):
         self.qkv_proj = Linear(config.hidden_size, wide)
         self.o_proj = Linear(self.heads * self.head_dim, config.hidden_size)
 
-    def project(self, x, cos, sin):
-        """Rotated queries, rotated keys, values.  (B, T, D) -> (B, H, T, E), (B, K, T, E) twice"""
-        rows, length, _ = x.shape
-        qkv = self.qkv_proj(x).view(rows, length, -1, self.head_dim).transpose(1, 2)
-        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], 1)
-        q, k = rotate(qk, cos, sin).split([self.heads, self.kv_heads], 1)
-        return q, k, v
-
-    def forward(self, x, cos, sin, explicit):
-        """(B, T, D) -> (B, T, D), and the keys and values for a cache."""
-        q, k, v = self.project(x, cos, sin)
-        if explicit:
-            mixed = explicit_attention(q, k, v)
-        else:
-            grouped = self.heads != self.kv_heads
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-        return self.o_proj(mixed.transpose(1, 2).flatten(2)), k, v
-
-
-def explicit_attention(q, k, v):
-    """Softmax attention in plain operations, so that every kind of derivative exists.
-
-    PyTorch's fused CPU kernel has neither double backward nor forward mode, which the
-    Fisher-vector products of TRPO need.  (B, H, T, E), (B, K, T, E) twice -> (B, H, T, E)
-    """
-    share = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
-    score = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])                  # (B, H, T, T)
-    future = torch.ones(score.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-    return score.masked_fill(future, -math.inf).softmax(-1) @ v
+    def forward(self, x, layout):
+        """(..., D) -> (..., D)"""
+        qkv = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))           # (..., H + 2K, E)
+        qkv = turn(qkv, layout.cos, layout.sin, self.heads + self.kv_heads, layout.explicit)
+        return self.o_proj(layout.attend(qkv, self.heads, self.kv_heads))
 
 
 class MLP(nn.Module):
@@ -199,9 +106,8 @@ class MLP(nn.Module):
         self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, x):
-        gate, up = self.gate_up_proj(x).chunk(2, -1)
-        return self.down_proj(F.silu(gate) * up)
+    def forward(self, x, layout):
+        return self.down_proj(swiglu(self.gate_up_proj(x), layout.explicit))
 
 
 class Block(nn.Module):
@@ -214,10 +120,12 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x, cos, sin, explicit):
-        mixed, k, v = self.self_attn(self.input_layernorm(x), cos, sin, explicit)
-        x = x + mixed
-        return x + self.mlp(self.post_attention_layernorm(x)), k, v
+    def forward(self, x, layout, pick=None):
+        """(..., D) -> (..., D)  `pick` names the tokens that are wanted of it, all if None."""
+        x = x + self.self_attn(self.input_layernorm(x, layout.explicit), layout)
+        if pick is not None:
+            x = x[pick]
+        return x + self.mlp(self.post_attention_layernorm(x, layout.explicit), layout)
 
 
 class GPT(nn.Module):
@@ -270,22 +178,45 @@ class GPT(nn.Module):
     def hidden(self, tokens, explicit=False, keep=None):
         """Final hidden states.  (B, T) -> (B, T, D)
 
-        `explicit` computes attention in plain operations, for second and forward derivatives.
+        `explicit` computes all in plain operations, for second and forward derivatives.
         `keep`, a list, receives each layer's keys and values.
         """
-        length = tokens.shape[1]
+        return self.through(tokens, Padded(*self.turns(tokens.shape[1]), explicit, keep))
+
+    def hidden_at(self, tokens, where, prompts=None, explicit=False):
+        """Final hidden states where `where` is true.  (B, T), (B, T) -> (N, D)
+
+        They are in the order of where.nonzero().  What nothing there depends on is not computed.
+        prompts: (B,) how many tokens of each row may be shared with other rows, as far as the
+        first true place if None.
+        """
+        column = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+        ends = (where * column).amax(1)                                     # (B,)
+        prompts = where.int().argmax(1) + 1 if prompts is None else prompts
+        longest = int(ends.max())
+        if longest and not explicit:
+            packed = Packed(tokens, torch.minimum(prompts, ends), ends)
+            if len(packed.tokens) <= SAVING * tokens.numel():
+                packed.rotated_by(*self.turns(longest))
+                return self.through(packed.tokens, packed, packed.places[where])
+        return self.through(tokens, Padded(*self.turns(tokens.shape[1]), explicit), where)
+
+    def turns(self, length):
+        """The rotary table of so many positions.  MinipostError beyond the context."""
         if length > self.config.max_position_embeddings:
             raise MinipostError(
                 f"a sequence of {length} tokens does not fit the model's context of "
                 f"{self.config.max_position_embeddings}"
             )
         cos, sin = self.rotary(length)
-        x = F.embedding(tokens, self.embed_tokens.weight)                   # (B, T, D)
+        return cos[:length], sin[:length]
+
+    def through(self, tokens, layout, pick=None):
+        """Final hidden states of these tokens, all or those that `pick` names."""
+        x = F.embedding(tokens, self.embed_tokens.weight)
         for layer in self.layers:
-            x, k, v = layer(x, cos[:length], sin[:length], explicit)
-            if keep is not None:
-                keep.append((k, v))
-        return self.norm(x)
+            x = layer(x, layout, pick if layer is self.layers[-1] else None)
+        return self.norm(x, layout.explicit)
 
     def head(self, hidden):
         """Logits of the next token.  (..., D) -> (..., V)  Unused ids get no probability."""
@@ -312,7 +243,15 @@ class ValueHead(nn.Module):
 
     def forward(self, tokens, explicit=False):
         """(B, T) -> (B, T)"""
-        return self.score(self.trunk.hidden(tokens, explicit))[..., 0]
+        return self.read(self.trunk.hidden(tokens, explicit))
+
+    def at(self, tokens, where, prompts=None):
+        """The numbers where `where` is true, as in GPT.hidden_at.  (B, T), (B, T) -> (N,)"""
+        return self.read(self.trunk.hidden_at(tokens, where, prompts))
+
+    def read(self, hidden):
+        """(..., D) -> (...)"""
+        return self.score(hidden)[..., 0]
 
 
 class RewardModel(ValueHead):
@@ -329,6 +268,5 @@ class RewardModel(ValueHead):
         self.mean += self.deviation * scores.mean()
         self.deviation *= scores.std()
 
-    def forward(self, tokens, explicit=False):
-        """(B, T) -> (B, T)"""
-        return (super().forward(tokens, explicit) - self.mean) / self.deviation
+    def read(self, hidden):
+        return (super().read(hidden) - self.mean) / self.deviation

@@ -24,6 +24,16 @@ NO_TOKENS = ("an empty prompt needs a BOS, which this model's tokenizer does not
              "the prompt a text")
 
 
+def spans(mask):
+    """Of rows that are wanted where mask is true: tokens of the prompt, and all.  (B,), (B,)
+
+    A prompt ends at the first wanted place; what stands behind the last one is not needed.
+    """
+    column = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    ends = (mask * column).amax(1)
+    return torch.minimum(mask.int().argmax(1) + 1, ends), ends
+
+
 @dataclass(frozen=True)
 class Sequences:
     """Prompts with responses.  tokens (B, T+1) long; mask (B, T) bool, true where to learn."""
@@ -48,6 +58,10 @@ class Sequences:
     def lengths(self):
         """Response tokens of each row, EOS included.  (B,)"""
         return self.mask.sum(1)
+
+    def spans(self):
+        """Of each row the tokens that the model reads: of the prompt, and in all.  (B,), (B,)"""
+        return spans(self.mask)
 
     def __getitem__(self, rows):
         """These rows, without the columns that only padding would fill."""
@@ -146,7 +160,7 @@ def distribution(model, seqs, temperature=1.0, explicit=False):
 
     -> (N, V), rows in the order of mask.nonzero().  At least float32, whatever the model's type.
     """
-    logits = model.head(model.hidden(seqs.inputs, explicit)[seqs.mask])
+    logits = model.head(model.hidden_at(seqs.inputs, seqs.mask, explicit=explicit))
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
     return torch.log_softmax(logits / temperature, -1)
@@ -168,10 +182,35 @@ def logprobs_and_distribution(model, seqs, temperature=1.0):
     return chosen_logprobs(logp_all, seqs), logp_all
 
 
+def stacked(parts):
+    """Several Sequences as one, the rows of each below those of the one before.
+
+    Answers to the same prompts are read together then, and the prompt once.
+    """
+    width = max(part.mask.shape[1] for part in parts)
+    return Sequences(*(
+        torch.cat([torch.nn.functional.pad(x, (0, width + extra - x.shape[1])) for x in tensors])
+        for tensors, extra in (([part.tokens for part in parts], 1),
+                               ([part.mask for part in parts], 0))))
+
+
+def logprobs_of_each(model, parts, temperature=1.0):
+    """`logprobs` of several Sequences, from one pass.  -> [(B, T), ...]"""
+    parts = list(parts)
+    logp = logprobs(model, stacked(parts), temperature).split([len(part) for part in parts])
+    return [each[:, : part.mask.shape[1]] for each, part in zip(logp, parts)]
+
+
 def final_score(model, seqs):
     """A value head's output at the last real token of every row, the EOS if there is one.  (B,)"""
-    last = (seqs.mask * torch.arange(1, seqs.mask.shape[1] + 1, device=seqs.mask.device)).amax(1)
-    return model(seqs.tokens).gather(1, last[:, None])[:, 0]
+    prompts, ends = seqs.spans()
+    column = torch.arange(seqs.tokens.shape[1], device=seqs.tokens.device)
+    return model.at(seqs.tokens, column == ends[:, None], prompts)
+
+
+def final_scores(model, parts):
+    """`final_score` of K Sequences of as many rows each, from one pass.  (B, K)"""
+    return torch.stack(final_score(model, stacked(parts)).chunk(len(parts)), 1)
 
 
 def minibatches(rows, size, epochs, rng):

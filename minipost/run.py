@@ -15,6 +15,7 @@ import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from minipost import checkpoint, parallel
 from minipost.datasets.rewards import ask, load_reward
 from minipost.errors import MinipostError
 from minipost.optim import Learner
+from minipost.packed import same_prompts
 from minipost.rollout import (
     NO_TOKENS,
     Rollout,
@@ -389,22 +391,48 @@ class Run:
         """
         found = [torch.zeros(seqs.mask.shape, dtype=self.policy.master.dtype,
                              device=seqs.mask.device) for _ in range(outputs)]
-        for i in self.micro_batches(range(len(seqs)), seqs.lengths):
+        for i in self.micro_batches(range(len(seqs)), seqs):
             for whole, part in zip(found, f(seqs[i]), strict=True):
                 whole[i, : part.shape[1]] = part.to(whole.dtype)
         parallel.all_reduce(*found)
         return found
 
-    def micro_batches(self, rows, lengths):
-        """This rank's part of these rows, cut into micro-batches of like length.
+    def micro_batches(self, rows, *seqs):
+        """This rank's part of these rows, cut into micro-batches.
 
-        Rows are dealt to the ranks in order of length, so each rank has the same work and little
-        of it is padding.
+        seqs: the Sequences that have the rows, several where a row stands in each of them.  Rows
+        that share a prompt come together, since it is then computed once.  Else they come in order
+        of length, so that little of a micro-batch is padding.  Each rank has the same work.
         """
-        order = sorted(rows, key=lambda row: (int(lengths[row]), row))
-        mine = order[parallel.rank() :: parallel.world()]
+        order, work = by_prompt(list(rows), seqs)
+        share = sum(work) / parallel.world()
+        behind = [total - work[k] / 2 for k, total in enumerate(accumulate(work))]
+        mine = [row for row, place in zip(order, behind)
+                if min(int(place / share), parallel.world() - 1) == parallel.rank()]
         return [mine[i : i + self.micro_batch_size]
                 for i in range(0, len(mine), self.micro_batch_size)]
+
+
+def by_prompt(rows, seqs):
+    """The rows in an order in which equal prompts are neighbours, and the work that each is.
+
+    The work is a number of tokens.  A prompt that rows share is counted in the first of them.
+    """
+    if not rows:
+        return [], []
+    prompts, ends = zip(*(part.spans() for part in seqs))
+    which, _ = same_prompts(seqs[0].tokens[rows], prompts[0][rows])
+    saved = sum(prompts)[rows].tolist()
+    size = sum(ends)[rows].tolist()
+    total, count = [0] * len(rows), [0] * len(rows)
+    for group, each in zip(which := which.tolist(), size):
+        total[group], count[group] = total[group] + each, count[group] + 1
+    order = sorted(range(len(rows)), key=lambda k: (total[which[k]] / count[which[k]], which[k],
+                                                    size[k], rows[k]))
+    first = {}
+    work = [size[k] if first.setdefault(which[k], k) == k else max(1, size[k] - saved[k])
+            for k in order]
+    return [rows[k] for k in order], work
 
 
 def gather(part, start, rows, prompts, max_new_tokens, vocabulary, device):

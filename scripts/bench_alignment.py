@@ -155,7 +155,7 @@ def fisher(args, machine, table, write):
     task = Arithmetic()
     run = Run(Learner(model), vocabulary, task, task.reward)
     rollout = run.sample(run.problems(8), 4, temperature=1.0)
-    batches = [rollout[i] for i in run.micro_batches(range(len(rollout)), rollout.lengths)]
+    batches = [rollout[i] for i in run.micro_batches(range(len(rollout)), rollout)]
     vector = torch.randn(run.policy.flat.shape, generator=torch.Generator().manual_seed(0))
 
     def gradient(learner, batch, temperature, vector):

@@ -193,9 +193,8 @@ def evenly(run, cfg):
     while True:
         batch = encode(run, run.problems(cfg.batch_size))
         run.tokens += int(batch.mask.sum())
-        ends = (batch.mask * torch.arange(batch.mask.shape[1])).amax(1)
         meter = Meter("loss")
-        for i in run.micro_batches(range(len(batch)), ends):
+        for i in run.micro_batches(range(len(batch)), batch):
             part = batch[i]
             value = -(logprobs(policy.module, part).sum(1) / part.lengths).sum() / cfg.batch_size
             value.backward()

@@ -99,7 +99,7 @@ def shared():
     meter.add(one=1 / parallel.world(), two=3 / parallel.world())
     run.score_by(scorer)
     critic = run.learners["critic"]
-    rows = [rollout[i] for i in run.micro_batches(range(15), rollout.lengths)]
+    rows = [rollout[i] for i in run.micro_batches(range(15), rollout)]
     vector = torch.linspace(-1, 1, len(run.policy.flat), dtype=torch.float64)
     product = torch.zeros_like(vector)
     for part in rows:

@@ -5,7 +5,8 @@ import torch
 from fakes import PAD, tiny
 
 from minipost.decode import Decoder, Norm, turn
-from minipost.gpt import RMSNorm, rotary_table, rotate
+from minipost.functions import rotary_table, rotate
+from minipost.gpt import RMSNorm
 
 
 @pytest.mark.parametrize("kv", [1, 2, 4])

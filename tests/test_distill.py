@@ -146,7 +146,7 @@ def test_a_step_of_distillation_learns_from_what_the_docstring_says(monkeypatch,
     assert asked == ([(1.3, False)] if level == "sequence" else [(1.3, True), (1.3, False)])
     assert len(given) == 3
     assert all(each[2] == dict(mix=cfg.mix, count=int(batch.mask.sum())) for each in given)
-    rows = [row for part in run.micro_batches(range(8), batch.lengths) for row in part]
+    rows = [row for part in run.micro_batches(range(8), batch) for row in part]
     start = 0
     for logits, logq_all, _ in given:
         part = batch[rows[start : start + 3]]

@@ -13,6 +13,8 @@ FLOORS = [
     "errors",
     "files",
     "tokenizer_file",
+    "functions",
+    "packed",
     "contract ops parallel gpt tokenizer tasks",
     "decode optim checkpoint",
     "rollout",

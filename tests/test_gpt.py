@@ -9,16 +9,8 @@ from torch.func import functional_call, jvp
 
 from minipost import ops
 from minipost.errors import MinipostError
-from minipost.gpt import (
-    GPT,
-    HAS_ONEDNN,
-    GPTConfig,
-    RMSNorm,
-    ValueHead,
-    product,
-    rotary_table,
-    rotate,
-)
+from minipost.functions import rotary_table
+from minipost.gpt import GPT, GPTConfig, ValueHead
 from minipost.methods import distill, trpo
 from minipost.optim import Learner
 from minipost.rollout import Sequences, distribution, generate
@@ -38,23 +30,6 @@ def test_no_token_sees_what_comes_after_it():
         before, after = model(tokens), model(changed)
     assert torch.allclose(before[:, :4], after[:, :4], atol=1e-12)
     assert not torch.allclose(before[:, 4:], after[:, 4:], atol=1e-3)
-
-
-def test_rotation_keeps_lengths_and_depends_on_distance_alone():
-    config = GPTConfig(4, head_dim=8, max_position_embeddings=40)
-    cos, sin = rotary_table(config, torch.float64, "cpu")
-    q, k = torch.randn(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    turned = rotate(q.expand(40, 8), cos, sin)
-    assert torch.allclose(turned.norm(dim=-1), q.norm().expand(40))
-    scores = turned @ rotate(k.expand(40, 8), cos, sin).T
-    for distance in (0, 3, 7):
-        line = torch.diagonal(scores, -distance)
-        assert torch.allclose(line, line[:1].expand_as(line))
-    assert (scores[3, 0] - scores[0, 0]).abs() > 1e-3
-    # By the definition: pair (i, i + E/2) turns by position * theta^(-2i/E).
-    angle = 5 * 10000.0 ** (-2 * 1 / 8)
-    expected = q[1] * torch.cos(torch.tensor(angle)) - q[5] * torch.sin(torch.tensor(angle))
-    assert turned[5, 1] == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_double_backward_and_forward_mode_agree_with_differences():
@@ -193,35 +168,3 @@ def test_the_same_seed_gives_the_same_fresh_model():
     a, b, c = (GPT(GPTConfig(20)).initialise(s) for s in (0, 0, 1))
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
     assert not torch.equal(a.embed_tokens.weight, c.embed_tokens.weight)
-
-
-@pytest.mark.skipif(not HAS_ONEDNN, reason="oneDNN's product is used on CPUs with AVX-512 only")
-def test_the_fast_product_and_its_derivatives_are_those_of_linear():
-    """Value, gradient, second gradient and forward mode, in float32, its only type."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(8, 40, 24), (30, 24), (8, 40, 30), (8, 40, 24), (30, 24)]
-    x, w, g, dx, dw = (torch.randn(s, generator=generator) for s in shapes)
-    x.requires_grad_(), w.requires_grad_()
-
-    def derivatives(f):
-        y = f(x, w)
-        first = torch.autograd.grad(y, (x, w), g, retain_graph=True)
-        gx, gw = torch.autograd.grad(y.square().sum(), (x, w), create_graph=True)
-        second = torch.autograd.grad(gx.square().sum() + gw.square().sum(), (x, w))
-        return [y, *first, *second, jvp(f, (x.detach(), w.detach()), (dx, dw))[1]]
-
-    pairs = list(zip(derivatives(product), derivatives(torch.nn.functional.linear)))
-    for fast, plain in pairs:
-        assert (fast - plain).abs().max() <= 1e-5 * plain.abs().max()
-    assert "Product" in type(product(x, w).grad_fn).__name__
-
-
-def test_rmsnorm_by_its_definition():
-    norm = RMSNorm(5, eps=0.1).double()
-    x = torch.arange(1.0, 11.0, dtype=torch.float64).view(2, 5)
-    torch.nn.init.constant_(norm.weight, 3.0)
-    expected = [[3 * v / (sum(u * u for u in row) / 5 + 0.1) ** 0.5 for v in row]
-                for row in x.tolist()]
-    assert torch.allclose(norm(x), torch.tensor(expected, dtype=torch.float64))
-    large = torch.full((1, 5), 3e4, dtype=torch.float16)    # its square overflows float16
-    assert torch.allclose(RMSNorm(5, eps=0.1).half()(large).float(), torch.ones(1, 5), atol=1e-2)

@@ -282,8 +282,8 @@ class Table:
     def __init__(self, logits):
         self.logits = logits
 
-    def hidden(self, inputs, explicit):
-        return self.logits
+    def hidden_at(self, inputs, where, explicit):
+        return self.logits[where]
 
     def head(self, hidden):
         return hidden

@@ -1,20 +1,22 @@
 """A run: its parts, streams of problems, micro-batches, samples."""
 
+import itertools
 import json
 import random
 
 import pytest
 import torch
-from fakes import Echo, Hidden, make_run, small, tiny, toy
+from fakes import BOS, PAD, Echo, Hidden, make_run, small, tiny, toy
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minipost import parallel
 from minipost.datasets.rows import File
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
 from minipost.methods import rft
 from minipost.optim import Learner
-from minipost.rollout import NO_TOKENS
+from minipost.rollout import NO_TOKENS, pack
 from minipost.run import Run
 from minipost.tasks.base import Problem
 from minipost.tokenizer import Tokenizer, Vocabulary
@@ -95,14 +97,42 @@ def test_the_last_line_of_defence_names_the_row(problem, answer, part):
         run.encode([problem], ["c"])
 
 
-@given(st.integers(1, 30), st.integers(1, 8), st.integers(0, 99))
-def test_micro_batches_cover_the_rows_in_order_of_length(rows, micro, seed):
-    run = make_run(micro_batch_size=micro)
-    lengths = torch.randint(1, 9, (rows,), generator=torch.Generator().manual_seed(seed))
-    cut = run.micro_batches(range(rows), lengths)
-    flat = [row for part in cut for row in part]
-    assert sorted(flat) == list(range(rows)) and all(len(part) <= micro for part in cut)
-    assert [int(lengths[i]) for i in flat] == sorted(lengths.tolist())
+def answers_to(prompts, lengths):
+    """Sequences: the answer of row k has lengths[k] tokens, its prompt the ids prompts[k]."""
+    return pack([[BOS, *ids] for ids in prompts], [[3] * n for n in lengths], PAD)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 8)), min_size=1, max_size=30),
+       st.integers(1, 8), st.integers(1, 3))
+def test_micro_batches_cover_the_rows_prompt_by_prompt_in_order_of_length(rows, micro, world):
+    """The ranks' parts together are all rows, each prompt in one piece, split to equal work."""
+    run, (which, lengths) = make_run(micro_batch_size=micro), zip(*rows)
+    seqs = answers_to([[4] * (k + 1) for k in which], lengths)
+    flat, work = [], []
+    for rank in range(world):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parallel, "rank", lambda rank=rank: rank)
+            patch.setattr(parallel, "world", lambda: world)
+            cut = run.micro_batches(range(len(rows)), seqs)
+        assert all(0 < len(part) <= micro for part in cut)
+        mine = [row for part in cut for row in part]
+        flat += mine
+        work.append(sum(lengths[row] for row in mine))
+    assert sorted(flat) == list(range(len(rows)))
+    runs = [key for key, _ in itertools.groupby(which[row] for row in flat)]
+    assert len(runs) == len(set(which))
+    for key in set(which):
+        inside = [lengths[row] for row in flat if which[row] == key]
+        assert inside == sorted(inside)
+    assert max(work) - min(work) <= 2 * (8 + 6)  # at each end less than a longest row
+
+
+def test_rows_without_a_common_prompt_come_in_order_of_length():
+    lengths = [5, 1, 8, 3, 3, 7]
+    seqs = answers_to([[4] * k for k in range(6)], lengths)
+    flat = [row for part in make_run().micro_batches(range(6), seqs) for row in part]
+    ends = seqs.spans()[1].tolist()
+    assert [ends[row] for row in flat] == sorted(ends)
 
 
 def test_what_else_ends_a_response():

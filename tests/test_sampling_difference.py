@@ -75,7 +75,7 @@ def test_recomputed_log_probs_are_those_of_training():
     assert noted == pytest.approx(float(gap)) and noted > 1e-4
     mine = torch.zeros_like(rollout.logp)
     with torch.no_grad():
-        for i in run.micro_batches(range(len(rollout)), rollout.lengths):
+        for i in run.micro_batches(range(len(rollout)), rollout):
             part = rollout[i]
             mine[i, : part.mask.shape[1]] = logprobs(run.policy.module, part, 0.7)
     assert torch.equal(mine, rollout.logp)

@@ -498,6 +498,9 @@ class Table(torch.nn.Module):
     def hidden(self, tokens, explicit=False):
         return torch.nn.functional.one_hot(tokens, self.states).double()
 
+    def hidden_at(self, tokens, where, explicit=False):
+        return self.hidden(tokens)[where]
+
     def head(self, hidden):
         logits = hidden @ (self.mix @ self.u).view(self.states, -1)
         return torch.cat([torch.zeros_like(logits[..., :1]), logits], -1)

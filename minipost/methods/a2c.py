@@ -90,7 +90,7 @@ def train(run, cfg):
         adv, ret = advantages(reward, value_old, rollout.mask, cfg.gamma, cfg.lam)
 
         meter, count = Meter("loss", "value_loss", "entropy"), int(rollout.mask.sum())
-        for i in run.micro_batches(range(len(rollout)), rollout.lengths):
+        for i in run.micro_batches(range(len(rollout)), rollout):
             batch, gain, target = rollout.take(i, adv, ret)
             logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
             run.compare(logp, batch)

@@ -152,7 +152,7 @@ def train(run, cfg, teacher=None):
     while True:
         batch = answers(run, cfg, teacher)
         count, meter = int(batch.mask.sum()), Meter("loss")
-        for i in run.micro_batches(range(len(batch)), batch.lengths):
+        for i in run.micro_batches(range(len(batch)), batch):
             part = batch[i]
             logp_all = distribution(policy.module, part)                    # (N, V)
             with torch.no_grad():

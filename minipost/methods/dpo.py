@@ -39,7 +39,7 @@ from minipost.errors import Bounded
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.ops import masked_sum, row_sums, shapes
-from minipost.rollout import logprobs
+from minipost.rollout import logprobs_of_each
 
 TASK = "wording"
 METRIC = "win rate"
@@ -124,11 +124,10 @@ def learn(run, cfg, data, objective):
     while True:
         pairs, refs = data.draw()
         count, meter = len(pairs), Meter("loss", "rewards/margins", "rewards/accuracies", *logged)
-        lengths = pairs.chosen.lengths + pairs.rejected.lengths
-        for i in run.micro_batches(range(count), lengths):
+        for i in run.micro_batches(range(count), pairs.chosen, pairs.rejected):
             batch, ref = take_pairs(pairs, i, refs)
             sides = {"chosen": batch.chosen, "rejected": batch.rejected}
-            logp = [logprobs(policy.module, side) for side in sides.values()]
+            logp = logprobs_of_each(policy.module, sides.values())
             value, stats = objective(*logp, *(ref or ()), *(side.mask for side in sides.values()),
                                      count=count)
             value.backward()

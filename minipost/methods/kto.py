@@ -137,7 +137,7 @@ def train(run, cfg):
         drift = run.logprobs(policy.module, wrong) - run.logprobs(reference, wrong)
         z0 = max(0.0, float(row_sums(drift, wrong.mask).mean()))
         count, meter = len(seqs), Meter("loss", "drift/good", "drift/bad")
-        for i in run.micro_batches(range(count), seqs.lengths):
+        for i in run.micro_batches(range(count), seqs):
             batch = seqs[i]
             with torch.no_grad():
                 logp_ref = logprobs(reference, batch)

@@ -86,8 +86,8 @@ def train(run, cfg):
         rows = rows.gather(1, order[:, :, None].expand(-1, -1, k))
         rows = rows[value[:, 0] != value[:, 1]].flatten(1)                  # (B, 2K)
         count, meter = len(rows), Meter("loss", "rewards/margins", "rewards/accuracies")
-        lengths = rollout.lengths[rows].sum(1)
-        for i in run.micro_batches(range(count), lengths):
+        places = [rollout[place] for place in rows.t()]
+        for i in run.micro_batches(range(count), *places):
             batch = rollout[rows[i].flatten()]
             with torch.no_grad():
                 logp_ref = logprobs(reference, batch)

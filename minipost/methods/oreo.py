@@ -201,7 +201,7 @@ def train(run, cfg):
         data.count(batch)
         tokens = batch.mask.sum()
         meter = Meter("loss", "residual", "kl")
-        for i in run.micro_batches(range(len(batch)), batch.lengths):
+        for i in run.micro_batches(range(len(batch)), batch):
             part, here, earned = batch.take(i, begin, reward)
             with torch.no_grad():
                 logp_ref, logq_all = logprobs_and_distribution(reference, part)

@@ -85,7 +85,7 @@ def train(run, cfg):
         rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
         right = outcomes(run, problems, rollout)                            # (B,)
         meter = Meter("loss", "accuracy")
-        for i in run.micro_batches(range(len(rollout)), rollout.lengths):
+        for i in run.micro_batches(range(len(rollout)), rollout):
             value, stats = loss(final_score(model.module, rollout[i]), right[i],
                                 count=len(rollout))
             value.backward()

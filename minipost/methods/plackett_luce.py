@@ -25,7 +25,7 @@ from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.ops import shapes
 from minipost.optim import cosine
-from minipost.rollout import final_score
+from minipost.rollout import final_scores
 from minipost.run import REWARD_MODEL
 
 TASK = "wording"
@@ -103,8 +103,8 @@ def train(run, cfg):
     while True:
         places = draw_rankings(run, cfg)
         count, meter = len(places[0]), Meter("loss", "accuracy")
-        for i in run.micro_batches(range(count), sum(place.lengths for place in places)):
-            scores = torch.stack([final_score(model.module, place[i]) for place in places], 1)
+        for i in run.micro_batches(range(count), *places):
+            scores = final_scores(model.module, [place[i] for place in places])
             value, stats = loss(scores, count=count)                        # (b, K)
             value.backward()
             meter.add(**stats)

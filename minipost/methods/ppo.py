@@ -180,7 +180,7 @@ def optimise(run, cfg):
         for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,
                                 run.rng("order")):
             count = int(mask[rows].sum())
-            for i in run.micro_batches(rows, rollout.lengths):
+            for i in run.micro_batches(rows, rollout):
                 batch, gain, target, before = rollout.take(i, adv, ret, value_old)
                 logp = logprobs(policy.module, batch, cfg.temperature)
                 run.compare(logp, batch)

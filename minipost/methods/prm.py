@@ -188,7 +188,7 @@ def train(run, cfg):
         mask = marks(run, rollout, cfg.last_only)                           # (B, T)
         right = labels(run, problems, rollout, cfg.last_only)               # (B, T)
         count, meter = int(mask.sum()), Meter("loss", "accuracy")
-        for i in run.micro_batches(range(len(rollout)), rollout.lengths):
+        for i in run.micro_batches(range(len(rollout)), rollout):
             batch, *labelled = rollout.take(i, right, mask)
             value, stats = loss(step_scores(model.module, batch), *labelled, count=count)
             value.backward()

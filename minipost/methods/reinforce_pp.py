@@ -95,7 +95,7 @@ def train(run, cfg):
         for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,
                                 run.rng("order")):
             count = int(rollout.mask[rows].sum())
-            for i in run.micro_batches(rows, rollout.lengths):
+            for i in run.micro_batches(rows, rollout):
                 batch, gain = rollout.take(i, adv)
                 logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
                 run.compare(logp, batch)

@@ -29,7 +29,7 @@ from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.ops import shapes
 from minipost.optim import cosine
-from minipost.rollout import final_score
+from minipost.rollout import final_scores
 from minipost.run import REWARD_MODEL
 
 TASK = "wording"
@@ -85,8 +85,8 @@ def train(run, cfg, label=preferences.by_reward, first=0):
         places, wins = preferences.draw_comparisons(run, cfg.prompts, cfg.group_size, label,
                                                     cfg.temperature)
         pairs, meter = int(wins.sum()), Meter("loss", "accuracy", "margin")
-        for i in run.micro_batches(range(len(wins)), sum(place.lengths for place in places)):
-            scores = torch.stack([final_score(model.module, place[i]) for place in places], 1)
+        for i in run.micro_batches(range(len(wins)), *places):
+            scores = final_scores(model.module, [place[i] for place in places])
             p, better, worse = wins[i].nonzero(as_tuple=True)               # (b,) each
             value, stats = loss(scores[p, better], scores[p, worse], margin=cfg.margin,
                                 center=cfg.center, count=max(1, pairs))

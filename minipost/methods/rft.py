@@ -156,7 +156,7 @@ def train(run, cfg):
         data.count(batch)
         count = float((w * batch.lengths).sum())
         meter = Meter("loss")
-        for i in run.micro_batches(range(len(batch)), batch.lengths):
+        for i in run.micro_batches(range(len(batch)), batch):
             part, weights = batch.take(i, w)
             value, stats = loss(logprobs(policy.module, part), part.mask, weights, count=count)
             value.backward()

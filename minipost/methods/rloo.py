@@ -82,7 +82,7 @@ def train(run, cfg):
         meter, count = Meter("loss", "entropy"), int(rollout.mask.sum())
         live = [row for row in range(len(rollout)) if adv[row] != 0]
         seen = max(1, int(rollout.mask[live].sum()))
-        for i in run.micro_batches(live, rollout.lengths):
+        for i in run.micro_batches(live, rollout):
             batch, gain = rollout.take(i, adv)
             logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
             run.compare(logp, batch)

@@ -66,7 +66,7 @@ def train(run, cfg):
         count = int(batch.mask.sum())
         run.tokens += count
         meter = Meter("loss")
-        for i in run.micro_batches(range(len(batch)), batch.lengths):
+        for i in run.micro_batches(range(len(batch)), batch):
             part = batch[i]
             value, stats = loss(logprobs(policy.module, part), part.mask, count=count)
             value.backward()

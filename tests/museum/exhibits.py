@@ -295,11 +295,11 @@ def _(ours, prompts, copies, *rest):
     "key heads tiled instead of repeated", "ekzhang/jax-js#180",
     "With grouped queries each query head was given another one's keys; nothing has a wrong "
     "shape, only every output is wrong.",
-    "minipost.gpt:explicit_attention",
+    "minipost.functions:attention",
     "test_gpt.py::test_explicit_attention_equals_the_fused_one")
-def _(ours, q, k, v):
-    share = q.shape[1] // k.shape[1]
-    return ours(q, k.repeat(1, share, 1, 1), v.repeat(1, share, 1, 1))
+def _(ours, q, k, v, *rest, explicit=False):
+    share = q.shape[1] // k.shape[1] if explicit else 1
+    return ours(q, k.repeat(1, share, 1, 1), v.repeat(1, share, 1, 1), *rest, explicit=explicit)
 
 
 @exhibit(
@@ -653,7 +653,7 @@ def _(ours, pairs, rows, logps):
     "minipost.run:Run.for_all",
     "test_methods.py::test_a_methods_own_step_does_not_depend_on_how_it_is_cut[kto]")
 def _(ours, run, f, seqs, *rest):
-    last = run.micro_batches(range(len(seqs)), seqs.lengths)[-1]
+    last = run.micro_batches(range(len(seqs)), seqs)[-1]
     share = torch.zeros(len(seqs), 1, device=seqs.mask.device)
     share[last] = len(seqs) / len(last)  # in a mean over all rows
     return [found * share for found in ours(run, f, seqs, *rest)]

@@ -63,7 +63,7 @@ def train(run, cfg):
         meter, norms = Meter("loss"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,
                                 run.rng("order")):
-            for i in run.micro_batches(rows, rollout.lengths):
+            for i in run.micro_batches(rows, rollout):
                 batch, gain = rollout.take(i, adv)
                 logp = logprobs(run.policy.module, batch, cfg.temperature)
                 run.compare(logp, batch)

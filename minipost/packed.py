@@ -1,0 +1,126 @@
+"""Where tokens stand: in padded rows, or packed, with a prompt that rows share read once.
+
+The network does almost everything token by token.  Only attention looks at other tokens, so only
+attention must know where they are.  A layout has the position of each token (as `cos` and `sin` of
+its rotation) and `attend`:
+
+    Padded    tokens (B, T), padded on the right.  A token sees what stands before it.
+    Packed    a flat list of n real tokens: each different prompt once, then the responses.
+              A prompt's token sees what stands before it in the prompt, a response's token its
+              whole prompt and what stands before it in the response.
+
+The answers of a group, or the two of a pair, begin with the same prompt.  What the network computes
+at a prompt's token depends on nothing behind it, so it is the same in every row.  The gradient at a
+shared prompt is the sum over its rows.  With 8 answers of 48 tokens to a prompt of 16 the list is a
+fifth shorter than the rows, to a prompt of 512 it is a fifth of them.
+
+Axes as in gpt.py: B rows, T positions, H query heads, K key/value heads, E head width; p different
+prompts of at most L tokens, responses of at most R.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from minipost.functions import attention
+
+
+class Padded:
+    """Rows padded on the right.  cos, sin (T, E)
+
+    explicit: all in plain operations, see functions.py.  keep: a list that receives each layer's
+    keys and values (B, K, T, E), or None.
+    """
+
+    def __init__(self, cos, sin, explicit=False, keep=None):
+        self.cos, self.sin = cos[:, None], sin[:, None]                     # over the heads
+        self.explicit, self.keep = explicit, keep
+
+    def attend(self, qkv, heads, kv):
+        """(B, T, H + 2K, E) -> (B, T, H E)"""
+        q, k, v = qkv.transpose(1, 2).split([heads, kv, kv], 1)
+        if self.keep is not None:
+            self.keep.append((k, v))
+        return attention(q, k, v, explicit=self.explicit).transpose(1, 2).flatten(2)
+
+
+class Packed:
+    """Rows whose hidden states are wanted where a mask is true, each different prompt once.
+
+    tokens (B, T), padded on the right.  prompts, ends (B,): of each row, how many tokens belong to
+    its prompt, and how many it has at all.
+
+    tokens (n,), positions (n,): the flat list.  places (B, T): where in the list a row's token is.
+    """
+
+    explicit = False
+
+    def __init__(self, tokens, prompts, ends):
+        device, (rows, width) = tokens.device, tokens.shape
+        column = torch.arange(width, device=device)
+        which, first = same_prompts(tokens, prompts)                        # (B,), (p,)
+        real = column < prompts[first][:, None]
+        real = real[:, : max(1, int(prompts.max()))]                        # (p, L)
+        size = ends - prompts
+        response = column[: max(1, int(size.max()))] < size[:, None]        # (B, R)
+        self.at_prompt = numbered(real, 0)                                  # (p, L)
+        self.at_response = numbered(response, int(real.sum()))              # (B, R)
+        self.at_keys = torch.cat([self.at_prompt[which], self.at_response], 1)  # (B, L + R)
+        self.whole = bool(real.all()) and bool(response.all())              # nothing is padding
+        self.back = [mask.flatten().nonzero()[:, 0] for mask in (real, response)]
+        behind = (column - prompts[:, None]).clamp(0, response.shape[1] - 1)
+        self.places = torch.where(
+            column < prompts[:, None],
+            F.pad(self.at_prompt[which], (0, width - real.shape[1])),
+            self.at_response.gather(1, behind))
+        at_row = (column[: response.shape[1]] + prompts[:, None]).clamp(max=width - 1)
+        self.tokens = torch.cat([tokens[first, : real.shape[1]][real],
+                                 tokens.gather(1, at_row)[response]])
+        self.positions = torch.cat([column[: real.shape[1]].expand_as(real)[real],
+                                    at_row[response]])
+        near = column[: response.shape[1]]
+        hidden = torch.cat([(~real)[which][:, None].expand(-1, len(near), -1),
+                            (near > near[:, None]).expand(rows, -1, -1)], 2)
+        self.hidden = hidden[:, None]                                       # (B, 1, R, L + R)
+
+    def rotated_by(self, cos, sin):
+        """Give it the rotary table, (P, E) each.  -> itself"""
+        self.cos, self.sin = cos[self.positions][:, None], sin[self.positions][:, None]
+        self.bias = torch.zeros(self.hidden.shape, dtype=cos.dtype, device=cos.device)
+        self.bias.masked_fill_(self.hidden, -math.inf)
+        return self
+
+    def attend(self, qkv, heads, kv):
+        """(n, H + 2K, E) -> (n, H E)"""
+        def padded(part, places):
+            """(n, h, E) -> (b, h, t, E)"""
+            # As an embedding, since its derivative is faster than that of indexing.
+            return F.embedding(places, part.flatten(1)).unflatten(2, (-1, part.shape[2])) \
+                .transpose(1, 2)
+
+        prompt = padded(qkv, self.at_prompt).split([heads, kv, kv], 1)
+        keys, values = padded(qkv[:, heads:], self.at_keys).split(kv, 1)
+        mixed = [attention(*prompt), attention(padded(qkv[:, :heads], self.at_response), keys,
+                                               values, self.bias)]
+        flat = [part.transpose(1, 2).flatten(2).flatten(0, 1) for part in mixed]
+        if not self.whole:
+            flat = [F.embedding(back, part) for back, part in zip(self.back, flat)]
+        return torch.cat(flat)
+
+
+def numbered(real, start):
+    """A number from `start` on for each true place, in order; padding has number 0."""
+    return (start - 1 + real.flatten().cumsum(0)).view_as(real) * real
+
+
+def same_prompts(tokens, prompts):
+    """Which rows begin alike.  -> the number of each row's prompt (B,), a row of each (p,)"""
+    seen, which, first = {}, [], []
+    for row, (ids, length) in enumerate(zip(tokens.cpu().numpy(), prompts.tolist())):
+        prompt = ids[:length].tobytes()
+        if prompt not in seen:
+            seen[prompt] = len(first)
+            first.append(row)
+        which.append(seen[prompt])
+    return torch.tensor(which, device=tokens.device), torch.tensor(first, device=tokens.device)

@@ -1,0 +1,126 @@
+"""The network's pieces: by their definitions, and by hand against the plain chain."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.func import jvp
+
+from minipost.functions import (
+    HAS_ONEDNN,
+    Norm,
+    attention,
+    product,
+    rms_norm,
+    rotary_table,
+    rotate,
+    swiglu,
+    turn,
+)
+from minipost.gpt import GPTConfig, RMSNorm
+
+CONFIG = GPTConfig(11, head_dim=6, max_position_embeddings=40)
+
+
+def draw(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+COS, SIN = (table[:5, None] for table in rotary_table(CONFIG, torch.float64, "cpu"))
+PIECES = {
+    "rms_norm": (lambda x, w, **o: rms_norm(x, w, 0.3, **o), (draw(2, 5, 6), draw(6, seed=1))),
+    "turn": (lambda x, **o: turn(x, COS, SIN, 3, **o), (draw(2, 5, 4, 6),)),
+    "swiglu": (swiglu, (draw(2, 5, 8),)),
+    "attention": (attention, (draw(2, 4, 5, 6), draw(2, 4, 5, 6, seed=1),
+                              draw(2, 4, 5, 6, seed=2))),
+    "grouped attention": (attention, (draw(2, 4, 5, 6), draw(2, 2, 5, 6, seed=1),
+                                      draw(2, 2, 5, 6, seed=2))),
+    "attention with a bias": (
+        lambda *qkv, **o: attention(*qkv, draw(2, 1, 5, 7, seed=3).detach(), **o),
+        (draw(2, 4, 5, 6), draw(2, 2, 7, 6, seed=1), draw(2, 2, 7, 6, seed=2))),
+}
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_by_hand_equals_the_plain_chain(name):
+    """Value and gradient in float64; and the gradient is that of differences."""
+    piece, inputs = PIECES[name]
+    value, plain = piece(*inputs), piece(*inputs, explicit=True)
+    assert torch.allclose(value, plain, atol=1e-13)
+    weight = draw(*value.shape, seed=7).detach()
+    for ours, theirs in zip(torch.autograd.grad((value * weight).sum(), inputs),
+                            torch.autograd.grad((plain * weight).sum(), inputs)):
+        assert torch.allclose(ours, theirs, atol=1e-12)
+    assert gradcheck(piece, inputs, fast_mode=True)
+
+
+def test_gradients_that_are_not_contiguous():
+    """What follows may hand back a transposed or expanded gradient."""
+    for name, (piece, inputs) in PIECES.items():
+        value, plain = piece(*inputs), piece(*inputs, explicit=True)
+        ours = torch.autograd.grad(value.sum(), inputs)
+        theirs = torch.autograd.grad(plain.sum(), inputs)
+        assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(ours, theirs)), name
+
+
+def test_the_swapped_halves_of_a_rotation():
+    qkv = draw(3, 5, 4, 6)
+    turned = turn(qkv, COS, SIN, 3)
+    assert torch.allclose(turned[..., :3, :], rotate(qkv[..., :3, :], COS, SIN))
+    assert torch.equal(turned[..., 3:, :], qkv[..., 3:, :])
+
+
+def test_rotation_keeps_lengths_and_depends_on_distance_alone():
+    config = GPTConfig(4, head_dim=8, max_position_embeddings=40)
+    cos, sin = rotary_table(config, torch.float64, "cpu")
+    q, k = torch.randn(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    turned = rotate(q.expand(40, 8), cos, sin)
+    assert torch.allclose(turned.norm(dim=-1), q.norm().expand(40))
+    scores = turned @ rotate(k.expand(40, 8), cos, sin).T
+    for distance in (0, 3, 7):
+        line = torch.diagonal(scores, -distance)
+        assert torch.allclose(line, line[:1].expand_as(line))
+    assert (scores[3, 0] - scores[0, 0]).abs() > 1e-3
+    # By the definition: pair (i, i + E/2) turns by position * theta^(-2i/E).
+    angle = 5 * 10000.0 ** (-2 * 1 / 8)
+    expected = q[1] * torch.cos(torch.tensor(angle)) - q[5] * torch.sin(torch.tensor(angle))
+    assert turned[5, 1] == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="oneDNN's product is used on CPUs with AVX-512 only")
+def test_the_fast_product_and_its_derivatives_are_those_of_linear():
+    """Value, gradient, second gradient and forward mode, in float32, its only type."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 40, 24), (30, 24), (8, 40, 30), (8, 40, 24), (30, 24)]
+    x, w, g, dx, dw = (torch.randn(s, generator=generator) for s in shapes)
+    x.requires_grad_(), w.requires_grad_()
+
+    def derivatives(f):
+        y = f(x, w)
+        first = torch.autograd.grad(y, (x, w), g, retain_graph=True)
+        gx, gw = torch.autograd.grad(y.square().sum(), (x, w), create_graph=True)
+        second = torch.autograd.grad(gx.square().sum() + gw.square().sum(), (x, w))
+        return [y, *first, *second, jvp(f, (x.detach(), w.detach()), (dx, dw))[1]]
+
+    pairs = list(zip(derivatives(product), derivatives(torch.nn.functional.linear)))
+    for fast, plain in pairs:
+        assert (fast - plain).abs().max() <= 1e-5 * plain.abs().max()
+    assert "Product" in type(product(x, w).grad_fn).__name__
+
+
+def test_rmsnorm_by_its_definition():
+    norm = RMSNorm(5, eps=0.1).double()
+    x = torch.arange(1.0, 11.0, dtype=torch.float64).view(2, 5)
+    torch.nn.init.constant_(norm.weight, 3.0)
+    expected = [[3 * v / (sum(u * u for u in row) / 5 + 0.1) ** 0.5 for v in row]
+                for row in x.tolist()]
+    assert torch.allclose(norm(x), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_low_precision_is_normalised_in_float32():
+    x = torch.full((1, 5), 3e4, dtype=torch.float16).requires_grad_()    # its square overflows
+    w = torch.ones(5, dtype=torch.float16).requires_grad_()
+    y = Norm.apply(x, w, 0.1)
+    assert y.dtype == torch.float16 and torch.allclose(y.float(), torch.ones(1, 5), atol=1e-2)
+    y.sum().backward()
+    assert x.grad.dtype == w.grad.dtype == torch.float16 and x.grad.isfinite().all()
