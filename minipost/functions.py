@@ -144,7 +144,8 @@ class Turn(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return turn_heads(grad, *ctx.saved_tensors, ctx.turned, -1), None, None, None
+        cos, sin = ctx.saved_tensors
+        return turn_heads(grad, cos, sin, ctx.turned, -1), None, None, None
 
 
 def turn_heads(x, cos, sin, turned, sign):

@@ -162,6 +162,13 @@ class GPT(nn.Module):
         """The most tokens that a prompt and its response have together, BOS and EOS included."""
         return self.config.max_position_embeddings
 
+    @property
+    def bytes_per_token(self):
+        """About what a training pass keeps for each of its tokens."""
+        c = self.config
+        layer = 12 * c.hidden_size + 3 * c.intermediate_size
+        return 4 * (c.num_hidden_layers * layer + 5 * c.vocab_size)
+
     def rotary(self, length):
         """The rotary table in the model's own type and on its device, of `length` rows or more.
 
@@ -181,7 +188,8 @@ class GPT(nn.Module):
         `explicit` computes all in plain operations, for second and forward derivatives.
         `keep`, a list, receives each layer's keys and values.
         """
-        return self.through(tokens, Padded(*self.turns(tokens.shape[1]), explicit, keep))
+        cos, sin = self.turns(tokens.shape[1])
+        return self.through(tokens, Padded(cos, sin, explicit, keep))
 
     def hidden_at(self, tokens, where, prompts=None, explicit=False):
         """Final hidden states where `where` is true.  (B, T), (B, T) -> (N, D)
@@ -198,8 +206,10 @@ class GPT(nn.Module):
             packed = Packed(tokens, torch.minimum(prompts, ends), ends)
             if len(packed.tokens) <= SAVING * tokens.numel():
                 packed.rotated_by(*self.turns(longest))
-                return self.through(packed.tokens, packed, packed.places[where])
-        return self.through(tokens, Padded(*self.turns(tokens.shape[1]), explicit), where)
+                wanted, back = packed.places[where].unique(return_inverse=True)
+                return F.embedding(back, self.through(packed.tokens, packed, wanted))
+        cos, sin = self.turns(tokens.shape[1])
+        return self.through(tokens, Padded(cos, sin, explicit), where)
 
     def turns(self, length):
         """The rotary table of so many positions.  MinipostError beyond the context."""

@@ -7,6 +7,7 @@ import torch
 from minipost import parallel
 from minipost.errors import MinipostError
 
+PIECE = 2**17      # weights that are updated at once
 SKIPS_ALLOWED = 5  # steps in a row that may be dropped for a gradient that is not finite
 
 
@@ -64,16 +65,19 @@ class Learner:
         norm = self.collect()
         if not norm < float("inf"):
             return norm
-        grad = self.grad.to(self.master.dtype)
-        if norm > max_grad_norm:
-            grad = grad * (max_grad_norm / norm)
         self.updates += 1
         b1, b2 = self.betas
-        self.m.lerp_(grad, 1 - b1)
-        self.v.mul_(b2).addcmul_(grad, grad, value=1 - b2)
-        scale = (self.v / (1 - b2**self.updates)).sqrt_().add_(self.eps)
         self.master[: self.matrix_part].mul_(1 - lr * self.weight_decay)
-        self.master.addcdiv_(self.m, scale, value=-lr / (1 - b1**self.updates))
+        # In pieces that fit the cache, so that no second vector of this length is needed.
+        for grad, m, v, w in zip(*(x.split(PIECE) for x in (self.grad, self.m, self.v,
+                                                            self.master))):
+            grad = grad.to(w.dtype)
+            if norm > max_grad_norm:
+                grad = grad * (max_grad_norm / norm)
+            m.lerp_(grad, 1 - b1)
+            v.mul_(b2).addcmul_(grad, grad, value=1 - b2)
+            scale = (v / (1 - b2**self.updates)).sqrt_().add_(self.eps)
+            w.addcdiv_(m, scale, value=-lr / (1 - b1**self.updates))
         self.assign(self.master)
         self.grad.zero_()
         return norm

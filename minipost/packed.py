@@ -9,10 +9,10 @@ its rotation) and `attend`:
               A prompt's token sees what stands before it in the prompt, a response's token its
               whole prompt and what stands before it in the response.
 
-The answers of a group, or the two of a pair, begin with the same prompt.  What the network computes
-at a prompt's token depends on nothing behind it, so it is the same in every row.  The gradient at a
-shared prompt is the sum over its rows.  With 8 answers of 48 tokens to a prompt of 16 the list is a
-fifth shorter than the rows, to a prompt of 512 it is a fifth of them.
+The answers of a group, or the two of a pair, begin with the same prompt, and some answers are equal.
+What the network computes at a token depends on nothing behind it, so what rows share is computed
+once, and the gradient there is the sum over its rows.  With 8 answers of 48 tokens to a prompt of
+16 the list is a fifth shorter than the rows, to a prompt of 512 it is a fifth of them.
 
 Axes as in gpt.py: B rows, T positions, H query heads, K key/value heads, E head width; p different
 prompts of at most L tokens, responses of at most R.
@@ -46,7 +46,7 @@ class Padded:
 
 
 class Packed:
-    """Rows whose hidden states are wanted where a mask is true, each different prompt once.
+    """Each different prompt once, and each different row.
 
     tokens (B, T), padded on the right.  prompts, ends (B,): of each row, how many tokens belong to
     its prompt, and how many it has at all.
@@ -57,9 +57,11 @@ class Packed:
     explicit = False
 
     def __init__(self, tokens, prompts, ends):
+        row, kept = alike(tokens, ends)                                     # (B,) and its inverse
+        tokens, prompts, ends = tokens[kept], prompts[kept], ends[kept]     # B different rows
         device, (rows, width) = tokens.device, tokens.shape
         column = torch.arange(width, device=device)
-        which, first = same_prompts(tokens, prompts)                        # (B,), (p,)
+        which, first = alike(tokens, prompts)                               # (B,), (p,)
         real = column < prompts[first][:, None]
         real = real[:, : max(1, int(prompts.max()))]                        # (p, L)
         size = ends - prompts
@@ -73,7 +75,7 @@ class Packed:
         self.places = torch.where(
             column < prompts[:, None],
             F.pad(self.at_prompt[which], (0, width - real.shape[1])),
-            self.at_response.gather(1, behind))
+            self.at_response.gather(1, behind))[row]
         at_row = (column[: response.shape[1]] + prompts[:, None]).clamp(max=width - 1)
         self.tokens = torch.cat([tokens[first, : real.shape[1]][real],
                                  tokens.gather(1, at_row)[response]])
@@ -114,13 +116,16 @@ def numbered(real, start):
     return (start - 1 + real.flatten().cumsum(0)).view_as(real) * real
 
 
-def same_prompts(tokens, prompts):
-    """Which rows begin alike.  -> the number of each row's prompt (B,), a row of each (p,)"""
+def alike(tokens, lengths):
+    """Rows that have the same first tokens.  -> the number of each one's kind (B,), a row of each
+
+    tokens (B, T); lengths (B,): how many tokens of a row count.
+    """
     seen, which, first = {}, [], []
-    for row, (ids, length) in enumerate(zip(tokens.cpu().numpy(), prompts.tolist())):
-        prompt = ids[:length].tobytes()
-        if prompt not in seen:
-            seen[prompt] = len(first)
+    for row, (ids, length) in enumerate(zip(tokens.cpu().numpy(), lengths.tolist())):
+        found = ids[:length].tobytes()
+        if found not in seen:
+            seen[found] = len(first)
             first.append(row)
-        which.append(seen[prompt])
+        which.append(seen[found])
     return torch.tensor(which, device=tokens.device), torch.tensor(first, device=tokens.device)

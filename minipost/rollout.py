@@ -163,7 +163,7 @@ def distribution(model, seqs, temperature=1.0, explicit=False):
     logits = model.head(model.hidden_at(seqs.inputs, seqs.mask, explicit=explicit))
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
-    return torch.log_softmax(logits / temperature, -1)
+    return torch.log_softmax(logits if temperature == 1 else logits / temperature, -1)
 
 
 def chosen_logprobs(logp_all, seqs):
@@ -321,7 +321,8 @@ def next_logp(logits, temperature):
     """Log-probs to sample from, at the same temperature and precision as `distribution`."""
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
-    found = torch.log_softmax(logits / (temperature or 1.0), -1)
+    scale = temperature or 1.0
+    found = torch.log_softmax(logits if scale == 1 else logits / scale, -1)
     if found[:, 0].isnan().any():  # then all of its row are
         raise MinipostError("the model's logits are not finite, so there is nothing to sample from;"
                             " its weights or the temperature are out of all bounds")

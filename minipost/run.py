@@ -24,7 +24,7 @@ from minipost import checkpoint, parallel
 from minipost.datasets.rewards import ask, load_reward
 from minipost.errors import MinipostError
 from minipost.optim import Learner
-from minipost.packed import same_prompts
+from minipost.packed import alike
 from minipost.rollout import (
     NO_TOKENS,
     Rollout,
@@ -38,7 +38,8 @@ from minipost.rollout import (
 )
 from minipost.tasks.base import Problem
 
-ROWS = 1024  # most sequences that a rank samples at once; their caches take the memory
+ROWS = 1024  # most sequences that a rank samples at once
+PASS_BYTES = 2**30, 2**34  # most that a training pass keeps, on a CPU and elsewhere
 REWARD_MODEL = "reward model"  # the name of the part that learns, or gives, the score
 
 
@@ -235,17 +236,20 @@ class Run:
         `module`: who answers, the policy if None.
         """
         module, max_new_tokens = module or self.policy.module, max_new_tokens or self.max_new_tokens
-        mine, repeat = parallel.share(range(len(prompts))), repeats(prompts)
+        earlier = repeats(prompts)
+        mine = parallel.share(range(len(prompts) * group_size))
         seed = (self.seed, self.step, zlib.crc32(purpose.encode()))
-        size, part = max(1, ROWS // group_size), None
+        size, part = rows_at_once(module, max(map(len, prompts)) + max_new_tokens), None
         if len(mine):
             part = concat([generate(
-                module, [prompts[i] for i in piece], group_size, max_new_tokens=max_new_tokens,
-                eos={*self.vocabulary.eos, *stop}, pad=self.vocabulary.pad,
-                temperature=temperature, seed=seed, repeat=[repeat[i] for i in piece],
+                module, [prompts[row // group_size] for row in piece],
+                max_new_tokens=max_new_tokens, eos={*self.vocabulary.eos, *stop},
+                pad=self.vocabulary.pad, temperature=temperature, seed=seed,
+                repeat=[earlier[row // group_size] * group_size + row % group_size
+                        for row in piece],
             ) for piece in (mine[k : k + size] for k in range(0, len(mine), size))],
                 self.vocabulary.pad)
-        rollout = gather(part, mine.start * group_size, len(prompts) * group_size, prompts,
+        rollout = gather(part, mine.start, len(prompts) * group_size, prompts,
                          max_new_tokens, self.vocabulary, module.device)
         self.tokens += int(rollout.mask.sum())
         return rollout
@@ -402,15 +406,24 @@ class Run:
 
         seqs: the Sequences that have the rows, several where a row stands in each of them.  Rows
         that share a prompt come together, since it is then computed once.  Else they come in order
-        of length, so that little of a micro-batch is padding.  Each rank has the same work.
+        of length, so that little of a micro-batch is padding.  Each rank has the same work.  A
+        micro-batch has `micro_batch_size` rows, or less where they would take too much memory.
         """
         order, work = by_prompt(list(rows), seqs)
         share = sum(work) / parallel.world()
         behind = [total - work[k] / 2 for k, total in enumerate(accumulate(work))]
-        mine = [row for row, place in zip(order, behind)
-                if min(int(place / share), parallel.world() - 1) == parallel.rank()]
-        return [mine[i : i + self.micro_batch_size]
-                for i in range(0, len(mine), self.micro_batch_size)]
+        model = self.policy.module
+        most = PASS_BYTES[model.device.type != "cpu"] // model.bytes_per_token
+        cut, room = [], 0
+        for row, tokens, place in zip(order, work, behind):
+            if min(int(place / share), parallel.world() - 1) != parallel.rank():
+                continue
+            if tokens > room or len(cut[-1]) == self.micro_batch_size:
+                cut.append([])
+                room = most
+            cut[-1].append(row)
+            room -= tokens
+        return cut
 
 
 def by_prompt(rows, seqs):
@@ -421,7 +434,7 @@ def by_prompt(rows, seqs):
     if not rows:
         return [], []
     prompts, ends = zip(*(part.spans() for part in seqs))
-    which, _ = same_prompts(seqs[0].tokens[rows], prompts[0][rows])
+    which, _ = alike(seqs[0].tokens[rows], prompts[0][rows])
     saved = sum(prompts)[rows].tolist()
     size = sum(ends)[rows].tolist()
     total, count = [0] * len(rows), [0] * len(rows)
@@ -433,6 +446,14 @@ def by_prompt(rows, seqs):
     work = [size[k] if first.setdefault(which[k], k) == k else max(1, size[k] - saved[k])
             for k in order]
     return [rows[k] for k in order], work
+
+
+def rows_at_once(model, tokens):
+    """How many sequences of so many tokens a rank samples at once."""
+    config = model.config
+    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    most = PASS_BYTES[model.device.type != "cpu"]
+    return max(1, min(ROWS, most // (cache * tokens * model.embed_tokens.weight.element_size())))
 
 
 def gather(part, start, rows, prompts, max_new_tokens, vocabulary, device):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from minipost import gpt
 from minipost.gpt import RewardModel
-from minipost.packed import Packed, same_prompts
+from minipost.packed import Packed, alike
 from minipost.rollout import (
     Sequences,
     distribution,
@@ -67,13 +67,25 @@ def test_a_prompt_is_read_once(monkeypatch):
     rebuilt = packed.tokens[packed.places]
     real = torch.arange(seqs.inputs.shape[1]) < seqs.spans()[1][:, None]
     assert torch.equal(rebuilt[real], seqs.inputs[real])
-    which, first = same_prompts(seqs.inputs, seqs.spans()[0])
+    which, first = alike(seqs.inputs, seqs.spans()[0])
     assert which.tolist() == [0, 0, 1, 0] and first.tolist() == [0, 2]
+
+
+def test_a_row_that_is_there_twice_is_read_once(always):
+    model, seqs = tiny(), rows_of([(0, 4), (0, 2), (1, 3)])
+    twice = seqs[[0, 1, 0, 2, 0]]
+    assert len(Packed(twice.inputs, *twice.spans()).tokens) == \
+        len(Packed(seqs.inputs, *seqs.spans()).tokens)
+    plain = model.hidden(twice.inputs, explicit=True)[twice.mask]
+    found = model.hidden_at(twice.inputs, twice.mask)
+    assert torch.allclose(found, plain, atol=1e-12)
+    for ours, theirs in zip(gradients(model, found), gradients(model, plain)):
+        assert ours is None or torch.allclose(ours, theirs, atol=1e-11)
 
 
 def test_prompts_that_differ_in_one_id_or_in_length_are_not_shared():
     tokens = torch.tensor([[1, 2, 3, 4], [1, 2, 4, 4], [1, 2, 3, 4]])
-    assert same_prompts(tokens, torch.tensor([3, 3, 2]))[0].tolist() == [0, 1, 2]
+    assert alike(tokens, torch.tensor([3, 3, 2]))[0].tolist() == [0, 1, 2]
 
 
 def test_what_comes_behind_the_last_wanted_place_is_not_read():
