@@ -9,7 +9,7 @@ its rotation) and `attend`:
               A prompt's token sees what stands before it in the prompt, a response's token its
               whole prompt and what stands before it in the response.
 
-The answers of a group, or the two of a pair, begin with the same prompt, and some answers are equal.
+The answers of a group, or the two of a pair, begin with the same prompt; some answers are equal.
 What the network computes at a token depends on nothing behind it, so what rows share is computed
 once, and the gradient there is the sum over its rows.  With 8 answers of 48 tokens to a prompt of
 16 the list is a fifth shorter than the rows, to a prompt of 512 it is a fifth of them.
