@@ -36,6 +36,16 @@ HAS_ONEDNN = (
 FEW_ROWS = 256  # below this many rows oneDNN's products gain nothing
 
 
+def even(rows):
+    """The next number of rows, of at most eight between a power of two and the next, from 64 on.
+
+    oneDNN makes code for every shape of a product: a millisecond and half a megabyte each.  Numbers
+    of tokens differ from pass to pass.  Rounded up, there are few.
+    """
+    step = max(64, 2 ** (rows.bit_length() - 4))
+    return -(-rows // step) * step
+
+
 class Product(torch.autograd.Function):
     """y = x W^T through oneDNN:  dx = dy W,  dW = dy^T x.
 
@@ -57,13 +67,13 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        dy, x = grad.contiguous(), x.flatten(0, -2)
-        rows = dy.flatten(0, -2)
+        grad = grad.contiguous()
         # oneDNN copies its first factor where it is transposed, so that is to be the smaller one.
-        small = rows.shape[1] <= x.shape[1]
-        dweight = (Product.apply(rows.t(), x.t()) if small
-                   else Product.apply(x.t(), rows.t()).t())
-        return Product.apply(dy, weight.t()), dweight
+        if grad.shape[1] <= x.shape[1]:
+            dweight = Product.apply(grad.t(), x.t())
+        else:
+            dweight = Product.apply(x.t(), grad.t()).t()
+        return Product.apply(grad, weight.t()), dweight
 
     @staticmethod
     def jvp(ctx, dx, dweight):
@@ -74,9 +84,12 @@ class Product(torch.autograd.Function):
 def product(x, weight):
     """x W^T by whichever way is faster.  (..., D), (V, D) -> (..., V)"""
     onednn = HAS_ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu"
-    if onednn and x.numel() >= FEW_ROWS * x.shape[-1]:
-        return Product.apply(x, weight)
-    return F.linear(x, weight)
+    rows = x.numel() // x.shape[-1]
+    if not onednn or rows < FEW_ROWS:
+        return F.linear(x, weight)
+    extra = even(rows) - rows
+    flat = F.pad(x.reshape(rows, -1), (0, 0, 0, extra)) if extra else x.reshape(rows, -1)
+    return Product.apply(flat, weight)[:rows].view(*x.shape[:-1], -1)
 
 
 # ---- RMSNorm

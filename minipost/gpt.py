@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minipost.errors import MinipostError
-from minipost.functions import product, rms_norm, rotary_table, swiglu, turn
+from minipost.functions import even, product, rms_norm, rotary_table, swiglu, turn
 from minipost.packed import Packed, Padded
 
 
@@ -55,7 +55,6 @@ class GPTConfig:
 
 NEVER = -1e9       # a logit whose probability is exactly 0, finite so that 0 times it is 0
 ROTARY_ROWS = 512  # of the rotary table at first
-SAVING = 0.9       # rows are packed where that leaves at most this share of their tokens
 
 
 class Linear(nn.Linear):
@@ -202,14 +201,13 @@ class GPT(nn.Module):
         ends = (where * column).amax(1)                                     # (B,)
         prompts = where.int().argmax(1) + 1 if prompts is None else prompts
         longest = int(ends.max())
-        if longest and not explicit:
-            packed = Packed(tokens, torch.minimum(prompts, ends), ends)
-            if len(packed.tokens) <= SAVING * tokens.numel():
-                packed.rotated_by(*self.turns(longest))
-                wanted, back = packed.places[where].unique(return_inverse=True)
-                return F.embedding(back, self.through(packed.tokens, packed, wanted))
-        cos, sin = self.turns(tokens.shape[1])
-        return self.through(tokens, Padded(cos, sin, explicit), where)
+        if explicit or not longest:
+            return self.hidden(tokens, explicit)[where]
+        packed = Packed(tokens, torch.minimum(prompts, ends), ends)
+        packed.rotated_by(*self.turns(longest))
+        wanted, back = packed.places[where].unique(return_inverse=True)
+        wanted = F.pad(wanted, (0, even(len(wanted)) - len(wanted)))
+        return F.embedding(back, self.through(packed.tokens, packed, wanted))
 
     def turns(self, length):
         """The rotary table of so many positions.  MinipostError beyond the context."""

@@ -23,7 +23,9 @@ import math
 import torch
 import torch.nn.functional as F
 
-from minipost.functions import attention
+from minipost.functions import attention, even
+
+SAVING = 0.1  # rows share prompts where that saves at least this part of their tokens
 
 
 class Padded:
@@ -46,12 +48,15 @@ class Padded:
 
 
 class Packed:
-    """Each different prompt once, and each different row.
+    """The real tokens of rows, once where rows share them.
 
     tokens (B, T), padded on the right.  prompts, ends (B,): of each row, how many tokens belong to
     its prompt, and how many it has at all.
 
-    tokens (n,), positions (n,): the flat list.  places (B, T): where in the list a row's token is.
+    tokens (n,), positions (n,): the flat list, filled up to an `even` length.  places (B, T): where
+    in the list a row's token is.
+
+    Rows without much in common are kept whole: each of them is then a prompt without a response.
     """
 
     explicit = False
@@ -62,26 +67,31 @@ class Packed:
         device, (rows, width) = tokens.device, tokens.shape
         column = torch.arange(width, device=device)
         which, first = alike(tokens, prompts)                               # (B,), (p,)
-        real = column < prompts[first][:, None]
-        real = real[:, : max(1, int(prompts.max()))]                        # (p, L)
+        shared = int(prompts.sum() - prompts[first].sum())
+        if shared < SAVING * int(ends.sum()):
+            prompts, which = ends, torch.arange(rows, device=device)
+            first = which
+        real = column[: int(prompts.max())] < prompts[first][:, None]       # (p, L)
         size = ends - prompts
-        response = column[: max(1, int(size.max()))] < size[:, None]        # (B, R)
+        response = column[: int(size.max())] < size[:, None]                # (B, R)
         self.at_prompt = numbered(real, 0)                                  # (p, L)
         self.at_response = numbered(response, int(real.sum()))              # (B, R)
         self.at_keys = torch.cat([self.at_prompt[which], self.at_response], 1)  # (B, L + R)
-        self.whole = bool(real.all()) and bool(response.all())              # nothing is padding
-        self.back = [mask.flatten().nonzero()[:, 0] for mask in (real, response)]
-        behind = (column - prompts[:, None]).clamp(0, response.shape[1] - 1)
         self.places = torch.where(
             column < prompts[:, None],
             F.pad(self.at_prompt[which], (0, width - real.shape[1])),
-            self.at_response.gather(1, behind))[row]
-        at_row = (column[: response.shape[1]] + prompts[:, None]).clamp(max=width - 1)
-        self.tokens = torch.cat([tokens[first, : real.shape[1]][real],
-                                 tokens.gather(1, at_row)[response]])
-        self.positions = torch.cat([column[: real.shape[1]].expand_as(real)[real],
-                                    at_row[response]])
+            F.pad(self.at_response, (0, 1)).gather(
+                1, (column - prompts[:, None]).clamp(0, response.shape[1])))[row]
         near = column[: response.shape[1]]
+        at_row = (near + prompts[:, None]).clamp(max=width - 1)
+        found = torch.cat([tokens[first, : real.shape[1]][real],
+                           tokens.gather(1, at_row)[response]])
+        placed = torch.cat([column[: real.shape[1]].expand_as(real)[real], at_row[response]])
+        extra = even(len(found)) - len(found)
+        self.tokens, self.positions = F.pad(found, (0, extra)), F.pad(placed, (0, extra))
+        # Where in the padded rows of prompts, and behind them of responses, each token stands.
+        back = [mask.flatten().nonzero()[:, 0] for mask in (real, response)]
+        self.back = F.pad(torch.cat([back[0], back[1] + real.numel()]), (0, extra))
         hidden = torch.cat([(~real)[which][:, None].expand(-1, len(near), -1),
                             (near > near[:, None]).expand(rows, -1, -1)], 2)
         self.hidden = hidden[:, None]                                       # (B, 1, R, L + R)
@@ -101,14 +111,13 @@ class Packed:
             return F.embedding(places, part.flatten(1)).unflatten(2, (-1, part.shape[2])) \
                 .transpose(1, 2)
 
-        prompt = padded(qkv, self.at_prompt).split([heads, kv, kv], 1)
-        keys, values = padded(qkv[:, heads:], self.at_keys).split(kv, 1)
-        mixed = [attention(*prompt), attention(padded(qkv[:, :heads], self.at_response), keys,
-                                               values, self.bias)]
-        flat = [part.transpose(1, 2).flatten(2).flatten(0, 1) for part in mixed]
-        if not self.whole:
-            flat = [F.embedding(back, part) for back, part in zip(self.back, flat)]
-        return torch.cat(flat)
+        mixed = [attention(*padded(qkv, self.at_prompt).split([heads, kv, kv], 1))]
+        if self.at_response.numel():
+            keys, values = padded(qkv[:, heads:], self.at_keys).split(kv, 1)
+            mixed.append(attention(padded(qkv[:, :heads], self.at_response), keys, values,
+                                   self.bias))
+        rows = [part.transpose(1, 2).flatten(0, 1).flatten(1) for part in mixed]
+        return F.embedding(self.back, torch.cat(rows) if len(rows) > 1 else rows[0])
 
 
 def numbered(real, start):

@@ -9,6 +9,7 @@ from minipost.functions import (
     HAS_ONEDNN,
     Norm,
     attention,
+    even,
     product,
     rms_norm,
     rotary_table,
@@ -105,7 +106,18 @@ def test_the_fast_product_and_its_derivatives_are_those_of_linear():
     pairs = list(zip(derivatives(product), derivatives(torch.nn.functional.linear)))
     for fast, plain in pairs:
         assert (fast - plain).abs().max() <= 1e-5 * plain.abs().max()
-    assert "Product" in type(product(x, w).grad_fn).__name__
+    names, node = [], product(x, w).grad_fn
+    while node is not None and node.next_functions:
+        names.append(type(node).__name__)
+        node = node.next_functions[0][0]
+    assert any("Product" in name for name in names)
+
+
+def test_few_numbers_of_rows():
+    for rows in range(1, 5000):
+        assert rows <= even(rows) <= max(64, rows + 63, rows * 1.125)
+    assert len({even(rows) for rows in range(512, 1024)}) == 9
+    assert all(even(rows) == rows for rows in (64, 320, 1024, 1152, 4096))
 
 
 def test_rmsnorm_by_its_definition():

@@ -6,7 +6,7 @@ from fakes import BOS, PAD, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minipost import gpt
+from minipost import packed
 from minipost.gpt import RewardModel
 from minipost.packed import Packed, alike
 from minipost.rollout import (
@@ -41,30 +41,31 @@ def gradients(model, out, seed=3):
 @pytest.fixture
 def always(monkeypatch):
     """Rows are packed even where that saves nothing."""
-    monkeypatch.setattr(gpt, "SAVING", 9.0)
+    monkeypatch.setattr(packed, "SAVING", 0.0)
 
 
+@pytest.mark.parametrize("saving", [0.0, 0.1, 2.0])
 @pytest.mark.parametrize("kv", [1, 2, 4])
 @given(drawn=ROWS)
-def test_packed_hidden_states_and_gradients_are_those_of_the_rows(kv, drawn):
+def test_packed_hidden_states_and_gradients_are_those_of_the_rows(kv, saving, drawn):
     model, seqs = tiny(kv=kv), rows_of(drawn)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpt, "SAVING", 9.0)
-        packed = model.hidden_at(seqs.inputs, seqs.mask)
+        patch.setattr(packed, "SAVING", saving)
+        found = model.hidden_at(seqs.inputs, seqs.mask)
     plain = model.hidden(seqs.inputs, explicit=True)[seqs.mask]
-    assert packed.shape == plain.shape and torch.allclose(packed, plain, atol=1e-12)
-    for ours, theirs in zip(gradients(model, packed), gradients(model, plain)):
+    assert found.shape == plain.shape and torch.allclose(found, plain, atol=1e-12)
+    for ours, theirs in zip(gradients(model, found), gradients(model, plain)):
         assert (ours is None) == (theirs is None)
         assert ours is None or torch.allclose(ours, theirs, atol=1e-11)
 
 
-def test_a_prompt_is_read_once(monkeypatch):
+def test_a_prompt_is_read_once(always):
     seqs = rows_of([(0, 4), (0, 2), (1, 3), (0, 4)])
-    packed = Packed(seqs.inputs, *seqs.spans())
+    flat = Packed(seqs.inputs, *seqs.spans())
     # Two prompts of BOS and 3 or 2 ids; of an answer all that predicts, but the prompt's last.
-    assert len(packed.tokens) == (4 + 3) + (3 + 1 + 2 + 3)
-    assert packed.positions.tolist() == [0, 1, 2, 3, 0, 1, 2, 4, 5, 6, 4, 3, 4, 4, 5, 6]
-    rebuilt = packed.tokens[packed.places]
+    positions = [0, 1, 2, 3, 0, 1, 2, 4, 5, 6, 4, 3, 4, 4, 5, 6]
+    assert flat.positions.tolist() == positions + [0] * (64 - len(positions))
+    rebuilt = flat.tokens[flat.places]
     real = torch.arange(seqs.inputs.shape[1]) < seqs.spans()[1][:, None]
     assert torch.equal(rebuilt[real], seqs.inputs[real])
     which, first = alike(seqs.inputs, seqs.spans()[0])
@@ -74,8 +75,8 @@ def test_a_prompt_is_read_once(monkeypatch):
 def test_a_row_that_is_there_twice_is_read_once(always):
     model, seqs = tiny(), rows_of([(0, 4), (0, 2), (1, 3)])
     twice = seqs[[0, 1, 0, 2, 0]]
-    assert len(Packed(twice.inputs, *twice.spans()).tokens) == \
-        len(Packed(seqs.inputs, *seqs.spans()).tokens)
+    assert torch.equal(Packed(twice.inputs, *twice.spans()).positions,
+                       Packed(seqs.inputs, *seqs.spans()).positions)
     plain = model.hidden(twice.inputs, explicit=True)[twice.mask]
     found = model.hidden_at(twice.inputs, twice.mask)
     assert torch.allclose(found, plain, atol=1e-12)
