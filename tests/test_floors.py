@@ -14,7 +14,7 @@ FLOORS = [
     "files",
     "tokenizer_file",
     "contract ops parallel gpt tokenizer tasks",
-    "decode optim checkpoint",
+    "decode decode_cuda optim checkpoint",
     "rollout",
     "datasets",
     "run sampler",
