@@ -39,8 +39,8 @@ SPAN = 256  # steps of one recording; the next one sees more of the cache's colu
 LOOK = 8    # steps after which the host asks how many rows go on
 MANY = 128  # rows; with fewer, a step takes the same time for any number of them
 ALIGN = 16  # columns; rows of the bias must begin at a multiple, or attention copies it first
-# cuDNN's attention would prepare a plan for each new shape, which takes longer than a rollout.
-ATTENTION = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+# All but cuDNN's, which prepares a plan for each new shape.  That takes as long as many steps.
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def aligned(columns):
@@ -63,7 +63,8 @@ class StaticDecoder:
         self.model, self.choose, self.uniform, self.stop = model, choose, uniform, stop
         self.length, self.room = read.shape[1], max_new_tokens
         kept, device, rows = [], read.device, len(read) * group_size
-        hidden = model.hidden(read, keep=kept)
+        with sdpa_kernel(ATTENTION):
+            hidden = model.hidden(read, keep=kept)
         last = hidden[torch.arange(len(read), device=device), lengths - 1]
         self.hidden = last.repeat_interleave(group_size, 0)                 # (B, D)
         self.position = lengths.repeat_interleave(group_size)               # (B,)

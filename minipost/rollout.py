@@ -295,7 +295,7 @@ def next_logp(logits, temperature):
     """Log-probs to sample from, at the same temperature and precision as `distribution`."""
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
-    return torch.log_softmax(logits / (temperature or 1.0), -1)
+    return torch.log_softmax(logits if temperature in (0, 1) else logits / temperature, -1)
 
 
 def broken(logp_all):

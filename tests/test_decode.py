@@ -3,6 +3,8 @@
 The GPU's step is ordinary code, so all but its recording runs on the CPU here.
 """
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from fakes import BOS, EOS, PAD, tiny
@@ -183,3 +185,68 @@ def test_the_static_step_decodes_in_bfloat16(static):
     with torch.no_grad():
         trained = logprobs(model, rollout)
     assert (rollout.logp - trained).abs().max() < 0.2
+
+
+# ---- its recording, with PyTorch's graphs replaced by one that tells what it is asked
+
+@pytest.fixture
+def told(monkeypatch):
+    """What the functions of torch.cuda are asked, in order."""
+    said = []
+
+    class Graph:
+        def capture_begin(self, pool, capture_error_mode):
+            said.append(("begin", pool, capture_error_mode))
+
+        capture_end = lambda self: said.append("end")
+        replay = lambda self: said.append("replay")
+        pool = lambda self: "its pool"
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**28 + 10, 2**40))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: said.append("empty"))
+    monkeypatch.setattr(decode_cuda, "aside", lambda device: nullcontext())
+    monkeypatch.setattr(decode_cuda, "LATEST", {})
+    monkeypatch.setattr(decode_cuda, "FAILED", [])
+    return said
+
+
+def test_a_step_is_run_then_recorded_then_replayed(told):
+    """Each call is one step.  A recording needs memory, and takes the pool of the one before."""
+    first = decode_cuda.Recorded(lambda: told.append("act"), "gpu", room=10)
+    for _ in range(3):
+        first()
+    begin = ("begin", None, "thread_local")
+    assert told == ["act", begin, "act", "end", "replay", "replay"]
+    told.clear()
+    second = decode_cuda.Recorded(lambda: told.append("act"), "gpu", room=11)
+    second()
+    second()
+    assert told == ["act", "empty", ("begin", "its pool", "thread_local"), "act", "end", "replay"]
+
+
+def test_a_recording_that_fails_names_the_switch(told, monkeypatch):
+    def act():
+        told.append("act")
+        if ("begin", None, "thread_local") in told:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    recorded = decode_cuda.Recorded(act, "gpu", room=0)
+    recorded()
+    with pytest.raises(MinipostError, match="MINIPOST_CUDA_GRAPHS=0.*not permitted when"):
+        recorded()
+    assert told[-1] == "end" and len(decode_cuda.FAILED) == 1 and not decode_cuda.LATEST
+
+
+def test_the_switch_leaves_the_step_unrecorded(monkeypatch):
+    class Rows(list):
+        device = torch.device("cuda", 0)
+
+    class Decoder(StaticDecoder):
+        def __init__(self):
+            self.rows, self.model = Rows([0, 1]), tiny()
+
+    decoder = Decoder()
+    assert isinstance(decoder.recorded(), decode_cuda.Recorded)
+    monkeypatch.setenv(decode_cuda.SWITCH, "0")
+    assert decoder.recorded() == decoder.step
