@@ -257,10 +257,11 @@ def generate(model, prompts, group_size=1, *, max_new_tokens, eos, pad, temperat
     if temperature > 0:
         repeat = repeats(prompts) if repeat is None else repeat
         uniform = uniforms(prompts, group_size, max_new_tokens, seed, repeat).to(device)  # (B, N)
-    stop = torch.tensor(sorted(eos), device=device)
+    stop = torch.tensor(sorted(eos), dtype=torch.long, device=device)
     prompt = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
     if device.type in decode_cuda.DEVICES:
-        ends = torch.zeros(max(model.config.vocab_size, *eos) + 1, dtype=torch.bool, device=device)
+        ends = torch.zeros(max(model.config.vocab_size, *eos, 0) + 1, dtype=torch.bool,
+                           device=device)
         static = StaticDecoder(
             model, read, lengths, max_new_tokens, group_size, uniform=uniform, pad=pad,
             stop=ends.index_fill_(0, stop, True),
