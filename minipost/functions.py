@@ -19,9 +19,11 @@ RMSNorm is Zhang & Sennrich 2019 (arxiv.org/abs/1910.07467), rotary positions Su
 """
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 WIDE = (torch.float32, torch.float64)  # norms are computed in these
 
@@ -210,6 +212,15 @@ def swiglu(gate_up, explicit=False):
 
 # ---- attention
 
+# All but cuDNN's, which prepares a plan for each new shape.  That takes as long as many steps.
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def fast_kernels(device):
+    """A block in which attention on a GPU takes one of the KERNELS."""
+    return sdpa_kernel(KERNELS) if device.type == "cuda" else nullcontext()
+
+
 def attention(q, k, v, bias=None, explicit=False):
     """softmax(q k^T / sqrt(E) + bias) v; without a bias no query sees a later key.
 
@@ -219,8 +230,9 @@ def attention(q, k, v, bias=None, explicit=False):
     if not explicit:
         if bias is not None and share > 1:  # fused kernels with a bias want as many key heads
             k, v, share = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1), 1
-        return F.scaled_dot_product_attention(q, k, v, bias, is_causal=bias is None,
-                                              enable_gqa=share > 1)
+        with fast_kernels(q.device):
+            return F.scaled_dot_product_attention(q, k, v, bias, is_causal=bias is None,
+                                                  enable_gqa=share > 1)
     k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
     score = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])                  # (B, H, T, S)
     if bias is None:

@@ -166,7 +166,8 @@ class GPT(nn.Module):
         """About what a training pass keeps for each of its tokens."""
         c = self.config
         layer = 12 * c.hidden_size + 3 * c.intermediate_size
-        return 4 * (c.num_hidden_layers * layer + 5 * c.vocab_size)
+        size = self.embed_tokens.weight.element_size()
+        return size * c.num_hidden_layers * layer + 4 * 5 * c.vocab_size
 
     def rotary(self, length):
         """The rotary table in the model's own type and on its device, of `length` rows or more.

@@ -16,9 +16,12 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from minipost import decode_cuda
 from minipost.decode import Decoder
+from minipost.decode_cuda import NOT_FINITE, StaticDecoder
 from minipost.errors import MinipostError
 from minipost.ops import pick, spread
+from minipost.packed import alike
 
 NO_TOKENS = ("an empty prompt needs a BOS, which this model's tokenizer does not put there; give "
              "the prompt a text")
@@ -294,7 +297,20 @@ def generate(model, prompts, group_size=1, *, max_new_tokens, eos, pad, temperat
     if temperature > 0:
         repeat = repeats(prompts) if repeat is None else repeat
         uniform = uniforms(prompts, group_size, max_new_tokens, seed, repeat).to(device)  # (B, N)
-    stop = torch.tensor(sorted(eos), device=device)
+    stop = torch.tensor(sorted(eos), dtype=torch.long, device=device)
+    prompt = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
+    if device.type in decode_cuda.DEVICES:
+        ends = torch.zeros(max(model.config.vocab_size, *eos, 0) + 1, dtype=torch.bool,
+                           device=device)
+        owner, first = alike(read, lengths)  # each different prompt is read once
+        owner = owner.repeat_interleave(group_size)
+        static = StaticDecoder(
+            model, read[first], lengths[first], max_new_tokens, owner, uniform=uniform, pad=pad,
+            stop=ends.index_fill_(0, stop, True),
+            choose=lambda logits, uniform: choose(logits, temperature, uniform))
+        drawn = static.run()
+        return assemble(read[prompt], lengths[prompt], static.response, static.logp, prompt, stop,
+                        drawn, pad)
     response = torch.full((rows, max_new_tokens), pad, device=device)
     logp = torch.zeros(rows, max_new_tokens, device=device)
     here = torch.arange(rows, device=device)                                # the cache's rows
@@ -302,6 +318,8 @@ def generate(model, prompts, group_size=1, *, max_new_tokens, eos, pad, temperat
     decoder = Decoder(model, read, lengths, max_new_tokens, group_size)
     for t in range(max_new_tokens):
         logp_all = next_logp(decoder.logits(), temperature)                 # (here, V)
+        if broken(logp_all):
+            raise MinipostError(NOT_FINITE)
         token = draw(logp_all, None if uniform is None else uniform[here, t])
         response[here, t], logp[here, t] = token, pick(logp_all, token).to(logp.dtype)
         going = going & ~torch.isin(token, stop)
@@ -313,7 +331,6 @@ def generate(model, prompts, group_size=1, *, max_new_tokens, eos, pad, temperat
             decoder.select(keep)
             here, token, going = here[keep], token[keep], going[keep]
         decoder.step(token)
-    prompt = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
     return assemble(read[prompt], lengths[prompt], response, logp, prompt, stop, t + 1, pad)
 
 
@@ -321,12 +338,19 @@ def next_logp(logits, temperature):
     """Log-probs to sample from, at the same temperature and precision as `distribution`."""
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
-    scale = temperature or 1.0
-    found = torch.log_softmax(logits if scale == 1 else logits / scale, -1)
-    if found[:, 0].isnan().any():  # then all of its row are
-        raise MinipostError("the model's logits are not finite, so there is nothing to sample from;"
-                            " its weights or the temperature are out of all bounds")
-    return found
+    return torch.log_softmax(logits if temperature in (0, 1) else logits / temperature, -1)
+
+
+def broken(logp_all):
+    """Whether the logits of any row were not finite.  (B, V) -> ()"""
+    return logp_all[:, 0].isnan().any()  # then all of its row are
+
+
+def choose(logits, temperature, uniform):
+    """A token per row, its log-prob, and whether anything is `broken`, without a look at them."""
+    logp_all = next_logp(logits, temperature)
+    token = draw(logp_all, uniform).clamp(max=logits.shape[1] - 1)  # it is beyond where all are NaN
+    return token, pick(logp_all, token), broken(logp_all)
 
 
 def draw(logp_all, uniform):

@@ -39,7 +39,8 @@ from minipost.rollout import (
 from minipost.tasks.base import Problem
 
 ROWS = 1024  # most sequences that a rank samples at once
-PASS_BYTES = 2**30, 2**34  # most that a training pass keeps, on a CPU and elsewhere
+CPU_BYTES = 2**30          # most that a training pass keeps, or the caches of sampling
+GPU_SHARE = 0.35           # the same, of the memory of a GPU
 REWARD_MODEL = "reward model"  # the name of the part that learns, or gives, the score
 
 
@@ -413,7 +414,7 @@ class Run:
         share = sum(work) / parallel.world()
         behind = [total - work[k] / 2 for k, total in enumerate(accumulate(work))]
         model = self.policy.module
-        most = PASS_BYTES[model.device.type != "cpu"] // model.bytes_per_token
+        most = memory(model.device) // model.bytes_per_token
         cut, room = [], 0
         for row, tokens, place in zip(order, work, behind):
             if min(int(place / share), parallel.world() - 1) != parallel.rank():
@@ -452,8 +453,15 @@ def rows_at_once(model, tokens):
     """How many sequences of so many tokens a rank samples at once."""
     config = model.config
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    most = PASS_BYTES[model.device.type != "cpu"]
-    return max(1, min(ROWS, most // (cache * tokens * model.embed_tokens.weight.element_size())))
+    size = cache * tokens * model.embed_tokens.weight.element_size()
+    return max(1, min(ROWS, memory(model.device) // size))
+
+
+def memory(device):
+    """Bytes that one pass may take.  On CPUs the same everywhere, so that runs are the same."""
+    if device.type == "cuda":
+        return int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory)
+    return CPU_BYTES
 
 
 def gather(part, start, rows, prompts, max_new_tokens, vocabulary, device):

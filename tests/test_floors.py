@@ -16,7 +16,7 @@ FLOORS = [
     "functions",
     "packed",
     "contract ops parallel gpt tokenizer tasks",
-    "decode optim checkpoint",
+    "decode decode_cuda optim checkpoint",
     "rollout",
     "datasets",
     "run sampler",

@@ -41,7 +41,7 @@ def gradients(model, out, seed=3):
 @pytest.fixture
 def always(monkeypatch):
     """Rows are packed even where that saves nothing."""
-    monkeypatch.setattr(packed, "SAVING", 0.0)
+    monkeypatch.setattr(packed, "SAVING", (0.0, 0.0))
 
 
 @pytest.mark.parametrize("saving", [0.0, 0.1, 2.0])
@@ -50,7 +50,7 @@ def always(monkeypatch):
 def test_packed_hidden_states_and_gradients_are_those_of_the_rows(kv, saving, drawn):
     model, seqs = tiny(kv=kv), rows_of(drawn)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packed, "SAVING", saving)
+        patch.setattr(packed, "SAVING", (saving, saving))
         found = model.hidden_at(seqs.inputs, seqs.mask)
     plain = model.hidden(seqs.inputs, explicit=True)[seqs.mask]
     assert found.shape == plain.shape and torch.allclose(found, plain, atol=1e-12)
