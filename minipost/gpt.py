@@ -5,7 +5,7 @@
     x  += Wdown( silu(Wgate m) * (Wup m) ),             m = rmsnorm(x)         once per layer
     logits = Whead rmsnorm(x)                           Whead is embed when they are tied
 
-The pieces and their derivatives are in functions.py; where tokens stand is said by packed.py.
+The pieces, their derivatives, and where tokens stand are in minipost/engine/.
 The three matrices that read the same input are stored as one (`qkv_proj`, `gate_up_proj`), which
 saves small products; checkpoint.py cuts them apart into the names that Hugging Face uses.
 
@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from minipost.engine.functions import even, product, rms_norm, rotary_table, swiglu, turn
+from minipost.engine.packed import Packed, Padded
 from minipost.errors import MinipostError
-from minipost.functions import even, product, rms_norm, rotary_table, swiglu, turn
-from minipost.packed import Packed, Padded
 
 
 @dataclass(frozen=True)

@@ -68,9 +68,10 @@ class Learner:
         self.updates += 1
         b1, b2 = self.betas
         self.master[: self.matrix_part].mul_(1 - lr * self.weight_decay)
-        # In pieces that fit the cache, so that no second vector of this length is needed.
-        for grad, m, v, w in zip(*(x.split(PIECE) for x in (self.grad, self.m, self.v,
-                                                            self.master))):
+        # On a CPU in pieces that fit its cache, so that no second vector of this length is needed.
+        size = PIECE if self.master.device.type == "cpu" else len(self.master)
+        for grad, m, v, w in zip(*(x.split(size) for x in (self.grad, self.m, self.v,
+                                                           self.master))):
             grad = grad.to(w.dtype)
             if norm > max_grad_norm:
                 grad = grad * (max_grad_norm / norm)

@@ -16,12 +16,12 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
-from minipost import decode_cuda
-from minipost.decode import Decoder
-from minipost.decode_cuda import NOT_FINITE, StaticDecoder
+from minipost.engine import decode_cuda
+from minipost.engine.decode import Decoder
+from minipost.engine.decode_cuda import NOT_FINITE, StaticDecoder
+from minipost.engine.packed import alike
 from minipost.errors import MinipostError
 from minipost.ops import pick, spread
-from minipost.packed import alike
 
 NO_TOKENS = ("an empty prompt needs a BOS, which this model's tokenizer does not put there; give "
              "the prompt a text")

@@ -22,9 +22,9 @@ import torch
 
 from minipost import checkpoint, parallel
 from minipost.datasets.rewards import ask, load_reward
+from minipost.engine.packed import alike
 from minipost.errors import MinipostError
 from minipost.optim import Learner
-from minipost.packed import alike
 from minipost.rollout import (
     NO_TOKENS,
     Rollout,

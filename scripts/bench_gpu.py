@@ -28,8 +28,8 @@ import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
-from minipost import decode_cuda
-from minipost.decode import Decoder
+from minipost.engine import decode_cuda
+from minipost.engine.decode import Decoder
 from minipost.gpt import GPT, GPTConfig
 from minipost.methods import grpo
 from minipost.ops import pick

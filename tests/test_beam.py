@@ -95,10 +95,10 @@ def test_searching_with_an_exact_value_finds_better_answers(monkeypatch):
     class Exact(torch.nn.Module):
         """The reward itself, as far as tokens tell: the share of the prompt's letter."""
 
-        def forward(self, tokens):
+        def at(self, tokens, where, prompts):
             same = (tokens[:, 2:] == tokens[:, 1:2]).double().cumsum(1)
             count = torch.arange(1, tokens.shape[1] - 1).clamp(min=3)
-            return torch.nn.functional.pad(same / count, (2, 0))
+            return torch.nn.functional.pad(same / count, (2, 0))[where]
 
     after = beam.measure(problems, Texts(run, verifier=Exact(), stream="search"), 2, 8)
     assert sum(after.rewards) > 2 * sum(before.rewards)
@@ -111,8 +111,8 @@ def test_searching_with_an_exact_value_finds_better_answers(monkeypatch):
     class GoOn(torch.nn.Module):
         """Best is what may go on."""
 
-        def forward(self, tokens):
-            return (tokens == 3 + Letters.letters.index("c")).double()
+        def at(self, tokens, where, prompts):
+            return (tokens == 3 + Letters.letters.index("c")).double()[where]
 
     run, seen = make_run(Steps(), small(), max_new_tokens=5), []
     whole = Run.complete

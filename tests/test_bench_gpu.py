@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minipost import decode_cuda
+from minipost.engine import decode_cuda
 from minipost.gpt import GPT, GPTConfig
 from scripts import bench_gpu
 from scripts.bench import table, write

@@ -36,6 +36,7 @@ def spoilt(module, how):
     """The module with final hidden states changed by how(hidden)."""
     whole = module.hidden
     module.hidden = lambda *arguments, **options: how(whole(*arguments, **options))
+    module.hidden_at = lambda tokens, where, *rest, **options: module.hidden(tokens)[where]
     return module
 
 

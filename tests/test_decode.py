@@ -9,11 +9,11 @@ import pytest
 import torch
 from fakes import BOS, EOS, PAD, tiny
 
-from minipost import decode_cuda
-from minipost.decode import Decoder, Norm, turn
-from minipost.decode_cuda import StaticDecoder
+from minipost.engine import decode_cuda
+from minipost.engine.decode import Decoder, Norm, turn
+from minipost.engine.decode_cuda import StaticDecoder
+from minipost.engine.functions import rotary_table, rotate
 from minipost.errors import MinipostError
-from minipost.functions import rotary_table, rotate
 from minipost.gpt import RMSNorm
 from minipost.rollout import generate, logprobs
 

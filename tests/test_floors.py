@@ -13,10 +13,9 @@ FLOORS = [
     "errors",
     "files",
     "tokenizer_file",
-    "functions",
-    "packed",
+    "engine",
     "contract ops parallel gpt tokenizer tasks",
-    "decode decode_cuda optim checkpoint",
+    "optim checkpoint",
     "rollout",
     "datasets",
     "run sampler",
@@ -28,7 +27,7 @@ FLOORS = [
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 # Folders whose files may import each other.
-OPEN = {"tasks", "datasets", "measure", "checks", "cli", "proof"}
+OPEN = {"engine", "tasks", "datasets", "measure", "checks", "cli", "proof"}
 # The methods that are made of others: whose parts they take.
 MADE_OF = {
     "methods.ppo": {"sft", "reward"}, "methods.rlaif": {"sft", "ppo", "dpo"},

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import gradcheck
 from torch.func import jvp
 
-from minipost.functions import (
+from minipost.engine.functions import (
     HAS_ONEDNN,
     Norm,
     attention,

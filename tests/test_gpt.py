@@ -8,8 +8,8 @@ from fakes import BOS, PAD, sequences, tiny
 from torch.func import functional_call, jvp
 
 from minipost import ops
+from minipost.engine.functions import rotary_table
 from minipost.errors import MinipostError
-from minipost.functions import rotary_table
 from minipost.gpt import GPT, GPTConfig, ValueHead
 from minipost.methods import distill, trpo
 from minipost.optim import Learner

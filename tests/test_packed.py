@@ -6,9 +6,9 @@ from fakes import BOS, PAD, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minipost import packed
+from minipost.engine import packed
+from minipost.engine.packed import Packed, alike
 from minipost.gpt import RewardModel
-from minipost.packed import Packed, alike
 from minipost.rollout import (
     Sequences,
     distribution,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minipost import rollout as ro
-from minipost.decode import Decoder
+from minipost.engine.decode import Decoder
 from minipost.errors import MinipostError
 from minipost.ops import entropy, spread
 from minipost.rollout import Pairs, concat, distribution, generate, logprobs, minibatches, pack

@@ -242,7 +242,7 @@ def _(ours, logits, temperature):
     "positions count the padding", "OpenRLHF/OpenRLHF#217",
     "Padding on the left moved the positions, so the same tokens had other log-probs in another "
     "batch.",
-    "minipost.decode:Decoder.__init__",
+    "minipost.engine.decode:Decoder.__init__",
     "test_rollout.py::test_recorded_logp_equals_recomputed",
     "test_decode.py::test_cached_decoding_equals_the_full_forward")
 def _(ours, decoder, *args, **options):
@@ -253,7 +253,7 @@ def _(ours, decoder, *args, **options):
 @exhibit(
     "padding attended to", "ml-explore/mlx-lm#1906",
     "The mask of the padding was lost on its way, and every step attended to pads as to words.",
-    "minipost.decode:Decoder.__init__",
+    "minipost.engine.decode:Decoder.__init__",
     "test_rollout.py::test_recorded_logp_equals_recomputed",
     "test_decode.py::test_cached_decoding_equals_the_full_forward")
 def _(ours, decoder, *args, **options):
@@ -295,7 +295,7 @@ def _(ours, prompts, copies, *rest):
     "key heads tiled instead of repeated", "ekzhang/jax-js#180",
     "With grouped queries each query head was given another one's keys; nothing has a wrong "
     "shape, only every output is wrong.",
-    "minipost.functions:attention",
+    "minipost.engine.functions:attention",
     "test_gpt.py::test_explicit_attention_equals_the_fused_one")
 def _(ours, q, k, v, *rest, explicit=False):
     share = q.shape[1] // k.shape[1] if explicit else 1

@@ -23,7 +23,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from minipost.functions import attention, even
+from minipost.engine.functions import attention, even
 
 # Rows share prompts where that saves at least this part of their tokens, on a CPU and on a GPU,
 # whose fastest attention knows no bias.

@@ -27,8 +27,8 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 
+from minipost.engine.functions import fast_kernels, rotate
 from minipost.errors import MinipostError
-from minipost.functions import fast_kernels, rotate
 
 DEVICES = ("cuda",)
 SWITCH = "MINIPOST_CUDA_GRAPHS"  # 0 in the environment: no graphs are recorded
