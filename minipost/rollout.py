@@ -16,9 +16,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
-from minipost.decode import Decoder
 from minipost.errors import MinipostError
 from minipost.ops import pick, spread
+from minipost.tree import Tree
 
 NO_TOKENS = ("an empty prompt needs a BOS, which this model's tokenizer does not put there; give "
              "the prompt a text")
@@ -185,9 +185,6 @@ def minibatches(rows, size, epochs, rng):
 
 # ---- sampling
 
-COMPACT = 0.75  # finished rows leave the cache when less than this share is unfinished
-
-
 def repeats(prompts):
     """How often each prompt stands earlier in the list."""
     seen, found = {}, []
@@ -258,22 +255,17 @@ def generate(model, prompts, group_size=1, *, max_new_tokens, eos, pad, temperat
     stop = torch.tensor(sorted(eos), device=device)
     response = torch.full((rows, max_new_tokens), pad, device=device)
     logp = torch.zeros(rows, max_new_tokens, device=device)
-    here = torch.arange(rows, device=device)                                # the cache's rows
-    going = torch.ones(rows, dtype=torch.bool, device=device)               # of those, unfinished
-    decoder = Decoder(model, read, lengths, max_new_tokens, group_size)
+    here = torch.arange(rows, device=device)                                # those unfinished
+    tree = Tree(model, prompts, max_new_tokens, group_size)
     for t in range(max_new_tokens):
-        logp_all = next_logp(decoder.logits(), temperature)                 # (here, V)
-        token = draw(logp_all, None if uniform is None else uniform[here, t])
-        response[here, t], logp[here, t] = token, pick(logp_all, token).to(logp.dtype)
-        going = going & ~torch.isin(token, stop)
-        left = int(going.sum())
-        if left == 0 or t == max_new_tokens - 1:
+        logp_all = next_logp(tree.logits(), temperature)                    # (nodes, V)
+        token = draw(logp_all, None if uniform is None else uniform[here, t], tree.node)
+        response[here, t], logp[here, t] = token, logp_all[tree.node, token].to(logp.dtype)
+        going = (~torch.isin(token, stop)).nonzero()[:, 0]
+        if len(going) == 0 or t == max_new_tokens - 1:
             break
-        if left < COMPACT * len(going):
-            keep = going.nonzero()[:, 0]
-            decoder.select(keep)
-            here, token, going = here[keep], token[keep], going[keep]
-        decoder.step(token)
+        here = here[going]
+        tree.grow(going, token[going])
     prompt = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
     return assemble(read[prompt], lengths[prompt], response, logp, prompt, stop, t + 1, pad)
 
@@ -289,11 +281,16 @@ def next_logp(logits, temperature):
     return found
 
 
-def draw(logp_all, uniform):
-    """A token per row: the likeliest, or where the cumulative distribution passes `uniform`."""
+def draw(logp_all, uniform, row=None):
+    """A token per sample: the likeliest, or where the cumulative distribution passes `uniform`.
+
+    logp_all (n, V), uniform (B,), row (B,): which of the distributions a sample has, its own if
+    None.  -> (B,)
+    """
+    row = slice(None) if row is None else row
     if uniform is None:
-        return logp_all.argmax(-1)
-    cumulative = logp_all.exp().cumsum(-1)
+        return logp_all.argmax(-1)[row]
+    cumulative = logp_all.exp().cumsum(-1)[row]
     total = cumulative[:, -1]
     point = (uniform * total).to(total.dtype)
     point = torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
