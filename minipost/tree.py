@@ -3,39 +3,40 @@
 Samples of one prompt begin alike.  As long as two of them have drawn the same tokens, their hidden
 states, keys and values are the same, and one row of the decoder serves both:
 
-    node      a beginning that at least one unfinished sample has; a row of the decoder
-    samples   each stands at a node, and draws from its distribution by a random number of its own
+    node      a beginning that unfinished samples share; a row of the decoder
+    sample    stands at a node and draws from its distribution by a random number of its own
     grow      each pair (node, drawn token) is a node of the next step
 
-So equal prompts are read once, equal samples cost one, and a finished sample leaves at once.  Where
-all samples differ after a few tokens this costs a comparison a step and gains the first ones.
+So equal prompts are read once, equal samples cost one, and a finished sample leaves at once.  Once
+every sample has a node of its own, it is a Decoder of samples.
 
-Prompts that begin alike are read once as far as they do (`read`).  Sorted prompts are cut into rows
-of about PACKED tokens.  A row holds each distinct beginning of its prompts once, and a token sees
-those before it on its own way from the root.
+Prompts that begin alike are read once as far as they do.  Each distinct beginning of sorted prompts
+is one token of a packed row, and a token sees those before it on its own way from the root.
 
-What it gained in tree-of-thoughts search: a third of the rows to decode and a quarter of the prompt
-tokens to read.
+In tree-of-thoughts search this leaves a third of the rows to decode and a quarter of the prompts'
+tokens to read.  tests/test_tree.py holds it against `GPT.forward` in float64.
 
-Axes as in decode.py, and n nodes, C rows and N layers of the cache.
+Axes as in decode.py, and n nodes.
 """
 
 import math
+from itertools import takewhile
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from minipost.decode import Decoder, Layer
 
-PACKED = 128    # tokens of a packed row; with more, attention to other prompts' tokens costs more
-COLUMNS = 32    # columns of the cache that are added when it is full
-ROWS = 64       # rows of the cache at first
+COLUMNS = 64    # columns of the cache behind the prompts, at first
+PACKED = 128    # tokens that a packed row has beyond the longest prompt, at most
+PAIRS = 2**21   # pairs of tokens, seen and seeing, that are computed together
 
 
 class Tree(Decoder):
     """A Decoder of B samples in n <= B rows.
 
-    prompts: P lists of ids.  G samples of each stand side by side.
+    prompts: P lists of ids; the G samples of each stand side by side.
 
     node (B,): the row of `logits()`, (n, V), from which each unfinished sample draws.
     """
@@ -45,62 +46,68 @@ class Tree(Decoder):
         distinct = {ids: k for k, ids in enumerate(dict.fromkeys(map(tuple, prompts)))}
         self.node = torch.tensor([distinct[tuple(ids)] for ids in prompts],
                                  device=device).repeat_interleave(group_size)
-        self.lengths = torch.tensor([len(ids) for ids in distinct], device=device)
+        self.lengths = torch.tensor([len(ids) for ids in distinct], device=device)  # (n,)
         self.width = self.at = int(self.lengths.max())
         self.rotations = rotations(model, self.width + max_new_tokens)
         ways, states, kept = read(model, list(distinct))
         # Prompts stand flush right, as in Decoder.
-        column = torch.arange(self.width, device=device)
-        empty = column < (self.width - self.lengths)[:, None]               # (P, L)
-        place = torch.tensor([[0] * (self.width - len(way)) + way for way in ways], device=device)
-        self.hidden = states[place[:, -1]]
+        places = torch.tensor([[0] * (self.width - len(way)) + way for way in ways], device=device)
+        self.hidden = states[places[:, -1]]
+        columns = self.width + min(COLUMNS, max_new_tokens)
+        empty = torch.arange(columns, device=device) < (self.width - self.lengths)[:, None]
         self.bias = None
         if bool(empty.any()):
-            self.bias = torch.zeros_like(empty, dtype=states.dtype).masked_fill_(empty, -math.inf)
-            self.bias = F.pad(self.bias, (0, COLUMNS))[:, None]
+            self.bias = states.new_zeros(empty.shape).masked_fill_(empty, -math.inf)[:, None]
         self.layers = [Layer(block, model.config) for block in model.layers]
-        rows = min(len(self.node), max(ROWS, 2 * len(distinct)))
-        kv, size = kept[0][0].shape[1:]
-        self.cache = states.new_empty(len(kept), 2, rows, kv, self.width + COLUMNS, size)
+        # Rows that are never used are never touched, and take no memory.
+        heads, size = kept[0][0].shape[1:]
+        self.cache = states.new_empty(len(kept), 2, len(self.node), heads, columns, size)
         for layer, store, (keys, values) in zip(self.layers, self.cache, kept):
-            for found, part in zip((keys[..., layer.order], values), store):
-                part[: len(place), :, : self.width] = found[place].transpose(1, 2)
-        self.view(len(distinct))
+            for part, found in zip(store, (keys[..., layer.order], values)):
+                part[: len(places), :, : self.width] = found[places].transpose(1, 2)
+        self.view()
 
-    def view(self, nodes):
-        """Let the layers see this many rows of the cache."""
+    def view(self):
+        """Let the layers see the rows of the cache that are in use."""
         for layer, store in zip(self.layers, self.cache):
-            layer.cache = store[:, :nodes]
+            layer.cache = store[:, : len(self.lengths)]
         self.make_buffers()
 
-    def grow(self, rows, token):
-        """Append a token to each of these samples; the others have ended.  rows, token: (b,)"""
-        size = self.model.config.vocab_size
-        pairs, which = (self.node[rows] * size + token).unique(return_inverse=True)
-        place, origin = arrange(pairs // size, len(self.lengths))
+    def grow(self, samples, token):
+        """Append a token to each of these samples; the others have ended.  samples, token: (b,)"""
+        parent, which, n = self.node[samples], slice(None), len(self.lengths)
+        apart = len(self.node) == n
+        if not apart:
+            size = self.model.config.vocab_size
+            pairs, which = (parent * size + token).unique(return_inverse=True)
+            parent, token = pairs // size, pairs % size
+        place = parent
+        if len(parent) < n or not (apart or torch.equal(parent, torch.arange(n).to(parent))):
+            place, origin = arrange(parent, n)
+            self.follow(origin)
         self.node = place[which]
-        self.lengths, self.hidden = self.lengths[origin], self.hidden[origin]
+        if self.at == self.cache.shape[4]:
+            self.widen()
+        self.step(torch.empty_like(place).scatter_(0, place, token))
+
+    def follow(self, origin):
+        """Let each row hold what the row `origin` holds.  (m,), as `arrange` gives it"""
+        self.lengths = self.lengths[origin]
         self.bias = None if self.bias is None else self.bias[origin]
-        self.make_room(len(origin))
         moved = (origin != torch.arange(len(origin), device=origin.device)).nonzero()[:, 0]
         if len(moved):
             seen = self.cache[..., : self.at, :]
             seen[:, :, moved] = seen[:, :, origin[moved]]
-        self.view(len(origin))
-        self.step(torch.empty_like(place).scatter_(0, place, pairs % size))
+        self.view()
 
-    def make_room(self, nodes):
-        """Enlarge the cache where it does not hold so many rows, or one more column."""
-        rows, columns = self.cache.shape[2], self.cache.shape[4]
-        if nodes <= rows and self.at < columns:
-            return
-        more = [nodes * 2 if nodes > rows else rows, columns + COLUMNS * (self.at == columns)]
-        old, shape = self.cache, list(self.cache.shape)
-        shape[2], shape[4] = more
-        self.cache = old.new_empty(shape)
-        self.cache[:, :, :rows, :, : self.at] = old[..., : self.at, :]
-        if self.bias is not None:
-            self.bias = F.pad(self.bias, (0, more[1] - columns))
+    def widen(self):
+        """Enlarge the cache by half."""
+        old, more = self.cache, max(1, self.at // 2)
+        self.cache = old.new_empty(*old.shape[:4], self.at + more, old.shape[5])
+        used = slice(len(self.lengths))
+        self.cache[:, :, used, :, : self.at] = old[:, :, used]
+        self.bias = None if self.bias is None else F.pad(self.bias, (0, more))
+        self.view()
 
 
 def rotations(model, length):
@@ -110,90 +117,80 @@ def rotations(model, length):
     return torch.complex(cos[:, :half].to(wide), sin[:, half:].to(wide))
 
 
-def arrange(parent, rows):
-    """Rows for the children of `rows` nodes, so that few move.  parent (m,): where each has its own
+def arrange(parent, n):
+    """Rows for the children of n nodes, so that few move.  parent (m,): the row of each one's own
 
     -> place (m,): each child's row, of the first m; origin (m,): which old row each row is to hold.
-    A first child stays in its parent's row if that is among the first m.  So no row that is written
-    is one that others are still to be copied from.
+
+    A first child stays in its parent's row, if that is among the first m.  So no row is overwritten
+    that another one is still to be copied from.
     """
-    m, device = len(parent), parent.device
-    first = torch.full((rows,), m, device=device).scatter_reduce_(
-        0, parent, torch.arange(m, device=device), "amin")              # (rows,) m: no child
-    stays = (first[parent] == torch.arange(m, device=device)) & (parent < m)
-    taken = torch.zeros(m, dtype=torch.bool, device=device)
-    taken[parent[stays]] = True
-    place = parent.clone()
-    place[~stays] = (~taken).nonzero()[:, 0]
+    child = torch.arange(len(parent), device=parent.device)
+    first = child.new_full((n,), len(parent)).scatter_reduce_(0, parent, child, "amin")
+    stays = (first[parent] == child) & (parent < len(parent))
+    free = torch.ones_like(stays).index_fill_(0, parent[stays], False)
+    place = parent.masked_scatter(~stays, free.nonzero()[:, 0])
     return place, torch.empty_like(place).scatter_(0, place, parent)
 
 
-def pack_prompts(prompts):
-    """Rows that hold the beginnings of prompts once, and where each prompt's tokens are.
+def pack_ways(prompts):
+    """Packed rows, in which prompts share the places of what they begin with alike.
 
-    prompts: tuples of ids.  -> rows of ids, rows of each token's parent (a place in the row, -1 for
-    the root), ways: for each prompt the pairs (row, place in it) of its tokens
+    prompts: distinct tuples of ids.  -> a list of {prompt: places of its tokens in the row}
     """
-    rows, parents, ways, last = [], [], [[] for _ in prompts], ()
-    longest = max(PACKED, max(map(len, prompts)))
-    for k in sorted(range(len(prompts)), key=prompts.__getitem__):
-        ids, way = prompts[k], []
-        if rows:
-            same = next((i for i, (a, b) in enumerate(zip(ids, last)) if a != b), min(len(ids), len(last)))
-            way = before[:same]
-        if not rows or len(rows[-1]) + len(ids) - len(way) > longest:
-            rows.append([])
-            parents.append([])
-            way = []
-        for token in ids[len(way) :]:
-            parents[-1].append(way[-1] if way else -1)
-            way.append(len(rows[-1]))
-            rows[-1].append(token)
-        ways[k] = len(rows) - 1, way
-        last, before = ids, way
-    return rows, parents, ways
+    rows, used, last, way = [], 0, (), []
+    most = max(map(len, prompts)) + PACKED
+    for ids in sorted(prompts):
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, last)))
+        if not rows or used + len(ids) - same > most:
+            rows.append({})
+            used = same = 0
+        way = way[:same] + list(range(used, used + len(ids) - same))
+        used += len(ids) - same
+        rows[-1][ids] = way
+        last = ids
+    return rows
 
 
-@torch.no_grad()
 def read(model, prompts):
-    """Read prompts, what they have in common once.
+    """Read prompts, and what they have in common once.
 
-    prompts: tuples of ids.  -> ways: for each prompt the places of its tokens; final hidden states
-    (places, D); each layer's keys and values (places, K, E)
+    prompts: distinct tuples of ids.  -> for each a list of its tokens' places; the final hidden
+    states (places, D); each layer's keys and values, a list of pairs (places, K, E)
     """
-    rows, parents, ways = pack_prompts(prompts)
-    width, device = max(map(len, rows)), model.device
-    tokens = torch.zeros(len(rows), width, dtype=torch.long)
-    depth = torch.zeros(len(rows), width, dtype=torch.long)
-    sees = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)
-    for k, (ids, above) in enumerate(zip(rows, parents)):
-        tokens[k, : len(ids)] = torch.tensor(ids)
-        deep, seen = [], sees[k].numpy()
-        for place, parent in enumerate(above):
-            deep.append(deep[parent] + 1 if parent >= 0 else 0)
-            if parent >= 0:
-                seen[place] |= seen[parent]
-        depth[k, : len(ids)] = torch.tensor(deep)
-    states, kept = forward(model, tokens.to(device), depth.to(device), sees[:, None].to(device))
-    ways = [[row * width + place for place in way] for row, way in ways]
-    return ways, states.flatten(0, 1), [
-        tuple(x.transpose(1, 2).flatten(0, 1) for x in pair) for pair in kept]
+    rows = pack_ways(prompts)
+    width = 1 + max(way[-1] for row in rows for way in row.values())
+    before = np.tri(max(map(len, prompts)), dtype=bool)
+    places, parts, size = {}, [], max(1, PAIRS // width**2)
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
+        tokens, depth = np.zeros((2, len(batch), width), dtype=np.int64)
+        sees = np.tile(np.eye(width, dtype=bool), (len(batch), 1, 1))       # padding sees itself
+        for k, row in enumerate(batch):
+            for ids, way in row.items():
+                tokens[k, way], depth[k, way] = ids, range(len(ids))
+                sees[k][np.ix_(way, way)] |= before[: len(ids), : len(ids)]
+                places[ids] = [(start + k) * width + place for place in way]
+        given = (torch.from_numpy(x).to(model.device) for x in (tokens, depth, sees))
+        parts.append(forward(model, *given))
+    states, *kept = (torch.cat(found) for found in zip(*parts))
+    return [places[ids] for ids in prompts], states, list(zip(kept[::2], kept[1::2]))
 
 
-def forward(model, tokens, place, sees):
-    """GPT.hidden with any positions and any mask.
+def forward(model, tokens, depth, sees):
+    """GPT.hidden where positions and what a token sees are given.
 
-    tokens, place: (B, T); sees (B, 1, T, T), true where a token sees another.  -> (B, T, D), and
-    each layer's keys and values (B, K, T, E)
+    tokens, depth: (B, T); sees (B, T, T) bool.  -> final hidden states (B T, D), and of each layer
+    the keys and the values (B T, K, E)
     """
-    cos, sin = (table[place][:, None] for table in model.rotary(int(place.max()) + 1))
-    x, kept = F.embedding(tokens, model.embed_tokens.weight), []
+    cos, sin = (table[depth][:, None] for table in model.rotary(int(depth.max()) + 1))
+    x, kept = F.embedding(tokens, model.embed_tokens.weight), []            # (B, T, D)
     for block in model.layers:
         attention = block.self_attn
         q, k, v = attention.project(block.input_layernorm(x), cos, sin)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=sees,
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=sees[:, None],
                                                enable_gqa=q.shape[1] != k.shape[1])
         x = x + attention.o_proj(mixed.transpose(1, 2).flatten(2))
         x = x + block.mlp(block.post_attention_layernorm(x))
-        kept.append((k, v))
-    return model.norm(x), kept
+        kept += (part.transpose(1, 2).flatten(0, 1) for part in (k, v))
+    return model.norm(x).flatten(0, 1), *kept
