@@ -15,6 +15,7 @@ FLOORS = [
     "tokenizer_file",
     "contract ops parallel gpt tokenizer tasks",
     "decode optim checkpoint",
+    "tree",
     "rollout",
     "datasets",
     "run sampler",
