@@ -10,8 +10,12 @@ each batch of texts, and one padded forward pass for a verifier's scores.
 import argparse
 import json
 import os
+import sys
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from statistics import mean, median
 
 from minipost import checkpoint, parallel, test_time
 from minipost.measure.texts import Texts
@@ -31,7 +35,7 @@ SEARCHES = {  # name: method, settings
 MODES = {"batched": 20, "alone": 3}  # problems: all in one call, or each in a call of its own
 ROOM = 192      # most tokens of an answer, as in minipost.evaluate --method and minipost.solve
 ROUNDS = 2
-WANTED = 0.5    # seconds of a tree of thoughts
+WANTED = "tree of thoughts, b=5, Game of 24", 0.5  # a search, and seconds that it may take
 CORES = len(os.sched_getaffinity(0))
 
 
@@ -134,9 +138,6 @@ def main():
 def search(args, machine, table, write):
     """Write the table, unless transformers is missing."""
     import importlib.util
-    import sys
-    import tempfile
-    from statistics import median
 
     from scripts.bench import Bench, Failed, measure
 
@@ -146,58 +147,65 @@ def search(args, machine, table, write):
     with tempfile.TemporaryDirectory(prefix="minipost-bench-") as folder:
         bench, out = Bench(Path(folder), args.model, args.quick), Path(folder) / "result.json"
 
-        def run(side, mode):
-            def once(seed):
-                out.unlink(missing_ok=True)
-                cost = measure([sys.executable, "-m", "scripts.bench_search", side, mode, "--seed",
-                                str(seed), "--out", str(out)])
-                return {**cost, **json.loads(out.read_text())}
-            return once
+        def run(side, mode, seed):
+            out.unlink(missing_ok=True)
+            cost = measure([sys.executable, "-m", "scripts.bench_search", side, mode, "--seed",
+                            str(seed), "--out", str(out)])
+            return {**cost, **json.loads(out.read_text())}
 
         try:
-            found = bench.rounds(ROUNDS, **{f"{side} {mode}": run(side, mode)
+            found = bench.rounds(ROUNDS, **{f"{side} {mode}": partial(run, side, mode)
                                             for mode in MODES for side in ("own", "peer")})
         except Failed as failure:
             print(f"search: skipped, {failure}")
             return
-    rows, notes = [], []
-    for mode in MODES:
-        mine, theirs = found[f"own {mode}"], found[f"peer {mode}"]
-        if any(a["greedy"] != b["greedy"] for a, b in zip(mine, theirs)):
-            print("search: skipped, the two sides' likeliest answers differ")
-            return
-        for name in mine[0]["searches"]:
-            def column(results, what, name=name):
-                return [result["searches"][name][what] for result in results]
-
-            a, b = column(mine, "seconds"), column(theirs, "seconds")
-            pairs = [peer / own for own, peer in zip(a, b)]
-            cost = [median(column(side, "tokens")) for side in (mine, theirs)]
-            rows.append([
-                f"{name}, {mode}", f"{median(a):.3f}", f"{median(b):.3f}",
-                f"{median(b) / median(a):.1f} [{min(pairs):.1f}, {max(pairs):.1f}]",
-                *(f"{tokens:,.0f}" for tokens in cost),
-                *(f"{tokens / median(s):,.0f}" for tokens, s in zip(cost, (a, b))),
-                *(f"{sum(column(side, 'right')) / len(side):.2f}" for side in (mine, theirs))])
-            if name == "tree of thoughts, b=5, Game of 24":
-                notes.append(f"{median(a):.2f} s {mode}")
+    if not alike(found):
+        print("search: skipped, the likeliest answers of the two sides differ")
+        return
     write(args.out, "search", [
-        "## Search", "", machine("transformers"), "",
-        "`python -m scripts.bench search`", "",
-        *table(["search, task, problems", "minipost, s a problem", "transformers, s a problem",
-                "ratio [pairs]", "minipost, tokens a problem", "transformers", "minipost, tokens/s",
-                "transformers", "minipost, right", "transformers"], rows), "",
-        f"checkpoints/thinker.  Batched: {MODES['batched']} held-out problems in one call, minipost "
-        f"in {parallel.default_workers('cpu')} processes, as `minipost.evaluate` has it.  Alone: "
-        f"{MODES['alone']} problems, each in a call of its own, in one process, as "
-        f"`minipost.solve` has it.  transformers has one process and {CORES} threads.  Both sides "
-        "run the same code but for what asks the model.  The likeliest answers of both are the "
-        "same.  Samples are drawn with other random numbers, so tokens and accuracy agree up to "
-        f"noise.  Medians of {len(mine)} rounds of fresh processes in turn, each with its own "
-        "seed, loading not counted.  Tokens are those of all samples, whether or not they were "
-        "computed together.",
-        f"Wanted of tree of thoughts on the Game of 24: at most {WANTED} s a problem, batched and "
-        f"alone; reached: {', '.join(notes)}."])
+        "## Search", "", machine("transformers"), "", "`python -m scripts.bench search`", "",
+        *table(COLUMNS, [row(name, mode, found) for mode in MODES
+                         for name in found[f"own {mode}"][0]["searches"]]), "",
+        NOTE.format(workers=parallel.default_workers("cpu"), rounds=len(found["own batched"]))])
+
+
+COLUMNS = ["search, task, problems", "s a problem", "transformers", "ratio [pairs]", "wanted",
+           "reached", "tokens a problem", "transformers", "tokens/s", "transformers", "right",
+           "transformers"]
+NOTE = f"""\
+The columns are minipost's and, where they say so, those of transformers.  Batched:
+{MODES["batched"]} held-out problems in one call, minipost in {{workers}} processes, as
+`minipost.evaluate` has it.  Alone: {MODES["alone"]} problems, each in a call of its own, in one
+process, as `minipost.solve` has it.  transformers has one process of {CORES} threads.  The model is
+{MODEL}.  Both sides run the same code but for what asks the model, and their likeliest answers are
+the same.  Samples are drawn with other random numbers, so tokens and the share that is right agree
+up to noise.  Tokens are those of all samples, whether or not they were computed together.  Medians
+of {{rounds}} rounds of fresh processes in turn, each with a seed of its own; loading is not
+counted."""
+
+
+def alike(found):
+    """Whether both sides gave the same likeliest answers in every process."""
+    return all(mine["greedy"] == theirs["greedy"] for mode in MODES
+               for mine, theirs in zip(found[f"own {mode}"], found[f"peer {mode}"]))
+
+
+def row(name, mode, found):
+    """A line of the table: what a search costs in this mode."""
+    own, peer = ({what: [result["searches"][name][what] for result in found[f"{side} {mode}"]]
+                  for what in ("seconds", "tokens", "right")} for side in ("own", "peer"))
+    mine, theirs = median(own["seconds"]), median(peer["seconds"])
+    pairs = [b / a for a, b in zip(own["seconds"], peer["seconds"])]
+    wanted = ["", ""]
+    if name == WANTED[0]:
+        wanted = [f"<= {WANTED[1]} s", "yes" if mine <= WANTED[1] else "no"]
+    sides = (own, peer)
+    return [f"{name}, {mode}", f"{mine:.3f}", f"{theirs:.3f}",
+            f"{theirs / mine:.1f} [{min(pairs):.1f}, {max(pairs):.1f}]", *wanted,
+            *(f"{median(side['tokens']):,.0f}" for side in sides),
+            *(f"{median(t / s for t, s in zip(side['tokens'], side['seconds'])):,.0f}"
+              for side in sides),
+            *(f"{mean(side['right']):.2f}" for side in sides)]
 
 
 if __name__ == "__main__":
