@@ -26,6 +26,7 @@ from minipost.tasks.countdown import Countdown
 
 MODEL, VERIFIER = "checkpoints/thinker", "checkpoints/verifier"
 TASKS = {"Game of 24": lambda: Countdown(numbers=4, target=24), "sums": Arithmetic}
+LONGER = {"tree of thoughts, b=5, sums": {"expansions": 40}}  # a sum takes more steps than a hand
 SEARCHES = {  # name: method, settings
     "tree of thoughts, b=5": ("tot", {}),
     "MCTS": ("mcts", {}),
@@ -103,11 +104,12 @@ def job(side, mode, seed):
         calls = [problems] if mode == "batched" else [[problem] for problem in problems]
         greedy[task] = ask.greedy([problem.prompt for problem in problems])  # warms up, too
         for name, (method, settings) in SEARCHES.items():
-            method = test_time.load(method)
+            method, name = test_time.load(method), f"{name}, {task}"
+            cfg = method.Config(**settings | LONGER.get(name, {}))
             start, tokens, answers = time.monotonic(), ask.tokens, []
             for part in calls:
-                answers += method.solve(part, ask, method.Config(**settings))[0]
-            found[f"{name}, {task}"] = {
+                answers += method.solve(part, ask, cfg)[0]
+            found[name] = {
                 "seconds": (time.monotonic() - start) / len(problems),
                 "tokens": (ask.tokens - tokens) / len(problems),
                 "right": sum(map(graded, [ask.task] * len(problems), problems, answers))
