@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from minipost.engine import decode_cuda
-from minipost.engine.decode import Decoder
 from minipost.engine.decode_cuda import NOT_FINITE, StaticDecoder
 from minipost.engine.packed import alike
+from minipost.engine.tree import Tree
 from minipost.errors import MinipostError
 from minipost.ops import pick, spread
 
@@ -227,9 +227,6 @@ def minibatches(rows, size, epochs, rng):
 
 # ---- sampling
 
-COMPACT = 0.75  # finished rows leave the cache when less than this share is unfinished
-
-
 def repeats(prompts):
     """How often each prompt stands earlier in the list."""
     seen, found = {}, []
@@ -313,24 +310,19 @@ def generate(model, prompts, group_size=1, *, max_new_tokens, eos, pad, temperat
                         drawn, pad)
     response = torch.full((rows, max_new_tokens), pad, device=device)
     logp = torch.zeros(rows, max_new_tokens, device=device)
-    here = torch.arange(rows, device=device)                                # the cache's rows
-    going = torch.ones(rows, dtype=torch.bool, device=device)               # of those, unfinished
-    decoder = Decoder(model, read, lengths, max_new_tokens, group_size)
+    here = torch.arange(rows, device=device)                                # those unfinished
+    tree = Tree(model, prompts, max_new_tokens, group_size)
     for t in range(max_new_tokens):
-        logp_all = next_logp(decoder.logits(), temperature)                 # (here, V)
+        logp_all = next_logp(tree.logits(), temperature)                    # (nodes, V)
         if broken(logp_all):
             raise MinipostError(NOT_FINITE)
-        token = draw(logp_all, None if uniform is None else uniform[here, t])
-        response[here, t], logp[here, t] = token, pick(logp_all, token).to(logp.dtype)
-        going = going & ~torch.isin(token, stop)
-        left = int(going.sum())
-        if left == 0 or t == max_new_tokens - 1:
+        token = draw(logp_all, None if uniform is None else uniform[here, t], tree.node)
+        response[here, t], logp[here, t] = token, logp_all[tree.node, token].to(logp.dtype)
+        going = (~torch.isin(token, stop)).nonzero()[:, 0]
+        if len(going) == 0 or t == max_new_tokens - 1:
             break
-        if left < COMPACT * len(going):
-            keep = going.nonzero()[:, 0]
-            decoder.select(keep)
-            here, token, going = here[keep], token[keep], going[keep]
-        decoder.step(token)
+        here = here[going]
+        tree.grow(going, token[going])
     return assemble(read[prompt], lengths[prompt], response, logp, prompt, stop, t + 1, pad)
 
 
@@ -353,11 +345,16 @@ def choose(logits, temperature, uniform):
     return token, pick(logp_all, token), broken(logp_all)
 
 
-def draw(logp_all, uniform):
-    """A token per row: the likeliest, or where the cumulative distribution passes `uniform`."""
+def draw(logp_all, uniform, row=None):
+    """A token per sample: the likeliest, or where the cumulative distribution passes `uniform`.
+
+    logp_all (n, V), uniform (B,), row (B,): which of the distributions a sample has, its own if
+    None.  -> (B,)
+    """
+    row = slice(None) if row is None else row
     if uniform is None:
-        return logp_all.argmax(-1)
-    cumulative = logp_all.exp().cumsum(-1)
+        return logp_all.argmax(-1)[row]
+    cumulative = logp_all.exp().cumsum(-1)[row]
     total = cumulative[:, -1]
     point = (uniform * total).to(total.dtype)
     point = torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))

@@ -50,13 +50,20 @@ class Sampler:
                     [prompts[k] for k in rows], n, temperature=self.temperature,
                     purpose=f"{self.purpose} {self.calls}", stop=self.stop,
                     max_new_tokens=max_new_tokens)
-            for place, (targets, chosen) in enumerate(zip(rollout.targets, rollout.mask)):
+            read = {}                                       # ids: how many of them count, and text
+            for place, (tokens, length) in enumerate(zip(rollout.tokens.tolist(),
+                                                         rollout.lengths.tolist())):
                 k = rows[place // n]
-                ids = self.cut(targets[chosen].tolist()[: left[k]])
-                self.tokens += len(ids)
-                found[k][place % n] = more = self.run.vocabulary.decode(ids)
+                first = len(prompts[k])
+                ids = tuple(tokens[first : first + min(length, left[k])])
+                if ids not in read:
+                    cut = self.cut(ids)
+                    read[ids] = len(cut), self.run.vocabulary.decode(cut)
+                made, more = read[ids]
+                self.tokens += made
+                found[k][place % n] = more
                 if more:                                    # else the text is the same, and ended
-                    self.made[texts[k] + more] = self.max_new_tokens - left[k] + len(ids)
+                    self.made[texts[k] + more] = self.max_new_tokens - left[k] + made
         return found
 
     def together(self, prompts, left):

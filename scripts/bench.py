@@ -6,6 +6,7 @@
     python -m scripts.bench preferences  DPO, with wrong labels and without
     python -m scripts.bench test-time    every way to answer, held out, with tokens per problem
     python -m scripts.bench game24       the Game of 24, beside the paper's table
+    python -m scripts.bench search       seconds per problem of searches, by transformers too
     python -m scripts.bench proof        the proofs of each method, in worlds that can be listed
     python -m scripts.bench sampler      sampler against trainer, in float32 and bfloat16
     python -m scripts.bench fisher       TRPO's Fisher-vector product in its two forms
@@ -39,6 +40,7 @@ from scripts import (
     bench_offline,
     bench_proof,
     bench_sampler,
+    bench_search,
     bench_test_time,
 )
 from scripts.bench_peer import CORES, EVERY, GROUP, HELD_OUT, PROMPTS, ROOM, TARGET
@@ -463,8 +465,8 @@ PARTS = {"learning": learning, "alignment": other(bench_alignment.alignment),
          "offline": other(bench_offline.offline),
          "preferences": other(bench_offline.preferences), "fisher": other(bench_alignment.fisher),
          "test-time": other(bench_test_time.test_time), "game24": other(bench_test_time.game24),
-         "proof": other(bench_proof.proof), "sampler": other(bench_sampler.sampler), "speed": speed,
-         "gpu": other(bench_gpu.gpu)}
+         "search": other(bench_search.search), "proof": other(bench_proof.proof),
+         "sampler": other(bench_sampler.sampler), "speed": speed, "gpu": other(bench_gpu.gpu)}
 
 
 def main():

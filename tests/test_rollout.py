@@ -104,9 +104,12 @@ def test_rows_stop_at_eos_and_cost_nothing_after_it(monkeypatch):
         assert (response[-1] == EOS) == bool(done) and EOS not in response[:-1]
         assert done or length == 20
     assert 0 < rollout.finished.float().mean() < 1 or rollout.finished.all()
-    alive = [int((rollout.lengths > t + 1).sum()) for t in range(len(seen))]
-    assert all(batch * ro.COMPACT <= max(open_, 1) for batch, open_ in zip(seen, alive))
-    assert seen[-1] < 128
+    # A step takes a row for each distinct beginning of those that go on.
+    ids = [(int(k), targets[mask].tolist()) for k, targets, mask in zip(
+        rollout.prompt, rollout.targets, rollout.mask)]
+    assert seen == [len({(k, *row[: t + 1]) for k, row in ids if len(row) > t + 1})
+                    for t in range(len(seen))]
+    assert seen[0] < seen[1] and seen[-1] < max(seen)
 
 
 def test_greedy_is_the_argmax_of_the_full_forward():

@@ -131,3 +131,22 @@ def test_what_the_context_does_not_hold_is_cut_and_not_an_error():
     assert len(tools.verified([long, "a"], ["a", long])) == 2
     assert tools.sample([long], 2) == [["", ""]]
     assert math.isfinite(tools.value([long])[0])
+
+
+def test_equal_rows_are_scored_once_and_each_has_the_score_of_its_own_text(spy):
+    model = RewardModel(tiny(seed=4))
+    with torch.no_grad():
+        model.score.weight.normal_(generator=torch.Generator().manual_seed(0))
+    tools = texts(verifier=model)
+    calls = spy(tools.run, "for_all")
+    prompts, answers = ["ab", "c", "ab", "ab", "c"], ["c", "c", "a", "c", "c"]
+    for score in (tools.confidence, tools.verified, lambda p, a: tools.value(
+            [x + y for x, y in zip(p, a)])):
+        calls.clear()
+        found = score(prompts, answers)
+        assert [len(given["seqs"]) for given, _ in calls] == [3]
+        alone = [score([p], [a])[0] for p, a in zip(prompts, answers)]
+        assert found[0] == found[3] and found[1] == found[4]
+        for ours, theirs in zip(found, alone):
+            assert ours == pytest.approx(theirs)
+    assert tools.value([]) == tools.confidence([], []) == []

@@ -3,6 +3,7 @@
     functions     its pieces, with derivatives by hand
     packed        where tokens stand: in padded rows, or packed, what rows share once
     decode        a new token per row at a time, with a cache, in few operations
+    tree          the same, where samples share a row as long as they are equal
     decode_cuda   the same on a GPU, a step as one CUDA graph
 
 gpt.py says what is computed; nothing here computes anything else, and tests hold it to that.

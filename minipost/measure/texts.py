@@ -10,8 +10,18 @@ from minipost.sampler import Sampler, ends
 VERDICT = 24  # most tokens of a judge's reply
 
 
+def once(f, rows):
+    """f(rows), a list, where equal rows are asked once."""
+    distinct = list(dict.fromkeys(rows))
+    found = dict(zip(distinct, f(distinct) if distinct else [], strict=True))
+    return [found[row] for row in rows]
+
+
 class Texts:
     """The task, samples, verdicts, scores, and their cost in tokens.
+
+    Every sampled token counts, also where samples were computed together (tree.py).  A question to
+    the judge is asked once in a search and counts once.  Scores count no tokens.
 
     temperature: for answers and steps.  verifier: a value head that scores a text at its last token
     and at the ends of its steps, or None.  stream: the name of the random stream of steps.
@@ -62,27 +72,29 @@ class Texts:
         """The Arm of one answer to each problem.  Its cost is the tokens sampled after `since`."""
         return Arm.of(name, self.tokens - since, self.right(problems, answers), answers, workings)
 
-    def _encoded(self, prompts, answers):
-        """Prompts with answers as Sequences, cut to what the context holds."""
+    def _encoded(self, rows):
+        """Pairs (prompt, answer) as Sequences, cut to what the context holds."""
         vocabulary, limit = self.run.vocabulary, self.run.policy.module.context
-        before = [vocabulary.prompt(prompt)[: limit - 1] for prompt in prompts]
+        before = [vocabulary.prompt(prompt)[: limit - 1] for prompt, _ in rows]
         after = [vocabulary.response(answer)[: limit - len(ids)]
-                 for ids, answer in zip(before, answers, strict=True)]
+                 for ids, (_, answer) in zip(before, rows)]
         return pack(before, after, vocabulary.pad).to(self.run.policy.module.device)
 
     def confidence(self, prompts, answers):
         """The mean log-prob of each answer's tokens, EOS included, at temperature 1."""
-        if not answers:
-            return []
-        seqs = self._encoded(prompts, answers)
+        return once(self._confidence, list(zip(prompts, answers, strict=True)))
+
+    def _confidence(self, rows):
+        seqs = self._encoded(rows)
         logp = self.run.logprobs(self.run.policy.module, seqs)
         return (logp.sum(1) / seqs.lengths).tolist()
 
     def verified(self, prompts, answers):
         """The verifier's chances for each answer: of each step and, last, of the whole answer."""
-        if not answers:
-            return []
-        seqs = self._encoded(prompts, answers)
+        return once(self._verified, list(zip(prompts, answers, strict=True)))
+
+    def _verified(self, rows):
+        seqs = self._encoded(rows)
         score, = self.run.for_all(lambda batch: [self.verifier(batch.tokens)[:, 1:]], seqs)
         found = []
         for row, mask, targets in zip(score.tolist(), seqs.mask.tolist(), seqs.targets.tolist()):
@@ -95,6 +107,9 @@ class Texts:
 
     def value(self, texts):
         """The verifier's score after each text's last token.  Long texts are cut to the context."""
+        return once(self._value, texts)
+
+    def _value(self, texts):
         vocabulary, policy = self.run.vocabulary, self.run.policy.module
         ids = [vocabulary.prompt(text)[: policy.context] for text in texts]
         cuts = [len(row) - (len(row) > 1) for row in ids]  # a single id is read as a prompt

@@ -1,0 +1,210 @@
+"""Decoding a tree: what samples have in common is computed once.
+
+Samples of one prompt begin alike.  As long as two of them have drawn the same tokens, their hidden
+states, keys and values are the same, and one row of the decoder serves both:
+
+    node      a beginning that unfinished samples share; a row of the decoder
+    sample    stands at a node and draws from its distribution by a random number of its own
+    grow      each pair (node, drawn token) is a node of the next step
+
+So equal prompts are read once, equal samples cost one, and a finished sample leaves at once.  Once
+every sample has a node of its own, it is a Decoder of samples.
+
+Prompts that begin alike are read once as far as they do.  Each distinct beginning of sorted prompts
+is one token of a packed row, and a token sees those before it on its own way from the root.
+
+In tree-of-thoughts search this leaves a third of the rows to decode and a quarter of the prompts'
+tokens to read.  tests/test_tree.py holds it against `GPT.forward` in float64.
+
+Axes as in decode.py, and n nodes.
+"""
+
+import math
+from itertools import takewhile
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from minipost.engine.decode import Decoder, Layer
+from minipost.engine.functions import attention
+
+COLUMNS = 64    # columns of the cache behind the prompts, at first
+PACKED = 128    # tokens that a packed row has beyond the longest prompt, at most
+PAIRS = 2**21   # pairs of tokens, seen and seeing, that are computed together
+
+
+class Tree(Decoder):
+    """A Decoder of B samples in n <= B rows.
+
+    prompts: P lists of ids; the G samples of each stand side by side.
+
+    node (B,): the row of `logits()`, (n, V), from which each unfinished sample draws.
+    """
+
+    def __init__(self, model, prompts, max_new_tokens, group_size=1):
+        self.model, device = model, model.device
+        distinct = {ids: k for k, ids in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        self.node = torch.tensor([distinct[tuple(ids)] for ids in prompts],
+                                 device=device).repeat_interleave(group_size)
+        self.lengths = torch.tensor([len(ids) for ids in distinct], device=device)  # (n,)
+        self.width = self.at = int(self.lengths.max())
+        self.rotations = rotations(model, self.width + max_new_tokens)
+        ways, states, kept = read(model, list(distinct))
+        # Prompts stand flush right, as in Decoder.
+        places = torch.tensor([[0] * (self.width - len(way)) + way for way in ways], device=device)
+        self.hidden = states[places[:, -1]]
+        columns = self.width + min(COLUMNS, max_new_tokens)
+        empty = torch.arange(columns, device=device) < (self.width - self.lengths)[:, None]
+        self.bias = None
+        if bool(empty.any()):
+            self.bias = states.new_zeros(empty.shape).masked_fill_(empty, -math.inf)[:, None]
+        self.layers = [Layer(block, model.config) for block in model.layers]
+        # Rows that are never used are never touched, and take no memory.
+        heads, size = kept[0][0].shape[1:]
+        self.cache = states.new_empty(len(kept), 2, len(self.node), heads, columns, size)
+        for layer, store, (keys, values) in zip(self.layers, self.cache, kept):
+            for part, found in zip(store, (keys[..., layer.order], values)):
+                part[: len(places), :, : self.width] = found[places].transpose(1, 2)
+        self.view()
+
+    def view(self):
+        """Let the layers see the rows of the cache that are in use."""
+        for layer, store in zip(self.layers, self.cache):
+            layer.cache = store[:, : len(self.lengths)]
+        self.make_buffers()
+
+    def grow(self, samples, token):
+        """Append a token to each of these samples; the others have ended.  samples, token: (b,)"""
+        parent, which, n = self.node[samples], slice(None), len(self.lengths)
+        apart = len(self.node) == n
+        if not apart:
+            size = self.model.config.vocab_size
+            pairs, which = (parent * size + token).unique(return_inverse=True)
+            parent, token = pairs // size, pairs % size
+        place = parent
+        if len(parent) < n or not (apart or torch.equal(parent, torch.arange(n).to(parent))):
+            place, origin = arrange(parent, n)
+            self.follow(origin)
+        self.node = place[which]
+        if self.at == self.cache.shape[4]:
+            self.widen()
+        self.step(torch.empty_like(place).scatter_(0, place, token))
+
+    def follow(self, origin):
+        """Let each row hold what the row `origin` holds.  (m,), as `arrange` gives it"""
+        self.lengths = self.lengths[origin]
+        self.bias = None if self.bias is None else self.bias[origin]
+        moved = (origin != torch.arange(len(origin), device=origin.device)).nonzero()[:, 0]
+        if len(moved):
+            seen = self.cache[..., : self.at, :]
+            seen[:, :, moved] = seen[:, :, origin[moved]]
+        self.view()
+
+    def widen(self):
+        """Enlarge the cache by half."""
+        old, more = self.cache, max(1, self.at // 2)
+        self.cache = old.new_empty(*old.shape[:4], self.at + more, old.shape[5])
+        used = slice(len(self.lengths))
+        self.cache[:, :, used, :, : self.at] = old[:, :, used]
+        self.bias = None if self.bias is None else F.pad(self.bias, (0, more))
+        self.view()
+
+
+def rotations(model, length):
+    """The rotary table as complex numbers.  (length, E/2)"""
+    cos, sin = model.rotary(length)
+    half, wide = cos.shape[1] // 2, torch.promote_types(cos.dtype, torch.float32)
+    return torch.complex(cos[:, :half].to(wide), sin[:, half:].to(wide))
+
+
+def arrange(parent, n):
+    """Rows for the children of n nodes, so that few move.  parent (m,): the row of each one's own
+
+    -> place (m,): each child's row, of the first m; origin (m,): which old row each row is to hold.
+
+    A first child stays in its parent's row, if that is among the first m.  So no row is overwritten
+    that another one is still to be copied from.
+    """
+    child = torch.arange(len(parent), device=parent.device)
+    first = child.new_full((n,), len(parent)).scatter_reduce_(0, parent, child, "amin")
+    stays = (first[parent] == child) & (parent < len(parent))
+    free = torch.ones_like(stays).index_fill_(0, parent[stays], False)
+    place = parent.masked_scatter(~stays, free.nonzero()[:, 0])
+    return place, torch.empty_like(place).scatter_(0, place, parent)
+
+
+def pack_ways(prompts):
+    """Packed rows, in which prompts share the places of what they begin with alike.
+
+    prompts: distinct tuples of ids.  -> a list of {prompt: places of its tokens in the row}
+    """
+    rows, used, last, way = [], 0, (), []
+    most = max(map(len, prompts)) + PACKED
+    for ids in sorted(prompts):
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, last)))
+        if not rows or used + len(ids) - same > most:
+            rows.append({})
+            used = same = 0
+        way = way[:same] + list(range(used, used + len(ids) - same))
+        used += len(ids) - same
+        rows[-1][ids] = way
+        last = ids
+    return rows
+
+
+def read(model, prompts):
+    """Read prompts, and what they have in common once.
+
+    prompts: distinct tuples of ids.  -> for each a list of its tokens' places; the final hidden
+    states (places, D); each layer's keys and values, a list of pairs (places, K, E)
+    """
+    rows = pack_ways(prompts)
+    width = 1 + max(way[-1] for row in rows for way in row.values())
+    before = np.tri(max(map(len, prompts)), dtype=bool)
+    places, parts, size = {}, [], max(1, PAIRS // width**2)
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
+        tokens, depth = np.zeros((2, len(batch), width), dtype=np.int64)
+        sees = np.tile(np.eye(width, dtype=bool), (len(batch), 1, 1))       # padding sees itself
+        for k, row in enumerate(batch):
+            for ids, way in row.items():
+                tokens[k, way], depth[k, way] = ids, range(len(ids))
+                sees[k][np.ix_(way, way)] |= before[: len(ids), : len(ids)]
+                places[ids] = [(start + k) * width + place for place in way]
+        given = (torch.from_numpy(x).to(model.device) for x in (tokens, depth, sees))
+        parts.append(forward(model, *given))
+    states, *kept = (torch.cat(found) for found in zip(*parts))
+    return [places[ids] for ids in prompts], states, list(zip(kept[::2], kept[1::2]))
+
+
+class Ways:
+    """A layout (packed.py) in which each token's position, and what it sees, is given.
+
+    cos, sin (B, T, E); sees (B, T, T) bool.  keep: receives each layer's keys and values, a pair of
+    (B, K, T, E).
+    """
+
+    explicit = False
+
+    def __init__(self, cos, sin, sees):
+        self.cos, self.sin, self.keep = cos[:, :, None], sin[:, :, None], []
+        self.bias = cos.new_zeros(sees.shape).masked_fill_(~sees, -math.inf)[:, None]
+
+    def attend(self, qkv, heads, kv):
+        """(B, T, H + 2K, E) -> (B, T, H E)"""
+        q, k, v = qkv.transpose(1, 2).split([heads, kv, kv], 1)
+        self.keep.append((k, v))
+        return attention(q, k, v, self.bias).transpose(1, 2).flatten(2)
+
+
+def forward(model, tokens, depth, sees):
+    """GPT.hidden where positions and what a token sees are given.
+
+    tokens, depth: (B, T); sees (B, T, T) bool.  -> final hidden states (B T, D), and of each layer
+    the keys and the values (B T, K, E)
+    """
+    cos, sin = model.rotary(int(depth.max()) + 1)
+    ways = Ways(cos[depth], sin[depth], sees)
+    states = model.through(tokens, ways).flatten(0, 1)
+    return states, *(part.transpose(1, 2).flatten(0, 1) for pair in ways.keep for part in pair)
