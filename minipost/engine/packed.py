@@ -98,8 +98,10 @@ class Packed:
         hidden = torch.cat([(~real)[which][:, None].expand(-1, len(near), -1),
                             (near > near[:, None]).expand(rows, -1, -1)], 2)
         self.hidden = hidden[:, None]                                       # (B, 1, R, L + R)
+        dense = bool(real.all())
         for name, value in vars(self).items():  # built on the CPU: it is many small operations
             setattr(self, name, value.to(goal))
+        self.dense = dense                                                  # prompts of one length
 
     def rotated_by(self, cos, sin):
         """Give it the rotary table, (P, E) each.  -> itself"""
@@ -115,12 +117,19 @@ class Packed:
             return F.embedding(places, part.flatten(1)).unflatten(2, (-1, part.shape[2])) \
                 .transpose(1, 2)
 
-        mixed = [attention(*padded(qkv, self.at_prompt).split([heads, kv, kv], 1))]
+        if self.dense:
+            prompts = qkv[: self.at_prompt.numel()].unflatten(0, self.at_prompt.shape)
+            prompts = prompts.transpose(1, 2)
+        else:
+            prompts = padded(qkv, self.at_prompt)
+        mixed = [attention(*prompts.split([heads, kv, kv], 1))]
         if self.at_response.numel():
             keys, values = padded(qkv[:, heads:], self.at_keys).split(kv, 1)
             mixed.append(attention(padded(qkv[:, :heads], self.at_response), keys, values,
                                    self.bias))
         rows = [part.transpose(1, 2).flatten(0, 1).flatten(1) for part in mixed]
+        if self.dense and len(rows) == 1:
+            return F.pad(rows[0], (0, 0, 0, len(qkv) - len(rows[0])))
         return F.embedding(self.back, torch.cat(rows) if len(rows) > 1 else rows[0])
 
 
