@@ -282,7 +282,8 @@ def generate(model, prompts, group_size=1, *, max_new_tokens, eos, pad, temperat
     Returns a Rollout of P*G rows, the samples of one prompt side by side.
 
     A token is drawn by inverting the cumulative distribution at one uniform number.  This is
-    several times faster than torch.multinomial, and each row's draws depend on no other row.
+    several times faster than torch.multinomial, and each row's draws depend on no other row.  What
+    samples or prompts begin with alike is computed once, see tree.py.
     """
     check_prompts(prompts)
     longest = max(map(len, prompts))
