@@ -77,17 +77,18 @@ def floor(config: GPTConfig, *, prompts: int, prompt_tokens: int, group_size: in
 
     One process of `threads` threads does it, in float32, with responses of `new_tokens` tokens.
     """
-    return products(config, prompts, prompt_tokens, [new_tokens] * prompts * group_size, threads)
+    return seconds_of(config, passes(prompts, prompt_tokens, [new_tokens] * prompts * group_size),
+                      threads)
 
 
 # ---- the products, timed
 
-def products(config, prompts, prompt_tokens, lengths, threads=1):
-    """`floor` for responses of these lengths."""
+def seconds_of(config, work, threads=1):
+    """Seconds of the products of these passes, {part: Counter of Passes} -> {part: seconds}."""
     with using(threads):
         model = Matrices(config)
         return {part: sum(often * model.seconds(step) for step, often in steps.items())
-                for part, steps in passes(prompts, prompt_tokens, lengths).items()}
+                for part, steps in work.items()}
 
 
 def attention(config, prompts, prompt_tokens, lengths, threads=1):
@@ -165,15 +166,16 @@ class Matrices:
     def seconds(self, step):
         """The median time of a Pass."""
         part = min(1.0, max(LONG / operations(self.config, step), PART / step.rows))
-        rows, predicted = max(1, round(part * step.rows)), max(1, round(part * step.predicted))
+        rows, predicted = max(1, round(part * step.rows)), round(part * step.predicted)
         kinds = [Kind(weight, rows, step.backward) for weight in self.layers[0]]
-        head = Kind(self.head, predicted, step.backward)
+        head = [Kind(self.head, predicted, step.backward)] if predicted else []
 
         def act():
             for layer in self.layers:
                 for kind, weight in zip(kinds, layer):
                     kind(weight)
-            head(self.head)
+            for kind in head:
+                kind(self.head)
 
         return timed(act) / part
 
