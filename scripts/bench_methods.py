@@ -15,9 +15,9 @@ from pathlib import Path
 from minipost.tasks.base import Problem, Task
 from scripts.bench_peer import (
     GROUP,
+    LR,
     PROMPT_DIGITS,
     PROMPTS,
-    ROOM,
     Digits,
     follow,
     letter_share,
@@ -32,7 +32,8 @@ from scripts.bench_peer import (
 )
 
 PAIRS, ANSWER_DIGITS = 32, 47  # of a step; BOS, 15 + 47 digits and EOS: 64 tokens
-BETA, KL, LR = 0.1, 0.04, 1e-3  # of DPO and KTO; of GRPO and RLOO; the learning rate
+BETA, KL = 0.1, 0.04            # of DPO and KTO; of GRPO, RLOO and PPO
+FAST = 1e-3                     # learning rate on pairs: the losses move within a few steps
 ANSWERS = PROMPTS * GROUP
 
 
@@ -76,7 +77,7 @@ def own_dpo(args, ask_again=True):
             drawn, _ = super().draw()
             return drawn, self.ask(drawn)[0]
 
-    cfg = dpo.Config(steps=args.steps, pairs=PAIRS, beta=BETA, lr=LR)
+    cfg = dpo.Config(steps=args.steps, pairs=PAIRS, beta=BETA, lr=FAST)
     return own_pairs(args, lambda run: dpo.learn(
         run, cfg, (Asking if ask_again else StepPairs)(run, cfg, by_reward),
         partial(dpo.loss, beta=cfg.beta)))
@@ -85,14 +86,14 @@ def own_dpo(args, ask_again=True):
 def own_kto(args):
     from minipost.methods import kto
 
-    cfg = kto.Config(steps=args.steps, batch_size=2 * PAIRS, beta=BETA, lr=LR)
+    cfg = kto.Config(steps=args.steps, batch_size=2 * PAIRS, beta=BETA, lr=FAST)
     return own_pairs(args, lambda run: kto.train(run, cfg))
 
 
 def own_reward(args):
     from minipost.methods import reward
 
-    cfg = reward.Config(steps=args.steps, prompts=PAIRS, group_size=2, lr=LR, warmup_steps=0)
+    cfg = reward.Config(steps=args.steps, prompts=PAIRS, group_size=2, lr=FAST, warmup_steps=0)
     return own_pairs(args, lambda run: reward.train(run, cfg))
 
 
@@ -128,7 +129,8 @@ def own_ppo(args):
     from minipost.methods import ppo
 
     return own_sampled(args, ppo, ppo.Config(steps=args.steps, prompts=ANSWERS,
-                                             minibatch_size=ANSWERS, epochs=1, beta=KL, lr=LR))
+                                             minibatch_size=ANSWERS, epochs=1, beta=KL, lr=LR,
+                                             critic_lr=LR))
 
 
 def teacher(args):
@@ -189,7 +191,7 @@ def given(args):
 def in_order(args, **more):
     """The settings of the trainers on pairs."""
     return settings(args, **{"train_sampling_strategy": "sequential", "max_length": None,
-                             "learning_rate": LR, "per_device_train_batch_size": PAIRS, **more})
+                             "learning_rate": FAST, "per_device_train_batch_size": PAIRS, **more})
 
 
 def peer_dpo(args, ask_again=True):
@@ -221,13 +223,13 @@ def peer_reward(args):
 
 
 def peer_grpo_kl(args):
-    return peer_grpo(args, beta=KL, learning_rate=LR)
+    return peer_grpo(args, beta=KL)
 
 
 def peer_rloo(args):
     from trl import RLOOConfig, RLOOTrainer
 
-    config = RLOOConfig(**sampling(args, num_generations=GROUP, beta=KL, learning_rate=LR))
+    config = RLOOConfig(**sampling(args, num_generations=GROUP, beta=KL))
     problems = Digits(PROMPT_DIGITS).sample(PROMPTS * args.steps)
     return trained(RLOOTrainer(model=args.model, reward_funcs=letter_share, args=config,
                                train_dataset=to_sample(problems)))
@@ -237,7 +239,7 @@ def peer_distill(args):
     from trl import DistillationConfig, DistillationTrainer
 
     config = DistillationConfig(**sampling(
-        args, lr_scheduler_type="cosine", learning_rate=LR,
+        args, lr_scheduler_type="cosine",
         teacher_model_init_kwargs={"dtype": "float32"}))
     problems = Digits(PROMPT_DIGITS).sample(ANSWERS * args.steps)
     return trained(DistillationTrainer(model=args.model, teacher_model=teacher(args), args=config,

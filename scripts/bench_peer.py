@@ -69,8 +69,8 @@ def prepare(args):
 
 # ---- minipost
 
-def own(work, args, task, reward):
-    """Run work(run) like a user's run: in the default number of processes."""
+def own(work, args, task, reward, workers=None):
+    """Run work(run) like a user's run: in the default number of processes, if none is given."""
     from minipost import checkpoint, parallel
     from minipost.optim import Learner
     from minipost.run import Run
@@ -80,7 +80,7 @@ def own(work, args, task, reward):
         return work(Run(Learner(model), vocabulary, task, reward, seed=args.seed,
                         max_new_tokens=ROOM))
 
-    return parallel.launch(main, parallel.default_workers("cpu"))
+    return parallel.launch(main, workers or parallel.default_workers("cpu"))
 
 
 def follow(run, learn, steps):

@@ -26,7 +26,7 @@ from scripts.alternate import (
     step_time,
     yes,
 )
-from scripts.bench_methods import KL, PAIRS
+from scripts.bench_methods import FAST, KL, PAIRS
 from scripts.bench_peer import (
     CORES,
     EVERY,
@@ -196,7 +196,7 @@ def floor_rows(own, floors):
                         ("training", ("training",))):
         products, batched = ([sum(result[kind][part] for part in parts) for result in floors]
                              for kind in ("products", "batched"))
-        rows.append(floor_row(f"GRPO {what}", column(lambda result: result[what], measured),
+        rows.append(floor_row(f"GRPO {what}", [parts[what] for parts in measured],
                               products, batched, 0.55 if what == "step" else None))
     return rows
 
@@ -214,9 +214,9 @@ FLOOR = ["what", "measured", "its matrix products alone", "attention's batched p
          "the products' share", "wanted", "reached"]
 
 FLOOR_NOTE = f"""\
-The products are those of the step's passes with their real shapes, in {min(4, CORES)} processes of one thread at
-the same time, each with the faster of PyTorch's kernels; a prompt is read once for its group.  Training includes
-the reward and the update.  Batched products are not in the share."""
+The products are those of the step's passes with their real shapes, in {min(4, CORES)} processes of
+one thread at the same time, each with the faster of PyTorch's kernels; a prompt is read once for
+its group.  Training includes the reward and the update.  Attention's are not in the share."""
 
 
 # ---- the rows of `peers`
@@ -272,17 +272,18 @@ say otherwise; in brackets the lowest and highest of the pairs."""
 
 
 PEERS_NOTE = f"""\
-Settings as in the part `speed`, but 3 rounds, a learning rate of 0.001 and, where no answers are
-sampled, the same rows in the same order: a prompt of 16 tokens, an answer of 48.  There the first
-{LOSSES} losses of both sides agree to {SAME}, else the row would say that it failed.  Where answers
-are sampled their mean lengths agree to {LENGTH:.0%}.  The teacher is another model of the same size.
-Pairs are in a file on both sides, and encoded beforehand if the trainer does so."""
+Settings as in the part `speed`, but 3 rounds.  Where no answers are sampled, the rows are the same
+in the same order, a prompt of 16 tokens and an answer of 48 each, and the first {LOSSES} losses of
+both sides agree to {SAME}, at a learning rate of {FAST}.  Where answers are sampled, their mean
+lengths agree to {LENGTH:.0%}.  Else the row would say that it failed.  The teacher is another model
+of the same size."""
 
 
 @contextmanager
-def prepared(args):
-    """A Bench with the jobs' inputs, or None where the libraries are not installed."""
-    missing = [name for name in ("trl", "transformers") if importlib.util.find_spec(name) is None]
+def prepared(args, *sides):
+    """A Bench with the inputs of these sides' jobs, or None where a library is not installed."""
+    libraries = ("trl", "transformers") if "peer" in sides else ()
+    missing = [name for name in libraries if importlib.util.find_spec(name) is None]
     if missing:
         print(f"skipped: {' and '.join(missing)} cannot be imported here "
               "(pip install -e '.[bench]')")
@@ -292,7 +293,7 @@ def prepared(args):
         bench = Bench(Path(folder), args.model, args.quick)
         try:
             bench.size = bench.job("prepare", "files", 0, model=folder)["parameters"]
-            for side in ("own", "peer"):
+            for side in sides:
                 bench.job(side, "grpo", 1)  # writes bytecode and fills the file cache
         except Failed as failure:
             print(f"skipped: {failure}")
@@ -322,7 +323,7 @@ def noise(bench):
 
 def speed(args, machine, table, write):
     """GRPO, sampling, SFT and the start beside the public libraries."""
-    with prepared(args) as bench:
+    with prepared(args, "own", "peer") as bench:
         if bench is None:
             return
         rows = made({part.__name__: part for part in (
@@ -337,7 +338,7 @@ def speed(args, machine, table, write):
 
 def peers(args, machine, table, write):
     """A step of every other method that TRL has, and PPO's update beside its products."""
-    with prepared(args) as bench:
+    with prepared(args, "own", "peer") as bench:
         if bench is None:
             return
         rows = made({job: lambda bench, job=job: method_rows(bench, job) for job in PEERS}, bench,
