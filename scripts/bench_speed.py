@@ -56,7 +56,7 @@ def same_work(found, losses=LOSSES):
         raise Failed(f"the two sides trained on other rows, of {sorted(map(len, rows))} tokens")
     if rows:
         for a, b in ((a["losses"][:losses], b["losses"][:losses]) for a, b in zip(own, peer)):
-            if max(abs(x - y) for x, y in zip(a, b)) > SAME:
+            if not all(abs(x - y) <= SAME for x, y in zip(a, b, strict=True)):
                 raise Failed(f"the first losses differ: {a} for minipost, {b} for the peer")
         return str(len(rows.pop()))
     mine, theirs = (median(r["length"] for r in results) for results in (own, peer))

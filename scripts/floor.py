@@ -31,6 +31,7 @@ from minipost.gpt import GPTConfig
 LONG = 50e9   # operations of a long pass; a longer one is timed in part
 PART = 256    # rows that the part has at least
 SOME = 16     # steps of decoding whose attention is timed
+LEAST = 0.2   # seconds for which a pass is repeated, if it is not long
 
 
 @dataclass(frozen=True)
@@ -125,16 +126,18 @@ def using(threads):
         torch.set_num_threads(before)
 
 
-def timed(act, reps=5, least=0.2):
-    """The median seconds of act() after one call to warm up: `reps` calls, for `least` seconds."""
+def timed(act, reps=5, share=1.0):
+    """The median seconds of act() after one call to warm up.
+
+    It is called `reps` times and for a share of LEAST, but twice are enough in ten times that.
+    """
     act()
-    found = []
-    while len(found) < reps or sum(found) < least:
+    found, least = [], share * LEAST
+    while len(found) < 2 or sum(found) < 10 * least and (
+            len(found) < reps or sum(found) < least):
         start = time.perf_counter()
         act()
         found.append(time.perf_counter() - start)
-        if sum(found) > 10 * least and len(found) > 1:
-            break
     return median(found)
 
 
@@ -150,7 +153,7 @@ def fastest(left, right):
     """PyTorch's faster kernel for left right^T.  (m, k), (n, k) -> (m, n)"""
     there = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
     return min([mkl, onednn] if there else [mkl],
-               key=lambda kernel: timed(lambda: kernel(left, right), 3, 0.005))
+               key=lambda kernel: timed(lambda: kernel(left, right), 3, 0.03))
 
 
 class Matrices:
@@ -208,4 +211,4 @@ def batched(heads, queries, keys, width, products):
         torch.bmm(q, k.transpose(1, 2))
         torch.bmm(score, k)
 
-    return timed(act, 3, 0.02) * products / 2 * heads / part
+    return timed(act, 3, 0.1) * products / 2 * heads / part
