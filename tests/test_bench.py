@@ -2,7 +2,6 @@
 
 from argparse import Namespace
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 
