@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOISE = 0.05    # share of the CPUs that others may take during a measurement
 WARM = 3        # first steps of a process, left out of all medians
 LIMIT = 300     # seconds after which a command counts as failed
+PATIENCE = 1200  # seconds after which a Bench does no round again
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -104,6 +105,7 @@ class Bench:
     size: int = 0           # parameters of the model
     notes: list = field(default_factory=list)
     floor: list = field(default_factory=list)
+    begun: float = field(default_factory=time.monotonic)
 
     def job(self, side, job, steps, *, model=None, seed=0, watch=False, launcher=(),
             module="scripts.bench_peer", **environment):
@@ -118,7 +120,8 @@ class Bench:
     def rounds(self, reps, **jobs):
         """Do the jobs in turn, `reps` times: {name: [result, ...]}.
 
-        A round that something else disturbed is repeated.  After `reps` repeats, it is kept.
+        A round that something else disturbed is repeated.  After `reps` repeats, or once the Bench
+        has lost its patience, it is kept.
         """
         reps = 1 if self.quick else reps
         spare, kept = 0 if self.quick else reps, {name: [] for name in jobs}
@@ -127,7 +130,7 @@ class Bench:
             others = max(result["others"] for result in found.values())
             print("  " + ", ".join(f"{name} {result['seconds']:.1f} s"
                                    for name, result in found.items()), flush=True)
-            if others > NOISE and spare:
+            if others > NOISE and spare and time.monotonic() < self.begun + PATIENCE:
                 spare, self.discarded = spare - 1, self.discarded + 1
                 continue
             self.worst, reps = max(self.worst, others), reps - 1
