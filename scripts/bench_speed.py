@@ -280,8 +280,7 @@ Settings as in the part `speed`, but 3 rounds.  Where no answers are sampled, th
 in the same order, a prompt of 16 tokens and an answer of 48 each, and the first {LOSSES} losses of
 both sides agree to {SAME}, at a learning rate of {FAST}.  Where answers are sampled, their mean
 lengths, and the first divergence of distillation, agree to {ALIKE:.0%}.  Else the row would say
-that it failed.  The teacher is another model
-of the same size."""
+that it failed.  The teacher is another model of the same size."""
 
 
 @contextmanager
