@@ -23,6 +23,7 @@ from minipost.optim import Learner
 from minipost.run import Run
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.countdown import Countdown
+from scripts.alternate import Bench, Failed, measure
 
 MODEL, VERIFIER = "checkpoints/thinker", "checkpoints/verifier"
 TASKS = {"Game of 24": lambda: Countdown(numbers=4, target=24), "sums": Arithmetic}
@@ -140,8 +141,6 @@ def main():
 def search(args, machine, table, write):
     """Write the table, unless transformers is missing."""
     import importlib.util
-
-    from scripts.bench import Bench, Failed, measure
 
     if importlib.util.find_spec("transformers") is None:
         print("search: skipped, transformers cannot be imported here (pip install -e '.[bench]')")

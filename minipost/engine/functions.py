@@ -114,7 +114,7 @@ class Norm(torch.autograd.Function):
         both = (wide * dy).flatten(0, -2)                                   # (N, D)
         mean = (both @ factor).div_(x.shape[-1]).view_as(scale)             # of x w dy
         dx = (dy * factor).mul_(scale).addcmul_(wide, mean * scale**3, value=-1)
-        return dx.to(x.dtype), (scale.flatten() @ both).to(weight.dtype), None
+        return dx.to(x.dtype), torch.mv(both.t(), scale.flatten()).to(weight.dtype), None
 
 
 def rms_norm(x, weight, eps, explicit=False):
