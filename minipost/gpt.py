@@ -165,9 +165,9 @@ class GPT(nn.Module):
     def bytes_per_token(self):
         """About what a training pass keeps for each of its tokens."""
         c = self.config
-        layer = 12 * c.hidden_size + 3 * c.intermediate_size
+        layer = 16 * c.hidden_size + 5 * c.intermediate_size
         size = self.embed_tokens.weight.element_size()
-        return size * c.num_hidden_layers * layer + 4 * 5 * c.vocab_size
+        return size * c.num_hidden_layers * layer + 4 * 6 * c.vocab_size
 
     def rotary(self, length):
         """The rotary table in the model's own type and on its device, of `length` rows or more.

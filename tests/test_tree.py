@@ -34,9 +34,15 @@ class Plain:
         self.node = torch.arange(len(self.rows))
 
 
-@pytest.fixture(params=["as they are", "small"])
+@pytest.fixture(params=["as they are", "small", "shared"])
 def sizes(request, monkeypatch):
-    """Also with constants so small that rows, batches and the cache are cut and widened."""
+    """Also with constants so small that rows, batches and the cache are cut and widened.
+
+    And so that rows read the keys and values of short prompts together.
+    """
+    if request.param == "shared":
+        monkeypatch.setattr(tree, "LONG", 1)
+        monkeypatch.setattr(tree, "MANY", 1)
     if request.param == "small":
         monkeypatch.setattr(tree, "PACKED", 3)
         monkeypatch.setattr(tree, "PAIRS", 1)

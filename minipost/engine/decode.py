@@ -18,6 +18,7 @@ R = H/K, E head width; P prompts, L their longest, S columns of the cache.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,10 @@ class Decoder:
     its keys and values are copied for the G rows of its group.  Room is left for `max_new_tokens`.
 
     hidden (B, D), B = P*G: the final hidden states behind the last token of each row.
+    shared: the prompts that rows share, where these are not in the cache of each row; see tree.py.
     """
+
+    shared: Any = None
 
     def __init__(self, model, read, lengths, max_new_tokens, group_size=1):
         self.model, self.width = model, read.shape[1]
@@ -79,7 +83,7 @@ class Decoder:
         bias = None if self.bias is None else self.bias[:, :, : self.at + 1]
         x = F.embedding(token, self.model.embed_tokens.weight)              # (B, D)
         for layer in self.layers:
-            layer.step(x, rotation, self.at, bias, *self.buffers)
+            layer.step(x, rotation, self.at, bias, self.shared, *self.buffers)
         self.hidden = self.model.norm(x)
         self.at += 1
 
@@ -93,9 +97,13 @@ class Decoder:
 
 
 class Layer:
-    """A layer's matrices, for rows on the left, and its keys and values (2, B, K, S, E)."""
+    """A layer's matrices, for rows on the left, and its keys and values (2, B, K, S, E).
+
+    prompts: those of prompts that rows share, (2, P, K, L, E).
+    """
 
     cache: torch.Tensor
+    prompts: torch.Tensor
 
     def __init__(self, block, config):
         self.heads, self.kv = config.num_attention_heads, config.num_key_value_heads
@@ -111,12 +119,8 @@ class Layer:
         self.gate_up = block.mlp.gate_up_proj.weight.t()                    # (D, 2F)
         self.down = block.mlp.down_proj.weight.t()                          # (F, D)
 
-    def step(self, x, rotation, at, bias, normed, qkv, gate_up):
-        """Add to x (B, D), in place, what the layer adds.  normed, qkv, gate_up are buffers.
-
-        Two batched products beat the fused kernel for a single query.  The R queries that share a
-        key head stand where a sequence of queries would, so grouped heads need no copies.
-        """
+    def step(self, x, rotation, at, bias, shared, normed, qkv, gate_up):
+        """Add to x (B, D), in place, what the layer adds.  normed, qkv, gate_up are buffers."""
         rows = len(x)
         torch.mm(self.norm(x, normed), self.qkv, out=qkv)
         heads = qkv.view(rows, -1, self.width)
@@ -125,13 +129,24 @@ class Layer:
         self.cache[:, :, :, at] = new.transpose(0, 1)
         keys, values = self.cache[:, :, :, : at + 1].flatten(1, 2)          # (B K, seen, E)
         queries = heads[:, : self.heads].reshape(len(keys), -1, self.width)  # (B K, R, E)
-        score = torch.bmm(queries, keys.transpose(1, 2))                    # (B K, R, seen)
-        if bias is not None:
-            score.view(rows, -1, at + 1).add_(bias)
-        x.addmm_(torch.bmm(score.softmax(-1), values).view(rows, -1), self.out)
+        mixed = (mix(queries, keys, values, bias) if shared is None
+                 else shared.mix(queries, keys, values, *self.prompts))
+        x.addmm_(mixed.view(rows, -1), self.out)
         torch.mm(self.mlp_norm(x, normed), self.gate_up, out=gate_up)
         gate, up = gate_up.chunk(2, -1)
         x.addmm_(F.silu(gate, inplace=True).mul_(up), self.down)
+
+
+def mix(queries, keys, values, bias):
+    """Attention.  (B K, R, E), (B K, seen, E) twice, bias (B, 1, seen) or None -> (B K, R, E)
+
+    Two batched products beat the fused kernel for a single query.  The R queries that share a key
+    head stand where a sequence of queries would, so grouped heads need no copies.
+    """
+    score = torch.bmm(queries, keys.transpose(1, 2))                        # (B K, R, seen)
+    if bias is not None:
+        score.view(len(bias), -1, score.shape[2]).add_(bias)
+    return torch.bmm(score.softmax(-1), values)
 
 
 class Norm:

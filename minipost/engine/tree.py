@@ -13,6 +13,11 @@ every sample has a node of its own, it is a Decoder of samples.
 Prompts that begin alike are read once as far as they do.  Each distinct beginning of sorted prompts
 is one token of a packed row, and a token sees those before it on its own way from the root.
 
+Attention reads the keys and values of a prompt once for every row that has it.  Where the prompt is
+long and rows are many, that is most of what a step reads.  There prompts have keys and values of
+their own (`Shared`), which all rows of a prompt read in one product, and rows keep those of their
+responses alone.
+
 In tree-of-thoughts search this leaves a third of the rows to decode and a quarter of the prompts'
 tokens to read.  tests/test_tree.py holds it against `GPT.forward` in float64.
 
@@ -30,6 +35,7 @@ from minipost.engine.decode import Decoder, Layer
 from minipost.engine.functions import attention
 
 COLUMNS = 64    # columns of the cache behind the prompts, at first
+LONG, MANY = 64, 4  # tokens of prompts and rows of each from which on rows read prompts together
 PACKED = 128    # tokens that a packed row has beyond the longest prompt, at most
 PAIRS = 2**21   # pairs of tokens, seen and seeing, that are computed together
 
@@ -60,12 +66,20 @@ class Tree(Decoder):
         if bool(empty.any()):
             self.bias = states.new_zeros(empty.shape).masked_fill_(empty, -math.inf)[:, None]
         self.layers = [Layer(block, model.config) for block in model.layers]
+        for layer, (keys, values) in zip(self.layers, kept):
+            layer.prompts = torch.stack([keys[..., layer.order][places], values[places]]) \
+                .transpose(2, 3).contiguous()                               # (2, n, K, L, E)
         # Rows that are never used are never touched, and take no memory.
+        if self.width >= LONG and len(self.node) >= MANY * len(places):
+            hidden = None if self.bias is None else self.bias[:, :, : self.width]
+            self.shared = Shared(torch.arange(len(places), device=device), hidden)
+            self.bias, self.width, self.at, columns = None, 0, 0, columns - self.width
         heads, size = kept[0][0].shape[1:]
         self.cache = states.new_empty(len(kept), 2, len(self.node), heads, columns, size)
-        for layer, store, (keys, values) in zip(self.layers, self.cache, kept):
-            for part, found in zip(store, (keys[..., layer.order], values)):
-                part[: len(places), :, : self.width] = found[places].transpose(1, 2)
+        if self.shared is None:
+            for layer, store in zip(self.layers, self.cache):
+                store[:, : len(places), :, : self.width] = layer.prompts
+                del layer.prompts
         self.view()
 
     def view(self):
@@ -95,11 +109,22 @@ class Tree(Decoder):
         """Let each row hold what the row `origin` holds.  (m,), as `arrange` gives it"""
         self.lengths = self.lengths[origin]
         self.bias = None if self.bias is None else self.bias[origin]
+        if self.shared is not None:
+            self.leave(self.shared.owner[origin], self.shared.bias)
         moved = (origin != torch.arange(len(origin), device=origin.device)).nonzero()[:, 0]
         if len(moved):
             seen = self.cache[..., : self.at, :]
             seen[:, :, moved] = seen[:, :, origin[moved]]
         self.view()
+
+    def leave(self, owner, bias):
+        """Rows belong to these prompts now.  Forget the prompts that nobody has."""
+        kept, owner = owner.unique(return_inverse=True)
+        if len(kept) < self.layers[0].prompts.shape[1]:
+            bias = None if bias is None else bias[kept]
+            for layer in self.layers:
+                layer.prompts = layer.prompts[:, kept]
+        self.shared = Shared(owner, bias)
 
     def widen(self):
         """Enlarge the cache by half."""
@@ -109,6 +134,47 @@ class Tree(Decoder):
         self.cache[:, :, used, :, : self.at] = old[:, :, used]
         self.bias = None if self.bias is None else F.pad(self.bias, (0, more))
         self.view()
+
+
+class Shared:
+    """Attention of n rows to prompts that they share, and to what each has of its own.
+
+    owner (n,): the prompt of each row; bias (P, 1, L) hides what is left of a shorter prompt, or is
+    None.  Each of the P prompts has a row.
+
+    The rows of a prompt stand together in a line of C places, filled up with rows that others own.
+    """
+
+    def __init__(self, owner, bias):
+        self.owner, self.bias = owner, bias
+        order, count = owner.argsort(stable=True), owner.bincount()
+        begins = count.cumsum(0) - count                                    # (P,) in the order
+        widest = torch.arange(int(count.max()), device=owner.device)
+        self.rows = order[(begins[:, None] + widest).clamp(max=len(order) - 1)]  # (P, C)
+        number = order.argsort() - begins[owner]                            # of a row in its line
+        self.place = owner * len(widest) + number                           # (n,)
+
+    def mix(self, queries, keys, values, far_keys, far_values):
+        """Attention.  queries (n K, R, E), keys and values (n K, S, E), far ones (P, K, L, E)"""
+        n, (lines, kv, length, _) = len(self.owner), far_keys.shape
+
+        def together(x):
+            """(n K, R, Z) -> (P K, C R, Z)"""
+            x = x.view(n, kv, -1, x.shape[-1])[self.rows]                   # (P, C, K, R, Z)
+            return x.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+
+        def apart(x):
+            """(P K, C R, Z) -> (n K, R, Z)"""
+            x = x.view(lines, kv, self.rows.shape[1], -1, x.shape[-1]).transpose(1, 2)
+            return x.flatten(0, 1)[self.place].flatten(0, 1)
+
+        far = torch.bmm(together(queries), far_keys.flatten(0, 1).transpose(1, 2))
+        if self.bias is not None:
+            far.view(lines, -1, length).add_(self.bias)
+        score = torch.cat([apart(far), torch.bmm(queries, keys.transpose(1, 2))], -1).softmax(-1)
+        far, near = score.split([length, keys.shape[1]], -1)
+        found = torch.bmm(together(far.contiguous()), far_values.flatten(0, 1))
+        return torch.bmm(near, values).add_(apart(found))
 
 
 def rotations(model, length):
