@@ -10,6 +10,7 @@
     python -m scripts.bench sampler      sampler against trainer, in float32 and bfloat16
     python -m scripts.bench fisher       TRPO's Fisher-vector product in its two forms
     python -m scripts.bench speed        side by side with TRL and transformers (extra `bench`)
+    python -m scripts.bench scale        the same by size of model, prompt, answer and group
 
 Each part has its own markers in the file, so one part can be made again without the others.  The
 machine should have nothing else to do.  Speed is measured in fresh processes that alternate between
@@ -32,7 +33,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from scripts import bench_alignment, bench_offline, bench_proof, bench_sampler, bench_test_time
+from scripts import (
+    bench_alignment,
+    bench_offline,
+    bench_proof,
+    bench_sampler,
+    bench_scale,
+    bench_test_time,
+)
 from scripts.bench_peer import CORES, EVERY, GROUP, HELD_OUT, PROMPTS, ROOM, TARGET
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -455,7 +463,8 @@ PARTS = {"learning": learning, "alignment": other(bench_alignment.alignment),
          "offline": other(bench_offline.offline),
          "preferences": other(bench_offline.preferences), "fisher": other(bench_alignment.fisher),
          "test-time": other(bench_test_time.test_time), "game24": other(bench_test_time.game24),
-         "proof": other(bench_proof.proof), "sampler": other(bench_sampler.sampler), "speed": speed}
+         "proof": other(bench_proof.proof), "sampler": other(bench_sampler.sampler), "speed": speed,
+         "scale": other(bench_scale.scale)}
 
 
 def main():
