@@ -32,8 +32,9 @@ STEPS = 8           # most steps of a process; the first is left out where there
 ENOUGH = 8.0        # seconds of steps after the first that suffice
 LONG = 40.0         # seconds of a first step that is measured itself
 START = {"own": 6, "peer": 14}  # estimated seconds until a process has made its first small step
-SLOWER = {"own": 3, "peer": 5}  # estimated time of a step, as a multiple of its floor
-LIMIT = 3           # a process is ended after so many times its estimated time
+SLOWER = {"own": 3, "peer": 4}  # estimated time of a step: so many times its floor, and so many
+CALLS = {"own": 2e-4, "peer": 1.5e-3}  # seconds for each layer and token of an answer
+LIMIT, SHORTEST = 3, 60  # a process is ended after so many times its estimate, at least so many s
 RESULTS = ROOT / "runs" / "scale.json"
 MEMORY = 0.6        # share of the machine's memory that a process tree may take
 SIDES = {"own": "minipost", "peer": "TRL"}
@@ -108,17 +109,19 @@ def floor_of(config, point):
     return {"sampling": found["sampling"], "step": sum(found.values())}
 
 
-def estimate(side, least):
+def estimate(side, config, point, least):
     """Seconds that a process will take, from the floor of a step."""
-    step = SLOWER[side] * least["step"]
+    step = SLOWER[side] * least["step"] + \
+        CALLS[side] * config.num_hidden_layers * point.new_tokens
     return START[side] + (step if step >= LONG else step + min(max(ENOUGH, step), STEPS * step))
 
 
 def command(side, folder, scale, point, limit, out):
     options = {**asdict(point), "model": folder, "peer_tokens": scale.peer_tokens, "out": out}
     return ["timeout", "--kill-after=5", f"{limit:.0f}",
-            sys.executable, "-m", "scripts.bench_scale", side, *(str(part) for name, value in options.items()
-                    for part in (f"--{name.replace('_', '-')}", value))]
+            sys.executable, "-m", "scripts.bench_scale", side,
+            *(str(part) for name, value in options.items()
+              for part in (f"--{name.replace('_', '-')}", value))]
 
 
 def seconds(found, what):
@@ -174,7 +177,7 @@ def scale(args, machine, table, write):
             create(Path(folder) / size.name, size.config)
             for point in size.points():
                 least = floor_of(size.config, point)
-                needed = {side: estimate(side, least) for side in SIDES}
+                needed = {side: estimate(side, size.config, point, least) for side in SIDES}
                 if time.monotonic() - begun + sum(needed.values()) > share * BUDGET:
                     left_out.append(f"{size.name}, {point} (about {sum(needed.values()):.0f} s)")
                     continue
@@ -196,7 +199,8 @@ def both(bench, size, point, needed):
     from scripts.bench import Failed, measure
 
     def process(side):
-        out, start, limit = bench.folder / "result.json", time.monotonic(), LIMIT * needed[side]
+        out, start = bench.folder / "result.json", time.monotonic()
+        limit = max(SHORTEST, LIMIT * needed[side])
         out.unlink(missing_ok=True)
         try:
             whole = measure(command(side, bench.folder / size.name, size, point, limit, out),
