@@ -59,8 +59,9 @@ def prepare(args):
     from scripts.pretrain import tokenizer
 
     folder, words = Path(args.model), tokenizer()
-    model = GPT(GPTConfig(words.vocab_size)).initialise(seed=0)
-    checkpoint.create(folder / "model", model, words)
+    for seed, name in enumerate(("model", "teacher")):
+        model = GPT(GPTConfig(words.vocab_size)).initialise(seed)
+        checkpoint.create(folder / name, model, words)
     rows = [{"prompt": p.prompt} for p in Digits(PROMPT_DIGITS).sample(PROMPTS * 60)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {"parameters": sum(p.numel() for p in model.parameters())}
@@ -68,8 +69,8 @@ def prepare(args):
 
 # ---- minipost
 
-def own(work, args, task, reward):
-    """Run work(run) like a user's run: in the default number of processes."""
+def own(work, args, task, reward, workers=None):
+    """Run work(run) like a user's run: in the default number of processes, if none is given."""
     from minipost import checkpoint, parallel
     from minipost.optim import Learner
     from minipost.run import Run
@@ -79,17 +80,26 @@ def own(work, args, task, reward):
         return work(Run(Learner(model), vocabulary, task, reward, seed=args.seed,
                         max_new_tokens=ROOM))
 
-    return parallel.launch(main, parallel.default_workers("cpu"))
+    return parallel.launch(main, workers or parallel.default_workers("cpu"))
 
 
 def follow(run, learn, steps):
-    """Make the steps.  -> when each ended, and the mean length of the completions"""
-    ends, lengths = [], []
+    """Make the steps.  -> when each was sampled and ended, its loss, the mean completion length"""
+    found, complete = {"sampled": [], "ends": [], "losses": []}, run.complete
+    lengths = []
+
+    def noted(*given, **options):
+        rollout = complete(*given, **options)
+        found["sampled"].append(time.monotonic())
+        lengths.append(float(rollout.lengths.double().mean()))
+        return rollout
+
+    run.complete = noted
     for run.step in range(steps):
         metrics = next(learn)
-        ends.append(time.monotonic())
-        lengths.append(metrics.get("completions/mean_length", 0))
-    return {"ends": ends, "length": mean(lengths)}
+        found["ends"].append(time.monotonic())
+        found["losses"].append(metrics["loss"])
+    return {**found, "length": mean(lengths or [0])}
 
 
 def own_grpo(args):
@@ -187,33 +197,59 @@ def each_step(act):
     return Each()
 
 
-def grpo_trainer(args, problems, reward, callback, **more):
-    """TRL's trainer on these problems.  TRL encodes text as it stands, so BOS is written out."""
-    from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
+def trained(trainer, row=0):
+    """Let TRL's trainer make its steps.  -> as `follow`, and the tokens of a row of the first"""
+    ends, losses, lengths, rows, compute = [], [], [], [], trainer.compute_loss
 
+    def noted(model, inputs, *given, **options):
+        loss = compute(model, inputs, *given, **options)
+        losses.append(loss.detach())
+        if "completion_mask" in inputs:
+            lengths.append(inputs["completion_mask"].sum(1).double().mean())
+        if "input_ids" in inputs and not rows:
+            rows.append(inputs["input_ids"][row].tolist())
+        return loss
+
+    trainer.compute_loss = noted
+    trainer.add_callback(each_step(lambda *_: ends.append(time.monotonic())))
+    trainer.train()
+    return {"ends": ends[1:], "losses": [float(loss) for loss in losses],
+            "length": mean(map(float, lengths or [0])), "row": rows[0] if rows else None}
+
+
+def rows_of(problems, before=""):
+    """Problems as TRL's rows, with this text before each prompt."""
+    from datasets import Dataset
+
+    return Dataset.from_list([{**problem.columns, "prompt": before + problem.prompt}
+                              for problem in problems])
+
+
+def to_sample(problems):
+    """Problems as rows for the trainers that sample, which put no BOS before a prompt."""
     from minipost.tokenizer import BOS
 
-    rows = [{**problem.columns, "prompt": BOS + problem.prompt} for problem in problems]
-    config = GRPOConfig(**settings(args, **{
-        "num_generations": GROUP, "max_completion_length": ROOM, "temperature": 1.0, "beta": 0.0,
-        "shuffle_dataset": False, **more,
-    }))
+    return rows_of(problems, BOS)
+
+
+def sampling(args, **more):
+    """The settings of the trainers that sample."""
+    return settings(args, **{"max_completion_length": ROOM, "temperature": 1.0, "beta": 0.0,
+                             "shuffle_dataset": False, **more})
+
+
+def grpo_trainer(args, problems, reward, **more):
+    """TRL's trainer on these problems."""
+    from trl import GRPOConfig, GRPOTrainer
+
+    config = GRPOConfig(**sampling(args, **{"num_generations": GROUP, **more}))
     return GRPOTrainer(model=args.model, reward_funcs=reward, args=config,
-                       train_dataset=Dataset.from_list(rows), callbacks=[callback])
+                       train_dataset=to_sample(problems))
 
 
-def peer_grpo(args):
-    lengths, ends = [], []
-
-    def reward(prompts, completions, completion_ids, **columns):
-        lengths.append(mean(map(len, completion_ids)))
-        return letter_share(prompts, completions)
-
+def peer_grpo(args, **more):
     problems = Digits(PROMPT_DIGITS).sample(PROMPTS * args.steps)
-    tick = each_step(lambda *_: ends.append(time.monotonic()))
-    grpo_trainer(args, problems, reward, tick).train()
-    return {"ends": ends[1:], "length": mean(lengths)}
+    return trained(grpo_trainer(args, problems, letter_share, **more))
 
 
 def peer_sft(args):
@@ -221,15 +257,14 @@ def peer_sft(args):
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    tokenizer, ends = AutoTokenizer.from_pretrained(args.model), []
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
     texts = [p.columns["completion"] + tokenizer.eos_token
              for p in Digits(0, ROW_DIGITS).sample(ROWS * args.steps)]
     config = SFTConfig(**settings(args, lr_scheduler_type="cosine", max_length=None,
+                                  train_sampling_strategy="sequential",
                                   per_device_train_batch_size=ROWS))
     rows = Dataset.from_dict({"input_ids": tokenizer(text=texts)["input_ids"]})
-    SFTTrainer(model=args.model, args=config, train_dataset=rows,
-               callbacks=[each_step(lambda *_: ends.append(time.monotonic()))]).train()
-    return {"ends": ends[1:], "row": rows["input_ids"][0]}
+    return trained(SFTTrainer(model=args.model, args=config, train_dataset=rows))
 
 
 def peer_sample(args):
@@ -282,12 +317,13 @@ def peer_reach(args):
         start = time.monotonic()
 
     args.steps *= updates
-    grpo_trainer(
-        args, problems, task.reward, each_step(look), learning_rate=cfg.lr,
-        num_generations=cfg.group_size, temperature=cfg.temperature, epsilon=cfg.clip,
-        max_grad_norm=cfg.max_grad_norm, num_iterations=cfg.epochs,
-        per_device_train_batch_size=cfg.minibatch_size, generation_batch_size=answers,
-    ).train()
+    trainer = grpo_trainer(
+        args, problems, task.reward, learning_rate=cfg.lr, num_generations=cfg.group_size,
+        temperature=cfg.temperature, epsilon=cfg.clip, max_grad_norm=cfg.max_grad_norm,
+        num_iterations=cfg.epochs, per_device_train_batch_size=cfg.minibatch_size,
+        generation_batch_size=answers)
+    trainer.add_callback(each_step(look))
+    trainer.train()
     return {"scores": scores, "reached": seconds if scores[-1] >= TARGET else None}
 
 
@@ -307,20 +343,20 @@ JOBS = {"prepare": {"files": prepare},
         "peer": {"grpo": peer_grpo, "sft": peer_sft, "sample": peer_sample, "reach": peer_reach}}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("side", choices=JOBS)
-    parser.add_argument("job", choices=[job for jobs in JOBS.values() for job in jobs])
+def main(jobs):
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("side", choices=jobs)
+    parser.add_argument("job", choices={job: 0 for side in jobs.values() for job in side})
     parser.add_argument("--model", required=True, help="model directory")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the result")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as args.scratch:
-        found = JOBS[args.side][args.job](args)
+        found = jobs[args.side][args.job](args)
     if os.environ.get("RANK", "0") == "0":
         args.out.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main()
+    main(JOBS)

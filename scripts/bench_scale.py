@@ -23,18 +23,19 @@ from pathlib import Path
 from statistics import median
 
 from minipost.gpt import GPT, GPTConfig
+from scripts.alternate import ROOT, Bench, Failed, measure
 from scripts.bench_peer import CORES, LR, Digits, each_step, grpo_trainer, letter_share
 from scripts.floor import floor
 
-ROOT = Path(__file__).resolve().parents[1]
 BUDGET = 19 * 60    # seconds of the whole part
 STEPS = 8           # most steps of a process; the first is left out where there are more
 ENOUGH = 8.0        # seconds of steps after the first that suffice
-LONG = 40.0         # seconds of a first step that is measured itself
+LONG = 20.0         # seconds of a first step that is measured itself
 START = {"own": 6, "peer": 14}  # estimated seconds until a process has made its first small step
 SLOWER = {"own": 3, "peer": 4}  # estimated time of a step: so many times its floor, and so many
 CALLS = {"own": 2e-4, "peer": 1.5e-3}  # seconds for each layer and token of an answer
-LIMIT, SHORTEST = 3, 60  # a process is ended after so many times its estimate, at least so many s
+LIMIT = 3           # a process is ended after so many times its estimate,
+SHORTEST, LONGEST = 60, 290  # within these seconds
 RESULTS = ROOT / "runs" / "scale.json"
 MEMORY = 0.6        # share of the machine's memory that a process tree may take
 SIDES = {"own": "minipost", "peer": "TRL"}
@@ -52,6 +53,11 @@ class Point:
     @property
     def rows(self):
         return self.prompts * self.group_size
+
+    @property
+    def tokens(self):
+        """Tokens that a plain implementation reads and samples."""
+        return self.rows * (self.prompt_tokens + self.new_tokens)
 
     def __str__(self):
         return (f"{self.prompts} x {self.group_size} answers of {self.new_tokens}, prompts of "
@@ -85,11 +91,11 @@ WORDS = {"new_tokens": "tokens of an answer", "prompt_tokens": "tokens of a prom
          "group_size": "answers of a group"}
 CONTEXT = 2048
 SCALES = (
-    Scale("0.86M", GPTConfig(512, max_position_embeddings=CONTEXT), Point(8, 16, 8, 256), 0.25,
+    Scale("0.86M", GPTConfig(512, max_position_embeddings=CONTEXT), Point(8, 16, 8, 256), 0.2,
           2**15),
     Scale("12M", GPTConfig(4096, 384, 1024, 6, 6, 6, 64, CONTEXT), Point(2, 16, 8, 256), 0.3,
           2**13),
-    Scale("135M", GPTConfig(49_152, 576, 1536, 30, 9, 3, 64, CONTEXT), Point(1, 16, 8, 48), 0.45,
+    Scale("135M", GPTConfig(49_152, 576, 1536, 30, 9, 3, 64, CONTEXT), Point(1, 16, 8, 48), 0.5,
           2**11),
 )
 
@@ -162,8 +168,6 @@ def time_of(s):
 
 def scale(args, machine, table, write):
     """Measure every point that fits the budget, and write table and plot."""
-    from scripts.bench import Bench  # which imports this file
-
     missing = [name for name in ("trl", "transformers") if find_spec(name) is None]
     if missing:
         print(f"scale: skipped, {' and '.join(missing)} cannot be imported here "
@@ -175,13 +179,16 @@ def scale(args, machine, table, write):
         for size in TRIAL if args.quick else SCALES:
             share += size.share
             create(Path(folder) / size.name, size.config)
-            for point in size.points():
+            # What costs least comes first, so that most points fit.
+            for point in sorted(size.points(), key=lambda point: (point.tokens, point.rows)):
                 least = floor_of(size.config, point)
                 needed = {side: estimate(side, size.config, point, least) for side in SIDES}
-                if time.monotonic() - begun + sum(needed.values()) > share * BUDGET:
-                    left_out.append(f"{size.name}, {point} (about {sum(needed.values()):.0f} s)")
+                about, left = sum(needed.values()), begun + share * BUDGET - time.monotonic()
+                if about > left:
+                    left_out.append(f"{size.name}, {point} (about {about:.0f} s)")
                     continue
-                print(f"{size.name}, {point}", flush=True)
+                print(f"{size.name}, {point}: about {about:.0f} s of {left:.0f}", flush=True)
+                bench.quick = args.quick or 2 * about > left  # then no round is done again
                 rows.append(Row(size.name, point, least, both(bench, size, point, needed)))
     picture = (args.out if args.quick else ROOT / "data" / "scale").with_suffix(".svg")
     RESULTS.parent.mkdir(exist_ok=True)
@@ -196,11 +203,9 @@ def scale(args, machine, table, write):
 
 def both(bench, size, point, needed):
     """What the two sides' processes gave: their results, or what is said in their place."""
-    from scripts.bench import Failed, measure
-
     def process(side):
         out, start = bench.folder / "result.json", time.monotonic()
-        limit = max(SHORTEST, LIMIT * needed[side])
+        limit = min(LONGEST, max(SHORTEST, LIMIT * needed[side]))
         out.unlink(missing_ok=True)
         try:
             whole = measure(command(side, bench.folder / size.name, size, point, limit, out),
@@ -235,7 +240,7 @@ A time is the median of a process after its first step, or that step if it took 
 A ratio is TRL/minipost.  The share is that of the matrix products alone in minipost's time
 (`scripts/floor.py`: each of {cores} cores makes its part of them and nothing else).  Memory is the
 peak of the process tree (PSS).  A process may take {memory:.0f} GiB and {limit} times its estimated
-time; one that took more has no time in the table."""
+time, at most {longest} s; one that took more has no time in the table."""
 
 
 def report(rows, left_out, bench, machine, table, picture):
@@ -256,7 +261,7 @@ def report(rows, left_out, bench, machine, table, picture):
           if picture.exists() else []),
         *table(columns, [row.cells() for row in rows]), "",
         NOTES.format(shapes=shapes, passes=passes, cores=CORES, long=LONG, limit=LIMIT,
-                     memory=memory() / 2**30), "",
+                     longest=LONGEST, memory=memory() / 2**30), "",
         f"Left out, because the {BUDGET // 60} minutes were not enough: "
         + ("; ".join(left_out) or "nothing") + ".", "",
         f"Rounds done again because something else took too much of the CPUs: {bench.discarded}; "
@@ -400,10 +405,10 @@ def peer(args, point):
     size = next(n for n in range(point.rows, 0, -1)
                 if point.rows % n == 0 and (n * tokens <= args.peer_tokens or n == 1))
     vars(args).update(steps=STEPS, seed=0)
-    trainer = grpo_trainer(args, problems, letter_share, each_step(tick),
-                           num_generations=point.group_size, max_completion_length=point.new_tokens,
-                           per_device_train_batch_size=size,
+    trainer = grpo_trainer(args, problems, letter_share, num_generations=point.group_size,
+                           max_completion_length=point.new_tokens, per_device_train_batch_size=size,
                            gradient_accumulation_steps=point.rows // size)
+    trainer.add_callback(each_step(tick))
     never = [trainer.model.config.vocab_size]                               # never drawn
     trainer.eos_token_ids = trainer.generation_kwargs["eos_token_id"] = never
     trainer.generation_config.eos_token_id = never

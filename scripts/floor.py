@@ -31,6 +31,7 @@ from minipost.gpt import GPTConfig
 LONG = 50e9   # operations of a long pass; a longer one is timed in part
 PART = 256    # rows that the part has at least
 SOME = 16     # steps of decoding whose attention is timed
+LEAST = 0.2   # seconds for which a pass is repeated, if it is not long
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,18 @@ def floor(config: GPTConfig, *, prompts: int, prompt_tokens: int, group_size: in
 
     One process of `threads` threads does it, in float32, with responses of `new_tokens` tokens.
     """
-    return products(config, prompts, prompt_tokens, [new_tokens] * prompts * group_size, threads)
+    return seconds_of(config, passes(prompts, prompt_tokens, [new_tokens] * prompts * group_size),
+                      threads)
 
 
 # ---- the products, timed
 
-def products(config, prompts, prompt_tokens, lengths, threads=1):
-    """`floor` for responses of these lengths."""
+def seconds_of(config, work, threads=1):
+    """Seconds of the products of these passes, {part: Counter of Passes} -> {part: seconds}."""
     with using(threads):
         model = Matrices(config)
         return {part: sum(often * model.seconds(step) for step, often in steps.items())
-                for part, steps in passes(prompts, prompt_tokens, lengths).items()}
+                for part, steps in work.items()}
 
 
 def attention(config, prompts, prompt_tokens, lengths, threads=1):
@@ -124,16 +126,18 @@ def using(threads):
         torch.set_num_threads(before)
 
 
-def timed(act, reps=5, least=0.2):
-    """The median seconds of act() after one call to warm up: `reps` calls, for `least` seconds."""
+def timed(act, reps=5, share=1.0):
+    """The median seconds of act() after one call to warm up.
+
+    It is called `reps` times and for a share of LEAST, but twice are enough in ten times that.
+    """
     act()
-    found = []
-    while len(found) < reps or sum(found) < least:
+    found, least = [], share * LEAST
+    while len(found) < 2 or sum(found) < 10 * least and (
+            len(found) < reps or sum(found) < least):
         start = time.perf_counter()
         act()
         found.append(time.perf_counter() - start)
-        if sum(found) > 10 * least and len(found) > 1:
-            break
     return median(found)
 
 
@@ -149,7 +153,7 @@ def fastest(left, right):
     """PyTorch's faster kernel for left right^T.  (m, k), (n, k) -> (m, n)"""
     there = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
     return min([mkl, onednn] if there else [mkl],
-               key=lambda kernel: timed(lambda: kernel(left, right), 3, 0.005))
+               key=lambda kernel: timed(lambda: kernel(left, right), 3, 0.03))
 
 
 class Matrices:
@@ -165,15 +169,16 @@ class Matrices:
     def seconds(self, step):
         """The median time of a Pass."""
         part = min(1.0, max(LONG / operations(self.config, step), PART / step.rows))
-        rows, predicted = max(1, round(part * step.rows)), max(1, round(part * step.predicted))
+        rows, predicted = max(1, round(part * step.rows)), round(part * step.predicted)
         kinds = [Kind(weight, rows, step.backward) for weight in self.layers[0]]
-        head = Kind(self.head, predicted, step.backward)
+        head = [Kind(self.head, predicted, step.backward)] if predicted else []
 
         def act():
             for layer in self.layers:
                 for kind, weight in zip(kinds, layer):
                     kind(weight)
-            head(self.head)
+            for kind in head:
+                kind(self.head)
 
         return timed(act) / part
 
@@ -206,4 +211,4 @@ def batched(heads, queries, keys, width, products):
         torch.bmm(q, k.transpose(1, 2))
         torch.bmm(score, k)
 
-    return timed(act, 3, 0.02) * products / 2 * heads / part
+    return timed(act, 3, 0.1) * products / 2 * heads / part
