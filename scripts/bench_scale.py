@@ -360,8 +360,6 @@ def enough(seconds):
 
 def own(args, point):
     """The steps of minipost, as a user's run makes them."""
-    import torch
-
     from minipost import checkpoint, parallel
     from minipost.methods import grpo
     from minipost.optim import Learner
@@ -377,13 +375,10 @@ def own(args, point):
         cfg = grpo.Config(steps=STEPS, prompts=point.prompts, group_size=point.group_size,
                           minibatch_size=point.rows, beta=0.0, lr=LR)
         advance = step.around(grpo.train(run, cfg).__next__)
-        done = torch.zeros(())
-        while not done:
-            shape = advance()["completions/mean_length"]
+        while parallel.rank() or not enough(step.seconds):  # the others end with rank 0
+            length = advance()["completions/mean_length"]
             run.step += 1
-            done = torch.tensor(float(parallel.rank() == 0 and enough(step.seconds)))
-            parallel.all_reduce(done)
-        return {"steps": step.seconds, "sampling": sampling.seconds, "length": shape}
+        return {"steps": step.seconds, "sampling": sampling.seconds, "length": length}
 
     workers = parallel.default_workers("cpu")
     limit_memory(workers)
