@@ -56,9 +56,9 @@ def pick(options, task):
 
 
 def solve(argv):
-    from minipost import parallel
-
     settings = inference.settings_of(argv, PROG, Options)
+    from minipost import parallel  # imports torch, which --help can do without
+
     method, options = settings.method, settings.options
     problem = pick(options, settings.task)
 

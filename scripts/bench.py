@@ -14,6 +14,7 @@
     python -m scripts.bench gpu          the same on a GPU, where there is one
     python -m scripts.bench peers        a step of every other method that TRL has
     python -m scripts.bench profile      where a GRPO step spends its time
+    python -m scripts.bench scale        a GRPO step by size of model, prompt, answer and group
 
 Each part has its own markers in the file, so one part can be made again without the others.  The
 machine should have nothing else to do.  Speed is measured in fresh processes that alternate between
@@ -37,6 +38,7 @@ from scripts import (
     bench_profile,
     bench_proof,
     bench_sampler,
+    bench_scale,
     bench_search,
     bench_speed,
     bench_test_time,
@@ -146,7 +148,7 @@ PARTS = {"learning": learning, "alignment": other(bench_alignment.alignment),
          "search": other(bench_search.search), "proof": other(bench_proof.proof),
          "sampler": other(bench_sampler.sampler), "speed": other(bench_speed.speed),
          "peers": other(bench_speed.peers), "profile": other(bench_profile.profile),
-         "gpu": other(bench_gpu.gpu)}
+         "scale": other(bench_scale.scale), "gpu": other(bench_gpu.gpu)}
 
 
 def main():

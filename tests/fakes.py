@@ -98,12 +98,17 @@ def names(cls):
     return {field.name for field in dataclasses.fields(cls)}
 
 
-def helped(capsys, main, *arguments):
-    """The help text of a command line, as {flag: (kind and text, in one line)}."""
+def helped_text(capsys, main, *arguments):
+    """What a command line prints with --help."""
     with pytest.raises(SystemExit) as stop:
         main([*arguments, "--help"])
     assert stop.value.code == 0
-    text = re.sub(r"[│╭╮╰╯─|+]", " ", capsys.readouterr().out)
+    return capsys.readouterr().out
+
+
+def helped(capsys, main, *arguments):
+    """The help text of a command line, as {flag: (kind and text, in one line)}."""
+    text = re.sub(r"[│╭╮╰╯─|+]", " ", helped_text(capsys, main, *arguments))
     flags = re.split(r"^\s+--(?=[a-z])", text, flags=re.MULTILINE)[1:]
     return {flag.split()[0]: " ".join(flag.split()[1:]) for flag in flags}
 

@@ -70,10 +70,10 @@ def measure(settings):
 
 def evaluate(argv, prog):
     """Measure a method on held-out problems and print a table.  --out DIR: write summary.json."""
-    from minipost import files, parallel
+    settings = settings_of(argv, prog, Measured)
+    from minipost import files, parallel  # imports torch, which --help can do without
     from minipost.cli.console import Console
 
-    settings = settings_of(argv, prog, Measured)
     method, options, cfg, task = settings.method, settings.options, settings.config, settings.task
     if options.out:
         files.make_directory(Path(options.out))

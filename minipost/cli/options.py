@@ -68,7 +68,8 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
     """The Settings of a command line.  tyro makes the flags.
 
     options: the command's dataclass, or a function from the method to an instance.
-    methods: the package from which --algo or --method chooses, by its `names` and `load`.
+    methods: the package from which --algo or --method chooses, by its `names`, `load` and, for
+        --help, `outline`.
     task: whether a command without methods needs a task; a method has a default task.
     data, json: whether the command knows --data and --json.  notes: more for --help.
     """
@@ -76,7 +77,8 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
     for argument in rest:
         if argument.startswith("--") and not argument.isprintable():
             raise MinipostError(f"{argument[:40]!r}: there is no such option")
-    method = methods.load(known.method) if methods else None
+    asked = bool({"-h", "--help"} & set(rest))  # tyro ends with the help, or with a fault
+    method = (methods.outline if asked else methods.load)(known.method) if methods else None
     if known.data and known.task:
         raise MinipostError("--task and --data exclude each other")
     for name in ("eval_data", "on_bad_row"):
@@ -87,7 +89,7 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
         parts["task"] = tasks.load(known.task)()
     elif method and not known.data:
         parts["task"] = tasks.load(method.TASK)(**method.KNOBS)
-    elif task and not known.data and not {"-h", "--help"} & set(rest):
+    elif task and not known.data and not asked:
         raise MinipostError("give one of --task and --data: the problems to look at")
     parts["options"] = options(method) if method else options()
     if "task" not in parts:

@@ -71,3 +71,13 @@ def names():
 def load(name):
     """The Method of this name.  MinipostError says what its file does not define."""
     return contract.load(sys.modules[__name__], name, Method)
+
+
+def outline(name):
+    """The Method of this name as far as --help goes, without the second that torch takes.
+
+    It knows only its docstring, Config, TASK, KNOBS and MODEL.  Where its file does not show these
+    for certain, it is loaded.
+    """
+    wanted = ("Config", "TASK", "KNOBS", "MODEL")
+    return contract.outline(sys.modules[__name__], name, Method, wanted) or load(name)
