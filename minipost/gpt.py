@@ -230,7 +230,11 @@ class GPT(nn.Module):
     def head(self, hidden):
         """Logits of the next token.  (..., D) -> (..., V)  Unused ids get no probability."""
         tied = self.config.tie_word_embeddings
-        logits = product(hidden, self.embed_tokens.weight if tied else self.lm_head.weight)
+        return self.known(
+            product(hidden, self.embed_tokens.weight if tied else self.lm_head.weight))
+
+    def known(self, logits):
+        """Logits in which ids that no token has are impossible.  (..., V), as given"""
         return logits if self.unused is None else logits.masked_fill(self.unused, NEVER)
 
     def forward(self, tokens, explicit=False):

@@ -8,13 +8,22 @@
 def ends(vocabulary, ids, mark):
     """Index of the token in which each `mark` of a response ends.
 
-    A token may hold half a character, two marks, or half of one, so growing prefixes are decoded.
-    A decode takes time by its length, so it runs only where a token's own text may end a mark.
+    A token may hold half a character, two marks, or half of one.  So what follows the last whole
+    character that was looked at is decoded together, behind the token before it, since some
+    tokenizers drop a space at the beginning.  A token whose own text cannot end a mark is passed.
     """
-    found = []
+    decode, found = vocabulary.decode, []
+    seen, counted, rest = 0, 0, ""      # tokens looked at, marks found since, text before that
     for k, token in enumerate(ids):
-        if {mark[-1], "\ufffd"} & set(vocabulary.decode([token])):
-            found += [k] * (vocabulary.decode(ids[: k + 1]).count(mark) - len(found))
+        if not {mark[-1], "\ufffd"} & set(decode([token])):
+            continue
+        first = max(0, seen - 1)
+        text = decode(ids[first : k + 1])[len(decode(ids[first:seen])) :]
+        *marks, after = (rest + text).split(mark)
+        found += [k] * (len(marks) - counted)
+        counted = len(marks)
+        if not text.endswith("\ufffd"):
+            seen, counted, rest = k + 1, 0, after[max(0, len(after) - len(mark) + 1) :]
     return found
 
 

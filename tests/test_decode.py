@@ -9,10 +9,10 @@ import pytest
 import torch
 from fakes import BOS, EOS, PAD, tiny
 
-from minipost.engine import decode_cuda
+from minipost.engine import decode, decode_cuda
 from minipost.engine.decode import Decoder, Norm, turn
 from minipost.engine.decode_cuda import StaticDecoder
-from minipost.engine.functions import rotary_table, rotate
+from minipost.engine.functions import HAS_ONEDNN, rotary_table, rotate
 from minipost.errors import MinipostError
 from minipost.gpt import RMSNorm
 from minipost.rollout import generate, logprobs
@@ -252,3 +252,19 @@ def test_the_switch_leaves_the_step_unrecorded(monkeypatch):
     assert isinstance(decoder.recorded(), decode_cuda.Recorded)
     monkeypatch.setenv(decode_cuda.SWITCH, "0")
     assert decoder.recorded() == decoder.step
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="matrices are packed on CPUs with AVX-512 only")
+@pytest.mark.parametrize("tied", [True, False])
+def test_packed_matrices_change_nothing_but_rounding(monkeypatch, tied):
+    """In float32, their only type, also as rows leave."""
+    options = dict(max_new_tokens=6, eos={2}, pad=PAD, seed=(3,))
+    model = tiny(tied=tied).float()
+    plain = generate(model, PROMPTS, 3, **options)
+    made, whole = [], decode.pack
+    monkeypatch.setattr(decode, "LARGE", 1)
+    monkeypatch.setattr(decode, "pack", lambda *given: made.append(given) or whole(*given))
+    packed = generate(model, PROMPTS, 3, **options)
+    assert len(made) == 4 * 2 + 1  # four matrices of each layer, and the head
+    assert torch.equal(packed.tokens, plain.tokens)
+    assert torch.allclose(packed.logp, plain.logp, atol=1e-5)

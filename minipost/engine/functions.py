@@ -83,11 +83,14 @@ class Product(torch.autograd.Function):
         return F.linear(dx, weight) + F.linear(x, dweight)
 
 
+def uses_onednn(x):
+    return HAS_ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu"
+
+
 def product(x, weight):
     """x W^T by whichever way is faster.  (..., D), (V, D) -> (..., V)"""
-    onednn = HAS_ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu"
     rows = x.numel() // x.shape[-1]
-    if not onednn or rows < FEW_ROWS:
+    if not uses_onednn(x) or rows < FEW_ROWS:
         return F.linear(x, weight)
     extra = even(rows) - rows
     flat = F.pad(x.reshape(rows, -1), (0, 0, 0, extra)) if extra else x.reshape(rows, -1)
