@@ -48,6 +48,10 @@ def even(rows):
     return -(-rows // step) * step
 
 
+def onednn(x, weight):
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
 class Product(torch.autograd.Function):
     """y = x W^T through oneDNN:  dx = dy W,  dW = dy^T x.
 
@@ -59,7 +63,7 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(x, weight):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+        return onednn(x, weight)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -70,12 +74,11 @@ class Product(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
+        times = Product.apply if torch.is_grad_enabled() else onednn  # second derivatives, or none
         # oneDNN copies its first factor where it is transposed, so that is to be the smaller one.
-        if grad.shape[1] <= x.shape[1]:
-            dweight = Product.apply(grad.t(), x.t())
-        else:
-            dweight = Product.apply(x.t(), grad.t()).t()
-        return Product.apply(grad, weight.t()), dweight
+        small = grad.shape[1] <= x.shape[1]
+        dweight = times(grad.t(), x.t()) if small else times(x.t(), grad.t()).t()
+        return times(grad, weight.t()), dweight
 
     @staticmethod
     def jvp(ctx, dx, dweight):
@@ -92,9 +95,10 @@ def product(x, weight):
     rows = x.numel() // x.shape[-1]
     if not uses_onednn(x) or rows < FEW_ROWS:
         return F.linear(x, weight)
-    extra = even(rows) - rows
-    flat = F.pad(x.reshape(rows, -1), (0, 0, 0, extra)) if extra else x.reshape(rows, -1)
-    return Product.apply(flat, weight)[:rows].view(*x.shape[:-1], -1)
+    flat, extra = x.reshape(rows, -1), even(rows) - rows
+    y = Product.apply(F.pad(flat, (0, 0, 0, extra)), weight)[:rows] if extra else \
+        Product.apply(flat, weight)
+    return y.view(*x.shape[:-1], -1)
 
 
 # ---- RMSNorm

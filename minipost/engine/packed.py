@@ -77,31 +77,36 @@ class Packed:
         real = column[: int(prompts.max())] < prompts[first][:, None]       # (p, L)
         size = ends - prompts
         response = column[: int(size.max())] < size[:, None]                # (B, R)
-        self.at_prompt = numbered(real, 0)                                  # (p, L)
-        self.at_response = numbered(response, int(real.sum()))              # (B, R)
-        self.at_keys = torch.cat([self.at_prompt[which], self.at_response], 1)  # (B, L + R)
-        self.places = torch.where(
-            column < prompts[:, None],
-            F.pad(self.at_prompt[which], (0, width - real.shape[1])),
-            F.pad(self.at_response, (0, 1)).gather(
-                1, (column - prompts[:, None]).clamp(0, response.shape[1])))[row]
-        near = column[: response.shape[1]]
-        at_row = (near + prompts[:, None]).clamp(max=width - 1)
+        at_row = (column[: response.shape[1]] + prompts[:, None]).clamp(max=width - 1)
         found = torch.cat([tokens[first, : real.shape[1]][real],
                            tokens.gather(1, at_row)[response]])
         placed = torch.cat([column[: real.shape[1]].expand_as(real)[real], at_row[response]])
-        extra = even(len(found)) - len(found)
-        self.tokens, self.positions = F.pad(found, (0, extra)), F.pad(placed, (0, extra))
-        # Where in the padded rows of prompts, and behind them of responses, each token stands.
-        back = [mask.flatten().nonzero()[:, 0] for mask in (real, response)]
-        self.back = F.pad(torch.cat([back[0], back[1] + real.numel()]), (0, extra))
+        # At least one token of the list is no row's, and no gradient reaches it.
+        count = even(len(found) + 1)
+        self.blank = count - len(found)
+        self.tokens, self.positions = (F.pad(x, (0, self.blank)) for x in (found, placed))
+        # Padded places, of prompts (p, L) and behind them of responses (B, R): which token of the
+        # list stands there, and the way back.
+        full = torch.cat([real.flatten(), response.flatten()])
+        self.there = torch.full((len(full),), count - 1)
+        self.there[full] = torch.arange(len(found))
+        self.back = F.pad(full.nonzero()[:, 0], (0, self.blank))
+        self.which, self.shapes = which, (real.shape, response.shape)
+        at_prompt, at_response = (
+            part.view(shape) for part, shape in
+            zip(self.there.split([real.numel(), response.numel()]), self.shapes))
+        self.places = torch.where(
+            column < prompts[:, None],
+            F.pad(at_prompt[which], (0, width - real.shape[1])),
+            F.pad(at_response, (0, 1)).gather(
+                1, (column - prompts[:, None]).clamp(0, response.shape[1])))[row]
+        near = column[: response.shape[1]]
         hidden = torch.cat([(~real)[which][:, None].expand(-1, len(near), -1),
                             (near > near[:, None]).expand(rows, -1, -1)], 2)
         self.hidden = hidden[:, None]                                       # (B, 1, R, L + R)
-        dense = bool(real.all())
-        for name, value in vars(self).items():  # built on the CPU: it is many small operations
-            setattr(self, name, value.to(goal))
-        self.dense = dense                                                  # prompts of one length
+        # Built on the CPU, since it is many small operations.
+        for name in ("tokens", "positions", "there", "back", "which", "places", "hidden"):
+            setattr(self, name, getattr(self, name).to(goal))
 
     def rotated_by(self, cos, sin):
         """Give it the rotary table, (P, E) each.  -> itself"""
@@ -111,31 +116,42 @@ class Packed:
 
     def attend(self, qkv, heads, kv):
         """(n, H + 2K, E) -> (n, H E)"""
-        def padded(part, places):
-            """(n, h, E) -> (b, h, t, E)"""
+        padded = Rearranged.apply(qkv.flatten(1), self.there, self.back, self.blank)
+        parts = padded.split([rows * width for rows, width in self.shapes])
+        prompts, responses = (part.view(*shape, heads + 2 * kv, qkv.shape[2])
+                              for part, shape in zip(parts, self.shapes))
+        mixed = [attention(*prompts.transpose(1, 2).split([heads, kv, kv], 1))]
+        if responses.numel():
+            far, near = prompts[:, :, heads:], responses[:, :, heads:]
             # As an embedding, since its derivative is faster than that of indexing.
-            return F.embedding(places, part.flatten(1)).unflatten(2, (-1, part.shape[2])) \
-                .transpose(1, 2)
-
-        if self.dense:
-            prompts = qkv[: self.at_prompt.numel()].unflatten(0, self.at_prompt.shape)
-            prompts = prompts.transpose(1, 2)
-        else:
-            prompts = padded(qkv, self.at_prompt)
-        mixed = [attention(*prompts.split([heads, kv, kv], 1))]
-        if self.at_response.numel():
-            keys, values = padded(qkv[:, heads:], self.at_keys).split(kv, 1)
-            mixed.append(attention(padded(qkv[:, :heads], self.at_response), keys, values,
+            far = F.embedding(self.which, far.flatten(1)).view(-1, *far.shape[1:])
+            keys, values = torch.cat([far, near], 1).transpose(1, 2).split(kv, 1)
+            mixed.append(attention(responses[:, :, :heads].transpose(1, 2), keys, values,
                                    self.bias))
         rows = [part.transpose(1, 2).flatten(0, 1).flatten(1) for part in mixed]
-        if self.dense and len(rows) == 1:
-            return F.pad(rows[0], (0, 0, 0, len(qkv) - len(rows[0])))
-        return F.embedding(self.back, torch.cat(rows) if len(rows) > 1 else rows[0])
+        found = torch.cat(rows) if len(rows) > 1 else rows[0]
+        return Rearranged.apply(found, self.back, self.there, 0)
 
 
-def numbered(real, start):
-    """A number from `start` on for each true place, in order; padding has number 0."""
-    return (start - 1 + real.flatten().cumsum(0)).view_as(real) * real
+class Rearranged(torch.autograd.Function):
+    """x[to], where `back` says at which place of x[to] each row of x stands.
+
+    So the derivative is dy[back] instead of a sum.  Of a row that stands at several places, no
+    gradient comes from the others.  The last `blank` rows of x stand nowhere.
+    """
+
+    @staticmethod
+    def forward(ctx, x, to, back, blank):
+        ctx.save_for_backward(back)
+        ctx.blank = blank
+        return x.index_select(0, to)
+
+    @staticmethod
+    def backward(ctx, dy):
+        back, = ctx.saved_tensors
+        dx = dy.index_select(0, back)
+        dx[len(dx) - ctx.blank :] = 0
+        return dx, None, None, None
 
 
 def alike(tokens, lengths):
