@@ -205,10 +205,15 @@ def logprobs_of_each(model, parts, temperature=1.0):
 
 
 def final_score(model, seqs):
-    """A value head's output at the last real token of every row, the EOS if there is one.  (B,)"""
+    """A value head's output at the last real token of every row, the EOS if there is one.  (B,)
+
+    Equal rows have equal scores: they are one row, so no rounding tells them apart.
+    """
     prompts, ends = seqs.spans()
-    column = torch.arange(seqs.tokens.shape[1], device=seqs.tokens.device)
-    return model.at(seqs.tokens, column == ends[:, None], prompts)
+    which, first = alike(seqs.tokens, ends + 1)
+    tokens, ends = seqs.tokens[first], ends[first]
+    column = torch.arange(tokens.shape[1], device=tokens.device)
+    return model.at(tokens, column == ends[:, None], prompts[first])[which]
 
 
 def final_scores(model, parts):
