@@ -300,36 +300,38 @@ def generate(model, prompts, group_size=1, *, max_new_tokens, eos, pad, temperat
     if temperature > 0:
         repeat = repeats(prompts) if repeat is None else repeat
         uniform = uniforms(prompts, group_size, max_new_tokens, seed, repeat).to(device)  # (B, N)
-    stop = torch.tensor(sorted(eos), dtype=torch.long, device=device)
+    ends = torch.zeros(max(model.config.vocab_size, *eos, 0) + 1, dtype=torch.bool, device=device)
+    ends[sorted(eos)] = True                                                # ids that end
     prompt = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
     if device.type in decode_cuda.DEVICES:
-        ends = torch.zeros(max(model.config.vocab_size, *eos, 0) + 1, dtype=torch.bool,
-                           device=device)
         owner, first = alike(read, lengths)  # each different prompt is read once
         owner = owner.repeat_interleave(group_size)
         static = StaticDecoder(
             model, read[first], lengths[first], max_new_tokens, owner, uniform=uniform, pad=pad,
-            stop=ends.index_fill_(0, stop, True),
+            stop=ends,
             choose=lambda logits, uniform: choose(logits, temperature, uniform))
         drawn = static.run()
-        return assemble(read[prompt], lengths[prompt], static.response, static.logp, prompt, stop,
+        return assemble(read[prompt], lengths[prompt], static.response, static.logp, prompt, ends,
                         drawn, pad)
-    response = torch.full((rows, max_new_tokens), pad, device=device)
-    logp = torch.zeros(rows, max_new_tokens, device=device)
     here = torch.arange(rows, device=device)                                # those unfinished
-    tree = Tree(model, prompts, max_new_tokens, group_size)
+    tree, drawn = Tree(model, prompts, max_new_tokens, group_size), []
     for t in range(max_new_tokens):
         logp_all = next_logp(tree.logits(), temperature)                    # (nodes, V)
         if broken(logp_all):
             raise MinipostError(NOT_FINITE)
         token = draw(logp_all, None if uniform is None else uniform[here, t], tree.node)
-        response[here, t], logp[here, t] = token, logp_all[tree.node, token].to(logp.dtype)
-        going = (~torch.isin(token, stop)).nonzero()[:, 0]
+        drawn.append((here * max_new_tokens + t, token, logp_all[tree.node, token]))
+        going = (~ends[token]).nonzero()[:, 0]
         if len(going) == 0 or t == max_new_tokens - 1:
             break
         here = here[going]
         tree.grow(going, token[going])
-    return assemble(read[prompt], lengths[prompt], response, logp, prompt, stop, t + 1, pad)
+    place, token, chance = (torch.cat(found) for found in zip(*drawn))
+    response = torch.full((rows * max_new_tokens,), pad, device=device)
+    logp = torch.zeros(rows * max_new_tokens, device=device)
+    response[place], logp[place] = token, chance.to(logp.dtype)
+    return assemble(read[prompt], lengths[prompt], response.view(rows, -1), logp.view(rows, -1),
+                    prompt, ends, t + 1, pad)
 
 
 def next_logp(logits, temperature):
@@ -368,7 +370,7 @@ def draw(logp_all, uniform, row=None):
     return torch.searchsorted(cumulative, point[:, None], right=True)[:, 0]
 
 
-def assemble(read, lengths, response, logp, prompt, stop, sampled, pad):
+def assemble(read, lengths, response, logp, prompt, ends, sampled, pad):
     """Put each response right behind its prompt.
 
     A row's response ends with its first EOS.  Tokens that were drawn for it afterwards, while it
@@ -376,7 +378,7 @@ def assemble(read, lengths, response, logp, prompt, stop, sampled, pad):
     """
     (rows, longest), max_new_tokens = read.shape, response.shape[1]
     column = torch.arange(max_new_tokens, device=read.device)
-    ended = torch.isin(response, stop)                                      # (B, N)
+    ended = ends[response]                                                  # (B, N)
     mask = (ended.cumsum(1) - ended.long() == 0) & (column < sampled)
     place = lengths[:, None] + column
     tokens = torch.full((rows, longest + max_new_tokens), pad, device=read.device)

@@ -77,6 +77,7 @@ class Decoder:
 
     def make_buffers(self):
         first, rows = self.layers[0], len(self.lengths)
+        self.norm = Norm(self.model.norm)
         self.buffers = [self.hidden.new_empty(rows, size) for size in (
             self.hidden.shape[1], first.qkv.outputs, first.gate_up.outputs)]
 
@@ -95,7 +96,7 @@ class Decoder:
         x = F.embedding(token, self.model.embed_tokens.weight)              # (B, D)
         for layer in self.layers:
             layer.step(x, rotation, self.at, bias, self.shared, *self.buffers)
-        self.hidden = self.model.norm(x)
+        self.hidden = self.norm(x, torch.empty_like(x))
         self.at += 1
 
     def select(self, rows):
@@ -137,8 +138,8 @@ class Layer:
         heads = qkv.view(rows, -1, self.width)
         turn(heads[:, : self.heads + self.kv], rotation)
         new = heads[:, self.heads :].view(rows, 2, self.kv, self.width)
-        self.cache[:, :, :, at] = new.transpose(0, 1)
-        keys, values = self.cache[:, :, :, : at + 1].flatten(1, 2)          # (B K, seen, E)
+        self.cache.select(3, at).copy_(new.transpose(0, 1))
+        keys, values = self.cache.narrow(3, 0, at + 1).flatten(1, 2)        # (B K, seen, E)
         queries = heads[:, : self.heads].reshape(len(keys), -1, self.width)  # (B K, R, E)
         mixed = (mix(queries, keys, values, bias) if shared is None
                  else shared.mix(queries, keys, values, *self.prompts))
