@@ -15,7 +15,7 @@ import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import accumulate
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -410,16 +410,14 @@ class Run:
         of length, so that little of a micro-batch is padding.  Each rank has the same work.  A
         micro-batch has `micro_batch_size` rows, or less where they would take too much memory.
         """
-        order, work = by_prompt(list(rows), seqs)
-        share = sum(work) / parallel.world()
-        behind = [total - work[k] / 2 for k, total in enumerate(accumulate(work))]
+        mine = share_out(by_prompt(list(rows), seqs, parallel.world()))
+        passes = -(-len(mine) // self.micro_batch_size)
+        size = -(-len(mine) // max(1, passes))
         model = self.policy.module
         most = memory(model.device) // model.bytes_per_token
         cut, room = [], 0
-        for row, tokens, place in zip(order, work, behind):
-            if min(int(place / share), parallel.world() - 1) != parallel.rank():
-                continue
-            if tokens > room or len(cut[-1]) == self.micro_batch_size:
+        for row, tokens in mine:
+            if tokens > room or len(cut[-1]) == size:
                 cut.append([])
                 room = most
             cut[-1].append(row)
@@ -427,26 +425,37 @@ class Run:
         return cut
 
 
-def by_prompt(rows, seqs):
-    """The rows in an order in which equal prompts are neighbours, and the work that each is.
+def by_prompt(rows, seqs, world):
+    """Pieces of the rows: pairs (row, its tokens) of a prompt.
 
-    The work is a number of tokens.  A prompt that rows share is counted in the first of them.
+    Prompts come in order of the mean length of their rows, and rows of a prompt in order of length.
+    A piece has at most a quarter of what each rank has.  A prompt that rows share is counted in the
+    first of them.
     """
     if not rows:
-        return [], []
-    prompts, ends = zip(*(part.spans() for part in seqs))
-    which, _ = alike(seqs[0].tokens[rows], prompts[0][rows])
-    saved = sum(prompts)[rows].tolist()
-    size = sum(ends)[rows].tolist()
-    total, count = [0] * len(rows), [0] * len(rows)
-    for group, each in zip(which := which.tolist(), size):
-        total[group], count[group] = total[group] + each, count[group] + 1
-    order = sorted(range(len(rows)), key=lambda k: (total[which[k]] / count[which[k]], which[k],
-                                                    size[k], rows[k]))
-    first = {}
-    work = [size[k] if first.setdefault(which[k], k) == k else max(1, size[k] - saved[k])
-            for k in order]
-    return [rows[k] for k in order], work
+        return []
+    prompts, ends = (sum(part) for part in zip(*(part.spans() for part in seqs)))
+    which, _ = alike(seqs[0].tokens[rows], seqs[0].spans()[0][rows])
+    groups = {}
+    for row, group, shared, tokens in zip(rows, which.tolist(), prompts[rows].tolist(),
+                                          ends[rows].tolist()):
+        groups.setdefault(group, []).append((tokens, row, shared))
+    most, pieces = max(1, len(rows) // (4 * world)), []
+    for group in sorted(groups.values(), key=lambda group: fmean(t for t, _, _ in group)):
+        piece = [(row, max(1, tokens - shared * (k > 0)))
+                 for k, (tokens, row, shared) in enumerate(sorted(group))]
+        pieces += (piece[k : k + most] for k in range(0, len(piece), most))
+    return pieces
+
+
+def share_out(pieces):
+    """This rank's pieces, one after the other; each rank has about the same number of tokens."""
+    work = [sum(tokens for _, tokens in piece) for piece in pieces]
+    total, owner = [0] * parallel.world(), {}
+    for k in sorted(range(len(pieces)), key=lambda k: -work[k]):
+        owner[k] = total.index(min(total))
+        total[owner[k]] += work[k]
+    return [pair for k, piece in enumerate(pieces) if owner[k] == parallel.rank() for pair in piece]
 
 
 def rows_at_once(model, tokens):

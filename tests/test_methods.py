@@ -253,7 +253,7 @@ SAMPLING = {
 def test_the_first_update_of_a_run_has_ratio_one(spy, name):
     """What the loss is given is what the sampler recorded, at its temperature, row by row."""
     module, cfg = SAMPLING[name]
-    run = toy(dtype=torch.float32, micro_batch_size=5)
+    run = toy(dtype=torch.float32, micro_batch_size=8)
     run.reward = length
     asked = "distribution" if module is ppo else "logprobs_and_distribution"
     batches, losses = spy(module, asked), spy(module, "loss")

@@ -105,26 +105,29 @@ def answers_to(prompts, lengths):
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 8)), min_size=1, max_size=30),
        st.integers(1, 8), st.integers(1, 3))
 def test_micro_batches_cover_the_rows_prompt_by_prompt_in_order_of_length(rows, micro, world):
-    """The ranks' parts together are all rows, each prompt in one piece, split to equal work."""
+    """The ranks' parts together are all rows; each has a prompt's rows together, and equal work."""
     run, (which, lengths) = make_run(micro_batch_size=micro), zip(*rows)
     seqs = answers_to([[4] * (k + 1) for k in which], lengths)
-    flat, work = [], []
+    every, work, prompts = [], [], [k + 2 for k in which]
     for rank in range(world):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(parallel, "rank", lambda rank=rank: rank)
             patch.setattr(parallel, "world", lambda: world)
             cut = run.micro_batches(range(len(rows)), seqs)
-        assert all(0 < len(part) <= micro for part in cut)
+        sizes = [len(part) for part in cut]
+        assert not cut or (max(sizes) <= micro and max(sizes) - min(sizes) <= len(sizes))
+        assert len(cut) == -(-sum(sizes) // micro)
         mine = [row for part in cut for row in part]
-        flat += mine
-        work.append(sum(lengths[row] for row in mine))
-    assert sorted(flat) == list(range(len(rows)))
-    runs = [key for key, _ in itertools.groupby(which[row] for row in flat)]
-    assert len(runs) == len(set(which))
-    for key in set(which):
-        inside = [lengths[row] for row in flat if which[row] == key]
-        assert inside == sorted(inside)
-    assert max(work) - min(work) <= 2 * (8 + 6)  # at each end less than a longest row
+        runs = [key for key, _ in itertools.groupby(which[row] for row in mine)]
+        assert len(runs) == len(set(runs))
+        for key in runs:
+            inside = [lengths[row] for row in mine if which[row] == key]
+            assert inside == sorted(inside)
+        every += mine
+        work.append(sum(lengths[row] for row in mine) + sum(key + 2 for key in runs))
+    assert sorted(every) == list(range(len(rows)))
+    largest = max(prompts) + max(lengths) * max(1, len(rows) // (4 * world))
+    assert max(work) - min(work) <= largest + sum(set(prompts))
 
 
 def test_rows_without_a_common_prompt_come_in_order_of_length():
