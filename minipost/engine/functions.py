@@ -126,6 +126,8 @@ class Norm(torch.autograd.Function):
 
 def rms_norm(x, weight, eps, explicit=False):
     """weight * x / sqrt(mean(x^2) + eps), over the last axis, computed in float32 or float64."""
+    if not explicit and x.is_cuda:  # there is a fused kernel, forward and backward
+        return F.rms_norm(x, weight.shape, weight, eps)
     if not explicit:
         return Norm.apply(x, weight, eps)
     wide = x if x.dtype in WIDE else x.float()
