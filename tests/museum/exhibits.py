@@ -242,23 +242,25 @@ def _(ours, logits, temperature):
     "positions count the padding", "OpenRLHF/OpenRLHF#217",
     "Padding on the left moved the positions, so the same tokens had other log-probs in another "
     "batch.",
-    "minipost.engine.decode:Decoder.__init__",
+    "minipost.engine.tree:Tree.__init__",
     "test_rollout.py::test_recorded_logp_equals_recomputed",
-    "test_decode.py::test_cached_decoding_equals_the_full_forward")
-def _(ours, decoder, *args, **options):
-    ours(decoder, *args, **options)
-    decoder.lengths = torch.full_like(decoder.lengths, decoder.width)  # positions go on from there
+    "test_tree.py::test_every_sample_stands_at_the_logits_of_its_own_tokens")
+def _(ours, tree, *args, **options):
+    ours(tree, *args, **options)
+    tree.lengths = torch.full_like(tree.lengths, int(tree.lengths.max()))  # positions go on from it
 
 
 @exhibit(
     "padding attended to", "ml-explore/mlx-lm#1906",
     "The mask of the padding was lost on its way, and every step attended to pads as to words.",
-    "minipost.engine.decode:Decoder.__init__",
+    "minipost.engine.tree:Tree.__init__",
     "test_rollout.py::test_recorded_logp_equals_recomputed",
-    "test_decode.py::test_cached_decoding_equals_the_full_forward")
-def _(ours, decoder, *args, **options):
-    ours(decoder, *args, **options)
-    decoder.bias = None
+    "test_tree.py::test_every_sample_stands_at_the_logits_of_its_own_tokens")
+def _(ours, tree, *args, **options):
+    ours(tree, *args, **options)
+    tree.bias = None
+    if tree.shared is not None:
+        tree.shared.bias = None
 
 
 @exhibit(
