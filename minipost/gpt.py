@@ -5,7 +5,8 @@
     x  += Wdown( silu(Wgate m) * (Wup m) ),             m = rmsnorm(x)         once per layer
     logits = Whead rmsnorm(x)                           Whead is embed when they are tied
 
-The pieces, their derivatives, and where tokens stand are in minipost/engine/.
+This is what is computed.  minipost/engine/ says how: the pieces, where tokens stand, and a layer
+with its derivative by hand, which is faster than what autograd makes of a Block.
 The three matrices that read the same input are stored as one (`qkv_proj`, `gate_up_proj`), which
 saves small products; checkpoint.py cuts them apart into the names that Hugging Face uses.
 
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from minipost.engine.block import block
 from minipost.engine.functions import even, product, rms_norm, rotary_table, swiglu, turn
 from minipost.engine.packed import Packed, Padded
 from minipost.errors import MinipostError
@@ -75,8 +77,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
-    def forward(self, x, explicit=False):
-        return rms_norm(x, self.weight, self.eps, explicit)
+    def forward(self, x):
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -93,7 +95,7 @@ class Attention(nn.Module):
     def forward(self, x, layout):
         """(..., D) -> (..., D)"""
         qkv = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))           # (..., H + 2K, E)
-        qkv = turn(qkv, layout.cos, layout.sin, self.heads + self.kv_heads, layout.explicit)
+        qkv = turn(qkv, layout.cos, layout.sin, self.heads + self.kv_heads)
         return self.o_proj(layout.attend(qkv, self.heads, self.kv_heads))
 
 
@@ -105,8 +107,8 @@ class MLP(nn.Module):
         self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, x, layout):
-        return self.down_proj(swiglu(self.gate_up_proj(x), layout.explicit))
+    def forward(self, x):
+        return self.down_proj(swiglu(self.gate_up_proj(x)))
 
 
 class Block(nn.Module):
@@ -121,10 +123,10 @@ class Block(nn.Module):
 
     def forward(self, x, layout, pick=None):
         """(..., D) -> (..., D)  `pick` names the tokens that are wanted of it, all if None."""
-        x = x + self.self_attn(self.input_layernorm(x, layout.explicit), layout)
+        x = x + self.self_attn(self.input_layernorm(x), layout)
         if pick is not None:
             x = x[pick]
-        return x + self.mlp(self.post_attention_layernorm(x, layout.explicit), layout)
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class GPT(nn.Module):
@@ -224,8 +226,9 @@ class GPT(nn.Module):
         """Final hidden states of these tokens, all or those that `pick` names."""
         x = F.embedding(tokens, self.embed_tokens.weight)
         for layer in self.layers:
-            x = layer(x, layout, pick if layer is self.layers[-1] else None)
-        return self.norm(x, layout.explicit)
+            wanted = pick if layer is self.layers[-1] else None
+            x = layer(x, layout, wanted) if layout.explicit else block(layer, x, layout, wanted)
+        return self.norm(x)
 
     def head(self, hidden):
         """Logits of the next token.  (..., D) -> (..., V)  Unused ids get no probability."""

@@ -1,6 +1,7 @@
 """What makes the network of gpt.py fast.
 
-    functions     its pieces, with derivatives by hand
+    functions     its pieces
+    block         a layer with its derivative by hand
     packed        where tokens stand: in padded rows, or packed, what rows share once
     decode        a new token per row at a time, with a cache, in few operations
     tree          the same, where samples share a row as long as they are equal

@@ -1,21 +1,11 @@
-"""The network's pieces as functions, with derivatives by hand where those of autograd cost more.
-
-    product    y = x W^T                                dx = dy W,   dW = dy^T x
-    rms_norm   y = w x s,  s = (mean x^2 + eps)^(-1/2)  dx = s w dy - x s^3 mean(x w dy)
-                                                        dw = sum over rows of x s dy
-    turn       y = x cos + swapped(x) sin               dx = dy cos - swapped(dy) sin
-    swiglu     y = silu(a) b                            da = silu'(a) b dy,   db = silu(a) dy
-    attention  y = softmax(q k^T / sqrt(E)) v           PyTorch's fused kernel
-
-By autograd each of them is a chain of small operations, and each operation keeps a tensor and walks
-through memory once more on the way back.  By hand a training step keeps half as much and takes an
-eighth less time.  `explicit` asks for the plain chain instead, of which every kind of derivative
-exists, second and forward ones too: the Fisher-vector products of TRPO need them.
-tests/test_functions.py holds one against the other.
+"""The network's pieces: products, RMSNorm, rotary positions, SwiGLU, attention.
 
 RMSNorm is Zhang & Sennrich 2019 (arxiv.org/abs/1910.07467), rotary positions Su et al. 2021
 (arxiv.org/abs/2104.09864, in the rotate-half form of Llama), SwiGLU Shazeer 2020
 (arxiv.org/abs/2002.05202), grouped queries Ainslie et al. 2023 (arxiv.org/abs/2305.13245).
+
+`explicit` asks for plain operations, of which every kind of derivative exists, second and forward
+ones too: the Fisher-vector products of TRPO need them.
 """
 
 import math
@@ -52,18 +42,46 @@ def onednn(x, weight):
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
+def uses_onednn(x):
+    return HAS_ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu"
+
+
+def times(x, weight):
+    """x W^T by whichever way is faster, without a derivative.  (..., D), (V, D) -> (..., V)"""
+    rows = x.numel() // x.shape[-1]
+    if not uses_onednn(x) or rows < FEW_ROWS:
+        return F.linear(x, weight)
+    return onednn(filled(x), weight)[:rows].view(*x.shape[:-1], -1)
+
+
+def outer(dy, x):
+    """dy^T x, summed over all rows: the derivative by W of x W^T.  (..., V), (..., D) -> (V, D)"""
+    if not uses_onednn(x) or x.numel() < FEW_ROWS * x.shape[-1]:
+        return dy.flatten(0, -2).t() @ x.flatten(0, -2)
+    dy, x = filled(dy), filled(x)
+    # oneDNN copies its first factor where it is transposed, so that is to be the smaller one.
+    small = dy.shape[1] <= x.shape[1]
+    return onednn(dy.t(), x.t()) if small else onednn(x.t(), dy.t()).t()
+
+
+def filled(x):
+    """The rows of x, and rows of zeros up to an `even` number.  (..., D) -> (N, D)"""
+    flat = x.reshape(-1, x.shape[-1])
+    extra = even(len(flat)) - len(flat)
+    return F.pad(flat, (0, 0, 0, extra)) if extra else flat
+
+
 class Product(torch.autograd.Function):
-    """y = x W^T through oneDNN:  dx = dy W,  dW = dy^T x.
+    """y = x W^T:  dx = dy W,  dW = dy^T x.
 
     PyTorch calls MKL for float32 products.  On some AMD processors with AVX-512, MKL runs at half
     of what the machine can do.  oneDNN does not.  The operator is PyTorch's but undocumented, so
-    `product` checks that it exists.  The derivatives are made of differentiable products again,
-    because second and forward derivatives need that.
+    its presence is checked.  Second and forward derivatives are made of products again.
     """
 
     @staticmethod
     def forward(x, weight):
-        return onednn(x, weight)
+        return times(x, weight)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -71,14 +89,12 @@ class Product(torch.autograd.Function):
         ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, dy):
         x, weight = ctx.saved_tensors
-        grad = grad.contiguous()
-        times = Product.apply if torch.is_grad_enabled() else onednn  # second derivatives, or none
-        # oneDNN copies its first factor where it is transposed, so that is to be the smaller one.
-        small = grad.shape[1] <= x.shape[1]
-        dweight = times(grad.t(), x.t()) if small else times(x.t(), grad.t()).t()
-        return times(grad, weight.t()), dweight
+        if torch.is_grad_enabled():  # somebody wants a second derivative
+            rows, inputs = dy.flatten(0, -2), x.flatten(0, -2)
+            return product(dy, weight.t()), product(rows.t(), inputs.t())
+        return times(dy, weight.t()), outer(dy, x)
 
     @staticmethod
     def jvp(ctx, dx, dweight):
@@ -86,50 +102,19 @@ class Product(torch.autograd.Function):
         return F.linear(dx, weight) + F.linear(x, dweight)
 
 
-def uses_onednn(x):
-    return HAS_ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu"
-
-
 def product(x, weight):
     """x W^T by whichever way is faster.  (..., D), (V, D) -> (..., V)"""
-    rows = x.numel() // x.shape[-1]
-    if not uses_onednn(x) or rows < FEW_ROWS:
+    if not uses_onednn(x) or x.numel() < FEW_ROWS * x.shape[-1]:
         return F.linear(x, weight)
-    flat, extra = x.reshape(rows, -1), even(rows) - rows
-    y = Product.apply(F.pad(flat, (0, 0, 0, extra)), weight)[:rows] if extra else \
-        Product.apply(flat, weight)
-    return y.view(*x.shape[:-1], -1)
+    return Product.apply(x, weight)
 
 
 # ---- RMSNorm
 
-class Norm(torch.autograd.Function):
-
-    @staticmethod
-    def forward(ctx, x, weight, eps):
-        wide = x if x.dtype in WIDE else x.float()
-        # The norm's own kernel is faster than a mean of squares.
-        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, scale)
-        return (wide * scale).to(x.dtype).mul_(weight)
-
-    @staticmethod
-    def backward(ctx, dy):
-        x, weight, scale = ctx.saved_tensors
-        wide, factor, dy = x.to(scale.dtype), weight.to(scale.dtype), dy.to(scale.dtype)
-        both = (wide * dy).flatten(0, -2)                                   # (N, D)
-        mean = (both @ factor).div_(x.shape[-1]).view_as(scale)             # of x w dy
-        dx = (dy * factor).mul_(scale).addcmul_(wide, mean * scale**3, value=-1)
-        return dx.to(x.dtype), torch.mv(both.t(), scale.flatten()).to(weight.dtype), None
-
-
-def rms_norm(x, weight, eps, explicit=False):
+def rms_norm(x, weight, eps):
     """weight * x / sqrt(mean(x^2) + eps), over the last axis, computed in float32 or float64."""
-    if not explicit and x.is_cuda:  # there is a fused kernel, forward and backward
-        return F.rms_norm(x, weight.shape, weight, eps)
-    if not explicit:
-        return Norm.apply(x, weight, eps)
+    if x.is_cuda:
+        return F.rms_norm(x, weight.shape, weight, eps)  # a fused kernel
     wide = x if x.dtype in WIDE else x.float()
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return weight * (wide * scale).to(x.dtype)
@@ -158,63 +143,13 @@ def rotate(x, cos, sin):
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-class Turn(torch.autograd.Function):
-
-    @staticmethod
-    def forward(ctx, qkv, cos, sin, turned):
-        ctx.save_for_backward(cos, sin)
-        ctx.turned = turned
-        return turn_heads(qkv, cos, sin, turned, 1)
-
-    @staticmethod
-    def backward(ctx, grad):
-        cos, sin = ctx.saved_tensors
-        return turn_heads(grad, cos, sin, ctx.turned, -1), None, None, None
-
-
-def turn_heads(x, cos, sin, turned, sign):
-    """The first `turned` heads turned, forwards or backwards; the others copied."""
-    out, half = torch.empty_like(x), x.shape[-1] // 2
-    out[..., turned:, :] = x[..., turned:, :]
-    source, goal = x[..., :turned, :], out[..., :turned, :]
-    torch.mul(source, cos, out=goal)
-    goal[..., :half].addcmul_(source[..., half:], sin[..., :half], value=sign)
-    goal[..., half:].addcmul_(source[..., :half], sin[..., half:], value=sign)
-    return out
-
-
-def turn(qkv, cos, sin, turned, explicit=False):
+def turn(qkv, cos, sin, turned):
     """`rotate` the first `turned` heads of queries, keys and values.  (..., H + 2K, E), as given"""
-    if not explicit:
-        return Turn.apply(qkv, cos, sin, turned)
     return torch.cat([rotate(qkv[..., :turned, :], cos, sin), qkv[..., turned:, :]], -2)
 
 
-# ---- SwiGLU
-
-class SwiGLU(torch.autograd.Function):
-
-    @staticmethod
-    def forward(ctx, gate_up):
-        ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, -1)
-        return F.silu(gate).mul_(up)
-
-    @staticmethod
-    def backward(ctx, grad):
-        gate_up, = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, -1)
-        out = torch.empty_like(gate_up)                                     # both halves in place
-        dgate, dup = out.chunk(2, -1)
-        torch.mul(F.silu(gate), grad, out=dup)
-        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=dgate)
-        return out
-
-
-def swiglu(gate_up, explicit=False):
+def swiglu(gate_up):
     """silu(gate) * up.  (..., 2F) -> (..., F)"""
-    if not explicit:
-        return SwiGLU.apply(gate_up)
     gate, up = gate_up.chunk(2, -1)
     return F.silu(gate) * up
 

@@ -1,0 +1,134 @@
+"""A layer of gpt.py in three steps, each with its derivative by hand.
+
+    n = x s w,  s = (mean x^2 + eps)^(-1/2)
+    Project     q, k, v = turn(n Wqkv^T)
+                (attention is the layout's, its derivative PyTorch's)
+    Add         y = x + o Wo^T
+    AddMLP      z = y + h Wdown^T,    h = silu(g) u,    [g u] = n(y) Wgate_up^T
+
+Backwards, where d. is the derivative of the loss by .:
+
+    dh = dz Wdown               dWdown = dz^T h
+    du = silu(g) dh             dg = silu'(g) u dh
+    dn = [dg du] Wgate_up       dWgate_up = [dg du]^T n
+    dy = dz + dx(dn)            dx(dn) = s w dn - x s^3 mean(x w dn),   dw = sum of x s dn over rows
+    dturned -> turned back      and so on, likewise
+
+By autograd each of these is a chain of small operations; each keeps a tensor and walks through
+memory again on the way back.  By hand a step keeps x, s and [g u] of an MLP where autograd keeps
+nine tensors as wide, and computes n and h again, which costs less than to keep them.
+
+tests/test_block.py holds it against the layer's own forward in float64.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from minipost.engine.functions import WIDE, outer, times
+
+
+def block(layer, x, layout, pick=None):
+    """What `layer(x, layout, pick)` gives, a Block of gpt.py."""
+    attention, mlp = layer.self_attn, layer.mlp
+    norm, after = layer.input_layernorm, layer.post_attention_layernorm
+    heads, kv = attention.heads, attention.kv_heads
+    qkv = Project.apply(x, norm.weight, norm.eps, attention.qkv_proj.weight, layout.cos, layout.sin,
+                        heads + kv)
+    x = Add.apply(x, layout.attend(qkv, heads, kv), attention.o_proj.weight)
+    if pick is not None:
+        x = x[pick]
+    return AddMLP.apply(x, after.weight, after.eps, mlp.gate_up_proj.weight, mlp.down_proj.weight)
+
+
+class Project(torch.autograd.Function):
+    """Queries, keys and values of x, turned.  (..., D) -> (..., H + 2K, E)"""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps, matrix, cos, sin, turned):
+        scale = scale_of(x, eps)
+        qkv = times(scaled(x, scale, weight), matrix).unflatten(-1, (-1, cos.shape[-1]))
+        ctx.save_for_backward(x, weight, scale, matrix, cos, sin)
+        ctx.turned = turned
+        return turn_heads(qkv, cos, sin, turned, 1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, scale, matrix, cos, sin = ctx.saved_tensors
+        grad = turn_heads(grad, cos, sin, ctx.turned, -1).flatten(-2)
+        dx, dweight = norm_back(x, scale, weight, times(grad, matrix.t()))
+        return dx, dweight, None, outer(grad, scaled(x, scale, weight)), None, None, None
+
+
+class Add(torch.autograd.Function):
+    """x + y W^T.  (..., D), (..., H E), (D, H E) -> (..., D)"""
+
+    @staticmethod
+    def forward(ctx, x, y, matrix):
+        ctx.save_for_backward(y, matrix)
+        return times(y, matrix).add_(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        y, matrix = ctx.saved_tensors
+        grad = grad.contiguous()
+        return grad, times(grad, matrix.t()), outer(grad, y)
+
+
+class AddMLP(torch.autograd.Function):
+    """x + down(silu(gate) * up), gate and up of x normalised.  (..., D) -> (..., D)"""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps, wide, narrow):
+        scale = scale_of(x, eps)
+        gate_up = times(scaled(x, scale, weight), wide)
+        ctx.save_for_backward(x, weight, scale, gate_up, wide, narrow)
+        gate, up = gate_up.chunk(2, -1)
+        return times(F.silu(gate).mul_(up), narrow).add_(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, scale, gate_up, wide, narrow = ctx.saved_tensors
+        grad = grad.contiguous()
+        gate, up = gate_up.chunk(2, -1)
+        bent, dinner = F.silu(gate), times(grad, narrow.t())
+        inner = torch.empty_like(gate_up)                                   # both halves in place
+        dgate, dup = inner.chunk(2, -1)
+        torch.mul(bent, dinner, out=dup)
+        torch.ops.aten.silu_backward.grad_input(dinner.mul_(up), gate, grad_input=dgate)
+        dnarrow = outer(grad, bent.mul_(up))
+        dx, dweight = norm_back(x, scale, weight, times(inner, wide.t()))
+        return dx.add_(grad), dweight, None, outer(inner, scaled(x, scale, weight)), dnarrow
+
+
+def scale_of(x, eps):
+    """1 / sqrt(mean(x^2) + eps), in float32 or float64.  (..., D) -> (..., 1)"""
+    wide = x if x.dtype in WIDE else x.float()
+    # The norm's own kernel is faster than a mean of squares.
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def scaled(x, scale, weight):
+    """The normalised x, in its own type."""
+    return (x * scale).to(x.dtype).mul_(weight)
+
+
+def norm_back(x, scale, weight, dn):
+    """The derivatives by x and by the norm's weight, from that by the normalised x."""
+    wide, factor, dn = x.to(scale.dtype), weight.to(scale.dtype), dn.to(scale.dtype)
+    both = (wide * dn).flatten(0, -2)                                       # (N, D)
+    mean = (both @ factor).div_(x.shape[-1]).view_as(scale)                 # of x w dn
+    dweight = torch.mv(both.t(), scale.flatten())
+    dx = (dn * factor).mul_(scale).addcmul_(wide, mean * scale**3, value=-1)
+    return dx.to(x.dtype), dweight.to(weight.dtype)
+
+
+def turn_heads(x, cos, sin, turned, sign):
+    """The first `turned` heads turned, forwards or backwards; the others copied."""
+    out, half = torch.empty_like(x), x.shape[-1] // 2
+    out[..., turned:, :] = x[..., turned:, :]
+    source, goal = x[..., :turned, :], out[..., :turned, :]
+    torch.mul(source, cos, out=goal)
+    goal[..., :half].addcmul_(source[..., half:], sin[..., :half], value=sign)
+    goal[..., half:].addcmul_(source[..., :half], sin[..., half:], value=sign)
+    return out
