@@ -216,6 +216,12 @@ def final_score(model, seqs):
     return model.at(tokens, column == ends[:, None], prompts[first])[which]
 
 
+def step_scores(model, seqs):
+    """A value head's output after each response token has been read, zero elsewhere.  (B, T)"""
+    read = torch.nn.functional.pad(seqs.mask, (1, 0))
+    return spread(model.at(seqs.tokens, read, seqs.spans()[0]), seqs.mask)
+
+
 def final_scores(model, parts):
     """`final_score` of K Sequences of as many rows each, from one pass.  (B, K)"""
     return torch.stack(final_score(model, stacked(parts)).chunk(len(parts)), 1)

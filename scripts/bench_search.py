@@ -83,17 +83,24 @@ def peer(seed):
             said = found[:, longest:]
             prompt = torch.arange(len(prompts)).repeat_interleave(group_size)
             flush = read.gather(1, (torch.arange(longest) - sizes[:, None]) % longest)
+            ends = torch.zeros(llama.config.vocab_size, dtype=torch.bool)
+            ends[stop] = True
             return assemble(flush[prompt], sizes[prompt], said, torch.zeros(said.shape), prompt,
-                            torch.tensor(stop), said.shape[1], pad)
+                            ends, said.shape[1], pad)
 
         @torch.inference_mode()
         def for_all(self, score, seqs, outputs=1):
             return score(seqs)
 
+    class Verifier:
+        """A value head, as minipost asks it."""
+
+        def at(self, tokens, where, prompts=None):
+            return scorer.score(scorer.model(tokens).last_hidden_state)[where][..., 0]
+
     gpt, vocabulary = checkpoint.load(MODEL)
     return {name: Texts(Theirs(Learner(gpt), vocabulary, task(), None, seed=seed,
-                               max_new_tokens=ROOM), verifier=lambda tokens: scorer.score(
-                                   scorer.model(tokens).last_hidden_state)[..., 0])
+                               max_new_tokens=ROOM), verifier=Verifier())
             for name, task in TASKS.items()}
 
 

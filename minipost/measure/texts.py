@@ -4,7 +4,7 @@ import math
 
 from minipost.errors import MinipostError
 from minipost.measure.results import Arm
-from minipost.rollout import pack
+from minipost.rollout import pack, step_scores
 from minipost.sampler import Sampler, ends
 
 VERDICT = 24  # most tokens of a judge's reply
@@ -95,7 +95,7 @@ class Texts:
 
     def _verified(self, rows):
         seqs = self._encoded(rows)
-        score, = self.run.for_all(lambda batch: [self.verifier(batch.tokens)[:, 1:]], seqs)
+        score, = self.run.for_all(lambda batch: [step_scores(self.verifier, batch)], seqs)
         found = []
         for row, mask, targets in zip(score.tolist(), seqs.mask.tolist(), seqs.targets.tolist()):
             columns = [k for k, chosen in enumerate(mask) if chosen]

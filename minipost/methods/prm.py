@@ -34,6 +34,7 @@ from minipost.measure.meter import Meter
 from minipost.measure.results import Result
 from minipost.ops import at_last, masked_sum, shapes
 from minipost.optim import cosine
+from minipost.rollout import step_scores
 from minipost.run import REWARD_MODEL
 from minipost.sampler import ends
 
@@ -134,11 +135,6 @@ def labels(run, problems, rollout, last_only):
 
 
 # ---- the model
-
-def step_scores(model, seqs):
-    """The score after each predicted token has been read.  (B, T)"""
-    return model(seqs.tokens)[:, 1:]
-
 
 def measure(run, splits, cfg):
     """scorers.report on the log-odds of whole solutions, and how well steps are told apart."""

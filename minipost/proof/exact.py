@@ -10,9 +10,8 @@ from torch.nn.functional import logsigmoid, softplus
 
 from minipost import ops
 from minipost.gpt import RewardModel
-from minipost.methods.prm import step_scores
 from minipost.proof.oracle import divergence, mean_reward, regularised
-from minipost.rollout import distribution, final_score
+from minipost.rollout import distribution, final_score, step_scores
 
 BETA = 0.3  # KL coefficient of every method that has one
 

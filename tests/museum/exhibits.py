@@ -508,8 +508,7 @@ def _(ours, vocabulary, text, control=False):
     "The score was read at the last token of the row, which is padding for all answers but the "
     "longest.",
     "minipost.rollout:final_score",
-    "test_reward_models.py::test_the_score_is_read_at_the_last_real_token",
-    "test_methods.py::test_a_methods_own_step_does_not_depend_on_how_it_is_cut[reward]")
+    "test_reward_models.py::test_the_score_is_read_at_the_last_real_token")
 def _(ours, model, seqs):
     return model(seqs.tokens)[:, -1]
 
@@ -530,7 +529,7 @@ def _(ours, model, seqs):
     "steps judged one token off", "opendilab/LightRFT#53",
     "Rewards of steps landed one token beside the ends of the steps, in every trajectory that was "
     "looked at.",
-    "minipost.methods.prm:step_scores",
+    "minipost.rollout:step_scores",
     "test_prm.py::test_step_scores_end_with_the_final_score")
 def _(ours, model, seqs):
     return model(seqs.tokens)[:, :-1]
