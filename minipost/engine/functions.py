@@ -81,7 +81,7 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(x, weight):
-        return times(x, weight)
+        return onednn(x, weight)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -92,8 +92,7 @@ class Product(torch.autograd.Function):
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody wants a second derivative
-            rows, inputs = dy.flatten(0, -2), x.flatten(0, -2)
-            return product(dy, weight.t()), product(rows.t(), inputs.t())
+            return product(dy, weight.t()), product(dy.t(), x.t())
         return times(dy, weight.t()), outer(dy, x)
 
     @staticmethod
@@ -106,7 +105,8 @@ def product(x, weight):
     """x W^T by whichever way is faster.  (..., D), (V, D) -> (..., V)"""
     if not uses_onednn(x) or x.numel() < FEW_ROWS * x.shape[-1]:
         return F.linear(x, weight)
-    return Product.apply(x, weight)
+    rows = x.numel() // x.shape[-1]
+    return Product.apply(filled(x), weight)[:rows].view(*x.shape[:-1], -1)
 
 
 # ---- RMSNorm
