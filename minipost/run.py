@@ -434,8 +434,9 @@ def by_prompt(rows, seqs, world):
     """
     if not rows:
         return []
-    prompts, ends = (sum(part) for part in zip(*(part.spans() for part in seqs)))
-    which, _ = alike(seqs[0].tokens[rows], seqs[0].spans()[0][rows])
+    spans = [part.spans() for part in seqs]
+    which, _ = alike(seqs[0].tokens[rows], spans[0][0][rows])
+    prompts, ends = (sum(part) for part in zip(*spans))
     groups = {}
     for row, group, shared, tokens in zip(rows, which.tolist(), prompts[rows].tolist(),
                                           ends[rows].tolist()):

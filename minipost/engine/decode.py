@@ -190,16 +190,18 @@ def mix(queries, keys, values, bias):
 
 
 class Norm:
-    """An RMSNorm, written into a buffer."""
+    """An RMSNorm, written into a buffer.  As in training it is computed in float32 or float64."""
 
     def __init__(self, norm):
         size = len(norm.weight)
+        self.wide = torch.promote_types(norm.weight.dtype, torch.float32)
         self.weight = norm.weight * math.sqrt(size)
-        self.floor = norm.weight.new_tensor(math.sqrt(size * norm.eps))
+        self.floor = torch.tensor(math.sqrt(size * norm.eps), dtype=self.wide,
+                                  device=norm.weight.device)
 
     def __call__(self, x, out):
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.floor)
-        return torch.div(x, length, out=out).mul_(self.weight)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=self.wide)
+        return torch.div(x, length.hypot_(self.floor), out=out).mul_(self.weight)
 
 
 def turn(heads, rotation):
