@@ -29,10 +29,9 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
 from minipost.engine import decode_cuda
-from minipost.engine.decode import Decoder
+from minipost.engine.tree import Tree
 from minipost.gpt import GPT, GPTConfig
 from minipost.methods import grpo
-from minipost.ops import pick
 from minipost.optim import Learner
 from minipost.rollout import draw, generate, logprobs, next_logp, repeats, uniforms
 from minipost.run import Run
@@ -227,24 +226,22 @@ def check(job, note):
     rollout = generate(gpt, prompts, group, **options)
     differences, equal, total = [], 0, int(rollout.mask.sum())
     note(tokens=total, longest=int(rollout.lengths.max()), whole=from_the_pass(gpt, rollout)[1])
-    longest, device = max(map(len, prompts)), gpt.device
-    lengths = torch.tensor([len(ids) for ids in prompts], device=device)
-    read = torch.tensor([ids + [0] * (longest - len(ids)) for ids in prompts], device=device)
-    uniform = uniforms(prompts, group, job.checked, (1,), repeats(prompts)).to(device)
-    first = lengths.repeat_interleave(group)                            # column of the first token
-    row = torch.arange(len(first), device=device)
+    uniform = uniforms(prompts, group, job.checked, (1,), repeats(prompts)).to(gpt.device)
+    first = torch.tensor([len(ids) for ids in prompts], device=gpt.device)
+    first = first.repeat_interleave(group)                              # column of the first token
+    going = torch.arange(len(first), device=gpt.device)                 # rows that go on
     with torch.no_grad():
-        decoder = Decoder(gpt, read, lengths, job.checked, group)
+        tree = Tree(gpt, prompts, job.checked, group)
         for t in range(int(rollout.lengths.max())):
-            here = t < rollout.lengths                                  # (B,) rows that go on
-            at = (first + t).clamp(max=rollout.tokens.shape[1] - 1)
-            token = rollout.tokens[row, at]
-            logp_all = next_logp(decoder.logits(), 1.0)
-            gap = pick(logp_all, token) - rollout.logp[row, at - 1]
-            differences.append(gap.abs().where(here, 0.0).max())
-            equal += ((draw(logp_all, uniform[:, t]) == token) & here).sum()
-            if t + 1 < job.checked:
-                decoder.step(token)
+            at = first[going] + t
+            token, logp = rollout.tokens[going, at], rollout.logp[going, at - 1]
+            logp_all = next_logp(tree.logits(), 1.0)
+            differences.append((logp_all[tree.node, token] - logp).abs().max())
+            equal += (draw(logp_all, uniform[going, t], tree.node) == token).sum()
+            left = (rollout.lengths[going] > t + 1).nonzero()[:, 0]
+            if len(left):
+                tree.grow(left, token[left])
+                going = going[left]
     note(eager=float(torch.stack(differences).max()), equal=float(equal) / total)
     gpt = gpt.to(torch.bfloat16)
     rollout = generate(gpt, prompts, group, **options)

@@ -10,40 +10,13 @@ import torch
 from fakes import BOS, EOS, PAD, tiny
 
 from minipost.engine import decode, decode_cuda
-from minipost.engine.decode import Decoder, Norm, turn
+from minipost.engine.decode import Norm, turn
 from minipost.engine.decode_cuda import StaticDecoder
 from minipost.engine.functions import HAS_ONEDNN, rotary_table, rotate
+from minipost.engine.tree import Tree
 from minipost.errors import MinipostError
 from minipost.gpt import RMSNorm
 from minipost.rollout import generate, logprobs
-
-
-@pytest.mark.parametrize("kv", [1, 2, 4])
-@pytest.mark.parametrize("tied", [True, False])
-def test_cached_decoding_equals_the_full_forward(kv, tied):
-    """Ragged prompts, copies, steps and dropped rows give the logits of the whole sequences."""
-    model = tiny(kv=kv, tied=tied)
-    generator = torch.Generator().manual_seed(1)
-    prompts = [torch.randint(1, 11, (n,), generator=generator).tolist() for n in (5, 2, 7)]
-    padded = torch.tensor([p + [PAD] * (7 - len(p)) for p in prompts])
-    lengths = torch.tensor([len(p) for p in prompts])
-    with torch.no_grad():
-        decoder = Decoder(model, padded, lengths, max_new_tokens=6, group_size=2)
-        rows = [list(p) for p in prompts for _ in range(2)]
-        for t in range(6):
-            for row, ids in enumerate(rows):
-                whole = model(torch.tensor([ids]))[0, -1]
-                assert torch.allclose(decoder.logits()[row], whole, atol=1e-12)
-            if t == 2:
-                keep = torch.tensor([0, 3, 5])
-                decoder.select(keep)
-                rows = [rows[i] for i in keep.tolist()]
-            if t == 5:
-                break
-            token = torch.randint(1, 11, (len(rows),), generator=generator)
-            for ids, new in zip(rows, token.tolist()):
-                ids.append(new)
-            decoder.step(token)
 
 
 def test_the_norm_of_a_step_is_rmsnorm():
@@ -118,14 +91,14 @@ def test_the_static_step_equals_the_full_forward_and_the_decoder(static, kv, tie
                                        stop=torch.zeros(11, dtype=torch.bool), pad=PAD)
         logits = forced(static_decoder, tokens)
         assert torch.equal(static_decoder.response, tokens.t())
-        decoder = Decoder(model, padded, lengths, 8, group_size=2)
+        tree = Tree(model, PROMPTS, 8, 2)
         for t in range(8):
-            assert torch.allclose(logits[t], decoder.logits(), atol=1e-12)
+            assert torch.allclose(logits[t], tree.logits()[tree.node], atol=1e-12)
             for row in range(8):
                 ids = PROMPTS[row // 2] + tokens[:t, row].tolist()
                 whole = model(torch.tensor([ids]))[0, -1]
                 assert torch.allclose(logits[t, row], whole, atol=1e-12)
-            decoder.step(tokens[t])
+            tree.grow(torch.arange(8), tokens[t])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])

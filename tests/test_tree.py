@@ -49,11 +49,11 @@ def sizes(request, monkeypatch):
         monkeypatch.setattr(tree, "COLUMNS", 1)
 
 
-@pytest.mark.parametrize("kv", [1, 2, 4])
+@pytest.mark.parametrize("kv, tied", [(1, True), (2, False), (4, True)])
 @torch.no_grad()
-def test_every_sample_stands_at_the_logits_of_its_own_tokens(kv, sizes):
+def test_every_sample_stands_at_the_logits_of_its_own_tokens(kv, tied, sizes):
     """Prompts that begin alike, equal prompts, siblings that part, samples that end."""
-    model, rng = tiny(kv=kv), random.Random(kv)
+    model, rng = tiny(kv=kv, tied=tied), random.Random(kv)
     ours, plain = Tree(model, PROMPTS, 9, 4), Plain(model, PROMPTS, 9, 4)
     for t in range(9):
         assert torch.allclose(ours.logits()[ours.node], plain.logits(), atol=1e-12)

@@ -31,51 +31,29 @@ ROWS = 8     # their numbers are rounded up to a multiple of it
 
 
 class Decoder:
-    """A model that has read prompts and goes on, a token per row at a time.
+    """A model that has read prompts and goes on, a token per row at a time.  tree.py fills it.
 
-    model: a GPT.  read (P, L): prompts padded on the right, lengths (P,).  Each is read once, and
-    its keys and values are copied for the G rows of its group.  Room is left for `max_new_tokens`.
-
-    hidden (B, D), B = P*G: the final hidden states behind the last token of each row.
-    shared: the prompts that rows share, where these are not in the cache of each row; see tree.py.
+    model: a GPT; layers: its Layers; rotations: its rotary table as complex numbers.
+    hidden (B, D): the final hidden states behind the last token of each row.
+    lengths (B,): tokens of each row's prompt.  at: the column of the cache that the next token
+    goes to.  width: how many columns the prompts take, flush right, so that all rows write their
+    next token into the same one.  bias (B, 1, S): hides what is left of a shorter prompt, or None.
+    shared: the prompts that rows share, where these are not in the cache of each row.
     """
 
+    model: Any
+    layers: list
+    rotations: torch.Tensor
+    hidden: torch.Tensor
+    lengths: torch.Tensor
+    at: int
+    width: int
+    bias: Any = None
     shared: Any = None
     output: Any = None
 
-    def __init__(self, model, read, lengths, max_new_tokens, group_size=1):
-        self.model, self.width = model, read.shape[1]
-        self.at = self.width                                                # the next column
-        kept = []
-        hidden = model.hidden(read, keep=kept)
-        last = hidden[torch.arange(len(read), device=read.device), lengths - 1]
-        self.hidden = last.repeat_interleave(group_size, 0)
-        self.lengths = lengths.repeat_interleave(group_size)                # (B,)
-        cos, sin = model.rotary(self.width + max_new_tokens)
-        half, wide = cos.shape[1] // 2, torch.promote_types(cos.dtype, torch.float32)
-        self.rotations = torch.complex(cos[:, :half].to(wide), sin[:, half:].to(wide))
-        # Prompts stand flush right in the first columns, so that all rows write their next token
-        # into the same column.  The bias hides the columns left of a shorter prompt.
-        column = torch.arange(self.width, device=read.device)
-        source = (column - (self.width - lengths)[:, None]).clamp(min=0)    # (P, L)
-        self.bias = None
-        if bool((lengths < self.width).any()):
-            hidden_from = column < (self.width - self.lengths)[:, None]
-            self.bias = hidden.new_zeros(len(self.lengths), 1, self.width + max_new_tokens)
-            self.bias[:, 0, : self.width].masked_fill_(hidden_from, -math.inf)
-        self.layers = []
-        for block, pair in zip(model.layers, kept):
-            layer = Layer(block, model.config)
-            cache = hidden.new_empty(2, len(self.lengths), pair[0].shape[1],
-                                     self.width + max_new_tokens, pair[0].shape[3])
-            for store, new in zip(cache, (pair[0][..., layer.order], pair[1])):
-                flush = new.gather(2, source[:, None, :, None].expand_as(new))
-                store[:, :, : self.width] = flush.repeat_interleave(group_size, 0)
-            layer.cache = cache
-            self.layers.append(layer)
-        self.make_buffers()
-
     def make_buffers(self):
+        """To be called where the number of rows has changed."""
         first, rows = self.layers[0], len(self.lengths)
         self.norm = Norm(self.model.norm)
         self.buffers = [self.hidden.new_empty(rows, size) for size in (
@@ -98,14 +76,6 @@ class Decoder:
             layer.step(x, rotation, self.at, bias, self.shared, *self.buffers)
         self.hidden = self.norm(x, torch.empty_like(x))
         self.at += 1
-
-    def select(self, rows):
-        """Keep only these rows, in this order."""
-        self.lengths, self.hidden = self.lengths[rows], self.hidden[rows]
-        self.bias = None if self.bias is None else self.bias[rows]
-        for layer in self.layers:
-            layer.cache = layer.cache[:, rows]
-        self.make_buffers()
 
 
 class Layer:

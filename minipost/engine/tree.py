@@ -57,12 +57,11 @@ class Tree(Decoder):
         self.width = self.at = int(self.lengths.max())
         self.rotations = rotations(model, self.width + max_new_tokens)
         ways, states, kept = read(model, list(distinct))
-        # Prompts stand flush right, as in Decoder.
+        # Prompts stand flush right.
         places = torch.tensor([[0] * (self.width - len(way)) + way for way in ways], device=device)
         self.hidden = states[places[:, -1]]
         columns = self.width + min(COLUMNS, max_new_tokens)
         empty = torch.arange(columns, device=device) < (self.width - self.lengths)[:, None]
-        self.bias = None
         if bool(empty.any()):
             self.bias = states.new_zeros(empty.shape).masked_fill_(empty, -math.inf)[:, None]
         self.layers = [Layer(block, model.config) for block in model.layers]
