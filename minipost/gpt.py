@@ -25,7 +25,7 @@ from torch import nn
 
 from minipost.engine.block import block
 from minipost.engine.functions import even, product, rms_norm, rotary_table, swiglu, turn
-from minipost.engine.packed import Packed, Padded
+from minipost.engine.packed import Packed, Padded, spans
 from minipost.errors import MinipostError
 
 
@@ -200,13 +200,11 @@ class GPT(nn.Module):
         prompts: (B,) how many tokens of each row may be shared with other rows, as far as the
         first true place if None.
         """
-        column = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
-        ends = (where * column).amax(1)                                     # (B,)
-        prompts = where.int().argmax(1) + 1 if prompts is None else prompts
+        begins, ends = spans(where)                                         # (B,), (B,)
         longest = int(ends.max())
         if explicit or not longest:
             return self.hidden(tokens, explicit)[where]
-        packed = Packed(tokens, torch.minimum(prompts, ends), ends)
+        packed = Packed(tokens, begins if prompts is None else torch.minimum(prompts, ends), ends)
         packed.rotated_by(*self.turns(longest))
         wanted, back = packed.places[where].unique(return_inverse=True)
         wanted = F.pad(wanted, (0, even(len(wanted)) - len(wanted)))

@@ -18,23 +18,13 @@ import torch
 
 from minipost.engine import decode_cuda
 from minipost.engine.decode_cuda import NOT_FINITE, StaticDecoder
-from minipost.engine.packed import alike
+from minipost.engine.packed import alike, spans
 from minipost.engine.tree import Tree
 from minipost.errors import MinipostError
 from minipost.ops import pick, spread
 
 NO_TOKENS = ("an empty prompt needs a BOS, which this model's tokenizer does not put there; give "
              "the prompt a text")
-
-
-def spans(mask):
-    """Of rows that are wanted where mask is true: tokens of the prompt, and all.  (B,), (B,)
-
-    A prompt ends at the first wanted place; what stands behind the last one is not needed.
-    """
-    column = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    ends = (mask * column).amax(1)
-    return torch.minimum(mask.int().argmax(1) + 1, ends), ends
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,16 @@ class Rearranged(torch.autograd.Function):
         return dx, None, None, None
 
 
+def spans(mask):
+    """Of rows that are wanted where mask is true: tokens of the prompt, and all.  (B,), (B,)
+
+    A prompt ends at the first wanted place; what stands behind the last one is not needed.
+    """
+    column = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    ends = (mask * column).amax(1)
+    return torch.minimum(mask.int().argmax(1) + 1, ends), ends
+
+
 def alike(tokens, lengths):
     """Rows that have the same first tokens.  -> the number of each one's kind (B,), a row of each
 
