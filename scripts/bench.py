@@ -158,6 +158,8 @@ def main():
                         help=f"{', '.join(PARTS)}; all if none")
     parser.add_argument("--model", default="checkpoints/base", help="base model to start from")
     parser.add_argument("--out", type=Path, default=ROOT / "BENCHMARKS.md", help="file to write")
+    parser.add_argument("--rest", action="store_true",
+                        help="scale: measure what the last call left out, and keep its figures")
     parser.add_argument("--quick", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     for name in args.parts:

@@ -6,6 +6,7 @@ From one centre per model, one thing grows at a time.  minipost and TRL make the
 a fresh process that has a limit of time and of memory.  What does not fit the budget is left out,
 and the table says so.
 
+    python -m scripts.bench scale --rest                                what was left out, too
     python -m scripts.bench_scale draw                                  the plot, once more
     python -m scripts.bench_scale own --model DIR ... --out RESULT.json one process of a measurement
 """
@@ -167,20 +168,26 @@ def time_of(s):
 
 
 def scale(args, machine, table, write):
-    """Measure every point that fits the budget, and write table and plot."""
+    """Measure every point that fits the budget, and write table and plot.
+
+    With args.rest, what the last call measured stands, and the budget is for what it left out.
+    """
     missing = [name for name in ("trl", "transformers") if find_spec(name) is None]
     if missing:
         print(f"scale: skipped, {' and '.join(missing)} cannot be imported here "
               "(pip install -e '.[bench]')")
         return
-    begun, rows, left_out, share = time.monotonic(), [], [], 0.0
+    begun, left_out, share = time.monotonic(), [], 0.0
+    rows = measured() if args.rest else []
+    known = {(row.size, row.point) for row in rows}
     with tempfile.TemporaryDirectory(prefix="minipost-scale-") as folder:
         bench = Bench(Path(folder), args.model, args.quick)
         for size in TRIAL if args.quick else SCALES:
             share += size.share
             create(Path(folder) / size.name, size.config)
             # What costs least comes first, so that most points fit.
-            for point in sorted(size.points(), key=lambda point: (point.tokens, point.rows)):
+            for point in sorted(set(size.points()) - {p for name, p in known if name == size.name},
+                                key=lambda point: (point.tokens, point.rows)):
                 least = floor_of(size.config, point)
                 needed = {side: estimate(side, size.config, point, least) for side in SIDES}
                 about, left = sum(needed.values()), begun + share * BUDGET - time.monotonic()
@@ -190,6 +197,8 @@ def scale(args, machine, table, write):
                 print(f"{size.name}, {point}: about {about:.0f} s of {left:.0f}", flush=True)
                 bench.quick = args.quick or 2 * about > left  # then no round is done again
                 rows.append(Row(size.name, point, least, both(bench, size, point, needed)))
+    order = [size.name for size in (*SCALES, *TRIAL)]
+    rows.sort(key=lambda row: (order.index(row.size), row.point.tokens, row.point.rows))
     picture = (args.out if args.quick else ROOT / "data" / "scale").with_suffix(".svg")
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps([asdict(row) for row in rows]))
@@ -199,6 +208,12 @@ def scale(args, machine, table, write):
         print("no plot, because matplotlib cannot be imported (pip install -e '.[plot]'); then "
               "python -m scripts.bench_scale draw makes it from the same results")
     write(args.out, "scale", report(rows, left_out, bench, machine, table, picture))
+
+
+def measured():
+    """The rows of the last call."""
+    return [Row(**{**row, "point": Point(**row["point"])})
+            for row in json.loads(RESULTS.read_text())]
 
 
 def both(bench, size, point, needed):
@@ -256,13 +271,13 @@ def report(rows, left_out, bench, machine, table, picture):
                "memory, GiB: minipost / TRL"]
     return [
         "## How cost grows", "", machine("transformers", "trl"), "",
-        "`python -m scripts.bench scale`", "",
+        "`python -m scripts.bench scale`, then `--rest` for what it left out.", "",
         *([f"![Time of a GRPO step and of its sampling, by size](data/{picture.name})", ""]
           if picture.exists() else []),
         *table(columns, [row.cells() for row in rows]), "",
         NOTES.format(shapes=shapes, passes=passes, cores=CORES, long=LONG, limit=LIMIT,
                      longest=LONGEST, memory=memory() / 2**30), "",
-        f"Left out, because the {BUDGET // 60} minutes were not enough: "
+        f"Left out, because the {BUDGET // 60} minutes of a call were not enough: "
         + ("; ".join(left_out) or "nothing") + ".", "",
         f"Rounds done again because something else took too much of the CPUs: {bench.discarded}; "
         f"most that it took in a round that counts: {bench.worst:.0%}."]
@@ -436,9 +451,7 @@ def memory():
 
 def main():
     if sys.argv[1:] == ["draw"]:
-        rows = [Row(**{**row, "point": Point(**row["point"])})
-                for row in json.loads(RESULTS.read_text())]
-        return draw(ROOT / "data" / "scale.svg", rows)
+        return draw(ROOT / "data" / "scale.svg", measured())
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("side", choices=SIDES)
     parser.add_argument("--model", required=True, help="model directory")

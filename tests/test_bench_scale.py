@@ -122,7 +122,7 @@ def test_what_does_not_fit_the_budget_is_left_out_by_name(tmp_path, monkeypatch,
     monkeypatch.setattr(scale, "RESULTS", tmp_path / "scale.json")
     monkeypatch.setattr(scale, "floor_of", lambda config, point: {
         "sampling": 1.0, "step": 1e6 if point.new_tokens == 1024 else 0.01})
-    args = SimpleNamespace(quick=True, model="", out=tmp_path / "report.md")
+    args = SimpleNamespace(quick=True, rest=False, model="", out=tmp_path / "report.md")
     scale.scale(args, lambda *packages: "Machine: x.", table,
                 lambda out, part, lines: written.update({part: "\n".join(lines)}))
     long = replace(TINY.centre, new_tokens=1024)
@@ -131,6 +131,13 @@ def test_what_does_not_fit_the_budget_is_left_out_by_name(tmp_path, monkeypatch,
     assert f"tiny, {long} (about " in text and text.count("| tiny |") == len(measured)
     assert "| 200 ms | 400 ms | 2.00 | 5% |" in text and "no plot" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "scale.json").read_text())) == len(measured)
+    # What was left out, with more time: the other points stand.
+    monkeypatch.setattr(scale, "floor_of", lambda config, point: LEAST)
+    del measured[:]
+    args.rest = True
+    scale.scale(args, lambda *packages: "Machine: x.", table,
+                lambda out, part, lines: written.update({part: "\n".join(lines)}))
+    assert measured == [long] and written["scale"].count("| tiny |") == len(TINY.points())
 
 
 def test_the_plot_has_a_line_for_each_side_and_the_floor(tmp_path):
