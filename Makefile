@@ -18,6 +18,8 @@
 #   make bench              measure what BENCHMARKS.md says (installs TRL and transformers)
 #   make compare            the RL methods at an equal budget of tokens: table and plot (matplotlib)
 #   make compute-optimal    accuracy against tokens, all test-time methods: table and plot (matplotlib)
+#   make study-pass-at-k    try a paper's finding at nano scale: table, plot, verdict (docs/studies.md)
+#   make studies            all of them, and one table of verdicts
 #   make compare-offline    SFT, RFT, DPO, KTO and OREO on one fixed set of answers: table
 
 PYTHON ?= python3
@@ -32,7 +34,10 @@ SINCE ?= HEAD
 # A file in minipost/test_time/ is a test-time method.
 TEST_TIME = $(subst _,-,$(basename $(notdir $(wildcard minipost/test_time/[a-z]*.py))))
 
-.PHONY: help test quick lint prove museum demos base student thinker verifier card data bench compare compare-offline compute-optimal clean
+# A file in scripts/studies/ is a study.
+STUDIES = $(subst _,-,$(basename $(notdir $(wildcard scripts/studies/[a-z]*.py))))
+
+.PHONY: help test quick lint prove museum demos base student thinker verifier card data bench compare compare-offline compute-optimal studies clean
 .PRECIOUS: $(VENV)/.%
 
 help:
@@ -103,6 +108,12 @@ compare: $(VENV)/.plot
 
 compute-optimal: $(VENV)/.plot
 	@$(BIN)/python -m scripts.compute_optimal
+
+$(addprefix study-,$(STUDIES)): study-%: $(VENV)/.plot
+	@$(BIN)/python -m scripts.studies $*
+
+studies: $(VENV)/.plot
+	@$(BIN)/python -m scripts.studies
 
 compare-offline: $(VENV)/.core
 	@$(BIN)/python -m scripts.compare_offline

@@ -3,19 +3,23 @@
     python -m minipost.evaluate --model checkpoints/base                 the model card's table
     python -m minipost.evaluate --model runs/x/model --task arithmetic --terms 8 --n 500
     python -m minipost.evaluate --model runs/oreo/model --value runs/oreo/critic --task countdown
+    python -m minipost.evaluate --model runs/x/model --task countdown --pass-at 1,8,1000000
     python -m minipost.evaluate --method tot --help                      a test-time method
 
 Without --task it measures every task that the base model was made for, greedy and sampled.  With
 --value it also measures a beam search over steps.  The value is what OREO saves beside its policy,
-or any reward model.
+or any reward model.  --pass-at gives the chance of a right answer among k: exact for any k where a
+task can list its right answers (countdown, sums at once, facts), from samples elsewhere.
 """
 
 import json
+import re
 import sys
 from dataclasses import asdict, dataclass, replace
 
 from minipost.cli import inference
 from minipost.cli.options import Options, fail_in_one_sentence, parse
+from minipost.errors import MinipostError
 
 PROG = "python -m minipost.evaluate"
 CARD_NEW_TOKENS = 64  # tokens that the longest answers of the card's tasks take
@@ -29,7 +33,22 @@ class Measured(Options):
     width: int = 4              # beams of that search
     branching: int = 4          # samples that continue each beam
     n: int = 400                # held-out problems per split
+    pass_at: str = ""           # also pass@k, for these k: 1,8,64
+    samples: int = 0            # for --pass-at, draw so many; 0: exact, or the largest k where not
     workers: int = 0            # processes; 0: one per core, at most 4
+
+    LIMITS = dict.fromkeys(("samples",), ">= 0")
+
+    def __post_init__(self):
+        super().__post_init__()
+        numbers = self.pass_at.split(",") if self.pass_at else []
+        if not all(re.fullmatch("[1-9][0-9]{0,8}", k) for k in numbers):
+            raise MinipostError(f"--pass-at is {self.pass_at!r:.40}; expected whole numbers from 1 "
+                                "on with commas between them, such as 1,8,64")
+
+    @property
+    def ks(self):
+        return [int(k) for k in self.pass_at.split(",") if k]
 
 
 def standard_tasks():
@@ -88,6 +107,7 @@ def table(argv):
 def rows(options, tasks):
     """[(name, split, {metric: Score})] of some tasks, {name: task}."""
     from minipost import checkpoint
+    from minipost.measure import passes
     from minipost.measure.results import results, splits
     from minipost.measure.texts import Texts
     from minipost.optim import Learner
@@ -106,7 +126,11 @@ def rows(options, tasks):
                 metrics["beam"] = beam.measure(
                     parts[split], Texts(run, verifier=value, stream="search"), options.width,
                     options.branching)
-            found.append((title, split, {name: result.score for name, result in metrics.items()}))
+            scores = {name: result.score for name, result in metrics.items()}
+            if options.ks:
+                with run.aside():
+                    scores |= passes.measure(run, parts[split], options.ks, options.samples)
+            found.append((title, split, scores))
     return found
 
 

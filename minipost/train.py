@@ -35,12 +35,13 @@ class Options(SetUp):
     out: str = ""               # run directory; runs/ALGO-TASK-SEED if empty
     workers: int = 0            # processes on a CPU; 0: one per core, at most 4
     eval_n: int = 400           # held-out problems measured before and after
+    ask: int = 0                # samples of the untrained model to choose from, shown beside; 0: none
     show: int = 4               # held-out problems shown before and after
     save_every: int = 50        # steps between saved states; 0: only at the end
     eval_every: int = 0         # steps between held-out measurements into metrics.jsonl; 0: none
     budget: int = 0             # response tokens after which the run stops early; 0: no such limit
 
-    LIMITS = dict.fromkeys(("show", "save_every", "eval_every", "budget"), ">= 0")
+    LIMITS = dict.fromkeys(("ask", "show", "save_every", "eval_every", "budget"), ">= 0")
 
 
 def settings_of(argv):
@@ -53,8 +54,10 @@ def settings_of(argv):
               f"--data FILE.jsonl] [options]\n       {PROG} --resume RUN_DIRECTORY\n\n{__doc__}\n"
               f"`{PROG} --algo NAME --help` lists every option of a method.")
         raise SystemExit(0 if argv else 2)
-    return parse(argv, PROG, lambda method: Options(model=method.MODEL), methods=methods, data=True,
-                 notes="--overwrite replaces the run that is in the directory.")
+    own = not {"--task", "--data"} & {argument.partition("=")[0] for argument in argv}
+    return parse(argv, PROG, lambda method: Options(
+        **{"model": method.MODEL, **(method.DEMO if own else {})}), methods=methods, data=True,
+        notes="--overwrite replaces the run that is in the directory.")
 
 
 def saved_in(directory):

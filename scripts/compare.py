@@ -3,8 +3,12 @@
     python -m scripts.compare --methods grpo,ppo --seeds 5
 
 Every method trains from the same checkpoint on the same task until it has sampled --budget response
-tokens, once per seed, with the default settings of its file.  Its held-out accuracy is measured
-during training.  All samples that serve learning count, including the greedy answers of
+tokens, once per seed, with the default settings of its file but for the size of its step.  That is
+chosen first, so that no method loses by it alone: one run, of another seed, with each of a few
+multiples of the file's default, and the one whose answers to training problems earned most over the
+last quarter of its steps.  Held-out problems have no part in the choice.
+
+Held-out accuracy is measured during training.  All samples that serve learning count, including the greedy answers of
 self-critical and the groups that dapo discards.  Samples that serve measurement do not count.  The
 result is a part of BENCHMARKS.md and a plot.
 
@@ -37,7 +41,11 @@ from scripts.bench import last_line, machine, table, write
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("reinforce", "self-critical", "rloo", "reinforce-pp", "a2c", "ppo", "trpo", "grpo",
            "dr-grpo", "dapo")
+TASK, KNOBS = "arithmetic", "--hurried True --terms 12"
 STEPS = 100_000     # more than any budget allows, so the budget ends a run
+FACTORS = (0.5, 1, 2, 4)  # of the default step, tried for every method
+SWEEP_SEED = 1000   # of the runs that choose
+STEP = {"trpo": "delta"}  # the setting that is a method's step; lr elsewhere
 
 
 @dataclass(frozen=True)
@@ -62,18 +70,41 @@ class Failure:
 
 # ---- the runs
 
-def flags(args, algo, seed):
-    """The options of one run for minipost.train."""
+def flags(args, algo, seed, size=None):
+    """The options of one run for minipost.train.  size: of its step, the default if None.
+
+    A run that chooses a size measures nothing on held-out problems on its way.
+    """
+    sweeps = seed == SWEEP_SEED
     options = {
-        "algo": algo, "task": args.task, "seed": seed, "model": args.model, "budget": args.budget,
-        "steps": STEPS, "eval-every": args.eval_every, "eval-n": args.eval_n,
-        "save-every": args.eval_every, "workers": args.workers,
+        "algo": algo, "task": args.task, **knobs(args), "seed": seed, "model": args.model,
+        "budget": args.budget, "steps": STEPS, "eval-every": 0 if sweeps else args.eval_every,
+        "eval-n": 1 if sweeps else args.eval_n, "save-every": args.eval_every,
+        "workers": args.workers, **({} if size is None else {step_of(algo): size}),
     }
     return [str(part) for name, value in options.items() for part in (f"--{name}", value)]
 
 
-def place(args, algo, seed):
-    return args.runs / f"{args.task}-{algo}-{seed}"
+def knobs(args):
+    """The task's knobs, {name: value}."""
+    words = shlex.split(args.knobs)
+    return dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2]))
+
+
+def step_of(algo):
+    return STEP.get(algo, "lr")
+
+
+def sizes(algo):
+    """The sizes of a step that are tried."""
+    usual = getattr(methods.load(algo).Config(), step_of(algo))
+    return [float(f"{usual * factor:.6g}") for factor in FACTORS]
+
+
+def place(args, algo, seed, size=None):
+    """The directory of a run.  size: of its step, if it is one of those that choose it."""
+    tail = "" if size is None else f"-{size:g}"
+    return args.runs / f"{args.task}-{algo}-{seed}{tail}"
 
 
 def fingerprint(model):
@@ -148,7 +179,8 @@ def make(args, runner):
             directory = place(args, algo, seed)
             count = sum(map(len, found.values())) + 1
             print(f"{count}/{total}  {algo}, seed {seed}: ", end="", flush=True)
-            needs, failed = complete(runner, directory, flags(args, algo, seed), origin)
+            needs, failed = complete(runner, directory,
+                                     flags(args, algo, seed, args.chosen[algo]), origin)
             if runner.stopped:
                 print("stopped")
                 return None
@@ -159,6 +191,33 @@ def make(args, runner):
                   f"{outcome.tokens:,} tokens, {outcome.seconds:.0f} s"
                   + (", made earlier" if needs == "nothing" else ""), flush=True)
     return found
+
+
+def choose(args, runner):
+    """{method: the size of its step}; None if stopped.  Nothing is chosen without --sweep."""
+    if not args.sweep:
+        return dict.fromkeys(args.methods)
+    origin, best = fingerprint(ROOT / args.model), {}
+    for algo in args.methods:
+        earned = {}
+        for size in sizes(algo):
+            directory = place(args, algo, SWEEP_SEED, size)
+            _, failed = complete(runner, directory, flags(args, algo, SWEEP_SEED, size), origin)
+            if runner.stopped:
+                return None
+            if not failed:
+                earned[size] = at_the_end(directory)
+        said = ", ".join(f"{size:g} {value:.3f}" for size, value in earned.items())
+        best[algo] = max(earned, key=earned.__getitem__, default=None)
+        print(f"{algo}: reward by {step_of(algo)}: {said or 'all failed'}", flush=True)
+    return best
+
+
+def at_the_end(directory):
+    """The mean reward of answers to training problems over the last quarter of a run's steps."""
+    lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rewards = [json.loads(line)["reward"] for line in lines]
+    return mean(rewards[-max(1, len(rewards) // 4) :])
 
 
 def shown(directory):
@@ -251,20 +310,31 @@ def gaps(found):
                              [run.after for run in found[best]]) for algo in others}
 
 
-COLUMNS = ["method", "sampled before", "sampled after [95%]", "difference to the best [95%]",
+COLUMNS = ["method", "step", "sampled before", "sampled after [95%]", "difference to the best [95%]",
            "greedy after [95%]", "response tokens", "training s", "steps"]
 
 
-def rows(found):
-    """The table, best method first.  A method with a failed run shows no figures."""
+def step_said(algo, chosen):
+    """The size of a method's step, as a setting."""
+    size = chosen.get(algo)
+    if size is None:
+        size = getattr(methods.load(algo).Config(), step_of(algo))
+    return f"{step_of(algo)} {size:g}"
+
+
+def rows(found, chosen):
+    """The table, best method first.  A method with a failed run shows no figures.
+
+    chosen: {method: the size of its step, None for the default}.
+    """
     order, behind, cells = ranked(found), gaps(found), []
     for algo in order:
         runs = found[algo]
         steps = sorted(run.curve[-1][0] for run in runs)
         cells.append([
-            algo, f"{mean(run.before.value for run in runs):.3f}",
+            algo, step_said(algo, chosen), f"{mean(run.before.value for run in runs):.3f}",
             str(average([run.after for run in runs])),
-            signed(behind[algo]) if algo in behind else "is the best",
+            f"{behind[algo]:+}" if algo in behind else "is the best",
             str(average([run.greedy for run in runs])), f"{mean(run.tokens for run in runs):,.0f}",
             f"{median(run.seconds for run in runs):.0f}",
             f"{steps[0]}" if steps[0] == steps[-1] else f"{steps[0]}-{steps[-1]}",
@@ -272,12 +342,8 @@ def rows(found):
     for algo in found:
         said = [f"seed {run.seed}: {run.message}" for run in failures(found[algo])]
         if said:
-            cells.append([algo, f"failed: {'; '.join(said)}".replace("|", "\\|"), *[""] * 6])
+            cells.append([algo, f"failed: {'; '.join(said)}".replace("|", "\\|"), *[""] * 7])
     return cells
-
-
-def signed(s):
-    return f"{s.value:+.3f} [{s.low:+.3f}, {s.high:+.3f}]"
 
 
 def verdict(found):
@@ -295,6 +361,20 @@ def verdict(found):
         said.append(f"{listed(far)} {'is' if len(far) == 1 else 'are'} behind it by more than "
                     "noise")
     return "; ".join(said) + "."
+
+
+def pairs(found):
+    """One sentence: which pairs of methods differ beyond noise, of how many."""
+    order = ranked(found)
+    apart = []
+    for k, better in enumerate(order):
+        for worse in order[k + 1 :]:
+            gap = difference(*([run.after for run in found[algo]] for algo in (better, worse)))
+            if gap.low > 0:
+                apart.append(f"{better} over {worse}")
+    count = len(order) * (len(order) - 1) // 2
+    return (f"Of {count} pairs of methods {len(apart)} differ beyond noise"
+            + (f": {', '.join(apart)}." if apart else "."))
 
 
 def bound(directories):
@@ -317,7 +397,7 @@ def report(args, found, given):
     """The part of BENCHMARKS.md, as lines."""
     order = ranked(found)
     call = f"python -m scripts.compare {shlex.join(given)}".strip() if given else "make compare"
-    every = " ".join(flags(args, "METHOD", "SEED"))
+    every = " ".join(flags(args, "METHOD", "SEED", "SIZE" if args.sweep else None))
     answers = found[order[0]][0].after.n if order else args.eval_n
     picture = Path(os.path.relpath(args.plot, args.out.resolve().parent)).as_posix()
     trust = [place(args, "trpo", seed) for seed in range(args.seeds)] if "trpo" in order else []
@@ -341,15 +421,15 @@ def report(args, found, given):
         "The best method is picked from the same runs, and no interval is widened for the number "
         "of comparisons.",
         "",
-        "The default settings are those of each method's demo, which is on this task"
-        + (f" but for {listed(away)}." if away else "."),
+        "Other settings are the defaults of each method's file"
+        + (f"; those of {listed(away)} are for another task." if away else "."),
     ]
     return [
         "## RL methods at an equal budget of tokens", "", machine(), "",
-        f"`{call}`; each run is `python -m minipost.train {every}` with the default settings of "
-        f"its method, for {args.seeds} seed{'s' if args.seeds > 1 else ''}.", "",
-        *table(COLUMNS, rows(found)), "",
-        verdict(found) + (f"  {bound(trust)}" if trust else ""), "",
+        f"`{call}`; each run is `python -m minipost.train {every}`, for {args.seeds} "
+        f"seed{'s' if args.seeds > 1 else ''}.", "",
+        *table(COLUMNS, rows(found, args.chosen)), "",
+        verdict(found) + f"  {pairs(found)}" + (f"  {bound(trust)}" if trust else ""), "",
         *([f"![Held-out accuracy against response tokens, by method]({picture})", ""]
           if order else []),
         *notes,
@@ -443,10 +523,13 @@ def parse(argv):
                                      allow_abbrev=False)
     tasks = sorted(name for name, task in TASKS.items() if not task.hidden)
     parser.add_argument("--methods", default=",".join(METHODS), help="some of them, a,b,c")
-    parser.add_argument("--task", default="arithmetic", choices=tasks)
-    parser.add_argument("--model", default="checkpoints/base", help="model directory to start from")
+    parser.add_argument("--task", choices=tasks, help=f"with its own knobs; {TASK} if not given")
+    parser.add_argument("--knobs", help="of the task, in one string")
+    parser.add_argument("--model", help="model directory to start from (checkpoints/thinker, or "
+                                        "checkpoints/base with --task)")
+    parser.add_argument("--sweep", type=int, choices=(0, 1), help="choose each method's step first (1)")
     parser.add_argument("--budget", type=int, help="response tokens of each run (280000)")
-    parser.add_argument("--seeds", type=int, help="how many, from 0 on (3)")
+    parser.add_argument("--seeds", type=int, help="how many, from 0 on (5)")
     parser.add_argument("--eval-every", type=int, default=4, help="steps between evaluations (4)")
     parser.add_argument("--eval-n", type=int, help="held-out problems (400)")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core, to 4")
@@ -456,6 +539,10 @@ def parse(argv):
     parser.add_argument("--quick", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.methods = list(dict.fromkeys(args.methods.split(",")))
+    args.knobs = args.knobs or ("" if args.task else KNOBS)
+    args.model = args.model or f"checkpoints/{'base' if args.task else 'thinker'}"
+    args.task = args.task or TASK
+    args.chosen = dict.fromkeys(args.methods)
     for algo in args.methods:
         if algo not in methods.names():
             parser.error(f"no method {algo!r} to compare; there are {', '.join(methods.names())}")
@@ -464,10 +551,10 @@ def parse(argv):
     folder = ROOT / "runs" / ("compare-quick" if args.quick else "compare")
     picture = f"compare-{args.task}.svg"
     fallback = {
-        "budget": 3_000, "seeds": 1, "eval_n": 10, "runs": folder, "out": folder / "report.md",
+        "sweep": 0, "budget": 3_000, "seeds": 1, "eval_n": 10, "runs": folder, "out": folder / "report.md",
         "plot": folder / picture,
     } if args.quick else {
-        "budget": 280_000, "seeds": 3, "eval_n": 400, "runs": folder, "out": ROOT / "BENCHMARKS.md",
+        "sweep": 1, "budget": 280_000, "seeds": 5, "eval_n": 400, "runs": folder, "out": ROOT / "BENCHMARKS.md",
         "plot": ROOT / "data" / picture,
     }
     for name, value in fallback.items():
@@ -491,7 +578,8 @@ def start(given):
     before = {s: signal.signal(s, runner.handle)
               for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        found = make(args, runner)
+        args.chosen = choose(args, runner)
+        found = None if args.chosen is None else make(args, runner)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -42,7 +42,6 @@ from scripts.compare import (
     difference,
     fingerprint,
     listed,
-    signed,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -201,7 +200,7 @@ def rows(found):
         beam = scores(runs, "beam")
         cells.append([
             algo, str(average(scores(runs, "sampled"))),
-            "" if algo == "oreo" else signed(difference(best, scores(runs, "sampled"))),
+            "" if algo == "oreo" else f"{difference(best, scores(runs, 'sampled')):+}",
             str(average(scores(runs, "greedy"))), str(average(beam)) if beam else "",
         ])
     return cells
@@ -218,7 +217,7 @@ def verdict(found):
     gain = difference(scores(found["oreo"], "beam"), scores(found["oreo"], "greedy"))
     return ("OREO's policy is "
             + "; ".join(text.format(listed(names)) for text, names in said if names)
-            + f".  Value-guided beam less greedy, of OREO: {signed(gain)}.")
+            + f".  Value-guided beam less greedy, of OREO: {gain:+}.")
 
 
 def report(args, found, given):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from minipost import methods, test_time
+from minipost.measure.stats import Score
 
 
 def demo(name, args):
@@ -28,6 +29,14 @@ def demo(name, args):
     return json.loads((out / "summary.json").read_text())
 
 
+def gained(summary):
+    """The paired gain of a summary, marked where its interval holds 0; "" where it has none."""
+    if "gain" not in summary:
+        return ""
+    gain = Score(**summary["gain"])
+    return f"{gain:+}" + (" (no effect seen)" if gain.low <= 0 <= gain.high else "")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lines", type=int, default=0, help="show only the last so many lines")
@@ -36,15 +45,17 @@ def main():
     parser.add_argument("--n", type=int, default=0, help="problems of each test-time demo")
     args = parser.parse_args()
     found = {name: demo(name, args) for name in (*methods.names(), *test_time.names())}
-    print("\n| method | task | metric | before [95%] | after [95%] | seconds |")
-    print("|---|---|---|---|---|---|")
+    print("\n| method | task | metric | before [95%] | after [95%] | gain, paired [95%] | seconds |")
+    print("|---|---|---|---|---|---|---|")
     for name, s in found.items():
         if s is None:
-            print(f"| {name} | failed | | | | |")
+            print(f"| {name} | failed | | | | | |")
             continue
         before, after = (f"{s[k]['value']:.3f} [{s[k]['low']:.3f}, {s[k]['high']:.3f}]"
                          for k in ("before", "after"))
-        print(f"| {name} | {s['task']} | {s['metric']} | {before} | {after} | {s['seconds']:.0f} |")
+        print(f"| {name} | {s['task']} | {s['metric']} | {before} | {after} | {gained(s)} | "
+              f"{s['seconds']:.0f} |")
+    print("\nA gain whose interval holds 0 is marked: it may be noise.")
     return 1 if None in found.values() else 0
 
 

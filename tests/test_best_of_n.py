@@ -43,18 +43,6 @@ def test_against_an_exact_checker_it_is_pass_at_n():
     assert chances == sorted(chances)
 
 
-@pytest.mark.parametrize("n", [1, 4, 7])
-def test_pass_at_k_is_unbiased_and_rises_with_k(n):
-    p = 0.35
-    for k in range(1, n + 1):
-        mean = sum(math.comb(n, c) * p**c * (1 - p) ** (n - c) * best_of_n.pass_at_k(n, c, k)
-                   for c in range(n + 1))
-        assert mean == pytest.approx(1 - (1 - p) ** k)
-    for c in range(n + 1):
-        curve = [best_of_n.pass_at_k(n, c, k) for k in range(1, n + 1)]
-        assert curve == sorted(curve) and curve[0] == pytest.approx(c / n)
-
-
 def test_the_first_of_equal_scores_is_best_and_nan_never():
     assert best_of_n.best([1.0, 3.0, 3.0]) == 1
     assert best_of_n.best([math.nan, -5.0]) == 1

@@ -132,6 +132,19 @@ def test_evaluate_measures_a_model(capsys, tiny):
     assert "| arithmetic | held-out | 6 | 0.000 [0.000, 0.390] |" in capsys.readouterr().out
 
 
+def test_evaluate_gives_pass_at_k(capsys, tiny):
+    arguments = ["--model", str(tiny), "--workers", "1", "--max-new-tokens", "4", "--task",
+                 "arithmetic", "--terms", "3", "--direct", "True", "--n", "6"]
+    assert evaluate.main([*arguments, "--pass-at", "1,1000000", "--json"]) == 0
+    row, = json.loads(capsys.readouterr().out)
+    assert 0 < row["pass@1"]["value"] < 0.01 < row["pass@1000000"]["value"] <= 1  # no sample is right
+    assert evaluate.main([*arguments, "--pass-at", "1,2", "--samples", "2"]) == 0
+    assert "| pass@1 [95%] | pass@2 [95%] |" in capsys.readouterr().out
+    for wrong in ("0", "1,,2", "x", "1 8"):
+        assert evaluate.main([*arguments, "--pass-at", wrong]) == 1
+        assert "expected whole numbers from 1 on" in capsys.readouterr().err
+
+
 def test_evaluate_searches_with_what_oreo_saved(command, tmp_path, tiny, reward, capsys):
     """The value lies beside the policy; with width and branching of 1 the search is one sample."""
     flags = ("--steps", 2, "--prompts", 3, "--group-size", 2, "--batch-size", 4, "--task",

@@ -277,17 +277,49 @@ FOUND = {"reinforce": runs(330, 336, 340), "ppo": [*runs(390), compare.Failure(1
 
 
 def test_the_table():
-    found = compare.rows(FOUND)
+    found = compare.rows(FOUND, {"dapo": 4e-4})
     assert [row[0] for row in found] == ["dapo", "grpo", "reinforce", "ppo"]
     assert all(len(row) == len(compare.COLUMNS) for row in found)
     best = compare.average([score(k) for k in (391, 392, 393)])
     greedy = compare.average([score(398)] * 3)
+    assert [row[1] for row in found[:3]] == ["lr 0.0004", "lr 0.0002", "lr 0.0002"]
+    del found[0][1]
     assert found[0] == ["dapo", "0.550", f"0.980 [{best.low:.3f}, {best.high:.3f}]", "is the best",
                         f"0.995 [{greedy.low:.3f}, {greedy.high:.3f}]", "280,500", "41", "28-29"]
-    assert found[1][3].startswith("-0.007 [-0.0") and found[1][5:] == ["280,900", "30", "28"]
-    assert found[2][3].startswith("-0.142 [-0.1")
-    assert found[3] == ["ppo", "failed: seed 1: error: a \\| b", *[""] * 6]
+    assert found[1][4].startswith("-0.007 [-0.0") and found[1][6:] == ["280,900", "30", "28"]
+    assert found[2][4].startswith("-0.142 [-0.1")
+    assert found[3] == ["ppo", "failed: seed 1: error: a \\| b", *[""] * 7]
+    assert compare.step_said("trpo", {}) == "delta 0.003"
 
+
+def test_pairs_that_differ():
+    assert compare.pairs({k: v for k, v in FOUND.items() if k != "ppo"}) == (
+        "Of 3 pairs of methods 2 differ beyond noise: dapo over reinforce, grpo over reinforce.")
+    assert compare.pairs({"grpo": runs(390, 391, 392), "dapo": runs(389, 391, 390)}) == (
+        "Of 1 pairs of methods 0 differ beyond noise.")
+
+
+def test_a_step_is_chosen_by_the_reward_on_training_problems(args, monkeypatch, capsys):
+    """The last quarter of the steps decides, of runs that look at no held-out problem meanwhile."""
+    monkeypatch.setattr(compare, "fingerprint", lambda model: "o")
+    args.methods, args.sweep = ["grpo", "trpo"], 1
+    earned = {"grpo-1000-0.0004": [0.1, 0.1, 0.1, 0.9], "grpo-1000-0.0002": [0.9, 0.9, 0.9, 0.8],
+              "trpo-1000-0.006": [0, 0, 0, 0.5]}
+
+    class Steps(Fake):
+        def run(self, directory, arguments):
+            given = dict(zip(arguments[::2], arguments[1::2]))
+            assert given["--seed"] == "1000" and given["--eval-every"] == "0"
+            rewards = earned.get(directory.name.removeprefix("arithmetic-"), [0, 0, 0, 0.1])
+            (directory / "metrics.jsonl").write_text(
+                "".join(json.dumps({"reward": r}) + "\n" for r in rewards))
+            return super().run(directory, arguments)
+
+    assert compare.choose(args, Steps()) == {"grpo": 4e-4, "trpo": 0.006}
+    assert "grpo: reward by lr: 0.0001 0.100, 0.0002 0.800, 0.0004 0.900" in capsys.readouterr().out
+    assert compare.choose(args, Steps(stop_at=2)) is None
+    args.sweep = 0
+    assert compare.choose(args, None) == {"grpo": None, "trpo": None}
 
 def test_the_verdict_names_who_cannot_be_told_apart():
     noise = "not differ from it beyond noise (the interval of the paired difference contains 0)"
@@ -311,13 +343,14 @@ def test_methods_that_agree_to_the_last_digit_in_every_seed_differ_by_noise():
 
 
 def test_the_report_says_how_it_was_made(args):
-    args.task, found = "arithmetic", {"grpo": runs(386, 390), "ppo": runs(380, 380)}
+    found = {"grpo": runs(386, 390), "ppo": runs(380, 380)}
+    args.knobs, args.model, args.sweep = "", "checkpoints/base", 0
     text = "\n".join(compare.report(args, found, ["--quick", "--task", "arithmetic"]))
     assert "`python -m scripts.compare --quick --task arithmetic`" in text
     assert "train --algo METHOD --task arithmetic --seed SEED --model checkpoints/base" in text
     assert "![Held-out accuracy against response tokens, by method](plots/x.svg)" in text
     assert "400 held-out problems per seed" in text and "paired by seed" in text
-    assert "on this task but for ppo (wording)" in text
+    assert "those of ppo (wording) are for another task" in text
     assert "`make compare`" in "\n".join(compare.report(args, found, []))
     failed = "\n".join(compare.report(args, {"ppo": [compare.Failure(0, "no")] * 2}, []))
     assert "failed: seed 0: no" in failed and "![" not in failed

@@ -13,6 +13,8 @@ from minipost.measure.stats import (
     bootstrap,
     interval,
     paired,
+    pass_at,
+    pass_at_k,
     t_bound,
     t_interval,
     vote,
@@ -172,3 +174,23 @@ def test_weights_add_up_by_answer(answers, weights):
     weights = weights[: len(answers)]
     for answer, total in vote(answers, weights):
         assert total == pytest.approx(sum(w for a, w in zip(answers, weights) if a == answer))
+
+
+@pytest.mark.parametrize("n", [1, 4, 7])
+def test_pass_at_k_is_unbiased_and_rises_with_k(n):
+    p = 0.35
+    for k in range(1, n + 1):
+        mean = sum(math.comb(n, c) * p**c * (1 - p) ** (n - c) * pass_at_k(n, c, k)
+                   for c in range(n + 1))
+        assert mean == pytest.approx(1 - (1 - p) ** k)
+    for c in range(n + 1):
+        curve = [pass_at_k(n, c, k) for k in range(1, n + 1)]
+        assert curve == sorted(curve) and curve[0] == pytest.approx(c / n)
+
+
+def test_pass_at_a_known_chance():
+    """By hand, and where (1 - chance) rounds to 1: the expansion k p - k (k - 1) p^2 / 2."""
+    assert pass_at(0.25, 2) == pytest.approx(7 / 16, rel=1e-14)
+    assert pass_at(0.0, 10**6) == 0 and pass_at(1.0, 1) == 1
+    p, k = 1e-17, 10**6
+    assert pass_at(p, k) == pytest.approx(k * p - k * (k - 1) * p * p / 2, rel=1e-14)

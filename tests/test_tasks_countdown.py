@@ -3,7 +3,7 @@
 import random
 from fractions import Fraction
 from functools import cache
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, product
 
 import pytest
 from hypothesis import example, given, settings
@@ -426,6 +426,54 @@ def test_what_a_judge_is_asked_is_what_the_text_says():
         ("4 9 10 13: 13-9=", "5:4 5 10"), ("4 5 10: 10-5=", "5:4 5"), ("24 from 4 5?", "ok")]
     assert GAME.questions(problem, "junk")[0] == ("4 9 10 13: junk=", "")
     assert GAME.state(problem, text) == "4 5 10" and GAME.state(problem, "") == "4 9 10 13"
+
+
+def written(state, results):
+    """Every text of moves between these numbers whose results are among `results`, right or not."""
+    if len(state) == 1:
+        return {""}
+    found = set()
+    for i, a in enumerate(state):
+        for j, b in enumerate(state):
+            for op, r in product("+-*/", results if i != j else ()):
+                left = sorted([*(n for k, n in enumerate(state) if k not in (i, j)), r])
+                a_, b_, r_, *left_ = (str(n) if n >= 0 and n.denominator == 1 else f"({n})"
+                                      for n in (a, b, r, *left))
+                line = f"{a_}{op}{b_}={r_}:{' '.join(left_)}"
+                found |= {f"{line}\n{rest}".rstrip("\n") for rest in written(tuple(left), results)}
+    return found
+
+
+@pytest.mark.parametrize("hand, target", [((1, 2, 3), 6), ((2, 2, 4), 10), ((3, 5, 8), 24),
+                                          ((1, 1, 1), 99)])
+def test_right_answers_are_those_of_all_texts_that_the_reward_accepts(hand, target):
+    """Of all texts over a few results the reward picks the listed ones, and all listed are right."""
+    problem = Countdown()._problem(list(hand), target)
+    listed = Countdown().answers(problem)
+    assert len(set(listed)) == len(listed) and bool(listed) == solvable(hand, target)
+    results = {Fraction(n) for n in (-3, -2, -1, 1, 2, 3, 4, 5, 6, 8, 10, target)}
+    results |= {Fraction(1, 3), Fraction(3, 8)}
+    texts = sorted(written(tuple(map(Fraction, hand)), sorted(results)))
+    right = {text for text, worth in zip(texts, rewards(Countdown(), [problem] * len(texts), texts))
+             if worth == 1}
+    assert right <= set(listed)
+    assert set(rewards(Countdown(), [problem] * len(listed), listed)) <= {1.0}
+    assert {text for text in listed
+            if all(Fraction(r) in results for r in results_of(text))} == right
+
+
+def results_of(text):
+    return [line.split("=")[1].split(":")[0].strip("()") for line in text.split("\n")]
+
+
+def test_right_answers_hold_what_solve_and_demonstrate_write():
+    rng = random.Random(0)
+    for problem in Countdown().heldout(40):
+        listed = set(Countdown().answers(problem))
+        assert set(solve(problem.columns["numbers"], problem.columns["target"])) <= listed
+        assert Countdown().demonstrate(problem, rng) in listed
+    assert Countdown(direct=True).answers(HAND) is None
+    assert SOLUTION in GAME.answers(HAND)
 
 
 def test_a_problem_can_be_posed():

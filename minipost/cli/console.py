@@ -161,8 +161,7 @@ class Console:
         for name, arm in arms.items():
             gain, rewards = "", arm.result.rewards
             if len(rewards) == len(usual) and name != before:
-                g = paired(usual, rewards)
-                gain = f"{g.value:+.3f} [{g.low:+.3f}, {g.high:+.3f}]"
+                gain = f"{paired(usual, rewards):+}"
             table.add_row(name, str(len(rewards)), str(arm.result.score), f"{arm.each:,.0f}", gain)
         self.rich.print(table)
 
@@ -187,6 +186,8 @@ class Console:
         for name, row in summary["all"].items():
             before, after = (Score(**row[when]) for when in ("before", "after"))
             table.add_row(name, str(after.n), str(before), str(after))
+        for name, row in summary["asked"].items():
+            table.add_row(name, str(row["n"]), str(Score(**row)), "")
         self.rich.print(table)
         self.say(f"{summary['seconds']:.0f} s of training, {summary['tokens']:,} tokens; "
                  f"everything is in {directory}")

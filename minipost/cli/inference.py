@@ -39,7 +39,10 @@ class Measured(Options):
 
 def settings_of(argv, prog, options):
     """The Settings of a command line."""
-    return command.parse(argv, prog, lambda method: options(), methods=test_time, flag="--method",
+    def usual(method):
+        return options(n=method.N) if options is Measured else options()
+
+    return command.parse(argv, prog, usual, methods=test_time, flag="--method",
                          json=True)
 
 
@@ -85,7 +88,8 @@ def evaluate(argv, prog):
     problems, arms = parallel.launch(lambda: measure(settings),
                                      options.workers or parallel.default_workers("cpu"))
     seconds = time.perf_counter() - start
-    first, last = (name.format(**asdict(cfg)) for name in (method.BEFORE, method.AFTER))
+    (first, last), *pairs = ([name.format(**asdict(cfg)) for name in pair]
+                             for pair in ((method.BEFORE, method.AFTER), *method.PAIRS))
     before, after = arms[first].result, arms[last].result
     summary = {
         "name": method.name, "task": task.name, "seed": options.seed,
@@ -93,6 +97,9 @@ def evaluate(argv, prog):
         "before": asdict(before.score), "after": asdict(after.score), "seconds": round(seconds, 1),
         "tokens": round(sum(arm.tokens for arm in arms.values())),
         "gain": asdict(paired(before.rewards, after.rewards)),
+        "pairs": {f"{old} -> {new}": asdict(paired(arms[old].result.rewards,
+                                                   arms[new].result.rewards))
+                  for old, new in pairs},
         "all": {name: {"score": asdict(arm.result.score), "tokens per problem": round(arm.each, 1)}
                 for name, arm in arms.items()},
     }
@@ -108,6 +115,9 @@ def evaluate(argv, prog):
         for line in shortened(method.show(arms[last].workings[0])):
             console.say(f"  {line}")
         console.arms(arms, first)
+        for old, new in pairs:
+            gain = paired(arms[old].result.rewards, arms[new].result.rewards)
+            console.say(f"{new} less {old}: {gain:+}")
         console.say(f"{seconds:.0f} s")
     if options.out:
         files.write_json(Path(options.out) / "summary.json", summary)

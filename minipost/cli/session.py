@@ -14,7 +14,9 @@ from minipost.cli.console import Console
 from minipost.cli.directory import Directory, made_from
 from minipost.datasets.fitting import fitted
 from minipost.errors import MinipostError
+from minipost.measure.asked import asked
 from minipost.measure.results import TEMPERATURES, as_data, from_data, splits
+from minipost.measure.stats import paired
 from minipost.run import open_run
 
 PROG = "python -m minipost.train"
@@ -28,6 +30,13 @@ def pick_device(name):
     if name in there and not there[name]:
         raise MinipostError(f"--device {name}: this machine or this build of torch has none")
     return name
+
+
+def gain(before, after):
+    """{"gain": the paired difference} of two Results of the same problems, {} if they are not."""
+    if before.rows != after.rows or len(before.rewards) != len(after.rewards):
+        return {}
+    return {"gain": asdict(paired(before.rewards, after.rewards))}
 
 
 class Session:
@@ -87,6 +96,9 @@ class Session:
             self.restore()
         else:
             self.before = self.measure()
+            if self.options.ask:
+                split = next(iter(self.splits))
+                self.before[split] |= asked(self.run, self.splits[split], self.options.ask)
             if self.lead:  # last, so that what fails before it costs no earlier run
                 self.files.begin(self.settings, self.made, self.workers, self.overwrite)
         if reward_model is not None:
@@ -286,7 +298,8 @@ class Session:
         metric = self.method.METRIC if self.method.METRIC in after[split] else next(
             iter(after[split]))
         every = {(split, metric): {"before": asdict(self.before[split][metric].score),
-                                   "after": asdict(after[split][metric].score)}
+                                   "after": asdict(after[split][metric].score),
+                                   **gain(self.before[split][metric], after[split][metric])}
                  for split in after for metric in after[split]}
         name = self.directory.name
         summary = {
@@ -296,6 +309,9 @@ class Session:
             **every[split, metric],
             "seconds": round(self.trained, 1), "tokens": self.run.tokens, "skipped": self.skipped,
             "all": {f"{metric}, {split}": scores for (split, metric), scores in every.items()},
+            "asked": {f"{metric}, {split}": asdict(found.score)
+                      for split, results in self.before.items()
+                      for metric, found in results.items() if metric not in after.get(split, {})},
         }
         if self.lead:
             files.write_json(self.directory / "summary.json", summary)

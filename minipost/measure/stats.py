@@ -16,8 +16,13 @@ class Score:
     high: float
     n: int
 
+    def __format__(self, spec):
+        """With "+", signs are shown: it is a difference."""
+        return " ".join((f"{self.value:{spec}.3f}",
+                         f"[{self.low:{spec}.3f}, {self.high:{spec}.3f}]"))
+
     def __str__(self):
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return format(self, "")
 
 
 def interval(rewards):
@@ -39,6 +44,22 @@ def vote(answers, weights=None):
         if answer is not None:
             total[answer] = total.get(answer, 0.0) + weight
     return sorted(total.items(), key=lambda entry: -entry[1])
+
+
+def pass_at_k(n, c, k):
+    """The unbiased chance that k samples hold a right one, from c right among n drawn (k <= n).
+
+    1 - C(n - c, k) / C(n, k)                    (Chen et al. 2021, arxiv.org/abs/2107.03374)
+    """
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def pass_at(chance, k):
+    """The chance that k samples hold a right one, where each is right with this chance.
+
+    1 - (1 - chance)^k, exact for the smallest chance and the largest k too.
+    """
+    return 1.0 if chance >= 1 else -math.expm1(k * math.log1p(-chance))
 
 
 def paired(before, after):

@@ -57,10 +57,11 @@ class Method:
     READS: Sequence[str] = ()
     #: which learners are saved as model directories: {learner: folder}
     EXPORTS: Mapping[str, str] = field(default_factory=lambda: {"policy": "model"})
-    #: the model that its demo starts from
+    #: the model that it starts from, unless one is named
     MODEL: str = "checkpoints/base"
-    #: knobs of TASK that its demo sets
+    #: knobs of TASK, and options of the command line, that hold unless a task or a file is named
     KNOBS: Mapping[str, Any] = field(default_factory=dict)
+    DEMO: Mapping[str, Any] = field(default_factory=dict)
 
 
 def names():
@@ -76,8 +77,8 @@ def load(name):
 def outline(name):
     """The Method of this name as far as --help goes, without the second that torch takes.
 
-    It knows only its docstring, Config, TASK, KNOBS and MODEL.  Where its file does not show these
-    for certain, it is loaded.
+    It knows only its docstring, Config, TASK, KNOBS, MODEL and DEMO.  Where its file does not show
+    these for certain, it is loaded.
     """
-    wanted = ("Config", "TASK", "KNOBS", "MODEL")
+    wanted = ("Config", "TASK", "KNOBS", "MODEL", "DEMO")
     return contract.outline(sys.modules[__name__], name, Method, wanted) or load(name)

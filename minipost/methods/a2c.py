@@ -29,7 +29,9 @@ from minipost.ops import masked_sum, spread
 from minipost.rollout import logprobs_and_distribution
 
 TASK = "arithmetic"
-METRIC = "sampled"
+KNOBS = {"hurried": True}
+DEMO = {"model": "checkpoints/thinker", "ask": 33}
+METRIC = "greedy"
 PROOF = [dict(config=dict(prompts=1, group_size=2, entropy_weight=0.0), rows=2, loss="minus_reward",
               why="whitened, and lambda 0.95 trusts a critic that knows nothing yet",
               divisor="tokens")]

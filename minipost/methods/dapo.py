@@ -25,7 +25,9 @@ from minipost.ops import masked_sum
 from minipost.rollout import concat, logprobs_and_distribution, minibatches
 
 TASK = "arithmetic"
-METRIC = "sampled"
+KNOBS = {"hurried": True}
+DEMO = {"model": "checkpoints/thinker", "ask": 33}
+METRIC = "greedy"
 PROOF = [dict(config=dict(prompts=1, group_size=2, rounds=1, overlong=1), rows=2,
               loss="minus_reward",
               why="reward less a penalty of length, over its group's deviation", divisor="tokens")]

@@ -23,7 +23,9 @@ from minipost.ops import masked_sum
 from minipost.rollout import logprobs_and_distribution, minibatches
 
 TASK = "arithmetic"
-METRIC = "sampled"
+KNOBS = {"hurried": True}
+DEMO = {"model": "checkpoints/thinker", "ask": 33}
+METRIC = "greedy"
 PROOF = [dict(config=dict(prompts=1, group_size=2), rows=2, loss="minus_reward", factor=0.5,
               divisor="longest")]
 

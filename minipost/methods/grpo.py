@@ -31,7 +31,9 @@ from minipost.ops import masked_sum, spread
 from minipost.rollout import chosen_logprobs, distribution, logprobs_and_distribution, minibatches
 
 TASK = "arithmetic"
-METRIC = "sampled"
+KNOBS = {"hurried": True}
+DEMO = {"model": "checkpoints/thinker", "ask": 33}
+METRIC = "greedy"
 PROOF = [
     dict(config=dict(prompts=1, group_size=2, beta=0.3), rows=2, loss="minus_regularised",
          why="reward over its group's deviation; KL in each state, not of how often it is reached",

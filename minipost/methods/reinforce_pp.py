@@ -33,7 +33,9 @@ from minipost.ops import masked_sum
 from minipost.rollout import logprobs_and_distribution, minibatches
 
 TASK = "arithmetic"
-METRIC = "sampled"
+KNOBS = {"hurried": True}
+DEMO = {"model": "checkpoints/thinker", "ask": 33}
+METRIC = "greedy"
 PROOF = [dict(config=dict(prompts=1, group_size=2, beta=0.3), rows=2, loss="minus_regularised",
               why="whitened, so that every rollout of two is as spread as any other",
               divisor="tokens")]

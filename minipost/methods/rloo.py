@@ -29,7 +29,9 @@ from minipost.measure.meter import Meter, describe
 from minipost.rollout import logprobs_and_distribution
 
 TASK = "arithmetic"
-METRIC = "sampled"
+KNOBS = {"hurried": True}
+DEMO = {"model": "checkpoints/thinker", "ask": 33}
+METRIC = "greedy"
 PROOF = [dict(config=dict(prompts=1, group_size=2, beta=0.3), rows=2, loss="minus_regularised",
               factor=1.0, divisor="tokens")]
 

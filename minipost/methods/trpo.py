@@ -49,7 +49,9 @@ from minipost.ops import masked_sum
 from minipost.rollout import logprobs_and_distribution
 
 TASK = "arithmetic"
-METRIC = "sampled"
+KNOBS = {"hurried": True}
+DEMO = {"model": "checkpoints/thinker", "ask": 33}
+METRIC = "greedy"
 TRACE = ("reward", "surrogate", "predicted", "kl", "backtracks", "cg_residual", "entropy")
 PROOF = [dict(config=dict(prompts=1, group_size=2), rows=2, loss="minus_reward", factor=0.5,
               divisor="tokens")]

@@ -75,6 +75,9 @@ class Task(Protocol):
     #: (prm)
     steps: Callable | None = None
     check_steps: Callable | None = None
+    #: answers(problem) -> all right completions in the task's own spelling, None where they cannot
+    #: be listed  (evaluate --pass-at)
+    answers: Callable | None = None
     #: hint(problem) -> the prompt with its answer in it  (rft --hint)
     hint: Callable | None = None
     #: skipped() -> sentences on rows that were left out of a file

@@ -30,7 +30,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, lru_cache
-from itertools import combinations, combinations_with_replacement, islice
+from itertools import combinations, combinations_with_replacement, islice, permutations
 
 from minipost.errors import MinipostError
 from minipost.tasks import answers
@@ -107,6 +107,34 @@ def solve(numbers, target):
         if solvable(after, target):
             for rest in solve(after, target):
                 yield f"{line}\n{rest}" if rest else line
+
+
+def all_solutions(state, target):
+    """Every solution from a sorted state, each move with its operands in either order.
+
+    Unlike `solve` it lists different moves to the same state, and moves below zero.
+    """
+    if len(state) == 1:
+        return ("",) if state == (target,) else ()
+    found = []
+    for line, after in sorted(all_moves(state)):
+        if solvable(after, target):
+            found += (f"{line}\n{rest}" if rest else line for rest in all_solutions(after, target))
+    return tuple(found)
+
+
+def all_moves(state):
+    """{(line, next state)} of every legal move, numbers left in order."""
+    found = set()
+    for i, j in permutations(range(len(state)), 2):
+        a, b = state[i], state[j]
+        rest = [n for k, n in enumerate(state) if k not in (i, j)]
+        for op in "+-*/" if b else "+-*":
+            result = _compute(a, op, b)
+            after = tuple(sorted([*rest, result]))
+            found.add((f"{_show(a)}{op}{_show(b)}={_show(result)}:{' '.join(map(_show, after))}",
+                       after))
+    return found
 
 
 def evaluate(text):
@@ -236,6 +264,14 @@ class Countdown(Task):
             lines.append(line)
         text = "\n".join(lines)
         return f" {expression(text)}" if self.direct else text
+
+    def answers(self, problem):
+        """Every right completion in moves, spelt as `demonstrate` spells it; None if `direct`.
+
+        The reward accepts more: other spaces and signs, and the numbers left in another order.
+        """
+        hand = tuple(sorted(problem.columns["numbers"]))
+        return None if self.direct else all_solutions(hand, problem.columns["target"])
 
     def parse(self, text):
         """Return the single number that the last line leaves, or the expression makes, or None."""

@@ -132,6 +132,10 @@ class Facts(Task):
         """The answer.  There is only one, so `rng` is not used."""
         return problem.columns["answer"]
 
+    def answers(self, problem):
+        """The right completion, as it stands in the file."""
+        return [problem.columns["answer"]]
+
     def parse(self, text):
         """The stated answer (see `parse` above)."""
         return parse(text)

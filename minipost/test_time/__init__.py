@@ -16,7 +16,7 @@ It may also define the fields of `InferenceMethod` below that have a default.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -38,6 +38,10 @@ class InferenceMethod:
     KNOBS: Mapping[str, Any]
     BEFORE: str
     AFTER: str
+    #: further pairs of arms that a demo compares, such as those of equal cost; named as above
+    PAIRS: Sequence[tuple[str, str]] = ()
+    #: how many held-out problems a demo takes
+    N: int = 200
     #: the directory of its usual reward model, where it asks one
     VERIFIER: str = ""
     #: outcome(working) -> what was asked, whether the answer is right; where that is not the

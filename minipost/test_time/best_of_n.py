@@ -29,7 +29,7 @@ from typing import Literal
 
 from minipost.errors import Bounded, MinipostError
 from minipost.measure.results import Arm
-from minipost.measure.stats import vote
+from minipost.measure.stats import pass_at_k, vote
 
 TASK, KNOBS = "arithmetic", {"hurried": True}
 VERIFIER = "checkpoints/verifier"
@@ -50,11 +50,6 @@ class Config(Bounded):
 def best(scores):
     """The index of the highest score, the first of equals; nan is never the highest."""
     return max(range(len(scores)), key=lambda k: (scores[k] == scores[k], scores[k], -k))
-
-
-def pass_at_k(n, c, k):
-    """The unbiased chance that k samples hold a right one, from c right among n drawn (k <= n)."""
-    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def verified(problems, drawn, tools):

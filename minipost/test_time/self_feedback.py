@@ -17,6 +17,8 @@ from minipost.errors import Bounded, MinipostError
 
 TASK, KNOBS = "arithmetic", {}
 BEFORE, AFTER = "retry", "self-feedback"
+PAIRS = (("retry, checker", "self-feedback, checker"),)
+N = 1000
 
 
 @dataclass(frozen=True)

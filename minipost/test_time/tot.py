@@ -20,7 +20,9 @@ from minipost.errors import Bounded
 from minipost.measure.results import Arm
 
 TASK, KNOBS = "countdown", {"numbers": 4, "target": 24}
-BEFORE, AFTER = "best of n, tokens of b={width}", "breadth-first, b={width}"
+BEFORE, AFTER = "one answer", "breadth-first, b={width}"
+EQUAL = "best of n, tokens of b={width}"
+PAIRS = ((EQUAL.format(width=1), "breadth-first, b=1"), (EQUAL, AFTER))
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,15 @@ def solve(problems, tools, cfg):
 
 
 def arms(problems, tools, cfg):
-    """Yield the Arms of the strategies, and of sampling whole answers.
+    """Yield the Arms of one answer, of the strategies, and of sampling whole answers.
 
     Whole answers are sampled for as many tokens as a narrow and the wide search took.
     """
-    spent = {}
+    spent, start = {}, tools.tokens
+    first = [text for text, in tools.sample([p.prompt for p in problems], 1)]
+    yield tools.arm(BEFORE, problems, first, [{"tree": [vars(Node(text, "", None, 1,
+                                                                  finished=True))]}
+                                              for text in first], start)
     ways = {f"breadth-first, b={b}": ("breadth-first", b) for b in (1, cfg.width)}
     ways |= {name: (name, cfg.width) for name in ("depth-first", "best-first")}
     for name, (strategy, width) in ways.items():
@@ -155,7 +161,7 @@ def arms(problems, tools, cfg):
         workings = [{"tree": [vars(node) for node in tree]} for tree in trees]
         yield from ranked(name, problems, [answers(tree) for tree in trees], workings, tools, start)
     yield from sampled(problems, tools, cfg.votes, {
-        BEFORE.format(width=b): spent[f"breadth-first, b={b}"] for b in (1, cfg.width)})
+        EQUAL.format(width=b): spent[f"breadth-first, b={b}"] for b in (1, cfg.width)})
 
 
 def sampled(problems, tools, votes, budgets):

@@ -1,0 +1,30 @@
+"""What asking more gets from a model that is not trained: samples of it, and ways to choose one.
+
+Training is to reach what no vote and no choice reaches.  So a demo shows these beside its result:
+
+    vote        the answer that most of n samples state (test_time/self_consistency.py)
+    surest      the sample with the highest mean log-prob of its tokens
+    any right   whether any sample is right: what an exact checker would reach, pass@n
+"""
+
+from minipost.measure.results import Result
+from minipost.measure.stats import vote
+
+
+def asked(run, problems, n):
+    """{way to choose: Result} of n samples at temperature 1 to each problem."""
+    with run.aside():
+        rollout = run.sample(problems, n, temperature=1.0, purpose="asked")
+    texts, rewards = run.texts(rollout), run.grade(problems, rollout).tolist()
+    sure = (rollout.logp.sum(1) / rollout.lengths).tolist()
+    chosen = {f"vote of {n}": [], f"surest of {n}": [], f"any of {n} right": []}
+    for first in range(0, len(texts), n):
+        rows = range(first, first + n)
+        ballots = [run.task.ballot(texts[row]) for row in rows]
+        winner = vote(ballots)
+        voted = first + (ballots.index(winner[0][0]) if winner else 0)
+        for rows_of, row in zip(chosen.values(), (
+                voted, max(rows, key=sure.__getitem__), max(rows, key=rewards.__getitem__))):
+            rows_of.append(row)
+    return {name: Result.of([rewards[row] for row in rows], [texts[row] for row in rows])
+            for name, rows in chosen.items()}

@@ -1,0 +1,71 @@
+"""pass@k: the chance that at least one of k samples is right (Chen et al. 2021,
+arxiv.org/abs/2107.03374).
+
+    exact     Where a task lists its right completions y, a sample is right with the chance
+              p = sum_y pi(y | x), and pass@k = 1 - (1 - p)^k for any k, without a sample.
+    samples   Elsewhere n answers are drawn, c of them right: 1 - C(n - c, k) / C(n, k), k <= n.
+
+The exact chance is a sum over the task's own spelling, in the tokens that the tokenizer gives it.
+What else the reward accepts is left out, so it errs to the low side, by as much as a model strays
+from the spelling that it was taught.
+"""
+
+from dataclasses import replace
+
+from minipost.errors import MinipostError
+from minipost.measure.stats import interval, pass_at, pass_at_k
+
+ROWS = 4096  # answers whose log-probs are taken together
+
+
+def chances(run, problems):
+    """The chance of a right sample at temperature 1, of each problem.  -> floats, or None
+
+    None where the task cannot list what is right.  An answer longer than a sample may be has no
+    chance.
+    """
+    listed = [run.task.answers(p) if run.task.answers else None for p in problems]
+    if any(texts is None for texts in listed):
+        return None
+    rows = [(k, text) for k, texts in enumerate(listed) for text in texts
+            if len(run.vocabulary.response(text)) <= run.max_new_tokens]
+    total = [0.0] * len(problems)
+    for first in range(0, len(rows), ROWS):
+        part = rows[first : first + ROWS]
+        seqs = run.encode([problems[k] for k, _ in part], [text for _, text in part])
+        logp = run.logprobs(run.policy.module, seqs).double().sum(1)
+        for (k, _), chance in zip(part, logp.exp().tolist()):
+            total[k] += chance
+    return [min(1.0, chance) for chance in total]
+
+
+def counts(run, problems, n):
+    """How many of n samples at temperature 1 are right, of each problem."""
+    rollout = run.sample(problems, n, temperature=1.0, purpose="pass")
+    reward = run.grade(problems, rollout).view(len(problems), n)
+    if not set(reward.unique().tolist()) <= {0.0, 1.0}:
+        raise MinipostError(f"--pass-at: the reward of {run.task.name} is not 0 or 1, so no answer "
+                            "is right or wrong")
+    return [int(c) for c in reward.sum(1).tolist()]
+
+
+def measure(run, problems, ks, samples=0):
+    """{"pass@k": Score} for each k, exact where the task lists its answers.
+
+    samples: how many are drawn elsewhere, the largest k if 0.  MinipostError where that is fewer.
+    """
+    found = None if samples else chances(run, problems)
+    if found is not None:
+        return {f"pass@{k}": share([pass_at(p, k) for p in found]) for k in ks}
+    n = samples or max(ks)
+    if n < max(ks):
+        raise MinipostError(f"--samples {n}: pass@{max(ks)} takes at least {max(ks)} samples of "
+                            "each problem")
+    right = counts(run, problems, n)
+    return {f"pass@{k}": share([pass_at_k(n, c, k) for c in right]) for k in ks}
+
+
+def share(values):
+    """The Score of values within 0..1."""
+    found = interval(values)
+    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))

@@ -1,0 +1,103 @@
+"""Findings of papers, tried at nano scale.  Every file in this folder is a study: `make study-NAME`.
+
+A study trains small models with `minipost.train` and compares its figures with a paper's claim.
+Its file defines
+
+    PAPER       the address of the paper
+    CLAIM       the finding, as the paper has it, in a sentence
+    LIMITS      what a nano model can and cannot tell about large ones, in three sentences
+    runs(seeds) -> {run: arguments of minipost.train}, in the order in which they are made
+    findings(made) -> a Finding; made is a Made
+    draw(figure, found) draws the Finding on a matplotlib figure
+
+The verdict is `reproduced`, `not reproduced`, or `reversed`.  What decides it stands in the study's
+docstring, and was written before the runs were made.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from minipost import contract, files
+
+ROOT = Path(__file__).resolve().parents[2]
+VERDICTS = ("reproduced", "not reproduced", "reversed")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study's file defines."""
+
+    name: str
+    module: ModuleType
+    PAPER: str
+    CLAIM: str
+    LIMITS: str
+    runs: Callable
+    findings: Callable
+    draw: Callable
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came out: a table, a verdict, a sentence with the figures, and data for the plot."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    verdict: str
+    sentence: str
+    data: Any = None
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Made:
+    """The finished runs of a study.
+
+    folder: each run's directory is below it.  seeds: those that were asked for.  options: smaller
+    settings of a trial, {} in earnest.
+    """
+
+    folder: Path
+    seeds: Sequence[int]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def model(self, run):
+        """The trained model's directory."""
+        return self.folder / run / "model"
+
+    def summary(self, run):
+        return files.read_json(self.folder / run / "summary.json")
+
+    def metrics(self, run):
+        """The lines of metrics.jsonl."""
+        text = (self.folder / run / "metrics.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    def once(self, name, compute, of=()):
+        """compute(), as data for JSON, kept beside the runs.  It is made again if a run is newer.
+
+        of: the runs that it depends on.
+        """
+        path = self.folder / f"{name}.json"
+        newest = max(((self.folder / run / "summary.json").stat().st_mtime for run in of),
+                     default=0.0)
+        if not path.is_file() or path.stat().st_mtime < newest:
+            files.write_json(path, compute())
+        return files.read_json(path)
+
+
+def names():
+    """The studies by their command-line name."""
+    return [name for name in contract.names(sys.modules[__name__]) if not name.startswith("--")]
+
+
+def load(name):
+    """The Study of this name."""
+    return contract.load(sys.modules[__name__], name, Study)

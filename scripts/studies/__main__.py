@@ -1,0 +1,121 @@
+"""Make a study, or all of them: `make study-NAME`, `make studies`.
+
+    python -m scripts.studies pass-at-k          its runs, then its part of docs/studies.md and plot
+    python -m scripts.studies                    all studies, and one table of their verdicts
+
+Ctrl-C stops after the step in progress, and the same command continues from there.  A run is not
+made again if runs/studies holds it with the same settings and from the same weights.  The command
+does not notice a change to the code.  Remove the study's folder after such a change.
+"""
+
+import argparse
+import signal
+import sys
+import time
+from pathlib import Path
+
+from minipost import train
+from minipost.cli.options import fail_in_one_sentence
+from scripts import studies
+from scripts.bench import machine, table, write
+from scripts.compare import Runner, complete, fingerprint
+from scripts.studies import ROOT, Made
+
+PAGE = ROOT / "docs" / "studies.md"
+HEAD = """# Findings of papers, tried at nano scale
+
+Each part is made by the command that it names, by the code as it was then; the date says when.  A
+verdict follows from a rule that stands in the study's file and was written before its runs.
+"""
+
+
+def make(study, made, runner):
+    """All runs of a study.  -> whether they are all there"""
+    runs = study.runs(made.seeds)
+    for k, (name, given) in enumerate(runs.items(), 1):
+        given = [str(part).replace("{folder}", str(made.folder)) for part in given]
+        print(f"{study.name} {k}/{len(runs)}  {name}: ", end="", flush=True)
+        model = Path(train.settings_of(given).options.model)
+        start = time.perf_counter()
+        needs, failed = complete(runner, made.folder / name, given,
+                                 fingerprint(model if model.is_absolute() else ROOT / model))
+        if runner.stopped:
+            print("stopped")
+            return False
+        print(f"failed: {failed} (see {made.folder / name}/log.txt)" if failed else
+              "made earlier" if needs == "nothing" else f"{time.perf_counter() - start:.0f} s",
+              flush=True)
+        if failed:
+            return False
+    return True
+
+
+def report(study, found, picture):
+    """The study's part of the page, as lines."""
+    first = study.module.__doc__.strip().partition("\n\n")[0].replace("\n", " ")
+    return [
+        f"## {first}", "", machine(), "", f"`make study-{study.name}`. {study.CLAIM} "
+        f"([{study.PAPER}](https://{study.PAPER}))", "",
+        f"**{found.verdict.capitalize()}.** {found.sentence}", "",
+        *table(found.columns, found.rows), "", f"![{study.name}]({picture})", "",
+        *(line for note in found.notes for line in (note, "")),
+        study.LIMITS,
+    ]
+
+
+def draw(study, found, path):
+    """The study's plot as SVG, with the same bytes for the same runs."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.hashsalt": "minipost", "font.size": 9}):
+        figure = Figure(figsize=(8, 4.2), layout="constrained")
+        study.draw(figure, found)
+        for axes in figure.axes:
+            axes.grid(color="#dddddd", linewidth=0.6)
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Date": None})
+
+
+def start(argv):
+    parser = argparse.ArgumentParser(prog="python -m scripts.studies", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(studies.names()))
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args(argv)
+    for name in args.names:
+        if name not in studies.names():
+            parser.error(f"no study {name!r}; there are {', '.join(studies.names())}")
+    runner, verdicts = Runner(), []
+    before = {s: signal.signal(s, runner.handle)
+              for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        for name in args.names or studies.names():
+            study = studies.load(name)
+            made = Made(ROOT / "runs" / "studies" / name, range(args.seeds))
+            if not make(study, made, runner):
+                return 130 if runner.stopped else 1
+            found = study.findings(made)
+            picture = PAGE.parent / "pictures" / f"{name}.svg"
+            draw(study, found, picture)
+            if not PAGE.exists():
+                PAGE.write_text(HEAD, encoding="utf-8")
+            write(PAGE, f"study-{name}", report(study, found,
+                                                picture.relative_to(PAGE.parent).as_posix()), "make")
+            verdicts.append([name, study.PAPER, found.verdict, found.sentence])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if len(verdicts) > 1:
+        print("\n".join(["", *table(["study", "paper", "verdict", "what came out"], verdicts)]))
+    return 0
+
+
+def main(argv=None):
+    return fail_in_one_sentence(lambda: start(sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""pass@k: exact where right answers can be listed, from samples elsewhere."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from minipost.errors import MinipostError
+from minipost.measure import passes
+from tests.fakes import BOS, EOS, Echo, make_run, tiny
+
+RIGHT = ("ab", "b", "", "abcde")  # the last is longer than the four tokens that a sample may have
+
+
+class Listed(Echo):
+    """Only the texts in RIGHT are right, whatever the prompt."""
+
+    def answers(self, problem):
+        return RIGHT
+
+    def reward(self, prompts, completions, **columns):
+        return [float(text in RIGHT) for text in completions]
+
+
+class Unlisted(Listed):
+    answers = None
+
+
+def chance(model, prompt, text):
+    """pi(text, EOS | prompt), a factor at a time."""
+    ids, total = [BOS, 3 + "abcdefgh".index(prompt)], 1.0
+    for token in [*(3 + "abcdefgh".index(c) for c in text), EOS]:
+        with torch.no_grad():
+            total *= float(model(torch.tensor([ids]))[0, -1].softmax(-1)[token])
+        ids.append(token)
+    return total
+
+
+def test_the_exact_chance_is_the_sum_over_right_answers(monkeypatch):
+    monkeypatch.setattr(passes, "ROWS", 5)
+    model = tiny()
+    run = make_run(Listed(), model)
+    problems = run.task.heldout(4)
+    expected = [sum(chance(model, p.prompt, text) for text in RIGHT[:3]) for p in problems]
+    assert passes.chances(run, problems) == pytest.approx(expected, rel=1e-9)
+    found = passes.measure(run, problems, [1, 3])
+    assert found["pass@1"].value == pytest.approx(sum(expected) / 4, rel=1e-9)
+    assert found["pass@3"].value == pytest.approx(
+        sum(1 - (1 - p) ** 3 for p in expected) / 4, rel=1e-9)
+    assert found["pass@3"].n == 4 and found["pass@3"].high <= 1
+
+
+def test_samples_agree_with_the_exact_chance():
+    """Answers in four tokens, EOS among them: both count the same.  4 standard errors."""
+    n, run = 3000, make_run(Listed())
+    problems = run.task.heldout(4)
+    exact = passes.chances(run, problems)
+    for c, p in zip(passes.counts(run, problems, n), exact, strict=True):
+        assert abs(c / n - p) < 4 * math.sqrt(p * (1 - p) / n)
+    assert min(exact) > 0.005
+
+
+def test_where_nothing_is_listed_samples_are_drawn():
+    run = make_run(Unlisted())
+    problems = run.task.heldout(3)
+    c = passes.counts(run, problems, 6)
+    found = passes.measure(run, problems, [1, 6])
+    assert found["pass@1"].value == pytest.approx(sum(c) / 18)
+    assert found["pass@6"].value == pytest.approx(sum(map(bool, c)) / 3)
+    assert passes.measure(run, problems, [1], samples=6)["pass@1"] == found["pass@1"]
+    with pytest.raises(MinipostError, match="pass@6 takes at least 6 samples"):
+        passes.measure(run, problems, [1, 6], samples=5)
+    listed = make_run(Listed())
+    assert passes.measure(listed, problems, [6], samples=6)["pass@6"] == found["pass@6"]
+
+
+def test_a_reward_between_0_and_1_has_no_pass():
+    run = make_run()
+    with pytest.raises(MinipostError, match="echo is not 0 or 1"):
+        passes.measure(run, run.task.heldout(4), [1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_measuring_draws_the_same_twice_and_counts_no_tokens(seed):
+    run = make_run(Unlisted(), seed=random.Random(seed).randrange(100))
+    with run.aside():
+        first = passes.counts(run, run.task.heldout(4), 5)
+        assert passes.counts(run, run.task.heldout(4), 5) == first
+    assert run.tokens == 0

@@ -1,0 +1,196 @@
+"""Studies: what decides a verdict, on figures by hand, and their own sums."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minipost import train
+from minipost.measure.stats import pass_at
+from scripts import studies
+from scripts.studies import (
+    VERDICTS,
+    Finding,
+    Made,
+    __main__,
+    compute_curve,
+    edge_of_competence,
+    entropy_law,
+    pass_at_k,
+    razor,
+    spurious_rewards,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("name", studies.names())
+def test_a_studys_file_says_what_decides_and_its_runs_are_commands(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    study = studies.load(name)
+    assert all(f"\n{verdict}  " in study.module.__doc__ for verdict in VERDICTS)
+    assert study.LIMITS.count(". ") == 2 and study.LIMITS.endswith(".")
+    assert study.PAPER.startswith("arxiv.org/abs/") and study.CLAIM.endswith(".")
+    runs = study.runs(range(2))
+    for given in runs.values():
+        train.settings_of(list(map(str, given)))  # fails where a flag is unknown
+    assert len({tuple(map(str, given)) for given in runs.values()}) == len(runs)
+    assert f"study-{name}" in f"study-{name}" and len(runs) >= 2
+
+
+# ---- pass@k
+
+def chances(*values):
+    return [list(values)]
+
+
+def test_pass_at_k_is_judged_at_both_ends():
+    base = chances(*[0.01] * 50, *[0.011] * 50)
+    sharper = chances(*[0.9] * 60, *[0.0] * 40)
+    assert pass_at_k.judge({"t": {"base": base, "grpo": sharper}})[0] == "reproduced"
+    better = chances(*[0.5] * 50, *[0.6] * 50)
+    never = chances(*[0.0] * 50, *[0.01] * 50)
+    assert pass_at_k.judge({"t": {"base": never, "grpo": better}})[0] == "reversed"
+    assert pass_at_k.judge({"t": {"base": base, "grpo": base}})[0] == "not reproduced"
+
+
+def test_a_crossing_is_where_the_base_stays_ahead():
+    base, found = chances(0.01, 0.01), chances(0.5, 0.0)
+    first = float(pass_at_k.crossing(base, found).replace(",", ""))
+    k = next(k for k in pass_at_k.GRID if pass_at(0.01, k) > (1 - 0.5**k) / 2)
+    assert first == round(k) and pass_at_k.crossing(found, base) == "never"
+    assert pass_at_k.lost(base[0], found) == "1 (0)"
+    assert pass_at_k.lost(found[0], base) == "0 (1)"
+
+
+# ---- spurious rewards
+
+def test_a_coin_is_fair_and_knows_nothing_of_the_answer():
+    from minipost.tasks.arithmetic import Arithmetic
+
+    task = Arithmetic()
+    problems = task.heldout(300)
+    texts = [f"Answer: {p.columns['answer'] + k % 2}" for k, p in enumerate(problems)]
+    prompts, right = [p.prompt for p in problems], [p.columns["answer"] for p in problems]
+    toss = spurious_rewards.coin(prompts, texts, answer=right)
+    assert set(toss) == {0.0, 1.0} and abs(sum(toss) - 150) < 4 * 75**0.5
+    assert abs(np.corrcoef(toss, [k % 2 for k in range(300)])[0, 1]) < 0.23
+    assert toss == spurious_rewards.coin(prompts, texts, answer=right)
+    same = spurious_rewards.coin(prompts[:1] * 64, texts[:1] * 64)
+    assert 16 < sum(same) < 48  # equal answers of a group do not tie
+    assert spurious_rewards.wrong(prompts, texts, answer=right) == [k % 2 for k in range(300)]
+    assert spurious_rewards.wrong(["x"], ["no number"], answer=[3]) == [0.0]
+
+
+@pytest.mark.parametrize("right, other, verdict", [
+    ([0.2, 0.1, 0.3], [-0.1, -0.2, 0.0], "reproduced"),
+    ([0.2, 0.1, 0.3], [0.1, 0.05, 0.2], "not reproduced"),
+    ([0.0, -0.1, 0.1], [0.1, 0.05, 0.2], "reversed"),
+    ([0.0, -0.1, 0.1], [0.0, -0.1, 0.1], "not reproduced")])
+def test_spurious_rewards_are_judged_by_the_coin(right, other, verdict):
+    data = {f"{base}, coin": gain for base, gain in zip(spurious_rewards.BASES, (right, other))}
+    assert spurious_rewards.judge(data) == verdict
+
+
+# ---- the edge of competence
+
+@pytest.mark.parametrize("can, edge, cannot, verdict", [
+    ([0.1, 0.0, 0.2], [0.5, 0.4, 0.6], [0.0, -0.1, 0.1], "reproduced"),
+    ([0.1, 0.0, 0.2], [0.5, 0.15, 0.6], [0.0, -0.1, 0.1], "not reproduced"),
+    ([0.5, 0.4, 0.6], [0.1, 0.0, 0.2], [0.4, 0.3, 0.5], "reversed"),
+    (None, [0.5, 0.4, 0.6], [0.0, -0.1, 0.1], "not reproduced")])
+def test_the_edge_is_judged_by_the_largest_gain_of_each_class(can, edge, cannot, verdict):
+    best = {"can": can, "edge": edge, "cannot": cannot}
+    assert edge_of_competence.judge(best) == verdict
+    assert "the largest gain" in edge_of_competence.sentence(best).lower()
+
+
+def test_every_accuracy_has_a_class():
+    assert [edge_of_competence.class_of(p) for p in (0, 0.019, 0.02, 0.69, 0.7, 1.0)] == [
+        "cannot", "cannot", "edge", "edge", "can", "can"]
+
+
+# ---- forgetting
+
+def points(grpo, sft, law=lambda kl: 0.1 * kl):
+    return [{"method": m, "new": new, "kl": kl, "forgotten": law(kl)}
+            for m, found in (("grpo", grpo), ("sft", sft)) for new, kl in found]
+
+
+def test_the_razor_is_judged_by_fit_and_order():
+    near, far = [(0.95, 0.5), (0.96, 0.7)], [(0.95, 2.0), (0.99, 3.0)]
+    assert razor.judge(points(near, far), 0.9)[0] == "reproduced"
+    assert razor.judge(points(far, near), 0.9)[0] == "reversed"
+    assert razor.judge(points(near, far), 0.4)[0] == "not reproduced"
+    assert razor.judge(points(near, far, lambda kl: -kl), 0.9)[0] == "not reproduced"
+    assert razor.judge(points([(0.5, 0.1)], far), 0.9)[0] == "not reproduced"
+
+
+def test_a_quadratic_explains_a_parabola_and_no_noise():
+    x = np.linspace(0, 3, 30)
+    assert razor.fit(x, 1 + 2 * x - x**2) == pytest.approx(1)
+    rng = np.random.default_rng(0)
+    assert razor.fit(x, rng.normal(size=30)) < 0.4
+    assert razor.fit(x, np.ones(30)) == 0
+
+
+# ---- laws of a run
+
+def test_the_entropy_law_is_recovered():
+    entropy = np.linspace(1.2, 0.1, 40)
+    a, b = entropy_law.fitted(entropy, 1.4 - 0.3 * np.exp(entropy))
+    assert (a, b) == (pytest.approx(0.3), pytest.approx(1.4))
+    found = entropy_law.windows([{"reward": k} for k in range(25)], "reward", size=10)
+    assert [list(x) for x in found] == [[4.5, 14.5]]
+
+
+def test_a_sigmoid_is_recovered_from_all_of_it():
+    compute = np.linspace(1e4, 1e6, 60)
+    reward = compute_curve.sigmoid(compute, 0.2, 0.8, 1.5, 2e5)
+    ceiling, power, middle = compute_curve.fitted(compute, reward, 0.2)
+    assert (ceiling, power, middle) == (pytest.approx(0.8, abs=0.01), pytest.approx(1.5, abs=0.05),
+                                        pytest.approx(2e5, rel=0.05))
+
+
+def lines(seed, rule):
+    """Forty windows of a run: entropy falls, tokens grow, and reward is what the rule says."""
+    rng = np.random.default_rng(seed)
+    return [{"entropy": h, "num_tokens": 100.0 * (k + 1), "reward": rule(h, k) + rng.normal() * 0.002}
+            for k, h in enumerate(np.linspace(1.0, 0.05, 400))]
+
+
+@pytest.mark.parametrize("rule, law, curve", [
+    (lambda h, k: 1.3 - 0.4 * np.exp(h), "reproduced", None),
+    (lambda h, k: 0.5 + 0.1 * (k < 100) * (1.0 - h), "reversed", None),
+    (lambda h, k: 0.2 + 0.6 / (1 + (6e3 / (100.0 * (k + 1))) ** 1.5), None, "reproduced")])
+def test_laws_hold_where_runs_follow_them(tmp_path, monkeypatch, rule, law, curve):
+    made = Made(tmp_path, range(2))
+    monkeypatch.setattr(Made, "metrics", lambda self, run: lines(int(run[-1]), rule))
+    assert law is None or entropy_law.findings(made).verdict == law
+    assert curve is None or compute_curve.findings(made).verdict == curve
+
+
+# ---- the page
+
+def test_what_is_computed_is_kept_until_its_run_is_newer(tmp_path):
+    made, calls = Made(tmp_path, range(1)), []
+
+    def compute():
+        calls.append(1)
+        return len(calls)
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    assert [made.once("x", compute, ["run"]) for _ in range(2)] == [1, 1]
+    import os
+    os.utime(tmp_path / "run" / "summary.json", (2e9, 2e9))
+    assert made.once("x", compute, ["run"]) == 2
+
+
+def test_a_report_has_the_verdict_its_figures_and_the_limits():
+    study = studies.load("pass-at-k")
+    found = Finding(["a"], [["1"]], "reversed", "So it went.", notes=["Note."])
+    text = "\n".join(__main__.report(study, found, "pictures/x.svg"))
+    for part in ("## Does RL reach beyond", "`make study-pass-at-k`", "**Reversed.** So it went.",
+                 "| 1 |", "![pass-at-k](pictures/x.svg)", "Note.", study.LIMITS):
+        assert part in text
