@@ -35,7 +35,7 @@ class Options(SetUp):
     out: str = ""               # run directory; runs/ALGO-TASK-SEED if empty
     workers: int = 0            # processes on a CPU; 0: one per core, at most 4
     eval_n: int = 400           # held-out problems measured before and after
-    ask: int = 0                # samples of the untrained model to choose from, shown beside; 0: none
+    ask: int = 0                # answers of the untrained model to choose from, shown beside; 0: no
     show: int = 4               # held-out problems shown before and after
     save_every: int = 50        # steps between saved states; 0: only at the end
     eval_every: int = 0         # steps between held-out measurements into metrics.jsonl; 0: none

@@ -8,9 +8,9 @@ chosen first, so that no method loses by it alone: one run, of another seed, wit
 multiples of the file's default, and the one whose answers to training problems earned most over the
 last quarter of its steps.  Held-out problems have no part in the choice.
 
-Held-out accuracy is measured during training.  All samples that serve learning count, including the greedy answers of
-self-critical and the groups that dapo discards.  Samples that serve measurement do not count.  The
-result is a part of BENCHMARKS.md and a plot.
+Held-out accuracy is measured during training.  All samples that serve learning count, including the
+greedy answers of self-critical and the groups that dapo discards.  Samples that serve measurement
+do not count.  The result is a part of BENCHMARKS.md and a plot.
 
 Ctrl-C stops after the step in progress, and the same command continues from there.  A run is not
 made again if runs/compare holds it with the same settings and from the same weights.  The command
@@ -310,7 +310,8 @@ def gaps(found):
                              [run.after for run in found[best]]) for algo in others}
 
 
-COLUMNS = ["method", "step", "sampled before", "sampled after [95%]", "difference to the best [95%]",
+COLUMNS = ["method", "step", "sampled before", "sampled after [95%]",
+           "difference to the best [95%]",
            "greedy after [95%]", "response tokens", "training s", "steps"]
 
 
@@ -527,7 +528,8 @@ def parse(argv):
     parser.add_argument("--knobs", help="of the task, in one string")
     parser.add_argument("--model", help="model directory to start from (checkpoints/thinker, or "
                                         "checkpoints/base with --task)")
-    parser.add_argument("--sweep", type=int, choices=(0, 1), help="choose each method's step first (1)")
+    parser.add_argument("--sweep", type=int, choices=(0, 1),
+                        help="choose each method's step first (1)")
     parser.add_argument("--budget", type=int, help="response tokens of each run (280000)")
     parser.add_argument("--seeds", type=int, help="how many, from 0 on (5)")
     parser.add_argument("--eval-every", type=int, default=4, help="steps between evaluations (4)")
@@ -551,11 +553,11 @@ def parse(argv):
     folder = ROOT / "runs" / ("compare-quick" if args.quick else "compare")
     picture = f"compare-{args.task}.svg"
     fallback = {
-        "sweep": 0, "budget": 3_000, "seeds": 1, "eval_n": 10, "runs": folder, "out": folder / "report.md",
-        "plot": folder / picture,
+        "sweep": 0, "budget": 3_000, "seeds": 1, "eval_n": 10, "runs": folder,
+        "out": folder / "report.md", "plot": folder / picture,
     } if args.quick else {
-        "sweep": 1, "budget": 280_000, "seeds": 5, "eval_n": 400, "runs": folder, "out": ROOT / "BENCHMARKS.md",
-        "plot": ROOT / "data" / picture,
+        "sweep": 1, "budget": 280_000, "seeds": 5, "eval_n": 400, "runs": folder,
+        "out": ROOT / "BENCHMARKS.md", "plot": ROOT / "data" / picture,
     }
     for name, value in fallback.items():
         if getattr(args, name) is None:

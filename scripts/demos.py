@@ -45,8 +45,8 @@ def main():
     parser.add_argument("--n", type=int, default=0, help="problems of each test-time demo")
     args = parser.parse_args()
     found = {name: demo(name, args) for name in (*methods.names(), *test_time.names())}
-    print("\n| method | task | metric | before [95%] | after [95%] | gain, paired [95%] | seconds |")
-    print("|---|---|---|---|---|---|---|")
+    print("\n| method | task | metric | before [95%] | after [95%] | gain, paired [95%] | seconds |"
+          "\n|---|---|---|---|---|---|---|")
     for name, s in found.items():
         if s is None:
             print(f"| {name} | failed | | | | | |")

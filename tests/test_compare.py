@@ -88,7 +88,7 @@ def test_what_a_run_still_needs(args, change, needs):
 
 
 @pytest.mark.parametrize("option, value", [
-    ("budget", 3001), ("task", "countdown"), ("model", "elsewhere"), ("eval_every", 5),
+    ("budget", 3001), ("knobs", "--terms 5"), ("model", "elsewhere"), ("eval_every", 5),
     ("eval_n", 11), ("workers", 1),
 ])
 @pytest.mark.parametrize("summary", [True, False])
@@ -320,6 +320,7 @@ def test_a_step_is_chosen_by_the_reward_on_training_problems(args, monkeypatch, 
     assert compare.choose(args, Steps(stop_at=2)) is None
     args.sweep = 0
     assert compare.choose(args, None) == {"grpo": None, "trpo": None}
+
 
 def test_the_verdict_names_who_cannot_be_told_apart():
     noise = "not differ from it beyond noise (the interval of the paired difference contains 0)"

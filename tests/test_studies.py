@@ -1,5 +1,6 @@
 """Studies: what decides a verdict, on figures by hand, and their own sums."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def test_a_studys_file_says_what_decides_and_its_runs_are_commands(name, monkeyp
     for given in runs.values():
         train.settings_of(list(map(str, given)))  # fails where a flag is unknown
     assert len({tuple(map(str, given)) for given in runs.values()}) == len(runs)
-    assert f"study-{name}" in f"study-{name}" and len(runs) >= 2
+    assert len(runs) >= 2
 
 
 # ---- pass@k
@@ -155,14 +156,15 @@ def test_a_sigmoid_is_recovered_from_all_of_it():
 def lines(seed, rule):
     """Forty windows of a run: entropy falls, tokens grow, and reward is what the rule says."""
     rng = np.random.default_rng(seed)
-    return [{"entropy": h, "num_tokens": 100.0 * (k + 1), "reward": rule(h, k) + rng.normal() * 0.002}
+    return [{"entropy": h, "num_tokens": 100.0 * (k + 1),
+             "reward": rule(h, k) + rng.normal() * 0.002}
             for k, h in enumerate(np.linspace(1.0, 0.05, 400))]
 
 
 @pytest.mark.parametrize("rule, law, curve", [
     (lambda h, k: 1.3 - 0.4 * np.exp(h), "reproduced", None),
     (lambda h, k: 0.5 + 0.1 * (k < 100) * (1.0 - h), "reversed", None),
-    (lambda h, k: 0.2 + 0.6 / (1 + (6e3 / (100.0 * (k + 1))) ** 1.5), None, "reproduced")])
+    (lambda h, k: 0.2 + 0.6 / (1 + (6e3 / (100.0 * (k + 1))) ** 2), None, "reproduced")])
 def test_laws_hold_where_runs_follow_them(tmp_path, monkeypatch, rule, law, curve):
     made = Made(tmp_path, range(2))
     monkeypatch.setattr(Made, "metrics", lambda self, run: lines(int(run[-1]), rule))
@@ -182,7 +184,6 @@ def test_what_is_computed_is_kept_until_its_run_is_newer(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "summary.json").write_text("{}")
     assert [made.once("x", compute, ["run"]) for _ in range(2)] == [1, 1]
-    import os
     os.utime(tmp_path / "run" / "summary.json", (2e9, 2e9))
     assert made.once("x", compute, ["run"]) == 2
 

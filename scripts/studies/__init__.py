@@ -1,4 +1,4 @@
-"""Findings of papers, tried at nano scale.  Every file in this folder is a study: `make study-NAME`.
+"""Findings of papers, tried at nano scale.  Every file here is a study: `make study-NAME`.
 
 A study trains small models with `minipost.train` and compares its figures with a paper's claim.
 Its file defines
@@ -89,8 +89,8 @@ class Made:
         newest = max(((self.folder / run / "summary.json").stat().st_mtime for run in of),
                      default=0.0)
         if not path.is_file() or path.stat().st_mtime < newest:
-            files.write_json(path, compute())
-        return files.read_json(path)
+            files.write_json(path, {"found": compute()})
+        return files.read_json(path)["found"]
 
 
 def names():

@@ -99,11 +99,11 @@ def start(argv):
                 return 130 if runner.stopped else 1
             found = study.findings(made)
             picture = PAGE.parent / "pictures" / f"{name}.svg"
+            shown = picture.relative_to(PAGE.parent).as_posix()
             draw(study, found, picture)
             if not PAGE.exists():
                 PAGE.write_text(HEAD, encoding="utf-8")
-            write(PAGE, f"study-{name}", report(study, found,
-                                                picture.relative_to(PAGE.parent).as_posix()), "make")
+            write(PAGE, f"study-{name}", report(study, found, shown), "make")
             verdicts.append([name, study.PAPER, found.verdict, found.sentence])
     finally:
         for number, handler in before.items():

@@ -19,11 +19,12 @@ import numpy as np
 from scripts.studies import Finding, entropy_law
 
 PAPER = "arxiv.org/abs/2510.13786"
-CLAIM = ("Khatri et al. 2025: reward against compute follows a sigmoid, and one that is fitted early in "
-         "a run (a quarter to a half of 16,000 hours of GPUs) extrapolates to its end.")
-LIMITS = ("What a nano model can tell: how well three numbers are fixed by the first quarter of a curve, "
-          "with the noise of 512 answers a step. What it cannot: the paper's claim is about recipes "
-          "that stay stable for months. Here a run ends after minutes, long before its ceiling.")
+CLAIM = ("Khatri et al. 2025: reward against compute follows a sigmoid, and one that is fitted "
+         "early in a run (a quarter to a half of 16,000 hours of GPUs) extrapolates to its end.")
+LIMITS = ("What a nano model can tell: how well three numbers are fixed by the first quarter of "
+          "a curve, with the noise of 512 answers a step. What it cannot: the paper's claim is "
+          "about recipes that stay stable for months. Here a run ends after minutes, long before "
+          "its ceiling.")
 
 
 def runs(seeds):

@@ -1,7 +1,7 @@
 """Where does RL teach most: on what the base can do, nearly can do, or cannot do?
 
-The thinker in a hurry counts large terms short.  The more terms, the rarer a right answer: from most
-to none.  GRPO trains on each length apart, with the same number of steps.
+The thinker in a hurry counts large terms short.  The more terms, the rarer a right answer: from
+most to none.  GRPO trains on each length apart, with the same number of steps.
 
 reproduced      Of lengths in three classes by the base's sampled accuracy p (can: p >= 0.7; edge:
                 0.02 <= p < 0.7; cannot: p < 0.02), the edge gains more greedy accuracy than either
@@ -17,13 +17,14 @@ from scripts.compare import over_seeds
 from scripts.studies import Finding
 
 PAPER = "arxiv.org/abs/2512.07783"
-CLAIM = ("Zhang et al. 2025: RL adds capability where its tasks lie at the edge of what the model can "
-         "do, hard and not out of reach; on tasks that pre-training covers, or that are beyond it, it "
-         "adds little.")
+CLAIM = ("Zhang et al. 2025: RL adds capability where its tasks lie at the edge of what the "
+         "model can do, hard and not out of reach; on tasks that pre-training covers, or that "
+         "are beyond it, it adds little.")
 LIMITS = ("What a nano model can tell: how a policy gradient depends on the rate of success when "
-          "nothing else differs. What it cannot: here all lengths need the same skill, so a long sum "
-          "is beyond reach only because it multiplies chances; the paper's tasks also differ in what "
-          "has to be known. Where the edge of a large model lies depends on its pre-training.")
+          "nothing else differs. What it cannot: here all lengths need the same skill, so a long "
+          "sum is beyond reach only because it multiplies chances; the paper's tasks also differ "
+          "in what has to be known. Where the edge of a large model lies depends on its "
+          "pre-training.")
 TERMS = (2, 4, 6, 8, 12, 16, 24)
 SETTINGS = ["--steps", "40", "--max-new-tokens", "240"]
 CLASSES = {"can": (0.7, 1.01), "edge": (0.02, 0.7), "cannot": (0.0, 0.02)}
@@ -31,8 +32,8 @@ CLASSES = {"can": (0.7, 1.01), "edge": (0.02, 0.7), "cannot": (0.0, 0.02)}
 
 def runs(seeds):
     return {run_of(terms, seed): [
-        "--algo", "grpo", "--task", "arithmetic", "--model", "checkpoints/thinker", "--hurried", "True",
-        "--terms", terms, "--seed", seed, "--eval-n", 200, *SETTINGS]
+        "--algo", "grpo", "--task", "arithmetic", "--model", "checkpoints/thinker",
+        "--hurried", "True", "--terms", terms, "--seed", seed, "--eval-n", 200, *SETTINGS]
         for seed in seeds for terms in TERMS}
 
 
@@ -58,8 +59,9 @@ def findings(made):
                       default=None) for name in CLASSES}
     return Finding(["terms", "class", "sampled before", "greedy before", "greedy after",
                     "greedy gain [95%]"], rows, judge(best), sentence(best), data,
-                   [f"{len(made.seeds)} seeds, 200 held-out problems each, 40 steps of 32 x 8 answers. "
-                    "Beyond 8 terms the sums are longer than any that the thinker was taught."])
+                   [f"{len(made.seeds)} seeds, 200 held-out problems each, 40 steps of 32 x 8 "
+                    "answers. Beyond 8 terms the sums are longer than any that the thinker was "
+                    "taught."])
 
 
 def class_of(start):
@@ -76,9 +78,11 @@ def judge(best):
 
 
 def sentence(best):
-    return ("The largest gain in greedy accuracy: " + "; ".join(
-        f"{name} {'no such length' if gain is None else f'{gain[0]:+.3f} [{gain[1]:+.3f}, {gain[2]:+.3f}]'}"
-        for name, gain in best.items()) + ".")
+    def show(gain):
+        return f"{gain[0]:+.3f} [{gain[1]:+.3f}, {gain[2]:+.3f}]" if gain else "no such length"
+
+    return ("The largest gain in greedy accuracy: "
+            + "; ".join(f"{name} {show(gain)}" for name, gain in best.items()) + ".")
 
 
 def draw(figure, found):
@@ -87,7 +91,8 @@ def draw(figure, found):
         value, low, high = point["gain"]
         axes.errorbar(point["start"], value, [[value - low], [high - value]], fmt="o",
                       color="tab:blue", capsize=2)
-        axes.annotate(f"{terms}", (point["start"], value), textcoords="offset points", xytext=(6, 4))
+        axes.annotate(f"{terms}", (point["start"], value), textcoords="offset points",
+                      xytext=(6, 4))
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(xlabel="sampled accuracy of the base, held out (numbers: terms)",
              ylabel="gain in greedy accuracy after 40 steps of GRPO")

@@ -4,8 +4,8 @@ GRPO without a KL penalty learns six-term sums that are answered at once.  R is 
 step's answers and H their mean entropy per token, both over windows of ten steps.  a and b are
 fitted on the first quarter of the windows and give R from H in the other three.
 
-reproduced      In every seed the mean error of R over the last three quarters is at most 0.03 and at
-                most half of what it is if R stays as at the end of the first quarter.
+reproduced      In every seed the mean error of R over the last three quarters is at most 0.03 and
+                at most half of what it is if R stays as at the end of the first quarter.
 reversed        In every seed it is larger than that of a constant.
 not reproduced  Anything else.
 """
@@ -17,13 +17,13 @@ import numpy as np
 from scripts.studies import Finding
 
 PAPER = "arxiv.org/abs/2505.22617"
-CLAIM = ("Cui et al. 2025: without intervention a policy trades entropy for reward along R = -a e^H + b; "
-         "fitted on early steps it predicts the rest of a run to about one point of accuracy, and "
-         "-a + b is the ceiling that it reaches when the entropy is gone.")
-LIMITS = ("What a nano model can tell: whether the law holds for answers of two tokens, where entropy "
-          "and the chance of a right answer are nearly the same thing. What it cannot: in long chains of "
-          "thought most tokens have no entropy and a few decide. That the law holds here or fails "
-          "here says little about its a and b for a large model.")
+CLAIM = ("Cui et al. 2025: without intervention a policy trades entropy for reward along R = -a "
+         "e^H + b; fitted on early steps it predicts the rest of a run to about one point of "
+         "accuracy, and -a + b is the ceiling that it reaches when the entropy is gone.")
+LIMITS = ("What a nano model can tell: whether the law holds for answers of two tokens, where "
+          "entropy and the chance of a right answer are nearly the same thing. What it cannot: "
+          "in long chains of thought most tokens have no entropy and a few decide. That the law "
+          "holds here or fails here says little about its a and b for a large model.")
 RUN = ["--algo", "grpo", "--task", "arithmetic", "--direct", "True", "--model", "checkpoints/base",
        "--lr", "1e-4", "--beta", "0", "--group-size", "16", "--steps", "600", "--save-every", "200"]
 WINDOW = 10
@@ -59,14 +59,14 @@ def findings(made):
         worse.append(error > constant)
         data.append({"entropy": entropy.tolist(), "reward": reward.tolist(), "told": told.tolist(),
                      "part": part})
-        rows.append([str(seed), f"{a:.3f}", f"{b:.3f}", f"{reward[part - 1]:.3f}", f"{told[-1]:.3f}",
-                     f"{reward[-1]:.3f}", f"{error:.3f}", f"{constant:.3f}", f"{b - a:.3f}"])
+        rows.append([str(seed), *(f"{x:.3f}" for x in (
+            a, b, reward[part - 1], told[-1], reward[-1], error, constant, b - a))])
     verdict = "reproduced" if all(small) else "reversed" if all(worse) else "not reproduced"
     errors, constants = (", ".join(row[k] for row in rows) for k in (6, 7))
     return Finding(["seed", "a", "b", "R after a quarter", "R at the end, foretold", "R at the end",
                     "mean error", "of a constant", "foretold ceiling"], rows, verdict,
-                   f"Mean error of the foretold reward over the last three quarters of a run: {errors} "
-                   f"({len(rows)} seeds); of a constant: {constants}.", data,
+                   "Mean error of the foretold reward over the last three quarters of a run: "
+                   f"{errors} ({len(rows)} seeds); of a constant: {constants}.", data,
                    ["The law is fitted on the first quarter of each run."])
 
 

@@ -10,11 +10,12 @@ reversed        It is above the base's beyond the interval at k = 1 and still at
 not reproduced  Anything else.
 """
 
+from functools import partial
 from statistics import fmean
 
 from minipost import checkpoint
 from minipost.measure import passes
-from minipost.measure.stats import pass_at, paired
+from minipost.measure.stats import paired, pass_at
 from minipost.optim import Learner
 from minipost.run import Run
 from minipost.tasks.countdown import Countdown
@@ -22,12 +23,13 @@ from scripts.studies import ROOT, Finding
 
 PAPER = "arxiv.org/abs/2504.13837"
 CLAIM = ("Yue et al. 2025: after RL with verifiable rewards a model is better at pass@1, but its "
-         "base overtakes it at large k (tens to hundreds in their figures), so RL narrows what the "
-         "base could already do.")
-LIMITS = ("What a nano model can tell: here the curves are exact, so a crossing is no accident of "
-          "sampling. What it cannot: a base of 0.86M parameters knows one way to write a solution, "
-          "so there are no new ways of thinking to be found or lost. Large models are measured with "
-          "at most some hundred samples, where part of what looks impossible is merely rare.")
+         "base overtakes it at large k (tens to hundreds in their figures), so RL narrows what "
+         "the base could already do.")
+LIMITS = ("What a nano model can tell: here the curves are exact, so a crossing is no accident "
+          "of sampling. What it cannot: a base of 0.86M parameters knows one way to write a "
+          "solution, so there are no new ways of thinking to be found or lost. Large models are "
+          "measured with at most some hundred samples, where part of what looks impossible is "
+          "merely rare.")
 BASE = "checkpoints/base"
 TASKS = {"countdown-3": dict(numbers=3), "countdown-4": dict(numbers=4),
          "Game of 24": dict(numbers=4, target=24)}
@@ -72,12 +74,12 @@ def findings(made):
     n, data = made.options.get("n", N), {}
     for task, knobs in made.options.get("tasks", TASKS).items():
         of = [f"{task} base".replace(" ", "-"), ROOT / BASE]
-        before = made.once(of[0], lambda: chances(of[1], knobs, n))
+        before = made.once(of[0], partial(chances, of[1], knobs, n))
         data[task] = {"base": [before]}
         for algo in METHODS:
             names = [run_of(task, algo, seed) for seed in made.seeds]
             data[task][algo] = [
-                made.once(f"chances-{name}", lambda: chances(made.model(name), knobs, n), [name])
+                made.once(f"chances-{name}", partial(chances, made.model(name), knobs, n), [name])
                 for name in names if (made.folder / name / "summary.json").is_file()]
     rows = [[task, algo, str(len(found)), *(f"{mean_at(found, k):.3f}" for k in KS),
              crossing(data[task]["base"], found) if algo != "base" else "",
@@ -136,7 +138,6 @@ def judge(data):
     return verdict, (f"On {task} GRPO gains {first:+} at k = 1 over the base's "
                      f"{mean_at(base, 1):.3f}; at k = 10^6 the difference is {last:+}, and the "
                      f"base is ahead from k = {crossing(base, found)}.")
-
 
 
 def draw(figure, found):

@@ -13,6 +13,7 @@ not reproduced  Anything else.
 """
 
 from dataclasses import asdict
+from functools import partial
 from statistics import fmean
 
 import numpy as np
@@ -29,13 +30,13 @@ from minipost.tasks.recall import Recall
 from scripts.studies import ROOT, Finding
 
 PAPER = "arxiv.org/abs/2509.04259"
-CLAIM = ("Shenfeld et al. 2025: how much a model forgets is predicted by its KL to the base on the new "
-         "task, whatever the method (R^2 0.96 in their small world, 0.71 for a language model), and "
-         "on-policy RL forgets less than SFT because it ends nearer to the base.")
-LIMITS = ("What a nano model can tell: the KL is exact, the old tasks are known, and all methods start "
-          "from the same weights. What it cannot: in 0.86M parameters everything shares its weights, "
-          "so a small change is felt everywhere. The old skills of a large model are many and are "
-          "measured by a few benchmarks.")
+CLAIM = ("Shenfeld et al. 2025: how much a model forgets is predicted by its KL to the base on "
+         "the new task, whatever the method (R^2 0.96 in their small world, 0.71 for a language "
+         "model), and on-policy RL forgets less than SFT because it ends nearer to the base.")
+LIMITS = ("What a nano model can tell: the KL is exact, the old tasks are known, and all methods "
+          "start from the same weights. What it cannot: in 0.86M parameters everything shares "
+          "its weights, so a small change is felt everywhere. The old skills of a large model "
+          "are many and are measured by a few benchmarks.")
 BASE = "checkpoints/thinker"
 NEW = Arithmetic(hurried=True)
 OLD = {"in steps": Arithmetic(), "at once": Arithmetic(direct=True),
@@ -52,8 +53,8 @@ N = 200
 
 def runs(seeds):
     return {run_of(algo, rate, seed): [
-        "--algo", algo, "--task", "arithmetic", "--hurried", "True", "--model", BASE, "--seed", seed,
-        "--lr", rate, "--eval-n", N, *given]
+        "--algo", algo, "--task", "arithmetic", "--hurried", "True", "--model", BASE,
+        "--seed", seed, "--lr", rate, "--eval-n", N, *given]
         for seed in seeds for algo, given in METHODS.items() for rate in RATES}
 
 
@@ -90,14 +91,15 @@ def divergence(directory, n):
 
 def findings(made):
     n = made.options.get("n", N)
-    before = made.once("base", lambda: abilities(ROOT / BASE, n))
+    before = made.once("base", partial(abilities, ROOT / BASE, n))
     points = []
     for algo in METHODS:
         for rate in made.options.get("rates", RATES):
             for seed in made.seeds:
                 run = run_of(algo, rate, seed)
-                after = made.once(f"abilities-{run}", lambda: abilities(made.model(run), n), [run])
-                kl = made.once(f"kl-{run}", lambda: divergence(made.model(run), n), [run])
+                model = made.model(run)
+                after = made.once(f"abilities-{run}", partial(abilities, model, n), [run])
+                kl = made.once(f"kl-{run}", partial(divergence, model, n), [run])
                 lost = fmean(before[name] - after[name] for name in OLD)
                 points.append({"method": algo, "lr": rate, "seed": seed, "new": after["new"],
                                "kl": kl, "forgotten": lost})
@@ -111,8 +113,9 @@ def findings(made):
     verdict, sentence = judge(points, explained)
     return Finding(["method", "lr", "greedy, new task", "KL(base, policy), nats an answer",
                     "forgotten"], rows, verdict, sentence, points,
-                   [f"Means of {len(made.seeds)} seeds; {n} held-out problems of each task, greedy. "
-                    f"New task before: {before['new']:.3f}. Forgotten: mean loss of accuracy over "
+                   [f"Means of {len(made.seeds)} seeds; {n} held-out problems of each task, "
+                    f"greedy. New task before: {before['new']:.3f}. Forgotten: mean loss of "
+                    "accuracy over "
                     + ", ".join(f"{name} ({before[name]:.3f} before)" for name in OLD) + "."])
 
 
@@ -134,9 +137,9 @@ def judge(points, explained):
     below = [mean["grpo", key] < mean["sft", key] for key in ("kl", "forgotten")]
     verdict = ("not reproduced" if explained < 0.5 or any(below) != all(below) else
                "reproduced" if all(below) else "reversed")
-    return verdict, (f"A quadratic of the KL explains {explained:.2f} of the variance of forgetting "
-                     f"over {len(points)} runs. Where the new task is learnt to 0.9, GRPO is "
-                     f"{mean['grpo', 'kl']:.2f} nats away and has forgotten "
+    return verdict, (f"A quadratic of the KL explains {explained:.2f} of the variance of "
+                     f"forgetting over {len(points)} runs. Where the new task is learnt to 0.9, "
+                     f"GRPO is {mean['grpo', 'kl']:.2f} nats away and has forgotten "
                      f"{mean['grpo', 'forgotten']:.3f}, SFT {mean['sft', 'kl']:.2f} nats and "
                      f"{mean['sft', 'forgotten']:.3f}.")
 

@@ -1,4 +1,4 @@
-"""Do random and wrong rewards teach?  Two bases: the commoner way is right in one, wrong in the other.
+"""Do random and wrong rewards teach?  Of two bases one's commoner way is right, the other's wrong.
 
 GRPO learns six-term sums from the exact reward, from a fair coin and from the wrong answers alone.
 checkpoints/base works in steps that slip at random, so its likeliest answer is right.  The thinker
@@ -13,27 +13,32 @@ not reproduced  Anything else.
 """
 
 import zlib
+from functools import partial
 from statistics import fmean
 
 from scripts.compare import over_seeds
 from scripts.studies import Finding
 
 PAPER = "arxiv.org/abs/2506.10947"
-CLAIM = ("Shao et al. 2025: rewards that are random, or that pay wrong answers, raise Qwen2.5-Math's "
-         "accuracy nearly as much as right ones (by 21 and 24 points of 29 on MATH-500), because "
-         "training amplifies the way of answering that the base prefers, and raise no other family's.")
-LIMITS = ("What a nano model can tell: with a coin for a reward the expected gradient without a clip "
-          "is zero, so what moves is the clip's doing or drift, and the control separates them. What "
-          "it cannot: Qwen's preferred way was a way of reasoning, code, while here it is the likeliest "
-          "token of a step. Whether a large model has such a way is a fact about its pre-training.")
+CLAIM = ("Shao et al. 2025: rewards that are random, or that pay wrong answers, raise "
+         "Qwen2.5-Math's accuracy nearly as much as right ones (by 21 and 24 points of 29 on "
+         "MATH-500), because training amplifies the way of answering that the base prefers, and "
+         "raise no other family's.")
+LIMITS = ("What a nano model can tell: with a coin for a reward the expected gradient without a "
+          "clip is zero, so what moves is the clip's doing or drift, and the control separates "
+          "them. What it cannot: Qwen's preferred way was a way of reasoning, code, while here "
+          "it is the likeliest token of a step. Whether a large model has such a way is a fact "
+          "about its pre-training.")
 BASES = {
     "commoner way right": ["--model", "checkpoints/base"],
     "commoner way wrong": ["--model", "checkpoints/thinker", "--hurried", "True"],
 }
 HERE = "scripts/studies/spurious_rewards.py"
-REWARDS = {"exact": [], "coin": ["--reward", f"{HERE}:coin"], "wrong": ["--reward", f"{HERE}:wrong"],
+REWARDS = {"exact": [], "coin": ["--reward", f"{HERE}:coin"],
+           "wrong": ["--reward", f"{HERE}:wrong"],
            "coin, no clip": ["--reward", f"{HERE}:coin", "--clip", "1e6"]}
-SETTINGS = ["--steps", "60", "--minibatch-size", "32", "--beta", "0", "--lr", "2e-4", "--clip", "0.2"]
+SETTINGS = ["--steps", "60", "--minibatch-size", "32", "--beta", "0", "--lr", "2e-4",
+            "--clip", "0.2"]
 
 
 def coin(prompts, completions, **columns):
@@ -83,13 +88,13 @@ def findings(made):
                      for base in BASES)
     return Finding(["base", "reward", "sampled before", "sampled after", "gain [95%]", "clipped"],
                    rows, verdict, f"What a coin adds to sampled accuracy, {said}.", data,
-                   [f"{len(made.seeds)} seeds, 400 held-out problems each. The reward is what training "
-                    "sees; accuracy is by the exact one where the reward is exact."])
+                   [f"{len(made.seeds)} seeds, 400 held-out problems each. The reward is what "
+                    "training sees; accuracy is by the exact one where the reward is exact."])
 
 
 def accuracy(made, run):
     """Sampled, held out, by the task's own reward."""
-    return made.once(f"exact-{run}", lambda: measured(made, run), [run])
+    return made.once(f"exact-{run}", partial(measured, made, run), [run])
 
 
 def measured(made, run):
