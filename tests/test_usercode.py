@@ -71,7 +71,7 @@ CHANGES = [
     ("the handler of SIGTERM", lambda: signal.signal(signal.SIGTERM, lambda *_: None)),
     ("the handler of SIGCHLD", lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN)),
     ("the handler of SIGALRM", lambda: signal.signal(signal.SIGALRM, lambda *_: None)),
-    ("the handler of SIGHUP", lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)),
+    ("the handler of SIGHUP", lambda: signal.signal(signal.SIGHUP, lambda *_: None)),
     ("the handler of SIGPIPE", lambda: signal.signal(signal.SIGPIPE, signal.SIG_DFL)),
     ("the timer of SIGALRM", lambda: signal.alarm(1)),
     ("sys.stdout", lambda: setattr(sys, "stdout", io.StringIO())),
