@@ -41,7 +41,7 @@ from scripts.bench import last_line, machine, table, write
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("reinforce", "self-critical", "rloo", "reinforce-pp", "a2c", "ppo", "trpo", "grpo",
            "dr-grpo", "dapo")
-TASK, KNOBS = "arithmetic", "--hurried True --terms 12"
+TASK, KNOBS, LONGEST = "arithmetic", "--hurried True --terms 12", 128
 STEPS = 100_000     # more than any budget allows, so the budget ends a run
 FACTORS = (0.5, 1, 2, 4)  # of the default step, tried for every method
 SWEEP_SEED = 1000   # of the runs that choose
@@ -80,7 +80,7 @@ def flags(args, algo, seed, size=None):
         "algo": algo, "task": args.task, **knobs(args), "seed": seed, "model": args.model,
         "budget": args.budget, "steps": STEPS, "eval-every": 0 if sweeps else args.eval_every,
         "eval-n": 1 if sweeps else args.eval_n, "save-every": args.eval_every,
-        "workers": args.workers, **({} if size is None else {step_of(algo): size}),
+        "max-new-tokens": args.max_new_tokens, "workers": args.workers, **({} if size is None else {step_of(algo): size}),
     }
     return [str(part) for name, value in options.items() for part in (f"--{name}", value)]
 
@@ -528,6 +528,8 @@ def parse(argv):
     parser.add_argument("--knobs", help="of the task, in one string")
     parser.add_argument("--model", help="model directory to start from (checkpoints/thinker, or "
                                         "checkpoints/base with --task)")
+    parser.add_argument("--max-new-tokens", type=int,
+                        help=f"longest response ({LONGEST}, or 48 with --task)")
     parser.add_argument("--sweep", type=int, choices=(0, 1),
                         help="choose each method's step first (1)")
     parser.add_argument("--budget", type=int, help="response tokens of each run (280000)")
@@ -543,6 +545,7 @@ def parse(argv):
     args.methods = list(dict.fromkeys(args.methods.split(",")))
     args.knobs = args.knobs or ("" if args.task else KNOBS)
     args.model = args.model or f"checkpoints/{'base' if args.task else 'thinker'}"
+    args.max_new_tokens = args.max_new_tokens or (48 if args.task else LONGEST)
     args.task = args.task or TASK
     args.chosen = dict.fromkeys(args.methods)
     for algo in args.methods:

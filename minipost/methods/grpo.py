@@ -48,7 +48,7 @@ PROOF = [
 class Config(Bounded):
     """Group-relative policy optimisation against a task's reward or --reward."""
 
-    steps: int = 28             # rollouts to learn from
+    steps: int = 40             # rollouts to learn from
     prompts: int = 32           # prompts per rollout (P)
     group_size: int = 8         # answers per prompt (G), at least 2
     temperature: float = 1.0    # sampling temperature (tau)
