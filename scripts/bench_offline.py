@@ -19,7 +19,8 @@ OFFLINE = {  # what: ({options: seeds}, metrics to show)
         " ".join(("sft", *STUDENT, "--steps 400 --batch-size 128")): ONE,
     }, ("greedy", "sampled", "teacher greedy", "teacher sampled")),
     "rft": ({
-        "rft --task arithmetic": THREE, "rft --task arithmetic --weigh prompt": ONE, "rft --task arithmetic --iterations 3": ONE,
+        "rft --task arithmetic": THREE, "rft --task arithmetic --weigh prompt": ONE,
+        "rft --task arithmetic --iterations 3": ONE,
         "rft --task arithmetic --iterations 3 --restart True": ONE,
         "rft --task arithmetic --iterations 3 --restart True --hint True": ONE,
     }, ("sampled", "greedy")),

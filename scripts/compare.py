@@ -80,7 +80,8 @@ def flags(args, algo, seed, size=None):
         "algo": algo, "task": args.task, **knobs(args), "seed": seed, "model": args.model,
         "budget": args.budget, "steps": STEPS, "eval-every": 0 if sweeps else args.eval_every,
         "eval-n": 1 if sweeps else args.eval_n, "save-every": args.eval_every,
-        "max-new-tokens": args.max_new_tokens, "workers": args.workers, **({} if size is None else {step_of(algo): size}),
+        "max-new-tokens": args.max_new_tokens, "workers": args.workers,
+        **({} if size is None else {step_of(algo): size}),
     }
     return [str(part) for name, value in options.items() for part in (f"--{name}", value)]
 

@@ -24,8 +24,10 @@ def chances(run, problems):
     None where the task cannot list what is right.  An answer longer than a sample may be has no
     chance.
     """
-    listed = [run.task.answers(p) if run.task.answers else None for p in problems]
-    if any(texts is None for texts in listed):
+    if run.task.answers is None:
+        return None
+    listed = [run.task.answers(problem) for problem in problems]
+    if None in listed:
         return None
     rows = [(k, text) for k, texts in enumerate(listed) for text in texts
             if len(run.vocabulary.response(text)) <= run.max_new_tokens]
