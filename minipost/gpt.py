@@ -13,7 +13,7 @@ saves small products; checkpoint.py cuts them apart into the names that Hugging 
 Axes: B sequences, T positions, D hidden, H query heads, K key/value heads, R = H/K, E head width.
 
 Sequences are padded on the right.  Attention looks only backwards, so no token ever sees the
-padding and no mask is needed.  Ignore the outputs at padded positions.
+padding.  Ignore the outputs at padded positions.
 """
 
 import math
@@ -193,7 +193,7 @@ class GPT(nn.Module):
         cos, sin = self.turns(tokens.shape[1])
         return self.through(tokens, Padded(cos, sin, explicit, keep))
 
-    def hidden_at(self, tokens, where, prompts=None, explicit=False):
+    def hidden_at(self, tokens, where, prompts=None):
         """Final hidden states where `where` is true.  (B, T), (B, T) -> (N, D)
 
         They are in the order of where.nonzero().  What nothing there depends on is not computed.
@@ -202,8 +202,8 @@ class GPT(nn.Module):
         """
         begins, ends = spans(where)                                         # (B,), (B,)
         longest = int(ends.max())
-        if explicit or not longest:
-            return self.hidden(tokens, explicit)[where]
+        if not longest:
+            return self.hidden(tokens)[where]
         packed = Packed(tokens, begins if prompts is None else torch.minimum(prompts, ends), ends)
         packed.rotated_by(*self.turns(longest))
         wanted, back = packed.places[where].unique(return_inverse=True)

@@ -148,12 +148,12 @@ def concat(rollouts, pad):
     return Rollout(**{name: torch.cat(parts) for name, parts in wide.items()})
 
 
-def distribution(model, seqs, temperature=1.0, explicit=False):
+def distribution(model, seqs, temperature=1.0):
     """Log-probs over the vocabulary where a response token is predicted, and nowhere else.
 
     -> (N, V), rows in the order of mask.nonzero().  At least float32, whatever the model's type.
     """
-    logits = model.head(model.hidden_at(seqs.inputs, seqs.mask, explicit=explicit))
+    logits = model.head(model.hidden_at(seqs.inputs, seqs.mask))
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
     return torch.log_softmax(logits if temperature == 1 else logits / temperature, -1)
@@ -192,6 +192,11 @@ def logprobs_of_each(model, parts, temperature=1.0):
     parts = list(parts)
     logp = logprobs(model, stacked(parts), temperature).split([len(part) for part in parts])
     return [each[:, : part.mask.shape[1]] for each, part in zip(logp, parts)]
+
+
+def values(model, seqs):
+    """A value head's output where each response token is predicted, zero elsewhere.  (B, T)"""
+    return spread(model.at(seqs.inputs, seqs.mask), seqs.mask)
 
 
 def final_score(model, seqs):
@@ -283,8 +288,8 @@ def generate(model, prompts, group_size=1, *, max_new_tokens, eos, pad, temperat
     Returns a Rollout of P*G rows, the samples of one prompt side by side.
 
     A token is drawn by inverting the cumulative distribution at one uniform number.  This is
-    several times faster than torch.multinomial, and each row's draws depend on no other row.  What
-    samples or prompts begin with alike is computed once, see tree.py.
+    several times faster than torch.multinomial, and each row's draws depend on no other row.  On a
+    CPU what samples or prompts begin with alike is computed once, see tree.py.
     """
     check_prompts(prompts)
     longest = max(map(len, prompts))

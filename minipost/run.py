@@ -339,12 +339,8 @@ class Run:
         Equal answers have equal scores.  Micro-batches of other widths would round them otherwise,
         and a group of equal answers would not tie.
         """
-        score, first = self.final_scores(self.reward_model, rollout), {}
-        column = torch.arange(2, rollout.tokens.shape[1] + 1, device=rollout.mask.device)
-        ends = (rollout.mask * column).amax(1).tolist()
-        same = [first.setdefault(tuple(tokens[:end]), row)
-                for row, (tokens, end) in enumerate(zip(rollout.tokens.tolist(), ends))]
-        score = score[same]
+        which, first = alike(rollout.tokens, rollout.spans()[1] + 1)
+        score = self.final_scores(self.reward_model, rollout)[first][which]
         if not score.isfinite().all():
             row = int((~score.isfinite()).nonzero()[0])
             raise MinipostError(f"the reward model's score is {float(score[row])} for the "
@@ -407,30 +403,40 @@ class Run:
 
         seqs: the Sequences that have the rows, several where a row stands in each of them.  Rows
         that share a prompt come together, since it is then computed once.  Else they come in order
-        of length, so that little of a micro-batch is padding.  Each rank has the same work.  A
-        micro-batch has `micro_batch_size` rows, or less where they would take too much memory.
+        of length, so that little of a micro-batch is padding.  Each rank has about the same work.
+        A micro-batch has at most `micro_batch_size` rows, and less where `bytes_per_token` says
+        that they would take too much memory.
         """
-        mine = share_out(by_prompt(list(rows), seqs, parallel.world()))
+        mine = share_out(by_prompt(list(rows), seqs), parallel.world(), parallel.rank())
         passes = -(-len(mine) // self.micro_batch_size)
         size = -(-len(mine) // max(1, passes))
         model = self.policy.module
         most = memory(model.device) // model.bytes_per_token
-        cut, room = [], 0
-        for row, tokens in mine:
-            if tokens > room or len(cut[-1]) == size:
+        cut, room, last = [], 0, None
+        for row in mine:
+            cost = row.own + row.shared * (row.group != last)
+            if cost > room or len(cut[-1]) == size:
                 cut.append([])
-                room = most
-            cut[-1].append(row)
-            room -= tokens
+                room, cost = most, row.own + row.shared
+            cut[-1].append(row.index)
+            room, last = room - cost, row.group
         return cut
 
 
-def by_prompt(rows, seqs, world):
-    """Pieces of the rows: pairs (row, its tokens) of a prompt.
+@dataclass(frozen=True)
+class Row:
+    """A row as work: tokens of its own, and those of the prompt that its group shares."""
 
-    Prompts come in order of the mean length of their rows, and rows of a prompt in order of length.
-    A piece has at most a quarter of what each rank has.  A prompt that rows share is counted in the
-    first of them.
+    index: int
+    group: int
+    own: int
+    shared: int
+
+
+def by_prompt(rows, seqs):
+    """The Rows of each prompt, a list each, shorter ones first.
+
+    Prompts come in order of the mean length of their rows.
     """
     if not rows:
         return []
@@ -438,25 +444,39 @@ def by_prompt(rows, seqs, world):
     which, _ = alike(seqs[0].tokens[rows], spans[0][0][rows])
     prompts, ends = (sum(part) for part in zip(*spans))
     groups = {}
-    for row, group, shared, tokens in zip(rows, which.tolist(), prompts[rows].tolist(),
-                                          ends[rows].tolist()):
-        groups.setdefault(group, []).append((tokens, row, shared))
-    most, pieces = max(1, len(rows) // (4 * world)), []
-    for group in sorted(groups.values(), key=lambda group: fmean(t for t, _, _ in group)):
-        piece = [(row, max(1, tokens - shared * (k > 0)))
-                 for k, (tokens, row, shared) in enumerate(sorted(group))]
-        pieces += (piece[k : k + most] for k in range(0, len(piece), most))
-    return pieces
+    for index, group, shared, tokens in zip(rows, which.tolist(), prompts[rows].tolist(),
+                                            ends[rows].tolist()):
+        groups.setdefault(group, []).append(Row(index, group, tokens - shared, shared))
+    found = [sorted(group, key=lambda row: (row.own, row.index)) for group in groups.values()]
+    return sorted(found, key=lambda group: fmean(row.own + row.shared for row in group))
 
 
-def share_out(pieces):
-    """This rank's pieces, one after the other; each rank has about the same number of tokens."""
-    work = [sum(tokens for _, tokens in piece) for piece in pieces]
-    total, owner = [0] * parallel.world(), {}
-    for k in sorted(range(len(pieces)), key=lambda k: -work[k]):
-        owner[k] = total.index(min(total))
-        total[owner[k]] += work[k]
-    return [pair for k, piece in enumerate(pieces) if owner[k] == parallel.rank() for pair in piece]
+def share_out(groups, world, rank):
+    """One rank's rows.  Ranks have about the same number of tokens to read.
+
+    Groups are dealt whole, or in pieces of at most a quarter of what a rank has, whichever makes
+    the busiest rank's work the less: a rank that has a piece reads the prompt too.
+    """
+    most = max(1, sum(map(len, groups)) // (4 * world))
+    pieces = [group[k : k + most] for group in groups for k in range(0, len(group), most)]
+    return min(dealt(groups, world), dealt(pieces, world), key=lambda deal: deal[0])[1][rank]
+
+
+def dealt(pieces, world):
+    """(tokens of the busiest rank, each rank's rows): the largest piece first, to the least busy.
+
+    A piece is of one group.
+    """
+    own = [sum(row.own for row in piece) for piece in pieces]
+    load, groups, owned = [0] * world, [set() for _ in range(world)], [[] for _ in range(world)]
+    for k in sorted(range(len(pieces)), key=lambda k: -own[k] - pieces[k][0].shared):
+        group, shared = pieces[k][0].group, pieces[k][0].shared
+        after = [load[r] + own[k] + shared * (group not in groups[r]) for r in range(world)]
+        least = after.index(min(after))
+        load[least] = after[least]
+        groups[least].add(group)
+        owned[least].append(k)
+    return max(load), [[row for k in sorted(ks) for row in pieces[k]] for ks in owned]
 
 
 def rows_at_once(model, tokens):

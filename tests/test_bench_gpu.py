@@ -35,8 +35,8 @@ def test_the_check_finds_that_the_static_step_is_right_and_that_it_is_wrong(monk
     found = noted("check")
     assert found["whole"] < 1e-5 and found["eager"] < 1e-5 and found["equal"] == 1
     assert found["tokens"] > 100 and found["bfloat16"] > 1e-5
-    normed = decode_cuda.normed
-    monkeypatch.setattr(decode_cuda, "normed", lambda norm, x: 1.1 * normed(norm, x))
+    rotate = decode_cuda.rotate
+    monkeypatch.setattr(decode_cuda, "rotate", lambda x, cos, sin: rotate(x, cos, -sin))
     found = noted("check")
     assert min(found["whole"], found["eager"]) > 1e-4
 

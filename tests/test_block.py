@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from fakes import tiny
+from fakes import sequences, tiny
 from torch.autograd import gradcheck
 
 from minipost.engine.block import Add, AddMLP, Project, block
 from minipost.engine.functions import rotary_table
 from minipost.engine.packed import Padded
+from minipost.errors import MinipostError
 from minipost.gpt import Block, GPTConfig
 
 
@@ -59,3 +60,13 @@ def test_low_precision_is_normalised_in_float32():
     value.float().mean().backward()
     for p in (x, *layer.parameters()):
         assert p.grad.dtype == torch.float16 and p.grad.isfinite().all()
+
+
+def test_a_second_derivative_is_refused():
+    """It would be wrong: the norm's scale is kept as a constant."""
+    model, tokens = tiny(), sequences(2).tokens
+    with pytest.raises(MinipostError, match="no second derivative; ask the model with explicit"):
+        torch.autograd.grad(model(tokens).square().sum(), list(model.parameters()),
+                            create_graph=True)
+    assert torch.autograd.grad(model(tokens, explicit=True).square().sum(),
+                               list(model.parameters()), create_graph=True)

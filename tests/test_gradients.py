@@ -282,7 +282,7 @@ class Table:
     def __init__(self, logits):
         self.logits = logits
 
-    def hidden_at(self, inputs, where, explicit):
+    def hidden_at(self, inputs, where):
         return self.logits[where]
 
     def head(self, hidden):

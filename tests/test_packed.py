@@ -133,3 +133,7 @@ def test_several_sequences_in_one_pass_are_each_by_itself(always):
         alone = head(part.tokens, explicit=True).gather(1, last[:, None])[:, 0]
         assert torch.allclose(scores[:, k], alone, atol=1e-12)
         assert torch.allclose(final_score(head, part), alone, atol=1e-12)
+
+
+def test_rows_without_a_column():
+    assert [part.tolist() for part in spans(torch.zeros(2, 0, dtype=torch.bool))] == [[0, 0]] * 2

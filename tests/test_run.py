@@ -130,6 +130,35 @@ def test_micro_batches_cover_the_rows_prompt_by_prompt_in_order_of_length(rows, 
     assert max(work) - min(work) <= largest + sum(set(prompts))
 
 
+@pytest.mark.parametrize("prompts, group, length, answers, world, most", [
+    (2, 8, 512, 48, 2, 900),    # a whole prompt for each rank
+    (1, 16, 500, 75, 2, 1120),  # one prompt is read by both
+    (3, 8, 16, 40, 2, 600),     # three short prompts are cut, since two and one would be uneven
+    (8, 8, 16, 48, 2, 1600),
+])
+def test_a_long_prompt_is_read_by_few_ranks(prompts, group, length, answers, world, most,
+                                            monkeypatch):
+    seqs = answers_to([[4 + k] * (length - 1) for k in range(prompts) for _ in range(group)],
+                      [answers] * (prompts * group))
+    monkeypatch.setattr(parallel, "world", lambda: world)
+    read = []
+    for rank in range(world):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        mine = [row for part in make_run(micro_batch_size=8).micro_batches(
+            range(prompts * group), seqs) for row in part]
+        read.append(len({row // group for row in mine}) * length + len(mine) * answers)
+    assert max(read) <= most
+
+
+def test_a_micro_batch_holds_the_prompt_of_its_first_row_too(monkeypatch):
+    """Room for 110 tokens: 16 rows of a prompt of 101 have 2 tokens each to be read besides."""
+    run = make_run(micro_batch_size=16)
+    seqs = answers_to([[4] * 100] * 16, [3] * 16)
+    monkeypatch.setattr("minipost.run.memory",
+                        lambda device: 110 * run.policy.module.bytes_per_token)
+    assert [len(part) for part in run.micro_batches(range(16), seqs)] == [4, 4, 4, 4]
+
+
 def test_rows_without_a_common_prompt_come_in_order_of_length():
     lengths = [5, 1, 8, 3, 3, 7]
     seqs = answers_to([[4] * k for k in range(6)], lengths)

@@ -34,7 +34,7 @@ class Plain:
         self.node = torch.arange(len(self.rows))
 
 
-@pytest.fixture(params=["as they are", "small", "shared"])
+@pytest.fixture(params=["packed", "small", "shared", "apart"])
 def sizes(request, monkeypatch):
     """Also with constants so small that rows, batches and the cache are cut and widened.
 
@@ -43,6 +43,11 @@ def sizes(request, monkeypatch):
     if request.param == "shared":
         monkeypatch.setattr(tree, "LONG", 1)
         monkeypatch.setattr(tree, "MANY", 1)
+    if request.param == "apart":
+        monkeypatch.setattr(tree, "SAVING", 1.0)
+        monkeypatch.setattr(tree, "TOKENS", 1)
+    else:
+        monkeypatch.setattr(tree, "SAVING", 0.0)
     if request.param == "small":
         monkeypatch.setattr(tree, "PACKED", 3)
         monkeypatch.setattr(tree, "PAIRS", 1)
@@ -143,3 +148,11 @@ def test_a_long_answer_widens_the_cache():
             decoder.grow(torch.arange(len(rows)), token)
         whole = torch.stack([model(torch.tensor([ids]))[0, -1] for ids in rows])
         assert torch.allclose(decoder.logits()[decoder.node], whole, atol=1e-11)
+
+
+def test_prompts_are_packed_where_it_pays_and_never_long_ones(monkeypatch):
+    same, apart = [(1, *range(9), k) for k in range(4)], [(k, *range(9)) for k in range(4)]
+    assert len(pack_ways(same)) == 1 and len(pack_ways(apart)) == 4
+    assert all(way == list(range(10)) for row in pack_ways(apart) for way in row.values())
+    monkeypatch.setattr(tree, "WIDEST", 10)
+    assert len(pack_ways(same)) == 4

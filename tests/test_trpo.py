@@ -498,7 +498,7 @@ class Table(torch.nn.Module):
     def hidden(self, tokens, explicit=False):
         return torch.nn.functional.one_hot(tokens, self.states).double()
 
-    def hidden_at(self, tokens, where, explicit=False):
+    def hidden_at(self, tokens, where):
         return self.hidden(tokens)[where]
 
     def head(self, hidden):

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from minipost.engine.functions import WIDE, outer, times
+from minipost.errors import MinipostError
 
 
 def block(layer, x, layout, pick=None):
@@ -53,6 +54,7 @@ class Project(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        once()
         x, weight, scale, matrix, cos, sin = ctx.saved_tensors
         grad = turn_heads(grad, cos, sin, ctx.turned, -1).flatten(-2)
         dx, dweight = norm_back(x, scale, weight, times(grad, matrix.t()))
@@ -69,6 +71,7 @@ class Add(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        once()
         y, matrix = ctx.saved_tensors
         grad = grad.contiguous()
         return grad, times(grad, matrix.t()), outer(grad, y)
@@ -87,6 +90,7 @@ class AddMLP(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        once()
         x, weight, scale, gate_up, wide, narrow = ctx.saved_tensors
         grad = grad.contiguous()
         gate, up = gate_up.chunk(2, -1)
@@ -98,6 +102,13 @@ class AddMLP(torch.autograd.Function):
         dnarrow = outer(grad, bent.mul_(up))
         dx, dweight = norm_back(x, scale, weight, times(inner, wide.t()))
         return dx.add_(grad), dweight, None, outer(inner, scaled(x, scale, weight)), dnarrow
+
+
+def once():
+    """MinipostError where somebody wants a second derivative, which these steps do not have."""
+    if torch.is_grad_enabled():
+        raise MinipostError("a layer's fast form has no second derivative; ask the model with "
+                            "explicit=True")
 
 
 def scale_of(x, eps):

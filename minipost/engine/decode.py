@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from minipost.engine.functions import uses_onednn
 
 LARGE = 256  # inputs and outputs from which on a matrix is packed
-ROWS = 8     # their numbers are rounded up to a multiple of it
+ROWS = 8     # packed products take rows by so many
 
 
 class Decoder:

@@ -131,7 +131,7 @@ class StaticDecoder:
         with fast_kernels(x.device):
             for block, (keys, values) in zip(self.model.layers, self.cache):
                 self.layer(block, x, cos, sin, keys, values)
-        self.hidden.copy_(normed(self.model.norm, x))
+        self.hidden.copy_(self.model.norm(x))
         self.position.add_(1)
 
     def layer(self, block, x, cos, sin, keys, values):
@@ -142,7 +142,7 @@ class StaticDecoder:
         """
         attention, mlp = block.self_attn, block.mlp
         heads, kv = attention.heads, attention.kv_heads
-        qkv = attention.qkv_proj(normed(block.input_layernorm, x)).unflatten(
+        qkv = attention.qkv_proj(block.input_layernorm(x)).unflatten(
             1, (-1, attention.head_dim))                                    # (B, H + 2K, E)
         qk = rotate(qkv[:, : heads + kv], cos, sin)
         keys[self.rows, self.position] = qk[:, heads:]
@@ -152,7 +152,7 @@ class StaticDecoder:
             keys[:, : self.seen].transpose(1, 2), values[:, : self.seen].transpose(1, 2),
             attn_mask=self.bias[:, None, None, : self.seen])
         x.addmm_(mixed.flatten(1), attention.o_proj.weight.t())
-        gate, up = mlp.gate_up_proj(normed(block.post_attention_layernorm, x)).chunk(2, -1)
+        gate, up = mlp.gate_up_proj(block.post_attention_layernorm(x)).chunk(2, -1)
         x.addmm_(F.silu(gate).mul_(up), mlp.down_proj.weight.t())
 
     def select(self, rows):
@@ -162,11 +162,6 @@ class StaticDecoder:
         self.rows = torch.arange(len(rows), device=rows.device)
         for layer in self.cache:
             layer[:] = [store[rows] for store in layer]
-
-
-def normed(norm, x):
-    """An RMSNorm by PyTorch's fused kernel.  Like ours it computes in float32 or float64."""
-    return F.rms_norm(x, x.shape[-1:], norm.weight, norm.eps)
 
 
 # ---- recording

@@ -5,7 +5,8 @@ RMSNorm is Zhang & Sennrich 2019 (arxiv.org/abs/1910.07467), rotary positions Su
 (arxiv.org/abs/2002.05202), grouped queries Ainslie et al. 2023 (arxiv.org/abs/2305.13245).
 
 `explicit` asks for plain operations, of which every kind of derivative exists, second and forward
-ones too: the Fisher-vector products of TRPO need them.
+ones too: the Fisher-vector products of TRPO need them.  (On a GPU a norm is PyTorch's own kernel
+all the same, which has them.)
 """
 
 import math
@@ -21,7 +22,7 @@ WIDE = (torch.float32, torch.float64)  # norms are computed in these
 # ---- matrix products
 
 HAS_ONEDNN = (
-    hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
     and torch.backends.mkldnn.is_available()
     and "AVX512" in torch.backends.cpu.get_cpu_capability()
 )

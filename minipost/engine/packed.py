@@ -81,7 +81,7 @@ class Packed:
         found = torch.cat([tokens[first, : real.shape[1]][real],
                            tokens.gather(1, at_row)[response]])
         placed = torch.cat([column[: real.shape[1]].expand_as(real)[real], at_row[response]])
-        # At least one token of the list is no row's, and no gradient reaches it.
+        # At least one token of the list is no row's.  It stands where the padded places are empty.
         count = even(len(found) + 1)
         self.blank = count - len(found)
         self.tokens, self.positions = (F.pad(x, (0, self.blank)) for x in (found, placed))
@@ -136,8 +136,8 @@ class Packed:
 class Rearranged(torch.autograd.Function):
     """x[to], where `back` says at which place of x[to] each row of x stands.
 
-    So the derivative is dy[back] instead of a sum.  Of a row that stands at several places, no
-    gradient comes from the others.  The last `blank` rows of x stand nowhere.
+    So the derivative is dy[back] instead of a sum.  The last `blank` rows of x fill places where
+    nothing is, and get no gradient, since nothing that is wanted depends on those places.
     """
 
     @staticmethod
@@ -159,6 +159,8 @@ def spans(mask):
 
     A prompt ends at the first wanted place; what stands behind the last one is not needed.
     """
+    if not mask.shape[1]:
+        return (torch.zeros(len(mask), dtype=torch.long, device=mask.device),) * 2
     column = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     ends = (mask * column).amax(1)
     return torch.minimum(mask.int().argmax(1) + 1, ends), ends

@@ -26,6 +26,7 @@ Axes as in decode.py, and n nodes.
 
 import math
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,11 +34,15 @@ import torch.nn.functional as F
 
 from minipost.engine.decode import Decoder, Layer
 from minipost.engine.functions import attention
+from minipost.engine.packed import Padded
 
 COLUMNS = 64    # columns of the cache behind the prompts, at first
 LONG, MANY = 64, 4  # tokens of prompts and rows of each from which on rows read prompts together
 PACKED = 128    # tokens that a packed row has beyond the longest prompt, at most
 PAIRS = 2**21   # pairs of tokens, seen and seeing, that are computed together
+TOKENS = 2**15  # tokens that are read together where no pairs are given
+SAVING = 0.1    # prompts are packed where that saves at least this part of their tokens,
+WIDEST = 2048   # and none is longer: what a token sees takes the square of it
 
 
 class Tree(Decoder):
@@ -203,6 +208,8 @@ def pack_ways(prompts):
     """Packed rows, in which prompts share the places of what they begin with alike.
 
     prompts: distinct tuples of ids.  -> a list of {prompt: places of its tokens in the row}
+
+    Where that saves too little, each prompt has a row of its own.
     """
     rows, used, last, way = [], 0, (), []
     most = max(map(len, prompts)) + PACKED
@@ -215,6 +222,10 @@ def pack_ways(prompts):
         used += len(ids) - same
         rows[-1][ids] = way
         last = ids
+    tokens = sum(map(len, prompts))
+    read = sum(1 + max(way[-1] for way in row.values()) for row in rows)
+    if max(map(len, prompts)) > WIDEST or read > (1 - SAVING) * tokens:
+        return [{ids: list(range(len(ids)))} for ids in sorted(prompts, key=len)]
     return rows
 
 
@@ -226,19 +237,22 @@ def read(model, prompts):
     """
     rows = pack_ways(prompts)
     width = 1 + max(way[-1] for row in rows for way in row.values())
-    before = np.tri(max(map(len, prompts)), dtype=bool)
-    places, parts, size = {}, [], max(1, PAIRS // width**2)
+    apart = len(rows) == len(prompts)  # then a token sees all before it, and nobody needs a mask
+    before = np.tri(1 if apart else max(map(len, prompts)), dtype=bool)
+    places, parts = {}, []
+    size = max(1, TOKENS // width if apart else PAIRS // width**2)
     for start in range(0, len(rows), size):
         batch = rows[start : start + size]
         tokens, depth = np.zeros((2, len(batch), width), dtype=np.int64)
-        sees = np.tile(np.eye(width, dtype=bool), (len(batch), 1, 1))       # padding sees itself
+        sees = None if apart else np.tile(np.eye(width, dtype=bool), (len(batch), 1, 1))
         for k, row in enumerate(batch):
             for ids, way in row.items():
                 tokens[k, way], depth[k, way] = ids, range(len(ids))
-                sees[k][np.ix_(way, way)] |= before[: len(ids), : len(ids)]
+                if sees is not None:  # padding sees itself
+                    sees[k][np.ix_(way, way)] |= before[: len(ids), : len(ids)]
                 places[ids] = [(start + k) * width + place for place in way]
-        given = (torch.from_numpy(x).to(model.device) for x in (tokens, depth, sees))
-        parts.append(forward(model, *given))
+        parts.append(forward(model, *(None if x is None else torch.from_numpy(x).to(model.device)
+                                      for x in (tokens, depth, sees))))
     states, *kept = (torch.cat(found) for found in zip(*parts))
     return [places[ids] for ids in prompts], states, list(zip(kept[::2], kept[1::2]))
 
@@ -266,10 +280,11 @@ class Ways:
 def forward(model, tokens, depth, sees):
     """GPT.hidden where positions and what a token sees are given.
 
-    tokens, depth: (B, T); sees (B, T, T) bool.  -> final hidden states (B T, D), and of each layer
-    the keys and the values (B T, K, E)
+    tokens, depth: (B, T); sees (B, T, T) bool, or None where that is all before it.  -> final
+    hidden states (B T, D), and of each layer the keys and the values (B T, K, E)
     """
-    cos, sin = model.rotary(int(depth.max()) + 1)
-    ways = Ways(cos[depth], sin[depth], sees)
-    states = model.through(tokens, ways).flatten(0, 1)
-    return states, *(part.transpose(1, 2).flatten(0, 1) for pair in ways.keep for part in pair)
+    cos, sin = model.turns(tokens.shape[1] if sees is None else int(depth.max()) + 1)
+    layout: Any = (Padded(cos, sin, keep=[]) if sees is None
+                   else Ways(cos[depth], sin[depth], sees))
+    states = model.through(tokens, layout).flatten(0, 1)
+    return states, *(part.transpose(1, 2).flatten(0, 1) for pair in layout.keep for part in pair)

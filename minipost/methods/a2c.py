@@ -26,7 +26,7 @@ from minipost.errors import Bounded
 from minipost.gpt import ValueHead
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum, spread
-from minipost.rollout import logprobs_and_distribution
+from minipost.rollout import logprobs_and_distribution, values
 
 TASK = "arithmetic"
 KNOBS = {"hurried": True}
@@ -88,7 +88,7 @@ def train(run, cfg):
         problems = run.problems(cfg.prompts)
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
-        value_old, = run.for_all(lambda batch: [critic.module(batch.inputs)], rollout)    # (B, T)
+        value_old, = run.for_all(lambda batch: [values(critic.module, batch)], rollout)   # (B, T)
         adv, ret = advantages(reward, value_old, rollout.mask, cfg.gamma, cfg.lam)
 
         meter, count = Meter("loss", "value_loss", "entropy"), int(rollout.mask.sum())
@@ -98,7 +98,7 @@ def train(run, cfg):
             run.compare(logp, batch)
             entropy = spread(ops.entropy(logp_all), batch.mask)             # (B, T)
             objective, stats = loss(
-                logp, entropy, critic.module(batch.inputs), gain, target, batch.mask,
+                logp, entropy, values(critic.module, batch), gain, target, batch.mask,
                 value_weight=cfg.value_weight, entropy_weight=cfg.entropy_weight,
                 count=count)
             objective.backward()

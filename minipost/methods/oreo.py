@@ -46,7 +46,7 @@ from minipost.measure.results import Result, results
 from minipost.measure.texts import Texts
 from minipost.ops import kl_exact, masked_sum, shapes, spread
 from minipost.optim import cosine
-from minipost.rollout import logprobs, logprobs_and_distribution
+from minipost.rollout import logprobs, logprobs_and_distribution, values
 from minipost.sampler import ends
 from minipost.test_time import beam
 
@@ -207,7 +207,7 @@ def train(run, cfg):
                 logp_ref, logq_all = logprobs_and_distribution(reference, part)
             logp, logp_all = logprobs_and_distribution(policy.module, part)
             kl = spread(kl_exact(logp_all, logq_all), part.mask)
-            value = critic.module(part.inputs)                              # (b, t)
+            value = values(critic.module, part)                             # (b, t)
             total, stats = loss(logp, value, kl, logp.detach(), value.detach(), logp_ref, earned,
                                 part.mask, here, beta=cfg.beta, alpha=cfg.alpha, count=len(batch))
             total.backward()

@@ -37,7 +37,13 @@ from minipost.measure import scorers
 from minipost.measure.meter import Meter, describe
 from minipost.methods import reward, sft
 from minipost.ops import masked_sum, spread
-from minipost.rollout import distribution, logprobs, logprobs_and_distribution, minibatches
+from minipost.rollout import (
+    distribution,
+    logprobs,
+    logprobs_and_distribution,
+    minibatches,
+    values,
+)
 from minipost.run import REWARD_MODEL
 
 TASK = "wording"
@@ -163,7 +169,7 @@ def optimise(run, cfg):
         logp_all = distribution(policy.module, batch, cfg.temperature)      # (N, V)
         logp_ref, logq_all = logprobs_and_distribution(reference, batch, cfg.temperature)
         kl = spread(ops.kl_exact(logp_all, logq_all), batch.mask)
-        return logp_ref, kl, critic.module(batch.inputs)
+        return logp_ref, kl, values(critic.module, batch)
 
     while True:
         problems = run.problems(cfg.prompts)
@@ -185,8 +191,8 @@ def optimise(run, cfg):
                 logp = logprobs(policy.module, batch, cfg.temperature)
                 run.compare(logp, batch)
                 objective, stats = loss(
-                    logp, critic.module(batch.inputs), batch.logp, before, gain, target, batch.mask,
-                    clip=cfg.clip, value_clip=cfg.value_clip, count=count)
+                    logp, values(critic.module, batch), batch.logp, before, gain, target,
+                    batch.mask, clip=cfg.clip, value_clip=cfg.value_clip, count=count)
                 objective.backward()
                 meter.add(**stats)
             norms.append(policy.step(cfg.lr, cfg.max_grad_norm))
