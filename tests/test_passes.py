@@ -78,6 +78,8 @@ def test_where_nothing_is_listed_samples_are_drawn():
     assert passes.measure(run, problems, [1], samples=6)["pass@1"] == found["pass@1"]
     with pytest.raises(MinipostError, match="pass@6 takes at least 6 samples"):
         passes.measure(run, problems, [1, 6], samples=5)
+    with pytest.raises(MinipostError, match="cannot be listed here, so pass@20000 takes 20,000"):
+        passes.measure(run, problems, [1, 20_000])
     listed = make_run(Listed())
     assert passes.measure(listed, problems, [6], samples=6)["pass@6"] == found["pass@6"]
 

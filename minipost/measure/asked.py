@@ -23,8 +23,8 @@ def asked(run, problems, n):
         ballots = [run.task.ballot(texts[row]) for row in rows]
         winner = vote(ballots)
         voted = first + (ballots.index(winner[0][0]) if winner else 0)
-        for rows_of, row in zip(chosen.values(), (
-                voted, max(rows, key=sure.__getitem__), max(rows, key=rewards.__getitem__))):
-            rows_of.append(row)
+        found = voted, max(rows, key=sure.__getitem__), max(rows, key=rewards.__getitem__)
+        for picked, row in zip(chosen.values(), found):
+            picked.append(row)
     return {name: Result.of([rewards[row] for row in rows], [texts[row] for row in rows])
             for name, rows in chosen.items()}

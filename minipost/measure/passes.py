@@ -15,7 +15,8 @@ from dataclasses import replace
 from minipost.errors import MinipostError
 from minipost.measure.stats import interval, pass_at, pass_at_k
 
-ROWS = 4096  # answers whose log-probs are taken together
+ROWS = 4096    # answers whose log-probs are taken together
+MOST = 10_000  # samples of a problem that are drawn unasked
 
 
 def chances(run, problems):
@@ -60,6 +61,10 @@ def measure(run, problems, ks, samples=0):
     if found is not None:
         return {f"pass@{k}": share([pass_at(p, k) for p in found]) for k in ks}
     n = samples or max(ks)
+    if not samples and n > MOST:
+        raise MinipostError(f"--pass-at: right answers of {run.task.name} cannot be listed here, so "
+                            f"pass@{n} takes {n:,} samples of each problem; say so with --samples, "
+                            f"or ask for at most {MOST:,}")
     if n < max(ks):
         raise MinipostError(f"--samples {n}: pass@{max(ks)} takes at least {max(ks)} samples of "
                             "each problem")
