@@ -63,8 +63,8 @@ def measure(run, problems, ks, samples=0):
     n = samples or max(ks)
     if not samples and n > MOST:
         raise MinipostError(f"--pass-at: right answers of {run.task.name} cannot be listed here, "
-                            f"so pass@{n} takes {n:,} samples of each problem; say so with --samples, "
-                            f"or ask for at most {MOST:,}")
+                            f"so pass@{n} takes {n:,} samples of each problem; say so with "
+                            f"--samples, or ask for at most {MOST:,}")
     if n < max(ks):
         raise MinipostError(f"--samples {n}: pass@{max(ks)} takes at least {max(ks)} samples of "
                             "each problem")
