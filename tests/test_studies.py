@@ -188,6 +188,12 @@ def test_what_is_computed_is_kept_until_its_run_is_newer(tmp_path):
     assert made.once("x", compute, ["run"]) == 2
 
 
+def test_a_run_that_two_studies_share_is_found_by_the_second(tmp_path):
+    """Whose own folder is not there yet."""
+    one, two = (Made(tmp_path / name, range(1)) for name in ("one", "two"))
+    assert one.place("../both/0") == two.place("../both/0") == tmp_path / "both" / "0"
+
+
 def test_a_report_has_the_verdict_its_figures_and_the_limits():
     study = studies.load("pass-at-k")
     found = Finding(["a"], [["1"]], "reversed", "So it went.", notes=["Note."])

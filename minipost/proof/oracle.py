@@ -271,10 +271,11 @@ class Known(torch.nn.Module):
         self.values = {tuple(ids[: t + 1]): x for ids, mask, row in rows
                        for t, (chosen, x) in enumerate(zip(mask, row)) if chosen}
 
-    def forward(self, tokens):
-        """(B, T) -> (B, T), zero where no token is chosen"""
-        return torch.tensor([[self.values.get(tuple(ids[: t + 1]), 0.0) for t in range(len(ids))]
-                             for ids in tokens.tolist()], dtype=torch.float64)
+    def at(self, tokens, where):
+        """The values where `where` is true, 0 of states that nobody knows.  (B, T) -> (N,)"""
+        return torch.tensor([self.values.get(tuple(ids[: t + 1]), 0.0)
+                             for ids, row in zip(tokens.tolist(), where.tolist())
+                             for t, wanted in enumerate(row) if wanted], dtype=torch.float64)
 
 
 @dataclass

@@ -68,16 +68,20 @@ class Made:
     seeds: Sequence[int]
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def place(self, run):
+        """A run's directory.  One that two studies share is beside their folders: "../name"."""
+        return (self.folder / run).resolve()
+
     def model(self, run):
         """The trained model's directory."""
-        return self.folder / run / "model"
+        return self.place(run) / "model"
 
     def summary(self, run):
-        return files.read_json(self.folder / run / "summary.json")
+        return files.read_json(self.place(run) / "summary.json")
 
     def metrics(self, run):
         """The lines of metrics.jsonl."""
-        text = (self.folder / run / "metrics.jsonl").read_text(encoding="utf-8")
+        text = (self.place(run) / "metrics.jsonl").read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
 
     def once(self, name, compute, of=()):
@@ -86,7 +90,7 @@ class Made:
         of: the runs that it depends on.
         """
         path = self.folder / f"{name}.json"
-        newest = max(((self.folder / run / "summary.json").stat().st_mtime for run in of),
+        newest = max(((self.place(run) / "summary.json").stat().st_mtime for run in of),
                      default=0.0)
         if not path.is_file() or path.stat().st_mtime < newest:
             files.write_json(path, {"found": compute()})

@@ -37,12 +37,12 @@ def make(study, made, runner):
         print(f"{study.name} {k}/{len(runs)}  {name}: ", end="", flush=True)
         model = Path(train.settings_of(given).options.model)
         start = time.perf_counter()
-        needs, failed = complete(runner, made.folder / name, given,
+        needs, failed = complete(runner, made.place(name), given,
                                  fingerprint(model if model.is_absolute() else ROOT / model))
         if runner.stopped:
             print("stopped")
             return False
-        print(f"failed: {failed} (see {made.folder / name}/log.txt)" if failed else
+        print(f"failed: {failed} (see {made.place(name)}/log.txt)" if failed else
               "made earlier" if needs == "nothing" else f"{time.perf_counter() - start:.0f} s",
               flush=True)
         if failed:
