@@ -425,7 +425,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """A row as work: tokens of its own, and those of the prompt that its group shares."""
+    """A row as work: tokens of its own, at least one, and those of its group's prompt."""
 
     index: int
     group: int
@@ -444,10 +444,10 @@ def by_prompt(rows, seqs):
     which, _ = alike(seqs[0].tokens[rows], spans[0][0][rows])
     prompts, ends = (sum(part) for part in zip(*spans))
     groups = {}
-    for index, group, shared, tokens in zip(rows, which.tolist(), prompts[rows].tolist(),
-                                            ends[rows].tolist()):
-        groups.setdefault(group, []).append(Row(index, group, tokens - shared, shared))
-    found = [sorted(group, key=lambda row: (row.own, row.index)) for group in groups.values()]
+    for tokens, index, group, shared in sorted(zip(
+            ends[rows].tolist(), rows, which.tolist(), prompts[rows].tolist())):
+        groups.setdefault(group, []).append(Row(index, group, max(1, tokens - shared), shared))
+    found = sorted(groups.values(), key=lambda group: group[0].group)
     return sorted(found, key=lambda group: fmean(row.own + row.shared for row in group))
 
 

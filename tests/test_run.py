@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from fakes import BOS, PAD, Echo, Hidden, make_run, small, tiny, toy
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minipost import parallel
@@ -104,6 +104,7 @@ def answers_to(prompts, lengths):
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 8)), min_size=1, max_size=30),
        st.integers(1, 8), st.integers(1, 3))
+@example([(0, 1)] * 4, 1, 2)
 def test_micro_batches_cover_the_rows_prompt_by_prompt_in_order_of_length(rows, micro, world):
     """The ranks' parts together are all rows; each has a prompt's rows together, and equal work."""
     run, (which, lengths) = make_run(micro_batch_size=micro), zip(*rows)
