@@ -425,7 +425,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """A row as work: tokens of its own, at least one, and those of its group's prompt."""
+    """A row as work: tokens of its own, and those of its group's prompt."""
 
     index: int
     group: int
@@ -446,7 +446,7 @@ def by_prompt(rows, seqs):
     groups = {}
     for tokens, index, group, shared in sorted(zip(
             ends[rows].tolist(), rows, which.tolist(), prompts[rows].tolist())):
-        groups.setdefault(group, []).append(Row(index, group, max(1, tokens - shared), shared))
+        groups.setdefault(group, []).append(Row(index, group, tokens - shared, shared))
     found = sorted(groups.values(), key=lambda group: group[0].group)
     return sorted(found, key=lambda group: fmean(row.own + row.shared for row in group))
 
@@ -467,7 +467,7 @@ def dealt(pieces, world):
 
     A piece is of one group.
     """
-    own = [sum(row.own for row in piece) for piece in pieces]
+    own = [sum(max(1, row.own) for row in piece) for piece in pieces]
     load, groups, owned = [0] * world, [set() for _ in range(world)], [[] for _ in range(world)]
     for k in sorted(range(len(pieces)), key=lambda k: -own[k] - pieces[k][0].shared):
         group, shared = pieces[k][0].group, pieces[k][0].shared
