@@ -17,8 +17,8 @@ from scripts.studies import (
     compute_curve,
     edge_of_competence,
     entropy_law,
+    forgetting,
     pass_at_k,
-    razor,
     spurious_rewards,
 )
 
@@ -53,6 +53,22 @@ def test_pass_at_k_is_judged_at_both_ends():
     never = chances(*[0.0] * 50, *[0.01] * 50)
     assert pass_at_k.judge({"t": {"base": never, "grpo": better}})[0] == "reversed"
     assert pass_at_k.judge({"t": {"base": base, "grpo": base}})[0] == "not reproduced"
+
+
+def test_a_policy_that_is_the_base_is_nowhere_ahead(tmp_path, monkeypatch):
+    """The whole of the study's own work, on five problems and runs that are the base."""
+    monkeypatch.setattr(Made, "model", lambda self, run: ROOT / pass_at_k.BASE)
+    for algo in pass_at_k.METHODS:
+        folder = tmp_path / pass_at_k.run_of("countdown-3", algo, 0)
+        folder.mkdir()
+        (folder / "summary.json").write_text("{}")
+    found = pass_at_k.findings(Made(tmp_path, range(1), {
+        "n": 5, "tasks": {"countdown-3": dict(numbers=3)}}))
+    assert found.verdict == "not reproduced" and [row[1] for row in found.rows] == [
+        "base", *pass_at_k.METHODS]
+    assert len({tuple(row[3:8]) for row in found.rows}) == 1
+    assert {tuple(row[8:]) for row in found.rows[1:]} == {("never", "0 (0)")}
+    assert 0 < float(found.rows[0][3]) < float(found.rows[0][5]) <= 1
 
 
 def test_a_crossing_is_where_the_base_stays_ahead():
@@ -118,21 +134,33 @@ def points(grpo, sft, law=lambda kl: 0.1 * kl):
             for m, found in (("grpo", grpo), ("sft", sft)) for new, kl in found]
 
 
-def test_the_razor_is_judged_by_fit_and_order():
+def test_forgetting_is_judged_by_fit_and_order():
     near, far = [(0.95, 0.5), (0.96, 0.7)], [(0.95, 2.0), (0.99, 3.0)]
-    assert razor.judge(points(near, far), 0.9)[0] == "reproduced"
-    assert razor.judge(points(far, near), 0.9)[0] == "reversed"
-    assert razor.judge(points(near, far), 0.4)[0] == "not reproduced"
-    assert razor.judge(points(near, far, lambda kl: -kl), 0.9)[0] == "not reproduced"
-    assert razor.judge(points([(0.5, 0.1)], far), 0.9)[0] == "not reproduced"
+    assert forgetting.judge(points(near, far), 0.9)[0] == "reproduced"
+    assert forgetting.judge(points(far, near), 0.9)[0] == "reversed"
+    assert forgetting.judge(points(near, far), 0.4)[0] == "not reproduced"
+    assert forgetting.judge(points(near, far, lambda kl: -kl), 0.9)[0] == "not reproduced"
+    assert forgetting.judge(points([(0.5, 0.1)], far), 0.9)[0] == "not reproduced"
 
 
 def test_a_quadratic_explains_a_parabola_and_no_noise():
     x = np.linspace(0, 3, 30)
-    assert razor.fit(x, 1 + 2 * x - x**2) == pytest.approx(1)
+    assert forgetting.fit(x, 1 + 2 * x - x**2) == pytest.approx(1)
     rng = np.random.default_rng(0)
-    assert razor.fit(x, rng.normal(size=30)) < 0.4
-    assert razor.fit(x, np.ones(30)) == 0
+    assert forgetting.fit(x, rng.normal(size=30)) < 0.4
+    assert forgetting.fit(x, np.ones(30)) == 0
+
+
+def test_a_model_that_has_not_moved_has_forgotten_nothing(tmp_path, monkeypatch):
+    """The whole of the study's own work, on four problems a task and runs that are the base."""
+    monkeypatch.setattr(Made, "model", lambda self, run: ROOT / forgetting.BASE)
+    made = Made(tmp_path, range(1), {"n": 4, "rates": ("2e-4",)})
+    monkeypatch.setattr(Made, "once", lambda self, name, compute, of=(): compute())
+    found = forgetting.findings(made)
+    assert [p["method"] for p in found.data] == list(forgetting.METHODS)
+    assert {(p["kl"], p["forgotten"]) for p in found.data} == {(0.0, 0.0)}
+    assert found.verdict == "not reproduced" and len(found.rows) == len(forgetting.METHODS)
+    assert forgetting.divergence(ROOT / "checkpoints/base", 4) > 0.1  # another model
 
 
 # ---- laws of a run

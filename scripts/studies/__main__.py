@@ -33,7 +33,7 @@ def make(study, made, runner):
     """All runs of a study.  -> whether they are all there"""
     runs = study.runs(made.seeds)
     for k, (name, given) in enumerate(runs.items(), 1):
-        given = [str(part).replace("{folder}", str(made.folder)) for part in given]
+        given = list(map(str, given))
         print(f"{study.name} {k}/{len(runs)}  {name}: ", end="", flush=True)
         model = Path(train.settings_of(given).options.model)
         start = time.perf_counter()

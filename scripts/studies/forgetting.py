@@ -122,8 +122,10 @@ def findings(made):
 def fit(x, y):
     """The share of the variance of y that a quadratic of x explains."""
     x, y = np.asarray(x), np.asarray(y)
+    if not (x.var() > 0 and y.var() > 0):
+        return 0.0
     left = y - np.polyval(np.polyfit(x, y, 2), x)
-    return float(1 - left.var() / y.var()) if y.var() > 0 else 0.0
+    return float(1 - left.var() / y.var())
 
 
 def judge(points, explained):
