@@ -7,8 +7,8 @@ import pytest
 
 from minipost import checkpoint
 from minipost.gpt import GPT, GPTConfig
-from scripts import alternate, bench_methods, bench_peer, bench_profile, bench_speed
-from scripts.alternate import Bench, Failed, row
+from scripts import alternate, bench, bench_methods, bench_peer, bench_profile, bench_speed
+from scripts.alternate import ROOT, Bench, Failed, row
 from scripts.bench_speed import same_work
 from scripts.floor import Pass
 from scripts.pretrain import tokenizer
@@ -110,3 +110,11 @@ def test_own_jobs_run(job, tmp_path, monkeypatch):
     else:
         assert len(found["ends"]) == len(found["losses"]) == 2
         assert (found["length"] > 0) == ("row" not in found)
+
+
+def test_the_long_demo_is_measured_as_make_runs_it():
+    """Its arguments stand in the Makefile and in bench.py."""
+    text = (ROOT / "Makefile").read_text().partition("\ndemo-grpo-long:")[2].partition("\n\n")[0]
+    words = text.replace("$(or $(STEPS),100)", "100").replace("\\\n", " ").split()
+    given = words[words.index("minipost.train") + 1 : words.index("--out")]
+    assert given == bench.DEMOS["grpo-long"]
