@@ -8,7 +8,7 @@ Training is to reach what no vote and no choice reaches.  So a demo shows these 
 """
 
 from minipost.measure.results import Result
-from minipost.measure.stats import vote
+from minipost.measure.stats import winner
 
 
 def asked(run, problems, n):
@@ -20,10 +20,8 @@ def asked(run, problems, n):
     chosen = {f"vote of {n}": [], f"surest of {n}": [], f"any of {n} right": []}
     for first in range(0, len(texts), n):
         rows = range(first, first + n)
-        ballots = [run.task.ballot(texts[row]) for row in rows]
-        winner = vote(ballots)
-        voted = first + (ballots.index(winner[0][0]) if winner else 0)
-        found = voted, max(rows, key=sure.__getitem__), max(rows, key=rewards.__getitem__)
+        voted, _ = winner([run.task.ballot(texts[row]) for row in rows])
+        found = first + voted, max(rows, key=sure.__getitem__), max(rows, key=rewards.__getitem__)
         for picked, row in zip(chosen.values(), found):
             picked.append(row)
     return {name: Result.of([rewards[row] for row in rows], [texts[row] for row in rows])

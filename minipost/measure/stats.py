@@ -46,6 +46,12 @@ def vote(answers, weights=None):
     return sorted(total.items(), key=lambda entry: -entry[1])
 
 
+def winner(answers, weights=None):
+    """(the index of the first of the answers that won, the votes); 0 where nobody voted."""
+    count = vote(answers, weights)
+    return (answers.index(count[0][0]) if count else 0), count
+
+
 def pass_at_k(n, c, k):
     """The unbiased chance that k samples hold a right one, from c right among n drawn (k <= n).
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from minipost.errors import Bounded, MinipostError
 from minipost.measure.results import Arm
-from minipost.measure.stats import vote
+from minipost.measure.stats import winner
 
 TASK, KNOBS = "arithmetic", {}
 BEFORE, AFTER = "n=1", "n={group_size}"
@@ -39,9 +39,8 @@ class Config(Bounded):
 
 def elect(texts, ballot, weights=None):
     """The first text that states the winning answer, and the count; if no votes, the first text."""
-    answers = [ballot(text) for text in texts]
-    count = vote(answers, weights)
-    return (texts[answers.index(count[0][0])] if count else texts[0]), count
+    first, count = winner([ballot(text) for text in texts], weights)
+    return texts[first], count
 
 
 def elected(problems, drawn, task, weights=None):
