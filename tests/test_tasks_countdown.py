@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minipost.errors import MinipostError
+from minipost.tasks import countdown
 from minipost.tasks.base import Problem, is_held_out
 from minipost.tasks.countdown import (
     Countdown,
@@ -474,6 +475,26 @@ def test_right_answers_hold_what_solve_and_demonstrate_write():
         assert Countdown().demonstrate(problem, rng) in listed
     assert Countdown(direct=True).answers(HAND) is None
     assert SOLUTION in GAME.answers(HAND)
+
+
+def test_the_game_of_24_is_tested_on_the_papers_hands(tmp_path, monkeypatch):
+    """Places 901 to 1000 of the paper's list: the first three and the last, and their number."""
+    hands = [tuple(p.columns["numbers"]) for p in GAME.heldout(1000)]
+    assert len(set(hands)) == 100
+    assert {(4, 5, 6, 10), (1, 2, 4, 7), (2, 5, 8, 11)} <= set(hands)
+    assert all(solvable(hand, 24) and held_out(hand) for hand in hands)
+    trained = {tuple(p.columns["numbers"]) for p in GAME.sample(3000, random.Random(0))}
+    assert not trained & set(hands) and len(trained) > 1000
+    for text, said in (("4 5 6 10\n1 1 1 1\n", "that can make 24"), ("4 5 6 10\n" * 2, "different"),
+                       ("4 5 x 10\n", "invalid literal"), (None, "No such file")):
+        monkeypatch.setattr(countdown, "HANDS_24", path := tmp_path / "hands.txt")
+        path.unlink(missing_ok=True)
+        if text:
+            path.write_text(text)
+        countdown._hands_24.cache_clear()
+        with pytest.raises(MinipostError, match=said):
+            held_out((4, 5, 6, 10))
+    countdown._hands_24.cache_clear()
 
 
 def test_a_problem_can_be_posed():

@@ -31,13 +31,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, lru_cache
 from itertools import combinations, combinations_with_replacement, islice, permutations
+from pathlib import Path
 
 from minipost.errors import MinipostError
 from minipost.tasks import answers
 from minipost.tasks.arithmetic import PATIENCE, distinct
 from minipost.tasks.base import MOST_HELD_OUT, Problem, Task, is_held_out, switches, within
 
-HELD_OUT_HANDS = 100
+# The hands on which Yao et al. 2023 (arxiv.org/abs/2305.10601, table 2) report GPT-4, one a line.
+HANDS_24 = Path(__file__).resolve().parents[2] / "data" / "game24_test.txt"
 MOST_MOVES = 8  # lines of an answer; the problems take two or three
 FRACTION = rf"-?{answers.NATURAL}(?:/[1-9][0-9]{{0,8}})?"
 NUMBER = rf"(?:{answers.NATURAL}|\({FRACTION}\))"
@@ -201,12 +203,13 @@ def start(line):
 def held_out(numbers):
     """Whether these numbers belong to the held-out split, whatever the target.
 
-    The first 100 hands of the Game of 24 by hash are held out, as a fixed test set.  Any other
-    numbers follow the rule that all tasks share.
+    Of the hands of the Game of 24 those of HANDS_24 are held out, and no other.  Any other numbers
+    follow the rule that all tasks share.
     """
     hand = tuple(sorted(numbers))
-    rank = _ranks_24().get(hand) if len(hand) == 4 else None
-    return is_held_out(hand) if rank is None else rank < HELD_OUT_HANDS
+    if len(hand) == 4 and hand in _solvable_24():
+        return hand in _hands_24()
+    return is_held_out(hand)
 
 
 @dataclass(frozen=True)
@@ -416,9 +419,23 @@ def _random_result(hand, rng):
 
 
 @cache
-def _ranks_24():
-    """Return each solvable hand of the Game of 24 (1..13) with its rank by hash."""
-    return {hand: k for k, hand in enumerate(_ranked(4, 13, 24))}
+def _hands_24():
+    """Return the held-out hands of the Game of 24."""
+    try:
+        lines = HANDS_24.read_text(encoding="ascii").split("\n")[:-1]
+        hands = frozenset(tuple(sorted(map(int, line.split()))) for line in lines)
+    except (OSError, ValueError) as error:
+        raise MinipostError(f"{HANDS_24}: {error}; expected four numbers 1..13 a line") from None
+    if not hands <= _solvable_24() or len(hands) != len(lines):
+        raise MinipostError(f"{HANDS_24}: expected different hands that can make 24, four numbers "
+                            "1..13 a line")
+    return hands
+
+
+@cache
+def _solvable_24():
+    """Return every hand of the Game of 24."""
+    return frozenset(_ranked(4, 13, 24))
 
 
 @cache
