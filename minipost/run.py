@@ -113,6 +113,11 @@ class Run:
         """A frozen copy of the policy as it was when a reference was first asked for."""
         return self.frozen("reference", lambda: copy.deepcopy(self.policy.module))
 
+    def forget(self, key):
+        """Drop a part, so that the next call that asks for it makes it anew."""
+        self.parts.pop(key, None)
+        self.saved.pop(key, None)
+
     @property
     def learners(self):
         """{name: Learner} of those that have been asked for."""
@@ -169,6 +174,16 @@ class Run:
                 yield
         finally:
             self.tokens = tokens
+
+    @contextmanager
+    def on(self, task):
+        """Inside the block the run is about another task and that task's own reward."""
+        before = self.task, self.reward, self.hidden
+        self.task, self.reward, self.hidden = task, task.reward, task.hidden
+        try:
+            yield
+        finally:
+            self.task, self.reward, self.hidden = before
 
     # ---- problems and samples
 
@@ -308,11 +323,14 @@ class Run:
         rows = [problems[i] for i in rollout.prompt.tolist()]
         return self.grade_texts(rows, self.texts(rollout)).to(rollout.logp)
 
-    def grade_texts(self, problems, texts):
-        """The reward of one text to each problem.  (B,)  Rank 0 asks and tells the others."""
+    def grade_texts(self, problems, texts, rule=None):
+        """The reward of one text to each problem.  (B,)  Rank 0 asks and tells the others.
+
+        rule: another function of the reward's form.
+        """
         reward = torch.zeros(len(texts), dtype=torch.float64)
         if parallel.rank() == 0:
-            values = ask(self.reward, problems, texts, self.reward_timeout)
+            values = ask(rule or self.reward, problems, texts, self.reward_timeout)
             reward = torch.tensor(values, dtype=torch.float64)
         parallel.all_reduce(reward)
         return reward

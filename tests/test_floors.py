@@ -31,6 +31,7 @@ OPEN = {"engine", "tasks", "datasets", "measure", "checks", "cli", "proof"}
 # The methods that are made of others: whose parts they take.
 MADE_OF = {
     "methods.ppo": {"sft", "reward"}, "methods.rlaif": {"sft", "ppo", "dpo"},
+    "methods.r1_zero": {"grpo"}, "methods.r1": {"sft", "grpo", "reward", "r1_zero"},
     **{f"methods.{name}": {"dpo"} for name in ("ipo", "simpo", "orpo", "mdpo")},
 }
 

@@ -103,6 +103,23 @@ def test_stopped_in_every_stage(command, tmp_path, wide, capsys, stopping, recip
                                      checkpoint.load(wide)[1])
 
 
+@pytest.mark.parametrize("algo, total", [("r1-zero", 2), ("r1", 10)])
+def test_stopped_in_every_stage_of_reasoning(command, tmp_path, wide, capsys, stopping, algo,
+                                             total):
+    """Cold start, reasoning, rejection sampling, reward model, alignment: two steps each."""
+    pays = tmp_path / "pays.py"
+    pays.write_text("def even(completions, **columns):\n"
+                    "    return [float(len(text) % 2 == 0) for text in completions]\n")
+    flags = ["--task", "search", "--model", wide, "--reward", f"{pays}:even", "--form", 0,
+             "--steps", 2, "--prompts", 4, "--group-size", 2, "--minibatch-size", 8,
+             "--save-every", 0, "--max-new-tokens", 6]
+    if algo == "r1":
+        flags += ["--cold-start", 6, "--cold-steps", 2, "--rejection-prompts", 4,
+                  "--rejection-steps", 2, "--reward-steps", 2, "--align-steps", 2]
+    arguments = command(algo, *flags)
+    stop_everywhere(arguments, tmp_path, capsys, stopping, total)
+
+
 def going_on(run, arguments):
     """The arguments that resume a run.  A reward function is named again."""
     named = [a for flag, a in zip(arguments, arguments[1:]) if flag == "--reward"]

@@ -129,6 +129,8 @@ class Session:
         steps = self.method.total(self.run, self.config)
         first, self.started = self.run.step, time.perf_counter()
         tokens_before, every = self.run.tokens, self.options.save_every
+        every_eval, milestones = (self.options.eval_every,
+                                  self.method.milestones(self.run, self.config))
         self.skipped = self.skips()
         if self.resume and self.over(steps):
             self.save()  # the models may be gone or damaged
@@ -138,8 +140,9 @@ class Session:
                 self.metrics = metrics = {**next(learn), **self.run.differences()}
                 self.run.step += 1
                 rate = (self.run.tokens - tokens_before) / (self.seconds() - self.spent)
-                if self.options.eval_every and self.run.step % self.options.eval_every == 0:
-                    metrics |= self.evaluation()
+                ended = milestones.get(self.run.step, "")
+                if ended or every_eval and self.run.step % every_eval == 0:
+                    metrics |= self.evaluation(ended)
                 self.log(metrics)
                 self.boundary = self.seen()
                 self.console.step(self.run.step, metrics, rate)
@@ -213,10 +216,12 @@ class Session:
         """Seconds of training so far, without those of evaluation."""
         return self.spent + time.perf_counter() - self.started - self.paused
 
-    def evaluation(self):
-        """The current held-out results, as metrics."""
+    def evaluation(self, ended=""):
+        """The current held-out results, as metrics; shown if they end a stage."""
         start, results = time.perf_counter(), self.measure()
         self.paused += time.perf_counter() - start
+        if ended:
+            self.console.scores(f"after {ended}", results)
         return {f"eval/{split}/{metric}": found.score.value
                 for split, metrics in results.items() for metric, found in metrics.items()}
 
@@ -280,7 +285,7 @@ class Session:
         try:
             self.run.restore(tensors, facts)
             self.before, self.spent = from_data(facts["before"]), facts["seconds"]
-            if set(self.before) != set(self.splits):
+            if not set(self.splits) <= set(self.before):
                 raise ValueError(f"it measured {', '.join(self.before) or 'nothing'}")
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise MinipostError(f"{self.directory}: the state does not belong to this run "

@@ -44,6 +44,8 @@ class Method:
     measure: Callable = all_held_out
     #: total(run, cfg) -> steps of all stages, where there are several
     total: Callable = lambda run, cfg: cfg.steps
+    #: milestones(run, cfg) -> {step: name} of stages after which the run is measured too
+    milestones: Callable = lambda run, cfg: {}
     #: check(run, cfg) raises MinipostError where the run cannot work, before anything is written
     check: Callable = lambda run, cfg: None
     #: remark(lines of metrics.jsonl) -> a sentence to end with, or ""

@@ -93,14 +93,17 @@ def divergence(cfg, reference, batch, logp, logp_all):
     return ops.kl_k3(logp, chosen_logprobs(logq_all, batch))
 
 
-def train(run, cfg):
-    """prompts -> rollout -> rewards -> advantages -> loss -> update.  Yields metrics per step."""
-    policy = run.policy
+def train(run, cfg, score=None):
+    """prompts -> rollout -> rewards -> advantages -> loss -> update.  Yields metrics per step.
+
+    score(problems, rollout) -> (B,) what learns, the run's own score if None.
+    """
+    policy, score = run.policy, score or run.score
     reference = run.reference() if cfg.beta else None
     while True:
         problems = run.problems(cfg.prompts)
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
-        reward = run.score(problems, rollout)                               # (B,)
+        reward = score(problems, rollout)                               # (B,)
         adv = ops.group_normalised(reward, cfg.group_size)                  # (B,)
 
         meter, updates = Meter("loss", "kl", "entropy", "clip_ratio"), []

@@ -55,14 +55,23 @@ def check(run, cfg):
         run.task.demonstrate(problem, rng)
 
 
-def train(run, cfg):
-    """problems -> demonstrations -> log-probs -> loss -> update.  Yields metrics per step."""
+def demonstrations(run, n):
+    """The step's problems, each with the answer that the task writes: n pairs."""
+    rng = run.rng("demonstrations")
+    return [(p, run.task.demonstrate(p, rng)) for p in run.problems(n)]
+
+
+def train(run, cfg, rows=None, first=0):
+    """problems -> demonstrations -> log-probs -> loss -> update.  Yields metrics per step.
+
+    rows: (problem, answer) pairs to learn, in epochs, instead of the task's demonstrations.
+    first: the step of the run at which this begins, where other stages come before.
+    """
     policy = run.policy
     policy.weight_decay = cfg.weight_decay
     while True:
-        rng = run.rng("demonstrations")
-        problems = run.problems(cfg.batch_size)
-        batch = run.encode(problems, [run.task.demonstrate(p, rng) for p in problems])
+        batch = run.encode(*zip(*(run.deal(rows, cfg.batch_size, first) if rows else
+                                  demonstrations(run, cfg.batch_size))))
         count = int(batch.mask.sum())
         run.tokens += count
         meter = Meter("loss")
@@ -71,6 +80,6 @@ def train(run, cfg):
             value, stats = loss(logprobs(policy.module, part), part.mask, count=count)
             value.backward()
             meter.add(**stats)
-        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup_steps)
+        rate = cosine(cfg.lr, run.step - first, cfg.steps, cfg.warmup_steps)
         norm = policy.step(rate, cfg.max_grad_norm)
         yield {**meter.means(), "grad_norm": norm, "learning_rate": rate}

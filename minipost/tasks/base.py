@@ -78,6 +78,11 @@ class Task(Protocol):
     #: answers(problem) -> all right completions in the task's own spelling, None where they cannot
     #: be listed  (evaluate --pass-at)
     answers: Callable | None = None
+    #: {name: f} of what a reward may pay for beside being right, each of the form of `reward`;
+    #: thinking(problem, text) -> {name: count} of what the thought in an answer consists of
+    #: (r1_zero, r1)
+    rules: Mapping[str, Callable] = {}
+    thinking: Callable | None = None
     #: hint(problem) -> the prompt with its answer in it  (rft --hint)
     hint: Callable | None = None
     #: skipped() -> sentences on rows that were left out of a file

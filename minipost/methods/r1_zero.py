@@ -1,0 +1,94 @@
+"""R1-Zero: reasoning by reinforcement learning alone (Guo et al. 2025, arxiv.org/abs/2501.12948).
+
+A base model that sometimes thinks in its text is asked problems whose answers can be checked.  GRPO
+(methods/grpo.py has the loss and its gradient) learns from rules, not from a reward model, and no
+demonstration comes before (sec. 2.2; survey sec. 3.3):
+
+    r = w_correct correct + w_form form + w_language language
+
+`correct` is the task's reward or --reward, and the others are the task's `rules`.  Every rule is
+logged apart.  So is what the thought consists of: attempts, backtracks, checks, their soundness.
+The paper pays for what is right and for the form, not for the language: its R1-Zero mixes
+languages.
+
+The survey's question is whether thinking gets longer and better.  `length` and `backtracks` say how
+long it is, `correct` how good.  That needs a base that sometimes thinks, and to some purpose: see
+`make study-priming`.
+"""
+
+from dataclasses import dataclass
+
+from minipost.errors import MinipostError
+from minipost.methods import grpo
+
+TASK = "search"
+MODEL = "checkpoints/seeker"
+DEMO = {"max_new_tokens": 224}
+METRIC = "sampled"
+TRACE = ("reward", "correct", "form", "language", "length", "attempts", "backtracks", "checks",
+         "sound", "entropy")
+PROOF = "takes the steps of grpo; only the reward is a sum of rules"
+
+
+@dataclass(frozen=True)
+class Config(grpo.Config):
+    """GRPO without a KL, on rules with weights."""
+
+    steps: int = 200            # rollouts to learn from
+    beta: float = 0.0           # weight of the KL to the starting policy (beta)
+    correct: float = 1.0        # weight of a right answer
+    form: float = 0.1           # weight of a whole form: a thought and one answer
+    language: float = 0.0       # weight of the share of the text that is in one language
+
+    LIMITS = {**grpo.Config.LIMITS, "correct": ">= 0", "form": ">= 0", "language": ">= 0"}
+
+
+class Rules:
+    """The score of an answer: a weighted sum of rules.  `seen` has the means of the latest call."""
+
+    def __init__(self, run, weights):
+        missing = [name for name, weight in weights.items()
+                   if weight and name != "correct" and name not in run.task.rules]
+        if missing:
+            raise MinipostError(f"the task {run.task.name} has no rule {missing[0]!r}; give "
+                                f"--{missing[0]} 0")
+        self.run, self.weights, self.seen = run, weights, {}
+        self.rules = {"correct": run.reward, **run.task.rules}
+        self.thinking = run.task.thinking
+
+    def __call__(self, problems, rollout):
+        """(B,)"""
+        rows = [problems[i] for i in rollout.prompt.tolist()]
+        texts = self.run.texts(rollout)
+        found = {name: self.run.grade_texts(rows, texts, rule).to(rollout.logp)
+                 for name, rule in self.rules.items()}
+        self.seen = {name: float(value.mean()) for name, value in found.items()}
+        if self.thinking:
+            self.seen |= thought(self.thinking, rows, texts)
+        return sum(weight * found[name] for name, weight in self.weights.items() if weight)
+
+
+def thought(thinking, problems, texts):
+    """What thoughts consist of, means of an answer; `sound` is a share of the checks."""
+    each = [thinking(problem, text) for problem, text in zip(problems, texts, strict=True)]
+    total = {name: sum(one[name] for one in each) for name in each[0]}
+    sound = total.pop("sound") / max(1, total["checks"])
+    return {name: value / len(each) for name, value in total.items()} | {"sound": sound}
+
+
+def weights(cfg):
+    """{rule: weight} of a Config."""
+    return {name: getattr(cfg, name) for name in ("correct", "form", "language")}
+
+
+def check(run, cfg):
+    """MinipostError where a rule is missing or nothing is paid for."""
+    if not any(Rules(run, weights(cfg)).weights.values()):
+        raise MinipostError("no rule has a weight; there is nothing to learn from")
+
+
+def train(run, cfg):
+    """GRPO on the rules.  Yields metrics per step."""
+    rules = Rules(run, weights(cfg))
+    for metrics in grpo.train(run, cfg, rules):
+        yield {**metrics, **rules.seen}

@@ -1,0 +1,256 @@
+r"""Search: reach a target in the text itself, by attempts, verdicts and backtracking.
+
+The problems are those of countdown.  An answer thinks in attempts, one a line, and then answers
+with an expression:
+
+    Reach 24 from 4 9 10. Think:
+    4+9=13 10+13=23 no
+    9-4=5 5*10=50 no
+    10-4=6 9-6=3 no
+    4*9=36 36-10=26 no
+    ...
+    Answer: (10-4)*(13-9)
+
+An attempt uses every number once.  A verdict may follow: whether its last number is the target.
+After "no" the next attempt begins from the problem's numbers again: that is backtracking.  An
+answer without verdicts is a guess.
+
+What the demonstrations show is a knob, so that bases can be trained that differ in nothing else
+(Gandhi et al. 2025, arxiv.org/abs/2503.01307):
+
+    single        one attempt and its answer, right or wrong
+    backtracking  the same, but in a share `rate` of the texts attempts go on until one is right
+    wrong         the same, but these texts leave out what is right, and a wrong attempt ends them
+                  that is called right
+    full          attempts go on until one is right, in all texts
+
+Attempts come in one fixed order of their first moves, from a random place on and around.  So no
+attempt comes twice, and looking longer always pays.  The rest of an attempt is the one that comes
+nearest to the target.
+
+`mixed` is the share of verdicts that are in German or French.  The rules of a right answer, a
+whole form and one language are functions of their own (`rules`), as in DeepSeek-R1 (Guo et al.
+2025, arxiv.org/abs/2501.12948, sec. 2.2.2 and 2.3.2).
+"""
+
+import random
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+from statistics import fmean
+from typing import Literal
+
+from minipost.errors import MinipostError
+from minipost.tasks import answers
+from minipost.tasks.base import Problem, Task
+from minipost.tasks.countdown import Countdown, at_once
+
+LINE = re.compile(rf"(?P<moves>{answers.NATURAL}[-+*/]{answers.NATURAL}={answers.NATURAL}"
+                  rf"(?: {answers.NATURAL}[-+*/]{answers.NATURAL}={answers.NATURAL})*)"
+                  r"(?: (?P<verdict>[a-z]+))?")
+MOVE = re.compile(r"([0-9]+)([-+*/])([0-9]+)=([0-9]+)")
+TRACES = ("single", "backtracking", "wrong", "full")
+NO, YES = {"en": "no", "de": "nein", "fr": "non"}, {"en": "yes", "de": "ja", "fr": "oui"}
+LANGUAGE = {word: code for words in (NO, YES) for code, word in words.items()}
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A line of thought.
+
+    exact: each move is right, and they use each number of the problem once.  result: the last
+    number.  verdict: True, False, or None if none is stated.
+    """
+
+    moves: tuple[str, ...]
+    exact: bool
+    result: int
+    verdict: bool | None
+
+
+def read(hand, text):
+    """The attempts in an answer, [Attempt].  Other lines are none."""
+    found = []
+    for line in text.split("\n"):
+        if (match := LINE.fullmatch(line)) is None:
+            continue
+        moves = tuple(match["moves"].split(" "))
+        word = match["verdict"]
+        if word is not None and word not in LANGUAGE:
+            continue
+        found.append(Attempt(moves, walk(hand, moves), int(MOVE.fullmatch(moves[-1])[4]),
+                             None if word is None else word in YES.values()))
+    return found
+
+
+def walk(hand, moves):
+    """Whether moves are right and use each number of the hand once."""
+    left = list(hand)
+    for move in moves:
+        a, op, b, result = MOVE.fullmatch(move).groups()
+        for operand in (int(a), int(b)):
+            if operand not in left:
+                return False
+            left.remove(operand)
+        if compute(int(a), op, int(b)) != int(result):
+            return False
+        left.append(int(result))
+    return len(left) == 1
+
+
+def compute(a, op, b):
+    """a op b as a natural number, or None."""
+    if op == "/":
+        return a // b if b and a % b == 0 else None
+    found = {"+": a + b, "-": a - b, "*": a * b}[op]
+    return found if found >= 0 else None
+
+
+@lru_cache(maxsize=1 << 14)
+def firsts(state):
+    """The moves from a sorted state in their fixed order: [(move, sorted state after it)]."""
+    found = {}
+    for i, j in combinations(range(len(state)), 2):
+        rest = state[:i] + state[i + 1 : j] + state[j + 1 :]
+        for op in "+-*/":
+            a, b = state[j], state[i]
+            if (result := compute(a, op, b)) is not None:
+                found.setdefault(f"{a}{op}{b}={result}", tuple(sorted((*rest, result))))
+    return tuple(found.items())
+
+
+@lru_cache(maxsize=1 << 16)
+def nearest(state, target):
+    """The moves from a state that come nearest to the target, the first such in order."""
+    if len(state) == 1:
+        return abs(state[0] - target), ()
+    found = [(*nearest(after, target), move) for move, after in firsts(state)]
+    gap, rest, move = min(found, key=lambda each: each[0])
+    return gap, (move, *rest)
+
+
+def expression(moves):
+    """The expression that moves build."""
+    made = {}
+    whole = ""
+    for move in moves:
+        a, op, b, result = MOVE.fullmatch(move).groups()
+        a, b = (made[n].pop() if made.get(n) else n for n in (a, b))
+        whole = f"({a}{op}{b})"
+        made.setdefault(result, []).append(whole)
+    return whole[1:-1]
+
+
+# ---- rules of a reward
+
+def form(prompts, completions, **columns):
+    """1.0 for attempts, at least one, and then a single answer in a line of its own, else 0.0."""
+    found = []
+    for text in completions:
+        *lines, last = text.split("\n")
+        found.append(float(bool(lines) and all(map(LINE.fullmatch, lines))
+                           and last.startswith("Answer: ")))
+    return found
+
+
+def language(prompts, completions, **columns):
+    """The share of an answer's verdicts that are in English; 1.0 without verdicts."""
+    found = []
+    for text in completions:
+        words = [match["verdict"] for line in text.split("\n")
+                 if (match := LINE.fullmatch(line)) and match["verdict"]]
+        found.append(fmean(LANGUAGE.get(word) == "en" for word in words) if words else 1.0)
+    return found
+
+
+@dataclass(frozen=True)
+class Search(Task):
+    """Countdown with the search in the text: attempts, verdicts, backtracking, an answer."""
+
+    numbers: int = 3            # how many numbers to combine, 3 or 4
+    largest: int = 13           # the numbers are 1..largest
+    target: int = 0             # 0: any reachable target from 10 to 99; 24: the Game of 24
+    traces: Literal["single", "backtracking", "wrong", "full"] = "full"  # what demonstrations show
+    rate: float = 0.1           # share of demonstrations that go on after a failed attempt
+    mixed: float = 0.0          # share of verdicts that are not in English
+
+    name = "search"
+
+    def __post_init__(self):
+        if self.traces not in TRACES:
+            raise MinipostError(f"traces is {repr(self.traces)[:40]}; expected one of "
+                                + ", ".join(TRACES))
+        for name in ("rate", "mixed"):
+            if type(value := getattr(self, name)) not in (int, float) or not 0 <= value <= 1:
+                raise MinipostError(f"{name} is {repr(value)[:40]}; expected 0 to 1")
+        object.__setattr__(self, "game", Countdown(self.numbers, self.largest, self.target, True))
+
+    def sample(self, n, rng):
+        """Draw n training problems with `rng`.  None has held-out numbers."""
+        return [self._problem(p) for p in self.game.sample(n, rng)]
+
+    def heldout(self, n):
+        """Return the first n held-out problems in a fixed order, fewer if there are fewer."""
+        return [self._problem(p) for p in self.game.heldout(n)]
+
+    def _problem(self, problem):
+        return Problem(problem.prompt.removesuffix("Answer:") + "Think:\n", problem.columns)
+
+    def demonstrate(self, problem, rng=None):
+        """A text as `traces` says."""
+        rng = rng or random.Random(0)
+        state, target = tuple(sorted(problem.columns["numbers"])), problem.columns["target"]
+        options = list(firsts(state))
+        k = rng.randrange(len(options))
+        tried = [(move, *nearest(after, target)[1]) for move, after in options[k:] + options[:k]]
+        if self.traces == "single" or self.traces != "full" and rng.random() >= self.rate:
+            return self._text(tried[:1], target, None, rng)
+        right = [int(MOVE.fullmatch(moves[-1])[4]) == target for moves in tried]
+        if self.traces == "wrong":
+            wrong = [moves for moves, good in zip(tried, right) if not good] or tried[:1]
+            return self._text(wrong[: rng.randint(1, len(wrong))], target, True, rng)
+        last = right.index(True) if True in right else len(tried) - 1
+        return self._text(tried[: last + 1], target, True, rng)
+
+    def _text(self, tried, target, judged, rng):
+        """Attempts, with verdicts if judged: "no" but for the last."""
+        lines = []
+        for k, moves in enumerate(tried):
+            words = NO if k < len(tried) - 1 else YES
+            code = rng.choice(("de", "fr")) if rng.random() < self.mixed else "en"
+            lines.append(" ".join(moves) + (f" {words[code]}" if judged else ""))
+        return "\n".join([*lines, f"Answer: {expression(tried[-1])}"])
+
+    @property
+    def rules(self):
+        """What a reward may pay for beside being right: a whole form, and one language."""
+        return {"form": form, "language": language}
+
+    def thinking(self, problem, text):
+        """What the thought in an answer consists of: counts of attempts, backtracks and checks.
+
+        distinct: attempts with a first move that no earlier one had.  sound: checks whose verdict
+        is true of exact moves.
+        """
+        target, tried = problem.columns["target"], read(problem.columns["numbers"], text)
+        checks = [each for each in tried if each.verdict is not None]
+        return {
+            "attempts": len(tried),
+            "distinct": len({each.moves[0] for each in tried}),
+            "backtracks": sum(each.verdict is False for each in tried[:-1]),
+            "checks": len(checks),
+            "sound": sum(each.exact and each.verdict == (each.result == target)
+                         for each in checks),
+        }
+
+    def parse(self, text):
+        """The value of the expression behind "Answer:", or None."""
+        found = at_once(text) if "Answer:" in text else None
+        return found and found[0]
+
+    def reward(self, prompts, completions, numbers, target, **columns):
+        """1.0 if the answer makes the target from all the numbers, else 0.0."""
+        found = [at_once(text) if "Answer:" in text else None for text in completions]
+        return [float(each is not None and each[:2] == (goal, sorted(hand)))
+                for each, hand, goal in zip(found, numbers, target, strict=True)]
