@@ -1,5 +1,6 @@
 """Studies: what decides a verdict, on figures by hand, and their own sums."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from minipost import train
+from minipost.files import write_json
 from minipost.measure.stats import pass_at
 from scripts import studies
 from scripts.studies import (
@@ -19,6 +21,7 @@ from scripts.studies import (
     entropy_law,
     forgetting,
     pass_at_k,
+    priming,
     spurious_rewards,
 )
 
@@ -37,6 +40,36 @@ def test_a_studys_file_says_what_decides_and_its_runs_are_commands(name, monkeyp
         train.settings_of(list(map(str, given)))  # fails where a flag is unknown
     assert len({tuple(map(str, given)) for given in runs.values()}) == len(runs)
     assert len(runs) >= 2
+
+
+# ---- priming
+
+def primed(folder, ends):
+    """Runs of three steps by hand: {traces: accuracy at the end} in both seeds."""
+    for traces, end in ends.items():
+        for seed in range(2):
+            run = folder / priming.run_of(traces, seed)
+            run.mkdir(parents=True)
+            scores = {when: {"value": x, "low": x - 0.02, "high": x + 0.02, "n": 400}
+                      for when, x in (("before", 0.2), ("after", end))}
+            write_json(run / "summary.json", {"all": {"sampled, held-out": scores}})
+            lines = [{"num_tokens": 100 * k, "completions/mean_length": 20 + k, "attempts": 1,
+                      "backtracks": k, "sound": 0.5,
+                      **({priming.HELD_OUT: end} if k == 2 else {})} for k in range(3)]
+            (run / "metrics.jsonl").write_text("".join(json.dumps(of) + "\n" for of in lines))
+    return Made(folder, range(2))
+
+
+@pytest.mark.parametrize("backtracking, wrong, verdict", [
+    (0.9, 0.8, "reproduced"), (0.9, 0.4, "not reproduced"), (0.1, 0.2, "reversed"),
+    (0.4, 0.9, "not reproduced")])
+def test_priming_is_judged_by_both_leads(tmp_path, backtracking, wrong, verdict):
+    made = primed(tmp_path, {"single": 0.4, "backtracking": backtracking, "wrong": wrong})
+    found = priming.findings(made)
+    assert found.verdict == verdict
+    assert found.rows[1] == ["backtracking", "0.200", f"{backtracking:.3f}", "20.00 to 21.00",
+                             "1.00 to 1.00", "0.00 to 1.00", "0.50 to 0.50"]
+    assert f"by {backtracking - 0.4:+.3f}" in found.sentence
 
 
 # ---- pass@k

@@ -149,6 +149,19 @@ class Console:
             table.add_row(str(line["step"]), *("" if v is None else f"{v:.3g}" for v in values))
         self.rich.print(table)
 
+    def stages(self, summary, lines, milestones):
+        """All results before, after each stage, and at the end: what a stage made and unmade."""
+        table = Table(box=box.SIMPLE_HEAD, title="after each stage", title_justify="left")
+        for name in ("", "before", *milestones.values(), "end"):
+            table.add_column(name, justify="left" if not name else "right")
+        at = {line["step"]: line for line in lines}
+        for name, row in summary["all"].items():
+            metric, _, split = name.partition(", ")
+            middle = [at[step][f"eval/{split}/{metric}"] for step in milestones]
+            table.add_row(name, *(f"{value:.3f}" for value in (
+                row["before"]["value"], *middle, row["after"]["value"])))
+        self.rich.print(table)
+
     def arms(self, arms, before):
         """The arms of a test-time method: accuracy, tokens per problem, and the gain over `before`.
 

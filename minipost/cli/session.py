@@ -328,6 +328,8 @@ class Session:
             lines = self.files.lines()
             if self.method.TRACE:
                 self.console.trace(lines, self.method.TRACE)
+            if ends := self.method.milestones(self.run, self.config):
+                self.console.stages(summary, lines, ends)
             if said := self.method.remark(lines):
                 self.console.say(said)
         self.console.result(summary, self.directory)
