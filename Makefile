@@ -13,6 +13,7 @@
 #   make base               train checkpoints/base again, from nothing
 #   make student            the same for checkpoints/student, from which distillation starts
 #   make thinker            train checkpoints/thinker, which the test-time methods ask, from the base
+#   make seeker             train checkpoints/seeker, from which R1-Zero and R1 start, from the base
 #   make verifier           train checkpoints/verifier, which chooses among the thinker's hurried answers
 #   make card               measure them and write their model cards
 #   make data               write data/simple_tasks.jsonl again from its tables
@@ -38,7 +39,7 @@ TEST_TIME = $(subst _,-,$(basename $(notdir $(wildcard minipost/test_time/[a-z]*
 # A file in scripts/studies/ is a study.
 STUDIES = $(subst _,-,$(basename $(notdir $(wildcard scripts/studies/[a-z]*.py))))
 
-.PHONY: help test quick lint prove museum demos base student thinker verifier card data bench compare compare-offline compute-optimal studies clean
+.PHONY: help test quick lint prove museum demos base student thinker seeker verifier card data bench compare compare-offline compute-optimal studies clean
 .PRECIOUS: $(VENV)/.%
 
 help:
@@ -95,7 +96,10 @@ student: $(VENV)/.core
 	@$(BIN)/python -m scripts.pretrain --shape student
 
 thinker: $(VENV)/.core
-	@$(BIN)/python -m scripts.pretrain --shape thinker --steps 2900
+	@$(BIN)/python -m scripts.pretrain --shape thinker
+
+seeker: $(VENV)/.core
+	@$(BIN)/python -m scripts.pretrain --shape seeker
 
 verifier: $(VENV)/.core
 	@$(BIN)/python -m minipost.train --algo prm --out runs/verifier --overwrite

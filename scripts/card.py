@@ -1,4 +1,4 @@
-"""Measure checkpoints/base, student and thinker, and write their model cards: `make card`."""
+"""Measure checkpoints/base, student, thinker and seeker, and write their cards: `make card`."""
 
 import argparse
 import itertools
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from minipost import checkpoint, evaluate
+from minipost.measure.results import evaluate as measure
 from minipost.measure.stats import interval
 from minipost.measure.texts import Texts
 from minipost.optim import Learner
@@ -17,6 +18,8 @@ from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.base import Problem
 from minipost.tasks.countdown import Countdown, all_whole, apply, held_out, moves, solvable
 from minipost.tasks.recall import Recall
+from minipost.tasks.search import Search
+from minipost.tasks.wording import Wording
 
 CARD = """# The base model
 
@@ -113,14 +116,55 @@ THINKER_TASKS = {
 }
 
 
-def thinker_table(directory):
-    """The thinker's accuracy on the tasks that it was taught."""
-    options = evaluate.Measured(model=directory, max_new_tokens=128)
+SEEKER = """# The seeker
+
+The model that R1-Zero and R1 start from: a nano-GPT of 0.86 million parameters, checkpoints/base \
+trained
+on by `make seeker`.  Half of its corpus is that of the base.  The other half is countdown with the
+search in the text (minipost/tasks/search.py): one attempt and an answer, right or wrong, and now \
+and
+then attempts that go on until one is right, each with a verdict.  At first every other text \
+searches,
+then one in twenty.  So it can search and rarely does: what RL can find was put there.  Three \
+verdicts
+in ten are in German or French.  All problems come from training splits.
+
+Accuracy with 95% intervals, one answer per problem:
+
+{table}
+Of {n} sampled answers to held-out problems {share} have a verdict; of these {right} are right, of \
+the others {guessed}.
+
+Files: Hugging Face layout (LlamaForCausalLM, float32 safetensors).  MIT licence.
+"""
+SEEKER_TASKS = {
+    "countdown, 3 numbers, search in the text": Search(), "sums, 6 terms, worked": Arithmetic(),
+    "countdown, 3 numbers": Countdown(), "wording, gold reward": Wording(),
+}
+
+
+def accuracies(directory, tasks, room=128):
+    """A model's accuracy on some tasks, as a table."""
+    options = evaluate.Measured(model=directory, max_new_tokens=room)
     lines = ["| task | n | greedy [95%] | sampled [95%] |", "|---|---|---|---|"]
-    for name, _, scores in evaluate.rows(options, THINKER_TASKS):
+    for name, _, scores in evaluate.rows(options, tasks):
         greedy, sampled = scores["greedy"], scores["sampled"]
         lines.append(f"| {name} | {greedy.n} | {greedy} | {sampled} |")
     return "\n".join(lines) + "\n"
+
+
+def searched(directory, n=1000):
+    """What a model's answers are worth with a verdict in them and without, as Scores."""
+    model, vocabulary = checkpoint.load(directory)
+    task = Search()
+    run = Run(Learner(model), vocabulary, task, task.reward, max_new_tokens=224)
+    problems = task.heldout(n)
+    found = measure(run, problems, 1.0)
+    checked = [task.thinking(p, text)["checks"] > 0 for p, text in zip(problems, found.texts)]
+    sides = [[reward for reward, mine in zip(found.rewards, checked) if mine is side]
+             for side in (True, False)]
+    return {"n": len(problems), "share": interval([float(c) for c in checked]),
+            "right": interval(sides[0]), "guessed": interval(sides[1])}
 
 
 def shown_states():
@@ -199,7 +243,11 @@ def main():
     Path("checkpoints/student/README.md").write_text(
         STUDENT.format(table=measured("checkpoints/student", flags)))
     Path("checkpoints/thinker/README.md").write_text(THINKER.format(
-        table=thinker_table("checkpoints/thinker"), judged=judged_table("checkpoints/thinker")))
+        table=accuracies("checkpoints/thinker", THINKER_TASKS),
+        judged=judged_table("checkpoints/thinker")))
+    Path("checkpoints/seeker/README.md").write_text(SEEKER.format(
+        table=accuracies("checkpoints/seeker", SEEKER_TASKS, 224),
+        **searched("checkpoints/seeker")))
 
 
 if __name__ == "__main__":

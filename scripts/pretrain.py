@@ -1,6 +1,6 @@
-"""Train checkpoints/base and student from nothing, and thinker from the base.
+"""Train checkpoints/base and student from nothing, and thinker and seeker from the base.
 
-Commands: `make base`, `make student`, `make thinker`.
+Commands: `make base`, `make student`, `make thinker`, `make seeker`.
 
 The tasks write the corpus of the first two on the fly:
 
@@ -18,6 +18,11 @@ base model that has seen mistakes makes them, and so leaves the methods somethin
 The thinker's corpus is in scripts/thoughts.py.  Its documents have very different lengths, and a
 verdict of one word would be lost among the tokens of worked answers.  So each document counts the
 same.
+
+The seeker's corpus is half that of the base, so that it forgets little, and half countdown with the
+search in the text (minipost/tasks/search.py).  In its first lesson every other such text searches,
+so that searching is learnt well.  In a short second one it is one in twenty, so that it is rare.
+Verdicts are now and then in German or French.
 
 The model learns to answer and not to ask: the loss is on completions.  Everything is derived from
 the seed, so the same machine and number of workers give the same file.
@@ -44,6 +49,7 @@ from minipost.tasks.base import Problem, Task, is_held_out, question
 from minipost.tasks.countdown import Countdown, held_out
 from minipost.tasks.facts import hold_out as facts_hold_out
 from minipost.tasks.facts import rows
+from minipost.tasks.search import Search
 from minipost.tasks.wording import PRINCIPLES, Wording
 from minipost.tokenizer import EOS, PAD, Tokenizer
 from scripts.thoughts import Thoughts
@@ -58,7 +64,10 @@ SHAPES = {  # name: what differs from GPTConfig's defaults
     "student": dict(hidden_size=64, intermediate_size=172, num_hidden_layers=2,
                     num_attention_heads=2, num_key_value_heads=2),
     "thinker": {},  # the shape of the base, from which it starts
+    "seeker": {},   # the same
 }
+STEPS = {"base": 1800, "student": 1800, "thinker": 2900, "seeker": 600}
+RARE = 60       # steps of the seeker's second lesson
 
 MOVE = re.compile("([0-9]+)([-+*/])([0-9]+)=[0-9]+:([0-9 ]+)")
 
@@ -101,6 +110,21 @@ class Corpus(Task):
 
     def demonstrate(self, problem, rng):
         return problem.columns["completion"]
+
+
+class Seeking(Corpus):
+    """Documents of the base, and as many with the search in the text, of which `rate` search."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.search = Search(traces="backtracking", rate=rate, mixed=0.3)
+
+    def document(self, rng):
+        if rng.random() < 0.5:
+            return super().document(rng)
+        problem, = self.search.sample(1, rng)
+        return Problem(problem.prompt, {**problem.columns,
+                                        "completion": self.search.demonstrate(problem, rng)})
 
 
 def judgement(rng):
@@ -203,9 +227,22 @@ def evenly(run, cfg):
         yield meter.means()
 
 
+def lessons(args):
+    """What is learnt in turn: [(function, Config, task)]."""
+    def taught(steps, lr):
+        return sft.Config(steps=steps, batch_size=256, lr=lr, warmup_steps=min(100, steps // 3),
+                          weight_decay=0.1)
+
+    if args.shape == "thinker":
+        return [(evenly, taught(args.steps, 2e-3), Thoughts())]
+    if args.shape == "seeker":
+        return [(sft.train, taught(args.steps - RARE, 2e-3), Seeking(0.5)),
+                (sft.train, taught(RARE, 3e-4), Seeking(0.05))]
+    return [(sft.train, taught(args.steps, 3e-3), Corpus())]
+
+
 def pretrain(args):
-    thinker = args.shape == "thinker"
-    if thinker:
+    if args.shape in ("thinker", "seeker"):
         model, vocabulary = checkpoint.load("checkpoints/base")
         words = vocabulary.tokenizer
     else:
@@ -213,32 +250,41 @@ def pretrain(args):
         model = GPT(GPTConfig(words.vocab_size, max_position_embeddings=512, **SHAPES[args.shape]))
         model.initialise(args.seed)
         vocabulary = checkpoint.Vocabulary(words, words.before, [words.id(EOS)], words.id(PAD))
-    cfg = sft.Config(steps=args.steps, batch_size=256, lr=2e-3 if thinker else 3e-3,
-                     warmup_steps=100, weight_decay=0.1)
-    run = Run(Learner(model, betas=(0.9, 0.95)), vocabulary, Thoughts() if thinker else Corpus(),
-              None, seed=args.seed, micro_batch_size=16 if thinker else 32)
-    learn, start = (evenly if thinker else sft.train)(run, cfg), time.perf_counter()
-    for run.step in range(args.steps):
-        metrics = next(learn)
-        if parallel.rank() == 0 and (run.step % 50 == 49 or run.step == args.steps - 1):
-            seconds = time.perf_counter() - start
-            left = seconds / (run.step + 1) * (args.steps - run.step - 1)
-            print(f"step {run.step + 1}/{args.steps}  loss {metrics['loss']:.3f}  "
-                  f"{run.tokens / seconds:,.0f} answer tokens/s  {left:.0f} s left", flush=True)
-        if parallel.rank() == 0 and (run.step % 500 == 499 or run.step == args.steps - 1):
-            out = args.out or Path("checkpoints") / args.shape
-            checkpoint.create(out, model, words)
-            print(f"wrote {out}")
+    learner, start, made, tokens = Learner(model, betas=(0.9, 0.95)), time.perf_counter(), 0, 0
+    for teach, cfg, task in lessons(args):
+        run = Run(learner, vocabulary, task, None, seed=args.seed + made,
+                  micro_batch_size=16 if args.shape == "thinker" else 32)
+        learner.reset_optimizer()
+        learn = teach(run, cfg)
+        for run.step in range(cfg.steps):
+            metrics = next(learn)
+            made += 1
+            report(args, metrics, made, tokens + run.tokens, time.perf_counter() - start)
+            if parallel.rank() == 0 and (made % 500 == 0 or made == args.steps):
+                out = args.out or Path("checkpoints") / args.shape
+                checkpoint.create(out, model, words)
+                print(f"wrote {out}")
+        tokens += run.tokens
+
+
+def report(args, metrics, made, tokens, seconds):
+    """A line every 50 steps."""
+    if parallel.rank() == 0 and (made % 50 == 0 or made == args.steps):
+        print(f"step {made}/{args.steps}  loss {metrics['loss']:.3f}  "
+              f"{tokens / seconds:,.0f} answer tokens/s  "
+              f"{seconds / made * (args.steps - made):.0f} s left", flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="base",
-                        help="the base model, the student that distillation starts from, or the "
-                             "thinker of the test-time methods")
-    parser.add_argument("--steps", type=int, default=1800, help="gradient steps of 256 documents")
+                        help="the base model, the student that distillation starts from, the "
+                             "thinker of the test-time methods, or the seeker of R1-Zero and R1")
+    parser.add_argument("--steps", type=int, help="gradient steps of 256 documents, by default "
+                        + ", ".join(f"{steps} ({shape})" for shape, steps in STEPS.items()))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="checkpoints/SHAPE if not given")
     parser.add_argument("--workers", type=int, default=parallel.default_workers("cpu"))
     args = parser.parse_args()
+    args.steps = args.steps or STEPS[args.shape]
     parallel.launch(lambda: pretrain(args), args.workers)

@@ -24,7 +24,7 @@ from minipost.measure.results import results
 from minipost.methods import grpo, r1_zero, reward, sft
 from minipost.methods.r1_zero import Rules, weights
 from minipost.tasks.arithmetic import Arithmetic
-from minipost.tasks.base import Problem, Task
+from minipost.tasks.base import Problem
 from minipost.tasks.wording import Wording
 
 TASK = "search"
@@ -53,10 +53,10 @@ class Config(r1_zero.Config):
     sft_lr: float = 5e-4        # peak learning rate of both stages of fine-tuning
 
 
-class Both(Task):
-    """Problems of two tasks in turn."""
+class Both:
+    """A task to draw problems from: those of two tasks in turn.  Each half has its own score."""
 
-    name = "both"
+    name, hidden, training, reward = "both", False, None, None
 
     def __init__(self, first, second):
         self.tasks = first, second
@@ -66,9 +66,6 @@ class Both(Task):
         found = [task.sample(-(-n // 2), rng) for task in self.tasks]
         return [Problem(p.prompt, {**p.columns, "task": task.name}, p.place)
                 for pair in zip(*found) for p, task in zip(pair, self.tasks)][:n]
-
-    def reward(self, prompts, completions, **columns):
-        raise NotImplementedError("each half has its own score")
 
 
 def stages(run, cfg):

@@ -36,7 +36,7 @@ whole form and one language are functions of their own (`rules`), as in DeepSeek
 import random
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import combinations
 from statistics import fmean
 from typing import Literal
@@ -49,7 +49,6 @@ from minipost.tasks.countdown import Countdown, at_once
 LINE = re.compile(rf"(?P<moves>{answers.NATURAL}[-+*/]{answers.NATURAL}={answers.NATURAL}"
                   rf"(?: {answers.NATURAL}[-+*/]{answers.NATURAL}={answers.NATURAL})*)"
                   r"(?: (?P<verdict>[a-z]+))?")
-MOVE = re.compile(r"([0-9]+)([-+*/])([0-9]+)=([0-9]+)")
 TRACES = ("single", "backtracking", "wrong", "full")
 NO, YES = {"en": "no", "de": "nein", "fr": "non"}, {"en": "yes", "de": "ja", "fr": "oui"}
 LANGUAGE = {word: code for words in (NO, YES) for code, word in words.items()}
@@ -79,31 +78,38 @@ def read(hand, text):
         word = match["verdict"]
         if word is not None and word not in LANGUAGE:
             continue
-        found.append(Attempt(moves, walk(hand, moves), int(MOVE.fullmatch(moves[-1])[4]),
+        found.append(Attempt(moves, walk(hand, moves), parts(moves[-1])[3],
                              None if word is None else word in YES.values()))
     return found
+
+
+def parts(move):
+    """(a, sign, b, result) of a move."""
+    made, _, result = move.partition("=")
+    a, sign, b = re.split("([-+*/])", made)
+    return int(a), sign, int(b), int(result)
 
 
 def walk(hand, moves):
     """Whether moves are right and use each number of the hand once."""
     left = list(hand)
     for move in moves:
-        a, op, b, result = MOVE.fullmatch(move).groups()
-        for operand in (int(a), int(b)):
+        a, sign, b, result = parts(move)
+        for operand in (a, b):
             if operand not in left:
                 return False
             left.remove(operand)
-        if compute(int(a), op, int(b)) != int(result):
+        if compute(a, sign, b) != result:
             return False
-        left.append(int(result))
+        left.append(result)
     return len(left) == 1
 
 
-def compute(a, op, b):
-    """a op b as a natural number, or None."""
-    if op == "/":
+def compute(a, sign, b):
+    """What a move makes if that is a natural number, else None."""
+    if sign == "/":
         return a // b if b and a % b == 0 else None
-    found = {"+": a + b, "-": a - b, "*": a * b}[op]
+    found = {"+": a + b, "-": a - b, "*": a * b}[sign]
     return found if found >= 0 else None
 
 
@@ -113,10 +119,10 @@ def firsts(state):
     found = {}
     for i, j in combinations(range(len(state)), 2):
         rest = state[:i] + state[i + 1 : j] + state[j + 1 :]
-        for op in "+-*/":
+        for sign in "+-*/":
             a, b = state[j], state[i]
-            if (result := compute(a, op, b)) is not None:
-                found.setdefault(f"{a}{op}{b}={result}", tuple(sorted((*rest, result))))
+            if (result := compute(a, sign, b)) is not None:
+                found.setdefault(f"{a}{sign}{b}={result}", tuple(sorted((*rest, result))))
     return tuple(found.items())
 
 
@@ -132,12 +138,11 @@ def nearest(state, target):
 
 def expression(moves):
     """The expression that moves build."""
-    made = {}
-    whole = ""
+    made, whole = {}, ""                        # {number: expressions that make it}
     for move in moves:
-        a, op, b, result = MOVE.fullmatch(move).groups()
-        a, b = (made[n].pop() if made.get(n) else n for n in (a, b))
-        whole = f"({a}{op}{b})"
+        a, sign, b, result = parts(move)
+        left, right = (made[n].pop() if made.get(n) else n for n in (a, b))
+        whole = f"({left}{sign}{right})"
         made.setdefault(result, []).append(whole)
     return whole[1:-1]
 
@@ -176,6 +181,7 @@ class Search(Task):
     mixed: float = 0.0          # share of verdicts that are not in English
 
     name = "search"
+    rules = {"form": form, "language": language}
 
     def __post_init__(self):
         if self.traces not in TRACES:
@@ -184,7 +190,11 @@ class Search(Task):
         for name in ("rate", "mixed"):
             if type(value := getattr(self, name)) not in (int, float) or not 0 <= value <= 1:
                 raise MinipostError(f"{name} is {repr(value)[:40]}; expected 0 to 1")
-        object.__setattr__(self, "game", Countdown(self.numbers, self.largest, self.target, True))
+        Countdown(self.numbers, self.largest, self.target)  # which knows the bounds of its knobs
+
+    @cached_property
+    def game(self):
+        return Countdown(self.numbers, self.largest, self.target, True)
 
     def sample(self, n, rng):
         """Draw n training problems with `rng`.  None has held-out numbers."""
@@ -206,7 +216,7 @@ class Search(Task):
         tried = [(move, *nearest(after, target)[1]) for move, after in options[k:] + options[:k]]
         if self.traces == "single" or self.traces != "full" and rng.random() >= self.rate:
             return self._text(tried[:1], target, None, rng)
-        right = [int(MOVE.fullmatch(moves[-1])[4]) == target for moves in tried]
+        right = [parts(moves[-1])[3] == target for moves in tried]
         if self.traces == "wrong":
             wrong = [moves for moves, good in zip(tried, right) if not good] or tried[:1]
             return self._text(wrong[: rng.randint(1, len(wrong))], target, True, rng)
@@ -221,11 +231,6 @@ class Search(Task):
             code = rng.choice(("de", "fr")) if rng.random() < self.mixed else "en"
             lines.append(" ".join(moves) + (f" {words[code]}" if judged else ""))
         return "\n".join([*lines, f"Answer: {expression(tried[-1])}"])
-
-    @property
-    def rules(self):
-        """What a reward may pay for beside being right: a whole form, and one language."""
-        return {"form": form, "language": language}
 
     def thinking(self, problem, text):
         """What the thought in an answer consists of: counts of attempts, backtracks and checks.
