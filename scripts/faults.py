@@ -39,8 +39,17 @@ from scripts.fuzz import FUZZERS
 
 TEXTS = ["7+5=? Answer: 12", "What is the capital of France?\nParis", "Praise the soup: fresh"]
 SHORT = {"steps": 3, "prompts": 3, "group_size": 2, "batch_size": 4, "pairs": 4, "sft_steps": 1,
-         "reward_steps": 1, "minibatch_size": 4, "fisher": 4, "iterations": 1, "warmup_steps": 1}
-REWARD = "def share(completions, **columns):\n    return [len(text) / 9 for text in completions]\n"
+         "reward_steps": 1, "minibatch_size": 4, "fisher": 4, "iterations": 1, "warmup_steps": 1,
+         "cold_start": 4, "cold_steps": 1, "rejection_prompts": 8, "rejection_steps": 1,
+         "align_steps": 1, "form": 0.0}
+REWARD = """def share(completions, **columns):
+    return [len(text) / 9 for text in completions]
+
+
+def even(completions, **columns):
+    return [float(len(text) % 2 == 0) for text in completions]
+"""
+REWARDS = {"orm": "share", "r1": "even"}  # r1 keeps only answers that keep every rule
 
 
 class Trials:
@@ -85,18 +94,19 @@ class Place:
         knobs += ["--teacher", str(self.folder / "tiny")] if "teacher" in known else []
         # These learn from answers of unlike rewards, and a model of chance solves no problem.
         if algo == "orm":
-            knobs += ["--data", str(self.folder / "rows.jsonl"), *self.reward(algo)]
+            knobs += ["--data", str(self.folder / "rows.jsonl")]
         if algo == "rft":
             knobs += ["--data", str(self.folder / "rated.jsonl")]
         model = ROOT / "checkpoints/base" if algo == "prm" else self.folder / "tiny"
         room = "48" if algo == "prm" else "4"
         return ["--algo", algo, "--model", str(model), "--out", str(out), "--workers", str(workers),
                 "--max-new-tokens", room, "--eval-n", "2", "--show", "0", "--save-every", "1",
-                *knobs, *flags]
+                *knobs, *self.reward(algo), *flags]
 
     def reward(self, algo):
         """What names a reward function, if the method's runs have one; a resume needs it too."""
-        return ["--reward", f"{self.folder / 'reward.py'}:share"] if algo == "orm" else []
+        name = REWARDS.get(algo)
+        return ["--reward", f"{self.folder / 'reward.py'}:{name}"] if name else []
 
     def outcome(self, out):
         """All bytes that a finished run leaves, without its seconds."""
