@@ -66,7 +66,7 @@ SHAPES = {  # name: what differs from GPTConfig's defaults
     "thinker": {},  # the shape of the base, from which it starts
     "seeker": {},   # the same
 }
-STEPS = {"base": 1800, "student": 1800, "thinker": 2900, "seeker": 600}
+STEPS = {"base": 1800, "student": 1800, "thinker": 2900, "seeker": 900}
 RARE = 60       # steps of the seeker's second lesson
 
 MOVE = re.compile("([0-9]+)([-+*/])([0-9]+)=[0-9]+:([0-9 ]+)")
@@ -237,7 +237,7 @@ def lessons(args):
         return [(evenly, taught(args.steps, 2e-3), Thoughts())]
     if args.shape == "seeker":
         return [(sft.train, taught(args.steps - RARE, 2e-3), Seeking(0.5)),
-                (sft.train, taught(RARE, 3e-4), Seeking(0.05))]
+                (sft.train, taught(RARE, 1e-4), Seeking(0.05))]
     return [(sft.train, taught(args.steps, 3e-3), Corpus())]
 
 

@@ -34,8 +34,8 @@ LIMITS = ("What a nano model can tell: the bases differ in their texts alone, an
 BASES = {"single": "single attempts", "backtracking": "backtracking", "wrong": "wrong contents"}
 FOLDER = "runs/studies/priming"
 LESSONS = {  # name: arguments of the first and the second lesson
-    "taught": ["--rate", "0.5", "--steps", "1000", "--lr", "2e-3"],
-    "base": ["--rate", "0.05", "--steps", "60", "--lr", "3e-4"],
+    "taught": ["--rate", "0.5", "--steps", "1500", "--lr", "2e-3"],
+    "base": ["--rate", "0.05", "--steps", "60", "--lr", "1e-4"],
 }
 ROOM = ["--max-new-tokens", "224"]
 STEPS = 60
