@@ -19,8 +19,9 @@ from minipost.tasks.countdown import Countdown, apply, held_out, solvable
 from minipost.tasks.facts import Facts, hold_out
 from minipost.tasks.recall import HELD_OUT as HELD_OUT_THINGS
 from minipost.tasks.recall import Recall
+from minipost.tasks.search import Search, read
 from minipost.tasks.wording import HELD_OUT, TRAINING, Wording
-from scripts.pretrain import Corpus, encode, leaks, pretrain
+from scripts.pretrain import Corpus, Seeking, encode, leaks, pretrain
 from scripts.thoughts import KINDS, MAKERS, Thoughts
 
 DOCUMENTS = Corpus().sample(6000, random.Random(1))
@@ -28,7 +29,7 @@ DOCUMENTS = Corpus().sample(6000, random.Random(1))
 
 @pytest.mark.parametrize("task", [
     Arithmetic(), Arithmetic(terms=3), Arithmetic(terms=4, direct=True), Countdown(),
-    Countdown(numbers=4), Countdown(numbers=4, target=24), Facts(), Recall(), Wording(),
+    Countdown(numbers=4), Countdown(numbers=4, target=24), Facts(), Recall(), Search(), Wording(),
 ], ids=str)
 def test_training_never_draws_a_held_out_problem(task):
     tests = {p.prompt for p in task.heldout(10_000 if task.name == "facts" else 300)}
@@ -112,6 +113,22 @@ def test_the_same_seed_trains_the_same_base_model(tmp_path):
 
     first = weights("a", 0)
     assert weights("b", 0) == first and weights("c", 1) != first
+
+
+# ---- the seeker's
+
+@pytest.mark.parametrize("rate", [0.5, 0.05])
+def test_half_of_the_seekers_corpus_searches_in_the_text(rate):
+    """As often as `rate` says it goes on; three verdicts in ten are not in English."""
+    documents = Seeking(rate).sample(4000, random.Random(2))
+    mine = [d for d in documents if d.prompt.endswith("Think:\n") and d.prompt[0] == "R"]
+    assert 1850 < len(mine) < 2150
+    assert not any(held_out(d.columns["numbers"]) for d in mine)
+    thoughts = [read(d.columns["numbers"], d.columns["completion"]) for d in mine]
+    searching = [found for found in thoughts if found[0].verdict is not None]
+    assert abs(len(searching) / len(mine) - rate) < 0.04
+    words = re.findall("(?m) ([a-z]+)$", "\n".join(d.columns["completion"] for d in mine))
+    assert 0.2 < 1 - sum(w in ("no", "yes") for w in words) / len(words) < 0.4
 
 
 # ---- the thinker's
