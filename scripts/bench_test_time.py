@@ -16,11 +16,14 @@ from minipost.measure.stats import interval, paired
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 1, 2)
 GAME = "--task countdown --numbers 4 --target 24"
-LEARNT = {   # reward model: how it is trained, beside checkpoints/verifier
+TEXT = "--task search --numbers 4 --target 24 --max-new-tokens 480"  # the search is in the text
+LEARNT = {   # model: how it is trained; the reward models stand beside checkpoints/verifier
     "orm": "--algo orm --model checkpoints/thinker --task arithmetic --hurried True",
     "prm-24": f"--algo prm --model checkpoints/thinker {GAME}",
+    "searcher": f"--algo sft --model checkpoints/thinker {TEXT} --steps 1500 --lr 2e-3",
+    "reasoner": f"--algo r1-zero --model runs/test-time/searcher/model {TEXT} --steps 100",
 }
-ORM, PRM_24 = (f"--verifier runs/test-time/{name}/model" for name in LEARNT)
+ORM, PRM_24 = (f"--verifier runs/test-time/{name}/model" for name in ("orm", "prm-24"))
 BEST_24 = f"best-of-n {GAME} --group-size 32 {PRM_24}"
 METHODS = {  # command: seeds; greedy answers are the same with every seed
     "cot --n 400": (0,),
@@ -61,6 +64,12 @@ GAME_ROWS = {  # row: (command, arm, arm of any of 5, the paper's row)
     "tree of thoughts, b=1": ("tot", "breadth-first, b=1", "breadth-first, b=1, any of 5", "45"),
     "tree of thoughts, b=5": ("tot", "breadth-first, b=5", "breadth-first, b=5, any of 5", "74"),
     "MCTS": ("mcts", "mcts", None, ""),
+    **{f"{votes} in the text, {when}": (
+        f"self-consistency --model runs/test-time/{model}/model {TEXT} --curve 1 5 16 "
+        "--group-size 16", arm, among, "")
+       for when, model in (("taught", "searcher"), ("after R1-Zero", "reasoner"))
+       for votes, arm, among in (("search", "n=1", "any of n=5"),
+                                 ("vote of 16 searches", "n=16", None))},
     "any of the samples: direct": (
         f"self-consistency {GAME} --direct True --curve 1 5 32 --group-size 32", None,
         "any of n=32", "33 (of 100)"),
@@ -71,10 +80,11 @@ _done = {}
 
 
 def learn(command):
-    """Train the reward model that a command names, if it does not exist."""
+    """Train the models that a command names, if they do not exist."""
     for name, flags in LEARNT.items():
         out = f"runs/test-time/{name}"
         if f"{out}/model" in command and not (ROOT / out / "summary.json").is_file():
+            learn(flags)
             subprocess.run([sys.executable, "-m", "minipost.train", *flags.split(), "--out", out,
                             "--overwrite"],
                            check=True)
@@ -132,8 +142,8 @@ def test_time(args, machine, table, write):
             "--method COMMAND --seed SEED` with checkpoints/thinker, on held-out problems.  "
             "Accuracies are means over the seeds, differences are paired by problem.  Reward "
             "models under runs/test-time: "
-            + "; ".join(f"{name}, `python -m minipost.train {flags}`"
-                        for name, flags in LEARNT.items())
+            + "; ".join(f"{name}, `python -m minipost.train {LEARNT[name]}`"
+                        for name in ("orm", "prm-24"))
             + ".  Every way to answer elicits a mode that "
             "the model was trained in; none emerged.", "", *lines[:-1]])
 
@@ -154,6 +164,9 @@ def game24(args, machine, table, write):
         "being asked once.  No row asks an exact checker before it answers.  "
         "\"any of\" is the best of 5 answers (of 32 in the last rows), which an oracle would have "
         "to choose.  The last column is GPT-4 in percent (Yao et al. 2023, table 2); its b=5 row "
-        "is the authors' figure for top-1.", "",
+        "is the authors' figure for top-1.  The paper's hands are the same hundred.  The search in "
+        "the text is one answer of a model of the same size that was taught such texts ("
+        f"`python -m minipost.train {LEARNT['searcher']}`), and of the same after R1-Zero ("
+        f"`python -m minipost.train {LEARNT['reasoner']}`).", "",
         *table(["way to answer", "top-1 [95%]", "any of 5 (32) [95%]", "tokens per problem",
                 "GPT-4"], rows)])

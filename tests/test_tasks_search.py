@@ -148,6 +148,13 @@ def test_rules_pay_for_form_and_for_one_language():
     assert language([""] * 4, [good, mixed, "Answer: 24", mixed + " x"]) == [1, 0.25, 1, 1 / 3]
 
 
+def test_a_vote_is_for_an_expression():
+    task = Search()
+    texts = ["1+2=3\nAnswer: (10-4)*(13-9)", "Answer: (13-9)*(10-4)", "Answer: 23", "4*6=24"]
+    assert [task.parse(text) for text in texts] == [24, 24, 23, None]
+    assert [task.ballot(text) for text in texts] == ["(10-4)*(13-9)", "(13-9)*(10-4)", "23", None]
+
+
 def test_the_split_is_that_of_countdown():
     for knobs in (dict(), dict(numbers=4, target=24)):
         ours, theirs = Search(**knobs), Countdown(**knobs)

@@ -147,6 +147,11 @@ def expression(moves):
     return whole[1:-1]
 
 
+def stated(text):
+    """(value, numbers used, expression) of the answer behind "Answer:"; None if there is none."""
+    return at_once(text) if "Answer:" in text else None
+
+
 # ---- rules of a reward
 
 def form(prompts, completions, **columns):
@@ -251,11 +256,16 @@ class Search(Task):
 
     def parse(self, text):
         """The value of the expression behind "Answer:", or None."""
-        found = at_once(text) if "Answer:" in text else None
+        found = stated(text)
         return found and found[0]
+
+    def ballot(self, text):
+        """What a vote counts: the expression, since every right answer has the same value."""
+        found = stated(text)
+        return found and found[2]
 
     def reward(self, prompts, completions, numbers, target, **columns):
         """1.0 if the answer makes the target from all the numbers, else 0.0."""
-        found = [at_once(text) if "Answer:" in text else None for text in completions]
+        found = [stated(text) for text in completions]
         return [float(each is not None and each[:2] == (goal, sorted(hand)))
                 for each, hand, goal in zip(found, numbers, target, strict=True)]
