@@ -1,10 +1,9 @@
 """Does too much of a proxy reward hurt?  Gold reward against the square root of the KL.
 
 A reward model learns from 8,000 pairs of the base's answers to `wording`, a quarter of them
-labelled wrongly.  Four sizes learn from the same pairs, from nothing.  Each is then optimised, by
-best of n and by PPO without a price on the KL, and the hidden gold reward is measured on the way.
-R is the gold reward less that of the base, d the square root of KL(policy || base) in nats an
-answer.
+labelled wrongly.  Four sizes learn from the same pairs, from nothing.  Each is optimised, by best
+of n and by PPO without a price on the KL, and the hidden gold reward is measured on the way.  R is
+the gold reward less that of the base, d the square root of KL(policy || base) in nats an answer.
 
     best of n   R = d (a - b d)         KL = log n - (n - 1)/n
     RL          R = d (a - b log d)     KL exact over the vocabulary at each token that was sampled
@@ -20,8 +19,8 @@ not reproduced  Anything else.
 """
 
 import json
+import math
 from functools import cache, partial
-from math import comb, log
 from pathlib import Path
 from statistics import fmean
 
@@ -45,31 +44,29 @@ CLAIM = ("Gao et al. 2022: as a proxy reward model is optimised, the gold reward
 LIMITS = ("What a nano model can tell: the gold reward is a rule that is known, and the KL is "
           "exact. What it cannot: these reward models learn from pairs alone and know no language, "
           "so what they get wrong is cruder than what a large one gets wrong. Their sizes span a "
-          "factor of 60, the paper's of 1,000, and a and b depend on the task.")
+          "factor of 56, the paper's of 1,000, and a and b depend on the task.")
 BASE = "checkpoints/base"
 FOLDER = "runs/studies/over-optimisation"
-WIDTHS = (4, 12, 32, 64)  # of the reward models, two layers each
+WIDTHS = (4, 12, 32, 64)    # of the reward models, two layers each
 PAIRS, NOISE = 8000, 0.25
 PROBLEMS, POOL = 100, 1024  # answers of the base to each held-out problem, from which n are drawn
 NS = [2**k for k in range(10)]
-WINDOW = 4  # steps of PPO that make a point
+WINDOW = 4                  # steps of PPO that make a point
 REWARD = ["--steps", 500, "--prompts", 32, "--lr", "3e-3", "--micro-batch-size", 64]
-RL = ["--steps", 80, "--beta", 0, "--missing-eos", 0, "--lr", "2e-4", "--micro-batch-size", 64]
+RL = ["--steps", 60, "--beta", 0, "--missing-eos", 0, "--lr", "1.5e-4"]
+FORMS = {"best of n": lambda d: np.stack([d, -d * d], 1),
+         "RL": lambda d: np.stack([d, -d * np.log(d)], 1)}
 
-
-# ---- what the runs start from, and the runs
 
 def runs(seeds):
     found = {}
-    for seed in seeds:
-        for width in WIDTHS:
-            found[f"reward-{width}-{seed}"] = [
-                "--algo", "reward", "--data", pairs_of(FOLDER, seed),
-                "--model", f"{FOLDER}/new-{width}", "--seed", seed, "--eval-n", 400, *REWARD]
-            found[f"ppo-{width}-{seed}"] = [
-                "--algo", "ppo", "--task", "wording", "--model", BASE,
-                "--reward-model", f"{FOLDER}/reward-{width}-{seed}/model", "--seed", seed,
-                "--eval-n", 100, *RL]
+    for seed, width in ((seed, width) for seed in seeds for width in WIDTHS):
+        found[f"reward-{width}-{seed}"] = [
+            "--algo", "reward", "--data", pairs_of(FOLDER, seed), "--model",
+            f"{FOLDER}/new-{width}", "--seed", seed, "--eval-n", 400, *REWARD]
+        found[f"ppo-{width}-{seed}"] = [
+            "--algo", "ppo", "--task", "wording", "--model", BASE, "--reward-model",
+            f"{FOLDER}/reward-{width}-{seed}/model", "--seed", seed, "--eval-n", 100, *RL]
     return found
 
 
@@ -80,10 +77,10 @@ def pairs_of(folder, seed):
 
 def prepare(made):
     """New models of all sizes, and the pairs of each seed."""
-    _, vocabulary = checkpoint.load(str(ROOT / BASE))
+    words = base().vocabulary.tokenizer
     for width in made.options.get("widths", WIDTHS):
-        model = GPT(GPTConfig(vocabulary.tokenizer.vocab_size, width, 3 * width, 2, 1, 1, width))
-        checkpoint.create(made.folder / f"new-{width}", model.initialise(0), vocabulary.tokenizer)
+        model = GPT(GPTConfig(words.vocab_size, width, 3 * width, 2, 1, 1, width))
+        checkpoint.create(made.folder / f"new-{width}", model.initialise(0), words)
     for seed in made.seeds:
         if not Path(path := pairs_of(made.folder, seed)).is_file():
             text = "\n".join(map(json.dumps, pairs(made.options.get("pairs", PAIRS), seed)))
@@ -108,8 +105,6 @@ def pairs(n, seed):
             yield {"prompt": problem.prompt, "chosen": better, "rejected": worse}
 
 
-# ---- best of n
-
 @cache
 def pool(problems, n):
     """(run, n answers of the base to each held-out problem, their gold rewards (P, n))."""
@@ -119,148 +114,123 @@ def pool(problems, n):
     return run, rollout, run.grade(problems, rollout).view(-1, n).double().numpy()
 
 
-def best_of_n(model, problems, size, ns):
+def best_of(model, of):
     """The gold reward of best of n by this reward model, mean over problems, for each n."""
-    run, rollout, gold = pool(problems, size)
+    run, rollout, gold = pool(*of)
     scorer = checkpoint.load_reward_model(str(model), run.vocabulary)
-    score = run.final_scores(scorer, rollout).view(-1, size).numpy()
-    return expected_best(score, gold, ns)
+    score = run.final_scores(scorer, rollout).view(gold.shape).numpy()
+    return expected_best(score, gold, NS)
 
 
 def expected_best(score, gold, ns):
-    """Expected gold of the one with the best score among n of N, without replacement (App. I).
+    """Expected gold of the one with the best score among n of N, without replacement.
 
     Of N answers in the order of their scores, the i-th is the best of n with the chance
     C(i - 1, n - 1) / C(N, n).  (P, N) twice -> a value for each n
     """
     size = score.shape[1]
     ranked = np.take_along_axis(gold, score.argsort(1, kind="stable"), 1).mean(0)
-    return [float(ranked @ [comb(i, n - 1) / comb(size, n) for i in range(size)]) for n in ns]
+    return [sum(math.comb(i, n - 1) / math.comb(size, n) * g for i, g in enumerate(ranked))
+            for n in ns]
 
 
-# ---- fits
-
-FORMS = {"best of n": lambda d: np.stack([d, -d * d], 1),
-         "RL": lambda d: np.stack([d, -d * np.log(d)], 1)}
+def curve(made, form, width, seed, of, start):
+    """d and R of a run's points.  The start, where both are 0, is none of them."""
+    if form == "best of n":
+        name = f"reward-{width}-{seed}"
+        gold = made.once(f"best-{width}-{seed}", partial(best_of, made.model(name), of), [name])
+        return np.sqrt([math.log(n) - (n - 1) / n for n in NS[1:]]), np.array(gold[1:]) - start
+    lines = made.metrics(f"ppo-{width}-{seed}")
+    lines = np.array([(line["kl_per_answer"], line["gold"]) for line in lines])
+    kl, gold = lines[: len(lines) // WINDOW * WINDOW].reshape(-1, WINDOW, 2).mean(1).T
+    return np.sqrt(kl), gold - start
 
 
 def fitted(form, d, r):
     """(a, b) of least squares."""
-    return np.linalg.lstsq(FORMS[form](np.asarray(d)), np.asarray(r), rcond=None)[0]
+    return np.linalg.lstsq(FORMS[form](d), r, rcond=None)[0]
 
 
 def explained(form, curves):
     """The share of variance explained of every other point, by fits on the points between them."""
-    left = whole = 0.0
-    for d, r in curves:
-        told = FORMS[form](d[1::2]) @ fitted(form, d[::2], r[::2])
-        left += ((r[1::2] - told) ** 2).sum()
-        whole += ((r[1::2] - r[1::2].mean()) ** 2).sum()
-    return float(1 - left / whole)
+    left = [r[1::2] - FORMS[form](d[1::2]) @ fitted(form, d[::2], r[::2]) for d, r in curves]
+    whole = [r[1::2] - r[1::2].mean() for _, r in curves]
+    return float(1 - np.square(np.hstack(left)).sum() / np.square(np.hstack(whole)).sum())
 
 
-def curve(made, method, width, seed, start):
-    """(d, R) of a run, without its start, where both are 0."""
-    if method == "best of n":
-        name = f"reward-{width}-{seed}"
-        ns = made.options.get("ns", NS)
-        gold = made.once(f"best-{width}-{seed}", partial(
-            best_of_n, made.model(name), made.options.get("problems", PROBLEMS),
-            made.options.get("pool", POOL), ns), [name])
-        return (np.sqrt([log(n) - (n - 1) / n for n in ns[1:]]), np.array(gold[1:]) - start)
-    steps = made.metrics(f"ppo-{width}-{seed}")
-    kl, gold = ([fmean(line[key] for line in steps[k : k + WINDOW])
-                 for k in range(0, len(steps) - WINDOW + 1, WINDOW)]
-                for key in ("kl_per_answer", "gold"))
-    return np.sqrt(kl), np.array(gold) - start
+def height(curve):
+    """R at the peak, d there, R at the end, d at the end."""
+    d, r = curve
+    return r.max(), d[r.argmax()], r[-1], d[-1]
 
-
-# ---- what came out
 
 def findings(made):
     widths = made.options.get("widths", WIDTHS)
-    of = [made.options.get("problems", PROBLEMS), made.options.get("pool", POOL)]
+    of = made.options.get("pool", (PROBLEMS, POOL))
     rewards = {width: [f"reward-{width}-{seed}" for seed in made.seeds] for width in widths}
     start = made.once("base", lambda: float(pool(*of)[2].mean()), sum(rewards.values(), []))
-    data, rows = {}, []
-    for form in FORMS:
-        other = next(name for name in FORMS if name != form)
+    data, rows = {form: {} for form in FORMS}, []
+    for form, other in zip(FORMS, reversed(FORMS)):
         for width in widths:
-            size = parameters(made.folder / f"new-{width}")
-            found = [curve(made, form, width, seed, start) for seed in made.seeds]
-            data.setdefault(form, {})[size] = [[d.tolist(), r.tolist()] for d, r in found]
-            right = [made.summary(run)["all"]["pair accuracy, held-out"]["after"]["value"]
-                     for run in rewards[width]]
-            a, b = np.mean([fitted(form, *run) for run in found], 0)
-            rows.append([form, f"{size:,}", f"{fmean(right):.3f}", f"{a:.3f}", f"{b:.3f}",
-                         f"{explained(form, found):.2f}", f"{explained(other, found):.2f}",
-                         *(f"{fmean(x):.3f}" for x in zip(*map(height, found)))])
+            right = fmean(made.summary(run)["all"]["pair accuracy, held-out"]["after"]["value"]
+                          for run in rewards[width])
+            model, _ = checkpoint.load(str(made.folder / f"new-{width}"))
+            size = sum(p.numel() for p in model.parameters())
+            found = data[form][size] = [curve(made, form, width, seed, of, start)
+                                        for seed in made.seeds]
+            figures = [right, *np.mean([fitted(form, *run) for run in found], 0),
+                       explained(form, found), explained(other, found),
+                       *np.mean([height(run) for run in found], 0)]
+            rows.append([form, f"{size:,}", *(f"{x:.3f}" for x in figures)])
     verdict, sentence = judge(data)
     return Finding(
         ["method", "parameters", "pair accuracy", "a", "b", "R^2, left out",
          "R^2, the other's form", "R at the peak", "d there", "R at the end", "d there"],
         rows, verdict, sentence, data,
-        [f"Means of {len(made.seeds)} seeds. R is the gold reward less {start:.3f}, the base's. "
-         f"Best of n up to {NS[-1]} from {of[1]} answers to each of {of[0]} held-out problems, "
-         "without bias; a point of PPO is "
-         f"the mean of {WINDOW} steps. Pair accuracy: on held-out pairs, of which a share of "
-         f"{NOISE} is labelled wrongly. Linear in the log of the size: "
-         + "; ".join(f"{form}, {smooth(data[form], form)}" for form in FORMS) + "."])
+        [f"Means of {len(made.seeds)} seeds. The base's gold reward is {start:.3f}. Best of n, up "
+         f"to {NS[-1]}, is without bias from {of[1]} answers to each of {of[0]} held-out problems; "
+         f"a point of PPO is the mean of {WINDOW} steps. Pair accuracy is on held-out pairs, whose "
+         f"labels are as noisy ({NOISE}). A line in the log of the size explains of a and b: "
+         + "; ".join(f"{form}, {smooth(form, data[form])}" for form in FORMS) + "."])
 
 
-def parameters(model):
-    """How many numbers a model directory holds."""
-    return sum(p.numel() for p in checkpoint.load(str(model))[0].parameters())
-
-
-def height(run):
-    """R at the peak, d there, R at the end, d there."""
-    d, r = run
-    top = int(np.argmax(r))
-    return r[top], d[top], r[-1], d[-1]
-
-
-def smooth(found, form):
-    """How much of the variance of mean a and b between sizes a line in the log of size explains."""
-    means = np.array([np.mean([fitted(form, *map(np.array, run)) for run in runs], 0)
-                      for runs in found.values()])
-    size = np.log(list(found))
-    return " and ".join(f"{name} R^2 {np.corrcoef(size, value)[0, 1] ** 2:.2f}"
-                        for name, value in zip("ab", means.T))
+def smooth(form, found):
+    """How much of the variance of a and b between sizes a line in the log of the size explains."""
+    means = np.array([np.mean([fitted(form, *run) for run in runs], 0) for runs in found.values()])
+    return " and ".join(f"{np.corrcoef(np.log(list(found)), value)[0, 1] ** 2:.2f}"
+                        for value in means.T)
 
 
 def slope(found):
-    """The slope of the peak against the log10 of the size, with its interval over seeds."""
-    size = np.log10(list(found))
-    peaks = np.array([[height(run)[0] for run in runs] for runs in found.values()])
-    values = np.polyfit(size, peaks, 1)[0].tolist()
-    return t_interval(values) if len(values) > 1 else Score(values[0], -1.0, 1.0, 1)
+    """How much the peak grows with ten times the size, with its interval over seeds."""
+    peaks = [[height(run)[0] for run in runs] for runs in found.values()]
+    values = np.polyfit(np.log10(list(found)), np.array(peaks), 1)[0].tolist()
+    return t_interval(values) if len(values) > 1 else Score(values[0], -math.inf, math.inf, 1)
 
 
 def judge(data):
-    """The verdict and its sentence, of {method: {size: [(d, R) of each seed]}}."""
-    said, fits, falls, slopes = [], [], [], []
+    """The verdict and its sentence, of {form: {size: [(d, R) of each seed]}}."""
+    said, held, slopes = [], [], []
     for form, found in data.items():
-        every = [tuple(map(np.array, run)) for runs in found.values() for run in runs]
-        top, _, end, _ = np.mean([height(run) for run in next(iter(found.values()))], 0)
-        fits.append(explained(form, every))
-        falls.append(top > 0 and end < 0.9 * top)
+        fit = explained(form, [run for runs in found.values() for run in runs])
+        top, _, end, _ = np.mean([height(run) for run in found[min(found)]], 0)
         slopes.append(slope(found))
-        said.append(f"{form}: the form explains {fits[-1]:.2f} of the points left out; with the "
-                    f"smallest reward model R peaks at {top:.3f} and ends at {end:.3f}; the peak "
-                    f"grows by {slopes[-1]:+} for ten times the size")
-    verdict = ("reproduced" if min(fits) >= 0.9 and all(falls) and all(s.low > 0 for s in slopes)
-               else "reversed" if all(s.high < 0 for s in slopes) else "not reproduced")
-    return verdict, "; ".join(said).join(("", ".")).replace("; RL:", ". RL:")
+        held.append(fit >= 0.9 and top > 0 and end < 0.9 * top)
+        said.append(f"{form[0].upper()}{form[1:]}: the form explains {fit:.2f} of the variance of "
+                    f"the points left out, R with the smallest reward model peaks at {top:.3f} and "
+                    f"ends at {end:.3f}, and the peak grows by {slopes[-1]:+} with ten times the "
+                    "size.")
+    verdict = ("reproduced" if all(held) and all(s.low > 0 for s in slopes) else
+               "reversed" if all(s.high < 0 for s in slopes) else "not reproduced")
+    return verdict, " ".join(said)
 
 
 def draw(figure, found):
     for axes, (form, sizes) in zip(figure.subplots(1, 2, sharey=True), found.data.items()):
         for k, (size, runs) in enumerate(sizes.items()):
-            for d, r in runs:
-                axes.plot(d, r, ".", color=f"C{k}", alpha=0.4)
             d, r = (np.concatenate(part) for part in zip(*runs))
             line = np.linspace(0.01, d.max(), 100)
+            axes.plot(d, r, ".", color=f"C{k}", alpha=0.4)
             axes.plot(line, FORMS[form](line) @ fitted(form, d, r), color=f"C{k}",
                       label=f"{size:,} parameters")
         axes.axhline(0, color="black", linewidth=0.8)
