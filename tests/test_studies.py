@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from minipost import train
+from minipost import checkpoint, train
+from minipost.gpt import RewardModel
 from minipost.measure.stats import pass_at
 from minipost.tasks.wording import gold
 from scripts import studies
@@ -237,10 +239,11 @@ def test_over_optimisation_from_pairs_to_its_table(tmp_path, monkeypatch):
     over_optimisation.prepare(made)
     assert path.stat().st_mtime_ns == before
     for width in (4, 12):
-        run = tmp_path / f"reward-{width}-0"
-        train.main(["--algo", "reward", "--data", str(path), "--model",
-                    str(tmp_path / f"new-{width}"), "--steps", "1", "--prompts", "4",
-                    "--workers", "1", "--eval-n", "20", "--out", str(run)])
+        run, new = tmp_path / f"reward-{width}-0", tmp_path / f"new-{width}"
+        scorer = RewardModel(checkpoint.load(str(new))[0])
+        torch.nn.init.normal_(scorer.score.weight, generator=torch.Generator().manual_seed(0))
+        checkpoint.save(run / "model", scorer, new)
+        (run / "summary.json").write_text("{}")
     monkeypatch.setattr(Made, "metrics", lambda self, run: [
         {"kl_per_answer": 0.1 * k, "gold": len(run) * (0.1 * k - 0.005 * k * k)}
         for k in range(18)])
@@ -249,7 +252,11 @@ def test_over_optimisation_from_pairs_to_its_table(tmp_path, monkeypatch):
     assert all(len(row) == len(found.columns) for row in found.rows)
     (d, r), = found.data["RL"][min(found.data["RL"])]
     assert len(d) == 4 and d[0] == pytest.approx(0.15 ** 0.5)  # the mean of a window's KLs
+    best, base = (json.loads((tmp_path / f"{name}.json").read_text())["found"]
+                  for name in ("best-4-0", "base"))
+    assert best["gold"][0] == pytest.approx(base) and 0 < best["right"] < 1
     (d, r), = found.data["best of n"][min(found.data["RL"])]
+    assert r == pytest.approx(np.array(best["gold"][1:]) - base)
     assert d[0] == pytest.approx((np.log(2) - 0.5) ** 0.5) and len(r) == 4
     __main__.draw(studies.load("over-optimisation"), found, tmp_path / "x.svg")
 

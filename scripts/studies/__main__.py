@@ -4,8 +4,9 @@
     python -m scripts.studies                    all studies, and one table of their verdicts
 
 Ctrl-C stops after the step in progress, and the same command continues from there.  A run is not
-made again if runs/studies holds it with the same settings and from the same weights.  The command
-does not notice a change to the code.  Remove the study's folder after such a change.
+made again if runs/studies holds it with the same settings and from the same weights, those of its
+reward model included.  The command does not notice a change to the code.  Remove the study's folder
+after such a change.
 """
 
 import argparse
