@@ -256,7 +256,7 @@ def test_over_optimisation_from_pairs_to_its_table(tmp_path, monkeypatch):
     assert [row[0] for row in found.rows] == ["best of n"] * 2 + ["RL"] * 2
     assert all(len(row) == len(found.columns) for row in found.rows)
     (d, r), = found.data["RL"][min(found.data["RL"])]
-    assert len(d) == 4 and d[0] == pytest.approx(0.15 ** 0.5)  # the mean of a window's KLs
+    assert len(d) == 9 and d[0] == pytest.approx(0.05 ** 0.5)  # the mean of a window's KLs
     best, base = (json.loads((tmp_path / f"{name}.json").read_text())["found"]
                   for name in ("best-4-0", "base"))
     assert best["gold"][0] == pytest.approx(base) and 0 < best["right"] < 1

@@ -47,13 +47,13 @@ LIMITS = ("What a nano model can tell: the gold reward is a rule that is known, 
           "factor of 56, the paper's of 1,000, and a and b depend on the task.")
 BASE = "checkpoints/base"
 FOLDER = "runs/studies/over-optimisation"
-WIDTHS = (4, 12, 32, 64)    # of the reward models, two layers each
+WIDTHS = {4: "3e-3", 12: "3e-3", 32: "2e-3", 64: "1e-3"}  # of two layers each: learning rate
 PAIRS, NOISE = 8000, 0.25   # drawn; ties and what is held out are not learnt from
 PROBLEMS, POOL = 100, 1024  # answers of the base to each held-out problem, from which n are drawn
 NS = [2**k for k in range(10)]
-WINDOW = 4                  # steps of PPO that make a point
-REWARD = ["--steps", 500, "--prompts", 32, "--lr", "3e-3", "--micro-batch-size", 64]
-RL = ["--steps", 60, "--beta", 0, "--missing-eos", 0, "--lr", "1.5e-4"]
+WINDOW = 2                  # steps of PPO that make a point
+REWARD = ["--steps", 500, "--prompts", 32, "--micro-batch-size", 64]
+RL = ["--steps", 40, "--beta", 0, "--missing-eos", 0, "--lr", "1.5e-4"]
 FORMS = {"best of n": lambda d: np.stack([d, -d * d], 1),
          "RL": lambda d: np.stack([d, -d * np.log(d)], 1)}
 
@@ -63,7 +63,8 @@ def runs(seeds):
     for seed, width in ((seed, width) for seed in seeds for width in WIDTHS):
         found[f"reward-{width}-{seed}"] = [
             "--algo", "reward", "--data", pairs_of(FOLDER, seed), "--model",
-            f"{FOLDER}/new-{width}", "--seed", seed, "--eval-n", 400, *REWARD]
+            f"{FOLDER}/new-{width}", "--seed", seed, "--lr", WIDTHS[width], "--eval-n", 100,
+            *REWARD]
         found[f"ppo-{width}-{seed}"] = [
             "--algo", "ppo", "--task", "wording", "--model", BASE, "--reward-model",
             f"{FOLDER}/reward-{width}-{seed}/model", "--seed", seed, "--eval-n", 100, *RL]
