@@ -2,14 +2,20 @@
 
 import json
 import os
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from minipost import train
+from minipost import checkpoint, train
 from minipost.files import write_json
+from minipost.gpt import RewardModel
 from minipost.measure.stats import pass_at
+from minipost.tasks.wording import gold
 from scripts import studies
 from scripts.studies import (
     VERDICTS,
@@ -20,6 +26,7 @@ from scripts.studies import (
     edge_of_competence,
     entropy_law,
     forgetting,
+    over_optimisation,
     pass_at_k,
     priming,
     spurious_rewards,
@@ -37,7 +44,11 @@ def test_a_studys_file_says_what_decides_and_its_runs_are_commands(name, monkeyp
     assert study.PAPER.startswith("arxiv.org/abs/") and study.CLAIM.endswith(".")
     runs = study.runs(range(2))
     for given in runs.values():
-        train.settings_of(list(map(str, given)))  # fails where a flag is unknown
+        given = list(map(str, given))
+        if "--data" in given:  # a file that `prepare` makes
+            at = given.index("--data")
+            given[at : at + 2] = ["--task", "wording"]
+        train.settings_of(given)  # fails where a flag is unknown
     assert len({tuple(map(str, given)) for given in runs.values()}) == len(runs)
     assert len(runs) >= 2
 
@@ -196,6 +207,97 @@ def test_a_model_that_has_not_moved_has_forgotten_nothing(tmp_path, monkeypatch)
     assert forgetting.divergence(ROOT / "checkpoints/base", 4) > 0.1  # another model
 
 
+# ---- over-optimisation
+
+def test_the_best_of_n_is_expected_over_all_ways_to_draw_n():
+    rng = np.random.default_rng(0)
+    score, gold = rng.normal(size=(2, 3, 7))
+    told = over_optimisation.expected_best(score, gold, [1, 2, 4, 7])
+    for n, value in zip([1, 2, 4, 7], told):
+        drawn = [gold[p][max(some, key=lambda i: score[p][i])]
+                 for p in range(3) for some in combinations(range(7), n)]
+        assert value == pytest.approx(np.mean(drawn))
+
+
+def curves(a, b, heights=(1.0, 1.0), zigzag=0.0):
+    """{form: {size: [(d, R) of two seeds]}}, the curve of the n-th size times the n-th height."""
+    d = np.linspace(0.2, 4.0, 20)
+    bent = zigzag * (-1.0) ** np.arange(20)
+    return {form: {10 ** (k + 3): [(d, h * s * basis(d) @ (a, b) + bent) for s in (1.0, 1.01)]
+                   for k, h in enumerate(heights)}
+            for form, basis in over_optimisation.FORMS.items()}
+
+
+def of_two(small, large):
+    """The smaller size of the one, the larger size of the other."""
+    return {form: {1000: small[form][1000], 10000: large[form][10000]} for form in small}
+
+
+@pytest.mark.parametrize("form, other", [("best of n", "RL"), ("RL", "best of n")])
+def test_a_form_is_recovered_and_the_other_one_told_apart(form, other):
+    (d, r), _ = curves(0.9, 0.4)[form][1000]
+    assert over_optimisation.fitted(form, d, r) == pytest.approx([0.9, 0.4])
+    by_hand = d * (0.9 - 0.4 * (d if form == "best of n" else np.log(d)))
+    assert r == pytest.approx(by_hand)
+    assert over_optimisation.explained(form, [(d, r)]) == pytest.approx(1)
+    assert over_optimisation.explained(other, [(d, r)]) < 0.97
+    spoilt = r + (np.arange(20) % 2)  # only in points that are left out
+    assert over_optimisation.explained(form, [(d, spoilt)]) == pytest.approx(
+        1 - 1 / r[1::2].var())
+
+
+@pytest.mark.parametrize("data, verdict", [
+    (curves(0.9, 0.6, (1.0, 1.2)), "reproduced"),
+    (curves(0.9, 0.6, (1.0, 1.2), zigzag=0.3), "not reproduced"),                     # no form
+    (curves(0.9, 0.1, (1.0, 1.2)), "not reproduced"),                                # no fall
+    (of_two(curves(0.9, 0.1, (0.1,)), curves(0.9, 0.6)), "not reproduced"),          # nor here
+    (of_two(curves(0.9, 0.6, (0.1,)), curves(0.9, 0.1)), "reproduced"),
+    (curves(0.9, 0.6, (1.0, 1.0)), "not reproduced"),                                # no growth
+    (curves(0.9, 0.6, (1.2, 1.0)), "reversed"),
+    ({form: {size: runs[:1] for size, runs in found.items()}
+      for form, found in curves(0.9, 0.6, (1.0, 1.2)).items()}, "not reproduced")])  # one seed
+def test_over_optimisation_is_judged_by_form_fall_and_growth(data, verdict):
+    found, sentence = over_optimisation.judge(data)
+    assert found == verdict and sentence.count("the form explains") == 2
+
+
+def test_over_optimisation_from_pairs_to_its_table(tmp_path, monkeypatch):
+    """The whole of the study's own work, on few pairs, a small pool, and PPO as it might go."""
+    made = Made(tmp_path, range(1), {"widths": (4, 12), "pairs": 150, "pool": (3, 16)})
+    monkeypatch.setattr(over_optimisation, "NS", [1, 2, 4, 8, 16])
+    over_optimisation.prepare(made)
+    path = Path(over_optimisation.pairs_of(tmp_path, 0))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    things = [row["prompt"].split()[2] for row in rows]
+    right = [gold(row["chosen"].split(), thing) > gold(row["rejected"].split(), thing)
+             for row, thing in zip(rows, things)]
+    assert 100 < len(rows) <= 150 and abs(np.mean(right) - 0.75) < 4 * (0.1875 / len(rows)) ** 0.5
+    before = path.stat().st_mtime_ns
+    over_optimisation.prepare(made)
+    assert path.stat().st_mtime_ns == before
+    for width in (4, 12):
+        run, new = tmp_path / f"reward-{width}-0", tmp_path / f"new-{width}"
+        scorer = RewardModel(checkpoint.load(str(new))[0])
+        torch.nn.init.normal_(scorer.score.weight, generator=torch.Generator().manual_seed(0))
+        checkpoint.save(run / "model", scorer, new)
+        (run / "summary.json").write_text("{}")
+    monkeypatch.setattr(Made, "metrics", lambda self, run: [
+        {"kl_per_answer": 0.1 * k, "gold": len(run) * (0.1 * k - 0.005 * k * k)}
+        for k in range(18)])
+    found = over_optimisation.findings(made)
+    assert [row[0] for row in found.rows] == ["best of n"] * 2 + ["RL"] * 2
+    assert all(len(row) == len(found.columns) for row in found.rows)
+    (d, r), = found.data["RL"][min(found.data["RL"])]
+    assert len(d) == 9 and d[0] == pytest.approx(0.05 ** 0.5)  # the mean of a window's KLs
+    best, base = (json.loads((tmp_path / f"{name}.json").read_text())["found"]
+                  for name in ("best-4-0", "base"))
+    assert best["gold"][0] == pytest.approx(base) and 0 < best["right"] < 1
+    (d, r), = found.data["best of n"][min(found.data["RL"])]
+    assert r == pytest.approx(np.array(best["gold"][1:]) - base)
+    assert d[0] == pytest.approx((np.log(2) - 0.5) ** 0.5) and len(r) == 4
+    __main__.draw(studies.load("over-optimisation"), found, tmp_path / "x.svg")
+
+
 # ---- laws of a run
 
 def test_the_entropy_law_is_recovered():
@@ -247,6 +349,19 @@ def test_what_is_computed_is_kept_until_its_run_is_newer(tmp_path):
     assert [made.once("x", compute, ["run"]) for _ in range(2)] == [1, 1]
     os.utime(tmp_path / "run" / "summary.json", (2e9, 2e9))
     assert made.once("x", compute, ["run"]) == 2
+
+
+def test_a_run_is_made_again_for_another_reward_model(tmp_path, monkeypatch):
+    study, seen, prepared = studies.load("over-optimisation"), [], []
+    monkeypatch.setattr(__main__, "fingerprint", lambda path: path.name)
+    monkeypatch.setattr(__main__, "complete", lambda runner, place, given, origin: (
+        seen.append(origin), ("nothing", None))[1])
+    given = ["--algo", "ppo", "--task", "wording", "--model", "m"]
+    study = replace(study, prepare=prepared.append, runs=lambda seeds: {
+        "a": given, "b": [*given, "--reward-model", "one"], "c": [*given, "--reward-model", "two"]})
+    made = Made(tmp_path, range(1))
+    assert __main__.make(study, made, SimpleNamespace(stopped=False)) and prepared == [made]
+    assert seen[0] == "m" and len(set(seen)) == 3
 
 
 def test_a_run_that_two_studies_share_is_found_by_the_second(tmp_path):
