@@ -48,6 +48,7 @@ OPTIONS = {
     "margin": positive, "center": positive, "good_weight": positive, "bad_weight": positive,
     "z0": st.floats(0.0, 2.0), "label_smoothing": st.floats(0.0, 0.4), "robust": st.booleans(),
     "group_size": st.integers(1, 3), "mix": st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+    "mean": st.sampled_from(["tokens", "answers"]),
 }
 
 

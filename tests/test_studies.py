@@ -18,6 +18,7 @@ from scripts.studies import (
     edge_of_competence,
     entropy_law,
     forgetting,
+    length_bias,
     pass_at_k,
     spurious_rewards,
 )
@@ -198,6 +199,37 @@ def test_laws_hold_where_runs_follow_them(tmp_path, monkeypatch, rule, law, curv
     monkeypatch.setattr(Made, "metrics", lambda self, run: lines(int(run[-1]), rule))
     assert law is None or entropy_law.findings(made).verdict == law
     assert curve is None or compute_curve.findings(made).verdict == curve
+
+
+# ---- the length of wrong answers
+
+@pytest.mark.parametrize("papers, cure, verdict", [
+    ([2.0, 2.2, 2.1], [0.1, 0.0, -0.1], "reproduced"),
+    ([2.0, 2.2, 2.1], [1.9, 2.4, 2.0], "not reproduced"),      # they grow, and so by the cure
+    ([-1.0, -1.2, -1.1], [-2.1, -2.0, -2.3], "not reproduced"),  # they shrink less
+    ([0.1, 0.0, -0.1], [2.0, 2.2, 2.1], "reversed")])
+def test_length_is_judged_by_the_growth_of_wrong_answers(tmp_path, monkeypatch, papers, cure,
+                                                         verdict):
+    """The whole of the study's own work, on lines of twenty steps in which lengths grow evenly."""
+    grown = dict(zip(length_bias.METHODS, (papers, [0.0, 0.2, 0.4], cure)))
+    by_run = {length_bias.run_of(name, seed): by[seed]
+              for name, by in grown.items() for seed in range(3)}
+
+    def lines(self, run):
+        return [{"reward": 0.5, **({"completions/mean_length/wrong": 20 + by_run[run] * k / 16,
+                                    "completions/mean_length/right": 20.0} if k != 2 else {})}
+                for k in range(20)]
+
+    scores = {"all": {"sampled, held-out": {"after": {"value": 0.25}}}}
+    monkeypatch.setattr(Made, "metrics", lines)
+    monkeypatch.setattr(Made, "summary", lambda self, run: scores)
+    found = length_bias.findings(Made(tmp_path, range(3)))
+    assert found.verdict == verdict
+    name = length_bias.PAPERS
+    assert length_bias.growth(lines(None, length_bias.run_of(name, 0)), "wrong") == \
+        pytest.approx(papers[0], rel=0.05)
+    assert [len(run) for run in found.data[name]["wrong"]] == [2, 2, 2]
+    assert found.rows[0][4].startswith("+0.000 [") and found.rows[0][5] == "0.250"
 
 
 # ---- the page

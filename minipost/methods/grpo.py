@@ -14,6 +14,9 @@ starting policy.  By hand:
 
 Where we differ from the paper: the mean is over the tokens of the whole gradient step, not over
 answers and then tokens, so a long answer is not diluted (DAPO, arxiv.org/abs/2503.14476, sec. 3.3).
+The paper's mean is `--mean answers`: 1/N is 1/(B |y|) then, for B answers, each of |y| tokens.  The
+longer a wrong answer, the less each of its tokens loses (arxiv.org/abs/2503.20783, sec. 3.1).
+
 The KL is exact over the vocabulary (`--kl exact`).  The paper's k3 estimate (`--kl k3`), used as a
 loss, descends KL(ref || pi) instead of KL(pi || ref).  With beta = 0 no reference is kept, and
 answers whose group ties are not trained on: their gradient is exactly zero.
@@ -41,6 +44,9 @@ PROOF = [
     dict(variant="--kl k3", config=dict(prompts=1, group_size=2, beta=0.3, kl="k3"), rows=2,
          loss="minus_regularised", why="as grpo, and k3 as a loss descends KL(ref || pi)",
          divisor="tokens"),
+    dict(variant="--mean answers", config=dict(prompts=1, group_size=2, beta=0.3, mean="answers"),
+         rows=2, loss="minus_regularised",
+         why="as grpo, and each answer counts the less per token the longer it is"),
 ]
 
 
@@ -54,6 +60,7 @@ class Config(Bounded):
     temperature: float = 1.0    # sampling temperature (tau)
     minibatch_size: int = 256   # answers per gradient step
     epochs: int = 1             # passes over each rollout (mu)
+    mean: Literal["tokens", "answers"] = "tokens"  # over all tokens, or first over each answer's
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
     beta: float = 0.01          # weight of the KL to the starting policy (beta)
     kl: Literal["exact", "k3"] = "exact"  # over the whole vocabulary, or Schulman's estimate
@@ -64,22 +71,30 @@ class Config(Bounded):
 
 
 @ops.shapes(logp="B T", logp_old="B T", kl="B T", adv="B", mask="B T")
-def loss(logp, logp_old, kl, adv, mask, *, clip, beta, count):
-    """logp, logp_old, kl, mask (B, T); adv (B,); count = N  ->  scalar loss, metrics that add up"""
+def loss(logp, logp_old, kl, adv, mask, *, clip, beta, count, mean="tokens"):
+    """logp, logp_old, kl, mask (B, T); adv (B,)  ->  scalar loss, metrics that add up
+
+    count: the tokens N of the gradient step, or for a mean over answers their number B
+    """
     adv = adv[:, None]
+
+    def averaged(x):                                                        # (B, T) -> ()
+        return (ops.row_means(x, mask).sum() if mean == "answers" else masked_sum(x, mask)) / count
+
     gain = ops.clipped_surrogate(logp, logp_old, adv, clip, clip)           # (B, T)
-    value = masked_sum(beta * kl - gain, mask) / count
+    value = averaged(beta * kl - gain)
     clipped = ops.is_clipped(logp, logp_old, adv, clip, clip)
     return value, {
         "loss": value.detach(),
-        "clip_ratio": masked_sum(clipped.to(logp), mask).detach() / count,
+        "clip_ratio": averaged(clipped.to(logp)).detach(),
     }
 
 
-def loss_grad(logp, logp_old, kl, adv, mask, *, clip, beta, count):
+def loss_grad(logp, logp_old, kl, adv, mask, *, clip, beta, count, mean="tokens"):
     """The derivative of `loss`: {"logp": (B, T), "kl": (B, T)}."""
+    each = count * mask.sum(1, keepdim=True) if mean == "answers" else count
     gain = ops.clipped_surrogate_grad(logp, logp_old, adv[:, None], clip, clip)
-    return {"logp": -gain * mask / count, "kl": beta * mask.to(kl) / count}
+    return {"logp": -gain * mask / each, "kl": beta * mask.to(kl) / each}
 
 
 def divergence(cfg, reference, batch, logp, logp_all):
@@ -106,7 +121,8 @@ def train(run, cfg):
         meter, updates = Meter("loss", "kl", "entropy", "clip_ratio"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,
                                 run.rng("order")):
-            count = int(rollout.mask[rows].sum())
+            tokens = int(rollout.mask[rows].sum())
+            count = len(rows) if cfg.mean == "answers" else tokens
             live = rows if cfg.beta else [row for row in rows if adv[row] != 0]
             seen = max(1, int(rollout.mask[live].sum()))
             for i in run.micro_batches(live, rollout):
@@ -115,9 +131,9 @@ def train(run, cfg):
                 run.compare(logp, batch)
                 kl = divergence(cfg, reference, batch, logp, logp_all)      # (B, T)
                 value, stats = loss(logp, batch.logp, kl, gain, batch.mask,
-                                    clip=cfg.clip, beta=cfg.beta, count=count)
+                                    clip=cfg.clip, beta=cfg.beta, count=count, mean=cfg.mean)
                 value.backward()
-                meter.add(**stats, kl=masked_sum(kl, batch.mask).detach() / count,
+                meter.add(**stats, kl=masked_sum(kl, batch.mask).detach() / tokens,
                           entropy=ops.entropy(logp_all.detach()).sum() / seen)
             updates.append(policy.step(cfg.lr, cfg.max_grad_norm))
         yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group_size),
