@@ -247,7 +247,7 @@ class Logged(dict):
 # ---- on-policy methods
 
 def group_relative(mirror, cfg, advantages, low, high, divisor=None, beta=0.0, form="exact",
-                   live=True, mean="tokens"):
+                   live=True, mean="tokens", correct="clip", cap=None):
     """GRPO, Dr. GRPO and DAPO after their answers have advantages."""
     rows, logged, policy = mirror.rows, Logged(), mirror.policy
     policy.norms.clear()
@@ -261,6 +261,11 @@ def group_relative(mirror, cfg, advantages, low, high, divisor=None, beta=0.0, f
             each = range(len(row.said)), row.said
             adv = torch.tensor(advantages[k], dtype=torch.float64)
             gain, out = clipped(law[each], row.old, adv, low, high)
+            if correct != "clip":                           # the ratio is a weight, and no variable
+                rho = (law[each].detach() - row.old).exp()
+                weight = rho.clamp(max=cap) if correct == "truncated" else torch.ones_like(rho)
+                gain, out = weight * adv * law[each], (rho > cap) & (correct == "truncated")
+                loss = loss + gain.detach().sum() / over    # only its slope is compared
             gap = ref.detach()[each] - law[each]
             cost = kl(law, ref.detach()) if form == "exact" else gap.exp() - gap - 1
             loss = loss - gain.sum() / over
@@ -278,7 +283,10 @@ def group_relative(mirror, cfg, advantages, low, high, divisor=None, beta=0.0, f
 def grpo_anew(mirror, cfg):
     earned = mirror.reward(mirror.rows)
     found = group_relative(mirror, cfg, normalised(earned, cfg.group_size), cfg.clip, cfg.clip,
-                           beta=cfg.beta, form=cfg.kl, live=not cfg.beta, mean=cfg.mean)
+                           beta=cfg.beta, form=cfg.kl, live=not cfg.beta, mean=cfg.mean,
+                           correct=cfg.correct, cap=cfg.cap)
+    if cfg.correct != "clip":
+        found.pop("loss")
     return {"kl": 0.0, **found, **described(mirror.rows, earned, cfg.group_size)}
 
 
@@ -961,6 +969,10 @@ ON_POLICY = {
     "grpo, k3": Case(grpo, dict(PASSES, clip=0.07, beta=0.3, kl="k3"), grpo_anew),
     "grpo, mean over answers": Case(grpo, dict(PASSES, clip=0.07, beta=0.3, mean="answers"),
                                     grpo_anew, same=("kl",)),
+    "grpo, ratios truncated": Case(grpo, dict(PASSES, correct="truncated", cap=1.02, beta=0.3),
+                                   grpo_anew, same=("kl",)),
+    "grpo, no ratios": Case(grpo, dict(PASSES, correct="none", beta=0.3), grpo_anew,
+                            same=("kl",)),
     "grpo, no KL": Case(grpo, dict(PASSES, clip=0.07, beta=0.0, max_grad_norm=0.25), grpo_anew,
                         same=("kl",)),
     "dr-grpo": Case(dr_grpo, dict(PASSES, clip=0.07, max_grad_norm=0.05), dr_grpo_anew),
