@@ -21,6 +21,7 @@ from scripts.studies import (
     length_bias,
     pass_at_k,
     spurious_rewards,
+    staleness,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -230,6 +231,36 @@ def test_length_is_judged_by_the_growth_of_wrong_answers(tmp_path, monkeypatch, 
         pytest.approx(papers[0], rel=0.05)
     assert [len(run) for run in found.data[name]["wrong"]] == [2, 2, 2]
     assert found.rows[0][4].startswith("+0.000 [") and found.rows[0][5] == "0.250"
+
+
+# ---- the age of answers
+
+@pytest.mark.parametrize("truncated, clip, verdict", [
+    ([0.90, 0.89, 0.91], [0.60, 0.62, 0.61], "reproduced"),
+    ([0.80, 0.79, 0.81], [0.60, 0.62, 0.61], "not reproduced"),  # loses too much itself
+    ([0.90, 0.89, 0.91], [0.89, 0.88, 0.92], "not reproduced"),
+    ([0.60, 0.62, 0.61], [0.90, 0.89, 0.91], "reversed")])
+def test_staleness_is_judged_at_the_papers_lag(tmp_path, monkeypatch, truncated, clip, verdict):
+    """The whole of the study's own work, on accuracies by hand."""
+    at = {("truncated", 8): truncated, ("clip", 8): clip, ("fresh", 0): [0.90, 0.91, 0.89]}
+
+    def summary(self, run):
+        correct, lag, seed = run.split("-")
+        value = at.get((correct, int(lag)), [0.5] * 3)[int(seed)]
+        score = {"value": value, "low": value - 0.03, "high": value + 0.03, "n": 200}
+        return {"all": {"sampled, held-out": {"after": score}}}
+
+    def metrics(self, run):
+        return [{"sampling_logp_difference/max": float(run.split("-")[1])}]
+
+    monkeypatch.setattr(Made, "summary", summary)
+    monkeypatch.setattr(Made, "metrics", metrics)
+    found = staleness.findings(Made(tmp_path, range(3)))
+    assert found.verdict == verdict and len(found.rows) == 1 + 3 * len(staleness.LAGS)
+    row, = [row for row in found.rows if row[:2] == ["8", "truncated"]]
+    gap = 0.9 - sum(truncated) / 3
+    assert float(row[3].split()[0]) == pytest.approx(gap, abs=6e-4) and row[4] == "8"
+    assert [lag for lag, _ in found.data["clip"]] == [0, *staleness.LAGS]
 
 
 # ---- the page
