@@ -217,8 +217,8 @@ def test_length_is_judged_by_the_growth_of_wrong_answers(tmp_path, monkeypatch, 
               for name, by in grown.items() for seed in range(3)}
 
     def lines(self, run):
-        return [{"reward": 0.5, **({"completions/mean_length/wrong": 20 + by_run[run] * k / 16,
-                                    "completions/mean_length/right": 20.0} if k != 2 else {})}
+        return [{"reward": 0.5, **({"completions/mean_length/wrong": 20 + by_run[run] * k / 18,
+                                    "completions/mean_length/right": 20.0} if k != 1 else {})}
                 for k in range(20)]
 
     scores = {"all": {"sampled, held-out": {"after": {"value": 0.25}}}}
@@ -228,7 +228,7 @@ def test_length_is_judged_by_the_growth_of_wrong_answers(tmp_path, monkeypatch, 
     assert found.verdict == verdict
     name = length_bias.PAPERS
     assert length_bias.growth(lines(None, length_bias.run_of(name, 0)), "wrong") == \
-        pytest.approx(papers[0], rel=0.05)
+        pytest.approx(papers[0] * 18.5 / 18)
     assert [len(run) for run in found.data[name]["wrong"]] == [2, 2, 2]
     assert found.rows[0][4].startswith("+0.000 [") and found.rows[0][5] == "0.250"
 

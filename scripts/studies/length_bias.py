@@ -4,7 +4,7 @@ Countdown with three numbers, at a temperature of 1.5, so that an answer may go 
 move.  By then it is known to be wrong.  checkpoints/base learns by GRPO with the paper's mean
 (`--mean answers`), by GRPO with the mean over all tokens of the step, and by Dr. GRPO, which
 divides by neither the answer's length nor the group's deviation.  Growth is the mean length of
-the wrong answers of the last fifth of the steps, less that of the first fifth.
+the wrong answers of the last tenth of the steps, less that of the first tenth.
 
 reproduced      By the paper's mean wrong answers grow, and they grow more than by Dr. GRPO, both
                 beyond the 95% interval over seeds.
@@ -34,7 +34,7 @@ METHODS = {
 }
 PAPERS, OURS, CURE = METHODS
 SETTINGS = ["--task", "countdown", "--temperature", "1.5", "--max-new-tokens", "80",
-            "--steps", "150", "--prompts", "32", "--group-size", "8", "--lr", "5e-4",
+            "--steps", "200", "--prompts", "32", "--group-size", "8", "--lr", "3e-4",
             "--eval-n", "200"]
 KINDS = ("right", "wrong")
 WINDOW = 10  # steps of a point of the plot
@@ -59,8 +59,8 @@ def lengths(lines, kind):
 
 
 def growth(lines, kind):
-    """How much longer those answers are in the last fifth of the steps than in the first."""
-    part = len(lines) // 5
+    """How much longer those answers are in the last tenth of the steps than in the first."""
+    part = len(lines) // 10
     name = f"completions/mean_length/{kind}"
     first, last = ([line[name] for line in some if name in line]
                    for some in (lines[:part], lines[-part:]))
