@@ -264,7 +264,8 @@ def group_relative(mirror, cfg, advantages, low, high, divisor=None, beta=0.0, f
             if correct != "clip":                           # the ratio is a weight, and no variable
                 rho = (law[each].detach() - row.old).exp()
                 weight = rho.clamp(max=cap) if correct == "truncated" else torch.ones_like(rho)
-                gain, out = weight * adv * law[each], (rho > cap) & (correct == "truncated")
+                gain = weight * adv * law[each]
+                out = ((rho > cap) & (correct == "truncated")).double()
                 loss = loss + gain.detach().sum() / over    # only its slope is compared
             gap = ref.detach()[each] - law[each]
             cost = kl(law, ref.detach()) if form == "exact" else gap.exp() - gap - 1
@@ -965,16 +966,16 @@ NOT_ADAPTIVE = ("kl_target", "horizon", "control")
 STAGES = ("sft_steps", "reward_steps")
 
 ON_POLICY = {
-    "grpo": Case(grpo, dict(PASSES, clip=0.07, beta=0.3), grpo_anew, same=("kl",)),
-    "grpo, k3": Case(grpo, dict(PASSES, clip=0.07, beta=0.3, kl="k3"), grpo_anew),
-    "grpo, mean over answers": Case(grpo, dict(PASSES, clip=0.07, beta=0.3, mean="answers"),
-                                    grpo_anew, same=("kl",)),
+    "grpo": Case(grpo, dict(PASSES, clip=0.07, beta=0.3), grpo_anew,
+                 same=("kl", "mean", "correct", "cap")),
+    "grpo, k3": Case(grpo, dict(PASSES, clip=0.07, beta=0.3, kl="k3", mean="answers"), grpo_anew,
+                     same=("correct", "cap")),
     "grpo, ratios truncated": Case(grpo, dict(PASSES, correct="truncated", cap=1.02, beta=0.3),
-                                   grpo_anew, same=("kl",)),
-    "grpo, no ratios": Case(grpo, dict(PASSES, correct="none", beta=0.3), grpo_anew,
-                            same=("kl",)),
+                                   grpo_anew, same=("kl", "mean", "clip")),
+    "grpo, no ratios": Case(grpo, dict(PASSES, correct="none", beta=0.3, mean="answers"),
+                            grpo_anew, same=("kl", "clip", "cap")),
     "grpo, no KL": Case(grpo, dict(PASSES, clip=0.07, beta=0.0, max_grad_norm=0.25), grpo_anew,
-                        same=("kl",)),
+                        same=("kl", "mean", "correct", "cap")),
     "dr-grpo": Case(dr_grpo, dict(PASSES, clip=0.07, max_grad_norm=0.05), dr_grpo_anew),
     "dapo": Case(dapo, dict(PASSES, clip_low=0.05, clip_high=0.12, overlong=2, rounds=3),
                  dapo_anew),
