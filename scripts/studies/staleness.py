@@ -29,7 +29,7 @@ LAGS = (2, 8, 24)
 CLAIMED, MARGIN = 8, 0.02
 SETTINGS = ["--algo", "grpo", "--task", "arithmetic", "--hurried", "True", "--model",
             "checkpoints/thinker", "--beta", "0", "--steps", "80", "--prompts", "16", "--lr",
-            "2e-4", "--eval-n", "200"]
+            "1e-4", "--eval-n", "200"]
 
 
 def runs(seeds):
