@@ -12,6 +12,7 @@ Every primitive with a derivative has its closed form beside it, named `..._grad
 
 import functools
 import inspect
+import math
 
 import torch
 
@@ -156,6 +157,22 @@ def clipped_surrogate_grad(logp, logp_old, adv, low, high):
     """dS / d logp = rho A where the clip is not active, 0 where it is."""
     gain = (logp - logp_old).exp() * adv
     return gain.where(~is_clipped(logp, logp_old, adv, low, high), 0.0)
+
+
+def truncated_surrogate(logp, logp_old, adv, cap):
+    """A gain per token, to be maximised, whose slope is weighted by min(rho, C): no ratio over C.
+
+        S = rho A up to rho = C,   C (1 + log rho/C) A beyond
+
+    The weight is that of truncated importance sampling (IMPALA, arxiv.org/abs/1802.01561, sec. 4).
+    """
+    gap, most = logp - logp_old, math.log(cap)
+    return (gap.clamp(max=most).exp() + cap * (gap - most).clamp(min=0.0)) * adv
+
+
+def truncated_surrogate_grad(logp, logp_old, adv, cap):
+    """dS / d logp = min(rho, C) A."""
+    return (logp - logp_old).clamp(max=math.log(cap)).exp() * adv
 
 
 def at_last(x, mask):

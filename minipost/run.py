@@ -19,6 +19,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from torch.nn.utils import vector_to_parameters
 
 from minipost import checkpoint, parallel
 from minipost.datasets.rewards import ask, load_reward
@@ -65,6 +66,28 @@ class Frozen:
         self.module.load_state_dict(tensors)
 
 
+class Past:
+    """The policy as it was up to `lag` steps ago, as a part of a run."""
+
+    def __init__(self, policy, lag):
+        self.module = copy.deepcopy(policy.module).requires_grad_(False)
+        self.weights = [policy.flat.clone() for _ in range(lag + 1)]  # of a step: step % (lag + 1)
+
+    def at(self, step, policy):
+        """The module of `lag` steps before this one, or of the first step that asked."""
+        self.weights[step % len(self.weights)] = policy.flat.clone()
+        params = sorted(self.module.parameters(), key=lambda p: p.dim() < 2)  # as in `flat`
+        vector_to_parameters(self.weights[(step + 1) % len(self.weights)], params)
+        return self.module
+
+    def state(self):
+        return {str(k): weights for k, weights in enumerate(self.weights)}, []
+
+    def restore(self, tensors, numbers):
+        for k, weights in enumerate(self.weights):
+            weights.copy_(tensors[str(k)])
+
+
 @dataclass
 class Run:
     """One training run.  `step` is the number of the current step, from 0 on."""
@@ -82,6 +105,7 @@ class Run:
     tokens: int = 0             # response tokens sampled or trained on so far
     carried: dict = field(default_factory=dict)  # numbers that a method carries from step to step
     reward_model: Any = None    # what `score` asks instead of `reward`
+    lag: int = 0                # `rollout` is by the policy of so many steps ago
     recompute: bool = False     # let training's own log-probs replace those of the sampler
     control_tokens: str = "plain"  # how control tokens in the rows of a file are read
 
@@ -211,16 +235,21 @@ class Run:
         return self.complete([self.prompt_ids(p.prompt) for p in problems], group_size, **options)
 
     def rollout(self, problems, group_size, *, temperature, purpose="rollout"):
-        """`sample` by the policy, to learn from.
+        """`sample` by the policy, or with `lag` by an older one, to learn from.
 
         The sampler decodes with other kernels than training, so its log-probs differ by rounding:
         in float32 by some 1e-5 nats, in bfloat16 by up to 0.6.  With `recompute` logp is what
         training computes, so that the first ratios are 1.
         """
-        rollout = self.sample(problems, group_size, temperature=temperature, purpose=purpose)
+        module = self.policy.module
+        if self.lag:
+            module = self.part("frozen/past", lambda: Past(self.policy, self.lag)).at(
+                self.step, self.policy)
+        rollout = self.sample(problems, group_size, temperature=temperature, purpose=purpose,
+                              module=module if self.lag else None)
         self.sampled_at = self.policy.updates
         if self.recompute:
-            logp = self.logprobs(self.policy.module, rollout, temperature).to(rollout.logp)
+            logp = self.logprobs(module, rollout, temperature).to(rollout.logp)
             self.compare(logp, rollout)
             self.sampled_at, rollout = -1, replace(rollout, logp=logp)
         return rollout

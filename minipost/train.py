@@ -39,9 +39,11 @@ class Options(SetUp):
     show: int = 4               # held-out problems shown before and after
     save_every: int = 50        # steps between saved states; 0: only at the end
     eval_every: int = 0         # steps between held-out measurements into metrics.jsonl; 0: none
+    lag: int = 0                # rollouts are by the policy of so many steps ago; keeps as many
     budget: int = 0             # response tokens after which the run stops early; 0: no such limit
 
-    LIMITS = dict.fromkeys(("ask", "show", "save_every", "eval_every", "budget"), ">= 0")
+    LIMITS = dict.fromkeys(("ask", "show", "save_every", "eval_every", "budget"), ">= 0") | {
+        "lag": ">= 0, <= 1000"}
 
 
 def settings_of(argv):
@@ -55,9 +57,14 @@ def settings_of(argv):
               f"`{PROG} --algo NAME --help` lists every option of a method.")
         raise SystemExit(0 if argv else 2)
     own = not {"--task", "--data"} & {argument.partition("=")[0] for argument in argv}
-    return parse(argv, PROG, lambda method: Options(
+    found = parse(argv, PROG, lambda method: Options(
         **{"model": method.MODEL, **(method.DEMO if own else {})}), methods=methods, data=True,
         notes="--overwrite replaces the run that is in the directory.")
+    if found.options.lag and not found.method.ON_POLICY:
+        raise MinipostError(f"--lag {found.options.lag}: {found.method.name} does not learn from a "
+                            "rollout in every step, so there is nothing to delay; grpo, ppo and "
+                            "the other on-policy methods do")
+    return found
 
 
 def saved_in(directory):

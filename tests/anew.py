@@ -247,7 +247,7 @@ class Logged(dict):
 # ---- on-policy methods
 
 def group_relative(mirror, cfg, advantages, low, high, divisor=None, beta=0.0, form="exact",
-                   live=True):
+                   live=True, mean="tokens", correct="clip", cap=None):
     """GRPO, Dr. GRPO and DAPO after their answers have advantages."""
     rows, logged, policy = mirror.rows, Logged(), mirror.policy
     policy.norms.clear()
@@ -255,17 +255,24 @@ def group_relative(mirror, cfg, advantages, low, high, divisor=None, beta=0.0, f
         seen = [rows[k] for k in part]
         now = laws(policy.module, seen, cfg.temperature)
         then = laws(mirror.reference, seen, cfg.temperature)
-        over, loss, price, shut, spread, lively = divisor or count(seen), 0.0, 0.0, 0, 0.0, 0
+        tokens, loss, price, shut, spread, lively = divisor or count(seen), 0.0, 0.0, 0, 0.0, 0
         for k, row, law, ref in zip(part, seen, now, then):
+            over = len(seen) * len(row.said) if mean == "answers" else tokens
             each = range(len(row.said)), row.said
             adv = torch.tensor(advantages[k], dtype=torch.float64)
             gain, out = clipped(law[each], row.old, adv, low, high)
+            if correct != "clip":                           # the ratio is a weight, and no variable
+                rho = (law[each].detach() - row.old).exp()
+                weight = rho.clamp(max=cap) if correct == "truncated" else torch.ones_like(rho)
+                gain = weight * adv * law[each]
+                out = ((rho > cap) & (correct == "truncated")).double()
+                loss = loss + gain.detach().sum() / over    # only its slope is compared
             gap = ref.detach()[each] - law[each]
             cost = kl(law, ref.detach()) if form == "exact" else gap.exp() - gap - 1
             loss = loss - gain.sum() / over
             if beta:
                 loss = loss + beta * cost.sum() / over
-            price, shut = price + cost.sum() / over, shut + out.sum() / over
+            price, shut = price + cost.sum() / tokens, shut + out.sum() / over
             if not live or abs(advantages[k]) > 1e-12:
                 spread, lively = spread + entropy(law).sum(), lively + len(row.said)
         logged.log(loss=loss, clip_ratio=shut, entropy=spread / max(1, lively),
@@ -277,7 +284,10 @@ def group_relative(mirror, cfg, advantages, low, high, divisor=None, beta=0.0, f
 def grpo_anew(mirror, cfg):
     earned = mirror.reward(mirror.rows)
     found = group_relative(mirror, cfg, normalised(earned, cfg.group_size), cfg.clip, cfg.clip,
-                           beta=cfg.beta, form=cfg.kl, live=not cfg.beta)
+                           beta=cfg.beta, form=cfg.kl, live=not cfg.beta, mean=cfg.mean,
+                           correct=cfg.correct, cap=cfg.cap)
+    if cfg.correct != "clip":
+        found.pop("loss")
     return {"kl": 0.0, **found, **described(mirror.rows, earned, cfg.group_size)}
 
 
@@ -956,10 +966,16 @@ NOT_ADAPTIVE = ("kl_target", "horizon", "control")
 STAGES = ("sft_steps", "reward_steps")
 
 ON_POLICY = {
-    "grpo": Case(grpo, dict(PASSES, clip=0.07, beta=0.3), grpo_anew, same=("kl",)),
-    "grpo, k3": Case(grpo, dict(PASSES, clip=0.07, beta=0.3, kl="k3"), grpo_anew),
+    "grpo": Case(grpo, dict(PASSES, clip=0.07, beta=0.3), grpo_anew,
+                 same=("kl", "mean", "correct", "cap")),
+    "grpo, k3": Case(grpo, dict(PASSES, clip=0.07, beta=0.3, kl="k3", mean="answers"), grpo_anew,
+                     same=("correct", "cap")),
+    "grpo, ratios truncated": Case(grpo, dict(PASSES, correct="truncated", cap=1.02, beta=0.3),
+                                   grpo_anew, same=("kl", "mean", "clip")),
+    "grpo, no ratios": Case(grpo, dict(PASSES, correct="none", beta=0.3, mean="answers"),
+                            grpo_anew, same=("kl", "clip", "cap")),
     "grpo, no KL": Case(grpo, dict(PASSES, clip=0.07, beta=0.0, max_grad_norm=0.25), grpo_anew,
-                        same=("kl",)),
+                        same=("kl", "mean", "correct", "cap")),
     "dr-grpo": Case(dr_grpo, dict(PASSES, clip=0.07, max_grad_norm=0.05), dr_grpo_anew),
     "dapo": Case(dapo, dict(PASSES, clip_low=0.05, clip_high=0.12, overlong=2, rounds=3),
                  dapo_anew),

@@ -19,7 +19,7 @@ from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.measure.results import evaluate, results
 from minipost.measure.texts import Texts
-from minipost.methods import oreo, ppo, prm, rft, rlaif, trpo
+from minipost.methods import grpo, oreo, ppo, prm, rft, rlaif, trpo
 from minipost.run import REWARD_MODEL
 from minipost.tasks.base import Problem
 
@@ -159,6 +159,16 @@ def paired():
     return found | {"wins": wins, "first": places[0].tokens}
 
 
+def delayed():
+    """Steps on answers of an older policy."""
+    run, lines = whole(), []
+    run.lag = 1
+    learn = grpo.train(run, grpo.Config(steps=3, **ODD, lr=1e-2, correct="truncated"))
+    for run.step in range(3):
+        lines.append(next(learn))
+    return {**flat(run), **run.parts["frozen/past"].state()[0], "lines": lines}
+
+
 def broken():
     """A gradient that is not finite in one rank alone makes no update in any."""
     run = whole()
@@ -168,7 +178,8 @@ def broken():
     return {"moved": run.policy.flat - before, "skipped": run.policy.skipped}
 
 
-HELPERS = {part.__name__: part for part in (staged, shared, measured, said, paired, broken)}
+HELPERS = {part.__name__: part for part in (staged, shared, measured, said, paired, delayed,
+                                            broken)}
 
 
 def everything():

@@ -7,7 +7,7 @@ are drawn by their names, which mean the same everywhere; a new name is refused 
 Where a loss has a kink it has no derivative, and a difference across it means nothing.  So no draw
 comes nearer than `CLEAR` to one of these, the only ones there are:
 
-    a ratio at an edge of its clip                 grpo, dr_grpo, dapo, reinforce_pp, ppo
+    a ratio at an edge of its clip, or at its cap  grpo, dr_grpo, dapo, reinforce_pp, ppo
     a value at an edge of its clip, or where the held value is as far from the return    ppo
     a mean log-prob at which an answer counts as certain (-1e-6)                         orpo
 """
@@ -48,6 +48,8 @@ OPTIONS = {
     "margin": positive, "center": positive, "good_weight": positive, "bad_weight": positive,
     "z0": st.floats(0.0, 2.0), "label_smoothing": st.floats(0.0, 0.4), "robust": st.booleans(),
     "group_size": st.integers(1, 3), "mix": st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+    "mean": st.sampled_from(["tokens", "answers"]), "cap": st.floats(1.1, 2.5),
+    "correct": st.sampled_from(["clip", "none", "truncated"]),
 }
 
 
@@ -153,7 +155,8 @@ def keep_clear(tensors, options):
     """Make a drawn log-ratio into log-probs, and give up what is near a kink."""
     if "logp_old" in tensors:
         edges = [1 - options[k] for k in ("clip", "clip_low") if k in options] + \
-            [1 + options[k] for k in ("clip", "clip_high") if k in options]
+            [1 + options[k] for k in ("clip", "clip_high") if k in options] + \
+            [options[k] for k in ("cap",) if k in options]
         clear_of(tensors["logp"].exp(), *edges)
         tensors["logp"] = tensors["logp_old"] + tensors["logp"]
     if "value_clip" in options:

@@ -161,6 +161,45 @@ def test_clipped_surrogate_and_its_gradient(gap, adv):
         assert hand[k] == pytest.approx(float(expected), abs=1e-12)
 
 
+@given(st.floats(-2, 2), st.floats(-2, 2), st.floats(1.0, 3.0))
+def test_truncated_surrogate_and_its_gradient(gap, adv, cap):
+    """Its slope is min(rho, C) A on both sides of C, and it has no jump there."""
+    new, old, a = (torch.tensor([[x]], dtype=torch.float64) for x in (gap - 2, -2.0, adv))
+    hand = ops.truncated_surrogate_grad(new, old, a, cap)
+    assert float(hand) == pytest.approx(min(math.exp(gap), cap) * adv)
+    found = central(lambda x: ops.truncated_surrogate(x, old, a, cap).sum(), new)
+    assert torch.allclose(found, hand, atol=1e-5)
+    edge = torch.tensor([math.log(cap) - 1e-9, math.log(cap) + 1e-9], dtype=torch.float64)
+    below, above = ops.truncated_surrogate(edge, 0.0 * edge, torch.ones(2).double(), cap)
+    assert float(above - below) == pytest.approx(0.0, abs=1e-7)
+
+
+@pytest.mark.parametrize("gap", [-800.0, 800.0])
+def test_a_truncated_ratio_of_any_size_has_a_finite_slope(gap):
+    new = torch.tensor([gap], requires_grad=True)
+    slope, = torch.autograd.grad(ops.truncated_surrogate(new, torch.zeros(1), 1.0, 2.0).sum(), new)
+    assert float(slope) == pytest.approx(2.0 if gap > 0 else 0.0)
+
+
+@given(st.integers(0, 10_000))
+def test_ratios_give_the_gradient_of_a_policy_from_the_samples_of_another(seed):
+    """One token: E_mu[rho A dlogp] = d E_pi[A].  Without ratios, or with a low cap, it is not."""
+    z, mu = logits(seed, rows=1)[0], torch.log_softmax(logits(seed + 1, rows=1)[0], -1)
+    adv = logits(seed + 2, rows=1)[0]
+    truth = jacrev(lambda x: (torch.log_softmax(x, -1).exp() * adv).sum())(z)
+
+    def mean(slope):
+        logp = torch.log_softmax(z, -1)
+        rows = logp[None].expand(len(z), -1)
+        return (mu.exp()[:, None] * slope(logp)[:, None]
+                * ops.pick_grad(rows, torch.arange(len(z)))).sum(0)
+
+    cap = 1.01 * float((torch.log_softmax(z, -1) - mu).exp().max())
+    assert torch.allclose(mean(lambda p: ops.truncated_surrogate_grad(p, mu, adv, cap)), truth)
+    for other in (lambda p: adv, lambda p: ops.truncated_surrogate_grad(p, mu, adv, 1.0)):
+        assert not torch.allclose(mean(other), truth, rtol=1e-3)
+
+
 def test_masked_sum_ignores_whatever_stands_off_the_mask():
     x = torch.tensor([[1.0, float("nan")], [float("inf"), 2.0]], requires_grad=True)
     mask = torch.tensor([[True, False], [False, True]])

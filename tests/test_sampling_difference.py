@@ -11,8 +11,7 @@ from minipost import methods
 from minipost.rollout import logprobs
 from minipost.run import Run
 
-ON_POLICY = [name for name in methods.names()
-             if "run.rollout(" in inspect.getsource(methods.load(name).module)]
+ON_POLICY = [name for name in methods.names() if methods.load(name).ON_POLICY]
 NAME = "sampling_logp_difference/max"
 
 
@@ -33,6 +32,9 @@ def steps_of(name, **options):
 def test_the_methods_that_learn_from_their_own_samples_are_known():
     assert {"grpo", "dapo", "dr-grpo", "reinforce", "rloo", "ppo", "trpo", "a2c", "reinforce-pp",
             "self-critical"} == set(ON_POLICY)
+    for name in methods.names():
+        asks = "run.rollout(" in inspect.getsource(methods.load(name).module)
+        assert asks == (name in ON_POLICY), name
 
 
 @pytest.mark.parametrize("name", ON_POLICY)

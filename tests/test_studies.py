@@ -26,10 +26,12 @@ from scripts.studies import (
     edge_of_competence,
     entropy_law,
     forgetting,
+    length_bias,
     over_optimisation,
     pass_at_k,
     priming,
     spurious_rewards,
+    staleness,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -333,6 +335,67 @@ def test_laws_hold_where_runs_follow_them(tmp_path, monkeypatch, rule, law, curv
     monkeypatch.setattr(Made, "metrics", lambda self, run: lines(int(run[-1]), rule))
     assert law is None or entropy_law.findings(made).verdict == law
     assert curve is None or compute_curve.findings(made).verdict == curve
+
+
+# ---- the length of wrong answers
+
+@pytest.mark.parametrize("papers, cure, verdict", [
+    ([2.0, 2.2, 2.1], [0.1, 0.0, -0.1], "reproduced"),
+    ([2.0, 2.2, 2.1], [1.9, 2.4, 2.0], "not reproduced"),      # they grow, and so by the cure
+    ([-1.0, -1.2, -1.1], [-2.1, -2.0, -2.3], "not reproduced"),  # they shrink less
+    ([0.1, 0.0, -0.1], [2.0, 2.2, 2.1], "reversed")])
+def test_length_is_judged_by_the_growth_of_wrong_answers(tmp_path, monkeypatch, papers, cure,
+                                                         verdict):
+    """The whole of the study's own work, on lines of twenty steps in which lengths grow evenly."""
+    grown = dict(zip(length_bias.METHODS, (papers, [0.0, 0.2, 0.4], cure)))
+    by_run = {length_bias.run_of(name, seed): by[seed]
+              for name, by in grown.items() for seed in range(3)}
+
+    def lines(self, run):
+        return [{"reward": 0.5, **({"completions/mean_length/wrong": 20 + by_run[run] * k / 18,
+                                    "completions/mean_length/right": 20.0} if k != 1 else {})}
+                for k in range(20)]
+
+    scores = {"all": {"sampled, held-out": {"after": {"value": 0.25}}}}
+    monkeypatch.setattr(Made, "metrics", lines)
+    monkeypatch.setattr(Made, "summary", lambda self, run: scores)
+    found = length_bias.findings(Made(tmp_path, range(3)))
+    assert found.verdict == verdict
+    name = length_bias.PAPERS
+    assert length_bias.growth(lines(None, length_bias.run_of(name, 0)), "wrong") == \
+        pytest.approx(papers[0] * 18.5 / 18)
+    assert [len(run) for run in found.data[name]["wrong"]] == [2, 2, 2]
+    assert found.rows[0][4].startswith("+0.000 [") and found.rows[0][5] == "0.250"
+
+
+# ---- the age of answers
+
+@pytest.mark.parametrize("truncated, clip, verdict", [
+    ([0.90, 0.89, 0.91], [0.60, 0.62, 0.61], "reproduced"),
+    ([0.80, 0.79, 0.81], [0.60, 0.62, 0.61], "not reproduced"),  # loses too much itself
+    ([0.90, 0.89, 0.91], [0.89, 0.88, 0.92], "not reproduced"),
+    ([0.60, 0.62, 0.61], [0.90, 0.89, 0.91], "reversed")])
+def test_staleness_is_judged_at_the_papers_lag(tmp_path, monkeypatch, truncated, clip, verdict):
+    """The whole of the study's own work, on accuracies by hand."""
+    at = {("truncated", 8): truncated, ("clip", 8): clip, ("fresh", 0): [0.90, 0.91, 0.89]}
+
+    def summary(self, run):
+        correct, lag, seed = run.split("-")
+        value = at.get((correct, int(lag)), [0.5] * 3)[int(seed)]
+        score = {"value": value, "low": value - 0.03, "high": value + 0.03, "n": 200}
+        return {"all": {"sampled, held-out": {"after": score}}}
+
+    def metrics(self, run):
+        return [{"sampling_logp_difference/max": float(run.split("-")[1])}]
+
+    monkeypatch.setattr(Made, "summary", summary)
+    monkeypatch.setattr(Made, "metrics", metrics)
+    found = staleness.findings(Made(tmp_path, range(3)))
+    assert found.verdict == verdict and len(found.rows) == 1 + 3 * len(staleness.LAGS)
+    row, = [row for row in found.rows if row[:2] == ["8", "truncated"]]
+    gap = 0.9 - sum(truncated) / 3
+    assert float(row[3].split()[0]) == pytest.approx(gap, abs=6e-4) and row[4] == "8"
+    assert [lag for lag, _ in found.data["clip"]] == [0, *staleness.LAGS]
 
 
 # ---- the page

@@ -73,7 +73,7 @@ class Session:
 
     def work(self):
         self.run = open_run(self.options, self.task, self.device)
-        self.vocabulary = self.run.vocabulary
+        self.run.lag, self.vocabulary = self.options.lag, self.run.vocabulary
         self.splits = splits(self.task, self.options.eval_n)
         reward_model = None
         if self.options.reward_model:

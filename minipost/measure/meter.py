@@ -35,8 +35,12 @@ def describe(rollout, reward, group_size):
                   "frac_reward_zero_std": float(ties.float().mean())}
     else:  # a single answer has no siblings to tie with
         found["reward_std"] = float(reward.std(correction=0))
+    right, lengths = reward == 1, rollout.lengths.float()
+    if right.any() and bool((right | (reward == 0)).all()) and not right.all():
+        found |= {"completions/mean_length/right": float(lengths[right].mean()),
+                  "completions/mean_length/wrong": float(lengths[~right].mean())}
     return {
         **found,
-        "completions/mean_length": float(rollout.lengths.float().mean()),
+        "completions/mean_length": float(lengths.mean()),
         "completions/clipped_ratio": float((~rollout.finished).float().mean()),
     }

@@ -57,6 +57,8 @@ class Method:
     #: the keys of a file's rows that it learns from, beside the prompt, where the rows have them:
     #: completion, chosen, rejected, label, reward.  All rows are held to them before the first step
     READS: Sequence[str] = ()
+    #: whether every step learns from `run.rollout`, which --lag delays
+    ON_POLICY: bool = False
     #: which learners are saved as model directories: {learner: folder}
     EXPORTS: Mapping[str, str] = field(default_factory=lambda: {"policy": "model"})
     #: the model that it starts from, unless one is named

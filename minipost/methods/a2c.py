@@ -32,6 +32,7 @@ TASK = "arithmetic"
 KNOBS = {"hurried": True}
 DEMO = {"model": "checkpoints/thinker", "ask": 33}
 METRIC = "greedy"
+ON_POLICY = True
 PROOF = [dict(config=dict(prompts=1, group_size=2, entropy_weight=0.0), rows=2, loss="minus_reward",
               why="whitened, and lambda 0.95 trusts a critic that knows nothing yet",
               divisor="tokens")]

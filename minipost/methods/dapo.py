@@ -28,6 +28,7 @@ TASK = "arithmetic"
 KNOBS = {"hurried": True}
 DEMO = {"model": "checkpoints/thinker", "ask": 33}
 METRIC = "greedy"
+ON_POLICY = True
 PROOF = [dict(config=dict(prompts=1, group_size=2, rounds=1, overlong=1), rows=2,
               loss="minus_reward",
               why="reward less a penalty of length, over its group's deviation", divisor="tokens")]

@@ -14,11 +14,23 @@ starting policy.  By hand:
 
 Where we differ from the paper: the mean is over the tokens of the whole gradient step, not over
 answers and then tokens, so a long answer is not diluted (DAPO, arxiv.org/abs/2503.14476, sec. 3.3).
+The paper's mean is `--mean answers`: 1/N is 1/(B |y|) then, for B answers, each of |y| tokens.  The
+longer a wrong answer, the less each of its tokens loses (arxiv.org/abs/2503.20783, sec. 3.1).
+
+Where answers are older than the policy (`--lag`, a second minibatch), `--correct` says what is done
+about it.  dL/dlogp_t = -w_t A / N with
+
+    clip        w = rho where the clip is not active, else 0        as above
+    none        w = 1                                               as if the policy had sampled
+    truncated   w = min(rho, C)       Yao et al. 2025 (fengyao.notion.site/off-policy-rl), and CISPO
+                                      (arxiv.org/abs/2506.13585, eq. 4) without its lower bound
+
 The KL is exact over the vocabulary (`--kl exact`).  The paper's k3 estimate (`--kl k3`), used as a
 loss, descends KL(ref || pi) instead of KL(pi || ref).  With beta = 0 no reference is kept, and
 answers whose group ties are not trained on: their gradient is exactly zero.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +46,7 @@ TASK = "arithmetic"
 KNOBS = {"hurried": True}
 DEMO = {"model": "checkpoints/thinker", "ask": 33}
 METRIC = "greedy"
+ON_POLICY = True
 PROOF = [
     dict(config=dict(prompts=1, group_size=2, beta=0.3), rows=2, loss="minus_regularised",
          why="reward over its group's deviation; KL in each state, not of how often it is reached",
@@ -41,6 +54,13 @@ PROOF = [
     dict(variant="--kl k3", config=dict(prompts=1, group_size=2, beta=0.3, kl="k3"), rows=2,
          loss="minus_regularised", why="as grpo, and k3 as a loss descends KL(ref || pi)",
          divisor="tokens"),
+    dict(variant="--mean answers", config=dict(prompts=1, group_size=2, beta=0.3, mean="answers"),
+         rows=2, loss="minus_regularised",
+         why="as grpo, and each answer counts the less per token the longer it is"),
+    *(dict(variant=f"--correct {correct}", config=dict(prompts=1, group_size=2, beta=0.3,
+                                                       correct=correct),
+           rows=2, loss="minus_regularised", why="as grpo where the policy has not moved",
+           divisor="tokens") for correct in ("none", "truncated")),
 ]
 
 
@@ -54,32 +74,57 @@ class Config(Bounded):
     temperature: float = 1.0    # sampling temperature (tau)
     minibatch_size: int = 256   # answers per gradient step
     epochs: int = 1             # passes over each rollout (mu)
+    mean: Literal["tokens", "answers"] = "tokens"  # over all tokens, or first over each answer's
+    correct: Literal["clip", "none", "truncated"] = "clip"  # for answers of an older policy: how
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
+    cap: float = 2.0            # with truncated: the largest ratio that counts (C)
     beta: float = 0.01          # weight of the KL to the starting policy (beta)
     kl: Literal["exact", "k3"] = "exact"  # over the whole vocabulary, or Schulman's estimate
     lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
-    LIMITS = {"group_size": ">= 2"}
+    LIMITS = {"group_size": ">= 2", "cap": ">= 1"}
+
+
+def corrected(logp, logp_old, adv, *, correct, clip, cap):
+    """Each token's gain, its derivative by logp, and where a ratio is held.  (B, T) three times"""
+    if correct == "none":
+        gap = logp - logp_old
+        return gap * adv, adv.expand_as(gap), torch.zeros_like(gap)
+    if correct == "truncated":
+        return (ops.truncated_surrogate(logp, logp_old, adv, cap),
+                ops.truncated_surrogate_grad(logp, logp_old, adv, cap),
+                logp - logp_old > math.log(cap))
+    edges = logp, logp_old, adv, clip, clip
+    return (ops.clipped_surrogate(*edges), ops.clipped_surrogate_grad(*edges),
+            ops.is_clipped(*edges))
 
 
 @ops.shapes(logp="B T", logp_old="B T", kl="B T", adv="B", mask="B T")
-def loss(logp, logp_old, kl, adv, mask, *, clip, beta, count):
-    """logp, logp_old, kl, mask (B, T); adv (B,); count = N  ->  scalar loss, metrics that add up"""
-    adv = adv[:, None]
-    gain = ops.clipped_surrogate(logp, logp_old, adv, clip, clip)           # (B, T)
-    value = masked_sum(beta * kl - gain, mask) / count
-    clipped = ops.is_clipped(logp, logp_old, adv, clip, clip)
+def loss(logp, logp_old, kl, adv, mask, *, clip, beta, count, mean="tokens", correct="clip",
+         cap=2.0):
+    """logp, logp_old, kl, mask (B, T); adv (B,)  ->  scalar loss, metrics that add up
+
+    count: the tokens N of the gradient step, or for a mean over answers their number B
+    """
+
+    def averaged(x):                                                        # (B, T) -> ()
+        return (ops.row_means(x, mask).sum() if mean == "answers" else masked_sum(x, mask)) / count
+
+    gain, _, held = corrected(logp, logp_old, adv[:, None], correct=correct, clip=clip, cap=cap)
+    value = averaged(beta * kl - gain)
     return value, {
         "loss": value.detach(),
-        "clip_ratio": masked_sum(clipped.to(logp), mask).detach() / count,
+        "clip_ratio": averaged(held.to(logp)).detach(),
     }
 
 
-def loss_grad(logp, logp_old, kl, adv, mask, *, clip, beta, count):
+def loss_grad(logp, logp_old, kl, adv, mask, *, clip, beta, count, mean="tokens", correct="clip",
+              cap=2.0):
     """The derivative of `loss`: {"logp": (B, T), "kl": (B, T)}."""
-    gain = ops.clipped_surrogate_grad(logp, logp_old, adv[:, None], clip, clip)
-    return {"logp": -gain * mask / count, "kl": beta * mask.to(kl) / count}
+    each = count * mask.sum(1, keepdim=True) if mean == "answers" else count
+    _, slope, _ = corrected(logp, logp_old, adv[:, None], correct=correct, clip=clip, cap=cap)
+    return {"logp": -slope * mask / each, "kl": beta * mask.to(kl) / each}
 
 
 def divergence(cfg, reference, batch, logp, logp_all):
@@ -109,7 +154,8 @@ def train(run, cfg, score=None):
         meter, updates = Meter("loss", "kl", "entropy", "clip_ratio"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,
                                 run.rng("order")):
-            count = int(rollout.mask[rows].sum())
+            tokens = int(rollout.mask[rows].sum())
+            count = len(rows) if cfg.mean == "answers" else tokens
             live = rows if cfg.beta else [row for row in rows if adv[row] != 0]
             seen = max(1, int(rollout.mask[live].sum()))
             for i in run.micro_batches(live, rollout):
@@ -118,9 +164,10 @@ def train(run, cfg, score=None):
                 run.compare(logp, batch)
                 kl = divergence(cfg, reference, batch, logp, logp_all)      # (B, T)
                 value, stats = loss(logp, batch.logp, kl, gain, batch.mask,
-                                    clip=cfg.clip, beta=cfg.beta, count=count)
+                                    clip=cfg.clip, beta=cfg.beta, count=count, mean=cfg.mean,
+                                    correct=cfg.correct, cap=cfg.cap)
                 value.backward()
-                meter.add(**stats, kl=masked_sum(kl, batch.mask).detach() / count,
+                meter.add(**stats, kl=masked_sum(kl, batch.mask).detach() / tokens,
                           entropy=ops.entropy(logp_all.detach()).sum() / seen)
             updates.append(policy.step(cfg.lr, cfg.max_grad_norm))
         yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group_size),

@@ -48,6 +48,7 @@ from minipost.run import REWARD_MODEL
 
 TASK = "wording"
 METRIC = "sampled"
+ON_POLICY = True
 EXPORTS = {"policy": "model", REWARD_MODEL: "reward_model"}
 TRACE = ("loss", "accuracy", "reward", "gold", "kl_per_answer", "beta")
 PROOF = [dict(config=dict(prompts=2, minibatch_size=2, epochs=1, beta=0.3, missing_eos=0.0), rows=2,

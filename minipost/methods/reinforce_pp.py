@@ -36,6 +36,7 @@ TASK = "arithmetic"
 KNOBS = {"hurried": True}
 DEMO = {"model": "checkpoints/thinker", "ask": 33}
 METRIC = "greedy"
+ON_POLICY = True
 PROOF = [dict(config=dict(prompts=1, group_size=2, beta=0.3), rows=2, loss="minus_regularised",
               why="whitened, so that every rollout of two is as spread as any other",
               divisor="tokens")]

@@ -29,6 +29,7 @@ TASK = "arithmetic"
 KNOBS = {"hurried": True}
 DEMO = {"model": "checkpoints/thinker", "ask": 33}
 METRIC = "greedy"
+ON_POLICY = True
 PROOF = [dict(config=dict(prompts=1, group_size=2), rows=2, loss="minus_reward", factor=1.0,
               divisor="tokens")]
 

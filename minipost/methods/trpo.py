@@ -52,6 +52,7 @@ TASK = "arithmetic"
 KNOBS = {"hurried": True}
 DEMO = {"model": "checkpoints/thinker", "ask": 33}
 METRIC = "greedy"
+ON_POLICY = True
 TRACE = ("reward", "surrogate", "predicted", "kl", "backtracks", "cg_residual", "entropy")
 PROOF = [dict(config=dict(prompts=1, group_size=2), rows=2, loss="minus_reward", factor=0.5,
               divisor="tokens")]

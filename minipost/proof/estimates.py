@@ -311,7 +311,8 @@ def by_size(world, sizes=(1, 2, 16, 256)):
 
 # ---- away from the policy that sampled
 
-CLIPS = {"reinforce-pp": ("clip",), "ppo": ("clip",), "grpo": ("clip",), "dr-grpo": ("clip",),
+CLIPS = {"reinforce-pp": ("clip",), "ppo": ("clip",), "grpo": ("clip",), "grpo --correct none": (),
+         "grpo --correct truncated": ("cap",), "dr-grpo": ("clip",),
          "dapo": ("clip_low", "clip_high"), "trpo": ()}
 
 
