@@ -10,6 +10,10 @@ Its file defines
     findings(made) -> a Finding; made is a Made
     draw(figure, found) draws the Finding on a matplotlib figure
 
+and, where its runs start from more than a checkpoint,
+
+    prepare(made) makes what is not there yet of models and data, before the runs
+
 The verdict is `reproduced`, `not reproduced`, or `reversed`.  What decides it stands in the study's
 docstring, and was written before the runs were made.
 """
@@ -42,6 +46,7 @@ class Study:
     runs: Callable
     findings: Callable
     draw: Callable
+    prepare: Callable = lambda made: None
 
 
 @dataclass(frozen=True)

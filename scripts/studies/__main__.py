@@ -12,7 +12,6 @@ import argparse
 import signal
 import sys
 import time
-from pathlib import Path
 
 from minipost import train
 from minipost.cli.options import fail_in_one_sentence
@@ -31,14 +30,15 @@ verdict follows from a rule that stands in the study's file and was written befo
 
 def make(study, made, runner):
     """All runs of a study.  -> whether they are all there"""
+    study.prepare(made)
     runs = study.runs(made.seeds)
     for k, (name, given) in enumerate(runs.items(), 1):
         given = list(map(str, given))
         print(f"{study.name} {k}/{len(runs)}  {name}: ", end="", flush=True)
-        model = Path(train.settings_of(given).options.model)
-        start = time.perf_counter()
-        needs, failed = complete(runner, made.place(name), given,
-                                 fingerprint(model if model.is_absolute() else ROOT / model))
+        options, start = train.settings_of(given).options, time.perf_counter()
+        origin = [fingerprint(ROOT / each) for each in (options.model, options.reward_model)
+                  if each]
+        needs, failed = complete(runner, made.place(name), given, "".join(origin))
         if runner.stopped:
             print("stopped")
             return False
