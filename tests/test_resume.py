@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import signal
 
 import pytest
 import torch

@@ -229,7 +229,7 @@ def grown(*reaches, n=100):
 
 @pytest.mark.parametrize("ours, none, old, verdict", [
     ((40, 32, 40), (8, 9, 8), (9, 9, 9), "reproduced"),
-    ((40, 12, 40), (8, 9, 8), (9, 9, 9), "not reproduced"),     # not far in every seed
+    ((16, 12, 16), (8, 8, 8), (8, 8, 8), "not reproduced"),     # not far in every seed
     ((40, 32, 40), (40, 32, 32), (9, 9, 9), "not reproduced"),  # the filter does nothing
     ((40, 32, 40), (8, 9, 8), (40, 40, 40), "not reproduced"),  # nor do the rounds
     ((4, 8, 4), (8, 9, 8), (12, 12, 12), "reversed")])
@@ -237,7 +237,7 @@ def test_self_improvement_is_judged_by_reach_and_controls(ours, none, old, verdi
     found = {"start": grown(9), "filtered": grown(*ours), "no filter": grown(*none),
              "old lengths": grown(*old)}
     assert self_improvement.judge(found)[0] == verdict
-    assert f"reaches 9, and {ours[0]}" in self_improvement.judge(found)[1]
+    assert f"reaches 9, and after the rounds {ours[0]}" in self_improvement.judge(found)[1]
 
 
 def test_the_reach_ends_at_the_first_length_that_fails():
