@@ -228,13 +228,15 @@ def shown(directory):
 
 def complete(runner, directory, given, origin):
     """Start or continue a run if needed.  -> what it needed, its last output if it failed"""
-    needs, failed = to_do(directory, train.settings_of(given), origin), None
+    settings, failed = train.settings_of(given), None
+    needs, reward = to_do(directory, settings, origin), settings.options.reward
     if needs == "start":
         clear(directory, origin)
         failed = runner.run(directory, [*given, "--out", str(shown(directory)),
                                          "--overwrite"])
     elif needs == "resume":
-        failed = runner.run(directory, ["--resume", str(shown(directory))])
+        failed = runner.run(directory, ["--resume", str(shown(directory)),
+                                         *(["--reward", *reward] if reward else [])])
     return needs, failed
 
 

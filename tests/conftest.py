@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import signal
 import subprocess
 import sys
 from functools import wraps
@@ -13,6 +14,7 @@ import torch
 from hypothesis import settings
 
 from minipost import checkpoint
+from minipost.cli import session
 from minipost.gpt import GPT, GPTConfig
 from minipost.tokenizer import Tokenizer
 
@@ -114,3 +116,17 @@ def spy(monkeypatch):
         monkeypatch.setattr(owner, name, called)
         return calls
     return watch
+
+
+@pytest.fixture
+def stopping(monkeypatch):
+    """stopping(k): runs that start from now on get a SIGINT while they make step k."""
+    log = session.Session.log
+
+    def stop_after(k):
+        def logging(of, metrics):
+            log(of, metrics)
+            if of.run.step == k:
+                os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.setattr(session.Session, "log", logging)
+    return stop_after

@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import signal
 
 import pytest
 import torch
@@ -61,20 +60,6 @@ def same(one, other):
     assert one[4] == other[4]
     assert one[3].keys() == other[3].keys()
     assert all(torch.equal(one[3][name], other[3][name]) for name in one[3])
-
-
-@pytest.fixture
-def stopping(monkeypatch):
-    """stopping(k): runs that start from now on get a SIGINT while they make step k."""
-    log = session.Session.log
-
-    def stop_after(k):
-        def logging(of, metrics):
-            log(of, metrics)
-            if of.run.step == k:
-                os.kill(os.getpid(), signal.SIGINT)
-        monkeypatch.setattr(session.Session, "log", logging)
-    return stop_after
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

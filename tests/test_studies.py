@@ -14,7 +14,8 @@ import torch
 from minipost import checkpoint, train
 from minipost.files import write_json
 from minipost.gpt import RewardModel
-from minipost.measure.stats import pass_at
+from minipost.measure.stats import Score, pass_at
+from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.wording import gold
 from scripts import studies
 from scripts.studies import (
@@ -30,6 +31,7 @@ from scripts.studies import (
     over_optimisation,
     pass_at_k,
     priming,
+    self_improvement,
     spurious_rewards,
     staleness,
 )
@@ -129,8 +131,6 @@ def test_a_crossing_is_where_the_base_stays_ahead():
 # ---- spurious rewards
 
 def test_a_coin_is_fair_and_knows_nothing_of_the_answer():
-    from minipost.tasks.arithmetic import Arithmetic
-
     task = Arithmetic()
     problems = task.heldout(300)
     texts = [f"Answer: {p.columns['answer'] + k % 2}" for k, p in enumerate(problems)]
@@ -396,6 +396,147 @@ def test_staleness_is_judged_at_the_papers_lag(tmp_path, monkeypatch, truncated,
     gap = 0.9 - sum(truncated) / 3
     assert float(row[3].split()[0]) == pytest.approx(gap, abs=6e-4) and row[4] == "8"
     assert [lag for lag, _ in found.data["clip"]] == [0, *staleness.LAGS]
+# ---- self-improvement
+
+
+def test_a_filter_knows_lengths_and_votes_and_no_answers():
+    prompts, right, wrong = ["1+2+3=? Think:\n"] * 4, "1+2=3\n3+3=6\nAnswer: 6", "1+2=3\nAnswer: 3"
+    other, loop = "1+2=4\n4+3=7\nAnswer: 7", "1+2=3\n3+3=6\n6+3=9\nAnswer: 9"
+
+    def passed(*texts, prompts=prompts):
+        return self_improvement.filtered(prompts, texts, answer=[0] * len(texts))
+
+    assert passed(right, right, right, wrong) == [1, 1, 1, 0]
+    assert passed(other, other, other, right) == [1, 1, 1, 0]  # it does not know better
+    assert passed(right, wrong, wrong, wrong) == [1, 0, 0, 0]  # the best there is
+    more = ["1-1=? Think:\n"] * 4
+    assert passed(right, right, other, loop, *["1-1=0\nAnswer: 0"] * 4,
+                  prompts=prompts + more) == [0] * 4 + [1] * 4
+    assert passed(wrong, loop, "", "1+2") == [1] * 4
+    assert self_improvement.anything(prompts, [right, wrong, "", loop]) == [1] * 4
+
+
+def grown(*reaches, n=100):
+    """For each seed: all right up to a length, none beyond."""
+    return [{terms: Score(*([1.0, 0.96, 1.0, n] if terms <= most else [0.0, 0.0, 0.04, n]))
+             for terms in self_improvement.LENGTHS} for most in reaches]
+
+
+@pytest.mark.parametrize("ours, none, old, verdict", [
+    ((40, 32, 40), (8, 9, 8), (9, 9, 9), "reproduced"),
+    ((16, 12, 16), (8, 8, 8), (8, 8, 8), "not reproduced"),     # not far in every seed
+    ((40, 32, 40), (40, 32, 32), (9, 9, 9), "not reproduced"),  # the filter does nothing
+    ((40, 32, 40), (8, 9, 8), (40, 40, 40), "not reproduced"),  # nor do the rounds
+    ((4, 8, 4), (8, 9, 8), (12, 12, 12), "reversed")])
+def test_self_improvement_is_judged_by_reach_and_controls(ours, none, old, verdict):
+    found = {"start": grown(9), "filtered": grown(*ours), "no filter": grown(*none),
+             "old lengths": grown(*old)}
+    assert self_improvement.judge(found)[0] == verdict
+    assert f"reaches 9, and after the rounds {ours[0]}" in self_improvement.judge(found)[1]
+
+
+def test_the_reach_ends_at_the_first_length_that_fails():
+    accuracy, = grown(12)
+    assert self_improvement.reach(accuracy) == 12
+    assert self_improvement.beyond(accuracy).value == pytest.approx(3 / 8)  # 9, 10 and 12 of eight
+    assert self_improvement.reach({**accuracy, 4: accuracy[40]}) == 0
+
+
+def test_rounds_go_on_from_each_other_and_a_model_that_stays_reaches_as_far(tmp_path, monkeypatch):
+    """The whole of the study's own work, on four sums a length and runs that are the base."""
+    monkeypatch.setattr(self_improvement, "N", 4)
+    monkeypatch.setattr(self_improvement, "LENGTHS", (4, 8, 9))
+    monkeypatch.setattr(self_improvement, "ROUNDS", (8, 9))
+    runs = self_improvement.runs(range(1))
+    models = {run: given[given.index("--model") + 1] for run, given in runs.items()}
+    folder = self_improvement.FOLDER
+    assert models == {
+        "start": f"{folder}/slower", "filtered-8-0": f"{folder}/start/model",
+        "filtered-9-0": f"{folder}/filtered-8-0/model", "no-filter-8-0": f"{folder}/start/model",
+        "no-filter-9-0": f"{folder}/no-filter-8-0/model", "old-lengths-0": f"{folder}/start/model"}
+    monkeypatch.setattr(Made, "model", lambda self, run: ROOT / self_improvement.BASE)
+    for run in runs:
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "summary.json").write_text("{}")
+    found = self_improvement.findings(Made(tmp_path, range(1)))
+    assert found.verdict == "not reproduced"
+    assert [row[1:] for row in found.rows] == [["1.000", "1.000", "0.000", "8", "0.000"]] * 5
+    assert found.data["rounds"] == {arm: [[1.0], [0.0]] for arm in ("filtered", "no filter")}
+
+
+def test_the_start_turns_slower_and_is_else_the_base(tmp_path):
+    self_improvement.prepare(Made(tmp_path, range(1)))
+    (ours, _), (base, _) = (checkpoint.load(str(where))
+                            for where in (tmp_path / "slower", ROOT / self_improvement.BASE))
+    assert ours.config.rope_theta == self_improvement.THETA > base.config.rope_theta
+    assert all(map(torch.equal, ours.parameters(), base.parameters()))
+
+
+# ---- the runs
+
+class Here:
+    """A Runner that makes runs in this process."""
+
+    stopped = False
+
+    def __init__(self):
+        self.made = []
+
+    def run(self, directory, arguments):
+        self.made.append((directory.name, arguments[0]))
+        code = train.main(arguments)
+        self.stopped = code == 130
+        return f"code {code}" if code else None
+
+
+def made_of(runs, folder):
+    """(whether all runs are there, {run: the bytes of its model}, what was started or resumed)"""
+    runner, made = Here(), Made(folder, range(1))
+    study = SimpleNamespace(name="x", prepare=lambda made: None, runs=lambda seeds: runs)
+    whole = __main__.make(study, made, runner)
+    models = {run: (made.model(run) / "model.safetensors").read_bytes() for run in runs} if (
+        whole) else {}
+    return whole, models, runner.made
+
+
+def stages(command, folder, reward, seed=0):
+    """A run, and one that starts from its model and has a reward of its own."""
+    def flags(*given):
+        given = command(*given)
+        where = given.index("--out")
+        return [*given[:where], *given[where + 2 :]]
+
+    return {"first": flags("sft", "--steps", 3, "--batch-size", 4, "--seed", seed),
+            "second": flags("rft", "--steps", 3, "--prompts", 4, "--group-size", 2, "--least", 0,
+                            "--reward", reward, "--model", folder / "first" / "model")}
+
+
+def test_a_study_that_is_stopped_anywhere_goes_on(command, tmp_path, reward, stopping):
+    """Also where a run starts from another's model, and where its reward is a program."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    there, models, _ = made_of(stages(command, whole, reward), whole)
+    assert there
+    runs, asked = stages(command, stopped, reward), []
+    for k in (1, 2, 1, 2):
+        stopping(k)
+        there, _, made = made_of(runs, stopped)
+        asked += made
+        assert not there
+    assert asked == [("first", "--algo"), ("first", "--resume"), ("first", "--resume"),
+                     ("second", "--algo"), ("second", "--resume")]
+    stopping(None)
+    there, again, asked = made_of(runs, stopped)
+    assert there and asked == [("second", "--resume")]
+    assert all(again[run] == models[run] for run in runs)
+
+
+def test_a_run_is_made_again_where_the_one_before_it_was(command, tmp_path, reward):
+    _, models, asked = made_of(stages(command, tmp_path, reward), tmp_path)
+    assert asked == [("first", "--algo"), ("second", "--algo")]
+    assert made_of(stages(command, tmp_path, reward), tmp_path) == (True, models, [])
+    _, others, asked = made_of(stages(command, tmp_path, reward, seed=1), tmp_path)
+    assert asked == [("first", "--algo"), ("second", "--algo")]
+    assert all(others[run] != models[run] for run in models)
 
 
 # ---- the page

@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -47,6 +48,16 @@ def test_problems_state_their_answer_and_stay_in_range(task):
         assert all(0 <= total <= 99 for total in totals)
         assert all(1 <= n <= task.largest for n in numbers(problem))
         assert problem.prompt.startswith(problem.columns["chain"] + "=?")
+
+
+def test_chains_of_mixed_lengths():
+    """Each of the lengths as often, in both splits; without `fewest` nothing has changed."""
+    task = Arithmetic(terms=8, fewest=3)
+    for problems in (task.sample(600, random.Random(0)), task.heldout(600)):
+        found = Counter(len(running_totals(p.columns["chain"])) for p in problems)
+        assert sorted(found) == [3, 4, 5, 6, 7, 8] and min(found.values()) > 60
+        assert all(p.columns["answer"] == running_totals(p.columns["chain"])[-1] for p in problems)
+    assert Arithmetic(terms=4, fewest=4).heldout(3) != Arithmetic(terms=4).heldout(3)
 
 
 def test_a_hint_tells_the_answer():
@@ -95,9 +106,10 @@ def test_a_small_space_ends_with_all_its_held_out_problems():
 
 
 @pytest.mark.parametrize("knobs", [dict(terms=1), dict(largest=0), dict(largest=100),
-                                   dict(terms=2, largest=1), dict(terms=3, largest=1)])
+                                   dict(terms=2, largest=1), dict(terms=3, largest=1),
+                                   dict(fewest=1), dict(fewest=7), dict(fewest=True)])
 def test_senseless_knobs_are_refused(knobs):
-    with pytest.raises(MinipostError, match="largest|terms"):
+    with pytest.raises(MinipostError, match="largest|terms|fewest"):
         Arithmetic(**knobs)
 
 

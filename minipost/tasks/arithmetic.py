@@ -47,12 +47,14 @@ class Arithmetic(Task):
     largest: int = 9            # largest operand; operands are 1..largest
     direct: bool = False        # answer at once instead of with worked steps
     hurried: bool = False       # use the mode that counts short (taught to checkpoints/thinker)
+    fewest: int = 0             # chains of this many to `terms` numbers; 0: of `terms` alone
 
     name = "arithmetic"
 
     def __post_init__(self):
         switches(direct=self.direct, hurried=self.hurried)
         within(2, MOST_TERMS, terms=self.terms)
+        within(2 if self.fewest else 0, self.terms, fewest=self.fewest)
         within(1, LIMIT, largest=self.largest)
         if self.direct and self.hurried:
             raise MinipostError("direct and hurried exclude each other")
@@ -70,7 +72,8 @@ class Arithmetic(Task):
 
         There are at most MOST_HELD_OUT.
         """
-        draws = self._draws(random.Random(f"held-out {self.terms} {self.largest}"), held=True)
+        name = f"held-out {self.terms} {self.largest}" + f" {self.fewest}" * (self.fewest > 0)
+        draws = self._draws(random.Random(name), held=True)
         return list(islice(distinct(draws), min(n, MOST_HELD_OUT)))
 
     def demonstrate(self, problem, rng=None, slip=0.0):
@@ -268,7 +271,8 @@ class Arithmetic(Task):
         while misses < PATIENCE:
             operands = [rng.randint(1, self.largest)]
             total = operands[0]
-            for _ in range(self.terms - 1):
+            terms = rng.randint(self.fewest, self.terms) if self.fewest else self.terms
+            for _ in range(terms - 1):
                 lo, hi = -min(self.largest, total), min(self.largest, LIMIT - total)
                 step = rng.randint(lo, hi - 1)
                 operands.append(step + (step >= 0))  # zero is left out
