@@ -25,6 +25,7 @@ TASK = "search"
 MODEL = "checkpoints/seeker"
 DEMO = {"max_new_tokens": 224}
 METRIC = "sampled"
+ON_POLICY = True
 TRACE = ("reward", "correct", "form", "language", "length", "attempts", "backtracks", "checks",
          "sound", "entropy")
 PROOF = "takes the steps of grpo; only the reward is a sum of rules"
