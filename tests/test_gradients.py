@@ -31,7 +31,9 @@ STEP = 1e-4     # of the differences, whose error is of the order STEP^4
 RELATIVE = 1e-8
 ROUNDING = 4 * torch.finfo(torch.float64).eps / STEP  # of a difference of terms of size one
 
-PIPELINES = {"rlaif": ("sft", "reward", "ppo", "dpo")}  # have no loss of their own: whose they use
+PIPELINES = {  # have no loss of their own: whose they use
+    "rlaif": ("sft", "reward", "ppo", "dpo"), "r1_zero": ("grpo",),
+    "r1": ("sft", "grpo", "reward")}
 LEARNT = ("logp", "logp_w", "logp_l", "kl", "entropy", "value", "score", "score_w", "score_l",
           "scores", "logits")
 SIDES = ("w", "l")   # of a pair: the chosen answer, the rejected one
