@@ -97,8 +97,8 @@ that it cannot.
 Accuracy with 95% intervals, one answer per problem:
 
 {table}
-Verdicts, the majority of 9, on all that one move and on 2,000 of what two moves leave of the \
-held-out hands:
+Verdicts, the majority of 9, on all that one move and on at most 2,000 of what two moves \
+leave of the held-out hands:
 
 {judged}
 Files: Hugging Face layout (LlamaForCausalLM, float32 safetensors).  MIT licence.
@@ -190,7 +190,7 @@ def judged_table(directory):
              "cannot |", "|---|---|---|---|---|"]
     for name, states in (("three numbers, shown", [s for s in three if s in shown]),
                          ("three numbers, never shown", [s for s in three if s not in shown]),
-                         ("two numbers", rng.sample(two, 2000))):
+                         ("two numbers", rng.sample(two, min(2000, len(two))))):
         truth = [solvable(state, 24) for state in states]
         asked = [task.questions(Problem("", {"numbers": s, "target": 24}), "")[-1] for s in states]
         said = [share > 0.5 for share in tools.shares(asked, 9, {})]
