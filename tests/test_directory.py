@@ -478,7 +478,7 @@ def test_a_step_that_failed_in_its_middle_is_not_saved(command, says, tmp_path, 
 
 
 def test_a_failure_after_a_whole_step_loses_nothing(command, says, tmp_path, monkeypatch):
-    def evaluation(of):
+    def evaluation(of, ended=""):
         raise MinipostError("no evaluation today")
 
     monkeypatch.setattr(session.Session, "evaluation", evaluation)
