@@ -41,7 +41,7 @@ TEXTS = ["7+5=? Answer: 12", "What is the capital of France?\nParis", "Praise th
 SHORT = {"steps": 3, "prompts": 3, "group_size": 2, "batch_size": 4, "pairs": 4, "sft_steps": 1,
          "reward_steps": 1, "minibatch_size": 4, "fisher": 4, "iterations": 1, "warmup_steps": 1,
          "cold_start": 4, "cold_steps": 1, "rejection_prompts": 8, "rejection_steps": 1,
-         "align_steps": 1, "form": 0.0}
+         "align_steps": 1, "format": 0.0}
 REWARD = """def share(completions, **columns):
     return [len(text) / 9 for text in completions]
 

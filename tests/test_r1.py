@@ -42,7 +42,7 @@ def steps(run, learn, n):
 class Ruled(Search):
     """Search with rules that an untrained model can keep."""
 
-    rules = {"form": lambda prompts, completions, **columns: [float(len(t) > 2)
+    rules = {"format": lambda prompts, completions, **columns: [float(len(t) > 2)
                                                               for t in completions]}
 
 
@@ -51,11 +51,11 @@ def test_the_score_is_the_weighted_sum_of_the_rules_and_each_is_logged(words):
     problems = run.problems(3)
     rollout = run.sample(problems, 2, temperature=1.0)
     texts = run.texts(rollout)
-    rules = r1_zero.Rules(run, {"correct": 2.0, "form": 0.25, "language": 0.0})
+    rules = r1_zero.Rules(run, {"accuracy": 2.0, "format": 0.25, "language": 0.0})
     expected = [2.0 * (len(t) % 2 == 0) + 0.25 * (len(t) > 2) for t in texts]
     assert rules(problems, rollout).tolist() == expected
-    assert rules.seen["correct"] == pytest.approx(sum(len(t) % 2 == 0 for t in texts) / 6)
-    assert rules.seen["form"] == pytest.approx(sum(len(t) > 2 for t in texts) / 6)
+    assert rules.seen["accuracy"] == pytest.approx(sum(len(t) % 2 == 0 for t in texts) / 6)
+    assert rules.seen["format"] == pytest.approx(sum(len(t) > 2 for t in texts) / 6)
     assert {"attempts", "backtracks", "checks", "sound"} <= set(rules.seen)
 
 
@@ -64,16 +64,16 @@ def test_r1_zero_is_grpo_on_the_rules(words):
     weights = {}
     for form in (0.25, 0.0):
         run, other = (opened(words, even, Ruled()) for _ in "ab")
-        cfg = r1_zero.Config(prompts=4, group_size=2, minibatch_size=8, form=form)
+        cfg = r1_zero.Config(prompts=4, group_size=2, minibatch_size=8, format=form)
         learn = r1_zero.train(run, cfg)
         metrics = steps(run, learn, 2)
         plain = grpo.train(other, grpo.Config(prompts=4, group_size=2, minibatch_size=8, beta=0.0),
                            lambda problems, rollout: other.grade(problems, rollout)
                            + 0.25 * other.grade_texts(
                                [problems[i] for i in rollout.prompt.tolist()],
-                               other.texts(rollout), Ruled.rules["form"]).to(rollout.logp))
+                               other.texts(rollout), Ruled.rules["format"]).to(rollout.logp))
         assert metrics[0]["reward"] == pytest.approx(
-            metrics[0]["correct"] + form * metrics[0]["form"])
+            metrics[0]["accuracy"] + form * metrics[0]["format"])
         steps(other, plain, 2)
         weights[form] = torch.equal(run.policy.flat, other.policy.flat)
     assert weights == {0.25: True, 0.0: False}
@@ -92,11 +92,11 @@ def test_thoughts_are_means_of_an_answer_and_soundness_a_share_of_the_checks(wor
 
 def test_missing_rules_and_rewards_of_nothing_are_refused(words):
     run = opened(words, task=Arithmetic())
-    with pytest.raises(MinipostError, match="arithmetic has no rule 'form'; give --form 0"):
+    with pytest.raises(MinipostError, match="arithmetic has no rule 'format'; give --format 0"):
         r1_zero.check(run, r1_zero.Config())
-    r1_zero.check(run, r1_zero.Config(form=0))
+    r1_zero.check(run, r1_zero.Config(format=0))
     with pytest.raises(MinipostError, match="no rule has a weight"):
-        r1_zero.check(run, r1_zero.Config(form=0, correct=0))
+        r1_zero.check(run, r1_zero.Config(format=0, accuracy=0))
 
 
 def test_the_stages_follow_each_other_and_three_are_measured():
@@ -121,8 +121,8 @@ def test_each_stage_learns_what_its_name_says(words, spy):
     assert len(rows) == 6 and all(task_right(p, text) for p, text in rows)
 
     metrics = steps(run, learn, 2)
-    assert scored[0][0]["score"].weights == {"correct": 1.0, "form": 0.1, "language": 0.0}
-    assert all(m["reward"] == pytest.approx(m["correct"] + 0.1 * m["form"]) for m in metrics)
+    assert scored[0][0]["score"].weights == {"accuracy": 1.0, "format": 0.1, "language": 0.0}
+    assert all(m["reward"] == pytest.approx(m["accuracy"] + 0.1 * m["format"]) for m in metrics)
 
     taught = run.policy.flat.clone()
     metrics = steps(run, learn, 1)
@@ -144,7 +144,7 @@ def test_each_stage_learns_what_its_name_says(words, spy):
     assert torch.equal(run.policy.flat, before) and "accuracy" in metrics[0]
     metrics = steps(run, learn, 2)
     assert scored[1][0]["cfg"].beta == cfg.align_beta
-    assert {"gold", "score", "correct", "form"} <= set(metrics[0])
+    assert {"gold", "score", "accuracy", "format"} <= set(metrics[0])
     assert run.task.name == "search" and run.reward is even
 
 

@@ -97,7 +97,7 @@ def test_stopped_in_every_stage_of_reasoning(command, tmp_path, wide, capsys, st
     pays = tmp_path / "pays.py"
     pays.write_text("def even(completions, **columns):\n"
                     "    return [float(len(text) % 2 == 0) for text in completions]\n")
-    flags = ["--task", "search", "--model", wide, "--reward", f"{pays}:even", "--form", 0,
+    flags = ["--task", "search", "--model", wide, "--reward", f"{pays}:even", "--format", 0,
              "--steps", 2, "--prompts", 4, "--group-size", 2, "--minibatch-size", 8,
              "--save-every", 0, "--max-new-tokens", 6]
     if algo == "r1":

@@ -24,7 +24,7 @@ def steps_of(name, **options):
         given_model(run)
     fields = {f.name for f in dataclasses.fields(method.Config)}
     usual = {"steps": 3, "prompts": 4, "group_size": 4, "temperature": 0.8, "epochs": 2,
-             "minibatch_size": 8, "lr": 1e-2, "form": 0.0}
+             "minibatch_size": 8, "lr": 1e-2, "format": 0.0}
     cfg = method.Config(**{k: v for k, v in usual.items() if k in fields})
     return run, method.train(run, cfg)
 

@@ -32,7 +32,8 @@ MODEL = r1_zero.MODEL
 DEMO = r1_zero.DEMO
 METRIC = "sampled"
 READS = ("completion",)
-TRACE = ("loss", "reward", "correct", "form", "language", "length", "backtracks", "gold")
+TRACE = ("loss", "reward", "accuracy", "format", "language", "completions/mean_length",
+         "backtracks", "gold")
 PROOF = "takes the steps of sft, grpo and reward; only their order is its own"
 OTHERS = {"arithmetic": Arithmetic(), "wording": Wording()}
 

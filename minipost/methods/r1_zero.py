@@ -4,15 +4,15 @@ A base model that sometimes thinks in its text is asked problems whose answers c
 (methods/grpo.py has the loss and its gradient) learns from rules, not from a reward model, and no
 demonstration comes before (sec. 2.2; survey sec. 3.3):
 
-    r = w_correct correct + w_form form + w_language language
+    r = w_accuracy accuracy + w_format format + w_language language
 
-`correct` is the task's reward or --reward, and the others are the task's `rules`.  Every rule is
+`accuracy` is the task's reward or --reward, and the others are the task's `rules`.  Every rule is
 logged apart.  So is what the thought consists of: attempts, backtracks, checks, their soundness.
 The paper pays for what is right and for the form, not for the language: its R1-Zero mixes
 languages.
 
 The survey's question is whether thinking gets longer and better.  `length` and `backtracks` say how
-long it is, `correct` how good.  That needs a base that sometimes thinks, and to some purpose: see
+long it is, `accuracy` how good.  That needs a base that sometimes thinks, and to some purpose: see
 `make study-priming`.
 """
 
@@ -26,7 +26,7 @@ MODEL = "checkpoints/seeker"
 DEMO = {"max_new_tokens": 224}
 METRIC = "sampled"
 ON_POLICY = True
-TRACE = ("reward", "correct", "form", "language", "length", "attempts", "backtracks", "checks",
+TRACE = ("reward", "accuracy", "format", "language", "completions/mean_length", "backtracks",
          "sound", "entropy")
 PROOF = "takes the steps of grpo; only the reward is a sum of rules"
 
@@ -37,11 +37,11 @@ class Config(grpo.Config):
 
     steps: int = 200            # rollouts to learn from
     beta: float = 0.0           # weight of the KL to the starting policy (beta)
-    correct: float = 1.0        # weight of a right answer
-    form: float = 0.1           # weight of a whole form: a thought and one answer
+    accuracy: float = 1.0       # weight of a right answer
+    format: float = 0.1         # weight of a whole form: a thought and one answer
     language: float = 0.0       # weight of the share of the text that is in one language
 
-    LIMITS = {**grpo.Config.LIMITS, "correct": ">= 0", "form": ">= 0", "language": ">= 0"}
+    LIMITS = {**grpo.Config.LIMITS, "accuracy": ">= 0", "format": ">= 0", "language": ">= 0"}
 
 
 class Rules:
@@ -49,12 +49,12 @@ class Rules:
 
     def __init__(self, run, weights):
         missing = [name for name, weight in weights.items()
-                   if weight and name != "correct" and name not in run.task.rules]
+                   if weight and name != "accuracy" and name not in run.task.rules]
         if missing:
             raise MinipostError(f"the task {run.task.name} has no rule {missing[0]!r}; give "
                                 f"--{missing[0]} 0")
         self.run, self.weights, self.seen = run, weights, {}
-        self.rules = {"correct": run.reward, **run.task.rules}
+        self.rules = {"accuracy": run.reward, **run.task.rules}
         self.thinking = run.task.thinking
 
     def __call__(self, problems, rollout):
@@ -79,7 +79,7 @@ def thought(thinking, problems, texts):
 
 def weights(cfg):
     """{rule: weight} of a Config."""
-    return {name: getattr(cfg, name) for name in ("correct", "form", "language")}
+    return {name: getattr(cfg, name) for name in ("accuracy", "format", "language")}
 
 
 def check(run, cfg):

@@ -186,7 +186,7 @@ class Search(Task):
     mixed: float = 0.0          # share of verdicts that are not in English
 
     name = "search"
-    rules = {"form": form, "language": language}
+    rules = {"format": form, "language": language}
 
     def __post_init__(self):
         if self.traces not in TRACES:
