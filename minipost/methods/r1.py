@@ -42,11 +42,11 @@ OTHERS = {"arithmetic": Arithmetic(), "wording": Wording()}
 class Config(r1_zero.Config):
     """Cold start, reasoning, rejection sampling, alignment; of GRPO's settings both RL stages."""
 
-    steps: int = 100            # rollouts of the reasoning stage
+    steps: int = 60             # rollouts of the reasoning stage
     language: float = 0.1       # weight of the share of the text that is in one language
     cold_start: int = 2000      # demonstrations of the cold start
     cold_steps: int = 60        # gradient steps of the cold start
-    rejection_prompts: int = 1024  # problems that the policy answers for rejection sampling
+    rejection_prompts: int = 512  # problems that the policy answers for rejection sampling
     rejection_steps: int = 150  # gradient steps on what is kept
     reward_steps: int = 100     # gradient steps of the reward model
     align_steps: int = 40       # rollouts of the alignment stage

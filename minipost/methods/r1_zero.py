@@ -35,8 +35,9 @@ PROOF = "takes the steps of grpo; only the reward is a sum of rules"
 class Config(grpo.Config):
     """GRPO without a KL, on rules with weights."""
 
-    steps: int = 200            # rollouts to learn from
+    steps: int = 80             # rollouts to learn from
     beta: float = 0.0           # weight of the KL to the starting policy (beta)
+    lr: float = 1e-4            # learning rate (eta)
     accuracy: float = 1.0       # weight of a right answer
     format: float = 0.1         # weight of a whole form: a thought and one answer
     language: float = 0.0       # weight of the share of the text that is in one language
