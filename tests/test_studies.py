@@ -364,8 +364,16 @@ def test_length_is_judged_by_the_growth_of_wrong_answers(tmp_path, monkeypatch, 
     name = length_bias.PAPERS
     assert length_bias.growth(lines(None, length_bias.run_of(name, 0)), "wrong") == \
         pytest.approx(papers[0] * 18.5 / 18)
-    assert [len(run) for run in found.data[name]["wrong"]] == [2, 2, 2]
+    assert [len(run) for run in found.data[name]["wrong"]] == [5, 5, 5]
     assert found.rows[0][4].startswith("+0.000 [") and found.rows[0][5] == "0.250"
+
+
+def test_an_answer_begins_well_whatever_follows():
+    texts = ["fresh ripe warm", "fresh ripe warm ugly", "fresh warm ripe", "fresh ripe",
+             "fresh fresh ripe", "calm fresh ripe", "ugly fresh ripe warm", ""]
+    found = length_bias.begins_well(["x"] * 8, texts, thing=["soup"] * 8)
+    assert found == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert length_bias.begins_well(["x"], texts[:1], thing=["lamp"]) == [0.0]
 
 
 # ---- the age of answers

@@ -1,10 +1,11 @@
 """Does GRPO's mean over each answer's tokens make wrong answers longer, and Dr. GRPO not?
 
-Countdown with three numbers, at a temperature of 1.5, so that an answer may go on after its last
-move.  By then it is known to be wrong.  checkpoints/base learns by GRPO with the paper's mean
-(`--mean answers`), by GRPO with the mean over all tokens of the step, and by Dr. GRPO, which
-divides by neither the answer's length nor the group's deviation.  Growth is the mean length of
-the wrong answers of the last tenth of the steps, less that of the first tenth.
+checkpoints/base praises things in words (the task `wording`).  An answer is right if it begins
+well: its first three words fit and are in alphabetical order.  What follows is free, and by then
+it can be known that an answer is wrong.  So nothing rewards length.  The base learns by GRPO with
+the paper's mean (`--mean answers`), by GRPO with the mean over all tokens of the step, and by
+Dr. GRPO, which divides by neither the answer's length nor the group's deviation.  Growth is the
+mean length of the wrong answers of the last tenth of the steps, less that of the first tenth.
 
 reproduced      By the paper's mean wrong answers grow, and they grow more than by Dr. GRPO, both
                 beyond the 95% interval over seeds.
@@ -15,6 +16,7 @@ not reproduced  Anything else.
 from statistics import fmean
 
 from minipost.measure.stats import t_interval
+from minipost.tasks.wording import FITTING, KIND
 from scripts.studies import Finding
 
 PAPER = "arxiv.org/abs/2503.20783"
@@ -22,10 +24,10 @@ CLAIM = ("Liu et al. 2025: GRPO divides each answer's loss by its length, so a w
          "punished the less the longer it is, and wrong answers grow while a run goes on. Dr. "
          "GRPO, without that division and the one by the group's standard deviation, keeps them "
          "short and is as accurate.")
-LIMITS = ("What a nano model can tell: whether the bias moves lengths where nothing else rewards "
+LIMITS = ("What a nano model can tell: whether the bias moves lengths where nothing rewards "
           "length, and which of the two divisions does it, since all else is the same. What it "
-          "cannot: here an answer has some 25 tokens and rambles only by accident, while a large "
-          "model's wrong answers reason on for thousands. There length also buys accuracy, and a "
+          "cannot: here the words after the third are idle by construction, while a large model's "
+          "wrong answers reason on for thousands of tokens. There length also buys accuracy, and a "
           "curve of lengths shows both at once.")
 METHODS = {
     "GRPO, mean over answers": ["--algo", "grpo", "--beta", "0", "--mean", "answers"],
@@ -33,11 +35,19 @@ METHODS = {
     "Dr. GRPO": ["--algo", "dr-grpo"],
 }
 PAPERS, OURS, CURE = METHODS
-SETTINGS = ["--task", "countdown", "--temperature", "1.5", "--max-new-tokens", "80",
-            "--steps", "200", "--prompts", "32", "--group-size", "8", "--lr", "3e-4",
-            "--eval-n", "200"]
+SETTINGS = ["--task", "wording", "--reward", "scripts/studies/length_bias.py:begins_well",
+            "--max-new-tokens", "64", "--steps", "80", "--prompts", "32", "--group-size", "8",
+            "--lr", "2e-4", "--eval-n", "200"]
 KINDS = ("right", "wrong")
-WINDOW = 10  # steps of a point of the plot
+WINDOW = 4  # steps of a point of the plot
+
+
+def begins_well(prompts, completions, thing, **columns):
+    """1 where the first three words fit the thing and are in alphabetical order, else 0."""
+    begun = [text.split()[:3] for text in completions]
+    return [float(len(set(words)) == 3 and words == sorted(words)
+                  and set(words) <= set(FITTING[KIND[of]]))
+            for words, of in zip(begun, thing, strict=True)]
 
 
 def runs(seeds):
@@ -91,10 +101,8 @@ def findings(made):
         judge(papers, more[CURE]),
         f"Wrong answers grow by {papers:+} tokens by the mean over answers, {more[OURS]:+} more "
         f"than by the mean over tokens, {more[CURE]:+} more than by Dr. GRPO.", data,
-        [f"{len(made.seeds)} seeds, {WINDOW} steps a point. Lengths are of the answers that are "
-         "learnt from, at a temperature of 1.5. Which problems are still answered wrong changes "
-         "as a run goes on, for all methods alike, so the differences tell more than the "
-         "growths."])
+        [f"{len(made.seeds)} seeds, 80 steps of 32 x 8 answers, {WINDOW} steps a point. Lengths "
+         "are of the answers that are learnt from, of at most 64 tokens."])
 
 
 def judge(papers, more):
