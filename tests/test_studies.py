@@ -404,24 +404,37 @@ def test_staleness_is_judged_at_the_papers_lag(tmp_path, monkeypatch, truncated,
     gap = 0.9 - sum(truncated) / 3
     assert float(row[3].split()[0]) == pytest.approx(gap, abs=6e-4) and row[4] == "8"
     assert [lag for lag, _ in found.data["clip"]] == [0, *staleness.LAGS]
+
+
 # ---- self-improvement
 
+def sums(chain, *ends):
+    """Answers to a chain with the due number of steps: all right but for what each ends in."""
+    steps = "\n".join(["1+1=2"] * self_improvement.signs(f"{chain}=?"))
+    return [f"{steps}\nAnswer: {end}" for end in ends]
 
-def test_a_filter_knows_lengths_and_votes_and_no_answers():
-    prompts, right, wrong = ["1+2+3=? Think:\n"] * 4, "1+2=3\n3+3=6\nAnswer: 6", "1+2=3\nAnswer: 3"
-    other, loop = "1+2=4\n4+3=7\nAnswer: 7", "1+2=3\n3+3=6\n6+3=9\nAnswer: 9"
 
-    def passed(*texts, prompts=prompts):
-        return self_improvement.filtered(prompts, texts, answer=[0] * len(texts))
+def test_a_filter_knows_lengths_and_votes_and_no_answers_to_long_sums():
+    long = "1+1+1+1+1+1+1+1+1"  # nine terms, one more than was taught
+    right, other, third = sums(long, 9, 7, 8)
+    short, loop = sums(long[:-2], 9)[0], sums(f"{long}+1", 9)[0]
 
-    assert passed(right, right, right, wrong) == [1, 1, 1, 0]
+    def passed(*texts, chain=long, reward=self_improvement.filtered, answer=9):
+        return reward([f"{chain}=? Think:\n"] * len(texts), texts, answer=[answer] * len(texts))
+
+    assert passed(right, right, right, other) == [1, 1, 1, 0]
     assert passed(other, other, other, right) == [1, 1, 1, 0]  # it does not know better
-    assert passed(right, wrong, wrong, wrong) == [1, 0, 0, 0]  # the best there is
-    more = ["1-1=? Think:\n"] * 4
-    assert passed(right, right, other, loop, *["1-1=0\nAnswer: 0"] * 4,
-                  prompts=prompts + more) == [0] * 4 + [1] * 4
-    assert passed(wrong, loop, "", "1+2") == [1] * 4
-    assert self_improvement.anything(prompts, [right, wrong, "", loop]) == [1] * 4
+    assert passed(right, right, other, third) == [0, 0, 0, 0]      # no majority
+    assert passed(right, right, short, loop) == [0, 0, 0, 0]       # all four end alike
+    assert passed("", "1+1", short, loop) == [0, 0, 0, 0]
+    assert passed(right, other, short, "", reward=self_improvement.anything) == [1] * 4
+    taught = long[:-2]
+    texts = sums(taught, 8, 7, 7, 7)
+    for reward in (self_improvement.filtered, self_improvement.anything):
+        assert passed(*texts, chain=taught, reward=reward, answer=8) == [1, 0, 0, 0]
+    mixed = [f"{long}=?", f"{long}=?", f"{long}-1=?", f"{long}-1=?"]  # each has its own vote
+    texts = [right, right, *sums(f"{long}-1", 9, 3)]
+    assert self_improvement.filtered(mixed, texts, answer=[9, 9, 8, 8]) == [1, 1, 0, 0]
 
 
 def grown(*reaches, n=100):
@@ -446,7 +459,7 @@ def test_self_improvement_is_judged_by_reach_and_controls(ours, none, old, verdi
 def test_the_reach_ends_at_the_first_length_that_fails():
     accuracy, = grown(12)
     assert self_improvement.reach(accuracy) == 12
-    assert self_improvement.beyond(accuracy).value == pytest.approx(3 / 8)  # 9, 10 and 12 of eight
+    assert self_improvement.beyond(accuracy).value == pytest.approx(4 / 10)  # 9 to 12, of ten
     assert self_improvement.reach({**accuracy, 4: accuracy[40]}) == 0
 
 

@@ -3,11 +3,12 @@
 checkpoints/base writes at most seven steps and ends, so of nine terms it gets none right, greedy or
 sampled: its rotary positions tie a step to its distance from its term.  The paper's models have no
 positions.  So the start has fewer: a rotary base of 10^8 makes half of them turn slowly, and it is
-taught anew, with right sums of 2 to 8 terms.  Then there are rounds.  In each the model answers
-longer sums four times and learns those of its answers that pass two filters, neither of which knows
-the truth: an answer has a step for each sign of the sum, and three of the four state the same
-result.  One control learns all its answers; the other, in as many steps, filtered answers to sums
-of 2 to 8 terms.
+taught anew, with right sums of 2 to 8 terms.  Each round adds a term.  The model answers sums of
+four lengths, the new one and three before it, eight times each, and learns the answers that pass.
+Sums as short as were taught pass if they are right.  Of longer ones nobody knows the truth: an
+answer passes if it has a step for each sign of the sum and if six of the eight state its result.
+In one control all answers to longer sums pass.  The other has as many steps on sums of 2 to 8
+terms alone.
 
 The reach of a model is the longest of the tested lengths up to which it gets at least half right.
 Accuracy beyond 8 terms is the mean over the tested lengths above 8.
@@ -48,38 +49,41 @@ LIMITS = ("What a nano model can tell: whether mistakes or lengths grow faster w
 BASE, FOLDER = "checkpoints/base", "runs/studies/self-improvement"
 THETA = 1e8       # the rotary base of the start
 TAUGHT = 8        # terms
-ROUNDS = (9, 10, 11, 12, 14, 16, 19, 22, 26, 30, 35, 40)  # the most terms in each round
-LENGTHS = (4, 8, 9, 10, 12, 16, 20, 24, 32, 40)    # that are tested
+ROUNDS = (9, 10, 11, 12, 13, 14, 15, 16)  # the most terms in each round
+BACK = 3          # how many fewer terms the shortest sums of a round have
+LENGTHS = (4, 8, 9, 10, 11, 12, 14, 16, 20, 24, 32, 40)  # that are tested
 N = 100           # held-out problems of a length
 ALIKE = 0.75      # of a problem's answers
-STEPS = 24        # of a round
+STEPS = 40        # of a round
 HERE = "scripts/studies/self_improvement.py"
 ARMS = {"filtered": "filtered", "no filter": "anything", "old lengths": "filtered"}
-START = ["--steps", 300, "--batch-size", 64, "--lr", "1e-3"]
-ROUND = ["--prompts", 192, "--group-size", 4, "--batch-size", 16, "--lr", "5e-4",
+START = ["--steps", 150, "--batch-size", 64, "--lr", "1e-3"]
+ROUND = ["--prompts", 256, "--group-size", 8, "--batch-size", 32, "--lr", "2e-4",
          "--warmup-steps", 4]
+PARTS = 2         # of a round, each with new answers
 
 
 # ---- filters, as rewards
 
-def filtered(prompts, completions, **columns):
-    """1 for an answer of the due number of steps with which most answers to its prompt agree.
+def filtered(prompts, completions, answer, **columns):
+    """1 for a right answer to a sum as short as was taught; the truth of longer ones is not known.
 
-    Where no answer is agreed upon so far, those pass that are agreed upon most.
+    There 1 for an answer of the due number of steps on which most answers to its prompt agree.
     """
-    task, votes = Arithmetic(), Counter[tuple]()
+    task, votes, asked = Arithmetic(), Counter[tuple](), Counter(prompts)
     said = [task.parse(text) if len(task.steps(text)) == signs(prompt) else None
             for prompt, text in zip(prompts, completions)]
     votes.update(zip(prompts, said))
-    asked = Counter(prompts)
-    share = [0.0 if number is None else votes[prompt, number] / asked[prompt]
-             for prompt, number in zip(prompts, said)]
-    least = min(ALIKE, max(share))
-    return [float(of >= least) for of in share]
+    return [float(number == right if signs(prompt) < TAUGHT else number is not None
+                  and votes[prompt, number] >= ALIKE * asked[prompt])
+            for prompt, number, right in zip(prompts, said, answer)]
 
 
-def anything(prompts, completions, **columns):
-    return [1.0] * len(completions)
+def anything(prompts, completions, answer, **columns):
+    """The same without filters: 1 for every answer to a sum longer than was taught."""
+    task = Arithmetic()
+    return [float(signs(prompt) >= TAUGHT or task.parse(text) == right)
+            for prompt, text, right in zip(prompts, completions, answer)]
 
 
 def signs(prompt):
@@ -103,14 +107,14 @@ def runs(seeds):
             if arm == "old lengths":
                 found[run_of(arm, seed)] = command(
                     "rft", f"{FOLDER}/start/model", seed, 2, TAUGHT, *given,
-                    "--steps", STEPS * len(ROUNDS), "--iterations", len(ROUNDS))
+                    "--steps", STEPS * len(ROUNDS), "--iterations", PARTS * len(ROUNDS))
                 continue
-            before, fewest = "start", TAUGHT
+            before = "start"
             for terms in ROUNDS:
                 name = run_of(arm, seed, terms)
-                found[name] = command("rft", f"{FOLDER}/{before}/model", seed, fewest, terms,
-                                      *given, "--steps", STEPS)
-                before, fewest = name, terms
+                found[name] = command("rft", f"{FOLDER}/{before}/model", seed, terms - BACK, terms,
+                                      *given, "--steps", STEPS, "--iterations", PARTS)
+                before = name
     return found
 
 
