@@ -67,7 +67,8 @@ def test_r1_zero_is_grpo_on_the_rules(words):
         cfg = r1_zero.Config(prompts=4, group_size=2, minibatch_size=8, format=form)
         learn = r1_zero.train(run, cfg)
         metrics = steps(run, learn, 2)
-        plain = grpo.train(other, grpo.Config(prompts=4, group_size=2, minibatch_size=8, beta=0.0),
+        plain = grpo.train(other, grpo.Config(prompts=4, group_size=2, minibatch_size=8, beta=0.0,
+                                              lr=cfg.lr),
                            lambda problems, rollout: other.grade(problems, rollout)
                            + 0.25 * other.grade_texts(
                                [problems[i] for i in rollout.prompt.tolist()],

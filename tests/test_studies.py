@@ -297,6 +297,7 @@ def test_over_optimisation_from_pairs_to_its_table(tmp_path, monkeypatch):
     (d, r), = found.data["best of n"][min(found.data["RL"])]
     assert r == pytest.approx(np.array(best["gold"][1:]) - base)
     assert d[0] == pytest.approx((np.log(2) - 0.5) ** 0.5) and len(r) == 4
+    pytest.importorskip("matplotlib")
     __main__.draw(studies.load("over-optimisation"), found, tmp_path / "x.svg")
 
 

@@ -49,18 +49,18 @@ LIMITS = ("What a nano model can tell: whether mistakes or lengths grow faster w
 BASE, FOLDER = "checkpoints/base", "runs/studies/self-improvement"
 THETA = 1e8       # the rotary base of the start
 TAUGHT = 8        # terms
-ROUNDS = (9, 10, 11, 12, 13, 14, 15, 16)  # the most terms in each round
+ROUNDS = (9, 10, 11, 12)  # the most terms in each round
 BACK = 3          # how many fewer terms the shortest sums of a round have
 LENGTHS = (4, 8, 9, 10, 11, 12, 14, 16, 20, 24, 32, 40)  # that are tested
 N = 100           # held-out problems of a length
 ALIKE = 0.75      # of a problem's answers
-STEPS = 40        # of a round
+STEPS = 80        # of a round
 HERE = "scripts/studies/self_improvement.py"
 ARMS = {"filtered": "filtered", "no filter": "anything", "old lengths": "filtered"}
 START = ["--steps", 150, "--batch-size", 64, "--lr", "1e-3"]
 ROUND = ["--prompts", 256, "--group-size", 8, "--batch-size", 32, "--lr", "2e-4",
          "--warmup-steps", 4]
-PARTS = 2         # of a round, each with new answers
+PARTS = 4         # of a round, each with new answers
 
 
 # ---- filters, as rewards
