@@ -2,7 +2,7 @@
 #
 #   make demo-grpo          train, and see before and after on held-out problems (any method: demo-NAME)
 #   make demo-grpo STEPS=5  the same, cut short
-#   make demo-grpo-long     the same on sums twice as long, three minutes
+#   make demo-grpo-long     the same on sums twice as long, seven minutes
 #   make demo-tot           a test-time method, before and after (N=20: on so many problems)
 #   make demos              every method's demo and one table; LINES=10 trims what each one prints
 #   make test               the whole suite
@@ -64,7 +64,7 @@ $(addprefix demo-,$(TEST_TIME)): demo-%: $(VENV)/.core
 # Sums twice as long, of which the model gets one in ten right before.
 demo-grpo-long: $(VENV)/.core
 	@$(BIN)/python -m minipost.train --algo grpo --task arithmetic --hurried True --terms 12 \
-	  --model checkpoints/thinker --max-new-tokens 128 --steps $(or $(STEPS),100) --ask 33 \
+	  --model checkpoints/thinker --max-new-tokens 128 --steps $(or $(STEPS),200) --ask 33 \
 	  --out runs/demo-grpo-long --overwrite
 
 demo-%: $(VENV)/.core

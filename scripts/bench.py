@@ -83,7 +83,7 @@ def table(columns, rows):
 DEMOS = {  # make demo-NAME: its arguments
     "grpo": ["--algo", "grpo"],
     "grpo-long": ["--algo", "grpo", "--task", "arithmetic", "--hurried", "True", "--terms", "12",
-                  "--model", "checkpoints/thinker", "--max-new-tokens", "128", "--steps", "100",
+                  "--model", "checkpoints/thinker", "--max-new-tokens", "128", "--steps", "200",
                   "--ask", "33"],
     "sft": ["--algo", "sft"],
 }

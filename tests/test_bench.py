@@ -115,6 +115,6 @@ def test_own_jobs_run(job, tmp_path, monkeypatch):
 def test_the_long_demo_is_measured_as_make_runs_it():
     """Its arguments stand in the Makefile and in bench.py."""
     text = (ROOT / "Makefile").read_text().partition("\ndemo-grpo-long:")[2].partition("\n\n")[0]
-    words = text.replace("$(or $(STEPS),100)", "100").replace("\\\n", " ").split()
+    words = text.replace("$(or $(STEPS),200)", "200").replace("\\\n", " ").split()
     given = words[words.index("minipost.train") + 1 : words.index("--out")]
     assert given == bench.DEMOS["grpo-long"]
