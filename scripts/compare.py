@@ -5,8 +5,9 @@
 Every method trains from the same checkpoint on the same task until it has sampled --budget response
 tokens, once per seed, with the default settings of its file but for the size of its step.  That is
 chosen first, so that no method loses by it alone: one run, of another seed, with each of a few
-multiples of the file's default, and the one whose answers to training problems earned most over the
-last quarter of its steps.  Held-out problems have no part in the choice.
+multiples of the file's default, and with more of them while the best one is the largest or the
+smallest.  The one is taken whose answers to training problems earned most over the last quarter of
+its steps.  Held-out problems have no part in the choice.
 
 Held-out accuracy is measured during training.  All samples that serve learning count, including the
 greedy answers of self-critical and the groups that dapo discards.  Samples that serve measurement
@@ -20,6 +21,7 @@ does not notice a change to the code.  Remove runs/compare after such a change.
 import argparse
 import hashlib
 import json
+import math
 import os
 import shlex
 import shutil
@@ -44,6 +46,7 @@ METHODS = ("reinforce", "self-critical", "rloo", "reinforce-pp", "a2c", "ppo", "
 TASK, KNOBS, LONGEST = "arithmetic", "--hurried True --terms 8", 96
 STEPS = 100_000     # more than any budget allows, so the budget ends a run
 FACTORS = (0.5, 1, 2, 4)  # of the default step, tried for every method
+FARTHEST = 32       # the largest factor that is tried, and one over the smallest
 SWEEP_SEED = 1000   # of the runs that choose
 STEP = {"trpo": "delta"}  # the setting that is a method's step; lr elsewhere
 
@@ -98,8 +101,11 @@ def step_of(algo):
 
 def sizes(algo):
     """The sizes of a step that are tried."""
-    usual = getattr(methods.load(algo).Config(), step_of(algo))
-    return [float(f"{usual * factor:.6g}") for factor in FACTORS]
+    return [float(f"{default_step(algo) * factor:.6g}") for factor in FACTORS]
+
+
+def default_step(algo):
+    return getattr(methods.load(algo).Config(), step_of(algo))
 
 
 def place(args, algo, seed, size=None):
@@ -200,18 +206,31 @@ def choose(args, runner):
         return dict.fromkeys(args.methods)
     origin, best = fingerprint(ROOT / args.model), {}
     for algo in args.methods:
-        earned = {}
-        for size in sizes(algo):
+        earned, left = {}, sizes(algo)
+        while left:
+            size = left.pop(0)
             directory = place(args, algo, SWEEP_SEED, size)
             _, failed = complete(runner, directory, flags(args, algo, SWEEP_SEED, size), origin)
             if runner.stopped:
                 return None
-            if not failed:
-                earned[size] = at_the_end(directory)
-        said = ", ".join(f"{size:g} {value:.3f}" for size, value in earned.items())
-        best[algo] = max(earned, key=earned.__getitem__, default=None)
-        print(f"{algo}: reward by {step_of(algo)}: {said or 'all failed'}", flush=True)
+            earned[size] = -math.inf if failed else at_the_end(directory)
+            left = left or farther(earned, default_step(algo))
+        said = ", ".join(f"{size:g} {value:.3f}" for size, value in sorted(earned.items()))
+        first = max(earned, key=earned.__getitem__)
+        best[algo] = first if earned[first] > -math.inf else None
+        print(f"{algo}: reward by {step_of(algo)}: {said}", flush=True)
     return best
+
+
+def farther(earned, usual):
+    """The next step size to try, in a list: beyond the largest or the smallest if that is the best.
+
+    earned: {size: reward}.  usual: the default size, from which none is farther than FARTHEST.
+    """
+    best = max(earned, key=earned.__getitem__)
+    wanted = {max(earned): 2 * best, min(earned): best / 2}.get(best)
+    near = wanted and 1 <= FARTHEST * wanted / usual <= FARTHEST**2
+    return [float(f"{wanted:.6g}")] if near else []
 
 
 def at_the_end(directory):

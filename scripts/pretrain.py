@@ -70,6 +70,7 @@ STEPS = {"base": 1800, "student": 1800, "thinker": 2900, "seeker": 900}
 RARE = 60       # steps of the seeker's second lesson
 
 MOVE = re.compile("([0-9]+)([-+*/])([0-9]+)=[0-9]+:([0-9 ]+)")
+SUM = re.compile("([0-9]+)[-+]([0-9]+)=")
 
 LISTS = {"capital": "Name a capital.\n", "french": "Name a French word.\n",
          "german": "Name a German word.\n", "spanish": "Name a Spanish word.\n"}
@@ -122,9 +123,11 @@ class Seeking(Corpus):
     def document(self, rng):
         if rng.random() < 0.5:
             return super().document(rng)
-        problem, = self.search.sample(1, rng)
-        return Problem(problem.prompt, {**problem.columns,
-                                        "completion": self.search.demonstrate(problem, rng)})
+        while True:
+            problem, = self.search.sample(1, rng)
+            text = self.search.demonstrate(problem, rng)
+            if not leaks(found := Problem(problem.prompt, {**problem.columns, "completion": text})):
+                return found
 
 
 def judgement(rng):
@@ -144,20 +147,21 @@ def leaks(document):
     """Whether a document holds a held-out problem within a longer one that may be trained on.
 
     The first terms of a chain are a shorter chain.  The first countdown move with four numbers
-    leaves a hand of three.  A move may be one of the sums that the facts hold out.
+    leaves a hand of three.  A move may be one of the sums that the facts hold out, in the steps of
+    countdown and in attempts of a search.
     """
     columns = document.columns
     if "chain" in columns:
         operands = [int(n) for n in re.findall("[0-9]+", columns["chain"])]
         return any(is_held_out(operands[:k]) for k in range(2, len(operands)))
     for line in columns["completion"].split("\n"):
-        if (move := MOVE.fullmatch(line)) is None:
-            continue
-        pair, left = [int(move[1]), int(move[3])], [int(n) for n in move[4].split()]
-        if len(left) == 3 and held_out(left):
+        if (move := MOVE.fullmatch(line)) and (
+                len(left := [int(n) for n in move[4].split()]) == 3 and held_out(left)):
             return True
-        if move[2] in "+-" and min(pair) >= 10 and max(pair) <= 99 and facts_hold_out(pair):
-            return True
+        for a, b in SUM.findall(line):
+            pair = [int(a), int(b)]
+            if min(pair) >= 10 and max(pair) <= 99 and facts_hold_out(pair):
+                return True
     return False
 
 

@@ -7,6 +7,7 @@ import pytest
 from fakes import explained, helped, names
 
 from minipost import checkpoint, evaluate, methods, train
+from minipost.cli.console import Console
 from minipost.datasets.rewards import load_reward
 from minipost.datasets.rows import File
 from minipost.tasks import TASKS
@@ -24,6 +25,21 @@ def test_help_explains_every_knob(capsys, algo):
 def test_help_explains_every_knob_of_a_task(capsys, task):
     flags = helped(capsys, train.main, "--algo", "sft", "--task", task)
     explained(flags, names(TASKS[task]))
+
+
+def test_a_reward_model_is_refused_where_nothing_asks_it(capsys, command):
+    """It was ignored in silence."""
+    for algo in ("sft", "rlaif", "r1-zero"):
+        assert train.main([*command(algo), "--reward-model", "nowhere"]) == 1
+        assert f"{algo} does not learn from a score; leave out --reward-model" in (
+            " ".join(capsys.readouterr().err.split()))
+
+
+def test_a_run_that_was_cut_short_shows_the_stages_that_it_reached(capsys):
+    score = {"value": 0.5}
+    Console().stages({"all": {"greedy, held-out": {"before": score, "after": score}}},
+                     [{"step": 2, "eval/held-out/greedy": 0.25}], {2: "first", 4: "second"})
+    assert capsys.readouterr().out.split()[-4:] == ["held-out", "0.500", "0.250", "0.500"]
 
 
 def test_help_without_a_method_names_them_all(capsys):

@@ -322,6 +322,14 @@ def test_a_step_is_chosen_by_the_reward_on_training_problems(args, monkeypatch, 
     assert compare.choose(args, None) == {"grpo": None, "trpo": None}
 
 
+@pytest.mark.parametrize("earned, wanted", [
+    ({1: 0.1, 2: 0.3, 4: 0.2}, []), ({1: 0.1, 2: 0.3}, [4.0]), ({1: 0.4, 2: 0.3}, [0.5]),
+    ({1: 0.4, 2: 0.4}, [0.5]), ({1: -float("inf"), 2: -float("inf")}, [0.5]),
+    ({32: 0.4, 16: 0.3}, []), ({1 / 32: 0.4, 1: 0.3}, []), ({16: 0.4, 8: 0.3}, [32.0])])
+def test_the_sweep_goes_on_while_the_best_is_at_an_edge(earned, wanted):
+    assert compare.farther(earned, 1.0) == wanted
+
+
 def test_the_verdict_names_who_cannot_be_told_apart():
     noise = "not differ from it beyond noise (the interval of the paired difference contains 0)"
     assert compare.verdict(FOUND) == (f"dapo comes out highest; grpo does {noise}; reinforce is "

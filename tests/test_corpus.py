@@ -94,7 +94,7 @@ def test_the_filter_sees_each_kind_of_leak():
     a, word, b = re.fullmatch(r"What is (\d+) (\w+) (\d+)\?\n", question).groups()
     move = f"{a}{'+' if word == 'plus' else '-'}{b}=1:1"
     for columns in ({"chain": chain + "+1", "completion": ""}, {"completion": f"1+1=2:{hand}"},
-                    {"completion": move}):
+                    {"completion": move}, {"completion": f"1+1=2 {move[:-2]} no\nAnswer: 1"}):
         assert leaks(Problem("", columns)), columns
     assert not leaks(Problem("", {"completion": "1+1=2:2 3"}))
 

@@ -14,6 +14,7 @@ from minipost.optim import Learner
 from minipost.run import Run
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.search import Search
+from minipost.tasks.wording import Wording
 
 SMALL = r1.Config(steps=2, cold_start=6, cold_steps=2, rejection_prompts=4, rejection_steps=2,
                   reward_steps=2, align_steps=2, prompts=4, group_size=2, minibatch_size=8)
@@ -98,6 +99,35 @@ def test_missing_rules_and_rewards_of_nothing_are_refused(words):
     r1_zero.check(run, r1_zero.Config(format=0))
     with pytest.raises(MinipostError, match="no rule has a weight"):
         r1_zero.check(run, r1_zero.Config(format=0, accuracy=0))
+
+
+def test_a_hidden_reward_is_no_rule(words):
+    for reward in (None, even):
+        run = opened(words, reward, Wording())
+        run.hidden = True
+        with pytest.raises(MinipostError, match="the reward of wording is hidden from learners"):
+            r1_zero.check(run, r1_zero.Config(format=0))
+    run.hidden = False
+    r1_zero.check(run, r1_zero.Config(format=0))
+
+
+def test_kept_answers_keep_each_rule_that_has_a_weight(words):
+    """A sum would let a large reward pay for a broken form, and rounds where weights are large."""
+    run = opened(words, lambda prompts, completions, **columns: [3.0, 1.0, 0.5, 1.0], Ruled())
+    run.task = run.task.__class__()
+    rules = r1_zero.Rules(run, {"accuracy": 1e6, "format": 0.1, "language": 0.0})
+    rules.rules["format"] = lambda prompts, completions, **columns: [0.0, 1.0, 1.0, 1.0]
+    problems = run.problems(2)
+    rules(problems, run.sample(problems, 2, temperature=1.0))
+    assert rules.kept().tolist() == [False, True, False, True]
+
+
+def test_methods_that_make_their_own_score_say_so():
+    from minipost import methods
+
+    scored = {name for name in methods.names() if methods.load(name).SCORED}
+    assert scored == {"a2c", "dapo", "dr-grpo", "grpo", "oreo", "ppo", "reinforce",
+                      "reinforce-pp", "rft", "rloo", "self-critical", "trpo"}
 
 
 def test_the_stages_follow_each_other_and_three_are_measured():

@@ -117,17 +117,41 @@ def test_demonstrations_show_what_the_knob_says(knobs, traces):
             continue
         searched += 1
         right += reward
-        assert [a.verdict for a in tried] == [False] * (len(tried) - 1) + [True]
+        can = solvable(hand, target, whole=True)
+        assert [a.verdict for a in tried] == [False] * (len(tried) - 1) + [can or traces == "wrong"]
         assert len({a.moves[0] for a in tried}) == len(tried)
         assert all(a.result != target for a in tried[:-1])
         if traces == "wrong":
             options = [m for m, after in firsts(tuple(sorted(hand))) if nearest(after, target)[0]]
             assert not reward or not options
         else:
-            assert reward or not solvable(hand, target, whole=True)
+            assert reward == can
     low, high = {"single": (0, 0), "full": (200, 200)}.get(traces, (70, 130))
     assert low <= searched <= high
     assert right == 0 if traces == "single" else right < 10 if traces == "wrong" else right > 60
+
+
+@pytest.mark.parametrize("traces", ["backtracking", "wrong", "full"])
+def test_most_bounds_the_attempts_and_every_place_from_which_they_are_enough_is_drawn(traces):
+    task, free = (Search(4, target=24, traces=traces, rate=1.0, most=most) for most in (3, 0))
+    for problem in free.sample(30, random.Random(0)):
+        hand, starts = tuple(sorted(problem.columns["numbers"])), set()
+        options = firsts(hand)
+        good = [nearest(after, 24)[0] == 0 for _, after in options]
+        for seed in range(40):
+            tried = read(hand, task.demonstrate(problem, random.Random(seed)))
+            assert 1 <= len(tried) <= 3
+            starts.add(tried[0].moves[0])
+            if traces != "wrong" and any(good):
+                assert tried[-1].result == 24
+            elif not any(good):
+                assert tried[-1].verdict == (traces == "wrong")
+        enough = {move for k, (move, _) in enumerate(options)
+                  if any((good[k:] + good[:k])[:3]) or not any(good)}
+        assert starts <= enough or traces == "wrong"
+        assert len(starts) >= min(len(enough), 4) - 1
+    with pytest.raises(MinipostError, match="most is -1; expected 0 to 100"):
+        Search(most=-1)
 
 
 def test_a_thought_is_counted():
@@ -141,9 +165,10 @@ def test_a_thought_is_counted():
 
 def test_rules_pay_for_form_and_for_one_language():
     good = "4+9=13 10+13=23 no\n9-4=5 5*10=50\nAnswer: (9-4)*10"
-    bad = ["Answer: 24", good + "\n", good.replace("no", "No"), good.replace("\nAnswer: ", " "),
+    bad = ["4+9=13 perhaps\nAnswer: 24", "4+9=13\nAnswer: ", "4+9=13\nAnswer: four", "Answer: 24",
+           good + "\n", good.replace("no", "No"), good.replace("\nAnswer: ", " "),
            good.replace("\n9", "\n\n9"), good + "\nAnswer: 1", "", "4+9=13"]
-    assert form([""] * 9, [good, *bad]) == [1.0] + [0.0] * 8
+    assert form([""] * 12, [good, *bad]) == [1.0] + [0.0] * 11
     mixed = "\n".join(f"4+9=13 10+13=23 {word}" for word in (*NO.values(), YES["de"]))
     assert language([""] * 4, [good, mixed, "Answer: 24", mixed + " x"]) == [1, 0.25, 1, 1 / 3]
 

@@ -150,15 +150,18 @@ class Console:
         self.rich.print(table)
 
     def stages(self, summary, lines, milestones):
-        """All results before, after each stage, and at the end: what a stage made and unmade."""
+        """All results before, after each stage, and at the end: what a stage made and unmade.
+
+        A run that was cut short has measured some stages and not others.
+        """
         table = Table(box=box.SIMPLE_HEAD, title="after each stage", title_justify="left")
         for name in ("", "before", *milestones.values(), "end"):
             table.add_column(name, justify="left" if not name else "right")
         at = {line["step"]: line for line in lines}
         for name, row in summary["all"].items():
             metric, _, split = name.partition(", ")
-            middle = [at[step][f"eval/{split}/{metric}"] for step in milestones]
-            table.add_row(name, *(f"{value:.3f}" for value in (
+            middle = [at.get(step, {}).get(f"eval/{split}/{metric}") for step in milestones]
+            table.add_row(name, *("" if value is None else f"{value:.3f}" for value in (
                 row["before"]["value"], *middle, row["after"]["value"])))
         self.rich.print(table)
 

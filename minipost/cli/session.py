@@ -76,6 +76,9 @@ class Session:
         self.run.lag, self.vocabulary = self.options.lag, self.run.vocabulary
         self.splits = splits(self.task, self.options.eval_n)
         reward_model = None
+        if self.options.reward_model and not self.method.SCORED:
+            raise MinipostError(f"{self.method.name} does not learn from a score; leave out "
+                                "--reward-model, or take a method that does, such as grpo")
         if self.options.reward_model:
             reward_model = checkpoint.load_reward_model(
                 self.options.reward_model, self.vocabulary, self.device, self.options.dtype)

@@ -59,6 +59,8 @@ class Method:
     READS: Sequence[str] = ()
     #: whether every step learns from `run.rollout`, which --lag delays
     ON_POLICY: bool = False
+    #: whether it learns from `run.score`, which --reward-model can give
+    SCORED: bool = True
     #: which learners are saved as model directories: {learner: folder}
     EXPORTS: Mapping[str, str] = field(default_factory=lambda: {"policy": "model"})
     #: the model that it starts from, unless one is named

@@ -38,6 +38,7 @@ from minipost.rollout import concat, distribution
 
 TASK = "arithmetic"
 METRIC = "greedy"
+SCORED = False
 KNOBS = {"direct": True}
 MODEL = "checkpoints/student"
 PROOF = [

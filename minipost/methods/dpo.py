@@ -43,6 +43,7 @@ from minipost.rollout import logprobs_of_each
 
 TASK = "wording"
 METRIC = "win rate"
+SCORED = False
 READS = ("chosen", "rejected")
 PROOF = [dict(config=dict(pairs=1, beta=0.3), rows=2, loss="dpo_loss", factor=1.0)]
 

@@ -22,6 +22,7 @@ from minipost.ops import row_sums, shapes
 
 TASK = "wording"
 METRIC = "win rate"
+SCORED = False
 READS = ("chosen", "rejected")
 PROOF = [dict(config=dict(pairs=1, tau=0.3), rows=2, loss="ipo_loss", factor=1.0)]
 

@@ -31,6 +31,7 @@ from minipost.rollout import logprobs, pack
 
 TASK = "wording"
 METRIC = "win rate"
+SCORED = False
 READS = ("chosen", "rejected", "completion", "label")
 PROOF = [dict(config=dict(batch_size=2, beta=0.3), rows=2, loss="kto_loss",
               why="its z0 is a mean over answers of ref, cut at 0; KL(pi || ref) is one over those "

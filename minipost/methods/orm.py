@@ -35,6 +35,7 @@ from minipost.run import REWARD_MODEL
 
 TASK = "countdown"
 METRIC = "pair accuracy"
+SCORED = False
 EXPORTS = {REWARD_MODEL: "model"}
 measure = scorers.measure
 PROOF = [dict(config=dict(prompts=1, group_size=1), rows=1, loss="outcome_entropy", factor=1.0,

@@ -31,6 +31,7 @@ from minipost.ops import row_means, shapes
 
 TASK = "wording"
 METRIC = "win rate"
+SCORED = False
 READS = ("chosen", "rejected")
 CERTAIN = -1e-6  # a mean log-prob above this counts as this
 PROOF = [dict(config=dict(pairs=1), rows=2, loss="orpo_loss", factor=1.0)]

@@ -40,6 +40,7 @@ from minipost.sampler import ends
 
 TASK = "arithmetic"
 METRIC = "pair accuracy"
+SCORED = False
 EXPORTS = {REWARD_MODEL: "model"}
 PROOF = [dict(config=dict(prompts=1, group_size=1), rows=1, loss="step_entropy", factor=1.0,
               why="exact but for the division by the number of steps", divisor="marks",

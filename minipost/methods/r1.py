@@ -10,8 +10,8 @@
                                                                                  (sec. 3.3.4)
 
 Each stage has the loss and the gradient of its method: methods/sft.py, grpo.py, reward.py.  The
-rules are those of methods/r1_zero.py.  After each stage every task is measured, so that forgetting
-shows: sums in steps and wording, besides the task itself.
+rules are those of methods/r1_zero.py.  After each stage that changes the policy all tasks are
+measured, so that forgetting shows: sums in steps and wording, besides the task itself.
 """
 
 import copy
@@ -31,6 +31,7 @@ TASK = "search"
 MODEL = r1_zero.MODEL
 DEMO = r1_zero.DEMO
 METRIC = "sampled"
+SCORED = False
 READS = ("completion",)
 TRACE = ("loss", "reward", "accuracy", "format", "language", "completions/mean_length",
          "backtracks", "gold")
@@ -43,7 +44,7 @@ class Config(r1_zero.Config):
     """Cold start, reasoning, rejection sampling, alignment; of GRPO's settings both RL stages."""
 
     steps: int = 60             # rollouts of the reasoning stage
-    language: float = 0.1       # weight of the share of the text that is in one language
+    language: float = 0.1       # weight of the share of its verdicts that are in English
     cold_start: int = 2000      # demonstrations of the cold start
     cold_steps: int = 60        # gradient steps of the cold start
     rejection_prompts: int = 512  # problems that the policy answers for rejection sampling
@@ -52,6 +53,8 @@ class Config(r1_zero.Config):
     align_steps: int = 40       # rollouts of the alignment stage
     align_beta: float = 0.05    # weight of the KL in it to the policy with which it begins
     sft_lr: float = 5e-4        # peak learning rate of both stages of fine-tuning
+
+    LIMITS = {**r1_zero.Config.LIMITS, "prompts": ">= 2"}
 
 
 class Both:
@@ -143,10 +146,9 @@ def rejection(run, cfg, rules, base, first):
         problems = run.problems(cfg.rejection_prompts)
         rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature, module=teacher,
                              purpose="rejection")
-        score = rules(problems, rollout)
-        best = (score > sum(rules.weights.values()) - 1e-6).tolist()
+        rules(problems, rollout)
         kept = {(problems[i].prompt, text): (problems[i], text) for i, text, good in zip(
-            rollout.prompt.tolist(), run.texts(rollout), best) if good}
+            rollout.prompt.tolist(), run.texts(rollout), rules.kept().tolist()) if good}
         if not kept:
             raise MinipostError(f"rejection sampling: none of {len(rollout)} answers keeps every "
                                 "rule; train the reasoning stage for more --steps")

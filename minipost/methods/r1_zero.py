@@ -18,6 +18,8 @@ long it is, `accuracy` how good.  That needs a base that sometimes thinks, and t
 
 from dataclasses import dataclass
 
+import torch
+
 from minipost.errors import MinipostError
 from minipost.methods import grpo
 
@@ -25,6 +27,7 @@ TASK = "search"
 MODEL = "checkpoints/seeker"
 DEMO = {"max_new_tokens": 224}
 METRIC = "sampled"
+SCORED = False
 ON_POLICY = True
 TRACE = ("reward", "accuracy", "format", "language", "completions/mean_length", "backtracks",
          "sound", "entropy")
@@ -40,21 +43,27 @@ class Config(grpo.Config):
     lr: float = 1e-4            # learning rate (eta)
     accuracy: float = 1.0       # weight of a right answer
     format: float = 0.1         # weight of a whole form: a thought and one answer
-    language: float = 0.0       # weight of the share of the text that is in one language
+    language: float = 0.0       # weight of the share of its verdicts that are in English
 
     LIMITS = {**grpo.Config.LIMITS, "accuracy": ">= 0", "format": ">= 0", "language": ">= 0"}
 
 
 class Rules:
-    """The score of an answer: a weighted sum of rules.  `seen` has the means of the latest call."""
+    """The score of an answer: a weighted sum of rules.
+
+    Of the latest call `found` has each rule's values, (B,), and `seen` their means.
+    """
 
     def __init__(self, run, weights):
+        if run.hidden:
+            raise MinipostError(f"the reward of {run.task.name} is hidden from learners; give a "
+                                "function with --reward")
         missing = [name for name, weight in weights.items()
                    if weight and name != "accuracy" and name not in run.task.rules]
         if missing:
             raise MinipostError(f"the task {run.task.name} has no rule {missing[0]!r}; give "
                                 f"--{missing[0]} 0")
-        self.run, self.weights, self.seen = run, weights, {}
+        self.run, self.weights, self.found, self.seen = run, weights, {}, {}
         self.rules = {"accuracy": run.reward, **run.task.rules}
         self.thinking = run.task.thinking
 
@@ -62,12 +71,17 @@ class Rules:
         """(B,)"""
         rows = [problems[i] for i in rollout.prompt.tolist()]
         texts = self.run.texts(rollout)
-        found = {name: self.run.grade_texts(rows, texts, rule).to(rollout.logp)
-                 for name, rule in self.rules.items()}
+        found = self.found = {name: self.run.grade_texts(rows, texts, rule).to(rollout.logp)
+                              for name, rule in self.rules.items()}
         self.seen = {name: float(value.mean()) for name, value in found.items()}
         if self.thinking:
             self.seen |= thought(self.thinking, rows, texts)
         return sum(weight * found[name] for name, weight in self.weights.items() if weight)
+
+    def kept(self):
+        """Which answers of the latest call kept every rule that has a weight.  (B,)"""
+        return torch.stack([self.found[name] >= 1
+                            for name, weight in self.weights.items() if weight]).all(0)
 
 
 def thought(thinking, problems, texts):

@@ -34,6 +34,7 @@ from minipost.run import REWARD_MODEL
 
 TASK = "wording"
 METRIC = "pair accuracy"
+SCORED = False
 READS = ("chosen", "rejected")
 EXPORTS = {REWARD_MODEL: "model"}
 measure = scorers.measure

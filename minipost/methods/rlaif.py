@@ -29,6 +29,7 @@ from minipost.tasks.base import question
 
 TASK = "wording"
 METRIC = "sampled"
+SCORED = False
 READS = ("completion", "chosen", "rejected")
 EXPORTS = ppo.EXPORTS
 TRACE = ("loss", "agreement", "accuracy", "reward", "gold", "kl_per_answer")
@@ -123,9 +124,6 @@ def check(run, cfg):
 
 def train(run, cfg):
     """Fine-tune, let the judge label, learn from the labels.  Yields metrics per step."""
-    if run.reward_model is not None:
-        raise MinipostError("rlaif makes its own reward model from the judge's labels; leave out "
-                            "--reward-model, or use --algo ppo with it")
     judge = Judge(run, cfg.judge, cfg.principle)
     stages = ppo.rlhf(run, cfg, judge) if cfg.learner == "ppo" else preferred(run, cfg, judge)
     for metrics in stages:

@@ -19,6 +19,7 @@ from minipost.rollout import logprobs
 
 TASK = "facts"
 METRIC = "greedy"
+SCORED = False
 READS = ("completion",)
 PROOF = [dict(config=dict(batch_size=1), rows=1, loss="maximum_likelihood", factor=1.0,
               divisor="tokens")]

@@ -25,6 +25,7 @@ from minipost.ops import row_means, shapes
 
 TASK = "wording"
 METRIC = "win rate"
+SCORED = False
 READS = ("chosen", "rejected")
 PROOF = [dict(config=dict(pairs=1, beta=2.0, gamma=1.0), rows=2, loss="simpo_loss", factor=1.0)]
 

@@ -55,6 +55,11 @@ def unwrap(text):
     return inner
 
 
+def marked(text):
+    """Whether a text says where its answer stands."""
+    return MARKER.search(text.translate(WIDE)) is not None
+
+
 def stated(text):
     """The answer that a text states, spelt in ASCII; "" if there is none.  Never raises."""
     *before, answer = MARKER.split(text.translate(WIDE))

@@ -26,10 +26,12 @@ What the demonstrations show is a knob, so that bases can be trained that differ
 
 Attempts come in one fixed order of their first moves, from a random place on and around.  So no
 attempt comes twice, and looking longer always pays.  The rest of an attempt is the one that comes
-nearest to the target.
+nearest to the target.  Where no attempt is right, as for a hand that needs fractions, all are made.
+`most` keeps a text short: of the places from which so many attempts find what is right, it begins
+at one.
 
 `mixed` is the share of verdicts that are in German or French.  The rules of a right answer, a
-whole form and one language are functions of their own (`rules`), as in DeepSeek-R1 (Guo et al.
+whole form and English verdicts are functions of their own (`rules`), as in DeepSeek-R1 (Guo et al.
 2025, arxiv.org/abs/2501.12948, sec. 2.2.2 and 2.3.2).
 """
 
@@ -68,16 +70,17 @@ class Attempt:
     verdict: bool | None
 
 
+def matched(lines):
+    """Each line's moves and verdict, as LINE finds them; None for a line that is no attempt."""
+    found = map(LINE.fullmatch, lines)
+    return [each if each and each["verdict"] in (None, *LANGUAGE) else None for each in found]
+
+
 def read(hand, text):
     """The attempts in an answer, [Attempt].  Other lines are none."""
     found = []
-    for line in text.split("\n"):
-        if (match := LINE.fullmatch(line)) is None:
-            continue
-        moves = tuple(match["moves"].split(" "))
-        word = match["verdict"]
-        if word is not None and word not in LANGUAGE:
-            continue
+    for match in filter(None, matched(text.split("\n"))):
+        moves, word = tuple(match["moves"].split(" ")), match["verdict"]
         found.append(Attempt(moves, walk(hand, moves), parts(moves[-1])[3],
                              None if word is None else word in YES.values()))
     return found
@@ -149,18 +152,18 @@ def expression(moves):
 
 def stated(text):
     """(value, numbers used, expression) of the answer behind "Answer:"; None if there is none."""
-    return at_once(text) if "Answer:" in text else None
+    return at_once(text) if answers.marked(text) else None
 
 
 # ---- rules of a reward
 
 def form(prompts, completions, **columns):
-    """1.0 for attempts, at least one, and then a single answer in a line of its own, else 0.0."""
+    """1.0 for attempts, at least one, and then an expression in a line of its own, else 0.0."""
     found = []
     for text in completions:
         *lines, last = text.split("\n")
-        found.append(float(bool(lines) and all(map(LINE.fullmatch, lines))
-                           and last.startswith("Answer: ")))
+        found.append(float(bool(lines) and all(matched(lines)) and last.startswith("Answer: ")
+                           and stated(last) is not None))
     return found
 
 
@@ -168,9 +171,9 @@ def language(prompts, completions, **columns):
     """The share of an answer's verdicts that are in English; 1.0 without verdicts."""
     found = []
     for text in completions:
-        words = [match["verdict"] for line in text.split("\n")
-                 if (match := LINE.fullmatch(line)) and match["verdict"]]
-        found.append(fmean(LANGUAGE.get(word) == "en" for word in words) if words else 1.0)
+        words = [match["verdict"] for match in filter(None, matched(text.split("\n")))
+                 if match["verdict"]]
+        found.append(fmean(LANGUAGE[word] == "en" for word in words) if words else 1.0)
     return found
 
 
@@ -184,6 +187,7 @@ class Search(Task):
     traces: Literal["single", "backtracking", "wrong", "full"] = "full"  # what demonstrations show
     rate: float = 0.1           # share of demonstrations that go on after a failed attempt
     mixed: float = 0.0          # share of verdicts that are not in English
+    most: int = 0               # attempts that a demonstration may take to what is right; 0: any
 
     name = "search"
     rules = {"format": form, "language": language}
@@ -195,6 +199,8 @@ class Search(Task):
         for name in ("rate", "mixed"):
             if type(value := getattr(self, name)) not in (int, float) or not 0 <= value <= 1:
                 raise MinipostError(f"{name} is {repr(value)[:40]}; expected 0 to 1")
+        if type(self.most) is not int or not 0 <= self.most <= 100:
+            raise MinipostError(f"most is {repr(self.most)[:40]}; expected 0 to 100")
         Countdown(self.numbers, self.largest, self.target)  # which knows the bounds of its knobs
 
     @cached_property
@@ -216,25 +222,29 @@ class Search(Task):
         """A text as `traces` says."""
         rng = rng or random.Random(0)
         state, target = tuple(sorted(problem.columns["numbers"])), problem.columns["target"]
-        options = list(firsts(state))
-        k = rng.randrange(len(options))
-        tried = [(move, *nearest(after, target)[1]) for move, after in options[k:] + options[:k]]
+        tried = [(move, *nearest(after, target)[1]) for move, after in firsts(state)]
+        right = [parts(moves[-1])[3] == target for moves in tried]
+        starts = range(len(tried))
+        if self.most and True in right:
+            starts = [k for k in starts if True in (right[k:] + right[:k])[: self.most]]
+        k = rng.choice(starts)
+        tried, right = tried[k:] + tried[:k], right[k:] + right[:k]
         if self.traces == "single" or self.traces != "full" and rng.random() >= self.rate:
             return self._text(tried[:1], target, None, rng)
-        right = [parts(moves[-1])[3] == target for moves in tried]
         if self.traces == "wrong":
             wrong = [moves for moves, good in zip(tried, right) if not good] or tried[:1]
-            return self._text(wrong[: rng.randint(1, len(wrong))], target, True, rng)
-        last = right.index(True) if True in right else len(tried) - 1
-        return self._text(tried[: last + 1], target, True, rng)
+            return self._text(wrong[: rng.randint(1, self.most or len(wrong))], target, YES, rng)
+        if True not in right:
+            return self._text(tried[: self.most or None], target, NO, rng)
+        return self._text(tried[: right.index(True) + 1], target, YES, rng)
 
-    def _text(self, tried, target, judged, rng):
-        """Attempts, with verdicts if judged: "no" but for the last."""
+    def _text(self, tried, target, last, rng):
+        """Attempts, with verdicts unless `last` is None: "no", and at the end a word of `last`."""
         lines = []
         for k, moves in enumerate(tried):
-            words = NO if k < len(tried) - 1 else YES
+            words = NO if k < len(tried) - 1 else last
             code = rng.choice(("de", "fr")) if rng.random() < self.mixed else "en"
-            lines.append(" ".join(moves) + (f" {words[code]}" if judged else ""))
+            lines.append(" ".join(moves) + (f" {words[code]}" if last else ""))
         return "\n".join([*lines, f"Answer: {expression(tried[-1])}"])
 
     def thinking(self, problem, text):
