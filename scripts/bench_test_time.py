@@ -16,7 +16,7 @@ from minipost.measure.stats import interval, paired
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 1, 2)
 GAME = "--task countdown --numbers 4 --target 24"
-TEXT = "--task search --numbers 4 --target 24 --max-new-tokens 480"  # the search is in the text
+TEXT = "--task search --numbers 4 --target 24 --most 16 --max-new-tokens 480"  # search in the text
 LEARNT = {   # model: how it is trained; the reward models stand beside checkpoints/verifier
     "orm": "--algo orm --model checkpoints/thinker --task arithmetic --hurried True",
     "prm-24": f"--algo prm --model checkpoints/thinker {GAME}",

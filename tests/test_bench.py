@@ -1,13 +1,22 @@
 """The bench: what counts as the same work, how rows and shares are made, and that its jobs run."""
 
+import random
 from argparse import Namespace
 from collections import Counter
 
 import pytest
 
-from minipost import checkpoint
+from minipost import checkpoint, train
 from minipost.gpt import GPT, GPTConfig
-from scripts import alternate, bench, bench_methods, bench_peer, bench_profile, bench_speed
+from scripts import (
+    alternate,
+    bench,
+    bench_methods,
+    bench_peer,
+    bench_profile,
+    bench_speed,
+    bench_test_time,
+)
 from scripts.alternate import ROOT, Bench, Failed, row
 from scripts.bench_speed import same_work
 from scripts.floor import Pass
@@ -118,3 +127,14 @@ def test_the_long_demo_is_measured_as_make_runs_it():
     words = text.replace("$(or $(STEPS),200)", "200").replace("\\\n", " ").split()
     given = words[words.index("minipost.train") + 1 : words.index("--out")]
     assert given == bench.DEMOS["grpo-long"]
+
+
+def test_what_the_searcher_is_taught_fits_what_it_may_say():
+    """Without a bound some searches with four numbers were longer than the model's context."""
+    settings = train.settings_of(bench_test_time.LEARNT["searcher"].split())
+    task, limit = settings.task, settings.options.max_new_tokens
+    words, rng = checkpoint.load(str(ROOT / settings.options.model))[1].tokenizer, random.Random(0)
+    assert "--max-new-tokens 480" in bench_test_time.TEXT and limit == 480
+    asked = task.sample(400, rng)
+    longest = max(len(words.encode(task.demonstrate(p, rng))) for p in asked)
+    assert 300 < longest < limit and max(len(words.encode(p.prompt)) for p in asked) < 512 - limit

@@ -224,9 +224,8 @@ class Search(Task):
         state, target = tuple(sorted(problem.columns["numbers"])), problem.columns["target"]
         tried = [(move, *nearest(after, target)[1]) for move, after in firsts(state)]
         right = [parts(moves[-1])[3] == target for moves in tried]
-        starts = range(len(tried))
-        if self.most and True in right:
-            starts = [k for k in starts if True in (right[k:] + right[:k])[: self.most]]
+        starts = [k for k in range(len(tried)) if not self.most or True not in right
+                  or True in (right[k:] + right[:k])[: self.most]]
         k = rng.choice(starts)
         tried, right = tried[k:] + tried[:k], right[k:] + right[:k]
         if self.traces == "single" or self.traces != "full" and rng.random() >= self.rate:

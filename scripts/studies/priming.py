@@ -3,9 +3,9 @@
 Three bases differ in nothing but the texts that they are fine-tuned on (minipost/tasks/search.py).
 One has seen single attempts.  One has also seen texts that go on from a failed attempt to the next
 until one is right.  One has seen texts of the same form that leave out what is right and call a
-wrong attempt right.  The first lesson shows searches in half of the texts, so that they are learnt
-well, the second in one of twenty, so that each base rarely searches.  Then R1-Zero asks all three
-the same problems, and pays for right answers and for the form.
+wrong attempt right; they are a little longer.  The first lesson shows searches in half of the
+texts, so that they are learnt well, the second in one of twenty, so that each base rarely searches.
+Then R1-Zero asks all three the same problems, and pays for right answers and for the form.
 
 Attempts, backtracks and checks are counted by a parser that works every move out again.
 
@@ -39,8 +39,8 @@ LESSONS = {  # name: arguments of the first and the second lesson
 }
 ROOM = ["--max-new-tokens", "224"]
 STEPS = 60
-SHOWN = {"completions/mean_length": "tokens an answer", "attempts": "attempts",
-         "backtracks": "backtracks", "sound": "sound checks"}
+SHOWN = {"accuracy": "on training problems", "completions/mean_length": "tokens an answer",
+         "attempts": "attempts", "backtracks": "backtracks", "sound": "sound checks"}
 HELD_OUT = "eval/held-out/sampled"
 
 
@@ -82,8 +82,9 @@ def findings(made):
     return Finding(["base", "sampled before", "after", *SHOWN.values()], rows, verdict, sentence,
                    curves, [f"Sampled accuracy on {done[0]['after']['n']} held-out problems, mean "
                             f"of {len(made.seeds)} seeds of RL on one base each. The other columns "
-                            "are means of an answer at the first step and over the last five. A "
-                            "check is sound if its verdict is true and its moves are right."])
+                            "are means of an answer at the first step and over the last five, of "
+                            "training problems. A check is sound if its verdict is true and its "
+                            "moves are right."])
 
 
 def mean(scores):
