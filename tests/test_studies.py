@@ -69,7 +69,7 @@ def primed(folder, ends):
                       for when, x in (("before", 0.2), ("after", end))}
             write_json(run / "summary.json", {"all": {"sampled, held-out": scores}})
             lines = [{"num_tokens": 100 * k, "completions/mean_length": 20 + k, "attempts": 1,
-                      "backtracks": k, "sound": 0.5,
+                      "backtracks": k, "accuracy": 0.5, "sound": 0.5,
                       **({priming.HELD_OUT: end} if k == 2 else {})} for k in range(3)]
             (run / "metrics.jsonl").write_text("".join(json.dumps(of) + "\n" for of in lines))
     return Made(folder, range(2))
@@ -82,8 +82,8 @@ def test_priming_is_judged_by_both_leads(tmp_path, backtracking, wrong, verdict)
     made = primed(tmp_path, {"single": 0.4, "backtracking": backtracking, "wrong": wrong})
     found = priming.findings(made)
     assert found.verdict == verdict
-    assert found.rows[1] == ["backtracking", "0.200", f"{backtracking:.3f}", "20.00 to 21.00",
-                             "1.00 to 1.00", "0.00 to 1.00", "0.50 to 0.50"]
+    assert found.rows[1] == ["backtracking", "0.200", f"{backtracking:.3f}", "0.50 to 0.50",
+                             "20.00 to 21.00", "1.00 to 1.00", "0.00 to 1.00", "0.50 to 0.50"]
     assert f"by {backtracking - 0.4:+.3f}" in found.sentence
 
 
