@@ -53,7 +53,7 @@ METHODS = {
     "rft": ["--steps", "100"],
     "grpo": ["--steps", "40", "--beta", "0"],
     "dpo": ["--steps", "100"],
-    "distill": ["--steps", "100", "--batch-size", "64"],
+    "distill": ["--steps", "50", "--batch-size", "64"],
 }
 N = 200
 LEARNT = 0.9  # greedy accuracy on the new task
