@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from minipost import train
 from minipost.measure.stats import interval, paired
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,11 +81,18 @@ _done = {}
 
 
 def learn(command):
-    """Train the models that a command names, if they do not exist."""
+    """Train the models that a command names, if they are not there, or are of another start."""
+    from scripts.compare import clear, fingerprint, to_do  # it imports scripts.bench, and that us
+
     for name, flags in LEARNT.items():
         out = f"runs/test-time/{name}"
-        if f"{out}/model" in command and not (ROOT / out / "summary.json").is_file():
-            learn(flags)
+        if f"{out}/model" not in command:
+            continue
+        learn(flags)
+        settings = train.settings_of(flags.split())
+        origin = fingerprint(ROOT / settings.options.model)
+        if to_do(ROOT / out, settings, origin) != "nothing":
+            clear(ROOT / out, origin)
             subprocess.run([sys.executable, "-m", "minipost.train", *flags.split(), "--out", out,
                             "--overwrite"],
                            check=True)

@@ -199,7 +199,9 @@ def count(rows):
 def described(rows, earned, size):
     """The metrics of a rollout whose answers to a prompt stand side by side."""
     groups = [earned[k : k + size] for k in range(0, len(earned), size)]
-    found = {"reward": fmean(earned), "completions/mean_length": count(rows) / len(rows),
+    surprise = -sum(float(row.old.sum()) for row in rows)
+    found = {"reward": fmean(earned), "entropy": surprise / count(rows),
+             "completions/mean_length": count(rows) / len(rows),
              "completions/clipped_ratio": fmean(not row.done for row in rows)}
     if size == 1:
         return {**found, "reward_std": pstdev(earned)}
@@ -247,7 +249,7 @@ class Logged(dict):
 # ---- on-policy methods
 
 def group_relative(mirror, cfg, advantages, low, high, divisor=None, beta=0.0, form="exact",
-                   live=True, mean="tokens", correct="clip", cap=None):
+                   mean="tokens", correct="clip", cap=None):
     """GRPO, Dr. GRPO and DAPO after their answers have advantages."""
     rows, logged, policy = mirror.rows, Logged(), mirror.policy
     policy.norms.clear()
@@ -255,7 +257,7 @@ def group_relative(mirror, cfg, advantages, low, high, divisor=None, beta=0.0, f
         seen = [rows[k] for k in part]
         now = laws(policy.module, seen, cfg.temperature)
         then = laws(mirror.reference, seen, cfg.temperature)
-        tokens, loss, price, shut, spread, lively = divisor or count(seen), 0.0, 0.0, 0, 0.0, 0
+        tokens, loss, price, shut = divisor or count(seen), 0.0, 0.0, 0
         for k, row, law, ref in zip(part, seen, now, then):
             over = len(seen) * len(row.said) if mean == "answers" else tokens
             each = range(len(row.said)), row.said
@@ -273,10 +275,7 @@ def group_relative(mirror, cfg, advantages, low, high, divisor=None, beta=0.0, f
             if beta:
                 loss = loss + beta * cost.sum() / over
             price, shut = price + cost.sum() / tokens, shut + out.sum() / over
-            if not live or abs(advantages[k]) > 1e-12:
-                spread, lively = spread + entropy(law).sum(), lively + len(row.said)
-        logged.log(loss=loss, clip_ratio=shut, entropy=spread / max(1, lively),
-                   **({"kl": price} if beta else {}))
+        logged.log(loss=loss, clip_ratio=shut, **({"kl": price} if beta else {}))
         policy.step(loss, cfg.lr, cfg.max_grad_norm)
     return {**logged.means(), "grad_norm": fmean(policy.norms), "learning_rate": cfg.lr}
 
@@ -284,7 +283,7 @@ def group_relative(mirror, cfg, advantages, low, high, divisor=None, beta=0.0, f
 def grpo_anew(mirror, cfg):
     earned = mirror.reward(mirror.rows)
     found = group_relative(mirror, cfg, normalised(earned, cfg.group_size), cfg.clip, cfg.clip,
-                           beta=cfg.beta, form=cfg.kl, live=not cfg.beta, mean=cfg.mean,
+                           beta=cfg.beta, form=cfg.kl, mean=cfg.mean,
                            correct=cfg.correct, cap=cfg.cap)
     if cfg.correct != "clip":
         found.pop("loss")
@@ -296,15 +295,13 @@ def dr_grpo_anew(mirror, cfg):
     adv = centred(earned, cfg.group_size)
     policy.norms.clear()
     for part in mirror.passes(rows, cfg.minibatch_size, cfg.epochs):
-        over, loss, shut, spread, lively = len(part) * mirror.longest, 0.0, 0.0, 0.0, 0
+        over, loss, shut = len(part) * mirror.longest, 0.0, 0.0
         now = laws(policy.module, [rows[k] for k in part], cfg.temperature)
         for k, law in zip(part, now):
             gain, out = clipped(law[range(len(law)), rows[k].said], rows[k].old,
                                 torch.tensor(adv[k], dtype=torch.float64), cfg.clip, cfg.clip)
             loss, shut = loss - gain.sum() / over, shut + out.sum() / over
-            if abs(adv[k]) > 1e-12:
-                spread, lively = spread + entropy(law).sum(), lively + len(law)
-        logged.log(loss=loss, clip_ratio=shut, entropy=spread / max(1, lively))
+        logged.log(loss=loss, clip_ratio=shut)
         policy.step(loss, cfg.lr, cfg.max_grad_norm)
     return {**logged.means(), **described(rows, earned, cfg.group_size),
             "grad_norm": fmean(policy.norms), "learning_rate": cfg.lr}
@@ -335,7 +332,7 @@ def dapo_anew(mirror, cfg):
     assert not again or any(drawn[0][prompt] != drawn[1][prompt] for prompt in again)
     mirror.rows = kept
     return {**group_relative(mirror, cfg, normalised(earned, cfg.group_size), cfg.clip_low,
-                             cfg.clip_high, live=False), **first, "rounds": len(mirror.samples)}
+                             cfg.clip_high), **first, "rounds": len(mirror.samples)}
 
 
 def reinforce_pp_anew(mirror, cfg):
@@ -349,13 +346,12 @@ def reinforce_pp_anew(mirror, cfg):
     policy.norms.clear()
     for part in mirror.passes(rows, cfg.minibatch_size, cfg.epochs):
         seen = [rows[k] for k in part]
-        loss = shut = spread = 0.0
+        loss = shut = 0.0
         for k, law in zip(part, laws(policy.module, seen, cfg.temperature)):
             gain, out = clipped(law[range(len(law)), rows[k].said], rows[k].old, adv[k], cfg.clip,
                                 cfg.clip)
             loss, shut = loss - gain.sum() / count(seen), shut + out.sum() / count(seen)
-            spread = spread + entropy(law).sum() / count(seen)
-        logged.log(loss=loss, clip_ratio=shut, entropy=spread)
+        logged.log(loss=loss, clip_ratio=shut)
         policy.step(loss, cfg.lr, cfg.max_grad_norm)
     return {**logged.means(), **described(rows, earned, cfg.group_size),
             "kl": float(torch.cat(ratio).mean()), "grad_norm": fmean(policy.norms),
@@ -368,12 +364,10 @@ def plain_gradient(mirror, cfg, adv):
     now = laws(mirror.policy.module, rows, cfg.temperature)
     loss = -sum(a * law[range(len(law)), row.said].sum()
                 for a, law, row in zip(adv, now, rows)) / n
-    lively = [entropy(law).detach() for a, law in zip(adv, now) if abs(a) > 1e-12]
     mirror.policy.norms.clear()
     mirror.policy.step(loss, cfg.lr, cfg.max_grad_norm)
-    spread = float(torch.cat(lively).mean()) if lively else 0.0
-    return {"loss": float(loss.detach()), "entropy": spread,
-            "grad_norm": mirror.policy.norms[0], "learning_rate": cfg.lr}
+    return {"loss": float(loss.detach()), "grad_norm": mirror.policy.norms[0],
+            "learning_rate": cfg.lr}
 
 
 def reinforce_anew(mirror, cfg):
@@ -444,7 +438,7 @@ def a2c_anew(mirror, cfg):
     mirror.policy.step(-gain - cfg.entropy_weight * spread, cfg.lr, cfg.max_grad_norm)
     mirror.critic.step(cfg.value_weight * error, cfg.critic_lr, cfg.max_grad_norm)
     logged = Logged()
-    logged.log(loss=loss, value_loss=error, entropy=spread)
+    logged.log(loss=loss, value_loss=error)
     return {**logged.means(),
             **described(rows, earned, cfg.group_size), "explained_variance": explained(before, ret),
             "grad_norm": mirror.policy.norms[0], "learning_rate": cfg.lr}
@@ -538,7 +532,6 @@ def trpo_anew(mirror, cfg):
             for p, w in zip(net.params, here):
                 p.copy_(w)
     return {"loss": -float(value.detach()), **found, **described(rows, earned, cfg.group_size),
-            "entropy": float(torch.cat([entropy(law) for law in start]).mean()),
             "cg_residual": float(r.norm() / g.norm()), "grad_norm": float(g.norm())}
 
 

@@ -8,7 +8,7 @@ from fakes import Babble
 
 from minipost.cli import inference
 from minipost.measure.stats import interval
-from scripts import bench_test_time, compute_optimal
+from scripts import bench_test_time, compare, compute_optimal
 from scripts.bench import table
 
 
@@ -107,3 +107,30 @@ def test_seeds_are_averaged_by_problem(monkeypatch, tmp_path):
                               lambda out, part, lines: written.append("\n".join(lines)))
     assert f"| **mcts** | {interval([0.5, 0.0, 1.0, 1.0])} | 50 | +0.625" in written[-1]
     assert "n 4, seeds 0, 1; 3-3 s each" in written[-1]
+
+
+def test_a_model_is_trained_anew_if_what_it_starts_from_has_changed(monkeypatch, tmp_path):
+    """Also where that is another such model."""
+    made, start = [], "--algo sft --task arithmetic --model"
+    monkeypatch.setattr(bench_test_time, "ROOT", tmp_path)
+    monkeypatch.setattr(bench_test_time, "LEARNT", {
+        "second": f"{start} runs/test-time/first/model", "first": f"{start} base"})
+    monkeypatch.setattr(compare, "to_do", lambda directory, wanted, origin: (
+        "nothing" if (directory / "origin").is_file()
+        and (directory / "origin").read_text() == origin else "start"))
+
+    def run(command, check):
+        of, out = (tmp_path / command[command.index(flag) + 1] for flag in ("--model", "--out"))
+        (out / "model").mkdir(exist_ok=True)
+        weights = (of / "model.safetensors").read_bytes()
+        (out / "model" / "model.safetensors").write_bytes(weights + b"+")
+        made.append(out.name)
+
+    monkeypatch.setattr(bench_test_time.subprocess, "run", run)
+    (tmp_path / "base").mkdir()
+    for weights in (b"one", b"two"):
+        (tmp_path / "base" / "model.safetensors").write_bytes(weights)
+        for _ in range(2):
+            bench_test_time.learn("mcts --model runs/test-time/second/model")
+        bench_test_time.learn("mcts")
+    assert made == ["first", "second"] * 2

@@ -5,6 +5,7 @@ import torch
 from fakes import make_run
 
 from minipost.measure.meter import Meter, describe
+from minipost.methods import dapo, dr_grpo, grpo, reinforce, rloo, self_critical
 
 
 def test_the_meter_adds_pieces_and_averages_updates():
@@ -29,3 +30,17 @@ def test_lengths_of_right_and_wrong_answers_are_told_apart_where_rewards_tell_th
         pytest.approx(float(right)), pytest.approx(float(wrong)))
     for others in ([1.0] * 6, [0.0] * 6, [0.5, 1, 0, 0, 1, 0]):
         assert {key for key in describe(rollout, torch.tensor(others), 2) if name in key} == {name}
+
+
+@pytest.mark.parametrize("method", [dapo, dr_grpo, grpo, reinforce, rloo, self_critical])
+def test_the_entropy_is_of_all_answers_and_not_of_those_that_are_trained_on(method):
+    """All groups but the last tie, so most answers have no gradient, or are dropped."""
+    run, seen = make_run(), []
+    knobs = dict(prompts=4, group_size=3, **({"beta": 0.0} if method in (grpo, rloo) else {}))
+    sample = run.rollout
+    run.rollout = lambda *given, **more: seen.append(sample(*given, **more)) or seen[-1]
+    run.score = lambda problems, rollout: (rollout.prompt == 3).double() * (
+        torch.arange(len(rollout)) % 2)
+    logged = next(method.train(run, method.Config(**knobs)))
+    tokens = [-float(x) for x in seen[0].logp[seen[0].mask]]
+    assert logged["entropy"] == pytest.approx(sum(tokens) / len(tokens))

@@ -117,11 +117,12 @@ def formula(name, run):
         objective = objective - 0.1 * entropy + 0.5 * error
     objective.backward()
     gap = (logp.detach() - logprobs(run.reference(), rollout, TAU))[chosen]
-    metrics = {"loss": objective, "reward": reward.mean(), "grad_norm": run.policy.grad.norm()}
+    metrics = {"loss": objective, "reward": reward.mean(), "grad_norm": run.policy.grad.norm(),
+               "entropy": -rollout.logp[chosen].mean()}
     metrics |= {
         "reinforce": {"baseline": torch.tensor(0.3)}, "self_critical": {"baseline": best.mean()},
-        "rloo": {"kl": gap.mean()}, "reinforce_pp": {"kl": gap.mean(), "entropy": entropy},
-        "a2c": {"entropy": entropy, "value_loss": error},
+        "rloo": {"kl": gap.mean()}, "reinforce_pp": {"kl": gap.mean()},
+        "a2c": {"value_loss": error},
     }[name]
     gradients = {key: learner.grad.clone() for key, learner in run.learners.items()}
     return gradients, {key: float(x.detach()) for key, x in metrics.items()}

@@ -11,6 +11,7 @@ from minipost.measure.stats import (
     Score,
     Z,
     bootstrap,
+    clustered,
     interval,
     paired,
     pass_at,
@@ -83,6 +84,27 @@ def test_t_interval_by_hand():
     assert (found.low, found.high) == pytest.approx((2 - 2.48414, 2 + 2.48414), abs=1e-4)
     two = t_interval([0.4, 0.6])  # half of their distance is both deviation and half-width / t
     assert two.high == pytest.approx(0.5 + 12.7062 * 0.1, abs=1e-4)
+
+
+def test_t_bounds_at_other_levels():
+    """As tabulated: 63.657 is at 99% for one degree, 2.660 for sixty."""
+    for df, level, bound in ((1, 0.99, 63.657), (2, 0.99, 9.925), (60, 0.99, 2.660),
+                             (3, 0.90, 2.353)):
+        assert t_bound(df, level) == pytest.approx(bound, abs=6e-4)
+    found = t_interval([0.4, 0.6], 0.99)
+    assert found.high == pytest.approx(0.5 + 0.1 * t_bound(1, 0.99))
+
+
+def test_values_of_a_cluster_count_once():
+    """Repeated values move no end; values that differ within clusters alone have no width."""
+    once = t_interval([0.1, 0.4, 0.7])
+    found = clustered([0.1, 0.4, 0.7] * 5, "abc" * 5)
+    assert (found.value, found.low, found.high) == pytest.approx((once.value, once.low, once.high))
+    apart = clustered([0.1, 0.4, 0.7], "abc", 0.99)
+    assert apart.high - apart.value == pytest.approx(
+        t_interval([0.1, 0.4, 0.7], 0.99).high - once.value)
+    within = clustered([1.0, 0.0, 1.0, 0.0], "aabb")
+    assert within.low == pytest.approx(within.high) == pytest.approx(0.5) and within.n == 4
 
 
 def test_t_interval_covers_the_mean_95_times_in_100():

@@ -26,9 +26,14 @@ class Meter:
 
 
 def describe(rollout, reward, group_size):
-    """The most common metrics of a rollout, under TRL's names."""
+    """The most common metrics of a rollout, under TRL's names.
+
+    entropy: of the policy that sampled, nats per token, as its own samples estimate it without
+    bias.  They are all answers, with those whose group ties and teaches nothing.
+    """
     by_group = reward.view(-1, group_size)
-    found = {"reward": float(reward.mean())}
+    found = {"reward": float(reward.mean()),
+             "entropy": -float(rollout.logp.sum() / rollout.mask.sum())}
     if group_size > 1:
         ties = (by_group == by_group[:, :1]).all(1)
         found |= {"reward_std": float(by_group.std(1).mean()),

@@ -92,7 +92,7 @@ def train(run, cfg):
         value_old, = run.for_all(lambda batch: [values(critic.module, batch)], rollout)   # (B, T)
         adv, ret = advantages(reward, value_old, rollout.mask, cfg.gamma, cfg.lam)
 
-        meter, count = Meter("loss", "value_loss", "entropy"), int(rollout.mask.sum())
+        meter, count = Meter("loss", "value_loss"), int(rollout.mask.sum())
         for i in run.micro_batches(range(len(rollout)), rollout):
             batch, gain, target = rollout.take(i, adv, ret)
             logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
@@ -103,7 +103,7 @@ def train(run, cfg):
                 value_weight=cfg.value_weight, entropy_weight=cfg.entropy_weight,
                 count=count)
             objective.backward()
-            meter.add(**stats, entropy=entropy.detach().sum() / count)
+            meter.add(**stats)
         norm = policy.step(cfg.lr, cfg.max_grad_norm)
         critic.step(cfg.critic_lr, cfg.max_grad_norm)
         yield {**meter.means(), **describe(rollout, reward, cfg.group_size),

@@ -22,7 +22,7 @@ from minipost import ops
 from minipost.errors import Bounded
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum
-from minipost.rollout import concat, logprobs_and_distribution, minibatches
+from minipost.rollout import concat, logprobs, minibatches
 
 TASK = "arithmetic"
 KNOBS = {"hurried": True}
@@ -110,18 +110,18 @@ def train(run, cfg):
         rollout, reward, metrics = mixed_groups(run, cfg)
         adv = ops.group_normalised(reward, cfg.group_size)                  # (B,)
 
-        meter, updates = Meter("loss", "entropy", "clip_ratio"), []
+        meter, updates = Meter("loss", "clip_ratio"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,
                                 run.rng("order")):
             count = int(rollout.mask[rows].sum())
             for i in run.micro_batches(rows, rollout):
                 batch, gain = rollout.take(i, adv)
-                logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
+                logp = logprobs(policy.module, batch, cfg.temperature)
                 run.compare(logp, batch)
                 value, stats = loss(logp, batch.logp, gain, batch.mask, clip_low=cfg.clip_low,
                                     clip_high=cfg.clip_high, count=count)
                 value.backward()
-                meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / count)
+                meter.add(**stats)
             updates.append(policy.step(cfg.lr, cfg.max_grad_norm))
         yield {**meter.means(len(updates)), **metrics,
                "grad_norm": sum(updates) / max(1, len(updates)), "learning_rate": cfg.lr}

@@ -20,7 +20,7 @@ from minipost import ops
 from minipost.errors import Bounded
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum
-from minipost.rollout import logprobs_and_distribution, minibatches
+from minipost.rollout import logprobs, minibatches
 
 TASK = "arithmetic"
 KNOBS = {"hurried": True}
@@ -76,19 +76,18 @@ def train(run, cfg):
         reward = run.score(problems, rollout)                               # (B,)
         adv = ops.group_centred(reward, cfg.group_size).flatten()           # (B,)
 
-        meter, updates = Meter("loss", "entropy", "clip_ratio"), []
+        meter, updates = Meter("loss", "clip_ratio"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,
                                 run.rng("order")):
             live = [row for row in rows if adv[row] != 0]
-            seen = max(1, int(rollout.mask[live].sum()))
             for i in run.micro_batches(live, rollout):
                 batch, gain = rollout.take(i, adv)
-                logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
+                logp = logprobs(policy.module, batch, cfg.temperature)
                 run.compare(logp, batch)
                 value, stats = loss(logp, batch.logp, gain, batch.mask, clip=cfg.clip,
                                     rows=len(rows), longest=run.max_new_tokens)
                 value.backward()
-                meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / seen)
+                meter.add(**stats)
             updates.append(policy.step(cfg.lr, cfg.max_grad_norm))
         yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group_size),
                "grad_norm": sum(updates) / len(updates), "learning_rate": cfg.lr}

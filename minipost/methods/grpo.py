@@ -151,13 +151,12 @@ def train(run, cfg, score=None):
         reward = score(problems, rollout)                               # (B,)
         adv = ops.group_normalised(reward, cfg.group_size)                  # (B,)
 
-        meter, updates = Meter("loss", "kl", "entropy", "clip_ratio"), []
+        meter, updates = Meter("loss", "kl", "clip_ratio"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,
                                 run.rng("order")):
             tokens = int(rollout.mask[rows].sum())
             count = len(rows) if cfg.mean == "answers" else tokens
             live = rows if cfg.beta else [row for row in rows if adv[row] != 0]
-            seen = max(1, int(rollout.mask[live].sum()))
             for i in run.micro_batches(live, rollout):
                 batch, gain = rollout.take(i, adv)
                 logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
@@ -167,8 +166,7 @@ def train(run, cfg, score=None):
                                     clip=cfg.clip, beta=cfg.beta, count=count, mean=cfg.mean,
                                     correct=cfg.correct, cap=cfg.cap)
                 value.backward()
-                meter.add(**stats, kl=masked_sum(kl, batch.mask).detach() / tokens,
-                          entropy=ops.entropy(logp_all.detach()).sum() / seen)
+                meter.add(**stats, kl=masked_sum(kl, batch.mask).detach() / tokens)
             updates.append(policy.step(cfg.lr, cfg.max_grad_norm))
         yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group_size),
                "grad_norm": sum(updates) / len(updates), "learning_rate": cfg.lr}

@@ -30,7 +30,7 @@ from minipost import ops
 from minipost.errors import Bounded
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum
-from minipost.rollout import logprobs_and_distribution, minibatches
+from minipost.rollout import logprobs, minibatches
 
 TASK = "arithmetic"
 KNOBS = {"hurried": True}
@@ -94,18 +94,18 @@ def train(run, cfg):
         ret = returns(reward, ratio, rollout.mask, cfg.beta)                # (B, T)
         adv = ops.whiten(ret, rollout.mask)                                 # (B, T)
 
-        meter, updates = Meter("loss", "entropy", "clip_ratio"), []
+        meter, updates = Meter("loss", "clip_ratio"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,
                                 run.rng("order")):
             count = int(rollout.mask[rows].sum())
             for i in run.micro_batches(rows, rollout):
                 batch, gain = rollout.take(i, adv)
-                logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
+                logp = logprobs(policy.module, batch, cfg.temperature)
                 run.compare(logp, batch)
                 value, stats = loss(logp, batch.logp, gain, batch.mask,
                                     clip=cfg.clip, count=count)
                 value.backward()
-                meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / count)
+                meter.add(**stats)
             updates.append(policy.step(cfg.lr, cfg.max_grad_norm))
         yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group_size),
                "kl": float(ratio.sum() / rollout.mask.sum()),

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from minipost import ops
 from minipost.errors import Bounded
 from minipost.measure.meter import Meter, describe
-from minipost.rollout import logprobs_and_distribution
+from minipost.rollout import logprobs
 
 TASK = "arithmetic"
 KNOBS = {"hurried": True}
@@ -60,16 +60,15 @@ def train(run, cfg):
         baseline = run.score(problems, greedy)                              # (P,)
         adv = reward - baseline[rollout.prompt]                             # (B,)
 
-        meter, count = Meter("loss", "entropy"), int(rollout.mask.sum())
+        meter, count = Meter("loss"), int(rollout.mask.sum())
         live = [row for row in range(len(rollout)) if adv[row] != 0]
-        seen = max(1, int(rollout.mask[live].sum()))
         for i in run.micro_batches(live, rollout):
             batch, gain = rollout.take(i, adv)
-            logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
+            logp = logprobs(policy.module, batch, cfg.temperature)
             run.compare(logp, batch)
             value, stats = loss(logp, gain, batch.mask, count=count)
             value.backward()
-            meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / seen)
+            meter.add(**stats)
         norm = policy.step(cfg.lr, cfg.max_grad_norm)
         yield {**meter.means(), **describe(rollout, reward, cfg.group_size),
                "baseline": float(baseline.mean()), "grad_norm": norm, "learning_rate": cfg.lr}

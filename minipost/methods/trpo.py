@@ -200,14 +200,14 @@ def train(run, cfg):
         count = int(rollout.mask.sum())
         batches = [(i, rollout[i]) for i in run.micro_batches(range(len(rollout)), rollout)]
 
-        meter, before = Meter("loss", "entropy"), []
+        meter, before = Meter("loss"), []
         for i, batch in batches:
             logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
             run.compare(logp, batch)
             before.append((logp_all.detach(), logp.detach()))
             value, stats = loss(logp, before[-1][1], adv[i], batch.mask, count=count)
             value.backward()
-            meter.add(**stats, entropy=ops.entropy(logp_all.detach()).sum() / count)
+            meter.add(**stats)
         norm = policy.collect()
         gradient = -policy.grad.to(policy.master.dtype)
         policy.grad.zero_()

@@ -9,18 +9,20 @@ Its file defines
     runs(seeds) -> {run: arguments of minipost.train}, in the order in which they are made
     findings(made) -> a Finding; made is a Made
     draw(figure, found) draws the Finding on a matplotlib figure
+    TRIED       what was changed after tries, in a sentence or two
 
 and, where its runs start from more than a checkpoint,
 
     prepare(made) makes what is not there yet of models and data, before the runs
 
 The verdict is `reproduced`, `not reproduced`, or `reversed`.  What decides it stands in the study's
-docstring, and was written before the runs were made.
+docstring, and was written before the runs that are shown.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +31,7 @@ from types import ModuleType
 from typing import Any
 
 from minipost import contract, files
+from scripts.compare import fingerprint, over_seeds
 
 ROOT = Path(__file__).resolve().parents[2]
 VERDICTS = ("reproduced", "not reproduced", "reversed")
@@ -47,6 +50,7 @@ class Study:
     findings: Callable
     draw: Callable
     prepare: Callable = lambda made: None
+    TRIED: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,17 +93,29 @@ class Made:
         text = (self.place(run) / "metrics.jsonl").read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
 
-    def once(self, name, compute, of=()):
-        """compute(), as data for JSON, kept beside the runs.  It is made again if a run is newer.
+    def once(self, name, compute, *given):
+        """compute(*given), as data for JSON, kept beside the runs until what is given changes.
 
-        of: the runs that it depends on.
+        given: model directories as Paths, which stand for what is in them, and data for JSON.
         """
         path = self.folder / f"{name}.json"
-        newest = max(((self.place(run) / "summary.json").stat().st_mtime for run in of),
-                     default=0.0)
-        if not path.is_file() or path.stat().st_mtime < newest:
-            files.write_json(path, {"found": compute()})
+        of = json.loads(json.dumps([fingerprint(one) if isinstance(one, Path) else one
+                                    for one in given]))
+        if not path.is_file() or files.read_json(path).get("of") != of:
+            files.write_json(path, {"of": of, "found": compute(*given)})
         return files.read_json(path)["found"]
+
+
+def combined(*parts):
+    """A weighted sum of means over seeds, paired by seed, as a Score.
+
+    parts: (weight, Scores), the Scores one of each seed, in the same order everywhere.
+    """
+    n = len(parts[0][1])
+    each = [sum(weight * scores[k].value for weight, scores in parts) for k in range(n)]
+    return over_seeds(each, [score for _, scores in parts for score in scores],
+                      [weight / n for weight, scores in parts for _ in scores],
+                      -math.inf, math.inf)
 
 
 def names():

@@ -5,17 +5,19 @@
 
 Ctrl-C stops after the step in progress, and the same command continues from there.  A run is not
 made again if runs/studies holds it with the same settings and from the same weights, those of its
-reward model included.  The command does not notice a change to the code.  Remove the study's folder
-after such a change.
+reward model and its teacher included.  The command does not notice a change to the code.  Remove
+the study's folder after such a change.
 """
 
 import argparse
 import signal
 import sys
 import time
+from importlib.util import find_spec
 
 from minipost import train
 from minipost.cli.options import fail_in_one_sentence
+from minipost.errors import MinipostError
 from scripts import studies
 from scripts.bench import machine, table, write
 from scripts.compare import Runner, complete, fingerprint
@@ -25,7 +27,9 @@ PAGE = ROOT / "docs" / "studies.md"
 HEAD = """# Findings of papers, tried at nano scale
 
 Each part is made by the command that it names, by the code as it was then; the date says when.  A
-verdict follows from a rule that stands in the study's file and was written before its runs.
+verdict follows from a rule that stands in the study's file.  The rule was written before the runs
+that are shown, the settings were chosen on shorter tries.  Each part says what was changed after
+tries.
 """
 
 
@@ -36,9 +40,10 @@ def make(study, made, runner):
     for k, (name, given) in enumerate(runs.items(), 1):
         given = list(map(str, given))
         print(f"{study.name} {k}/{len(runs)}  {name}: ", end="", flush=True)
-        options, start = train.settings_of(given).options, time.perf_counter()
-        origin = [fingerprint(ROOT / each) for each in (options.model, options.reward_model)
-                  if each]
+        settings, start = train.settings_of(given), time.perf_counter()
+        origin = [fingerprint(ROOT / each) for each in (
+            settings.options.model, settings.options.reward_model,
+            getattr(settings.config, "teacher", "")) if each]
         needs, failed = complete(runner, made.place(name), given, "".join(origin))
         if runner.stopped:
             print("stopped")
@@ -59,7 +64,7 @@ def report(study, found, picture):
         f"([{study.PAPER}](https://{study.PAPER}))", "",
         f"**{found.verdict.capitalize()}.** {found.sentence}", "",
         *table(found.columns, found.rows), "", f"![{study.name}]({picture})", "",
-        *(line for note in found.notes for line in (note, "")),
+        *(line for note in (*found.notes, study.TRIED) if note for line in (note, "")),
         study.LIMITS,
     ]
 
@@ -89,6 +94,10 @@ def start(argv):
     for name in args.names:
         if name not in studies.names():
             parser.error(f"no study {name!r}; there are {', '.join(studies.names())}")
+    if args.seeds < 2:
+        parser.error(f"--seeds {args.seeds}: an interval over seeds takes at least 2")
+    if find_spec("matplotlib") is None:  # fail before the runs, not after them
+        raise MinipostError("the plots need matplotlib (pip install -e '.[plot]')")
     runner, verdicts = Runner(), []
     before = {s: signal.signal(s, runner.handle)
               for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}

@@ -30,6 +30,9 @@ LIMITS = ("What a nano model can tell: whether the bias moves lengths where noth
           "cannot: here the words after the third are idle by construction, while a large model's "
           "wrong answers reason on for thousands of tokens. There length also buys accuracy, and a "
           "curve of lengths shows both at once.")
+TRIED = ("After tries on countdown the task, the rate, the steps and the parts of a run that are "
+         "compared were changed, and the rule came to ask that the mean over tokens is behind too; "
+         "all before the runs that are shown.")
 METHODS = {
     "GRPO, mean over answers": ["--algo", "grpo", "--beta", "0", "--mean", "answers"],
     "GRPO, mean over tokens": ["--algo", "grpo", "--beta", "0"],

@@ -31,6 +31,8 @@ LIMITS = ("What a nano model can tell: the bases differ in their texts alone, an
           "all thoughts here are of one kind, an enumeration, and a base of 0.86M parameters does "
           "not find a new kind. A large model has seen many, and which of them RL selects depends "
           "on what was written before it.")
+TRIED = ("The lengths and rates of the lessons and of RL were chosen on shorter tries; the rule "
+         "is as it was.")
 BASES = {"single": "single attempts", "backtracking": "backtracking", "wrong": "wrong contents"}
 FOLDER = "runs/studies/priming"
 LESSONS = {  # name: arguments of the first and the second lesson
