@@ -49,9 +49,9 @@ class Config(r1_zero.Config):
     cold_steps: int = 60        # gradient steps of the cold start
     rejection_prompts: int = 512  # problems that the policy answers for rejection sampling
     rejection_steps: int = 150  # gradient steps on what is kept
-    reward_steps: int = 100     # gradient steps of the reward model
+    reward_steps: int = 150     # gradient steps of the reward model
     align_steps: int = 40       # rollouts of the alignment stage
-    align_beta: float = 0.05    # weight of the KL in it to the policy with which it begins
+    align_beta: float = 0.3     # weight of the KL in it to the policy with which it begins
     sft_lr: float = 5e-4        # peak learning rate of both stages of fine-tuning
 
     LIMITS = {**r1_zero.Config.LIMITS, "prompts": ">= 2"}
