@@ -2,7 +2,7 @@
 #
 #   make demo-grpo          train, and see before and after on held-out problems (any method: demo-NAME)
 #   make demo-grpo STEPS=5  the same, cut short
-#   make demo-grpo-long     the same on sums twice as long, seven minutes
+#   make demo-grpo-long     the same on sums twice as long, six minutes
 #   make demo-tot           a test-time method, before and after (N=20: on so many problems)
 #   make demos              every method's demo and one table; LINES=10 trims what each one prints
 #   make test               the whole suite
