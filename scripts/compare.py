@@ -1,6 +1,7 @@
 """Compare the RL methods at an equal budget of sampled tokens: `make compare`.
 
     python -m scripts.compare --methods grpo,ppo --seeds 5
+    python -m scripts.compare --jobs 8              eight runs at a time, for a machine of 16 cores
 
 Every method trains from the same checkpoint on the same task until it has sampled --budget response
 tokens, once per seed, with the default settings of its file but for the size of its step.  That is
@@ -28,9 +29,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from queue import SimpleQueue
 from statistics import mean, median
 
 from minipost import methods, train
@@ -142,19 +146,19 @@ def to_do(directory, wanted, origin):
 
 
 class Runner:
-    """Makes runs one after the other.  After a signal to stop, the run in progress saves and ends.
+    """Makes runs.  After a signal to stop, those in progress save and end.
 
     A run has its own session, so a Ctrl-C reaches it only once, from here.  A second signal makes a
     run stop without saving, which must only happen if the user presses twice.
     """
 
     def __init__(self):
-        self.child, self.stopped = None, False
+        self.children, self.stopped = set(), False
 
     def handle(self, number, frame):
         again, self.stopped = self.stopped, True
-        if self.child:
-            self.child.send_signal(signal.SIGINT)
+        for child in list(self.children):
+            child.send_signal(signal.SIGINT)
         print("\nstopping at once" if again else
               "\nfinishing the step in progress, then saving (once more: stop at once)",
               file=sys.stderr, flush=True)
@@ -163,13 +167,14 @@ class Runner:
         """Start or continue a run.  -> None, or its last line of output if it failed"""
         with open(directory / "log.txt", "a+", encoding="utf-8") as file:
             start = file.seek(0, os.SEEK_END)
-            self.child = subprocess.Popen(
+            child = subprocess.Popen(
                 [sys.executable, "-m", "minipost.train", *arguments], cwd=ROOT, stdout=file,
                 stderr=file, stdin=subprocess.DEVNULL, start_new_session=True)
+            self.children.add(child)
             if self.stopped:  # the signal came while there was no child to tell
-                self.child.send_signal(signal.SIGINT)
-            code = self.child.wait()
-            self.child = None
+                child.send_signal(signal.SIGINT)
+            code = child.wait()
+            self.children.remove(child)
             file.seek(start)
             said = last_line(file.read())
         if code < 0:
@@ -177,26 +182,66 @@ class Runner:
         return said if code else None
 
 
+def own_cores():
+    """The numbers of the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def side_by_side(jobs, tasks):
+    """What each task returns, in their order.  jobs: so many run at once, each on its own cores."""
+    if jobs == 1:
+        for task in tasks:
+            yield task()
+        return
+    cores, shares = own_cores(), SimpleQueue()
+    for k in range(jobs):
+        shares.put(cores[k * len(cores) // jobs : (k + 1) * len(cores) // jobs])
+
+    def on_a_share(task):
+        share = shares.get()
+        try:
+            if hasattr(os, "sched_setaffinity"):
+                os.sched_setaffinity(0, share)  # of this thread and of processes that it starts
+            return task()
+        finally:
+            shares.put(share)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        yield from pool.map(on_a_share, tasks)
+
+
+def all_of(args, runner, runs):
+    """Make runs.  runs: (method, seed, size of its step).  -> one by one what `complete` says"""
+    origin = fingerprint(ROOT / args.model)
+
+    def one(algo, seed, size):
+        if runner.stopped:
+            return "nothing", None
+        directory = place(args, algo, seed, size if seed == SWEEP_SEED else None)
+        return complete(runner, directory, flags(args, algo, seed, size), origin)
+
+    return side_by_side(args.jobs, [partial(one, *run) for run in runs])
+
+
 def make(args, runner):
     """All runs, as {method: [Outcome or Failure, one per seed]}; None if stopped."""
-    origin, total = fingerprint(ROOT / args.model), len(args.methods) * args.seeds
+    runs = [(algo, seed, args.chosen[algo]) for seed in range(args.seeds) for algo in args.methods]
     found = {algo: [] for algo in args.methods}
-    for seed in range(args.seeds):
-        for algo in args.methods:
-            directory = place(args, algo, seed)
-            count = sum(map(len, found.values())) + 1
-            print(f"{count}/{total}  {algo}, seed {seed}: ", end="", flush=True)
-            needs, failed = complete(runner, directory,
-                                     flags(args, algo, seed, args.chosen[algo]), origin)
-            if runner.stopped:
-                print("stopped")
-                return None
-            outcome = Failure(seed, failed) if failed else read(directory)
-            found[algo].append(outcome)
-            print(f"failed: {failed} (see {shown(directory)}/log.txt)" if failed else
-                  f"{outcome.before.value:.3f} -> {outcome.after.value:.3f}, "
-                  f"{outcome.tokens:,} tokens, {outcome.seconds:.0f} s"
-                  + (", made earlier" if needs == "nothing" else ""), flush=True)
+    for k, ((algo, seed, _), (needs, failed)) in enumerate(
+            zip(runs, all_of(args, runner, runs)), 1):
+        print(f"{k}/{len(runs)}  {algo}, seed {seed}: ", end="")
+        if runner.stopped:
+            print("stopped", flush=True)
+            return None
+        directory = place(args, algo, seed)
+        outcome = Failure(seed, failed) if failed else read(directory)
+        found[algo].append(outcome)
+        print(f"failed: {failed} (see {shown(directory)}/log.txt)" if failed else
+              f"{outcome.before.value:.3f} -> {outcome.after.value:.3f}, "
+              f"{outcome.tokens:,} tokens, {outcome.seconds:.0f} s"
+              + (", made earlier" if needs == "nothing" else ""), flush=True)
     return found
 
 
@@ -204,20 +249,21 @@ def choose(args, runner):
     """{method: the size of its step}; None if stopped.  Nothing is chosen without --sweep."""
     if not args.sweep:
         return dict.fromkeys(args.methods)
-    origin, best = fingerprint(ROOT / args.model), {}
-    for algo in args.methods:
-        earned, left = {}, sizes(algo)
-        while left:
-            size = left.pop(0)
-            directory = place(args, algo, SWEEP_SEED, size)
-            _, failed = complete(runner, directory, flags(args, algo, SWEEP_SEED, size), origin)
+    earned, best = {algo: {} for algo in args.methods}, {}
+    left = [(algo, SWEEP_SEED, size) for algo in args.methods for size in sizes(algo)]
+    while left:
+        for (algo, seed, size), (_, failed) in zip(left, all_of(args, runner, left)):
             if runner.stopped:
                 return None
-            earned[size] = -math.inf if failed else at_the_end(directory)
-            left = left or farther(earned, default_step(algo))
-        said = ", ".join(f"{size:g} {value:.3f}" for size, value in sorted(earned.items()))
-        first = max(earned, key=earned.__getitem__)
-        best[algo] = first if earned[first] > -math.inf else None
+            reward = -math.inf if failed else at_the_end(place(args, algo, seed, size))
+            earned[algo][size] = reward
+            print(f"{algo}, {step_of(algo)} {size:g}: reward {reward:.3f}", flush=True)
+        left = [(algo, SWEEP_SEED, size) for algo in args.methods
+                for size in farther(earned[algo], default_step(algo))]
+    for algo, rewards in earned.items():
+        first = max(rewards, key=rewards.__getitem__)
+        best[algo] = first if rewards[first] > -math.inf else None
+        said = ", ".join(f"{size:g} {value:.3f}" for size, value in sorted(rewards.items()))
         print(f"{algo}: reward by {step_of(algo)}: {said}", flush=True)
     return best
 
@@ -430,7 +476,8 @@ def report(args, found, given):
         f"A run ends with the step that reaches {args.budget:,} response tokens, so it samples up "
         "to one step more.  Everything sampled to learn from counts: self-critical's greedy "
         "answers and the groups that dapo drops are in it, evaluations are not.  Seconds are the "
-        "median over seeds, of training and saving alone.",
+        "median over seeds, of training and saving alone"
+        + (f", {args.jobs} runs at a time." if args.jobs > 1 else "."),
         "",
         f"Sampled: one answer at temperature 1 to each of {answers} held-out problems per seed; "
         "with the same seed all methods start from the same weights and answer the same problems "
@@ -559,6 +606,8 @@ def parse(argv):
     parser.add_argument("--eval-every", type=int, default=4, help="steps between evaluations (4)")
     parser.add_argument("--eval-n", type=int, help="held-out problems (400)")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core, to 4")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of "
+                                                           "the cores (1)")
     parser.add_argument("--runs", type=Path, help="where the runs lie (runs/compare)")
     parser.add_argument("--out", type=Path, help="report to write (BENCHMARKS.md)")
     parser.add_argument("--plot", type=Path, help="plot to write (data/compare-TASK.svg)")
@@ -591,6 +640,8 @@ def parse(argv):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected at least "
                          "1")
+    if not 1 <= args.jobs <= (cores := len(own_cores())):
+        parser.error(f"--jobs {args.jobs}: expected 1 to {cores}, the cores of this machine")
     if not (ROOT / args.model / "config.json").is_file():
         parser.error(f"--model {args.model}: holds no config.json")
     args.runs, args.plot = args.runs.resolve(), args.plot.resolve()

@@ -1,7 +1,9 @@
 """The comparison of methods, on fabricated runs: what is made again, what is said, the plot."""
 
 import json
+import os
 import signal
+import threading
 from dataclasses import asdict
 
 import pytest
@@ -139,7 +141,7 @@ class Fake:
 
     def run(self, directory, arguments):
         self.asked.append((directory.name, arguments[0]))
-        self.stopped = len(self.asked) == self.stop_at
+        self.stopped = self.stopped or len(self.asked) == self.stop_at
         left = {path.name for path in directory.rglob("*") if path.is_file()}
         assert arguments[0] == "--resume" or left <= {"origin", "metrics.jsonl"}
         assert (directory / "origin").read_text() == "o"
@@ -236,6 +238,36 @@ def test_a_finished_run_is_read(args):
     found = compare.read(fabricate(args, "grpo", 0))
     assert found == compare.Outcome(score(200), score(390), score(396), 40, 4.5, (
         (0, 0, 0.5), (2, 20, 0.25), (4, 40, 0.975)))
+
+
+def test_runs_side_by_side_have_cores_of_their_own():
+    """As many at once as were asked for, on shares that do not overlap, answered in order."""
+    cores, both = compare.own_cores(), threading.Barrier(2, timeout=20)
+
+    def task(k):
+        both.wait()     # two tasks are here at once, or this breaks
+        mine = os.sched_getaffinity(0)
+        both.wait()     # no share is given back before both have looked
+        return k, mine
+
+    jobs = 2
+    if len(cores) < jobs:
+        pytest.skip("one core")
+    found = list(compare.side_by_side(jobs, [lambda k=k: task(k) for k in range(4)]))
+    assert [k for k, _ in found] == [0, 1, 2, 3]
+    for (_, one), (_, other) in (found[:2], found[2:]):
+        assert one | other == set(cores) and not one & other
+    assert compare.own_cores() == cores
+    with pytest.raises(SystemExit):
+        compare.parse(["--jobs", str(len(cores) + 1)])
+
+
+def test_stopped_side_by_side_nothing_more_begins(args, monkeypatch):
+    monkeypatch.setattr(compare, "fingerprint", lambda model: "o")
+    args.jobs, args.seeds = 2, 4
+    runner = Fake(stop_at=1)
+    assert compare.make(args, runner) is None
+    assert len(runner.asked) <= 2
 
 
 # ---- what is said
