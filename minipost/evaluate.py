@@ -16,6 +16,7 @@ import json
 import re
 import sys
 from dataclasses import asdict, dataclass, replace
+from types import ModuleType
 
 from minipost.cli import inference
 from minipost.cli.options import Options, fail_in_one_sentence, parse
@@ -133,6 +134,17 @@ def rows(options, tasks):
             found.append((title, split, scores))
     return found
 
+
+class Callable(ModuleType):
+    """This module, so that `minipost.evaluate(run, ...)` is a function too; see minipost/api.py."""
+
+    def __call__(self, *given, **settings):
+        from minipost import api
+
+        return api.evaluate(*given, **settings)
+
+
+sys.modules[__name__].__class__ = Callable
 
 if __name__ == "__main__":
     sys.exit(main())

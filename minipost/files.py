@@ -22,6 +22,15 @@ KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a 
          stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
+def shipped(name):
+    """The path of a file or folder that comes with minipost, such as "checkpoints/base".
+
+    It lies in the package where minipost was installed from a wheel, and beside it in a checkout.
+    """
+    package = Path(__file__).resolve().parent
+    return package / name if (package / name).exists() else package.parent / name
+
+
 @contextmanager
 def opened(path):
     """A regular file, open to read bytes.  MinipostError where it is missing or something else."""
@@ -145,7 +154,7 @@ def publish(path, write, aside=None):
     try:
         write(temporary)
         os.chmod(temporary, 0o666 & ~umask())
-        with open(temporary, "rb") as file:
+        with open(temporary, "r+b") as file:  # Windows syncs no file that is open to read
             os.fsync(file.fileno())
         if aside is not None and path.exists():
             os.replace(path, aside)
@@ -197,7 +206,9 @@ def write_json(path, value):
 
 
 def alive(pid):
-    """Whether there is a process of this number."""
+    """Whether there is, or may be, a process of this number."""
+    if os.name != "posix":  # there, to ask by a signal is to send one
+        return True
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

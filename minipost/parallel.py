@@ -60,7 +60,7 @@ def default_workers(device):
 
 def join(rank_, world_, folder):
     """Meet the other ranks.  A dead rank closes its connections, so no operation needs a limit."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     dist.init_process_group("gloo", store=dist.FileStore(os.path.join(folder, "store"), world_),
                             rank=rank_, world_size=world_, timeout=timedelta(days=30))
 
@@ -84,6 +84,9 @@ def launch(main, workers):
     if workers == 1:
         with Signals():
             return main()
+    if not hasattr(os, "fork"):
+        raise MinipostError(f"--workers {workers}: this system cannot fork a process; use "
+                            "--workers 1")
     torch.set_num_threads(1)
     keep_memory()
     sweep()
@@ -219,10 +222,15 @@ class Signals:
         self.owed = 0                   # exceptions that are still to be raised
         self.deaf = 0.0                 # until then signals count as sent before
         self.at_once = self.held = False
+        self.thread = None
 
     def __enter__(self):
         self.outer, Signals.current = Signals.current, self
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        if os.name != "posix":  # select takes no pipe there, and there is no other rank to wait for
+            self.usual = {signal.SIGINT: signal.signal(signal.SIGINT, self.handle_alone)}
+        else:
             self.read, self.write = os.pipe()
             os.set_blocking(self.write, False)
             self.fd = signal.set_wakeup_fd(self.write, warn_on_full_buffer=False)
@@ -234,10 +242,11 @@ class Signals:
 
     def __exit__(self, *error):
         Signals.current, self.held = self.outer, True
-        if self.usual:
+        if self.thread:
             signal.set_wakeup_fd(self.fd)
-            for number, handler in self.usual.items():
-                signal.signal(number, handler)
+        for number, handler in self.usual.items():
+            signal.signal(number, handler)
+        if self.thread:
             with suppress(OSError):  # code of the user's own may have closed them
                 os.write(self.write, b"\0")
                 self.thread.join(1.0)
@@ -251,6 +260,11 @@ class Signals:
             raise KeyboardInterrupt
         if time.monotonic() >= self.deaf:
             self.finishing()
+
+    def handle_alone(self, number, frame):
+        """The same where no thread watches, as on Windows."""
+        if not self.finishing() and not self.held:
+            raise KeyboardInterrupt
 
     def finishing(self):
         """Call what `finish` holds, once, in whichever thread comes first.  -> whether it did"""

@@ -108,6 +108,8 @@ class Run:
     lag: int = 0                # `rollout` is by the policy of so many steps ago
     recompute: bool = False     # let training's own log-probs replace those of the sampler
     control_tokens: str = "plain"  # how control tokens in the rows of a file are read
+    origin: str = ""            # the model directory that it began with
+    dtype: str = "float32"      # of the weights that are saved
 
     def __post_init__(self):
         self.sampled_at, self.difference = None, -1.0  # updates at the last rollout; see `compare`
@@ -169,6 +171,13 @@ class Run:
             key = f"{kind}/{part}"
             self.saved.setdefault(key, ({}, numbers.get(key, [])))[0][rest] = tensor
         self.policy.restore(*self.saved.pop("learner/policy"))
+
+    def save(self, directory, part="policy"):
+        """Write a model directory: of the policy, or of another learner, such as "reward model"."""
+        if part not in self.learners:
+            raise MinipostError(f"the run has trained no {part!r:.40}; it has "
+                                f"{', '.join(self.learners)}")
+        checkpoint.save(directory, self.learners[part].module, self.origin, self.dtype)
 
     # ---- random streams
 
@@ -344,6 +353,12 @@ class Run:
     def texts(self, rollout):
         """The completions as text."""
         return [self.vocabulary.decode(ids) for ids in rollout.responses()]
+
+    def answer(self, prompts, temperature=0.0):
+        """The policy's answer to each prompt, a text each.  Temperature 0 is greedy."""
+        with self.aside():
+            rollout = self.sample([Problem(text) for text in prompts], 1, temperature=temperature)
+        return self.texts(rollout)
 
     # ---- rewards and scores
 
@@ -570,4 +585,5 @@ def open_run(options, task, device):
                hidden=task.hidden and not options.reward,
                reward_timeout=options.reward_timeout, seed=options.seed,
                micro_batch_size=options.micro_batch_size, max_new_tokens=options.max_new_tokens,
-               recompute=options.dtype != "float32", control_tokens=options.control_tokens)
+               recompute=options.dtype != "float32", control_tokens=options.control_tokens,
+               origin=options.model, dtype=options.dtype)

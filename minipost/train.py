@@ -17,6 +17,7 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 
 from minipost import methods
 from minipost.cli.options import Settings, SetUp, fail_in_one_sentence, parse, rebuild
@@ -172,6 +173,17 @@ def start(argv):
                       overwrite=overwrite)
     return parallel.launch(session.go, workers)
 
+
+class Callable(ModuleType):
+    """This module, so that `minipost.train(run, ...)` is a function too; see minipost/api.py."""
+
+    def __call__(self, *given, **settings):
+        from minipost import api
+
+        return api.train(*given, **settings)
+
+
+sys.modules[__name__].__class__ = Callable
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,12 +12,13 @@ import errno
 import os
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass, make_dataclass
+from dataclasses import dataclass, fields, is_dataclass, make_dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from minipost import tasks
 from minipost.datasets.rows import File
 from minipost.errors import Bounded, MinipostError
+from minipost.files import shipped
 from minipost.tasks import TASKS
 
 PROBLEMS = f"""Problems: --task {{{','.join(TASKS)}}}, whose knobs are listed below"""
@@ -108,9 +109,22 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
                     + ("\n--json prints data and no text." if json else "")
                     + (f"\n{notes}" if notes else ""),
         config=(tyro.conf.FlagConversionOff,))))
+    found |= {part: shipped_models(found[part]) for part in ("options", "config") if part in found}
     if known.data:
         found["task"] = File(known.data, known.eval_data, known.on_bad_row or "stop")
     return Settings(found["options"], found.get("task"), method, found.get("config"), known.json)
+
+
+def shipped_models(part):
+    """Settings with the checkpoints that come with minipost where this folder has none of the name.
+
+    part: a dataclass.  -> the same, or one whose strings checkpoints/NAME are paths that exist.
+    """
+    names = {f.name: value for f in fields(part)
+             if isinstance(value := getattr(part, f.name), str)
+             and value.startswith("checkpoints/") and not os.path.exists(value)}
+    found = {name: str(path) for name, value in names.items() if (path := shipped(value)).exists()}
+    return replace(part, **found) if found else part
 
 
 def _first(argv, prog, methods, flag, data, json):

@@ -31,15 +31,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, lru_cache
 from itertools import combinations, combinations_with_replacement, islice, permutations
-from pathlib import Path
 
 from minipost.errors import MinipostError
+from minipost.files import shipped
 from minipost.tasks import answers
 from minipost.tasks.arithmetic import PATIENCE, distinct
 from minipost.tasks.base import MOST_HELD_OUT, Problem, Task, is_held_out, switches, within
 
 # The hands on which Yao et al. 2023 (arxiv.org/abs/2305.10601, table 2) report GPT-4, one a line.
-HANDS_24 = Path(__file__).resolve().parents[2] / "data" / "game24_test.txt"
+HANDS_24 = shipped("data/game24_test.txt")
 MOST_MOVES = 8  # lines of an answer; the problems take two or three
 FRACTION = rf"-?{answers.NATURAL}(?:/[1-9][0-9]{{0,8}})?"
 NUMBER = rf"(?:{answers.NATURAL}|\({FRACTION}\))"

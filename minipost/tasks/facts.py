@@ -21,10 +21,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from minipost.errors import MinipostError
+from minipost.files import shipped
 from minipost.tasks import answers
 from minipost.tasks.base import Problem, Task, is_held_out
 
-PATH = Path(__file__).resolve().parents[2] / "data" / "simple_tasks.jsonl"
+PATH = shipped("data/simple_tasks.jsonl")
 KINDS = ("capital", "french", "german", "spanish", "arithmetic")
 EXPECTED = (f'expected {{"kind": one of {KINDS}, "split": "train" or "test", "prompt": text '
             'ending in a newline, "completion": one NFC line without outer spaces}')

@@ -1,0 +1,195 @@
+"""minipost from Python, and from a wheel in any folder."""
+
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import minipost
+from minipost import MinipostError, __main__, api, checkpoint
+from minipost.cli.options import SetUp, shipped_models
+from minipost.methods import grpo
+from minipost.train import main
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def opened(**settings):
+    given = {"task": "arithmetic", "terms": 3, "max_new_tokens": 12, "device": "cpu", **settings}
+    return minipost.open(ROOT / "checkpoints" / "student", **given)
+
+
+def weights(run):
+    return run.policy.flat.clone()
+
+
+FEW = dict(steps=2, prompts=4, group_size=2, minibatch_size=8)
+
+
+def test_five_lines_train_and_save(tmp_path):
+    run = opened()
+    before = weights(run)
+    lines = list(minipost.train(run, "grpo", **FEW))
+    assert [line["step"] for line in lines] == [1, 2] and lines[1]["num_tokens"] == run.tokens
+    assert not torch.equal(before, weights(run))
+    run.save(tmp_path / "out")
+    again, _ = checkpoint.load(tmp_path / "out")
+    assert all(map(torch.equal, again.parameters(), run.policy.module.parameters()))
+
+
+def test_python_and_the_command_line_train_the_same_model(tmp_path):
+    run = opened(seed=3)
+    for _ in minipost.train(run, "grpo", **FEW):
+        pass
+    assert main(["--algo", "grpo", "--task", "arithmetic", "--terms", "3", "--max-new-tokens", "12",
+                 "--model", str(ROOT / "checkpoints" / "student"), "--seed", "3", "--device", "cpu",
+                 "--steps", "2", "--prompts", "4", "--group-size", "2", "--minibatch-size", "8",
+                 "--eval-n", "2", "--workers", "1", "--out", str(tmp_path / "run")]) == 0
+    theirs, _ = checkpoint.load(tmp_path / "run" / "model")
+    assert all(map(torch.equal, theirs.parameters(), run.policy.module.parameters()))
+
+
+def test_a_function_is_the_reward():
+    """Also where the task hides its own."""
+    seen = []
+
+    def reward(prompts, completions, **columns):
+        seen.append((len(prompts), sorted(columns)))
+        return [float(len(text)) for text in completions]
+
+    run = opened(reward=reward)
+    line = next(minipost.train(run, "rloo", steps=1, prompts=4, group_size=2))
+    assert seen[0][0] == 8 and line["reward"] > 0
+    assert not minipost.open(ROOT / "checkpoints" / "student", task="wording",
+                             reward=reward).hidden
+
+
+def test_a_second_training_goes_on_from_the_weights_with_other_problems(monkeypatch):
+    drawn, run = [], opened()
+    sample = run.task.sample
+    monkeypatch.setattr(type(run.task), "sample", lambda self, n, rng: drawn.append(
+        [p.prompt for p in sample(n, rng)]) or sample(n, rng))
+    for _ in minipost.train(run, "grpo", **FEW):
+        pass
+    between = weights(run)
+    learn = minipost.train(run, "ppo", steps=1, prompts=4, minibatch_size=4)
+    assert torch.equal(weights(run), between) and run.step == 2     # nothing runs until it is asked
+    assert next(learn)["step"] == 1 and run.policy.updates > 0
+    assert "critic" in run.learners and drawn[0] != drawn[-1]
+    for _ in minipost.train(run, "grpo", **FEW):
+        pass
+    assert set(run.learners) == {"policy"}
+
+
+def test_what_is_measured_and_answered():
+    run = opened()
+    tokens = run.tokens
+    found = minipost.evaluate(run, n=6)["held-out"]
+    assert set(found) == {"greedy", "sampled"} and found["greedy"].n == 6
+    first, again = run.answer(["1+2=? Answer:"] * 2)
+    assert first == again and isinstance(first, str) and run.tokens == tokens
+
+
+def test_rows_of_a_file(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "1+{k}=?", "completion": " {k + 1}"}}\n'
+                            for k in range(30)))
+    run = minipost.open(ROOT / "checkpoints" / "student", data=rows, device="cpu")
+    assert next(minipost.train(run, "sft", steps=1, batch_size=2))["loss"] > 0
+
+
+async def late(**columns):
+    return []
+
+
+@pytest.mark.parametrize("work, said", [
+    (lambda: minipost.open(), "give one of task and data"),
+    (lambda: minipost.open(task="facts", data="x"), "give one of task and data"),
+    (lambda: minipost.open(task="sums"), "there is no task 'sums'; there are arithmetic"),
+    (lambda: opened(term=3), "there is no setting 'term'"),
+    (lambda: opened(reward=late), "reward late is async"),
+    (lambda: minipost.open("nowhere", task="facts"), "nowhere: no such model directory"),
+    (lambda: minipost.train(opened(), "gpro"), "there is no method 'gpro'; there are a2c"),
+    (lambda: minipost.train(opened(), "grpo", step=1), "grpo has no setting 'step'; it has beta"),
+    (lambda: opened().save("x", "critic"), "the run has trained no 'critic'; it has policy"),
+])
+def test_what_is_wrong_is_said(work, said):
+    with pytest.raises(MinipostError) as error:
+        work()
+    assert str(error.value).startswith(said)
+
+
+def test_the_package_offers_what_it_says():
+    assert minipost.open is api.open_model and callable(minipost.evaluate)
+    with pytest.raises(AttributeError, match="no attribute 'close'"):
+        minipost.close  # noqa: B018
+
+
+# ---- one command, and a wheel
+
+def test_the_command_finds_its_doors(capsys, monkeypatch):
+    for door in __main__.DOORS:
+        assert f"minipost {door} " in __main__.__doc__
+    asked = []
+    monkeypatch.setattr("minipost.doctor.main", lambda argv: asked.append(argv) or 7)
+    assert __main__.main(["doctor", "--task", "facts"]) == 7 and asked == [["--task", "facts"]]
+    assert __main__.main([]) == 0 and "minipost train" in capsys.readouterr().out
+    assert __main__.main(["--version"]) == 0 and minipost.__version__ in capsys.readouterr().out
+    assert __main__.main(["trian"]) == 1
+    assert "there is no command 'trian'" in capsys.readouterr().err
+
+
+def test_models_that_come_with_minipost_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    setting = shipped_models(SetUp())
+    assert setting.model == str(ROOT / "checkpoints" / "base")
+    (tmp_path / "checkpoints" / "base").mkdir(parents=True)     # the folder's own comes first
+    assert shipped_models(SetUp()).model == "checkpoints/base"
+    assert shipped_models(SetUp(model="checkpoints/mine")).model == "checkpoints/mine"
+    assert shipped_models(grpo.Config()) == grpo.Config()
+
+
+def test_the_wheel_holds_every_package():
+    there = {"minipost", *(f"minipost.{path.parent.relative_to(ROOT / 'minipost').as_posix()}"
+                           for path in (ROOT / "minipost").glob("*/__init__.py"))}
+    packed = set(PROJECT["tool"]["setuptools"]["packages"])
+    assert packed == there | {"minipost.checkpoints", "minipost.data"}
+
+
+def test_a_wheel_works_in_an_empty_folder(tmp_path):
+    """Models and data travel in it; nothing of the checkout is seen."""
+    setuptools = pytest.importorskip("setuptools")
+    if int(setuptools.__version__.split(".")[0]) < 68:
+        pytest.skip("setuptools is older than what builds minipost")
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("minipost", "checkpoints", "data", "pyproject.toml", "README.md", "LICENSE"):
+        (source / name).symlink_to(ROOT / name)     # what a build leaves stays out of the checkout
+    quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    made = subprocess.run([sys.executable, "-c", "from setuptools import build_meta as b; import "
+                           f"sys; print(b.build_wheel({str(tmp_path)!r}))"], cwd=source, env=quiet,
+                          capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr[-2000:]
+    wheel, = tmp_path.glob("*.whl")
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    zipfile.ZipFile(wheel).extractall(site)
+    empty.mkdir()
+    env = {**quiet, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "minipost", "train", "--algo", "grpo", "--steps", "1", "--prompts",
+         "2", "--group-size", "2", "--eval-n", "2", "--ask", "0", "--workers", "1"], cwd=empty,
+        env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert str(site / "minipost/checkpoints/thinker") in (
+        empty / "runs/grpo-arithmetic-0/config.json").read_text()
+    asked = subprocess.run(
+        [sys.executable, "-c", "from minipost.tasks import countdown, facts; "
+         "print(len(countdown._hands_24()), len(facts.rows()) > 0, facts.PATH)"], cwd=empty,
+        env=env, capture_output=True, text=True)
+    assert asked.stdout.split() == ["100", "True", str(site / "minipost/data/simple_tasks.jsonl")]
