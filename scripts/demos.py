@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from minipost import methods, test_time
@@ -19,7 +20,7 @@ def demo(name, args):
     else:
         command = [sys.executable, "-m", "minipost.train", "--algo", name, "--out", str(out),
                    "--overwrite"]
-        command += ["--steps", str(args.steps)] if args.steps else []
+        command += cut(name, args.steps) if args.steps else []
     print(f"== {name}", flush=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines = done.stdout.splitlines()
@@ -27,6 +28,13 @@ def demo(name, args):
     if done.returncode:
         return None
     return json.loads((out / "summary.json").read_text())
+
+
+def cut(name, steps):
+    """The flags that cut a method's demo to so many steps, in each of its stages."""
+    stages = [f.name for f in fields(methods.load(name).Config)
+              if f.name == "steps" or f.name.endswith("_steps") and f.name != "warmup_steps"]
+    return [part for stage in stages for part in (f"--{stage.replace('_', '-')}", str(steps))]
 
 
 def gained(summary):
@@ -41,7 +49,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lines", type=int, default=0, help="show only the last so many lines")
     parser.add_argument("--steps", type=int, default=0,
-                        help="cut each training demo to so many steps")
+                        help="cut each training demo to so many steps, in each stage")
     parser.add_argument("--n", type=int, default=0, help="problems of each test-time demo")
     args = parser.parse_args()
     found = {name: demo(name, args) for name in (*methods.names(), *test_time.names())}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from minipost import checkpoint
+from minipost import checkpoint, train
 from minipost.errors import MinipostError
 from minipost.methods import grpo, r1, r1_zero, sft
 from minipost.optim import Learner
@@ -15,6 +15,7 @@ from minipost.run import Run
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.search import Search
 from minipost.tasks.wording import Wording
+from scripts import demos
 
 SMALL = r1.Config(steps=2, cold_start=6, cold_steps=2, rejection_prompts=4, rejection_steps=2,
                   reward_steps=2, align_steps=2, prompts=4, group_size=2, minibatch_size=8)
@@ -207,3 +208,12 @@ def test_every_task_is_measured_by_its_own_reward(words):
     assert run.reward is even
     texts = found["held-out"]["sampled"].texts
     assert found["held-out"]["sampled"].rewards == even(None, texts)
+
+
+def test_a_demo_is_cut_short_in_every_stage():
+    """`make demos STEPS=2` makes two steps of each; a warm-up is no stage."""
+    assert demos.cut("grpo", 2) == ["--steps", "2"]
+    assert demos.cut("sft", 2) == ["--steps", "2"]      # which has a warm-up
+    flags = demos.cut("r1", 2)
+    cfg = train.settings_of(["--algo", "r1", *flags]).config
+    assert set(r1.stages(None, cfg).values()) == {2, 4, 6, 8, 10}
