@@ -213,9 +213,8 @@ def shards(directory):
     if pickled and not path.exists() and not index.exists():
         raise MinipostError(
             f"{directory}: has its weights in {pickled[0]}, which is a program and is never run "
-            f"here; where you trust it, convert it with transformers, as in "
-            f"AutoModelForCausalLM.from_pretrained({str(directory)!r}).save_pretrained("
-            f"{str(directory)!r}), which writes {WEIGHTS} beside it")
+            "here; if you trust it, transformers converts it, with DIR for this directory: "
+            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR)")
     if not index.exists() or path.is_file():
         return dict.fromkeys(open_tensors(path).keys(), path)
     table = files.read_json(index).get("weight_map")
