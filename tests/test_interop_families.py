@@ -1,6 +1,5 @@
-"""Each family of models against transformers: both open the other's, and the gradients are equal."""
+"""Each family of models against transformers: both open the other's, and gradients are equal."""
 
-import dataclasses
 import json
 
 import pytest
@@ -60,7 +59,8 @@ def made(directory, kind, said, auto=transformers.AutoModelForCausalLM, **shape)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in model.parameters():
-            weight += 0.2 * torch.randn(weight.shape, generator=generator)
+            weight += 0.8 * model.config.hidden_size**-0.5 * torch.randn(
+                weight.shape, generator=generator)
     model.save_pretrained(directory)
     return model
 
@@ -131,7 +131,8 @@ def test_reward_models_and_value_heads_open_on_both_sides(home, kind, said):
         with torch.no_grad():
             ours = rollout.final_score(model, seqs)
             found = other(seqs.tokens, attention_mask=real.long()).logits[:, 0]
-            assert ours.std() > 0.1 and (found - ours).abs().max() <= 1e-5 * max(1, ours.abs().max())
+            assert ours.std() > 0.1
+            assert (found - ours).abs().max() <= 1e-5 * max(1, ours.abs().max())
         again = checkpoint.load_reward_model(home / head.__name__, vocabulary)
         with torch.no_grad():
             assert torch.equal(rollout.final_score(again, seqs), ours)
@@ -146,10 +147,10 @@ def logprobs_of(other, seqs):
 
 
 def scores_of(other, parts):
-    """rollout.final_scores by transformers.  (B, K)"""
-    return torch.stack([other(part.tokens, attention_mask=(
-        torch.arange(part.tokens.shape[1]) <= part.spans()[1][:, None]).long()).logits[:, 0]
-        for part in parts], 1)
+    """rollout.final_scores by transformers, row by row.  (B, K)"""
+    return torch.stack([torch.cat([
+        other(tokens[None, : end + 1]).logits[:, 0]
+        for tokens, end in zip(part.tokens, part.spans()[1])]) for part in parts], 1)
 
 
 METHODS = {  # the file, what its Config says, the function that reads the model
@@ -164,7 +165,8 @@ METHODS = {  # the file, what its Config says, the function that reads the model
 def test_a_step_has_the_gradient_of_transformers(tmp_path, monkeypatch, name, kind, said):
     """A whole step of ours; then the same loss of the same answers, through their model."""
     method, settings, reads = METHODS[name]
-    shape = dict(vocab_size=11, **({"num_labels": 1} if name == "reward" else {}))
+    # Without an id of padding, of whose embedding transformers leaves out the gradient.
+    shape = dict(vocab_size=11, pad_token_id=None, num_labels=1)
     auto = (transformers.AutoModelForSequenceClassification if name == "reward"
             else transformers.AutoModelForCausalLM)
     other = made(tmp_path, kind, said, auto, **shape).double()
@@ -205,7 +207,8 @@ def test_a_step_has_the_gradient_of_transformers(tmp_path, monkeypatch, name, ki
                   for each in ours]
         args = [scores.flatten()[place] for place in places]
     else:
-        args = [*(logprobs_of(other, each) for each in given), *args[len(given):]]
+        args = [*(logprobs_of(other, each) for each in given),
+                *(each.detach() for each in args[len(given):])]  # at the reference, KL has slope 0
     loss(*args, **options)[0].backward()
     assert max(part.spans()[1].max() for part in given) > 5, "no answer is beyond the window"
     theirs = {key: p.grad for key, p in other.named_parameters()}
@@ -244,28 +247,28 @@ MODELS = {
         model_type="smollm3", hidden_act="silu", rms_norm_eps=1e-6, rope_theta=5e6,
         tie_word_embeddings=True, attention_bias=False, mlp_bias=False, pretraining_tp=2,
         max_position_embeddings=65536, num_attention_heads=16, num_key_value_heads=4,
-        no_rope_layer_interval=4, no_rope_layers=[1, 1, 1, 0] * 2, max_window_layers=28,
-        layer_types=["full_attention"] * 8, sliding_window=None, use_sliding_window=False,
+        no_rope_layer_interval=4, no_rope_layers=[1, 1, 1, 0], max_window_layers=28,
+        layer_types=["full_attention"] * 4, sliding_window=None, use_sliding_window=False,
         rope_scaling=None),
 }
 
 
 def shrunk(said):
-    heads = said["num_attention_heads"]
-    return {**said, "hidden_size": 4 * heads, "intermediate_size": 24, "num_hidden_layers": 8,
-            "vocab_size": 280, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    heads, wide = said["num_attention_heads"], {"head_dim": 6} if "head_dim" in said else {}
+    return {**said, **wide, "hidden_size": 4 * heads, "intermediate_size": 24, "vocab_size": 280,
+            "num_hidden_layers": 4, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_shrunk_configuration_of_the_most_used_models_opens(home, name):
     """Seven of the eight; Gemma 3 does not: METHODS.md says why."""
     said = shrunk(MODELS[name])
-    other = made(home / "theirs", said["model_type"], said)
+    other = made(home / "theirs", said["model_type"],
+                 {key: value for key, value in said.items() if key != "model_type"})
     raw = {**json.loads((home / "theirs/config.json").read_text()), **said}
     if MODELS[name].get("rope_scaling"):
         raw.pop("rope_parameters")
     (home / "theirs/config.json").write_text(json.dumps(raw))
     model, _ = checkpoint.load(home / "theirs")
-    assert dataclasses.asdict(model.config)["max_position_embeddings"] == said[
-        "max_position_embeddings"]
+    assert model.context == said["max_position_embeddings"]
     agree(model, other)
