@@ -2,8 +2,8 @@
 
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json  generation_config.json
 
-transformers opens such a directory as LlamaForCausalLM, and a Llama directory that transformers
-wrote opens here.  Nothing is ever unpickled.
+transformers opens such a directory as LlamaForCausalLM, and a directory that transformers wrote
+opens here, if it is of a family in families.py.  Nothing is ever unpickled.
 
 Two traps of the layout are handled here.  rope_theta stands in two places: transformers 4 reads
 one, transformers 5 the other.  We write both and refuse a file where they differ.  safetensors
@@ -25,6 +25,16 @@ from safetensors.torch import save_file
 
 from minipost import files
 from minipost.errors import MinipostError
+from minipost.families import (
+    FAMILIES,
+    LLAMA,
+    family_of,
+    positive,
+    rotary,
+    row_of,
+    switch,
+    whole_number,
+)
 from minipost.files import opened, parse_json, read_bytes
 from minipost.gpt import GPT, GPTConfig, RewardModel, ValueHead
 from minipost.tokenizer import BOS, EOS, PAD, Tokenizer, Vocabulary
@@ -38,10 +48,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json",
               "special_tokens_map.json", "chat_template.jinja")
 WEIGHTS, DIGESTS = "model.safetensors", "digests.json"
-UNKNOWN = ("sliding_window", "quantization_config", "logit_scale", "logits_scaling",
-           "attention_multiplier", "residual_multiplier", "embedding_multiplier")
-SCORER = "LlamaForSequenceClassification"
-LARGEST = 10**8  # largest number allowed in config.json; more would only exhaust the memory
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+UNKNOWN = ("quantization_config", "logit_scale", "logits_scaling", "attention_multiplier",
+           "residual_multiplier", "embedding_multiplier", "use_mrope")
 
 
 # ---- files of tensors
@@ -67,55 +76,6 @@ def write_tensors(path, tensors, before=None, aside=None, **metadata):
 
 # ---- config.json
 
-def rope_theta(raw, path):
-    """The rotary base, from the key of transformers 4 or of 5; refuses rotary scaling."""
-    parameters, scaling = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
-    if not (isinstance(parameters, dict) and isinstance(scaling, dict)):
-        raise MinipostError(f"{path}: rope_parameters and rope_scaling must be objects or null")
-    for kind in (parameters.get("rope_type"), scaling.get("rope_type"), scaling.get("type")):
-        if kind not in (None, "default"):
-            raise MinipostError(f"{path}: rotary scaling of type {str(kind)[:40]!r} is not "
-                                "supported")
-    if scaling and not {"type", "rope_type"} & scaling.keys():
-        raise MinipostError(f"{path}: rope_scaling {scaling!r:.60} names no type")
-    for found in (raw, parameters):
-        if found.get("partial_rotary_factor") not in (None, 1):
-            raise MinipostError(f"{path}: partial_rotary_factor is "
-                                f"{str(found['partial_rotary_factor'])[:40]}; only whole heads "
-                                "are rotated here")
-    new, old = (positive(found, "rope_theta", 10000.0) for found in (parameters, raw))
-    stated = [found.get("rope_theta") is not None for found in (parameters, raw)]
-    if all(stated) and old != new:
-        raise MinipostError(f"{path}: rope_theta is {old} but rope_parameters says {new}")
-    return new if stated[0] else old
-
-
-def whole_number(raw, key, usual=None):
-    """A size in config.json.  KeyError if it is missing and there is no usual one."""
-    value = raw.get(key)
-    if value is None:
-        value = raw[key] if usual is None else usual
-    if type(value) is not int or not 0 < value <= LARGEST:
-        raise ValueError(f"{key} is {value!r:.40}; expected a whole number from 1 to 10^8")
-    return value
-
-
-def positive(raw, key, usual):
-    """A number in config.json that need not be whole."""
-    value = usual if raw.get(key) is None else raw[key]
-    if type(value) not in (int, float) or not 0 < value <= LARGEST:
-        raise ValueError(f"{key} is {value!r:.40}; expected a number above 0, at most 10^8")
-    return float(value)
-
-
-def switch(raw, key):
-    """A key that is true or false; false where it is missing."""
-    value = raw.get(key)
-    if value is not None and type(value) is not bool:
-        raise ValueError(f"{key} is {value!r:.40}; expected true or false")
-    return bool(value)
-
-
 def stated_dtype(raw):
     """The type of the weights as config.json says it, in the letters of safetensors, or None."""
     new, old = raw.get("dtype"), raw.get("torch_dtype")
@@ -128,17 +88,16 @@ def stated_dtype(raw):
 
 
 def read_config(directory):
-    """GPTConfig and the raw dict of a Llama directory; MinipostError where it is something else."""
+    """GPTConfig and the raw dict of a model directory; MinipostError where it does not open here.
+    """
     path = Path(directory) / "config.json"
     if not Path(directory).is_dir():
         raise MinipostError(f"{directory}: no such model directory")
     raw = files.read_json(path)
-    if raw.get("model_type") != "llama":
-        raise MinipostError(f"{path}: model_type is {str(raw.get('model_type'))[:40]!r}; minipost "
-                            "opens 'llama'")
-    kinds = raw.get("architectures") or ["LlamaForCausalLM"]
-    if not isinstance(kinds, list) or not all(str(k).startswith("Llama") for k in kinds):
-        raise MinipostError(f"{path}: architectures is {kinds!r:.60}; minipost opens Llama's")
+    row = row_of(raw, path)
+    kinds = raw.get("architectures") or [f"{row.name}ForCausalLM"]
+    if not isinstance(kinds, list) or not all(str(k).startswith(row.name) for k in kinds):
+        raise MinipostError(f"{path}: architectures is {kinds!r:.60}; minipost opens {row.name}'s")
     for key in UNKNOWN:
         if raw.get(key) not in (None, False):
             raise MinipostError(f"{path}: {key} is {raw[key]!r:.60}; minipost's model has no such "
@@ -146,24 +105,28 @@ def read_config(directory):
     if raw.get("hidden_act", "silu") != "silu":
         raise MinipostError(f"{path}: hidden_act is {str(raw['hidden_act'])[:40]!r}; expected "
                             "'silu'")
+    whole = {**row.missing, **raw}
     try:
         for key in ("attention_bias", "mlp_bias"):
             if switch(raw, key):
-                raise ValueError(f"{key} is true; minipost's layers have no biases")
+                raise ValueError(f"{key} is true; minipost's layers have no such biases")
         stated_dtype(raw)
         heads, width = whole_number(raw, "num_attention_heads"), whole_number(raw, "hidden_size")
+        layers = whole_number(raw, "num_hidden_layers")
+        theta, rope, context = rotary(row, raw, path)
         config = GPTConfig(
             vocab_size=whole_number(raw, "vocab_size"),
             hidden_size=width,
             intermediate_size=whole_number(raw, "intermediate_size"),
-            num_hidden_layers=whole_number(raw, "num_hidden_layers"),
+            num_hidden_layers=layers,
             num_attention_heads=heads,
-            num_key_value_heads=whole_number(raw, "num_key_value_heads", heads),
-            head_dim=whole_number(raw, "head_dim", width // heads),
-            max_position_embeddings=whole_number(raw, "max_position_embeddings"),
+            num_key_value_heads=whole_number(whole, "num_key_value_heads", heads),
+            head_dim=whole_number(whole, "head_dim", width // heads),
+            max_position_embeddings=context,
             rms_norm_eps=positive(raw, "rms_norm_eps", 1e-6),
-            rope_theta=rope_theta(raw, path),
-            tie_word_embeddings=switch(raw, "tie_word_embeddings"),
+            rope_theta=theta,
+            tie_word_embeddings=switch(whole, "tie_word_embeddings"),
+            family=family_of(row, whole, layers, rope),
         )
     except KeyError as error:
         raise MinipostError(f"{path}: the key {error} is missing") from None
@@ -174,9 +137,17 @@ def read_config(directory):
     return config, raw
 
 
+def scorer(raw):
+    """The class of a reward model in transformers, of the family of this config.json."""
+    return f"{FAMILIES[raw['model_type']].name}ForSequenceClassification"
+
+
 def hf_config(config, ids, dtype):
-    """The config.json of a model of our own."""
+    """The config.json of a model of our own, which is a Llama."""
     known = asdict(config)
+    if known.pop("family") != asdict(LLAMA):
+        raise MinipostError("a new model is a Llama; a model of another family is saved beside the "
+                            "files of the one that it was trained from")
     return {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", **known,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
@@ -193,6 +164,7 @@ Table = dict[str, list[tuple[str, tuple[int, ...]]]]
 
 def names(config):
     """Our parameter -> the parts, stacked by rows, that Hugging Face stores: (name, shape)."""
+    family = config.family
     d, e, ffn = config.hidden_size, config.head_dim, config.intermediate_size
     q, kv = config.num_attention_heads * e, config.num_key_value_heads * e
     table: Table = {"embed_tokens.weight": [("model.embed_tokens.weight", (config.vocab_size, d))]}
@@ -213,6 +185,14 @@ def names(config):
             ],
             ours + "mlp.down_proj.weight": [(theirs + "mlp.down_proj.weight", (d, ffn))],
         }
+        if family.qkv_bias:
+            table[ours + "self_attn.qkv_proj.bias"] = [
+                (theirs + f"self_attn.{part}_proj.bias", (rows,))
+                for part, rows in (("q", q), ("k", kv), ("v", kv))
+            ]
+        for part in ("q_norm", "k_norm") if family.qk_norm else ():
+            name = f"self_attn.{part}.weight"
+            table[ours + name] = [(theirs + name, (e,))]
     table["norm.weight"] = [("model.norm.weight", (d,))]
     if not config.tie_word_embeddings:
         table["lm_head.weight"] = [("lm_head.weight", (config.vocab_size, d))]
@@ -229,6 +209,12 @@ def value_names(config):
 def shards(directory):
     """Tensor name -> the file that holds it, for one file or an indexed set of them."""
     path, index = directory / WEIGHTS, directory / f"{WEIGHTS}.index.json"
+    pickled = [name for name in PICKLED if (directory / name).exists()]
+    if pickled and not path.exists() and not index.exists():
+        raise MinipostError(
+            f"{directory}: has its weights in {pickled[0]}, which is a program and is never run "
+            "here; if you trust it, transformers converts it, with DIR for this directory: "
+            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR)")
     if not index.exists() or path.is_file():
         return dict.fromkeys(open_tensors(path).keys(), path)
     table = files.read_json(index).get("weight_map")
@@ -487,7 +473,7 @@ def load(directory, device="cpu", dtype="float32"):
     directory = Path(directory)
     config, raw = read_config(directory)
     side_files(directory)
-    if raw.get("architectures") == [SCORER]:
+    if raw.get("architectures") == [scorer(raw)]:
         raise MinipostError(f"{directory}: is a reward model; expected a language model")
     sources = stored(config, names, directory, stated_dtype(raw))
     model = GPT(config).to(DTYPES[dtype])
@@ -505,9 +491,9 @@ def load_reward_model(directory, vocabulary, device="cpu", dtype="float32"):
     """
     directory = Path(directory)
     config, raw = read_config(directory)
-    if raw.get("architectures") != [SCORER]:
+    if raw.get("architectures") != [scorer(raw)]:
         raise MinipostError(f"{directory}: architectures is {raw.get('architectures')}; a reward "
-                            f"model is a {SCORER}")
+                            f"model is a {scorer(raw)}")
     sources = stored(config, value_names, directory, stated_dtype(raw))
     model = RewardModel(GPT(config).to(DTYPES[dtype]))
     load_weights(model, value_names(config), sources, directory)
@@ -546,7 +532,7 @@ def save(directory, model, like, dtype="float32"):
         files.publish(directory / path.name, lambda path, data=data: path.write_bytes(data))
     raw, kind = files.read_json(like / "config.json"), dict[str, Any]()
     if isinstance(model, ValueHead):
-        kind = {"architectures": [SCORER], "id2label": {"0": "score"},
+        kind = {"architectures": [scorer(raw)], "id2label": {"0": "score"},
                 "label2id": {"score": 0}}
         if raw.get("pad_token_id") == raw.get("eos_token_id"):
             # transformers reads a score at the last token that is not padding: before the EOS.

@@ -5,6 +5,8 @@
     x  += Wdown( silu(Wgate m) * (Wup m) ),             m = rmsnorm(x)         once per layer
     logits = Whead rmsnorm(x)                           Whead is embed when they are tied
 
+Other families of models change a little of it: families.py has the table.
+
 This is what is computed.  minipost/engine/ says how: the pieces, where tokens stand, and a layer
 with its derivative by hand, which is faster than what autograd makes of a Block.
 The three matrices that read the same input are stored as one (`qkv_proj`, `gate_up_proj`), which
@@ -27,11 +29,15 @@ from minipost.engine.block import block
 from minipost.engine.functions import even, product, rms_norm, rotary_table, swiglu, turn
 from minipost.engine.packed import Packed, Padded, spans
 from minipost.errors import MinipostError
+from minipost.families import LLAMA, Family
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a model, in the names of Hugging Face's LlamaConfig."""
+    """The shape of a model, in the names of Hugging Face's LlamaConfig.
+
+    family: what is different from Llama.
+    """
 
     vocab_size: int
     hidden_size: int = 128
@@ -44,6 +50,7 @@ class GPTConfig:
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     tie_word_embeddings: bool = True
+    family: Family = LLAMA
 
     def __post_init__(self):
         if self.num_attention_heads % self.num_key_value_heads:
@@ -60,13 +67,16 @@ ROTARY_ROWS = 512  # of the rotary table at first
 
 
 class Linear(nn.Linear):
-    """A matrix without a bias."""
+    """A matrix, in some families with a bias."""
 
-    def __init__(self, inputs, outputs):
-        super().__init__(inputs, outputs, bias=False)
+    def __init__(self, inputs, outputs, bias=False):
+        super().__init__(inputs, outputs, bias)
+        if bias:
+            nn.init.zeros_(self.bias)
 
     def forward(self, x):
-        return product(x, self.weight)
+        found = product(x, self.weight)
+        return found if self.bias is None else found + self.bias
 
 
 class RMSNorm(nn.Module):
@@ -82,21 +92,36 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rotary positions; R query heads share a key/value head."""
+    """Causal self-attention with rotary positions; R query heads share a key/value head.
 
-    def __init__(self, config):
+    turned: how many heads rotate.  window: how many tokens a token sees, or None.
+    """
+
+    def __init__(self, config, layer=0):
         super().__init__()
+        family, self.head_dim = config.family, config.head_dim
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim = config.head_dim
+        self.turned = 0 if layer in family.unrotated else self.heads + self.kv_heads
+        self.window, self.qk_norm = family.window(layer), family.qk_norm
         wide = (self.heads + 2 * self.kv_heads) * self.head_dim
-        self.qkv_proj = Linear(config.hidden_size, wide)
+        self.qkv_proj = Linear(config.hidden_size, wide, family.qkv_bias)
+        if family.qk_norm:
+            self.q_norm, self.k_norm = (
+                RMSNorm(self.head_dim, config.rms_norm_eps) for _ in range(2))
         self.o_proj = Linear(self.heads * self.head_dim, config.hidden_size)
+
+    def project(self, x):
+        """Queries, keys and values before they rotate.  (..., D) -> (..., H + 2K, E)"""
+        qkv = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
+        if not self.qk_norm:
+            return qkv
+        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], -2)
+        return torch.cat([self.q_norm(q), self.k_norm(k), v], -2)
 
     def forward(self, x, layout):
         """(..., D) -> (..., D)"""
-        qkv = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))           # (..., H + 2K, E)
-        qkv = turn(qkv, layout.cos, layout.sin, self.heads + self.kv_heads)
-        return self.o_proj(layout.attend(qkv, self.heads, self.kv_heads))
+        qkv = turn(self.project(x), layout.cos, layout.sin, self.turned)
+        return self.o_proj(layout.attend(qkv, self.heads, self.kv_heads, self.window))
 
 
 class MLP(nn.Module):
@@ -114,10 +139,10 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One layer: attention, then the MLP, each on a normalised copy and added back."""
 
-    def __init__(self, config):
+    def __init__(self, config, layer=0):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
@@ -136,7 +161,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Block(config, k) for k in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size)

@@ -322,7 +322,8 @@ def llama(job):
     """transformers' model of the same shape, with random weights of its own."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    config = LlamaConfig(**asdict(job.config), pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    shape = {key: value for key, value in asdict(job.config).items() if key != "family"}
+    config = LlamaConfig(**shape, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     with torch.device(job.device):
         return AutoModelForCausalLM.from_config(config, dtype=job.dtype).to(job.device)
 

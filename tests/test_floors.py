@@ -14,6 +14,7 @@ FLOORS = [
     "files",
     "tokenizer_file",
     "engine",
+    "families",
     "contract ops parallel gpt tokenizer tasks",
     "optim checkpoint",
     "rollout",

@@ -126,7 +126,7 @@ def test_reward_models_open_on_both_sides(tmp_path, words, tied):
     checkpoint.save(tmp_path / "scorer", model, tmp_path / "base")
     other = transformers.AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "scorer", dtype=torch.float32).eval()
-    assert type(other).__name__ == checkpoint.SCORER
+    assert type(other).__name__ == "LlamaForSequenceClassification"
     assert other.num_labels == 1 and other.config.id2label == {0: "score"}
     generator = torch.Generator().manual_seed(2)
     ids = [torch.randint(3, 280, (n,), generator=generator).tolist() for n in (9, 4, 6, 2)]

@@ -1,6 +1,7 @@
 """What makes the network of gpt.py fast.
 
     functions     its pieces
+    rotary        rotary positions of a longer context
     block         a layer with its derivative by hand
     packed        where tokens stand: in padded rows, or packed, what rows share once
     decode        a new token per row at a time, with a cache, in few operations

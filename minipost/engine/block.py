@@ -1,7 +1,8 @@
 """A layer of gpt.py in three steps, each with its derivative by hand.
 
     n = x s w,  s = (mean x^2 + eps)^(-1/2)
-    Project     q, k, v = turn(n Wqkv^T)
+    Project     q, k, v = turn(n Wqkv^T), or turn(n Wqkv^T + bias)
+    NormTurn    q, k = turn(rmsnorm(q)), turn(rmsnorm(k)) of each head, where a family has that
                 (attention is the layout's, its derivative PyTorch's)
     Add         y = x + o Wo^T
     AddMLP      z = y + h Wdown^T,    h = silu(g) u,    [g u] = n(y) Wgate_up^T
@@ -34,23 +35,32 @@ def block(layer, x, layout, pick=None):
     norm, after = layer.input_layernorm, layer.post_attention_layernorm
     heads, kv = attention.heads, attention.kv_heads
     qkv = Project.apply(x, norm.weight, norm.eps, attention.qkv_proj.weight, layout.cos, layout.sin,
-                        heads + kv)
-    x = Add.apply(x, layout.attend(qkv, heads, kv), attention.o_proj.weight)
+                        0 if attention.qk_norm else attention.turned, attention.qkv_proj.bias)
+    if attention.qk_norm:
+        qkv = NormTurn.apply(qkv, attention.q_norm.weight, attention.k_norm.weight,
+                             attention.q_norm.eps, layout.cos, layout.sin, attention.turned,
+                             [heads, kv, kv])
+    x = Add.apply(x, layout.attend(qkv, heads, kv, attention.window), attention.o_proj.weight)
     if pick is not None:
         x = x[pick]
     return AddMLP.apply(x, after.weight, after.eps, mlp.gate_up_proj.weight, mlp.down_proj.weight)
 
 
 class Project(torch.autograd.Function):
-    """Queries, keys and values of x, turned.  (..., D) -> (..., H + 2K, E)"""
+    """Queries, keys and values of x, the first `turned` heads turned.  (..., D) -> (..., H + 2K, E)
+
+    bias ((H + 2K) E,) or None.
+    """
 
     @staticmethod
-    def forward(ctx, x, weight, eps, matrix, cos, sin, turned):
+    def forward(ctx, x, weight, eps, matrix, cos, sin, turned, bias=None):
         scale = scale_of(x, eps)
-        qkv = times(scaled(x, scale, weight), matrix).unflatten(-1, (-1, cos.shape[-1]))
+        qkv = times(scaled(x, scale, weight), matrix)
+        if bias is not None:
+            qkv.add_(bias)
         ctx.save_for_backward(x, weight, scale, matrix, cos, sin)
-        ctx.turned = turned
-        return turn_heads(qkv, cos, sin, turned, 1)
+        ctx.turned, ctx.biased = turned, bias is not None
+        return turn_heads(qkv.unflatten(-1, (-1, cos.shape[-1])), cos, sin, turned, 1)
 
     @staticmethod
     def backward(ctx, grad):
@@ -58,7 +68,34 @@ class Project(torch.autograd.Function):
         x, weight, scale, matrix, cos, sin = ctx.saved_tensors
         grad = turn_heads(grad, cos, sin, ctx.turned, -1).flatten(-2)
         dx, dweight = norm_back(x, scale, weight, times(grad, matrix.t()))
-        return dx, dweight, None, outer(grad, scaled(x, scale, weight)), None, None, None
+        dbias = grad.flatten(0, -2).sum(0) if ctx.biased else None
+        return (dx, dweight, None, outer(grad, scaled(x, scale, weight)), None, None, None, dbias)
+
+
+class NormTurn(torch.autograd.Function):
+    """Each head's query and key normalised, then the first `turned` heads turned.
+
+    qkv (..., H + 2K, E), query and key (E,): the norms' weights  ->  (..., H + 2K, E)
+    """
+
+    @staticmethod
+    def forward(ctx, qkv, query, key, eps, cos, sin, turned, sizes):
+        q, k, v = qkv.split(sizes, -2)
+        of_q, of_k = scale_of(q, eps), scale_of(k, eps)
+        ctx.save_for_backward(qkv, query, key, of_q, of_k, cos, sin)
+        ctx.turned, ctx.sizes = turned, sizes
+        normed = torch.cat([scaled(q, of_q, query), scaled(k, of_k, key), v], -2)
+        return turn_heads(normed, cos, sin, turned, 1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        once()
+        qkv, query, key, of_q, of_k, cos, sin = ctx.saved_tensors
+        q, k, _ = qkv.split(ctx.sizes, -2)
+        dq, dk, dv = turn_heads(grad, cos, sin, ctx.turned, -1).split(ctx.sizes, -2)
+        dq, dquery = norm_back(q, of_q, query, dq)
+        dk, dkey = norm_back(k, of_k, key, dk)
+        return torch.cat([dq, dk, dv], -2), dquery, dkey, None, None, None, None, None
 
 
 class Add(torch.autograd.Function):
@@ -136,6 +173,8 @@ def norm_back(x, scale, weight, dn):
 
 def turn_heads(x, cos, sin, turned, sign):
     """The first `turned` heads turned, forwards or backwards; the others copied."""
+    if not turned:
+        return x
     out, half = torch.empty_like(x), x.shape[-1] // 2
     out[..., turned:, :] = x[..., turned:, :]
     source, goal = x[..., :turned, :], out[..., :turned, :]

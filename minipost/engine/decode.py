@@ -6,7 +6,9 @@ it costs to start an operation.  So the same numbers are computed with a third f
     rotation    The rows of Wq and Wk are permuted, so that the pairs (i, i + E/2) of a head stand
                 side by side.  Then a pair is a complex number, and one product in place turns all
                 of them.  Queries and keys are permuted alike, so their products stay what they are.
-    queries     The 1/sqrt(E) of attention is multiplied into Wq.
+                Biases and the weights of norms of heads are permuted with them.
+    queries     The 1/sqrt(E) of attention is multiplied into Wq, or into what normalises queries.
+    windows     All rows write into the same column, so a window is the last columns of the cache.
     norms       x / sqrt(mean x^2 + eps) = sqrt(D) x / hypot(|x|, sqrt(D eps)), and the sqrt(D) is
                 multiplied into the norm's weight.
     buffers     Results are written where those of the step before stood.
@@ -88,31 +90,56 @@ class Layer:
     prompts: torch.Tensor
 
     def __init__(self, block, config):
+        attention = block.self_attn
         self.heads, self.kv = config.num_attention_heads, config.num_key_value_heads
-        self.width, turned = config.head_dim, self.heads + self.kv
+        self.width, self.turned = config.head_dim, attention.turned
+        self.window, self.head_norms = attention.window, []
         self.norm, self.mlp_norm = Norm(block.input_layernorm), Norm(block.post_attention_layernorm)
-        qkv = block.self_attn.qkv_proj.weight
-        self.order = torch.arange(self.width, device=qkv.device).view(2, -1).t().flatten()
-        qk, v = qkv.split([turned * self.width, self.kv * self.width])
-        qk = qk.unflatten(0, (turned, self.width))[:, self.order]           # 0, E/2, 1, ...
-        qk[: self.heads] *= self.width**-0.5
-        self.qkv = Matrix(torch.cat([qk.flatten(0, 1), v]))                 # D -> (H + 2K) E
+        qkv, shrink = attention.qkv_proj, self.width**-0.5
+        self.order = torch.arange(self.width, device=qkv.weight.device).view(2, -1).t().flatten()
+        if attention.qk_norm:
+            self.head_norms = [Norm(attention.q_norm, self.order, shrink),
+                               Norm(attention.k_norm, self.order)]
+            shrink = None
+        self.qkv = Matrix(self.arranged(qkv.weight, shrink))                # D -> (H + 2K) E
+        self.bias = None if qkv.bias is None else self.arranged(qkv.bias, shrink)
         self.out = Matrix(block.self_attn.o_proj.weight)                    # H E -> D
         self.gate_up = Matrix(block.mlp.gate_up_proj.weight)                # D -> 2F
         self.down = Matrix(block.mlp.down_proj.weight)                      # F -> D
+
+    def arranged(self, rows, shrink):
+        """Rows of Wqkv, or of its bias: the pairs of queries and keys stand side by side."""
+        both = self.heads + self.kv
+        qk, v = rows.split([both * self.width, self.kv * self.width])
+        qk = qk.unflatten(0, (both, self.width))[:, self.order]             # 0, E/2, 1, ...
+        if shrink is not None:
+            qk[: self.heads] *= shrink
+        return torch.cat([qk.flatten(0, 1), v])
 
     def step(self, x, rotation, at, bias, shared, normed, qkv, gate_up):
         """Add to x (B, D), in place, what the layer adds.  normed, qkv, gate_up are buffers."""
         rows = len(x)
         qkv = self.qkv(self.norm(x, normed), qkv)
+        if self.bias is not None:
+            qkv.add_(self.bias)
         heads = qkv.view(rows, -1, self.width)
-        turn(heads[:, : self.heads + self.kv], rotation)
+        for norm, part in zip(self.head_norms, heads.split([self.heads, self.kv, self.kv], 1)):
+            norm(part, part)
+        if self.turned:
+            turn(heads[:, : self.turned], rotation)
         new = heads[:, self.heads :].view(rows, 2, self.kv, self.width)
         self.cache.select(3, at).copy_(new.transpose(0, 1))
-        keys, values = self.cache.narrow(3, 0, at + 1).flatten(1, 2)        # (B K, seen, E)
+        first = 0 if self.window is None else max(0, at + 1 - self.window)
+        keys, values = self.cache.narrow(3, first, at + 1 - first).flatten(1, 2)  # (B K, seen, E)
         queries = heads[:, : self.heads].reshape(len(keys), -1, self.width)  # (B K, R, E)
-        mixed = (mix(queries, keys, values, bias) if shared is None
-                 else shared.mix(queries, keys, values, *self.prompts))
+        if shared is None:
+            mixed = mix(queries, keys, values, None if bias is None else bias[..., first:])
+        else:
+            prompts = self.prompts
+            if self.window is not None:  # what is left of it reaches into the prompts
+                length = prompts.shape[3]
+                prompts = prompts[..., length - min(length, self.window - keys.shape[1]) :, :]
+            mixed = shared.mix(queries, keys, values, *prompts)
         self.out.add(mixed.view(rows, -1), x)
         gate, up = self.gate_up(self.mlp_norm(x, normed), gate_up).chunk(2, -1)
         self.down.add(F.silu(gate, inplace=True).mul_(up), x)
@@ -162,10 +189,11 @@ def mix(queries, keys, values, bias):
 class Norm:
     """An RMSNorm, written into a buffer.  As in training it is computed in float32 or float64."""
 
-    def __init__(self, norm):
+    def __init__(self, norm, order=slice(None), factor=1.0):
+        """order: of the elements.  factor: of what is normalised."""
         size = len(norm.weight)
         self.wide = torch.promote_types(norm.weight.dtype, torch.float32)
-        self.weight = norm.weight * math.sqrt(size)
+        self.weight = norm.weight[order] * (math.sqrt(size) * factor)
         self.floor = torch.tensor(math.sqrt(size * norm.eps), dtype=self.wide,
                                   device=norm.weight.device)
 

@@ -75,7 +75,8 @@ class StaticDecoder:
         for stores, pair in zip(self.cache, kept):
             for store, new in zip(stores, pair):
                 store[:, : self.length] = new.transpose(1, 2)[owner]
-        seen = torch.arange(columns, device=device) < self.position[:, None]
+        self.columns = torch.arange(columns, device=device)
+        seen = self.columns < self.position[:, None]
         self.bias = hidden.new_full((rows, columns), -math.inf).masked_fill_(seen, 0.0)
         self.seen = columns                                                 # of them, looked at
         self.response = torch.full((rows, max_new_tokens), pad, device=device)
@@ -127,14 +128,22 @@ class StaticDecoder:
         """Append one token to every row.  (B,)"""
         cos, sin = self.cos[self.position][:, None], self.sin[self.position][:, None]  # (B, 1, E)
         self.bias.scatter_(1, self.position[:, None], 0.0)
+        biases = {window: self.within(window) for window in
+                  {block.self_attn.window for block in self.model.layers}}
         x = F.embedding(token, self.model.embed_tokens.weight)              # (B, D)
         with fast_kernels(x.device):
             for block, (keys, values) in zip(self.model.layers, self.cache):
-                self.layer(block, x, cos, sin, keys, values)
+                self.layer(block, x, cos, sin, keys, values, biases[block.self_attn.window])
         self.hidden.copy_(self.model.norm(x))
         self.position.add_(1)
 
-    def layer(self, block, x, cos, sin, keys, values):
+    def within(self, window):
+        """The bias of layers with this window, in which a token sees itself too.  (B, S)"""
+        if window is None:
+            return self.bias
+        return self.bias.masked_fill(self.columns <= self.position[:, None] - window, -math.inf)
+
+    def layer(self, block, x, cos, sin, keys, values, bias):
         """Add to x (B, D), in place, what a layer adds.  keys, values (B, S, K, E) are its cache.
 
         The R queries that share a key head stand where a sequence of queries would, so grouped
@@ -142,15 +151,16 @@ class StaticDecoder:
         """
         attention, mlp = block.self_attn, block.mlp
         heads, kv = attention.heads, attention.kv_heads
-        qkv = attention.qkv_proj(block.input_layernorm(x)).unflatten(
-            1, (-1, attention.head_dim))                                    # (B, H + 2K, E)
-        qk = rotate(qkv[:, : heads + kv], cos, sin)
+        qkv = attention.project(block.input_layernorm(x))                   # (B, H + 2K, E)
+        qk = qkv[:, : heads + kv]
+        if attention.turned:
+            qk = rotate(qk, cos, sin)
         keys[self.rows, self.position] = qk[:, heads:]
         values[self.rows, self.position] = qkv[:, heads + kv :]
         mixed = F.scaled_dot_product_attention(
             qk[:, :heads].unflatten(1, (kv, -1)),                           # (B, K, R, E)
             keys[:, : self.seen].transpose(1, 2), values[:, : self.seen].transpose(1, 2),
-            attn_mask=self.bias[:, None, None, : self.seen])
+            attn_mask=bias[:, None, None, : self.seen])
         x.addmm_(mixed.flatten(1), attention.o_proj.weight.t())
         gate, up = mlp.gate_up_proj(block.post_attention_layernorm(x)).chunk(2, -1)
         x.addmm_(F.silu(gate).mul_(up), mlp.down_proj.weight.t())

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from minipost.engine.rotary import slowed
+
 WIDE = (torch.float32, torch.float64)  # norms are computed in these
 
 
@@ -128,13 +130,17 @@ def rotary_table(config, dtype, device, length=None):
 
     length: P, the model's whole context if None.
 
-    Pair i of a head turns by position * theta^(-2i/E).  The sine carries the minus sign of the
-    rotation in its first half, so that `rotate` needs no negation.
+    Pair i of a head turns by position * theta^(-2i/E), or slower by a rule (rotary.py).  The sine
+    carries the minus sign of the rotation in its first half, so that `rotate` needs no negation.
     """
+    rope = config.family.rope
     half = torch.arange(0, config.head_dim, 2, dtype=torch.float64)
     place = torch.arange(length or config.max_position_embeddings, dtype=torch.float64)
-    angle = torch.outer(place, config.rope_theta ** (-half / config.head_dim))
+    pace = config.rope_theta ** (-half / config.head_dim)
+    angle = torch.outer(place, pace if rope is None else slowed(pace, rope, config.rope_theta))
     cos, sin = angle.cos(), angle.sin()
+    if rope is not None:
+        cos, sin = cos * rope.attention, sin * rope.attention
     tables = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
     return tuple(table.to(dtype).to(device) for table in tables)  # some devices have no float64
 
@@ -156,6 +162,17 @@ def swiglu(gate_up):
 
 
 # ---- attention
+
+def window_bias(like, length, window):
+    """A bias that lets a token see itself and the window - 1 before it.  (1, 1, T, T), or None
+
+    None where that is all before it, as without a window.
+    """
+    if window is None or length <= window:
+        return None
+    sees = torch.ones(length, length, dtype=torch.bool, device=like.device).tril().triu(1 - window)
+    return like.new_zeros(1, 1, length, length).masked_fill_(~sees, -math.inf)
+
 
 # All but cuDNN's, which prepares a plan for each new shape.  That takes as long as many steps.
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

@@ -9,6 +9,8 @@ its rotation) and `attend`:
               A prompt's token sees what stands before it in the prompt, a response's token its
               whole prompt and what stands before it in the response.
 
+A layer with a window sees of that the last so many tokens, the token itself included.
+
 The answers of a group, or the two of a pair, begin with the same prompt; some answers are equal.
 What the network computes at a token depends on nothing behind it, so what rows share is computed
 once, and the gradient there is the sum over its rows.  With 8 answers of 48 tokens to a prompt of
@@ -23,7 +25,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from minipost.engine.functions import attention, even
+from minipost.engine.functions import attention, even, window_bias
 
 # Rows share prompts where that saves at least this part of their tokens, on a CPU and on a GPU,
 # whose fastest attention knows no bias.
@@ -40,13 +42,16 @@ class Padded:
     def __init__(self, cos, sin, explicit=False, keep=None):
         self.cos, self.sin = cos[:, None], sin[:, None]                     # over the heads
         self.explicit, self.keep = explicit, keep
+        self.biases = {}                                                    # of each window
 
-    def attend(self, qkv, heads, kv):
+    def attend(self, qkv, heads, kv, window=None):
         """(B, T, H + 2K, E) -> (B, T, H E)"""
         q, k, v = qkv.transpose(1, 2).split([heads, kv, kv], 1)
         if self.keep is not None:
             self.keep.append((k, v))
-        return attention(q, k, v, explicit=self.explicit).transpose(1, 2).flatten(2)
+        if window not in self.biases:
+            self.biases[window] = window_bias(self.cos, len(self.cos), window)
+        return attention(q, k, v, self.biases[window], self.explicit).transpose(1, 2).flatten(2)
 
 
 class Packed:
@@ -91,7 +96,7 @@ class Packed:
         self.there = torch.full((len(full),), count - 1)
         self.there[full] = torch.arange(len(found))
         self.back = F.pad(full.nonzero()[:, 0], (0, self.blank))
-        self.which, self.shapes = which, (real.shape, response.shape)
+        self.which, self.shapes, self.begins = which, (real.shape, response.shape), prompts
         at_prompt, at_response = (
             part.view(shape) for part, shape in
             zip(self.there.split([real.numel(), response.numel()]), self.shapes))
@@ -111,23 +116,40 @@ class Packed:
     def rotated_by(self, cos, sin):
         """Give it the rotary table, (P, E) each.  -> itself"""
         self.cos, self.sin = cos[self.positions][:, None], sin[self.positions][:, None]
-        self.bias = cos.new_zeros(self.hidden.shape).masked_fill_(self.hidden, -math.inf)
+        self.biases = {None: (None, self.bias_of(self.hidden))}             # of each window
         return self
 
-    def attend(self, qkv, heads, kv):
+    def bias_of(self, hidden):
+        return self.cos.new_zeros(hidden.shape).masked_fill_(hidden, -math.inf)
+
+    def within(self, window):
+        """The biases of prompts and of responses in a layer with a window."""
+        if window not in self.biases:
+            far, near = (torch.arange(width, device=self.cos.device) for _, width in self.shapes)
+            here = self.begins.to(far.device)[:, None] + near               # (B, R) positions
+            ago = torch.cat([here[:, :, None] - far,
+                             (near[:, None] - near).expand(len(here), -1, -1)], 2)
+            self.biases[window] = (
+                window_bias(self.cos, len(far), window),
+                self.bias_of(self.hidden | (ago >= window)[:, None]))       # (B, 1, R, L + R)
+        return self.biases[window]
+
+    def attend(self, qkv, heads, kv, window=None):
         """(n, H + 2K, E) -> (n, H E)"""
         padded = Rearranged.apply(qkv.flatten(1), self.there, self.back, self.blank)
         parts = padded.split([rows * width for rows, width in self.shapes])
         prompts, responses = (part.view(*shape, heads + 2 * kv, qkv.shape[2])
                               for part, shape in zip(parts, self.shapes))
-        mixed = [attention(*prompts.transpose(1, 2).split([heads, kv, kv], 1))]
+        of_prompts, of_responses = self.within(window)
+        q, k, v = prompts.transpose(1, 2).split([heads, kv, kv], 1)
+        mixed = [attention(q, k, v, of_prompts)]
         if responses.numel():
             far, near = prompts[:, :, heads:], responses[:, :, heads:]
             # As an embedding, since its derivative is faster than that of indexing.
             far = F.embedding(self.which, far.flatten(1)).view(-1, *far.shape[1:])
             keys, values = torch.cat([far, near], 1).transpose(1, 2).split(kv, 1)
             mixed.append(attention(responses[:, :, :heads].transpose(1, 2), keys, values,
-                                   self.bias))
+                                   of_responses))
         rows = [part.transpose(1, 2).flatten(0, 1).flatten(1) for part in mixed]
         found = torch.cat(rows) if len(rows) > 1 else rows[0]
         return Rearranged.apply(found, self.back, self.there, 0)

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from minipost.engine.decode import Decoder, Layer
+from minipost.engine.decode import Decoder, Layer, mix
 from minipost.engine.functions import attention
 from minipost.engine.packed import Padded
 
@@ -159,7 +159,10 @@ class Shared:
         self.place = owner * len(widest) + number                           # (n,)
 
     def mix(self, queries, keys, values, far_keys, far_values):
-        """Attention.  queries (n K, R, E), keys and values (n K, S, E), far ones (P, K, L, E)"""
+        """Attention.  queries (n K, R, E), keys and values (n K, S, E), far ones (P, K, L, E)
+
+        Of the far ones there may be the last only.
+        """
         n, (lines, kv, length, _) = len(self.owner), far_keys.shape
 
         def together(x):
@@ -172,9 +175,11 @@ class Shared:
             x = x.view(lines, kv, self.rows.shape[1], -1, x.shape[-1]).transpose(1, 2)
             return x.flatten(0, 1)[self.place].flatten(0, 1)
 
+        if not length:  # of a window nothing reaches into the prompts any more
+            return mix(queries, keys, values, None)
         far = torch.bmm(together(queries), far_keys.flatten(0, 1).transpose(1, 2))
         if self.bias is not None:
-            far.view(lines, -1, length).add_(self.bias)
+            far.view(lines, -1, length).add_(self.bias[..., -length:])
         score = torch.cat([apart(far), torch.bmm(queries, keys.transpose(1, 2))], -1).softmax(-1)
         far, near = score.split([length, keys.shape[1]], -1)
         found = torch.bmm(together(far.contiguous()), far_values.flatten(0, 1))
@@ -260,21 +265,31 @@ def read(model, prompts):
 class Ways:
     """A layout (packed.py) in which each token's position, and what it sees, is given.
 
-    cos, sin (B, T, E); sees (B, T, T) bool.  keep: receives each layer's keys and values, a pair of
-    (B, K, T, E).
+    cos, sin (P, E): the rotary table; depth (B, T): positions; sees (B, T, T) bool.  keep: receives
+    each layer's keys and values, a pair of (B, K, T, E).
     """
 
     explicit = False
 
-    def __init__(self, cos, sin, sees):
-        self.cos, self.sin, self.keep = cos[:, :, None], sin[:, :, None], []
-        self.bias = cos.new_zeros(sees.shape).masked_fill_(~sees, -math.inf)[:, None]
+    def __init__(self, cos, sin, depth, sees):
+        self.cos, self.sin, self.keep = cos[depth][:, :, None], sin[depth][:, :, None], []
+        self.depth, self.sees, self.biases = depth, sees, {}
 
-    def attend(self, qkv, heads, kv):
+    def within(self, window):
+        """The bias of a layer with this window.  (B, 1, T, T)"""
+        if window not in self.biases:
+            sees = self.sees
+            if window is not None:
+                sees = sees & (self.depth[:, :, None] - self.depth[:, None] < window)
+            bias = self.cos.new_zeros(sees.shape).masked_fill_(~sees, -math.inf)
+            self.biases[window] = bias[:, None]
+        return self.biases[window]
+
+    def attend(self, qkv, heads, kv, window=None):
         """(B, T, H + 2K, E) -> (B, T, H E)"""
         q, k, v = qkv.transpose(1, 2).split([heads, kv, kv], 1)
         self.keep.append((k, v))
-        return attention(q, k, v, self.bias).transpose(1, 2).flatten(2)
+        return attention(q, k, v, self.within(window)).transpose(1, 2).flatten(2)
 
 
 def forward(model, tokens, depth, sees):
@@ -285,6 +300,6 @@ def forward(model, tokens, depth, sees):
     """
     cos, sin = model.turns(tokens.shape[1] if sees is None else int(depth.max()) + 1)
     layout: Any = (Padded(cos, sin, keep=[]) if sees is None
-                   else Ways(cos[depth], sin[depth], sees))
+                   else Ways(cos, sin, depth, sees))
     states = model.through(tokens, layout).flatten(0, 1)
     return states, *(part.transpose(1, 2).flatten(0, 1) for pair in layout.keep for part in pair)
