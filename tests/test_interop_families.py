@@ -28,15 +28,18 @@ def rule(kind, **settings):
 
 
 SLOWED = dict(factor=8.0, original_max_position_embeddings=16)
+# A context and a width in which the pairs between which yarn's mean lies are not whole numbers.
+YARN = rule("yarn", factor=8.0, original_max_position_embeddings=64)
 WINDOW = dict(use_sliding_window=True, sliding_window=5)
 VARIANTS = {  # the family, and what its config.json says
     "llama": ("llama", {}),
     "llama, llama3": ("llama", rule("llama3", **SLOWED, low_freq_factor=1.0, high_freq_factor=4.0)),
     "llama, linear": ("llama", rule("linear", factor=8.0)),
     "llama, dynamic": ("llama", rule("dynamic", factor=8.0)),
-    "llama, yarn": ("llama", rule("yarn", **SLOWED)),
-    "llama, yarn, all said": ("llama", rule("yarn", **SLOWED, beta_fast=4.0, beta_slow=0.5,
-                                            attention_factor=0.8, truncate=False)),
+    "llama, yarn": ("llama", dict(YARN, head_dim=12)),
+    "llama, yarn, all said": ("llama", dict(rule(
+        "yarn", factor=8.0, original_max_position_embeddings=64, beta_fast=4.0, beta_slow=0.5,
+        attention_factor=0.8, truncate=False), head_dim=12)),
     "mistral": ("mistral", dict(sliding_window=None)),
     "mistral, window": ("mistral", dict(sliding_window=5)),
     "qwen2": ("qwen2", {}),
