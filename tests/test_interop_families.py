@@ -117,6 +117,18 @@ def test_the_keys_of_transformers_4_mean_the_same(home, kind, said):
     assert checkpoint.load(home / "theirs")[0].config == model.config
 
 
+@pytest.mark.parametrize("name, key", [
+    ("qwen2, windows", "layer_types"), ("smollm3", "no_rope_layers"),
+    ("smollm3, windows", "layer_types"), ("smollm3, windows", "no_rope_layers")])
+def test_the_rule_of_a_family_gives_what_is_not_written_out(tmp_path, name, key):
+    """transformers writes a list of the layers; most directories have the rule alone."""
+    made(tmp_path, *VARIANTS[name])
+    config, raw = checkpoint.read_config(tmp_path)
+    assert raw.pop(key)
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    assert checkpoint.read_config(tmp_path)[0] == config
+
+
 @variants
 def test_reward_models_and_value_heads_open_on_both_sides(home, kind, said):
     made(home / "theirs", kind, said)
