@@ -209,7 +209,11 @@ def rotary(row, raw, path):
         raise MinipostError(f"{path}: rope_parameters says {rules[0]!r:.80} but rope_scaling "
                             f"{rules[1]!r:.80}")
     length = whole_number(raw, "max_position_embeddings")
-    return theta(row, raw, found[0], path), *stretched(rules[0] if rules else {}, raw, length)
+    base = theta(row, raw, found[0], path)
+    rope, length = stretched(rules[0] if rules else {}, raw, length)
+    if rope is not None and rope.kind == "yarn" and base <= 1:
+        raise ValueError(f"rope_theta is {base}; yarn needs more than 1")
+    return base, rope, length
 
 
 def theta(row, raw, parameters, path):

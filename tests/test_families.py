@@ -210,6 +210,8 @@ def test_other_families_are_refused_with_the_list(tmp_path, words):
      "rope_parameters of type 'yarn' has the key 'mscale'"),
     ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 2, "low_freq_factor": 4,
                                    "high_freq_factor": 4}}, "high_freq_factor is 4.0; expected"),
+    ("llama", {"rope_theta": 1, "rope_parameters": {"rope_type": "yarn", "factor": 2}},
+     "rope_theta is 1.0; yarn needs more than 1"),
     ("llama", {"sliding_window": 4}, "sliding_window is 4; minipost's model of this family"),
     ("mistral", {"sliding_window": 0}, "sliding_window is 0; expected a whole number"),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["full"] * 2},

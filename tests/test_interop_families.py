@@ -28,15 +28,18 @@ def rule(kind, **settings):
 
 
 SLOWED = dict(factor=8.0, original_max_position_embeddings=16)
+# A context and a width in which the pairs between which yarn's mean lies are not whole numbers.
+YARN = rule("yarn", factor=8.0, original_max_position_embeddings=64)
 WINDOW = dict(use_sliding_window=True, sliding_window=5)
 VARIANTS = {  # the family, and what its config.json says
     "llama": ("llama", {}),
     "llama, llama3": ("llama", rule("llama3", **SLOWED, low_freq_factor=1.0, high_freq_factor=4.0)),
     "llama, linear": ("llama", rule("linear", factor=8.0)),
     "llama, dynamic": ("llama", rule("dynamic", factor=8.0)),
-    "llama, yarn": ("llama", rule("yarn", **SLOWED)),
-    "llama, yarn, all said": ("llama", rule("yarn", **SLOWED, beta_fast=4.0, beta_slow=0.5,
-                                            attention_factor=0.8, truncate=False)),
+    "llama, yarn": ("llama", dict(YARN, head_dim=12)),
+    "llama, yarn, all said": ("llama", dict(rule(
+        "yarn", factor=8.0, original_max_position_embeddings=64, beta_fast=4.0, beta_slow=0.5,
+        attention_factor=0.8, truncate=False), head_dim=12)),
     "mistral": ("mistral", dict(sliding_window=None)),
     "mistral, window": ("mistral", dict(sliding_window=5)),
     "qwen2": ("qwen2", {}),
@@ -112,6 +115,18 @@ def test_the_keys_of_transformers_4_mean_the_same(home, kind, said):
     path.write_text(json.dumps({**raw, "rope_theta": found.pop("rope_theta"),
                                 "rope_scaling": found}))
     assert checkpoint.load(home / "theirs")[0].config == model.config
+
+
+@pytest.mark.parametrize("name, key", [
+    ("qwen2, windows", "layer_types"), ("smollm3", "no_rope_layers"),
+    ("smollm3, windows", "layer_types"), ("smollm3, windows", "no_rope_layers")])
+def test_the_rule_of_a_family_gives_what_is_not_written_out(tmp_path, name, key):
+    """transformers writes a list of the layers; most directories have the rule alone."""
+    made(tmp_path, *VARIANTS[name])
+    config, raw = checkpoint.read_config(tmp_path)
+    assert raw.pop(key)
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    assert checkpoint.read_config(tmp_path)[0] == config
 
 
 @variants
