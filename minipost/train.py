@@ -53,7 +53,7 @@ def settings_of(argv):
         if argv and not {"-h", "--help"} & set(argv):
             raise MinipostError(f"--algo is missing; choose one of {every.replace(',', ', ')}")
         print(f"usage: {PROG} --algo {{{every}}} [--task {{{','.join(TASKS)}}} | "
-              f"--data FILE.jsonl] [options]\n       {PROG} --resume RUN_DIRECTORY\n\n{__doc__}\n"
+              f"--data FILE] [options]\n       {PROG} --resume RUN_DIRECTORY\n\n{__doc__}\n"
               f"`{PROG} --algo NAME --help` lists every option of a method.")
         raise SystemExit(0 if argv else 2)
     own = not {"--task", "--data"} & {argument.partition("=")[0] for argument in argv}

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from minipost import __version__, checkpoint, files
+from minipost.datasets import formats
 from minipost.datasets.rewards import sources
 from minipost.errors import MinipostError
 from minipost.files import read_bytes
@@ -37,12 +38,13 @@ MOST_LOG = 2**31  # bytes of the longest log that is read
 def made_from(settings):
     """{what: its version or SHA-256}: minipost, torch, the data, reward files, models."""
     options, task = settings.options, settings.task
-    paths = [getattr(task, "data", ""), getattr(task, "eval_data", ""), *sources(options.reward)]
+    named = filter(None, (getattr(task, "data", ""), getattr(task, "eval_data", "")))
+    paths = [*(part for name in named for part in formats.parts(name)), *sources(options.reward)]
     for directory in filter(None, (options.model, options.reward_model)):
         paths += [path for name in MODEL_FILES if (path := Path(directory) / name).exists()]
         paths += sorted(Path(directory).glob("*.safetensors"))
     return {"minipost": __version__, "torch": torch.__version__,
-            **{str(path): files.sha256(path) for path in paths if path}}
+            **{str(path): files.sha256(path) for path in paths}}
 
 
 def as_written(settings):

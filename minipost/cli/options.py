@@ -22,7 +22,8 @@ from minipost.tasks import TASKS
 
 PROBLEMS = f"""Problems: --task {{{','.join(TASKS)}}}, whose knobs are listed below"""
 FILES = """, or
---data FILE.jsonl, with --eval-data FILE.jsonl to hold out those (else one prompt in ten) and
+--data FILE (JSONL, JSON, Parquet, or a data set of save_to_disk), with --eval-data FILE to hold out
+those (else one prompt in ten), --columns question:prompt,answer:solution to rename columns, and
 --on-bad-row skip to leave out rows that are not as they should be"""
 
 
@@ -81,7 +82,7 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
     method = (methods.outline if asked else methods.load)(known.method) if methods else None
     if known.data and known.task:
         raise MinipostError("--task and --data exclude each other")
-    for name in ("eval_data", "on_bad_row"):
+    for name in ("eval_data", "on_bad_row", "columns"):
         if getattr(known, name) and not known.data:
             raise MinipostError(f"--{name.replace('_', '-')} goes with --data")
     parts = {"config": method.Config()} if method else {}
@@ -109,20 +110,22 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
                     + (f"\n{notes}" if notes else ""),
         config=(tyro.conf.FlagConversionOff,))))
     if known.data:
-        found["task"] = File(known.data, known.eval_data, known.on_bad_row or "stop")
+        found["task"] = File(known.data, known.eval_data, known.on_bad_row or "stop",
+                             known.columns)
     return Settings(found["options"], found.get("task"), method, found.get("config"), known.json)
 
 
 def _first(argv, prog, methods, flag, data, json):
     """The first stage: (the flags that the second stage depends on, the other arguments)."""
     first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    first.set_defaults(data=None, eval_data="", on_bad_row=None, json=False)
+    first.set_defaults(data=None, eval_data="", on_bad_row=None, columns="", json=False)
     if methods:
         first.add_argument(flag, dest="method", choices=methods.names(), required=True)
     first.add_argument("--task", choices=list(TASKS))
     if data:
         first.add_argument("--data")
         first.add_argument("--eval-data", default="")
+        first.add_argument("--columns", default="")
         first.add_argument("--on-bad-row", choices=("stop", "skip"))
     if json:
         first.add_argument("--json", action="store_true")
