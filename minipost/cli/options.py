@@ -44,7 +44,7 @@ class Options(Bounded):
 class SetUp(Options):
     """The options of a training run, which the doctor checks."""
 
-    reward: tuple[str, ...] = ()  # functions to add up, FILE.py:FUNCTION; none: the task's own
+    reward: tuple[str, ...] = ()  # functions to add up, FILE.py:FUNCTION=WEIGHT; none: the task's
     reward_timeout: float = 0.0  # seconds that one call of a function may take; 0: no limit
     reward_model: str = ""      # directory of a reward model to score with instead of a function
     control_tokens: Literal["stop", "tokens", "plain"] = "stop"  # what those in --data stand for

@@ -280,6 +280,19 @@ def kept(row):
     return {key: value for key, value in row.items() if value is not None or key not in READ}
 
 
+def write_parquet(path, rows):
+    """Write dicts as a Parquet file.  A column of values of several kinds is written as text."""
+    pa, parquet = arrow(path)
+    table = {}
+    for name in {name: None for row in rows for name in row}:
+        values = [row.get(name) for row in rows]
+        try:
+            table[name] = pa.array(values)
+        except (pa.ArrowException, OverflowError, UnicodeError):
+            table[name] = pa.array([None if value is None else ascii(value) for value in values])
+    parquet.write_table(pa.table(table), path)
+
+
 # ---- other names for columns
 
 def columns_of(text):
