@@ -65,14 +65,15 @@ class Settings:
 
 
 def parse(argv, prog, options, *, description="", methods=None, flag="--algo", task=True,
-          data=False, json=False, notes=""):
+          data=False, json=False, kind=File, notes=""):
     """The Settings of a command line.  tyro makes the flags.
 
     options: the command's dataclass, or a function from the method to an instance.
     methods: the package from which --algo or --method chooses, by its `names`, `load` and, for
         --help, `outline`.
     task: whether a command without methods needs a task; a method has a default task.
-    data, json: whether the command knows --data and --json.  notes: more for --help.
+    data, json: whether the command knows --data and --json.  kind: what makes a task of --data.
+    notes: more for --help.
     """
     known, rest = _first(argv, prog, methods, flag, data, json)
     for argument in rest:
@@ -110,7 +111,7 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
                     + (f"\n{notes}" if notes else ""),
         config=(tyro.conf.FlagConversionOff,))))
     if known.data:
-        found["task"] = File(known.data, known.eval_data, known.on_bad_row or "stop",
+        found["task"] = kind(known.data, known.eval_data, known.on_bad_row or "stop",
                              known.columns)
     return Settings(found["options"], found.get("task"), method, found.get("config"), known.json)
 

@@ -400,6 +400,8 @@ def together(reward, waiting, given, row, limit):
         name = f"the reward function {reward.parts[k].name}"
         try:
             done[k] = numbers(name, await awaitable, row, n)
+        except asyncio.CancelledError:  # since another one has failed, or the time is up
+            raise
         except BaseException as error:  # user code may raise anything, SystemExit too
             failed.setdefault(k, error)
             raise

@@ -32,6 +32,7 @@ Where the prompt of a pair ends that has none, what is held out, and which answe
 prompt: see datasets/prompts.py.
 """
 
+import random
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -333,6 +334,8 @@ class File(Task):
     columns: str = ""    # other names for columns of both, OLD:NEW with commas between
 
     name = "file"
+    trains: ClassVar[bool] = True  # whether some rows are to be trained on
+    divide = staticmethod(split)   # (rows, those of --eval-data or None) -> to train on, held out
     rows: ClassVar[Sequence[Row]]
     bad: ClassVar[list[str]]    # sentences on rows that were skipped
     notes: ClassVar[list[str]]  # sentences on others that are not what they seem
@@ -350,8 +353,8 @@ class File(Task):
         files = [(path, *read(path, skip, reads, check, self.columns))
                  for path in filter(None, (self.data, self.eval_data))]
         rows = files[0][1]
-        training, heldout = split(rows, files[1][1] if self.eval_data else None)
-        if not heldout or not training:
+        training, heldout = self.divide(rows, files[1][1] if self.eval_data else None)
+        if not heldout or not training and self.trains:
             raise MinipostError(
                 f"{self.data}: each of its questions is held out in {self.eval_data}; expected "
                 "others to train on" if self.eval_data else
@@ -427,3 +430,15 @@ class File(Task):
             )
         return [float(text.strip() == right.strip())
                 for text, right in zip(completions, completion, strict=True)]
+
+
+class Whole(File):
+    """A file to measure: all of its rows are held out, in a fixed shuffled order."""
+
+    trains = False
+
+    @staticmethod
+    def divide(rows, tests):
+        rows = list(rows)
+        random.Random(0).shuffle(rows)
+        return [], rows
