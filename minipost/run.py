@@ -368,13 +368,16 @@ class Run:
         if parallel.rank() == 0:
             function = rule or self.reward
             own = Task in type(getattr(function, "__self__", None)).__mro__  # it needs no more
-            told = None if own or function is not self.reward else Told(
-                lambda: self.completion_ids(texts, rollout),
-                TrainerState(self.step, self.total, self.epoch), self.said)
-            values = ask(function, problems, texts, self.reward_timeout, told, none)
+            more = None if own or function is not self.reward else self.told(texts, rollout)
+            values = ask(function, problems, texts, self.reward_timeout, more, none)
             reward = torch.tensor(values, dtype=torch.float64)
         parallel.all_reduce(reward)
         return reward
+
+    def told(self, texts, rollout=None):
+        """What the reward function is told beside the rows, of these texts (of this rollout)."""
+        return Told(lambda: self.completion_ids(texts, rollout),
+                    TrainerState(self.step, self.total, self.epoch), self.said)
 
     def completion_ids(self, texts, rollout=None):
         """The ids of each text as they were sampled, EOS included, or as they are encoded."""
