@@ -112,12 +112,13 @@ def test_a_stopped_run_ends_as_one_that_was_not(tiny, rows, tmp_path, rewards, s
         stopping(3)
         assert start(stopped) == 130
     monkeypatch.undo()
-    late = stopped / "rollouts/000004.jsonl"
+    late = stopped / "rollouts/000008.jsonl"
     late.write_text("of a step that was lost")
     changed = [rewards[0].replace("0.8", "0.7"), rewards[1]]
     assert train.main(["--resume", str(stopped), "--reward", *changed]) == 1
     assert late.exists()
     assert train.main(["--resume", str(stopped), "--reward", *rewards]) == 0
+    assert not late.exists()
     names = ["model/model.safetensors", "rollouts/000002.jsonl", "rollouts/000004.jsonl"]
     for name in names:
         assert (whole / name).read_bytes() == (stopped / name).read_bytes(), name
