@@ -41,7 +41,7 @@ def main(argv=None):
 
 
 def usage():
-    print(f"usage: {PROG} [--task {{{','.join(TASKS)}}} | --data FILE.jsonl] [options]\n\n"
+    print(f"usage: {PROG} [--task {{{','.join(TASKS)}}} | --data FILE] [options]\n\n"
           f"{__doc__}\n`{PROG} --task NAME --help` lists every option.")
     return 2
 

@@ -4,11 +4,13 @@
     python -m minipost.evaluate --model runs/x/model --task arithmetic --terms 8 --n 500
     python -m minipost.evaluate --model runs/oreo/model --value runs/oreo/critic --task countdown
     python -m minipost.evaluate --model runs/x/model --task countdown --pass-at 1,8,1000000
+    python -m minipost.evaluate --data test.jsonl --reward mine.py:f --model runs/x/model
     python -m minipost.evaluate --method tot --help                      a test-time method
 
 Without --task it measures every task that the base model was made for, greedy and sampled.  With
 --value it also measures a beam search over steps.  The value is what OREO saves beside its policy,
-or any reward model.  --pass-at gives the chance of a right answer among k: exact for any k where a
+or any reward model.  With --data it measures the rows of a file, --n of them, by --reward or by
+their completions.  --pass-at gives the chance of a right answer among k: exact for any k where a
 task can list its right answers (countdown, sums at once, facts), from samples elsewhere.
 """
 
@@ -17,9 +19,11 @@ import re
 import sys
 from dataclasses import asdict, dataclass, replace
 from types import ModuleType
+from typing import Literal
 
 from minipost.cli import inference
 from minipost.cli.options import Options, fail_in_one_sentence, parse
+from minipost.datasets.rows import Whole
 from minipost.errors import MinipostError
 
 PROG = "python -m minipost.evaluate"
@@ -30,6 +34,11 @@ CARD_NEW_TOKENS = 64  # tokens that the longest answers of the card's tasks take
 class Measured(Options):
     """What to measure, and how."""
 
+    reward: tuple[str, ...] = ()  # as in minipost.train; none: the task's own
+    reward_timeout: float = 0.0  # seconds that one call of a function may take; 0: no limit
+    control_tokens: Literal["stop", "tokens", "plain"] = "stop"  # what those in --data stand for
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to run; auto: the best available
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights
     value: str = ""             # directory of a value or reward model to guide a beam search
     width: int = 4              # beams of that search
     branching: int = 4          # samples that continue each beam
@@ -81,17 +90,26 @@ def main(argv=None):
 
 def table(argv):
     """Measure and print."""
-    settings = parse(argv, PROG, Measured, description=__doc__, task=False, json=True)
+    settings = parse(argv, PROG, Measured, description=__doc__, task=False, data=True, json=True,
+                     kind=Whole)
     from minipost import parallel
+    from minipost.cli.session import pick_device
 
     options, tasks = settings.options, {}
+    if settings.task and getattr(settings.task, "eval_data", ""):
+        raise MinipostError("--eval-data: all rows of --data are measured; name one file")
+    if options.reward and not settings.task:
+        raise MinipostError("--reward goes with --data or --task: the problems to answer")
+    device = pick_device(options.device)
     if settings.task:
         tasks[settings.task.name] = settings.task
     else:
         tasks = standard_tasks()
         options = replace(options, max_new_tokens=max(options.max_new_tokens, CARD_NEW_TOKENS))
-    found = parallel.launch(lambda: rows(options, tasks),
-                            options.workers or parallel.default_workers("cpu"))
+    found, notes = parallel.launch(lambda: rows(options, tasks, device),
+                                   options.workers or parallel.default_workers(device))
+    for note in notes:
+        print(note, file=sys.stderr)
     if settings.json:
         print(json.dumps([{"task": task, "split": split,
                            **{m: asdict(s) for m, s in scores.items()}}
@@ -105,9 +123,11 @@ def table(argv):
               f"{' | '.join(str(scores[m]) for m in metrics)} |")
 
 
-def rows(options, tasks):
-    """[(name, split, {metric: Score})] of some tasks, {name: task}."""
+def rows(options, tasks, device="cpu"):
+    """([(name, split, {metric: Score})] of some tasks, {name: task}; sentences on their rows)."""
     from minipost import checkpoint
+    from minipost.datasets.fitting import fitted
+    from minipost.datasets.rewards import load_reward
     from minipost.measure import passes
     from minipost.measure.results import results, splits
     from minipost.measure.texts import Texts
@@ -115,12 +135,20 @@ def rows(options, tasks):
     from minipost.run import Run
     from minipost.test_time import beam
 
-    model, vocabulary = checkpoint.load(options.model)
-    policy, found = Learner(model), []
-    value = checkpoint.load_reward_model(options.value, vocabulary) if options.value else None
+    model, vocabulary = checkpoint.load(options.model, device, options.dtype)
+    policy, found, notes = Learner(model), [], []
+    value = checkpoint.load_reward_model(options.value, vocabulary, device, options.dtype) \
+        if options.value else None
     for title, task in tasks.items():
-        run = Run(policy, vocabulary, task, task.reward, seed=options.seed,
-                  max_new_tokens=options.max_new_tokens)
+        task = fitted(task, model, vocabulary, options.max_new_tokens, (), (),
+                      options.control_tokens)
+        run = Run(policy, vocabulary, task, load_reward(options.reward, task), seed=options.seed,
+                  reward_timeout=options.reward_timeout, max_new_tokens=options.max_new_tokens,
+                  control_tokens=options.control_tokens)
+        notes += task.skipped()
+        if isinstance(task, Whole) and len(task.rows) > options.n:
+            notes.append(f"{options.n} of {len(task.rows)} rows are measured; --n "
+                         f"{len(task.rows)} measures all")
         parts = splits(task, options.n)
         for split, metrics in results(run, parts).items():
             if value is not None:
@@ -132,7 +160,7 @@ def rows(options, tasks):
                 with run.aside():
                     scores |= passes.measure(run, parts[split], options.ks, options.samples)
             found.append((title, split, scores))
-    return found
+    return found, notes
 
 
 class Callable(ModuleType):

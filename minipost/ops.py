@@ -79,16 +79,23 @@ def row_means(x, mask):
 
 
 def group_centred(reward, group_size):
-    """Reward less the mean of its group; exactly 0 when all siblings tie.  (P*G,) -> (P, G)"""
+    """Reward less the mean of its group; exactly 0 when all siblings tie.  (P*G,) -> (P, G)
+
+    NaN is no reward: its row has 0, and the mean is that of its siblings.
+    """
     r = reward.view(-1, group_size)
-    gap = r - r.mean(1, keepdim=True)
-    return gap.where((r != r[:, :1]).any(1, keepdim=True), 0.0)  # the mean of equals may round off
+    none = r.isnan()
+    gap = r - (r.nanmean(1, keepdim=True) if none.any() else r.mean(1, keepdim=True))
+    low = r.where(~none, math.inf).amin(1, keepdim=True)
+    high = r.where(~none, -math.inf).amax(1, keepdim=True)
+    return gap.where(~none & (low < high), 0.0)  # the mean of equals may round off
 
 
 def group_normalised(reward, group_size):
     """`group_centred` over the group's standard deviation (GRPO, sec. 4.1.2).  (P*G,) -> (P*G,)"""
     gap = group_centred(reward, group_size)                                      # (P, G)
-    deviation = (gap.square().sum(1, keepdim=True) / (group_size - 1)).sqrt()    # (P, 1)
+    others = (~reward.view(-1, group_size).isnan()).sum(1, keepdim=True) - 1     # (P, 1)
+    deviation = (gap.square().sum(1, keepdim=True) / others.clamp(min=1)).sqrt()  # (P, 1)
     return (gap / (deviation + 1e-4)).flatten()
 
 

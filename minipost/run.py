@@ -22,7 +22,7 @@ import torch
 from torch.nn.utils import vector_to_parameters
 
 from minipost import checkpoint, parallel
-from minipost.datasets.rewards import ask, load_reward
+from minipost.datasets.rewards import Said, Told, TrainerState, ask, load_reward
 from minipost.engine.packed import alike
 from minipost.errors import MinipostError
 from minipost.optim import Learner
@@ -37,7 +37,7 @@ from minipost.rollout import (
     pack,
     repeats,
 )
-from minipost.tasks.base import Problem
+from minipost.tasks.base import Problem, Task
 
 ROWS = 1024  # most sequences that a rank samples at once
 CPU_BYTES = 2**30          # most that a training pass keeps, or the caches of sampling
@@ -110,8 +110,12 @@ class Run:
     control_tokens: str = "plain"  # how control tokens in the rows of a file are read
     origin: str = ""            # the model directory that it began with
     dtype: str = "float32"      # of the weights that are saved
+    total: int = 0              # steps that the run will have made; 0 where it trains nothing
+    keep_rollouts: int = 0      # steps between the rollouts that `keep` holds; 0: none
 
     def __post_init__(self):
+        self.said, self.kept = Said(), []       # by reward functions; rows of a table, see `keep`
+        self.epoch = 0.0                        # how often `deal` has gone through its rows
         self.sampled_at, self.difference = None, -1.0  # updates at the last rollout; see `compare`
         # By key, "learner/NAME" or "frozen/NAME".  `saved` is for parts that are asked for later.
         self.parts: dict[str, Any] = {"learner/policy": self.policy}
@@ -236,6 +240,7 @@ class Run:
         From step `since` on the rows are used in epochs, each in an order of its own.
         """
         first = (self.step - since) * n
+        self.epoch = first / len(rows)
         places = (divmod(place, len(rows)) for place in range(first, first + n))
         return [rows[shuffled(len(rows), f"{self.seed}/epoch {epoch}")[k]] for epoch, k in places]
 
@@ -362,28 +367,64 @@ class Run:
 
     # ---- rewards and scores
 
-    def grade(self, problems, rollout):
-        """The reward function's value for every row.  (B,)"""
+    def grade(self, problems, rollout, none=False):
+        """The reward function's value for every row.  (B,)  none: as in `ask`."""
         rows = [problems[i] for i in rollout.prompt.tolist()]
-        return self.grade_texts(rows, self.texts(rollout)).to(rollout.logp)
+        return self.grade_texts(rows, self.texts(rollout), rollout=rollout, none=none).to(
+            rollout.logp)
 
-    def grade_texts(self, problems, texts, rule=None):
+    def grade_texts(self, problems, texts, rule=None, rollout=None, none=False):
         """The reward of one text to each problem.  (B,)  Rank 0 asks and tells the others.
 
-        rule: another function of the reward's form.
+        rule: another function of the reward's form.  rollout: of which these are the texts.  none:
+        as in `ask`.
         """
         reward = torch.zeros(len(texts), dtype=torch.float64)
         if parallel.rank() == 0:
-            values = ask(rule or self.reward, problems, texts, self.reward_timeout)
+            function = rule or self.reward
+            own = Task in type(getattr(function, "__self__", None)).__mro__  # it needs no more
+            more = None if own or function is not self.reward else self.told(texts, rollout)
+            values = ask(function, problems, texts, self.reward_timeout, more, none)
             reward = torch.tensor(values, dtype=torch.float64)
         parallel.all_reduce(reward)
         return reward
 
-    def score(self, problems, rollout):
+    def told(self, texts, rollout=None):
+        """What the reward function is told beside the rows, of these texts (of this rollout)."""
+        return Told(lambda: self.completion_ids(texts, rollout),
+                    TrainerState(self.step, self.total, self.epoch), self.said)
+
+    def completion_ids(self, texts, rollout=None):
+        """The ids of each text as they were sampled, EOS included, or as they are encoded."""
+        if rollout is None:
+            return [self.vocabulary.response(text) for text in texts]
+        return [targets[mask].tolist() for targets, mask in zip(rollout.targets, rollout.mask)]
+
+    def keep(self, problems, rollout, reward, adv):
+        """Hold the answers that a step learns from, if this is a step of those to keep.
+
+        problems: those that `rollout.prompt` counts.  reward (B,); adv (B,) or (B, T), the mean
+        over an answer's tokens is kept.
+        """
+        if not self.keep_rollouts or (self.step + 1) % self.keep_rollouts or parallel.rank():
+            return
+        each = adv if adv.dim() == 1 else (adv * rollout.mask).sum(1) / rollout.lengths
+        rows = zip(rollout.prompt.tolist(), self.texts(rollout), reward.tolist(), each.tolist(),
+                   rollout.logp.sum(1).tolist(), rollout.lengths.tolist(),
+                   rollout.finished.tolist())
+        for number, text, worth, gain, logp, tokens, finished in rows:
+            problem = problems[number]
+            self.kept.append({
+                "step": self.step + 1, "place": problem.place, "prompt": problem.prompt,
+                "completion": text, "reward": worth, "advantage": gain, "logp": logp,
+                "tokens": tokens, "finished": finished, **self.said.of(problem.prompt, text)})
+
+    def score(self, problems, rollout, none=False):
         """The score that learners get for every row.  (B,)
 
-        It is the reward model's score if there is one, else the reward.  MinipostError where the
-        task hides its reward, or a reward model's score is not finite.
+        It is the reward model's score if there is one, else the reward.  none: whether a row may
+        have none, which is NaN.  MinipostError where the task hides its reward, or a reward model's
+        score is not finite.
         """
         if self.reward_model is None:
             if self.hidden:
@@ -392,7 +433,7 @@ class Run:
                     f"(--algo reward --task {self.task.name}) and name it with --reward-model, or "
                     "give a function with --reward"
                 )
-            return self.grade(problems, rollout)
+            return self.grade(problems, rollout, none)
         return self.finite_scores(rollout)
 
     def finite_scores(self, rollout):
@@ -586,4 +627,5 @@ def open_run(options, task, device):
                reward_timeout=options.reward_timeout, seed=options.seed,
                micro_batch_size=options.micro_batch_size, max_new_tokens=options.max_new_tokens,
                recompute=options.dtype != "float32", control_tokens=options.control_tokens,
-               origin=options.model, dtype=options.dtype)
+               origin=options.model, dtype=options.dtype,
+               keep_rollouts=getattr(options, "keep_rollouts", 0))

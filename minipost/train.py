@@ -4,7 +4,8 @@ One run writes one directory:
 
     config.json    every setting, resolved         metrics.jsonl  one line per step
     summary.json   held-out before and after       model/         the trained model
-    state/         what --resume continues from    (all of it is replaced whole or not at all)
+    state/         what --resume continues from    rollouts/      what --keep-rollouts keeps
+    (each file is replaced whole or not at all)
 
 Ctrl-C stops after the step in progress, with everything saved.  --resume DIR goes on from there and
 ends with the same bytes as a run that was never stopped (on the same machine).  It stops if the
@@ -18,6 +19,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 from minipost import methods
 from minipost.cli.options import Settings, SetUp, fail_in_one_sentence, parse, rebuild
@@ -41,9 +43,12 @@ class Options(SetUp):
     save_every: int = 50        # steps between saved states; 0: only at the end
     eval_every: int = 0         # steps between held-out measurements into metrics.jsonl; 0: none
     lag: int = 0                # rollouts are by the policy of so many steps ago; keeps as many
+    keep_rollouts: int = 0      # steps between rollouts that are kept in rollouts/; 0: none
+    rollout_format: Literal["jsonl", "parquet"] = "jsonl"  # of what --keep-rollouts keeps
     budget: int = 0             # response tokens after which the run stops early; 0: no such limit
 
-    LIMITS = dict.fromkeys(("ask", "show", "save_every", "eval_every", "budget"), ">= 0") | {
+    LIMITS = dict.fromkeys(("ask", "show", "save_every", "eval_every", "keep_rollouts",
+                            "budget"), ">= 0") | {
         "lag": ">= 0, <= 1000"}
 
 
@@ -54,7 +59,7 @@ def settings_of(argv):
         if argv and not {"-h", "--help"} & set(argv):
             raise MinipostError(f"--algo is missing; choose one of {every.replace(',', ', ')}")
         print(f"usage: {PROG} --algo {{{every}}} [--task {{{','.join(TASKS)}}} | "
-              f"--data FILE.jsonl] [options]\n       {PROG} --resume RUN_DIRECTORY\n\n{__doc__}\n"
+              f"--data FILE] [options]\n       {PROG} --resume RUN_DIRECTORY\n\n{__doc__}\n"
               f"`{PROG} --algo NAME --help` lists every option of a method.")
         raise SystemExit(0 if argv else 2)
     own = not {"--task", "--data"} & {argument.partition("=")[0] for argument in argv}
@@ -65,6 +70,10 @@ def settings_of(argv):
         raise MinipostError(f"--lag {found.options.lag}: {found.method.name} does not learn from a "
                             "rollout in every step, so there is nothing to delay; grpo, ppo and "
                             "the other on-policy methods do")
+    if found.options.keep_rollouts and not found.method.ON_POLICY:
+        raise MinipostError(f"--keep-rollouts {found.options.keep_rollouts}: {found.method.name} "
+                            "does not learn from a rollout in every step; grpo, ppo and the other "
+                            "on-policy methods do")
     return found
 
 
@@ -113,7 +122,9 @@ def resumed(argv):
         raise MinipostError(f"write {PROG} --resume RUN_DIRECTORY, perhaps with --reward, --model, "
                             f"--reward-model and --anyway{found}; every other setting is read from "
                             "the run's config.json")
-    given.reward = [os.path.abspath(name) for name in given.reward]
+    from minipost.datasets.rewards import absolute
+
+    given.reward = [absolute(name) for name in given.reward]
     given.resume = return_to_folder(given.resume)
     settings, workers = saved_in(given.resume)
     for name in MODELS:
@@ -124,7 +135,7 @@ def resumed(argv):
             raise MinipostError(f"{given.resume}: its model {before} is not there; if it has "
                                 f"moved, add --{name.replace('_', '-')} with its new directory")
     named = " ".join(settings.options.reward)
-    before = [os.path.abspath(name) for name in settings.options.reward]
+    before = [absolute(name) for name in settings.options.reward]
     if before and not given.reward:
         raise MinipostError(f"{given.resume}: the run would execute a program that its config.json "
                             f"names; if you trust it, add --reward {named}")

@@ -147,7 +147,7 @@ def accuracies(directory, tasks, room=128):
     """A model's accuracy on some tasks, as a table."""
     options = evaluate.Measured(model=directory, max_new_tokens=room)
     lines = ["| task | n | greedy [95%] | sampled [95%] |", "|---|---|---|---|"]
-    for name, _, scores in evaluate.rows(options, tasks):
+    for name, _, scores in evaluate.rows(options, tasks)[0]:
         greedy, sampled = scores["greedy"], scores["sampled"]
         lines.append(f"| {name} | {greedy.n} | {greedy} | {sampled} |")
     return "\n".join(lines) + "\n"

@@ -1,12 +1,14 @@
-"""Damaged JSONL files against the reader of rows: they end in our sentences, soon.
+"""Damaged files of rows against their reader: they end in our sentences, soon.
 
     python -m scripts.fuzz --only rows
 
-A good file is damaged in its bytes, values and keys.  It is read as rows, as a task, for a method
+A good file is damaged in its bytes, values and keys.  It is JSONL or one JSON list, and Parquet or
+Arrow where pyarrow is installed.  It is read as rows, as a task, for a method
 that reads every key, and by the doctor's checks of texts.  Each file must give rows or a
 MinipostError, of printable words, within a second.
 """
 
+import io
 import json
 import random
 import tempfile
@@ -20,6 +22,12 @@ from minipost.datasets.fitting import fitted
 from minipost.datasets.rows import File, read
 from minipost.errors import MinipostError
 from minipost.tokenizer import BOS, EOS, PAD, Tokenizer, Vocabulary
+
+try:
+    import pyarrow
+    from pyarrow import parquet
+except ImportError:
+    pyarrow = None
 
 KEYS = ("completion", "chosen", "rejected", "label", "reward")
 LETTERS = "ab \n\t:AQ\x1b\x9b\u202e\u2028\u00e9\u5317{[\"\\"  # some of them control the screen
@@ -79,8 +87,45 @@ def damaged(rng):
         else:
             comma = ", " if left else ""
             lines[at] = f"{json.dumps(left)[:-1]}{comma}{json.dumps(key)}: {value}}}"
-    data = bytearray("\n".join(lines).encode())
-    for _ in range(rng.choice([0, 0, 0, 1, 4])):            # bytes
+    kind = rng.choice(["jsonl", "jsonl", "list", "table"])
+    if kind == "table" and pyarrow:
+        return hurt(rng, table(rng, lines))
+    text = "\n".join(lines) if kind == "jsonl" else f"[{', '.join(lines)}]"
+    return hurt(rng, text.encode())
+
+
+def table(rng, lines):
+    """The rows that lines of JSON hold, as Parquet or Arrow; columns of mixed types as text."""
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        simple = isinstance(row, dict) and "{}" not in line and line.count("[") < 40
+        rows += [row] if simple and len(line) < 4000 and line.count("{") < 40 else []
+    found = {}
+    for key in {key: None for row in rows for key in row}:
+        values = [row.get(key) for row in rows]
+        try:
+            found[key] = pyarrow.array(values)
+        except (pyarrow.ArrowException, OverflowError, UnicodeError):
+            found[key] = pyarrow.array([ascii(value) for value in values])
+    made, sink = pyarrow.table(found), io.BytesIO()
+    if rng.random() < 0.5:
+        parquet.write_table(made, sink, compression=rng.choice(["none", "snappy", "zstd"]),
+                            use_dictionary=rng.random() < 0.5)
+    else:
+        how = rng.choice([pyarrow.ipc.new_stream, pyarrow.ipc.new_file])
+        with how(sink, made.schema) as writer:
+            writer.write_table(made)
+    return sink.getvalue()
+
+
+def hurt(rng, data):
+    """Bytes with a few of them changed, or with none."""
+    data = bytearray(data)
+    for _ in range(rng.choice([0, 0, 0, 1, 4])):
         i, j = sorted(rng.choices(range(len(data) + 1), k=2))
         j = min(j, i + rng.choice([1, 8, 200]))
         data[i:j] = rng.choice([b"", rng.randbytes(j - i), bytes(data[i:j]) * 2, b"\n", b"\xff\xfe",
@@ -100,6 +145,7 @@ def tried(errors, work, *arguments):
 def use(path, other, vocabulary, how):
     """Everything that reads a file before a run.  -> messages of MinipostErrors, other sentences"""
     errors, said = [], []
+    tried(said, File, path, "", "skip", "question:prompt,answer:completion")  # most lack them
     for skip, eval_data in (("stop", ""), ("skip", ""), ("skip", other)):
         tried(errors, read, path, skip == "skip", KEYS)
         task = tried(errors, File, path, eval_data, skip)

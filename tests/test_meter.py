@@ -39,7 +39,7 @@ def test_the_entropy_is_of_all_answers_and_not_of_those_that_are_trained_on(meth
     knobs = dict(prompts=4, group_size=3, **({"beta": 0.0} if method in (grpo, rloo) else {}))
     sample = run.rollout
     run.rollout = lambda *given, **more: seen.append(sample(*given, **more)) or seen[-1]
-    run.score = lambda problems, rollout: (rollout.prompt == 3).double() * (
+    run.score = lambda problems, rollout, none=False: (rollout.prompt == 3).double() * (
         torch.arange(len(rollout)) % 2)
     logged = next(method.train(run, method.Config(**knobs)))
     tokens = [-float(x) for x in seen[0].logp[seen[0].mask]]

@@ -2,6 +2,7 @@
 
 import decimal
 import fractions
+import math
 import random
 
 import numpy as np
@@ -11,10 +12,21 @@ from fakes import make_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minipost.datasets.rewards import ask, columns, load_reward, reward_files, sources
+from minipost import ops
+from minipost.datasets.rewards import (
+    Said,
+    Told,
+    TrainerState,
+    absolute,
+    ask,
+    columns,
+    load_reward,
+    reward_files,
+    sources,
+)
 from minipost.datasets.usercode import TimeIsUp
 from minipost.errors import MinipostError
-from minipost.methods import grpo
+from minipost.methods import grpo, rloo
 from minipost.tasks.base import Problem
 
 PROBLEMS = [Problem("a", {"letter": "a"}), Problem("b", {"letter": "b"})]
@@ -282,9 +294,10 @@ def test_a_key_press_goes_through():
     ("", "reward", "no function 'reward'; it has none$"),
     ("def one(**columns): ...", "", "no function ''; it has one$"),
     ("reward = 3", "reward", "reward is of type int"),
-    ("class Reward: ...", "Reward", "Reward is a class"),
-    ("async def reward(**columns): ...", "reward", "reward is async"),
-    ("class A:\n    async def __call__(self): ...\nreward = A()", "reward", "reward is async"),
+    ("class Reward: ...", "Reward", "Reward is of type Reward; expected a function"),
+    ("class Reward:\n    def __init__(self, n): ...", "Reward", "raised TypeError: .*'n'"),
+    ("class Reward:\n    n = 3", "Reward.n", "Reward.n is of type int"),
+    ("class Reward: ...", "Reward.f", "no function 'Reward.f'"),
     ("x = 1\ndef reward(:\n", "reward", r"raised SyntaxError: .* \(.*mine.py, line 2: `def rew"),
     ("x = 1\n'\0'", "reward", "raised (ValueError|SyntaxError): .*null bytes"),
     ("import os\nos._exit(3)", "reward", r"the file called os._exit\(3\) \(.*mine.py, line 2"),
@@ -371,7 +384,7 @@ def test_a_run_has_the_limit_and_reports_the_row(reward_of):
     run = make_run(reward_timeout=0.05)
     run.reward = reward_of("def reward(**columns):\n    while True: pass\n")
     with pytest.raises(MinipostError, match="reward took more than 0.05 s .* for row 0"):
-        run.grade_texts(PROBLEMS, TEXTS)
+        run.grade_texts(PROBLEMS, ["a", "b"])
 
 
 def test_a_call_into_c_that_does_not_return_ends_the_process(python, tmp_path):
@@ -407,3 +420,177 @@ ask(load_reward(["{tmp_path}/mine.py:stubborn"], None), [Problem("a")] * 2, ["",
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith(
         "error: the reward function stubborn did not return within 0.1 s (--reward-timeout) (")
     assert "mine.py, line 5: `time.sleep(100)`)" in done.stderr
+
+
+# ---- TRL's contract
+
+def told(said=None, ids=((1, 2), (3,)), **state):
+    return Told(lambda: [list(each) for each in ids], TrainerState(**state), said or Said())
+
+
+def test_weights(reward_of, tmp_path):
+    code = "def one(**columns):\n    return [1.0, 2.0]\ndef two(**columns):\n    return [None, 4]\n"
+    reward = reward_of(code, "one=0.5", "two=-0.25")
+    assert ask(reward, PROBLEMS, TEXTS) == [0.5, 0.0] == reward(["a"], ["b"])
+    assert ask(reward_of(code, "one=2"), PROBLEMS, TEXTS) == [2.0, 4.0]
+    for wrong in ("one=", "one=x", "one=nan", "one=inf"):
+        with pytest.raises(MinipostError, match="the weight '.*' is no finite number"):
+            reward_of(code, wrong)
+
+
+def test_a_function_gets_what_it_takes_of_trl_s_arguments(reward_of):
+    code = """def named(completions, completion_ids, letter, trainer_state, prompts):
+    return [len(ids) + 10 * trainer_state.global_step for ids in completion_ids]
+def every(log_metric, **columns):
+    assert columns["trainer_state"].max_steps == 7 and columns["log_extra"]
+    log_metric("seen", len(columns["completions"]))
+    log_metric("seen", 4)
+    return [0, 0]
+def none(prompts, completions, letter):
+    return [0, 0]
+"""
+    said = Said()
+    reward = reward_of(code, "named", "every", "none")
+    more = told(said, global_step=3, max_steps=7)
+    assert ask(reward, PROBLEMS, TEXTS, more=more) == [32.0, 31.0]
+    assert said.metrics() == {"seen": 3.0, "rewards/named": 31.5, "rewards/every": 0.0,
+                              "rewards/none": 0.0}
+    with pytest.raises(MinipostError, match="have the key 'trainer_state'"):
+        ask(reward, [Problem("a", {"trainer_state": 1})] * 2, TEXTS, more=more)
+
+
+def test_ids_are_not_made_for_who_does_not_take_them():
+    def mine(prompts, completions, letter):
+        return [1.0, 2.0]
+
+    assert ask(mine, PROBLEMS, TEXTS, more=Told(lambda: 1 / 0, TrainerState(), Said())) == [1, 2]
+
+
+@pytest.mark.parametrize("call, part", [
+    ("log_metric('a', float('nan'))", r"log_metric\('a', nan\); expected a name and a finite"),
+    ("log_metric('a', None)", "expected a name and a finite number"),
+    ("log_metric(3, 1.0)", "expected a name and a finite number"),
+    ("log_extra('a', [1])", r"log_extra\('a', \[1\]\); expected a name and a list of 2 values"),
+    ("log_extra('a', 'xy')", "expected a name and a list of 2 values"),
+])
+def test_what_a_function_logs_is_held_to_its_form(reward_of, call, part):
+    code = f"def reward(log_metric, log_extra, **columns):\n    {call}\n    return [1, 1]\n"
+    with pytest.raises(MinipostError, match=part):
+        ask(reward_of(code), PROBLEMS, TEXTS, more=told())
+
+
+def test_extra_columns_of_equal_answers_come_in_their_order(reward_of):
+    said = Said()
+    reward = reward_of("def reward(log_extra, **columns):\n    log_extra('k', [1, 2, 3])\n"
+                       "    return [1, 1, 1]\n")
+    ask(reward, [PROBLEMS[0]] * 3, ["x", "y", "x"], more=told(said, ids=((), (), ())))
+    assert [said.of("a", text)["k"] for text in ("x", "x", "y")] == [1, 3, 2]
+    assert said.of("b", "x") == {}
+
+
+def test_async_functions_wait_together(reward_of):
+    code = """import asyncio
+met = asyncio.Event()
+async def first(completions, **columns):
+    await asyncio.wait_for(met.wait(), 20)
+    return [len(text) for text in completions]
+class Second:
+    async def __call__(self, completions, **columns):
+        met.set()
+        return [None, 10]
+def plain(completions, **columns):
+    return [100, 100]
+"""
+    assert ask(reward_of(code, "first", "Second", "plain"), PROBLEMS, TEXTS) == [102.0, 112.0]
+
+
+def test_in_a_running_loop_an_async_function_is_awaited_too(reward_of):
+    import asyncio
+
+    reward = reward_of("async def reward(**columns):\n    return [1, 2]\n")
+
+    async def notebook():
+        return ask(reward, PROBLEMS, TEXTS)
+
+    assert asyncio.run(notebook()) == [1.0, 2.0]
+
+
+def test_an_async_function_is_named_with_its_row(reward_of):
+    code = """import asyncio
+async def good(completions, **columns):
+    await asyncio.sleep(0)
+    return [0.0] * len(completions)
+async def bad(completions, **columns):
+    await asyncio.sleep(0)
+    return [1 / (text != "yy") for text in completions]
+async def short(**columns):
+    return [1.0]
+async def slow(**columns):
+    await asyncio.sleep(60)
+def wrong(prompts):
+    return [1.0]
+"""
+    with pytest.raises(MinipostError, match="bad raised ZeroDivisionError.* line 7.* for row 1 "):
+        ask(reward_of(code, "good", "bad"), PROBLEMS, TEXTS)
+    with pytest.raises(MinipostError, match="short returned 1 values for 2 rows"):
+        ask(reward_of(code, "good", "short"), PROBLEMS, TEXTS)
+    with pytest.raises(MinipostError, match="slow took more than 0.2 s"):
+        ask(reward_of(code, "good", "slow"), PROBLEMS, TEXTS, limit=0.2)
+    with pytest.raises(MinipostError, match="wrong cannot be called"):  # and nothing is left open
+        ask(reward_of(code, "good", "wrong"), PROBLEMS, TEXTS)
+
+
+def test_classes_and_methods(reward_of):
+    code = """class Scorer:
+    made = 0
+    def __init__(self):
+        Scorer.made += 1
+    def __call__(self, completions, **columns):
+        return [Scorer.made] * len(completions)
+    def method(self, **columns):
+        return [10, 20]
+    @staticmethod
+    def static(**columns):
+        return [100, 200]
+    class Inner:
+        @classmethod
+        def f(cls, **columns):
+            return [1000, 2000]
+"""
+    reward = reward_of(code, "Scorer", "Scorer.method", "Scorer.static", "Scorer.Inner.f")
+    assert ask(reward, PROBLEMS, TEXTS) == [1111.0, 2221.0]  # one object of the class
+
+
+def test_a_function_of_an_installed_module(tmp_path, monkeypatch):
+    (tmp_path / "pack_x").mkdir()
+    (tmp_path / "pack_x" / "__init__.py").write_text("")
+    (tmp_path / "pack_x" / "mod.py").write_text("def f(**columns):\n    return [1, 2]\n")
+    (tmp_path / "pack_x" / "bad.py").write_text("import nowhere_x\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert ask(load_reward(["pack_x.mod:f=2"], None), PROBLEMS, TEXTS) == [2.0, 4.0]
+    assert reward_files(["pack_x.mod:f=2"]) == [tmp_path / "pack_x" / "mod.py"]
+    assert absolute("pack_x.mod:f=2") == "pack_x.mod:f=2" and absolute("a/b.py:f")[0] == "/"
+    for name, part in [("pack_x.none:f", "there is no module pack_x.none; expected FILE.py"),
+                       ("none_x:f", "there is no module none_x"),
+                       ("pack_x.mod:g", "the module has no function 'g'; it has f"),
+                       ("pack_x.bad:f", "the module raised ModuleNotFoundError: .*nowhere_x")]:
+        with pytest.raises(MinipostError, match=f"--reward {name}: {part}"):
+            load_reward([name], None)
+
+
+def test_answers_to_which_no_function_applies_teach_grpo_nothing():
+    """Their siblings are compared with each other alone."""
+    reward = torch.tensor([1.0, math.nan, 0.0, 0.5, math.nan, 2.0, math.nan, math.nan],
+                          dtype=torch.float64)
+    adv = ops.group_normalised(reward, 4)
+    known = torch.tensor([1.0, 0.0, 0.5], dtype=torch.float64)
+    assert torch.allclose(adv[[0, 2, 3]], (known - known.mean()) / (known.std() + 1e-4))
+    assert adv[[1, 4, 5, 6, 7]].eq(0).all()
+    run, calls = make_run(), []
+    run.reward = lambda prompts, completions, **columns: calls.append(completions) or [
+        None if k % 2 else float(k) for k in range(len(completions))]
+    found = next(grpo.train(run, grpo.Config(prompts=2, group_size=4)))
+    assert found["unscored_ratio"] == 0.5 and found["reward"] == 3.0
+    assert found["reward_std"] == pytest.approx(2**0.5)
+    with pytest.raises(MinipostError, match="returned None for row 1"):
+        next(rloo.train(run, rloo.Config(prompts=2, group_size=4)))

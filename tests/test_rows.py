@@ -365,7 +365,7 @@ def test_a_row_that_a_run_cannot_use_is_a_bad_row(tmp_path, kind, place):
     said, = [s for s in found.skipped() if s.startswith("skipped")]
     assert f"skipped 1 of {len(rows) + 1 - (place == 'eval_data') * 30} rows" in said
     assert f"{names[place]}, line 4: " in said and "are kept" in said
-    assert asdict(found) == {**names, "on_bad_row": "skip"}
+    assert asdict(found) == {**names, "on_bad_row": "skip", "columns": ""}
     if kind > 1:  # who does not learn completions has no need of room for them
         assert fitted(File(**names), model, words, 4).rows
 
@@ -465,7 +465,8 @@ def test_damaged_files_end_in_our_sentences(seed):
 
 
 @pytest.mark.parametrize("path, part", [
-    (".", "is a directory; expected a file"), ("a\0b", "could not be read"),
+    (".", "is a directory without state.json; expected a file of rows, or"),
+    ("a\0b", "could not be read"),
     ("nowhere.jsonl", "no such file"), ("x" * 5000, "could not be read"),
     ("/dev/zero", "is a device; expected a file"),
 ])
@@ -477,9 +478,6 @@ def test_what_is_no_file(path, part):
 @pytest.mark.parametrize("content, sentence", [
     (gzip.compress(b'{"prompt": "a"}'), "is compressed by gzip; unpack it"),
     ('{"prompt": "a"}'.encode("utf-16"), "is UTF-16; save it as UTF-8"),
-    (b"PAR1\x15\x04", "is a Parquet file; write its rows as JSON, one per line"),
-    (b'\n[{"prompt": "a"},\n {"prompt": "b"}]\n', "is one JSON list; write each of its rows on a"),
-    (b'[{"prompt": "a"}]', "is one JSON list; write each of its rows on a line of its own"),
     (b"[1]\n[2]", "line 1: expected a JSON object, found list"),
     (b"prompt,completion\na,b", "line 1: expected one JSON object, found 'prompt,completion' ("),
 ])

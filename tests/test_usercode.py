@@ -311,7 +311,7 @@ def test_files_that_import_each_other(write):
     names = (f"{path}:f", f"{path.replace('one', 'two', 1)[:-len('one_of_two.py')]}two_of_two.py:g")
     reward = load_reward((names[0], f"{os.path.dirname(path)}/two_of_two.py:g"), None)
     assert ask(reward, PROBLEMS, TEXTS) == [2.0, 6.0]
-    (_, f, _), (_, g, _) = reward.parts
+    f, g = (part.function for part in reward.parts)
     assert g.__globals__["one_of_two"].f is f and sys.modules["two_of_two"].g is g
 
 

@@ -44,20 +44,24 @@ def exact(problems):
 
 # ---- the reward function
 
-def ask_often(reward, problems, texts, references, limit=0.0):
+def ask_often(reward, problems, texts, references, limit=0.0, tell=lambda texts: None):
     """({"once", "again", "backwards", "empty", "reference": values}, ""); ({}, error) on failure.
 
     Ask the reward function about the same rows twice, about them in the other order, about empty
     answers, and about reference answers: (problem, text).  limit: seconds, as in `ask`.
+    tell(texts): what else it is told, `more` of `ask`.
     """
+    def asking(problems, texts):
+        return ask(reward, problems, texts, limit, tell(texts))
+
     found, back, nothing = {}, slice(None, None, -1), [""] * len(texts)
     try:
-        found["once"] = ask(reward, problems, texts, limit)
-        found["again"] = ask(reward, problems, texts, limit)
-        found["backwards"] = ask(reward, problems[back], texts[back], limit)[back]
-        found["empty"] = ask(reward, problems, nothing, limit)
+        found["once"] = asking(problems, texts)
+        found["again"] = asking(problems, texts)
+        found["backwards"] = asking(problems[back], texts[back])[back]
+        found["empty"] = asking(problems, nothing)
         known, answers = map(list, zip(*references)) if references else ([], [])
-        found["reference"] = ask(reward, known, answers, limit) if references else []
+        found["reference"] = asking(known, answers) if references else []
     except MinipostError as error:
         return {}, str(error)
     return found, ""

@@ -130,7 +130,8 @@ def look_at_samples(run, problems, options, scorer):
     ]
     judged = run.task.name != "file" or options.reward or data.exact(asked)
     values, error = data.ask_often(
-        run.reward, asked, texts, shown, run.reward_timeout) if judged else ({}, "")
+        run.reward, asked, texts, shown, run.reward_timeout,
+        run.told if options.reward else lambda texts: None) if judged else ({}, "")
     found.append(data.reward_function(values, error, getattr(run.reward, "changed", ())))
     if values:
         found += [data.reward_spread(values["once"], texts, options.group_size),

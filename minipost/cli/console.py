@@ -79,7 +79,7 @@ class Console:
 
     def header(self, algo, task, config, options, model, workers):
         size = sum(p.numel() for p in model.parameters()) / 1e6
-        knobs = ", ".join(f"{k} {v}" for k, v in asdict(task).items())
+        knobs = ", ".join(f"{k} {v}" for k, v in asdict(task).items() if v != "")
         recipe = ", ".join(f"{k} {v}" for k, v in asdict(config).items())
         self.say(f"{algo} trains {options.model} ({size:.2f}M parameters) on {task.name} ({knobs})")
         self.say(f"  {recipe}")

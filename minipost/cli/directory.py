@@ -2,6 +2,7 @@
 
     config.json      settings, and digests of all that the run was made from
     metrics.jsonl    a line per step
+    rollouts/        000020.jsonl: the answers of step 20, a row each, where they are kept
     state/           state.safetensors and, of the save before, previous.safetensors
     model/ ...       the models that the method exports
     summary.json     before and after
@@ -22,27 +23,29 @@ from pathlib import Path
 import torch
 
 from minipost import __version__, checkpoint, files
+from minipost.datasets import formats
 from minipost.datasets.rewards import sources
 from minipost.errors import MinipostError
 from minipost.files import read_bytes
 
-FOLDERS = ("state", "model", "critic", "reward_model")  # of any method's run
+FOLDERS = ("state", "model", "critic", "reward_model", "rollouts")  # of any method's run
 FILES = ("summary.json", "metrics.jsonl", "config.json")
 MODEL_FILES = ("config.json", *checkpoint.SIDE_FILES, f"{checkpoint.WEIGHTS}.index.json")
 # Options that do not act on what is made; what the models are is in `made_from`.
-FREE = {"out", "show", "save_every", "model", "reward_model"}
+FREE = {"out", "show", "save_every", "model", "reward_model", "keep_rollouts", "rollout_format"}
 MOST_LOG = 2**31  # bytes of the longest log that is read
 
 
 def made_from(settings):
     """{what: its version or SHA-256}: minipost, torch, the data, reward files, models."""
     options, task = settings.options, settings.task
-    paths = [getattr(task, "data", ""), getattr(task, "eval_data", ""), *sources(options.reward)]
+    named = filter(None, (getattr(task, "data", ""), getattr(task, "eval_data", "")))
+    paths = [*(part for name in named for part in formats.parts(name)), *sources(options.reward)]
     for directory in filter(None, (options.model, options.reward_model)):
         paths += [path for name in MODEL_FILES if (path := Path(directory) / name).exists()]
         paths += sorted(Path(directory).glob("*.safetensors"))
     return {"minipost": __version__, "torch": torch.__version__,
-            **{str(path): files.sha256(path) for path in paths if path}}
+            **{str(path): files.sha256(path) for path in paths}}
 
 
 def as_written(settings):
@@ -194,6 +197,25 @@ class Directory:
         self.log_digest, self.log_bytes = hashlib.sha256(text), len(text)
         return complaint
 
+    # ---- rollouts
+
+    def keep_rollouts(self, step, rows, format):
+        """Write the rows of a step to a file of its own, whole or not at all."""
+        path = self / "rollouts" / f"{step:06}.{format}"
+        files.make_directory(path.parent)
+        if format == "parquet":
+            files.publish(path, lambda temporary: formats.write_parquet(temporary, rows))
+            return
+        lines = "".join(json.dumps({name: as_json(value) for name, value in row.items()}) + "\n"
+                        for row in rows)
+        files.publish(path, lambda temporary: temporary.write_text(lines))
+
+    def drop_rollouts(self, step):
+        """Delete the rollouts of later steps, which a resumed run makes again."""
+        for path in (self / "rollouts").glob("*.*"):
+            if path.stem.isdigit() and int(path.stem) > step:
+                path.unlink()
+
     # ---- states
 
     def save(self, tensors, facts, settings, made, workers):
@@ -252,6 +274,19 @@ class Directory:
                 found.append(f"{what} " + ("is new" if what not in known else "is gone"
                                            if what not in made else "has changed since"))
         return found
+
+
+def as_json(value):
+    """A value of a table as JSON has it: NaN and infinity are null, an object is its text."""
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return str(value)
+    return value
 
 
 def is_count(value):

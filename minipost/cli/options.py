@@ -23,7 +23,8 @@ from minipost.tasks import TASKS
 
 PROBLEMS = f"""Problems: --task {{{','.join(TASKS)}}}, whose knobs are listed below"""
 FILES = """, or
---data FILE.jsonl, with --eval-data FILE.jsonl to hold out those (else one prompt in ten) and
+--data FILE (JSONL, JSON, Parquet, or a data set of save_to_disk), with --eval-data FILE to hold out
+those (else one prompt in ten), --columns question:prompt,answer:solution to rename columns, and
 --on-bad-row skip to leave out rows that are not as they should be"""
 
 
@@ -44,7 +45,7 @@ class Options(Bounded):
 class SetUp(Options):
     """The options of a training run, which the doctor checks."""
 
-    reward: tuple[str, ...] = ()  # functions to add up, FILE.py:FUNCTION; none: the task's own
+    reward: tuple[str, ...] = ()  # functions to add up, FILE.py:FUNCTION=WEIGHT; none: the task's
     reward_timeout: float = 0.0  # seconds that one call of a function may take; 0: no limit
     reward_model: str = ""      # directory of a reward model to score with instead of a function
     control_tokens: Literal["stop", "tokens", "plain"] = "stop"  # what those in --data stand for
@@ -65,14 +66,15 @@ class Settings:
 
 
 def parse(argv, prog, options, *, description="", methods=None, flag="--algo", task=True,
-          data=False, json=False, notes=""):
+          data=False, json=False, kind=File, notes=""):
     """The Settings of a command line.  tyro makes the flags.
 
     options: the command's dataclass, or a function from the method to an instance.
     methods: the package from which --algo or --method chooses, by its `names`, `load` and, for
         --help, `outline`.
     task: whether a command without methods needs a task; a method has a default task.
-    data, json: whether the command knows --data and --json.  notes: more for --help.
+    data, json: whether the command knows --data and --json.  kind: what makes a task of --data.
+    notes: more for --help.
     """
     known, rest = _first(argv, prog, methods, flag, data, json)
     for argument in rest:
@@ -82,7 +84,7 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
     method = (methods.outline if asked else methods.load)(known.method) if methods else None
     if known.data and known.task:
         raise MinipostError("--task and --data exclude each other")
-    for name in ("eval_data", "on_bad_row"):
+    for name in ("eval_data", "on_bad_row", "columns"):
         if getattr(known, name) and not known.data:
             raise MinipostError(f"--{name.replace('_', '-')} goes with --data")
     parts = {"config": method.Config()} if method else {}
@@ -111,7 +113,8 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
         config=(tyro.conf.FlagConversionOff,))))
     found |= {part: shipped_models(found[part]) for part in ("options", "config") if part in found}
     if known.data:
-        found["task"] = File(known.data, known.eval_data, known.on_bad_row or "stop")
+        found["task"] = kind(known.data, known.eval_data, known.on_bad_row or "stop",
+                             known.columns)
     return Settings(found["options"], found.get("task"), method, found.get("config"), known.json)
 
 
@@ -130,13 +133,14 @@ def shipped_models(part):
 def _first(argv, prog, methods, flag, data, json):
     """The first stage: (the flags that the second stage depends on, the other arguments)."""
     first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    first.set_defaults(data=None, eval_data="", on_bad_row=None, json=False)
+    first.set_defaults(data=None, eval_data="", on_bad_row=None, columns="", json=False)
     if methods:
         first.add_argument(flag, dest="method", choices=methods.names(), required=True)
     first.add_argument("--task", choices=list(TASKS))
     if data:
         first.add_argument("--data")
         first.add_argument("--eval-data", default="")
+        first.add_argument("--columns", default="")
         first.add_argument("--on-bad-row", choices=("stop", "skip"))
     if json:
         first.add_argument("--json", action="store_true")

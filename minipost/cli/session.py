@@ -12,6 +12,7 @@ from minipost import checkpoint, files, parallel
 from minipost.checks.model import FAULT, WARNING, before_prompts, weights_as_written
 from minipost.cli.console import Console
 from minipost.cli.directory import Directory, made_from
+from minipost.datasets import formats
 from minipost.datasets.fitting import fitted
 from minipost.errors import MinipostError
 from minipost.measure.asked import asked
@@ -84,6 +85,8 @@ class Session:
                 self.options.reward_model, self.vocabulary, self.device, self.options.dtype)
         if self.lead:
             self.made = made_from(self.settings)
+        if self.options.keep_rollouts and self.options.rollout_format == "parquet":
+            formats.arrow("--rollout-format parquet")
         self.check_prompts()
         self.method.check(self.run, self.config)
         self.console.header(self.method.name, self.task, self.config, self.options,
@@ -129,7 +132,7 @@ class Session:
 
     def train(self):
         learn = self.method.train(self.run, self.config)
-        steps = self.method.total(self.run, self.config)
+        self.run.total = steps = self.method.total(self.run, self.config)
         first, self.started = self.run.step, time.perf_counter()
         tokens_before, every = self.run.tokens, self.options.save_every
         every_eval, milestones = (self.options.eval_every,
@@ -140,12 +143,15 @@ class Session:
             self.console.say("all steps had been made; the models are written again")
         with self.console.progress(first, steps), self.kept():
             while not self.over(steps):
+                self.run.said.clear()  # what functions said of answers that were measured
                 self.metrics = metrics = {**next(learn), **self.run.differences()}
+                metrics |= self.said_of(metrics)
                 self.run.step += 1
                 rate = (self.run.tokens - tokens_before) / (self.seconds() - self.spent)
                 ended = milestones.get(self.run.step, "")
                 if ended or every_eval and self.run.step % every_eval == 0:
                     metrics |= self.evaluation(ended)
+                self.keep_rollouts()
                 self.log(metrics)
                 self.boundary = self.seen()
                 self.console.step(self.run.step, metrics, rate)
@@ -228,6 +234,20 @@ class Session:
         return {f"eval/{split}/{metric}": found.score.value
                 for split, metrics in results.items() for metric, found in metrics.items()}
 
+    def said_of(self, metrics):
+        """The metrics that reward functions logged in this step, and the mean of each function."""
+        found = self.run.said.metrics()
+        if taken := found.keys() & {*metrics, "step", "num_tokens", "seconds"}:
+            raise MinipostError(f"a reward function logs the metric {min(taken)!r}, which is one "
+                                "of the run's own; give it another name")
+        return found
+
+    def keep_rollouts(self):
+        """Write the answers of this step, if they were kept."""
+        if self.run.kept:
+            self.files.keep_rollouts(self.run.step, self.run.kept, self.options.rollout_format)
+            self.run.kept.clear()
+
     def skips(self):
         """Updates that were left out because their gradient was not finite."""
         return sum(learner.skipped for learner in self.run.learners.values())
@@ -293,6 +313,8 @@ class Session:
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise MinipostError(f"{self.directory}: the state does not belong to this run "
                                 f"({error!r})") from None
+        if self.lead:
+            self.files.drop_rollouts(self.run.step)
         if self.lead and (complaint := self.files.restore_log(facts["log"], self.run.step)):
             self.console.say(complaint)
 

@@ -161,7 +161,7 @@ def repetition(path, rows, repeated):
     """The sentence on rows whose answers begin with their prompts, `repeated` of all `rows`."""
     answer = next(repeated[0][key] for key in ANSWERS if key in repeated[0])
     return (f"{path}: in {len(repeated)} of {len(rows)} rows the answer begins with the whole "
-            f"prompt (line {repeated[0].line}: {answer[:40]!r}) and teaches it too")
+            f"prompt ({repeated[0].at}: {answer[:40]!r}) and teaches it too")
 
 
 def divided(rows):
@@ -171,6 +171,6 @@ def divided(rows):
         return ""
     first = guessed[0]
     return (f"{len(guessed)} of {len(rows)} rows of {first.path} have no prompt; it is taken to "
-            f"end in the last line or word that chosen and rejected share (line {first.line}: "
+            f"end in the last line or word that chosen and rejected share ({first.at}: "
             f"...{first['prompt'][-24:]!r} + {first['chosen'][:16]!r} or "
             f"{first['rejected'][:16]!r}); a key 'prompt' would say it")

@@ -2,82 +2,151 @@
 
 A reward has TRL's signature: f(prompts, completions, **columns) -> a list with a number per row.
 All are given by name, as lists of one entry per row.  They are the function's own copies.  So are
-the lists and dicts of a JSONL file in them.  TRL's further arguments (completion_ids,
-trainer_state, log_extra, log_metric) are not given.
+the lists and dicts of a row in them.  None means that the function does not apply to the row.  The
+function may be async; those that are run at once.  If it takes them, it is also given
+
+    completion_ids      the ids of each completion, EOS included; where a text was not sampled, the
+                        ids that the tokenizer makes of it
+    trainer_state       global_step, max_steps and epoch, see TrainerState
+    log_metric          log_metric(name, value): a metric of the step, the mean of all values
+    log_extra           log_extra(column, values): a column of the rollouts that --keep-rollouts
+                        keeps, with a value per row
+
+--reward names functions: FILE.py:FUNCTION, or PACKAGE.MODULE:FUNCTION of what is installed, with
+=WEIGHT behind it if its values do not count once.  FUNCTION may be an object that can be called, a
+class whose objects can, or a method, CLASS.METHOD.
 """
 
 import contextlib
+import importlib
 import inspect
 import math
+import os
+import re
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from numbers import Real
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from minipost.datasets import usercode
 from minipost.datasets.usercode import Ended, TimeIsUp, guarded, short, told, within
 from minipost.errors import MinipostError
 
 FORM = "expected FILE.py:FUNCTION"
+FORMS = f"{FORM} or an installed PACKAGE.MODULE:FUNCTION"
+MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+class Part(NamedTuple):
+    """One function of --reward."""
+
+    name: str
+    function: Callable
+    own: dict            # what its file changed when it was imported, see usercode.guarded
+    weight: float = 1.0
 
 
 class Added:
-    """The functions that --reward names, as one that adds up what they return.
+    """The functions that --reward names, as one: the weighted sum of what they return.
 
     None from one of several means that it does not apply to the row; None from all is none.
 
-    parts: [(name, function, what its file changed when it was imported)], see usercode.guarded.
+    parts: a Part of each function.
     changed: names of all that they changed in the process, which is put back after each call.
     """
 
     def __init__(self, parts):
-        self.parts = parts
-        self.changed = {what for *_, own in parts for what in own}
-        self.__qualname__ = " + ".join(name for name, *_ in parts)
+        self.parts = [Part(*part) for part in parts]
+        self.changed = {what for part in self.parts for what in part.own}
+        self.__qualname__ = " + ".join(part.name for part in self.parts)
 
     def __call__(self, prompts, completions, **columns):
         given = {"prompts": prompts, "completions": completions, **columns}
-        return self.total([f(**copied(given)) for _, f, _ in self.parts])
+        return self.total([settled(part.function, copied(given)) for part in self.parts])
 
-    @staticmethod
-    def total(lists):
-        rows = [[value for value in row if value is not None] for row in zip(*lists, strict=True)]
+    def total(self, lists):
+        rows = [[part.weight * value for part, value in zip(self.parts, row) if value is not None]
+                for row in zip(*lists, strict=True)]
         return [sum(row) if row else None for row in rows]
+
+    def labels(self):
+        """A name of its own for each part."""
+        names = [part.name for part in self.parts]
+        return [name if name not in names[:k] else f"{name} {names[:k].count(name) + 1}"
+                for k, name in enumerate(names)]
 
 
 # ---- --reward FILE.py:FUNCTION
 
+class Named(NamedTuple):
+    """What a name of --reward says.  `path` is None where it names a module."""
+
+    path: Path | None
+    module: str
+    function: str
+    weight: float
+
+
 def load_reward(names, task):
-    """The run's reward function: the task's, or the sum of the functions FILE.py:FUNCTION.
+    """The run's reward function: the task's, or the weighted sum of the functions that are named.
 
     Each file is executed once, as a module like any other (see usercode.load).  MinipostError where
-    a file or a function is not there or is no such thing, or where the file raises.
+    a file, a module or a function is not there or is no such thing, or where it raises.
     """
     if not names:
         return task.reward
-    changes, parts = {path: {} for path in reward_files(names)}, []
-    for path in changes:
-        usercode.forget(path)
+    every = {name: divided(name) for name in names}
+    changes: dict[Any, dict] = {named.path or named.module: {} for named in every.values()}
+    for named in every.values():
+        if named.path:
+            usercode.forget(named.path)
+    parts, made = [], {}
     for name in names:
-        path, function = divided(name)
+        named = every[name]
+        own, what = changes[named.path or named.module], "file" if named.path else "module"
         try:
-            with guarded(changes[path], name=f"--reward {name}"):
-                module = usercode.load(path)
-                found = getattr(module, function, None)
+            with guarded(own, name=f"--reward {name}"):
+                module = usercode.load(named.path) if named.path else \
+                    importlib.import_module(named.module)
+                found = looked_up(module, named.function, made)
         except (KeyboardInterrupt, MinipostError):
             raise
         except BaseException as error:  # the user's file may raise anything, SystemExit too
-            raise MinipostError(f"--reward {name}: the file {raised(error)}") from error
-        if wrong := fault(module, function, found):
+            if isinstance(error, ModuleNotFoundError) and not named.path and error.name and \
+                    f"{named.module}.".startswith(f"{error.name}."):
+                raise MinipostError(f"--reward {name}: there is no module {error.name}; "
+                                    f"{FORMS}") from None
+            raise MinipostError(f"--reward {name}: the {what} {raised(error)}") from error
+        if wrong := fault(module, named.function, found, what):
             raise MinipostError(f"--reward {name}: {wrong}")
-        parts.append((function, found, changes[path]))
+        parts.append(Part(named.function, found, own, named.weight))
     return Added(parts)
 
 
+def looked_up(module, function, made):
+    """What a module holds under a name with dots, None if nothing.
+
+    A class stands for an object of it, made without arguments.  `made` keeps one for each class.
+    """
+    found = module
+    for name in function.split("."):
+        found = getattr(found, name, None)
+        if isinstance(found, type):
+            if found not in made:
+                made[found] = found()
+            found = made[found]
+    return found
+
+
 def reward_files(names):
-    """The resolved paths of the files that --reward names, each once, in their order."""
-    return list(dict.fromkeys(divided(name)[0] for name in names))
+    """The resolved paths of the files that --reward names, those of modules too, each once."""
+    every = [divided(name) for name in names]
+    found = [named.path or usercode.origin(named.module) for named in every]
+    return list(dict.fromkeys(path for path in found if path))
 
 
 def sources(names):
@@ -88,11 +157,32 @@ def sources(names):
     return usercode.sources(reward_files(names))
 
 
+def is_module(file):
+    """Whether what stands before the colon names a module: no file has that name."""
+    return MODULE.fullmatch(file) is not None and not file.endswith(".py") and not \
+        os.path.isfile(file)
+
+
+def absolute(name):
+    """A name of --reward that means the same in any folder."""
+    return name if is_module(name.rpartition(":")[0]) else os.path.abspath(name)
+
+
 def divided(name):
-    """(resolved path, function) of FILE.py:FUNCTION."""
+    """What a name of --reward says, as Named."""
     file, colon, function = name.rpartition(":")
+    function, equals, number = function.partition("=")
     if not colon or not file:
         raise MinipostError(f"--reward {name}: {FORM}")
+    try:
+        weight = float(number) if equals else 1.0
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise MinipostError(f"--reward {name}: the weight {number[:20]!r} is no finite number; "
+                            f"{FORM}=WEIGHT")
+    if is_module(file):
+        return Named(None, file, function, weight)
     try:
         path = Path(file).resolve()
         there = path.is_file()
@@ -101,23 +191,104 @@ def divided(name):
     if not there:
         what = "is no regular file" if path.exists() else "there is no such file"
         raise MinipostError(f"--reward {name}: {short(path)}: {what}; {FORM}, the file existing")
-    return path, function
+    return Named(path, "", function, weight)
 
 
-def fault(module, name, found):
+def fault(module, name, found, what):
     """Why what a module holds under a name is no reward function, or ""."""
     if found is None:
         there = [key for key, thing in vars(module).items() if inspect.isfunction(thing)
                  and thing.__module__ == module.__name__ and not key.startswith("_")]
-        return f"the file has no function {name!r}; it has " + (", ".join(there[:8]) or "none")
-    if isinstance(found, type):
-        return f"{name} is a class; expected a function, or an object of the class"
+        return f"the {what} has no function {name!r}; it has " + (", ".join(there[:8]) or "none")
     if not callable(found):
         return f"{name} is of type {type(found).__name__}; expected a function"
-    if any(map(inspect.iscoroutinefunction, (found, type(found).__call__))):
-        return (f"{name} is async; expected a plain function, such as one that returns "
-                f"asyncio.run({name}(...))")
     return ""
+
+
+# ---- what a function is told, and what it says, beside the rows
+
+@dataclass(frozen=True)
+class TrainerState:
+    """How far a run is: what TRL's `trainer_state` has of these names."""
+
+    global_step: int = 0     # steps that have been made
+    max_steps: int = 0       # steps that will have been; 0 where nothing is trained
+    epoch: float = 0.0       # how often the rows have been gone through; 0.0 for an endless task
+    is_world_process_zero: bool = True  # rewards are asked for in one process
+    is_local_process_zero: bool = True
+
+
+class Said:
+    """What reward functions log beside their values, until `clear`."""
+
+    def __init__(self):
+        self.clear()
+
+    def clear(self):
+        self.values: dict[str, list[float]] = {}          # of each metric
+        self.rows: dict[tuple, list[dict]] = {}           # (prompt, completion): columns
+
+    def log_metric(self, name, value):
+        if not isinstance(name, str) or not name or not math.isfinite(found := number(
+                math.nan if value is None else value)):
+            raise MinipostError(f"a reward function called log_metric({shown(name)}, "
+                                f"{shown(value)}); expected a name and a finite number")
+        self.values.setdefault(name, []).append(found)
+
+    def metrics(self):
+        """{name: the mean of its values}."""
+        return {name: sum(values) / len(values) for name, values in self.values.items() if values}
+
+    def add(self, problems, completions, columns):
+        """Note columns {name: a value per row} of the answers to these problems."""
+        for name, values in columns.items():
+            if name.startswith("rewards/"):  # of one of several functions
+                self.values.setdefault(name, []).extend(v for v in values if v is not None)
+        for k, (problem, text) in enumerate(zip(problems, completions, strict=True)):
+            self.rows.setdefault((problem.prompt, text), []).append(
+                {name: values[k] for name, values in columns.items()})
+
+    def of(self, prompt, completion):
+        """The columns that were noted of an answer; of equal answers one after the other."""
+        held = self.rows.get((prompt, completion), [])
+        return held.pop(0) if len(held) > 1 else held[0] if held else {}
+
+
+class Told(NamedTuple):
+    """TRL's further arguments of a call."""
+
+    ids: Callable[[], list[list[int]]]  # of each completion
+    state: TrainerState
+    said: Said
+
+    def arguments(self, parts, n, extra):
+        """Those by name that these parts take.  extra: {column: values} of log_extra."""
+        def log_extra(column, values):
+            values = values.tolist() if hasattr(values, "tolist") else values
+            if not isinstance(column, str) or not isinstance(values, list | tuple) or \
+                    len(values) != n:
+                raise MinipostError(f"a reward function called log_extra({shown(column)}, "
+                                    f"{shown(values)}); expected a name and a list of {n} values, "
+                                    "one per row")
+            extra[column] = list(values)
+
+        every = {"completion_ids": self.ids, "trainer_state": lambda: self.state,
+                 "log_extra": lambda: log_extra, "log_metric": lambda: self.said.log_metric}
+        return {name: make() for name, make in every.items()
+                if any(takes(part.function, name) for part in parts)}
+
+
+EXTRAS = ("completion_ids", "trainer_state", "log_extra", "log_metric")
+
+
+def takes(function, name):
+    """Whether a function can be given an argument of this name."""
+    try:
+        found = inspect.signature(function).parameters
+    except Exception:  # some functions of C have none
+        return False
+    return any(p.kind is p.VAR_KEYWORD for p in found.values()) or (
+        name in found and found[name].kind is not found[name].POSITIONAL_ONLY)
 
 
 # ---- a call
@@ -137,10 +308,12 @@ def copied(value):
     return value
 
 
-def ask(reward, problems, completions, limit=0.0):
+def ask(reward, problems, completions, limit=0.0, more=None, none=False):
     """Call a reward function and enforce its contract: one finite float per row.
 
     limit: seconds that a call of each function may take, 0 for no limit; see usercode.within.
+    more: TRL's further arguments, as Told, or None.  none: whether a row may have no reward at all;
+    it is NaN then.
 
     MinipostError names the function if it takes other arguments, raises, ends the process, takes
     too long, returns anything but a list, a tuple or an array of one dimension with a number for
@@ -150,44 +323,146 @@ def ask(reward, problems, completions, limit=0.0):
     if not isinstance(reward, Added):
         reward = Added([(getattr(reward, "__qualname__", type(reward).__name__), reward, {})])
     given = {"prompts": [problem.prompt for problem in problems], "completions": completions}
-    more = columns(problems)
-    if taken := given.keys() & more:
+    rows, extra = columns(problems), {}
+    if taken := {*given, *(EXTRAS if more else ())} & rows.keys():
         raise MinipostError(f"the rows have the key {min(taken)!r}, the name of another argument "
                             "of reward functions; give it another name")
-    given |= more
+    given |= rows | (more.arguments(reward.parts, len(problems), extra) if more else {})
 
     def row(i):
         place = problems[i].place
         return f"row {i} ({place + '; ' if place else ''}completion {completions[i][:40]!r})"
 
-    lists = [answer(reward, part, given, row, limit) for part in reward.parts]
-    several = len(lists) > 1
+    lists = answers(reward, given, row, limit)
+    several = len(lists) > 1 or reward.parts[0].weight != 1
     values = reward.total(lists) if several else lists[0]
     for i, value in enumerate(values):
-        if value is None or not math.isfinite(value):
+        if not (none and value is None) and (value is None or not math.isfinite(value)):
             raise MinipostError(
                 f"the reward function {reward.__qualname__} returned {value} for {row(i)}; "
-                "expected a finite number" + (" from at least one" if several else ""))
-    return values
+                "expected a finite number" + (" from at least one" if len(lists) > 1 else ""))
+    if more and (several or extra):
+        each = {f"rewards/{name}": found for name, found in zip(reward.labels(), lists)}
+        more.said.add(problems, completions, {**extra, **(each if several else {})})
+    return [math.nan if value is None else value for value in values]
+
+
+def answers(reward, given, row, limit):
+    """What each part of a reward gives for each row: a list of finite floats, or None.  See `ask`.
+
+    Those of functions that are async are awaited together.
+    """
+    found: list[Any] = []
+    try:
+        for part in reward.parts:
+            found.append(answer(reward, part, given, row, limit))
+    except BaseException:
+        for each in found:
+            if inspect.iscoroutine(each):
+                each.close()  # it is never awaited, which Python would warn of
+        raise
+    waiting = {k: each for k, each in enumerate(found) if inspect.isawaitable(each)}
+    if waiting:
+        done = together(reward, waiting, given, row, limit)
+        found = [done.get(k, each) for k, each in enumerate(found)]
+    return found
 
 
 def answer(reward, part, given, row, limit):
-    """What one part of a reward gives for each row: a finite float, or None.  See `ask`."""
-    name, function, own = part
-    name, changes, n = f"the reward function {name}", {}, len(given["prompts"])
-    check_arguments(name, function, given)
+    """What one part of a reward gives for each row, or what is to be awaited for that."""
+    name, changes, n = f"the reward function {part.name}", {}, len(given["prompts"])
+    own = arguments(part.function, given)
+    check_arguments(name, part.function, own)
+
+    def work():
+        values = part.function(**copied(own))
+        return values if inspect.isawaitable(values) else numbers(name, values, row, n)
+
     try:
-        with guarded(changes, own, name):
-            return within(limit, lambda: numbers(name, function(**copied(given)), row, n), name)
+        with guarded(changes, part.own, name):
+            return within(limit, work, name)
     except (KeyboardInterrupt, MinipostError):
         raise
     except BaseException as error:  # user code may raise anything, SystemExit too
-        what, cause, kind = raised(error, limit), error, type(error)
+        failed = error
     finally:
         reward.changed |= changes.keys()
-    i = culprit(name, function, given, own, kind, limit)
-    where = f"the whole batch of {n}" if i is None else row(i)
-    raise MinipostError(f"{name} {what} for {where}") from cause
+    raise blamed(part, failed, given, row, limit) from failed
+
+
+def together(reward, waiting, given, row, limit):
+    """{k: values} of the parts whose awaitables these are, all awaited at once."""
+    import asyncio  # it takes a while to load
+
+    changes, failed, done, n = {}, {}, {}, len(given["prompts"])
+
+    async def one(k, awaitable):
+        name = f"the reward function {reward.parts[k].name}"
+        try:
+            done[k] = numbers(name, await awaitable, row, n)
+        except asyncio.CancelledError:  # since another one has failed, or the time is up
+            raise
+        except BaseException as error:  # user code may raise anything, SystemExit too
+            failed.setdefault(k, error)
+            raise
+
+    async def every():
+        await asyncio.gather(*(one(k, awaitable) for k, awaitable in waiting.items()))
+
+    names = " and ".join(reward.parts[k].name for k in waiting)
+    try:
+        own = {what: left for k in waiting for what, left in reward.parts[k].own.items()}
+        with guarded(changes, own, f"the reward function {names}"):
+            within(limit, lambda: awaited(every()), f"the reward function {names}")
+        return done
+    except (KeyboardInterrupt, MinipostError):
+        raise
+    except BaseException as error:
+        k = next(iter(failed), next((k for k in waiting if k not in done), next(iter(waiting))))
+        raise blamed(reward.parts[k], failed.get(k, error), given, row, limit) from error
+    finally:
+        reward.changed |= changes.keys()
+
+
+def awaited(value):
+    """The value, or what it gives if it is to be awaited.  In a running loop, by another thread."""
+    if not inspect.isawaitable(value):
+        return value
+    import asyncio
+    from threading import Thread
+
+    async def wait():
+        return await value
+
+    def run():
+        with asyncio.Runner() as runner:
+            # What a cancelled function raises is not said a second time.
+            runner.get_loop().set_exception_handler(lambda loop, context: None)
+            return runner.run(wait())
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return run()
+    found: list[Any] = []
+
+    def keep():
+        try:
+            found.append((run(), None))
+        except BaseException as error:
+            found.append((None, error))
+
+    thread = Thread(target=keep, daemon=True)
+    thread.start()
+    thread.join()
+    if found[0][1]:
+        raise found[0][1]
+    return found[0][0]
+
+
+def settled(function, given):
+    """What a function gives, awaited if it is async."""
+    return awaited(function(**given))
 
 
 def raised(error, limit=0.0):
@@ -195,6 +470,18 @@ def raised(error, limit=0.0):
     if isinstance(error, TimeIsUp):
         return f"took more than {limit:g} s" + told(error)
     return ("" if isinstance(error, Ended) else "raised ") + told(error)
+
+
+def blamed(part, error, given, row, limit):
+    """The MinipostError on a function that raised this."""
+    i = culprit(part, given, type(error), limit)
+    where = f"the whole batch of {len(given['prompts'])}" if i is None else row(i)
+    return MinipostError(f"the reward function {part.name} {raised(error, limit)} for {where}")
+
+
+def arguments(function, given):
+    """What is given to a function: further arguments only if it takes them."""
+    return {key: each for key, each in given.items() if key not in EXTRAS or takes(function, key)}
 
 
 def check_arguments(name, function, given):
@@ -211,19 +498,22 @@ def check_arguments(name, function, given):
             "name, and the rest as **columns") from None
 
 
-def culprit(name, function, given, own, kind, limit):
+def culprit(part, given, kind, limit):
     """The first row that alone raises an error of this kind, or None.
 
     All together take `limit` seconds at most.  Then the row that was being asked is the one if it
     took half of them.
     """
-    since = time.perf_counter()
-    for i in range(len(given["prompts"])):
-        start, alone = time.perf_counter(), {key: each[i : i + 1] for key, each in given.items()}
+    since, silent = time.perf_counter(), {"log_extra": ignore, "log_metric": ignore}
+    own, n = arguments(part.function, given), len(given["prompts"])
+    for i in range(n):
+        start, alone = time.perf_counter(), {
+            key: silent.get(key, each[i : i + 1] if isinstance(each, list) else each)
+            for key, each in own.items()}
         left = limit and max(1e-5, limit - (start - since))
         try:
-            with guarded({}, own, name):
-                within(left, partial(function, **copied(alone)), name)
+            with guarded({}, part.own, part.name):
+                within(left, partial(settled, part.function, copied(alone)), part.name)
         except KeyboardInterrupt:
             raise
         except TimeIsUp:
@@ -234,6 +524,10 @@ def culprit(name, function, given, own, kind, limit):
     return None
 
 
+def ignore(*values):
+    """What stands for log_extra and log_metric where one row is asked again."""
+
+
 # ---- what a function returns
 
 def numbers(name, values, row, n):
@@ -241,8 +535,6 @@ def numbers(name, values, row, n):
     wanted = f"expected a list of {n} numbers, one per row"
     if not isinstance(values, list | tuple):
         if not hasattr(values, "ndim") or not hasattr(values, "tolist"):
-            if inspect.iscoroutine(values):
-                values.close()
             raise MinipostError(f"{name} returned a value of type {type(values).__name__}; "
                                 f"{wanted}")
         if values.ndim != 1:

@@ -1,4 +1,4 @@
-"""Rows of a JSONL file as problems: `--data FILE`, with your own reward or with completions.
+"""Rows of a file as problems: `--data FILE`, with your own reward or with completions.
 
     {"prompt": "7+5=? Answer:", "completion": " 12", "answer": 12}
 
@@ -24,18 +24,22 @@ the reward function as lists.  Blank lines are ignored.  A bad row is an error. 
 skip` it is left out, counted and reported.  A row that the model has no room for is a bad row too
 (datasets/fitting.py).
 
+Files may be JSONL as above, one JSON list, Parquet, or a saved Hugging Face data set: formats.py.
+`--columns question:prompt,answer:completion` gives columns other names before anything is looked
+at.
+
 Where the prompt of a pair ends that has none, what is held out, and which answers begin with their
 prompt: see datasets/prompts.py.
 """
 
-import json
-from codecs import BOM_UTF8
+import random
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import ClassVar, Literal, NamedTuple
 
+from minipost.datasets import formats
 from minipost.datasets.prompts import (
     ANSWERS,
     NEARLY_ALL,
@@ -46,7 +50,6 @@ from minipost.datasets.prompts import (
     split,
 )
 from minipost.errors import MinipostError
-from minipost.files import no_constant, once, read_bytes
 from minipost.tasks.base import Problem, Task
 
 CHATS = ("messages", "conversations")
@@ -56,34 +59,45 @@ RENAMED = {**{key: key for key in ("prompt", *ANSWERS)},  # what is read, in sma
            "solution": "completion"}
 
 
-class Line(NamedTuple):
-    """A line of a file, from 1 on."""
+class Item(NamedTuple):
+    """A value of a file where a row should stand."""
 
     path: str
-    line: int
-    text: bytes
+    unit: str
+    found: formats.Found
+
+    @property
+    def line(self):
+        return self.found.at
 
     @property
     def place(self):
-        return f"{self.path}, line {self.line}"
+        return f"{self.path}, {self.unit} {self.line}"
 
 
 class Row(dict):
-    """A row of a file; `line` is its number there, and `guess` whether its prompt was guessed."""
+    """A row of a file; `line` is its number there, and `guess` whether its prompt was guessed.
 
-    __slots__ = ("guess", "line", "path", "turn")
+    unit: what the number counts, "line" or "row".
+    """
 
-    def __init__(self, columns, path, line, turn=False, guess=False):
+    __slots__ = ("guess", "line", "path", "turn", "unit")
+
+    def __init__(self, columns, path, line, unit="line", turn=False, guess=False):
         super().__init__(columns)
-        self.path, self.line, self.turn, self.guess = path, line, turn, guess
+        self.path, self.line, self.unit, self.turn, self.guess = path, line, unit, turn, guess
+
+    @property
+    def at(self):
+        return f"{self.unit} {self.line}"
 
     @property
     def place(self):
-        return f"{self.path}, line {self.line}"
+        return f"{self.path}, {self.at}"
 
     def but(self, columns, **how):
         """This row with other columns."""
-        return Row({**self, **columns}, self.path, self.line, **how)
+        return Row({**self, **columns}, self.path, self.line, self.unit, **how)
 
     def problem(self):
         return Problem(self["prompt"], {key: self[key] for key in self if key != "prompt"},
@@ -92,71 +106,56 @@ class Row(dict):
 
 # ---- reading
 
-def read(path, skip=False, reads=(), check=None):
+def read(path, skip=False, reads=(), check=None, columns=""):
     """The file's good rows, and complaints about the others: (rows, complaints), each a tuple.
 
-    A complaint names file and line and says what was expected.  Unless `skip`, the first complaint
-    is raised as a MinipostError.  reads: the keys beside the texts that are looked at, `label` and
-    `reward`.  check(problem): a further complaint about a row, or None.
+    A complaint names file and line, or row, and says what was expected.  Unless `skip`, the first
+    complaint is raised as a MinipostError.  reads: the keys beside the texts that are looked at,
+    `label` and `reward`.  check(problem): a further complaint about a row, or None.  columns: other
+    names, OLD:NEW with commas between.
     """
-    content = read_bytes(path, MOST)
-    name = path, skip, sha256(content).digest()
+    contents, digest = formats.contents(path), sha256()
+    for content in contents:
+        digest.update(sha256(content).digest())
+    name = str(path), skip, columns, digest.digest()
     if name not in KNOWN:
-        found = parsed(path, skip, content)
+        found = parsed(path, skip, contents, formats.columns_of(columns))
         if len(KNOWN) > 7:
             KNOWN.clear()
         KNOWN[name] = found
-    rows, complaints = KNOWN[name][0], [*KNOWN[name][1]]
+    rows, complaints, unit = KNOWN[name][0], [*KNOWN[name][1]], KNOWN[name][2]
     if most_have(rows, ("completion",)):
         for key, look in (("label", check_label), ("reward", check_reward)):
             if key in reads:
                 rows = good(rows, demand(rows, (key,), look), complaints, skip)
     if check:
         rows = good(rows, lambda row: fitting(row, check), complaints, skip)
-    said = [f", line {line}: {sentence}" for line, sentence in sorted(complaints)]
+    said = [f", {unit} {line}: {sentence}" for line, sentence in sorted(complaints)]
     if not rows:
         raise MinipostError(f"{path}: holds no rows" + (
             f" that can be used (skipped {len(said)}; the first was{said[0][1:]})" if said else
-            "; expected one JSON object per line"))
-    return tuple(rows), tuple(path + sentence for sentence in said)
+            "; expected one JSON object per line" if unit == "line" else ""))
+    return tuple(rows), tuple(f"{path}{sentence}" for sentence in said)
 
 
-MOST = 2**31  # bytes of the longest file of rows that is read
-OTHERS = {  # how files of other kinds begin
-    b"\x1f\x8b": "is compressed by gzip; unpack it", b"PK\x03\x04": "is a zip file; unpack it",
-    b"\x28\xb5\x2f\xfd": "is compressed by zstd; unpack it",
-    b"PAR1": "is a Parquet file; write its rows as JSON, one per line",
-    b"\xff\xfe": "is UTF-16; save it as UTF-8", b"\xfe\xff": "is UTF-16; save it as UTF-8"}
-KNOWN: dict[tuple, tuple] = {}  # what `parsed` gave, by path, skip and the file's digest
+KNOWN: dict[tuple, tuple] = {}  # what `parsed` gave, by path, skip, columns and the digest
 
 
-def parsed(path, skip, content):
-    """The rows of a file as they stand there, and complaints: (line, sentence)."""
-    for start, sentence in OTHERS.items():
-        if content.startswith(start):
-            raise MinipostError(f"{path}: {sentence}")
-    if content.lstrip()[:1] == b"[" and is_json(content):
-        raise MinipostError(f"{path}: is one JSON list; write each of its rows on a line of its "
-                            "own, without commas between them")
-    lines = content.split(b"\n")
-    lines[0] = lines[0].removeprefix(BOM_UTF8)  # some editors put it before the first line
-    complaints = []
-    rows = good((Line(path, number, line) for number, line in enumerate(lines, 1)
-                 if line and not line.isspace()), parse, complaints, skip)
+def parsed(path, skip, contents, columns):
+    """(rows as they stand there, complaints: (line, sentence), what a line is called)."""
+    complaints, unit = [], formats.unit(path, contents)
+    found = formats.values(path, contents)
+    if columns:
+        found = list(found)
+        formats.check_columns(path, [f.value for f in found if isinstance(f.value, dict)], columns)
+    rows = good((Item(path, unit, each) for each in found),
+                lambda item: parse(item, columns), complaints, skip)
     # All rows must have what most rows have.
     rows = good(rows, demand(rows, ("chosen", "rejected"), check_pair), complaints, skip)
     rows = good(rows, check_texts, complaints, skip)
     if most_have(rows, ("completion",)):
         rows = good(rows, check_completion, complaints, skip)
-    return rows, complaints
-
-
-def is_json(content):
-    try:
-        json.loads(content)
-    except (ValueError, RecursionError):
-        return False
-    return True
+    return rows, complaints, unit
 
 
 def good(rows, check, complaints, skip):
@@ -191,24 +190,14 @@ def demand(rows, keys, check):
 
 # ---- what a row must be: each check returns the row, or raises ValueError
 
-DECODER = json.JSONDecoder(object_pairs_hook=once, parse_constant=no_constant)
-
-
-def parse(line):
-    """The Row of a line."""
-    try:
-        text = line.text.decode()
-        if text.startswith("\ufeff"):
-            raise ValueError("a byte order mark (BOM) stands before it")
-        found = DECODER.decode(text)
-    except UnicodeDecodeError:
-        raise ValueError("not UTF-8 text") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"expected one JSON object, found {text[:40].rstrip()!r} "
-                         f"({str(error)[:80]})") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"expected a JSON object, found {type(found).__name__}")
-    return Row(found, line.path, line.line)
+def parse(item, columns):
+    """The Row of an Item, its columns under their new names."""
+    found = item.found
+    if found.complaint:
+        raise ValueError(found.complaint)
+    if not isinstance(found.value, dict):
+        raise ValueError(f"expected a JSON object, found {type(found.value).__name__}")
+    return Row(formats.renamed(found.value, columns), item.path, found.at, item.unit)
 
 
 def shown(value):
@@ -339,11 +328,14 @@ class File(Task):
     Beside its fields, which are settings of a run, it has `rows`, those of --data that are kept.
     """
 
-    data: str            # JSONL file to train on
-    eval_data: str = ""  # JSONL file of held-out problems
+    data: str            # rows to train on: JSONL, JSON, Parquet, or a saved data set
+    eval_data: str = ""  # rows of held-out problems
     on_bad_row: Literal["stop", "skip"] = "stop"  # what to do about a malformed row
+    columns: str = ""    # other names for columns of both, OLD:NEW with commas between
 
     name = "file"
+    trains: ClassVar[bool] = True  # whether some rows are to be trained on
+    divide = staticmethod(split)   # (rows, those of --eval-data or None) -> to train on, held out
     rows: ClassVar[Sequence[Row]]
     bad: ClassVar[list[str]]    # sentences on rows that were skipped
     notes: ClassVar[list[str]]  # sentences on others that are not what they seem
@@ -358,12 +350,11 @@ class File(Task):
     def look(self, reads=(), check=None):
         """Read the rows.  reads, check: as in `read`."""
         skip = self.on_bad_row == "skip"
-        rows, said = read(self.data, skip, reads, check)
-        files = [(self.data, rows, said)]
-        if self.eval_data:
-            files.append((self.eval_data, *read(self.eval_data, skip, reads, check)))
-        training, heldout = split(rows, files[1][1] if self.eval_data else None)
-        if not heldout or not training:
+        files = [(path, *read(path, skip, reads, check, self.columns))
+                 for path in filter(None, (self.data, self.eval_data))]
+        rows = files[0][1]
+        training, heldout = self.divide(rows, files[1][1] if self.eval_data else None)
+        if not heldout or not training and self.trains:
             raise MinipostError(
                 f"{self.data}: each of its questions is held out in {self.eval_data}; expected "
                 "others to train on" if self.eval_data else
@@ -439,3 +430,15 @@ class File(Task):
             )
         return [float(text.strip() == right.strip())
                 for text, right in zip(completions, completion, strict=True)]
+
+
+class Whole(File):
+    """A file to measure: all of its rows are held out, in a fixed shuffled order."""
+
+    trains = False
+
+    @staticmethod
+    def divide(rows, tests):
+        rows = list(rows)
+        random.Random(0).shuffle(rows)
+        return [], rows

@@ -30,10 +30,12 @@ def describe(rollout, reward, group_size):
 
     entropy: of the policy that sampled, nats per token, as its own samples estimate it without
     bias.  They are all answers, with those whose group ties and teaches nothing.
+    A reward of NaN is none: what is said of rewards leaves such answers out.
     """
+    if reward.isnan().any():
+        return {**described(rollout), **partly(reward, group_size)}
     by_group = reward.view(-1, group_size)
-    found = {"reward": float(reward.mean()),
-             "entropy": -float(rollout.logp.sum() / rollout.mask.sum())}
+    found = {"reward": float(reward.mean())}
     if group_size > 1:
         ties = (by_group == by_group[:, :1]).all(1)
         found |= {"reward_std": float(by_group.std(1).mean()),
@@ -44,8 +46,27 @@ def describe(rollout, reward, group_size):
     if right.any() and bool((right | (reward == 0)).all()) and not right.all():
         found |= {"completions/mean_length/right": float(lengths[right].mean()),
                   "completions/mean_length/wrong": float(lengths[~right].mean())}
+    return {**found, **described(rollout)}
+
+
+def described(rollout):
+    """What can be said of answers without their rewards."""
     return {
-        **found,
-        "completions/mean_length": float(lengths.mean()),
+        "entropy": -float(rollout.logp.sum() / rollout.mask.sum()),
+        "completions/mean_length": float(rollout.lengths.float().mean()),
         "completions/clipped_ratio": float((~rollout.finished).float().mean()),
     }
+
+
+def partly(reward, group_size):
+    """The metrics of rewards of which some are NaN: of those that are not."""
+    groups = [group[~group.isnan()] for group in reward.view(-1, group_size)]
+    known = torch.cat(groups)
+    found = {"unscored_ratio": float(reward.isnan().float().mean())}
+    if len(known):
+        found["reward"] = float(known.mean())
+    if several := [group for group in groups if len(group) > 1]:
+        found |= {"reward_std": float(torch.stack([group.std() for group in several]).mean()),
+                  "frac_reward_zero_std": sum(bool((g == g[0]).all()) for g in several)
+                  / len(several)}
+    return found

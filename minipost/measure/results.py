@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from minipost.errors import MinipostError
 from minipost.measure.stats import Score, interval
 
 TEMPERATURES = {"greedy": 0.0, "sampled": 1.0}  # temperatures of the held-out answers
@@ -76,10 +77,21 @@ def splits(task, n):
 
 
 def evaluate(run, problems, temperature, module=None, purpose="evaluation"):
-    """Answer each problem once and grade the answers.  Temperature 0 is greedy.  -> Result"""
+    """Answer each problem once and grade the answers.  Temperature 0 is greedy.  -> Result
+
+    It leaves out answers to which no reward function applies.
+    """
     with run.aside():
         rollout = run.sample(problems, 1, temperature=temperature, module=module, purpose=purpose)
-    return Result.of(run.grade(problems, rollout).tolist(), run.texts(rollout))
+    rewards, texts = run.grade(problems, rollout, none=True).tolist(), run.texts(rollout)
+    rows = [row for row, reward in enumerate(rewards) if reward == reward]
+    if not rows:
+        raise MinipostError(f"the reward function {run.reward.__qualname__} applies to none of the "
+                            f"{len(rewards)} held-out problems: it returned None for row 0 and for "
+                            "all others")
+    if len(rows) == len(rewards):
+        return Result.of(rewards, texts)
+    return Result.of([rewards[row] for row in rows], [texts[row] for row in rows], rows)
 
 
 def results(run, splits, module=None):

@@ -81,10 +81,10 @@ def loss_grad(logp, logp_old, adv, mask, *, clip_low, clip_high, count):
 def mixed_groups(run, cfg):
     """Sample until P groups have unequal rewards, or the rounds are used up.
 
-    -> the Rollout of those groups, their rewards with the length penalty, and metrics.  The metrics
-    are of the first round: only that one is a fair sample of the prompts.
+    -> the problems, the Rollout of those groups, their rewards with the length penalty, and
+    metrics.  The metrics are of the first round: only that one is a fair sample of the prompts.
     """
-    parts, rewards, groups, first = [], [], 0, {}
+    parts, rewards, groups, first, asked = [], [], 0, {}, []
     for k in range(cfg.rounds):
         problems = run.problems(cfg.prompts, again=k)
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature,
@@ -96,19 +96,23 @@ def mixed_groups(run, cfg):
             : (cfg.prompts - groups) * cfg.group_size, 0]
         penalty = soft_overlong(rollout.lengths, run.max_new_tokens, cfg.overlong)
         parts.append(rollout[rows])
+        kept = int(parts[-1].prompt.max()) + 1 if len(rows) else 0  # as `concat` counts prompts
+        asked += problems[:kept]
         rewards += (reward + penalty)[rows].tolist()
         groups += len(rows) // cfg.group_size
         if groups == cfg.prompts:
             break
-    return concat(parts, run.vocabulary.pad), reward.new_tensor(rewards), {**first, "rounds": k + 1}
+    return (asked, concat(parts, run.vocabulary.pad), reward.new_tensor(rewards),
+            {**first, "rounds": k + 1})
 
 
 def train(run, cfg):
     """prompts -> mixed groups -> advantages -> loss -> update.  Yields metrics per step."""
     policy = run.policy
     while True:
-        rollout, reward, metrics = mixed_groups(run, cfg)
+        problems, rollout, reward, metrics = mixed_groups(run, cfg)
         adv = ops.group_normalised(reward, cfg.group_size)                  # (B,)
+        run.keep(problems, rollout, reward, adv)
 
         meter, updates = Meter("loss", "clip_ratio"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,

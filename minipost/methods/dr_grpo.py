@@ -73,8 +73,9 @@ def train(run, cfg):
     while True:
         problems = run.problems(cfg.prompts)
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
-        reward = run.score(problems, rollout)                               # (B,)
+        reward = run.score(problems, rollout, none=True)                    # (B,)
         adv = ops.group_centred(reward, cfg.group_size).flatten()           # (B,)
+        run.keep(problems, rollout, reward, adv)
 
         meter, updates = Meter("loss", "clip_ratio"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,

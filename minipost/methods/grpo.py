@@ -32,6 +32,7 @@ answers whose group ties are not trained on: their gradient is exactly zero.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -141,15 +142,17 @@ def divergence(cfg, reference, batch, logp, logp_all):
 def train(run, cfg, score=None):
     """prompts -> rollout -> rewards -> advantages -> loss -> update.  Yields metrics per step.
 
-    score(problems, rollout) -> (B,) what learns, the run's own score if None.
+    score(problems, rollout) -> (B,) what learns, the run's own score if None.  An answer without a
+    reward (NaN) counts for nothing but the KL.
     """
-    policy, score = run.policy, score or run.score
+    policy, score = run.policy, score or partial(run.score, none=True)
     reference = run.reference() if cfg.beta else None
     while True:
         problems = run.problems(cfg.prompts)
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = score(problems, rollout)                               # (B,)
         adv = ops.group_normalised(reward, cfg.group_size)                  # (B,)
+        run.keep(problems, rollout, reward, adv)
 
         meter, updates = Meter("loss", "kl", "clip_ratio"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,

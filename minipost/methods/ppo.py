@@ -182,6 +182,7 @@ def optimise(run, cfg):
         adv = ops.gae(earned, value_old, mask, cfg.gamma, cfg.lam)
         ret = adv + value_old
         adv = ops.whiten(adv, mask)
+        run.keep(problems, rollout, score, adv)
 
         meter, norms = Meter("loss", "value_loss", "clip_ratio"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,

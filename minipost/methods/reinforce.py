@@ -60,6 +60,7 @@ def train(run, cfg):
         reward = run.score(problems, rollout)                               # (B,)
         baseline, mean = run.carried.get("baseline", 0.0), float(reward.mean())
         adv = reward - baseline                                             # (B,)
+        run.keep(problems, rollout, reward, adv)
         run.carried["baseline"] = cfg.momentum * baseline + (1 - cfg.momentum) * mean
 
         meter, count = Meter("loss"), int(rollout.mask.sum())

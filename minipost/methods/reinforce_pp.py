@@ -93,6 +93,7 @@ def train(run, cfg):
         ratio = run.log_ratio(rollout, reference, cfg.temperature)          # (B, T)
         ret = returns(reward, ratio, rollout.mask, cfg.beta)                # (B, T)
         adv = ops.whiten(ret, rollout.mask)                                 # (B, T)
+        run.keep(problems, rollout, reward, adv)
 
         meter, updates = Meter("loss", "clip_ratio"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,

@@ -81,6 +81,7 @@ def train(run, cfg):
         ratio = run.log_ratio(rollout, reference, cfg.temperature)          # (B, T)
         adv = leave_one_out(reward - cfg.beta * ratio.sum(1), cfg.group_size)    # (B,)
         adv = adv.where(~alike(rollout, cfg.group_size), 0.0)
+        run.keep(problems, rollout, reward, adv)
 
         meter, count = Meter("loss"), int(rollout.mask.sum())
         live = [row for row in range(len(rollout)) if adv[row] != 0]

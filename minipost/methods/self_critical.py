@@ -59,6 +59,7 @@ def train(run, cfg):
         greedy = run.sample(problems, 1, temperature=0, purpose="greedy")
         baseline = run.score(problems, greedy)                              # (P,)
         adv = reward - baseline[rollout.prompt]                             # (B,)
+        run.keep(problems, rollout, reward, adv)
 
         meter, count = Meter("loss"), int(rollout.mask.sum())
         live = [row for row in range(len(rollout)) if adv[row] != 0]

@@ -197,6 +197,7 @@ def train(run, cfg):
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
         adv = ops.group_centred(reward, cfg.group_size).flatten()
+        run.keep(problems, rollout, reward, adv)
         count = int(rollout.mask.sum())
         batches = [(i, rollout[i]) for i in run.micro_batches(range(len(rollout)), rollout)]
 
