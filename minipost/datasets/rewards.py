@@ -15,6 +15,7 @@ from functools import partial
 from numbers import Real
 from pathlib import Path
 
+from minipost.chat import ROLE, Messages
 from minipost.datasets import usercode
 from minipost.datasets.usercode import Ended, TimeIsUp, guarded, short, told, within
 from minipost.errors import MinipostError
@@ -128,6 +129,11 @@ def columns(problems):
     return {name: [problem.columns.get(name) for problem in problems] for name in sorted(names)}
 
 
+def as_given(value):
+    """The messages that a row holds, or the value itself."""
+    return value.turns if isinstance(value, Messages) and value.given else value
+
+
 def copied(value):
     """A copy of JSON data: its lists and dicts are new, other values are the same."""
     if isinstance(value, list):
@@ -147,10 +153,17 @@ def ask(reward, problems, completions, limit=0.0):
     each row, or returns a value that is no finite number.  Where it can be known, it also names the
     row, and the line of the user's file.
     """
-    if not isinstance(reward, Added):
+    own = not isinstance(reward, Added)  # a task's
+    if own:
         reward = Added([(getattr(reward, "__qualname__", type(reward).__name__), reward, {})])
     given = {"prompts": [problem.prompt for problem in problems], "completions": completions}
     more = columns(problems)
+    if not own:  # a row's messages are the user's function's as messages, as in TRL
+        given["completions"] = [
+            [{"role": ROLE, "content": text}] if as_given(p.prompt) is not p.prompt else text
+            for p, text in zip(problems, completions)]
+        given["prompts"] = [as_given(prompt) for prompt in given["prompts"]]
+        more = {name: [as_given(value) for value in values] for name, values in more.items()}
     if taken := given.keys() & more:
         raise MinipostError(f"the rows have the key {min(taken)!r}, the name of another argument "
                             "of reward functions; give it another name")

@@ -10,10 +10,11 @@
 
     {"prompt": "7+5=? Answer:", "completion": " 13", "reward": 0.0}
 
-Every row needs a string `prompt`.  Methods need further keys:
+Every row needs a `prompt`, a string or a list of messages.  Chats may have other forms, see
+datasets/chats.py.  Methods need further keys:
 
-    SFT                 a string `completion`
-    methods with pairs  strings `chosen` and `rejected`; they follow the prompt, or begin with it if
+    SFT                 a `completion`, a string or messages
+    methods with pairs  `chosen` and `rejected`, strings or messages; they follow the prompt, or begin with it if
                         the row has no `prompt`
     KTO                 a pair, or a `completion` with a `label`, true or false
     OREO and RFT        a `completion` with a `label`, or with a `reward` within 0..1
@@ -36,6 +37,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import ClassVar, Literal, NamedTuple
 
+from minipost.chat import Messages
+from minipost.datasets.chats import CHATS, as_chat, conversation, same_kind
 from minipost.datasets.prompts import (
     ANSWERS,
     NEARLY_ALL,
@@ -49,7 +52,6 @@ from minipost.errors import MinipostError
 from minipost.files import no_constant, once, read_bytes
 from minipost.tasks.base import Problem, Task
 
-CHATS = ("messages", "conversations")
 RENAMED = {**{key: key for key in ("prompt", *ANSWERS)},  # what is read, in small letters: its name
            "question": "prompt", "instruction": "prompt", "query": "prompt", "problem": "prompt",
            "answer": "completion", "output": "completion", "response": "completion",
@@ -92,12 +94,13 @@ class Row(dict):
 
 # ---- reading
 
-def read(path, skip=False, reads=(), check=None):
+def read(path, skip=False, reads=(), check=None, wrap=False):
     """The file's good rows, and complaints about the others: (rows, complaints), each a tuple.
 
     A complaint names file and line and says what was expected.  Unless `skip`, the first complaint
     is raised as a MinipostError.  reads: the keys beside the texts that are looked at, `label` and
-    `reward`.  check(problem): a further complaint about a row, or None.
+    `reward`.  check(problem): a further complaint about a row, or None.  wrap: make chats of rows
+    of strings.
     """
     content = read_bytes(path, MOST)
     name = path, skip, sha256(content).digest()
@@ -107,6 +110,8 @@ def read(path, skip=False, reads=(), check=None):
             KNOWN.clear()
         KNOWN[name] = found
     rows, complaints = KNOWN[name][0], [*KNOWN[name][1]]
+    if wrap and not is_chat(rows):
+        rows = [as_chat(row) for row in rows]
     if most_have(rows, ("completion",)):
         for key, look in (("label", check_label), ("reward", check_reward)):
             if key in reads:
@@ -143,12 +148,19 @@ def parsed(path, skip, content):
     complaints = []
     rows = good((Line(path, number, line) for number, line in enumerate(lines, 1)
                  if line and not line.isspace()), parse, complaints, skip)
+    rows = good(rows, conversation, complaints, skip)
+    rows = good(rows, same_kind(rows), complaints, skip)
     # All rows must have what most rows have.
     rows = good(rows, demand(rows, ("chosen", "rejected"), check_pair), complaints, skip)
     rows = good(rows, check_texts, complaints, skip)
     if most_have(rows, ("completion",)):
         rows = good(rows, check_completion, complaints, skip)
     return rows, complaints
+
+
+def is_chat(rows):
+    """Whether rows that were read are chats."""
+    return bool(rows) and isinstance(rows[0].get("prompt"), Messages)
 
 
 def is_json(content):
@@ -245,8 +257,7 @@ def no_prompt(row):
     """What a row has instead of a string under `prompt`, and what to do about it."""
     chat = next((key for key in ("prompt", *CHATS) if isinstance(row.get(key), list)), None)
     if chat:
-        return (f"a list under {chat!r}: chats are not read yet; write the text up to the answer "
-                "under 'prompt' and the answer under 'completion', both as one string")
+        return f"a list under {chat!r} that holds no messages"
     if "prompt" in row or not row:
         return no_text(row, "prompt")
     keys = [key[:20] if key.isprintable() else repr(key[:20]) for key in row]
@@ -270,9 +281,6 @@ def check_completion(row):
 
 
 def check_answer(row, key):
-    if isinstance(row.get(key), list):
-        raise ValueError(f"expected a string under {key!r}, found a list; chats are not read yet: "
-                         "write the answer as one string")
     if not isinstance(row.get(key), str) or not row[key]:
         raise ValueError(f"expected a non-empty string under {key!r}, found {no_text(row, key)}")
 
@@ -344,6 +352,7 @@ class File(Task):
     on_bad_row: Literal["stop", "skip"] = "stop"  # what to do about a malformed row
 
     name = "file"
+    wrap: ClassVar[bool] = False  # whether rows of strings are made chats
     rows: ClassVar[Sequence[Row]]
     bad: ClassVar[list[str]]    # sentences on rows that were skipped
     notes: ClassVar[list[str]]  # sentences on others that are not what they seem
@@ -355,13 +364,23 @@ class File(Task):
             raise MinipostError(f"on_bad_row is {self.on_bad_row!r}; expected stop or skip")
         self.look()
 
+    def chatting(self):
+        """This file with each prompt as the message of a user; itself if its rows are chats."""
+        found = copy(self)
+        vars(found).update(wrap=True)
+        found.look()
+        return found
+
     def look(self, reads=(), check=None):
         """Read the rows.  reads, check: as in `read`."""
         skip = self.on_bad_row == "skip"
-        rows, said = read(self.data, skip, reads, check)
+        rows, said = read(self.data, skip, reads, check, self.wrap)
         files = [(self.data, rows, said)]
         if self.eval_data:
-            files.append((self.eval_data, *read(self.eval_data, skip, reads, check)))
+            files.append((self.eval_data, *read(self.eval_data, skip, reads, check, self.wrap)))
+            if is_chat(rows) != is_chat(files[1][1]):
+                raise MinipostError(f"{self.eval_data}: of its rows and those of {self.data} one "
+                                    "are messages and the others strings; expected one kind")
         training, heldout = split(rows, files[1][1] if self.eval_data else None)
         if not heldout or not training:
             raise MinipostError(
@@ -437,5 +456,6 @@ class File(Task):
             raise MinipostError(
                 f"{self.data}: rows without a completion need a reward function, --reward"
             )
+        known = [right.first if isinstance(right, Messages) else right for right in completion]
         return [float(text.strip() == right.strip())
-                for text, right in zip(completions, completion, strict=True)]
+                for text, right in zip(completions, known, strict=True)]
