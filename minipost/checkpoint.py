@@ -580,7 +580,7 @@ def create(directory, model, tokenizer, dtype="float32"):
 def save(directory, model, like, dtype="float32", end=None):
     """Write a trained GPT or RewardModel, and byte-for-byte copies of the other files of `like`.
 
-    end: an id that ends answers now; it joins those of generation_config.json.
+    end: an id that ends a policy's answers now; it joins those of generation_config.json.
     """
     directory, like = Path(directory), Path(like)
     files.make_directory(directory)
@@ -591,7 +591,7 @@ def save(directory, model, like, dtype="float32", end=None):
     ids = stated_ids(like, raw)
     ends = ids.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [ends]
-    if end is not None and end not in ends:
+    if end is not None and end not in ends and not isinstance(model, ValueHead):
         own = files.read_json(like / "generation_config.json") if (
             like / "generation_config.json").exists() else {
                 key: ids[key] for key in ("bos_token_id", "pad_token_id") if key in ids}

@@ -41,6 +41,7 @@ from minipost.rollout import (
     repeats,
 )
 from minipost.tasks.base import Problem
+from minipost.tokenizer import written
 
 ROWS = 1024  # most sequences that a rank samples at once
 CPU_BYTES = 2**30          # most that a training pass keeps, or the caches of sampling
@@ -316,7 +317,7 @@ class Run:
         for problem, text in zip(problems, answers, strict=True):
             try:
                 how = self.reading(text) | self.reading(problem.prompt)
-                before, after, learnt = words.written(problem.prompt, text, **how)
+                before, after, learnt = written(words, problem.prompt, text, **how)
                 if not before:
                     raise MinipostError(NO_TOKENS)
                 check_context(policy, len(before), len(after), problem.prompt, text)

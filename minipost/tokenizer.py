@@ -175,6 +175,17 @@ def guarded(ask, given, **options):
         raise MinipostError(f"the tokenizer's library says: {str(error)[:120]}") from None
 
 
+def written(vocabulary, prompt, answer, **how):
+    """(ids of a prompt, ids of its answer, whether each of these is learnt).
+
+    how: options of `Vocabulary.prompt` and `response`.
+    """
+    if isinstance(answer, Messages):
+        return vocabulary.conversation(prompt, answer, **how)
+    ids = vocabulary.response(answer, **how)
+    return vocabulary.prompt(prompt, **how), ids, [True] * len(ids)
+
+
 class Vocabulary:
     """A tokenizer with what frames a sequence.
 
@@ -186,8 +197,8 @@ class Vocabulary:
 
     def __init__(self, tokenizer, before, eos, pad, named=(), end=None, template=None):
         self.tokenizer, self.before, self.pad = tokenizer, list(before), pad
-        self.eos, self.named = frozenset(eos), frozenset(named)
-        self.end = self.stated = min(self.eos) if end is None else end
+        self.eos = self.stated = frozenset(eos)
+        self.named, self.end = frozenset(named), min(self.eos) if end is None else end
         self.template, self.ending = template, ""
 
     @property
@@ -195,16 +206,21 @@ class Vocabulary:
         """The control tokens that are put where they belong: no text holds them.  A set of ids."""
         return {*self.before, *self.eos, *self.named} & self.tokenizer.control.keys()
 
+    @property
+    def chat(self):
+        """The chat template.  MinipostError where the model has none."""
+        if self.template is None:
+            raise MinipostError("messages need a chat template, and this model has none: neither "
+                                "chat_template.jinja nor chat_template in tokenizer_config.json; "
+                                "put one into its directory, or write each prompt as one string")
+        return self.template
+
     def begin_chat(self):
         """Let answers end as the template ends them.
 
         MinipostError where the model has no template, or it cannot be used.
         """
-        if self.template is None:
-            raise MinipostError("messages need a chat template, and this model has none: neither "
-                                "chat_template.jinja nor chat_template in tokenizer_config.json; "
-                                "put one into its directory, or write each prompt as one string")
-        self.ending = self.template.ending(self.tokenizer.control.values())
+        self.ending = self.chat.ending(self.tokenizer.control.values())
         if self.ending:
             self.end = self.tokenizer.id(self.ending)
             self.eos |= {self.end}
@@ -218,24 +234,21 @@ class Vocabulary:
         if not isinstance(text, Messages):
             return self.before + self.tokenizer.encode(text, control=control)
         (plain,), mark = marked([text], () if control else self.tokenizer.control.values())
-        ids, _ = self.tokenizer.places(self.template.asked(plain), mark)
+        ids, _ = self.tokenizer.places(self.chat.asked(plain), mark)
         return ids + (self.tokenizer.encode(text.more, inside=True) if text.more else [])
 
     def response(self, text, control=False):
         """Ids of a response to a prompt, EOS at the end."""
         return self.tokenizer.encode(text, inside=True, control=control) + [self.end]
 
-    def written(self, prompt, answer, control=False):
-        """(ids up to the answer, ids of the answer, whether each of these is learnt).
+    def conversation(self, prompt, answer, control=False):
+        """Both Messages: (ids up to the answer, ids of the answer, whether each of these is learnt).
 
-        An answer in Messages is learnt where the assistant speaks, with what ends its turns.
+        Learnt is what the assistant says, with what ends its turns.
         """
-        if not isinstance(answer, Messages):
-            ids = self.response(answer, control)
-            return self.prompt(prompt, control), ids, [True] * len(ids)
         tokens = () if control else self.tokenizer.control.values()
         (asked, said), mark = marked([prompt, answer], tokens)
-        text, spans = self.template.whole(asked, said, self.ending)
+        text, spans = self.chat.whole(asked, said, self.ending)
         ids, places = self.tokenizer.places(text, mark)
         learnt = [any(a < end and b > start for start, end in spans) for a, b in places]
         first, last = learnt.index(True), len(learnt) - learnt[::-1].index(True)

@@ -125,7 +125,7 @@ def test_ids_are_those_of_transformers(peers, known, name, way):
     if way == "no thinking" and name == "qwen_tools":
         return                                              # see the test of refusals
     whole = peers[name].apply_chat_template(turns, **how)["input_ids"]
-    before, after, learnt = words.written(ask, Messages(answer))
+    before, after, learnt = words.conversation(ask, Messages(answer))
     assert before + after == whole[: len(before + after)]
     rest = words.tokenizer.decode(whole[len(before + after):], {})
     assert not rest.replace("</s>", "").strip()             # nothing that anybody says
@@ -144,11 +144,11 @@ def test_generation_blocks_give_the_masks_of_transformers(peers, known, turns):
     found = peers["generation"].apply_chat_template(
         turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     prompt, answer = split(turns)
-    before, after, learnt = known["generation"].written(Messages(prompt), Messages(answer))
+    before, after, learnt = known["generation"].conversation(Messages(prompt), Messages(answer))
     mask = [0] * len(before) + [int(yes) for yes in learnt]
     assert mask == found["assistant_masks"][: len(mask)] and sum(mask) == sum(
         found["assistant_masks"])
-    plain = known["chatml"].written(Messages(prompt), Messages(answer))
+    plain = known["chatml"].conversation(Messages(prompt), Messages(answer))
     assert plain[2] == learnt                               # both ways to tell give one mask
 
 
@@ -173,10 +173,10 @@ def test_of_several_eos_ids_the_one_that_the_tokenizer_names_is_written(tmp_path
 
 
 def test_turns_of_the_prompt_are_not_learnt(known):
-    before, after, learnt = known["chatml"].written(Messages(LONG[:3]), Messages(LONG[3:]))
+    before, after, learnt = known["chatml"].conversation(Messages(LONG[:3]), Messages(LONG[3:]))
     assert all(learnt) and learnt_text(known["chatml"], after, learnt) == [
         LONG[3]["content"] + "<|im_end|>"]
-    generated = known["generation"].written(Messages(LONG[:3]), Messages(LONG[3:]))
+    generated = known["generation"].conversation(Messages(LONG[:3]), Messages(LONG[3:]))
     assert generated[1:] == (after, learnt)
 
 
@@ -185,10 +185,10 @@ def test_a_template_without_an_end_gets_the_models_eos(known):
     words.template = Template({"default": "{% for m in messages %}{{ m.role + ': ' + m.content + "
                                           "'\\n' }}{% endfor %}{% if add_generation_prompt %}"
                                           "{{ 'assistant: ' }}{% endif %}"}, {}, "here")
-    words.end = words.stated
+    words.end = min(words.stated)
     words.begin_chat()
     assert words.ending == "" and words.end == 2
-    before, after, learnt = words.written(Messages(LONG[:1]), Messages(LONG[1:]))
+    before, after, learnt = words.conversation(Messages(LONG[:1]), Messages(LONG[1:]))
     assert after[-1] == 2 and learnt[-1]
     assert [text.strip() for text in learnt_text(words, after, learnt)] == [
         "7+5=12  two", "the answer is é12</s>"]
@@ -197,7 +197,7 @@ def test_a_template_without_an_end_gets_the_models_eos(known):
 def test_a_turn_that_is_asked_for_in_another_way_is_refused(known):
     ask = Messages(LONG[:1], options={"enable_thinking": False})
     with pytest.raises(MinipostError, match="message 2 of 2 in another way.*generation. blocks"):
-        known["qwen_tools"].written(ask, Messages(LONG[1:2]))
+        known["qwen_tools"].conversation(ask, Messages(LONG[1:2]))
 
 
 def test_a_template_that_refuses_says_why(known):
@@ -239,7 +239,7 @@ def test_no_text_of_a_message_becomes_a_control_token(known, asked, said):
         ids = words.prompt(Messages(turns))
         assert sum(i in control for i in ids) == count
         assert "1" + asked in words.tokenizer.decode(ids, {})
-        before, after, learnt = words.written(Messages(turns), Messages(answer))
+        before, after, learnt = words.conversation(Messages(turns), Messages(answer))
         part, = learnt_text(words, after, learnt)
         assert part == "1" + said + "1" + ENDS.get(name, "<|im_end|>")
         assert before == ids and sum(i in control for i in after) == 1

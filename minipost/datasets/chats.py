@@ -22,6 +22,7 @@ from minipost.chat import ROLE, Messages
 from minipost.datasets.prompts import ANSWERS
 
 CHATS = ("messages", "conversations")
+DEEPEST = 60  # lists and objects in each other, in a message
 SPEAKERS = {"human": "user", "user": "user", "gpt": ROLE, "chatgpt": ROLE, "bot": ROLE,
             "model": ROLE, ROLE: ROLE, "system": "system", "tool": "tool", "function": "tool",
             "observation": "tool", "function_call": ROLE}
@@ -41,7 +42,7 @@ def conversation(row):
     turns = {key: turns_of(row[key], key) for key in lists}
     if {"chosen", "rejected"} <= turns.keys() and begins(turns["chosen"]) != ROLE:
         turns |= without_prompt(turns["chosen"], turns["rejected"])
-    elif "prompt" not in turns and not {"chosen", "completion"} & turns.keys():
+    elif {*CHATS} & turns.keys() and not {"prompt", *ANSWERS} & turns.keys():
         turns |= divided(turns.get("messages") or turns["conversations"])
     for key in ("prompt", *ANSWERS):
         if key not in turns and isinstance(row.get(key), str):
@@ -76,6 +77,7 @@ def turn_of(turn, name):
     if not isinstance(turn, dict):
         raise ValueError(f"{name} is no object; expected 'role' and 'content'")
     turn = {key: value for key, value in turn.items() if value is not None}
+    check_depth(turn, name)
     if "from" in turn and "role" not in turn:
         speaker = turn.pop("from")
         if not isinstance(speaker, str) or speaker.lower() not in SPEAKERS:
@@ -95,6 +97,15 @@ def turn_of(turn, name):
     if turn["role"] == ROLE and not content and not (turn.keys() - {"role", "content", "name"}):
         raise ValueError(f"{name} is an empty answer of the assistant; expected a text")
     return {**turn, "content": content}
+
+
+def check_depth(value, name, most=DEEPEST):
+    """ValueError where lists and objects stand in each other more than `most` times."""
+    if isinstance(value, list | dict):
+        if not most:
+            raise ValueError(f"{name} has more than {DEEPEST} lists and objects in each other")
+        for each in value.values() if isinstance(value, dict) else value:
+            check_depth(each, name, most - 1)
 
 
 def begins(turns):
@@ -143,10 +154,11 @@ def tools_of(row):
     if isinstance(tools, str) and tools.strip():
         try:
             tools = json.loads(tools)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError("'tools' is a string that is no JSON; expected a list") from None
     if tools in (None, "", []):
         return None
+    check_depth(tools, "'tools'")
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise ValueError(f"expected a list of objects under 'tools', found {str(tools)[:40]!r}")
     return tools
@@ -158,6 +170,7 @@ def options_of(row):
     if not isinstance(options, dict):
         raise ValueError("expected an object under 'chat_template_kwargs', found "
                          f"{str(options)[:40]!r}")
+    check_depth(options, "'chat_template_kwargs'")
     if taken := options.keys() & {"messages", "tools", "add_generation_prompt"}:
         raise ValueError(f"'chat_template_kwargs' names {min(taken)!r}, which the row says itself")
     return options

@@ -18,6 +18,7 @@ from minipost.datasets.prompts import ANSWERS
 from minipost.datasets.rows import File
 from minipost.errors import MinipostError
 from minipost.rollout import NO_TOKENS
+from minipost.tokenizer import written
 
 NAMES = {"completion": "a completion", "chosen": "a chosen answer", "rejected": "a rejected answer"}
 
@@ -97,7 +98,7 @@ def complaint(problem, model, vocabulary, max_new_tokens, reads=ANSWERS, control
     given = {key: problem.columns.get(key) for key in ANSWERS if key in reads}
     try:
         asked = Text(problem.prompt, vocabulary.prompt(problem.prompt, **how))
-        answers = {key: Text(text, vocabulary.written(problem.prompt, text, **how)[1])
+        answers = {key: Text(text, written(vocabulary, problem.prompt, text, **how)[1])
                    for key, text in given.items() if isinstance(text, str)}
     except MinipostError as error:  # such as a template that refuses the order of a row's turns
         return str(error)
