@@ -161,9 +161,8 @@ class Template:
         """
         turns, rest = prompt.turns + answer.turns, (prompt.tools, prompt.options)
         text, spans = self.render(turns, *rest)
-        before = self.render(turns[: len(prompt.turns)], *rest, ask=True)[0]
         if self.tells:
-            begin = common(text, before)
+            begin = common(text, self.asked(prompt))
             spans = [(start, end) for start, end in spans if end > max(start, begin)]
         else:
             spans = [self.span(text, turns, k, rest, ending)
@@ -181,14 +180,15 @@ class Template:
 
     def span(self, text, turns, k, rest, ending):
         """Where turn k stands in the whole text, with what ends it."""
-        before = self.render(turns[:k], *rest, ask=True)[0]
+        tools, options = rest
+        before = self.render(turns[:k], tools, options, ask=True)[0]
         if not text.startswith(before):
             raise MinipostError(
                 f"{self.place}: the chat template writes message {k + 1} of {len(turns)} in "
                 f"another way ({text[common(text, before):][:30]!r}) than it asks for it "
-                f"({before[common(text, before):][:30]!r}), so the assistant's part cannot be told; "
-                "give it `generation` blocks, or rows whose last message alone is the assistant's")
-        behind = self.render(turns[: k + 1], *rest)[0]
+                f"({before[common(text, before):][:30]!r}), so it cannot be told what the assistant "
+                "says; use a template with `generation` blocks, or one answer in each row")
+        behind = self.render(turns[: k + 1], tools, options)[0]
         start, end = len(before), len(text)
         if text.startswith(behind):
             end = len(behind)

@@ -242,7 +242,7 @@ class Vocabulary:
         return self.tokenizer.encode(text, inside=True, control=control) + [self.end]
 
     def conversation(self, prompt, answer, control=False):
-        """Both Messages: (ids up to the answer, ids of the answer, whether each of these is learnt).
+        """(ids up to the answer, ids of the answer, whether each of these is learnt) of Messages.
 
         Learnt is what the assistant says, with what ends its turns.
         """

@@ -2,9 +2,9 @@
 
     {"messages": [{"role": "user", "content": "7+5?"}, {"role": "assistant", "content": "12"}]}
 
-    {"prompt": [{"role": "user", "content": "7+5?"}]}            with completion, chosen and rejected
-                                                                 as lists too, or as strings
-    {"chosen": [...], "rejected": [...]}                         the prompt is what both begin with
+    {"prompt": [{"role": "user", "content": "7+5?"}]}      with completion, chosen and rejected as
+                                                           lists too, or as strings
+    {"chosen": [...], "rejected": [...]}                   the prompt is what both begin with
     {"conversations": [{"from": "human", "value": "7+5?"}, {"from": "gpt", "value": "12"}]}
 
 `messages` is divided before the first turn of the assistant: what stands before it is the prompt,
@@ -42,8 +42,9 @@ def conversation(row):
     turns = {key: turns_of(row[key], key) for key in lists}
     if {"chosen", "rejected"} <= turns.keys() and begins(turns["chosen"]) != ROLE:
         turns |= without_prompt(turns["chosen"], turns["rejected"])
-    elif {*CHATS} & turns.keys() and not {"prompt", *ANSWERS} & turns.keys():
-        turns |= divided(turns.get("messages") or turns["conversations"])
+    elif {*CHATS} & turns.keys() and "prompt" not in turns:
+        parts = divided(turns.get("messages") or turns["conversations"])
+        turns |= {"prompt": parts["prompt"]} if {*ANSWERS} & turns.keys() else parts
     for key in ("prompt", *ANSWERS):
         if key not in turns and isinstance(row.get(key), str):
             role = "user" if key == "prompt" else ROLE
@@ -137,7 +138,7 @@ def without_prompt(chosen, rejected):
 
 
 def check_order(turns, key):
-    """ValueError unless a prompt ends before the assistant's turn, and an answer is of its turns."""
+    """ValueError unless a prompt ends before the assistant speaks, and an answer where it does."""
     if key == "prompt" and not turns:
         raise ValueError("the assistant speaks first; expected a message of a user before that")
     if key == "prompt" and turns[-1]["role"] == ROLE:

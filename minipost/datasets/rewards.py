@@ -130,8 +130,10 @@ def columns(problems):
 
 
 def as_given(value):
-    """The messages that a row holds, or the value itself."""
-    return value.turns if isinstance(value, Messages) and value.given else value
+    """What a row holds: messages, or a plain string that was made a message, or other data."""
+    if isinstance(value, Messages):
+        return value.turns if value.given else str(value)
+    return value
 
 
 def copied(value):
@@ -159,10 +161,10 @@ def ask(reward, problems, completions, limit=0.0):
     given = {"prompts": [problem.prompt for problem in problems], "completions": completions}
     more = columns(problems)
     if not own:  # a row's messages are the user's function's as messages, as in TRL
-        given["completions"] = [
-            [{"role": ROLE, "content": text}] if as_given(p.prompt) is not p.prompt else text
-            for p, text in zip(problems, completions)]
         given["prompts"] = [as_given(prompt) for prompt in given["prompts"]]
+        given["completions"] = [
+            [{"role": ROLE, "content": text}] if isinstance(prompt, list) else text
+            for prompt, text in zip(given["prompts"], completions)]
         more = {name: [as_given(value) for value in values] for name, values in more.items()}
     if taken := given.keys() & more:
         raise MinipostError(f"the rows have the key {min(taken)!r}, the name of another argument "

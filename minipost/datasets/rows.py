@@ -14,8 +14,8 @@ Every row needs a `prompt`, a string or a list of messages.  Chats may have othe
 datasets/chats.py.  Methods need further keys:
 
     SFT                 a `completion`, a string or messages
-    methods with pairs  `chosen` and `rejected`, strings or messages; they follow the prompt, or begin with it if
-                        the row has no `prompt`
+    methods with pairs  `chosen` and `rejected`, strings or messages; they follow the prompt, or
+                        begin with it if the row has no `prompt`
     KTO                 a pair, or a `completion` with a `label`, true or false
     OREO and RFT        a `completion` with a `label`, or with a `reward` within 0..1
 
