@@ -186,8 +186,8 @@ class Template:
             raise MinipostError(
                 f"{self.place}: the chat template writes message {k + 1} of {len(turns)} in "
                 f"another way ({text[common(text, before):][:30]!r}) than it asks for it "
-                f"({before[common(text, before):][:30]!r}), so it cannot be told what the assistant "
-                "says; use a template with `generation` blocks, or one answer in each row")
+                f"({before[common(text, before):][:30]!r}), so it cannot be told what the assistant"
+                " says; use a template with `generation` blocks, or one answer in each row")
         behind = self.render(turns[: k + 1], tools, options)[0]
         start, end = len(before), len(text)
         if text.startswith(behind):
