@@ -162,7 +162,7 @@ def test_every_file_keeps_its_contract():
 
 def test_the_front_hall_shows_what_a_learner_reads_and_little_else():
     hall = [path for path in (ROOT / "minipost").iterdir() if path.name != "__pycache__"]
-    assert sum(path.suffix == ".py" for path in hall) <= 19
+    assert sum(path.suffix == ".py" for path in hall) <= 20  # chat.py: what a message is to a model
     assert {path.name for path in hall if path.is_dir()} == {
         "checks", "cli", "datasets", "engine", "measure", "methods", "proof", "tasks", "test_time"}
 
