@@ -208,6 +208,9 @@ def test_forms_that_say_the_same_are_the_same():
     assert ultra["prompt"].turns == [USER(3)] and ultra["chosen"].turns == [SAID(3)]
     half = conversation(row({"prompt": [USER(3)], "chosen": " 8", "rejected": " no"}))
     assert half["chosen"].turns == pair["chosen"].turns
+    late = conversation(row({"chosen": [USER(3), SAID(3), SAID(4)],
+                             "rejected": [USER(3), SAID(3), OTHER(3)]}))
+    assert late["prompt"].turns == [USER(3)] and late["chosen"].turns == [SAID(3), SAID(4)]
     share = conversation(row({"conversations": [{"from": "human", "value": "3+5=?"}],
                               "chosen": {"from": "gpt", "value": " 8"},
                               "rejected": {"from": "gpt", "value": " no"}}))
