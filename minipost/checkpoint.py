@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from minipost import files
+from minipost.chat import Template
 from minipost.errors import MinipostError
 from minipost.families import (
     FAMILIES,
@@ -408,7 +409,46 @@ def read_vocabulary(directory, raw, vocab_size):
     beyond = beyond_the_model(directory, tokenizer, vocab_size)
     # Masks come from lengths, so any id can fill the padding where a model names none.
     named = [pad] if is_id(pad, known) else []
-    return Vocabulary(tokenizer, tokenizer.before, eos, (named or [0])[0], {*named, *beyond})
+    tokens = special_tokens(directory)
+    end = tokenizer.id(tokens.get("eos_token", ""))
+    return Vocabulary(tokenizer, tokenizer.before, eos, (named or [0])[0], {*named, *beyond},
+                      end if end in eos else eos[0], chat_template(directory, tokens))
+
+
+def special_tokens(directory):
+    """{"eos_token": its text, ...} as the files of the tokenizer name them for templates."""
+    found = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        raw = files.read_json(directory / file) if (directory / file).exists() else {}
+        for key, value in raw.items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(text, str):
+                found[key] = text
+    return found
+
+
+def chat_template(directory, tokens):
+    """The model's chat Template, or None.  chat_template.jinja goes before tokenizer_config.json.
+
+    tokens: what it may name.
+    """
+    path, side = directory / "chat_template.jinja", directory / "tokenizer_config.json"
+    if path.exists():
+        try:
+            return Template({"default": read_bytes(path).decode()}, tokens, path)
+        except UnicodeDecodeError:
+            raise MinipostError(f"{path}: not UTF-8 text") from None
+    found = files.read_json(side).get("chat_template") if side.exists() else None
+    if isinstance(found, list):  # several by name
+        found = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
+    elif found is not None:
+        found = {"default": found}
+    if found is None:
+        return None
+    if "default" not in found or not all(isinstance(text, str) for text in found.values()):
+        raise MinipostError(f"{side}: expected a text under 'chat_template', or a list of names "
+                            "and templates with one called 'default'")
+    return Template(found, tokens, side)
 
 
 def unused(vocabulary, vocab_size):
@@ -523,14 +563,26 @@ def create(directory, model, tokenizer, dtype="float32"):
     save_weights(directory, model, dtype)
 
 
-def save(directory, model, like, dtype="float32"):
-    """Write a trained GPT or RewardModel, and byte-for-byte copies of the other files of `like`."""
+def save(directory, model, like, dtype="float32", end=None):
+    """Write a trained GPT or RewardModel, and byte-for-byte copies of the other files of `like`.
+
+    end: an id that ends a policy's answers now; it joins those of generation_config.json.
+    """
     directory, like = Path(directory), Path(like)
     files.make_directory(directory)
     for path in side_files(like):
         data = read_bytes(path)
         files.publish(directory / path.name, lambda path, data=data: path.write_bytes(data))
     raw, kind = files.read_json(like / "config.json"), dict[str, Any]()
+    ids = stated_ids(like, raw)
+    ends = ids.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [ends]
+    if end is not None and end not in ends and not isinstance(model, ValueHead):
+        own = files.read_json(like / "generation_config.json") if (
+            like / "generation_config.json").exists() else {
+                key: ids[key] for key in ("bos_token_id", "pad_token_id") if key in ids}
+        files.write_json(directory / "generation_config.json",
+                         {**own, "eos_token_id": [*ends, end]})
     if isinstance(model, ValueHead):
         kind = {"architectures": [scorer(raw)], "id2label": {"0": "score"},
                 "label2id": {"score": 0}}

@@ -4,6 +4,7 @@
     python -m minipost.doctor --model path/to/llama --data rows.jsonl --reward mine.py:reward
     python -m minipost.doctor --task wording --reward-model runs/reward-wording-0/model
     python -m minipost.doctor --data pairs.jsonl --json           the same as data
+    python -m minipost.doctor --model DIR --data chats.jsonl      also what is learnt of a chat
 
 It samples answers as a run would and checks the invariants of training on them.  It prints one line
 per check, and for every finding what it is, why it matters and what to do.  A FAULT makes training

@@ -44,6 +44,7 @@ class Measured(Options):
     branching: int = 4          # samples that continue each beam
     n: int = 400                # held-out problems per split
     pass_at: str = ""           # also pass@k, for these k: 1,8,64
+    chat: bool = False          # make each prompt that is a string the message of a user
     samples: int = 0            # for --pass-at, draw so many; 0: exact, or the largest k where not
     workers: int = 0            # processes; 0: one per core, at most 4
 
@@ -132,7 +133,7 @@ def rows(options, tasks, device="cpu"):
     from minipost.measure.results import results, splits
     from minipost.measure.texts import Texts
     from minipost.optim import Learner
-    from minipost.run import Run
+    from minipost.run import Run, as_asked
     from minipost.test_time import beam
 
     model, vocabulary = checkpoint.load(options.model, device, options.dtype)
@@ -140,6 +141,7 @@ def rows(options, tasks, device="cpu"):
     value = checkpoint.load_reward_model(options.value, vocabulary, device, options.dtype) \
         if options.value else None
     for title, task in tasks.items():
+        task = as_asked(task, vocabulary, options.chat)
         task = fitted(task, model, vocabulary, options.max_new_tokens, (), (),
                       options.control_tokens)
         run = Run(policy, vocabulary, task, load_reward(options.reward, task), seed=options.seed,

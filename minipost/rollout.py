@@ -120,15 +120,19 @@ def check_prompts(prompts):
                             f"{len(prompts)})")
 
 
-def pack(prompts, responses, pad):
-    """Sequences from lists of ids; each response already ends in EOS where it should."""
+def pack(prompts, responses, pad, learnt=None):
+    """Sequences from lists of ids; each response already ends in EOS where it should.
+
+    learnt: for each response, whether each of its ids is; all are if None.
+    """
     check_prompts(prompts)
     width = max(len(p) + len(r) for p, r in zip(prompts, responses))
     tokens = torch.full((len(prompts), width), pad)
     mask = torch.zeros(len(prompts), width - 1, dtype=torch.bool)
     for row, (p, r) in enumerate(zip(prompts, responses)):
         tokens[row, : len(p) + len(r)] = torch.tensor(p + r)
-        mask[row, len(p) - 1 : len(p) + len(r) - 1] = True
+        mask[row, len(p) - 1 : len(p) + len(r) - 1] = torch.tensor(
+            learnt[row]) if learnt else True
     return Sequences(tokens, mask)
 
 

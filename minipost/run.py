@@ -22,7 +22,10 @@ import torch
 from torch.nn.utils import vector_to_parameters
 
 from minipost import checkpoint, parallel
+from minipost.chat import Messages
+from minipost.datasets.chats import in_chat
 from minipost.datasets.rewards import Said, Told, TrainerState, ask, load_reward
+from minipost.datasets.rows import File, is_chat
 from minipost.engine.packed import alike
 from minipost.errors import MinipostError
 from minipost.optim import Learner
@@ -38,6 +41,7 @@ from minipost.rollout import (
     repeats,
 )
 from minipost.tasks.base import Problem, Task
+from minipost.tokenizer import written
 
 ROWS = 1024  # most sequences that a rank samples at once
 CPU_BYTES = 2**30          # most that a training pass keeps, or the caches of sampling
@@ -316,23 +320,27 @@ class Run:
     def encode(self, problems, answers):
         """Problems, or the texts of prompts, with an answer each, as Sequences.
 
+        Of an answer in Messages the assistant's turns are learnt.
+
         MinipostError where a prompt has no tokens, or passes the context with its answer; it names
         the place of a row.
         """
         policy, words = self.policy.module, self.vocabulary
         problems = [Problem(each) if isinstance(each, str) else each for each in problems]
-        ids, ends = [], []
+        rows = []
         for problem, text in zip(problems, answers, strict=True):
             try:
-                before = self.prompt_ids(problem.prompt)
-                after = words.response(text, **self.reading(text))
+                how = self.reading(text) | self.reading(problem.prompt)
+                before, after, learnt = written(words, problem.prompt, text, **how)
+                if not before:
+                    raise MinipostError(NO_TOKENS)
                 check_context(policy, len(before), len(after), problem.prompt, text)
             except MinipostError as error:
                 place = problem.place and f"{problem.place}: "
                 raise MinipostError(f"{place}{error}") from None
-            ids.append(before)
-            ends.append(after)
-        return pack(ids, ends, words.pad).to(policy.device)
+            rows.append((before, after, learnt))
+        ids, ends, masks = zip(*rows)
+        return pack(ids, ends, words.pad, masks).to(policy.device)
 
     def prompt_ids(self, text):
         """Ids of a problem's prompt.  MinipostError where there are none.
@@ -619,9 +627,33 @@ def gather(part, start, rows, prompts, max_new_tokens, vocabulary, device):
                    finished[:, 0].bool())[torch.arange(rows)].to(device)
 
 
+def as_asked(task, vocabulary, chat):
+    """The task, in chats if `chat`, or if it is a file of messages.
+
+    Answers then end as the model's template ends them.  MinipostError where there is no template.
+    """
+    if isinstance(task, File):
+        task = task.chatting() if chat else task
+        chat = is_chat(task.rows)
+    elif chat:
+        task = in_chat(task)
+    if chat:
+        vocabulary.begin_chat()
+    return task
+
+
+def without_template(run):
+    """The sentence on a model's chat template that the prompts do without, or ""."""
+    if run.vocabulary.template is None or isinstance(next(iter(run.problems(1))).prompt, Messages):
+        return ""
+    return ("the model has a chat template, and prompts that are strings are used as they are, "
+            "without it; --chat makes each the message of a user")
+
+
 def open_run(options, task, device):
     """The Run of a command line's settings: its model, task and reward."""
     model, vocabulary = checkpoint.load(options.model, device, options.dtype)
+    task = as_asked(task, vocabulary, options.chat)
     return Run(Learner(model), vocabulary, task, load_reward(options.reward, task),
                hidden=task.hidden and not options.reward,
                reward_timeout=options.reward_timeout, seed=options.seed,

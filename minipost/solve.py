@@ -1,19 +1,24 @@
-"""Solve one problem by a test-time method and show the working.
+"""Solve one problem by a test-time method and show the working, or ask a chat model a question.
 
     python -m minipost.solve --method tot                        a held-out hand of the Game of 24
     python -m minipost.solve --method tot --problem "4 9 10 13"  this hand
     python -m minipost.solve --method self-feedback --problem 7+5-3+8-6
     python -m minipost.solve --method mcts --index 7 --json      the working as data
+    python -m minipost.solve --chat --model DIR --problem "Why is the sky blue?"
+    python -m minipost.solve --chat --model DIR                  a talk: each line that is typed
 
-`--method NAME --help` lists the knobs of a method and of its task.
+`--method NAME --help` lists the knobs of a method and of its task, `--chat --help` those of a chat.
 """
 
 import json
 import sys
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from minipost import test_time
+from minipost.chat import ROLE, Messages
 from minipost.cli import inference
+from minipost.cli import options as command
 from minipost.cli.options import fail_in_one_sentence
 from minipost.errors import MinipostError, visible
 
@@ -30,16 +35,65 @@ class Options(inference.Options):
     LIMITS = {"index": ">= 0"}
 
 
+@dataclass(frozen=True)
+class Chat(command.Options):
+    """A talk with a chat model."""
+
+    problem: str = ""           # the question; if empty, each line of standard input is one
+    system: str = ""            # the message that sets the model's part, before all others
+    temperature: float = 0.0    # sampling temperature (tau); 0: always the likeliest token
+    max_new_tokens: int = 256   # longest answer, in tokens
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to run; auto: the best available
+
+    LIMITS = {"temperature": ">= 0"}
+
+
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
+    if "--chat" in argv:
+        return fail_in_one_sentence(lambda: talk([each for each in argv if each != "--chat"]))
     if not argv or argv in (["-h"], ["--help"]):
         return fail_in_one_sentence(lambda: usage(argv))
     return fail_in_one_sentence(lambda: solve(argv))
 
 
 def usage(argv):
-    print(f"usage: {PROG} --method {{{','.join(test_time.names())}}} [options]\n\n{__doc__}")
+    print(f"usage: {PROG} --method {{{','.join(test_time.names())}}} [options]\n"
+          f"       {PROG} --chat --model DIR [options]\n\n{__doc__}")
     return 0 if argv else 2
+
+
+def talk(argv):
+    """Answer the question, or each line of standard input with what was said before it."""
+    settings = command.parse(argv, f"{PROG} --chat", Chat, description=__doc__, task=False,
+                             json=True)
+    from minipost import checkpoint
+    from minipost.cli.session import pick_device
+    from minipost.rollout import generate
+
+    options = settings.options
+    if settings.task:
+        raise MinipostError("--chat answers a question, not a task; leave out --task, or use "
+                            "python -m minipost.evaluate --task NAME --chat")
+    model, vocabulary = checkpoint.load(options.model, pick_device(options.device))
+    vocabulary.begin_chat()
+    turns = [{"role": "system", "content": options.system}] if options.system else []
+    for question in [options.problem] if options.problem else sys.stdin:
+        if not question.strip():
+            continue
+        turns.append({"role": "user", "content": question.rstrip("\n")})
+        ids = vocabulary.prompt(Messages(turns))
+        room = min(options.max_new_tokens, model.context - len(ids))
+        if room < 1:
+            raise MinipostError(f"what was said has {len(ids)} tokens, which leaves no room for an "
+                                f"answer in the model's context of {model.context}; begin anew")
+        rollout = generate(model, [ids], max_new_tokens=room, eos=vocabulary.eos,
+                           pad=vocabulary.pad, temperature=options.temperature,
+                           seed=(options.seed, len(turns)))
+        text = vocabulary.decode(rollout.responses()[0])
+        turns.append({"role": ROLE, "content": text})
+        print(json.dumps({"model": options.model, "problem": turns[-2]["content"], "answer": text},
+                         ensure_ascii=False) if settings.json else visible(text), flush=True)
 
 
 def pick(options, task):

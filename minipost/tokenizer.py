@@ -5,14 +5,18 @@ is spelled out.  Letters merge into frequent pieces.  The base alphabet is the 2
 text survives the round trip.  PAD, BOS and EOS are three different ids.
 
 What stands before a text is what the tokenizer's own template puts there: BOS, more or nothing.
-Text that merely looks like a control token is encoded as plain text, unless it is asked for.
+Text that merely looks like a control token is encoded as plain text, unless it is asked for.  In a
+chat the template's own control tokens are these tokens; what a message spells out is not.
 """
 
 import json
+import re
+from functools import cached_property
 
 from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
+from minipost.chat import Messages, marked
 from minipost.errors import MinipostError
 from minipost.files import parse_json, read_bytes
 from minipost.tokenizer_file import check, frame, inside_a_text
@@ -94,6 +98,46 @@ class Tokenizer:
         backend.encode_special_tokens = not control
         return guarded(backend.encode, text, add_special_tokens=False).ids
 
+    def places(self, text, mark=""):
+        """(ids of a text with control tokens, (first, end) of each one's characters in the text).
+
+        mark: a character that keeps what it stands in from being a control token, or "".
+        """
+        if not mark:
+            self.backend.encode_special_tokens = False
+            found = guarded(self.backend.encode, text, add_special_tokens=False)
+            return found.ids, found.offsets
+        ids, places, rest = [], [], 0
+        for match in [*re.finditer(self.spelling, text), None]:
+            piece = text[rest : match.start() if match else None]
+            kept = [k for k, c in enumerate(piece, rest) if c != mark]
+            backend = self.backend if self.each or not ids else self.inside
+            backend.encode_special_tokens = True
+            found = guarded(backend.encode, piece.replace(mark, ""), add_special_tokens=False)
+            ids += found.ids
+            places += [(kept[a], kept[b - 1] + 1) if a < b else (rest, rest)
+                       for a, b in found.offsets]
+            if match:
+                ids.append(self.id(match[match.lastgroup]))
+                places.append(match.span())
+                rest = match.end()
+        return ids, places
+
+    @cached_property
+    def spelling(self):
+        """Matches a control token in a text, with the spaces beside it that it takes."""
+        tokens = sorted((each for each in self.backend.get_added_tokens_decoder().values()
+                         if each.special), key=lambda each: -len(each.content))
+        return re.compile("|".join(
+            (r"\s*" if each.lstrip else "") + f"(?P<t{k}>{re.escape(each.content)})"
+            + (r"\s*" if each.rstrip else "") for k, each in enumerate(tokens)))
+
+    @cached_property
+    def each(self):
+        """Whether the text behind a control token begins as a text does, with a space perhaps."""
+        token = next(iter(self.control.values()))
+        return self.places(f"{token}x")[0][1:] == self.encode("x")
+
     def decode(self, ids, hidden=None):
         """The text of ids that go on behind others; the control tokens in `hidden` are left out.
 
@@ -131,33 +175,87 @@ def guarded(ask, given, **options):
         raise MinipostError(f"the tokenizer's library says: {str(error)[:120]}") from None
 
 
+def written(vocabulary, prompt, answer, **how):
+    """(ids of a prompt, ids of its answer, whether each of these is learnt).
+
+    how: options of `Vocabulary.prompt` and `response`.
+    """
+    if isinstance(answer, Messages):
+        return vocabulary.conversation(prompt, answer, **how)
+    ids = vocabulary.response(answer, **how)
+    return vocabulary.prompt(prompt, **how), ids, [True] * len(ids)
+
+
 class Vocabulary:
     """A tokenizer with what frames a sequence.
 
     before: the ids that stand before every prompt, none where the tokenizer puts none.  eos: the
     ids that end a response.  pad: the id that fills padding.  named: further ids that are no text,
-    such as a BOS that is not put before prompts.
+    such as a BOS that is not put before prompts.  end: the id that is written behind an answer, the
+    smallest of eos if None.  template: the model's chat template, or None.
     """
 
-    def __init__(self, tokenizer, before, eos, pad, named=()):
+    def __init__(self, tokenizer, before, eos, pad, named=(), end=None, template=None):
         self.tokenizer, self.before, self.pad = tokenizer, list(before), pad
-        self.eos, self.named = frozenset(eos), frozenset(named)
+        self.eos = self.stated = frozenset(eos)
+        self.named, self.end = frozenset(named), min(self.eos) if end is None else end
+        self.template, self.ending = template, ""
 
     @property
     def frame(self):
         """The control tokens that are put where they belong: no text holds them.  A set of ids."""
         return {*self.before, *self.eos, *self.named} & self.tokenizer.control.keys()
 
+    @property
+    def chat(self):
+        """The chat template.  MinipostError where the model has none."""
+        if self.template is None:
+            raise MinipostError("messages need a chat template, and this model has none: neither "
+                                "chat_template.jinja nor chat_template in tokenizer_config.json; "
+                                "put one into its directory, or write each prompt as one string")
+        return self.template
+
+    def begin_chat(self):
+        """Let answers end as the template ends them.
+
+        MinipostError where the model has no template, or it cannot be used.
+        """
+        self.ending = self.chat.ending(self.tokenizer.control.values())
+        if self.ending:
+            self.end = self.tokenizer.id(self.ending)
+            self.eos |= {self.end}
+
     def prompt(self, text, control=False):
         """Ids of a prompt, with what the tokenizer's template puts before it.
 
+        Messages are written as the chat template has them, up to where the assistant is to answer.
         control: control tokens that the text spells out are these tokens.
         """
-        return self.before + self.tokenizer.encode(text, control=control)
+        if not isinstance(text, Messages):
+            return self.before + self.tokenizer.encode(text, control=control)
+        (plain,), mark = marked([text], () if control else self.tokenizer.control.values())
+        ids, _ = self.tokenizer.places(self.chat.asked(plain), mark)
+        return ids + (self.tokenizer.encode(text.more, inside=True) if text.more else [])
 
     def response(self, text, control=False):
         """Ids of a response to a prompt, EOS at the end."""
-        return self.tokenizer.encode(text, inside=True, control=control) + [min(self.eos)]
+        return self.tokenizer.encode(text, inside=True, control=control) + [self.end]
+
+    def conversation(self, prompt, answer, control=False):
+        """(ids up to the answer, ids of the answer, whether each of these is learnt) of Messages.
+
+        Learnt is what the assistant says, with what ends its turns.
+        """
+        tokens = () if control else self.tokenizer.control.values()
+        (asked, said), mark = marked([prompt, answer], tokens)
+        text, spans = self.chat.whole(asked, said, self.ending)
+        ids, places = self.tokenizer.places(text, mark)
+        learnt = [any(a < end and b > start for start, end in spans) for a, b in places]
+        first, last = learnt.index(True), len(learnt) - learnt[::-1].index(True)
+        ids, learnt = ids[:last], learnt[:last]
+        if not self.ending:
+            ids, learnt = [*ids, self.end], [*learnt, True]
+        return ids[:first], ids[first:], learnt[first:]
 
     def decode(self, ids):
         """The text of a response.  It shows control tokens, except BOS, EOS and PAD."""
@@ -187,4 +285,4 @@ class Vocabulary:
         """Equal for two vocabularies that give every text the same ids."""
         raw = json.loads(self.tokenizer.backend.to_str())
         parts = ("added_tokens", "normalizer", "pre_tokenizer", "model")
-        return json.dumps([raw[name] for name in parts]), tuple(self.before), self.eos
+        return json.dumps([raw[name] for name in parts]), tuple(self.before), self.stated

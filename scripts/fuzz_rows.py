@@ -17,10 +17,12 @@ import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
+from minipost.chat import Template
 from minipost.checks.examine import look_at_texts
 from minipost.datasets.fitting import fitted
 from minipost.datasets.rows import File, read
 from minipost.errors import MinipostError
+from minipost.run import as_asked
 from minipost.tokenizer import BOS, EOS, PAD, Tokenizer, Vocabulary
 
 try:
@@ -33,6 +35,9 @@ KEYS = ("completion", "chosen", "rejected", "label", "reward")
 LETTERS = "ab \n\t:AQ\x1b\x9b\u202e\u2028\u00e9\u5317{[\"\\"  # some of them control the screen
 LIMIT = 1.0  # seconds
 MODEL = SimpleNamespace(context=64)
+CHAT = Template({"default": "{{ tools | tojson }}{% for m in messages %}<bos>{{ m.role + m.content "
+                            "}}<eos>{% endfor %}{% if add_generation_prompt %}<bos>assistant"
+                            "{% endif %}"}, {}, "a template")
 
 GOOD = [
     lambda k: {"prompt": f"{k}+5=? Answer:", "completion": f" {k + 5}", "answer": k + 5},
@@ -45,6 +50,16 @@ GOOD = [
     lambda k: {"prompt": f"{k}? Say it.", "completion": f"{k}? Say it. {k}"},
     lambda k: {"question": f"{k}?", "answer": f"{k}"},
     lambda k: {"messages": [{"role": "user", "content": f"{k}?"}]},
+    lambda k: {"messages": [{"role": "user", "content": f"{k}?"},
+                            {"role": "assistant", "content": f"{k}"}] * 2},
+    lambda k: {"prompt": [{"role": "user", "content": f"{k}?"}], "completion": f"{k}",
+               "tools": [{"name": "f"}], "chat_template_kwargs": {"a": k}},
+    lambda k: {"chosen": [{"role": "user", "content": f"{k}?"},
+                          {"role": "assistant", "content": f"{k}"}],
+               "rejected": [{"role": "user", "content": f"{k}?"},
+                            {"role": "assistant", "content": "no"}]},
+    lambda k: {"conversations": [{"from": "human", "value": f"{k}?"}, {"from": "gpt", "value":
+                                                                     f"{k}"}]},
 ]
 
 
@@ -75,7 +90,7 @@ def damaged(rng):
     if rng.random() < 0.2:
         rows += [rng.choice(GOOD)(k) for k in range(rng.choice([1, 12]))]
     lines = [json.dumps(row) for row in rows]
-    for _ in range(rng.choice([0, 1, 1, 3, 20])):           # values and keys
+    for _ in range(rng.choice([0, 0, 0, 1, 3, 20])):           # values and keys
         at = rng.randrange(len(rows))
         key = rng.choice([*rows[at], *KEYS, "prompt"])
         left = {k: v for k, v in rows[at].items() if k != key}
@@ -125,7 +140,7 @@ def table(rng, lines):
 def hurt(rng, data):
     """Bytes with a few of them changed, or with none."""
     data = bytearray(data)
-    for _ in range(rng.choice([0, 0, 0, 1, 4])):
+    for _ in range(rng.choice([0, 0, 0, 0, 1, 4])):
         i, j = sorted(rng.choices(range(len(data) + 1), k=2))
         j = min(j, i + rng.choice([1, 8, 200]))
         data[i:j] = rng.choice([b"", rng.randbytes(j - i), bytes(data[i:j]) * 2, b"\n", b"\xff\xfe",
@@ -149,6 +164,8 @@ def use(path, other, vocabulary, how):
     for skip, eval_data in (("stop", ""), ("skip", ""), ("skip", other)):
         tried(errors, read, path, skip == "skip", KEYS)
         task = tried(errors, File, path, eval_data, skip)
+        if task is not None:
+            task = tried(errors, as_asked, task, vocabulary, False)
         if task is None:
             continue
         for reads in ((), KEYS):
@@ -174,8 +191,9 @@ def fuzz_rows(n, seed, say=print):
     """
     tokenizer = Tokenizer.train(["7+5=? Answer: 12", "Praise the soup."], 280)
     found = {"files": n, "refused": 0, "failures": 0, "slowest": 0.0, "sentence": 0}
-    words = [Vocabulary(tokenizer, before, {tokenizer.id(EOS)}, tokenizer.id(PAD))
-             for before in ([tokenizer.id(BOS)], [])]
+    words = [Vocabulary(tokenizer, before, {tokenizer.id(EOS)}, tokenizer.id(PAD),
+                        template=template)
+             for before, template in (([tokenizer.id(BOS)], CHAT), ([], None))]
     with tempfile.TemporaryDirectory() as folder:
         path, other = (str(Path(folder) / name) for name in ("rows.jsonl", "test.jsonl"))
         for k in range(n):

@@ -49,7 +49,7 @@ def leaky(hidden):
     return hidden + hidden.mean(1, keepdim=True)
 
 
-Ids = namedtuple("Ids", "before eos pad", defaults=([1], frozenset([2]), 0))
+Ids = namedtuple("Ids", "before eos pad end ending", defaults=([1], frozenset([2]), 0, 2, ""))
 
 
 def stated(bos=1, eos=2, pad=0):

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1] / "minipost"
 FLOORS = [
     "errors",
     "files",
-    "tokenizer_file",
+    "tokenizer_file chat",
     "engine",
     "families",
     "contract ops parallel gpt tokenizer tasks",

@@ -401,11 +401,9 @@ def test_the_answer_of_a_row_is_read_without_outer_spaces(tmp_path):
     ({"instruction": "Add", "input": "1 2", "output": "3"}, "rename instruction, output to prompt, "
      "completion; what stands under 'input' belongs to the prompt"),
     ({"text": "Q: 0? A: 4"}, "divide 'text' into 'prompt' and 'completion'"),
-    ({"messages": [{"role": "user", "content": "0?"}]}, "a list under 'messages': chats are not "
-     "read yet; write the text up to the answer under 'prompt'"),
-    ({"conversations": [{"from": "human", "value": "0?"}]}, "a list under 'conversations': chats"),
-    ({"prompt": [{"role": "user", "content": "0?"}], "completion": [{}]},
-     "a list under 'prompt': chats"),
+    ({"messages": ["0?", "4"]}, "a list under 'messages' that holds no messages"),
+    ({"conversations": []}, "a list under 'conversations' that holds no messages"),
+    ({"prompt": ["0?"], "completion": "4"}, "a list under 'prompt' that holds no messages"),
     ({"question": "0?", "chosen": "a b", "rejected": "a c"}, "rename question to prompt"),
     ({"x": "0?", "completion": "a c"}, "found None (the keys are x, completion)"),
     ({"Prompt": "0?", "COMPLETION": "4"}, "rename Prompt, COMPLETION to prompt, completion"),
@@ -417,7 +415,7 @@ def test_the_answer_of_a_row_is_read_without_outer_spaces(tmp_path):
     ({"prompt": "0?", "completion": 12}, "under 'completion', found 12; write it in quotes"),
     ({"prompt": 0.5, "completion": "4"}, "under 'prompt', found 0.5; write it in quotes"),
     ({"prompt": "0?", "completion": True}, "under 'completion', found True"),
-    ({"prompt": "a", "chosen": [{}], "rejected": [{}]}, "under 'chosen', found a list; chats are"),
+    ({"prompt": "a", "chosen": ["b"], "rejected": ["c"]}, "under 'chosen', found a list of 1"),
     ({"completion": "a" * 999, **{f"key {k}" * 9: 1 for k in range(99)}}, "key 0key 0key 0key 0, "),
 ])
 def test_a_row_with_other_keys_is_told_how_to_name_them(tmp_path, row, part):

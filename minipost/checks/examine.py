@@ -5,12 +5,14 @@ from functools import partial
 import torch
 
 from minipost import checkpoint
-from minipost.checks import data, model
+from minipost.chat import Messages
+from minipost.checks import chats, data, model
 from minipost.datasets.fitting import complaint
 from minipost.datasets.preferences import file_pairs
 from minipost.ops import policy_gradient
 from minipost.rollout import fits
 from minipost.run import open_run
+from minipost.tokenizer import written
 
 SMALL = 50_000_000  # one thread runs a model of fewer parameters as fast as several do
 
@@ -58,7 +60,8 @@ def prompt_length(run, prompt):
 
 def length(run, prompt, answer):
     """Tokens of a prompt with its answer and EOS."""
-    return prompt_length(run, prompt) + len(run.vocabulary.response(answer, **reading(run)))
+    before, after, _ = written(run.vocabulary, prompt, answer, **reading(run))
+    return len(before) + len(after)
 
 
 def demonstrations(run, problems):
@@ -84,6 +87,9 @@ def look_at_texts(run, stated, options):
         (row.prompt, text) for row, text in demonstrations(run, rows)]
     answers, pairs = [text for _, text in given], data.pairs_of(rows)
     prompts = {row.prompt: prompt_length(run, row.prompt) for row in [*rows, *heldout]}
+    turns = [written(vocabulary, *pair, **reading(run)) for pair in given
+             if isinstance(pair[1], Messages)]
+    given_plain = [pair for pair in given if not isinstance(pair[0], Messages)]
     found = [
         model.control_ids(vocabulary, stated), model.eos_in_files(vocabulary, stated),
         model.empty_prompts(prompts.values()),
@@ -91,7 +97,9 @@ def look_at_texts(run, stated, options):
                       run.max_new_tokens, run.policy.module.context),
         data.control_texts([*prompts, *answers], vocabulary,
                            options.control_tokens if file else "plain"),
-        data.boundary(given, encode, partial(encode, inside=True)),
+        chats.template_used(vocabulary, list(prompts)),
+        chats.assistant_turns(vocabulary, turns),
+        data.boundary(given_plain, encode, partial(encode, inside=True)),
         data.round_trip(answers, vocabulary),
     ]
     if not file:
@@ -124,8 +132,10 @@ def look_at_samples(run, problems, options, scorer):
         model.sampler_and_trainer(run, rollout, temperature),
         model.padding(run.policy.module, rollout, run.vocabulary.pad, temperature),
         model.micro_batches(run.policy, rollout, policy_gradient, temperature),
-        data.cut_answers(rollout.finished.tolist(), [len(run.vocabulary.response(text))
-                                                     for _, text in shown], run.max_new_tokens),
+        data.cut_answers(rollout.finished.tolist(),
+                         [len(written(run.vocabulary, p.prompt, text)[1]) for p, text in shown],
+                         run.max_new_tokens),
+        chats.empty_answers(texts, rollout.finished.tolist()),
         data.parsed_answers(run.task, texts, bool(options.reward)),
     ]
     judged = run.task.name != "file" or options.reward or data.exact(asked)

@@ -14,7 +14,6 @@ import torch
 
 from minipost import checkpoint, files
 from minipost.measure.stats import interval
-from minipost.ops import at_last
 from minipost.rollout import Sequences, final_score, logprobs
 from minipost.tokenizer_file import parts
 
@@ -98,7 +97,10 @@ def control_ids(vocabulary, stated):
 def eos_in_files(vocabulary, stated):
     """The EOS at the end of answers to learn from is the one that the tokenizer's file names."""
     name, file = "EOS in the files", "tokenizer_config.json"
-    written, named = min(vocabulary.eos), stated[file]["eos"]
+    written, named = vocabulary.end, stated[file]["eos"]
+    if vocabulary.ending:
+        return Finding(name, OK, f"{written}, {vocabulary.ending!r}, ends answers to learn from, "
+                       "as the chat template ends a turn")
     if named and written not in named:
         return Finding(
             name, WARNING, f"answers to learn from end in id {written}, but {file} names "
@@ -229,10 +231,10 @@ def context(prompts, answers, max_new_tokens, limit):
 
 
 def ends_in_eos(seqs, eos):
-    """Whether the mask of a row ends in an EOS and holds no other EOS.  (B,) bool"""
+    """Whether each stretch of a row's mask ends in an EOS and holds no other EOS.  (B,) bool"""
     stop = torch.isin(
         seqs.targets, torch.tensor(sorted(eos), device=seqs.tokens.device)) & seqs.mask
-    last = at_last(torch.ones(len(seqs), device=stop.device), seqs.mask).bool()
+    last = seqs.mask & ~torch.nn.functional.pad(seqs.mask[:, 1:], (0, 1))
     return (stop == last).all(1)
 
 

@@ -49,6 +49,7 @@ class SetUp(Options):
     reward_timeout: float = 0.0  # seconds that one call of a function may take; 0: no limit
     reward_model: str = ""      # directory of a reward model to score with instead of a function
     control_tokens: Literal["stop", "tokens", "plain"] = "stop"  # what those in --data stand for
+    chat: bool = False          # make each prompt that is a string the message of a user
     micro_batch_size: int = 16  # sequences in one forward and backward pass; changes no gradient
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to run; auto: the best available
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; bfloat16 is slow on CPUs
@@ -104,7 +105,7 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
     together = make_dataclass("Arguments", [(part, flat[type(usual)], usual)
                                             for part, usual in parts.items()])
     found = dict(vars(tyro.cli(
-        together, args=renamed(rest, parts.values()),
+        together, args=switched(renamed(rest, parts.values()), parts.values()),
         prog=f"{prog} {flag} {known.method}" if method else prog,
         description=f"{method.module.__doc__ if method else description}\n"
                     f"{PROBLEMS}{FILES if data else ''}."
@@ -188,6 +189,16 @@ def renamed(arguments, parts):
         found.append(argument)
     for old, new in said.items():
         print(f"{old} is now {new}", file=sys.stderr)
+    return found
+
+
+def switched(arguments, parts):
+    """The arguments, with True behind each flag of a yes or no that stands alone."""
+    flags = {"--" + f.name.replace("_", "-") for part in parts for f in fields(part)
+             if f.type in (bool, "bool")}
+    found = []
+    for argument, behind in zip(arguments, [*arguments[1:], "--"]):
+        found += [argument, "True"] if argument in flags and behind.startswith("--") else [argument]
     return found
 
 

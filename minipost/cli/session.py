@@ -18,7 +18,7 @@ from minipost.errors import MinipostError
 from minipost.measure.asked import asked
 from minipost.measure.results import TEMPERATURES, as_data, from_data, splits
 from minipost.measure.stats import paired
-from minipost.run import open_run
+from minipost.run import open_run, without_template
 
 PROG = "python -m minipost.train"
 
@@ -74,6 +74,7 @@ class Session:
 
     def work(self):
         self.run = open_run(self.options, self.task, self.device)
+        self.task = self.run.task
         self.run.lag, self.vocabulary = self.options.lag, self.run.vocabulary
         self.splits = splits(self.task, self.options.eval_n)
         reward_model = None
@@ -96,8 +97,9 @@ class Session:
                           weights_as_written(self.options.model)):
                 if found.status in (WARNING, FAULT):
                     self.console.say(f"{found.check}: {found.sentence}")
-        for sentence in self.task.skipped():
-            self.console.say(sentence)
+        for sentence in [*self.task.skipped(), without_template(self.run)]:
+            if sentence:
+                self.console.say(sentence)
         if self.resume:
             self.restore()
         else:
@@ -283,7 +285,7 @@ class Session:
         for name, folder in self.method.EXPORTS.items():
             if name in learners:
                 checkpoint.save(self.directory / folder, learners[name].module, self.options.model,
-                                self.options.dtype)
+                                self.options.dtype, self.vocabulary.end)
         self.files.save(tensors, {**facts, "before": as_data(self.before),
                                   "seconds": self.seconds()},
                         self.settings, self.made, self.workers)

@@ -18,6 +18,7 @@ from minipost.datasets.prompts import ANSWERS
 from minipost.datasets.rows import File
 from minipost.errors import MinipostError
 from minipost.rollout import NO_TOKENS
+from minipost.tokenizer import written
 
 NAMES = {"completion": "a completion", "chosen": "a chosen answer", "rejected": "a rejected answer"}
 
@@ -94,10 +95,13 @@ def complaint(problem, model, vocabulary, max_new_tokens, reads=ANSWERS, control
     control_tokens: "tokens", "plain", or "stop" where nobody said how they are read.
     """
     how = {"control": True} if control_tokens == "tokens" else {}
-    asked = Text(problem.prompt, vocabulary.prompt(problem.prompt, **how))
     given = {key: problem.columns.get(key) for key in ANSWERS if key in reads}
-    answers = {key: Text(text, vocabulary.response(text, **how)) for key, text in given.items()
-               if isinstance(text, str)}
+    try:
+        asked = Text(problem.prompt, vocabulary.prompt(problem.prompt, **how))
+        answers = {key: Text(text, written(vocabulary, problem.prompt, text, **how)[1])
+                   for key, text in given.items() if isinstance(text, str)}
+    except MinipostError as error:  # such as a template that refuses the order of a row's turns
+        return str(error)
     setting = Setting(vocabulary, model.context, max_new_tokens, control_tokens)
     return next(filter(None, (check(asked, answers, setting) for check in CHECKS)), None)
 

@@ -32,6 +32,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minipost.chat import ROLE, Messages
 from minipost.datasets import usercode
 from minipost.datasets.usercode import Ended, TimeIsUp, guarded, short, told, within
 from minipost.errors import MinipostError
@@ -299,6 +300,13 @@ def columns(problems):
     return {name: [problem.columns.get(name) for problem in problems] for name in sorted(names)}
 
 
+def as_given(value):
+    """What a row holds: messages, or a plain string that was made a message, or other data."""
+    if isinstance(value, Messages):
+        return value.turns if value.given else str(value)
+    return value
+
+
 def copied(value):
     """A copy of JSON data: its lists and dicts are new, other values are the same."""
     if isinstance(value, list):
@@ -320,10 +328,17 @@ def ask(reward, problems, completions, limit=0.0, more=None, none=False):
     each row, or returns a value that is no finite number.  Where it can be known, it also names the
     row, and the line of the user's file.
     """
-    if not isinstance(reward, Added):
+    own = not isinstance(reward, Added)  # a task's
+    if own:
         reward = Added([(getattr(reward, "__qualname__", type(reward).__name__), reward, {})])
     given = {"prompts": [problem.prompt for problem in problems], "completions": completions}
     rows, extra = columns(problems), {}
+    if not own:  # a row's messages are the user's function's as messages, as in TRL
+        given["prompts"] = [as_given(prompt) for prompt in given["prompts"]]
+        given["completions"] = [
+            [{"role": ROLE, "content": text}] if isinstance(prompt, list) else text
+            for prompt, text in zip(given["prompts"], completions)]
+        rows = {name: [as_given(value) for value in values] for name, values in rows.items()}
     if taken := {*given, *(EXTRAS if more else ())} & rows.keys():
         raise MinipostError(f"the rows have the key {min(taken)!r}, the name of another argument "
                             "of reward functions; give it another name")

@@ -10,11 +10,12 @@
 
     {"prompt": "7+5=? Answer:", "completion": " 13", "reward": 0.0}
 
-Every row needs a string `prompt`.  Methods need further keys:
+Every row needs a `prompt`, a string or a list of messages.  Chats may have other forms, see
+datasets/chats.py.  Methods need further keys:
 
-    SFT                 a string `completion`
-    methods with pairs  strings `chosen` and `rejected`; they follow the prompt, or begin with it if
-                        the row has no `prompt`
+    SFT                 a `completion`, a string or messages
+    methods with pairs  `chosen` and `rejected`, strings or messages; they follow the prompt, or
+                        begin with it if the row has no `prompt`
     KTO                 a pair, or a `completion` with a `label`, true or false
     OREO and RFT        a `completion` with a `label`, or with a `reward` within 0..1
 
@@ -39,7 +40,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import ClassVar, Literal, NamedTuple
 
+from minipost.chat import Messages
 from minipost.datasets import formats
+from minipost.datasets.chats import CHATS, as_chat, conversation, same_kind
 from minipost.datasets.prompts import (
     ANSWERS,
     NEARLY_ALL,
@@ -52,7 +55,6 @@ from minipost.datasets.prompts import (
 from minipost.errors import MinipostError
 from minipost.tasks.base import Problem, Task
 
-CHATS = ("messages", "conversations")
 RENAMED = {**{key: key for key in ("prompt", *ANSWERS)},  # what is read, in small letters: its name
            "question": "prompt", "instruction": "prompt", "query": "prompt", "problem": "prompt",
            "answer": "completion", "output": "completion", "response": "completion",
@@ -106,13 +108,13 @@ class Row(dict):
 
 # ---- reading
 
-def read(path, skip=False, reads=(), check=None, columns=""):
+def read(path, skip=False, reads=(), check=None, columns="", wrap=False):
     """The file's good rows, and complaints about the others: (rows, complaints), each a tuple.
 
     A complaint names file and line, or row, and says what was expected.  Unless `skip`, the first
     complaint is raised as a MinipostError.  reads: the keys beside the texts that are looked at,
     `label` and `reward`.  check(problem): a further complaint about a row, or None.  columns: other
-    names, OLD:NEW with commas between.
+    names, OLD:NEW with commas between.  wrap: make chats of rows of strings.
     """
     contents, digest = formats.contents(path), sha256()
     for content in contents:
@@ -124,6 +126,8 @@ def read(path, skip=False, reads=(), check=None, columns=""):
             KNOWN.clear()
         KNOWN[name] = found
     rows, complaints, unit = KNOWN[name][0], [*KNOWN[name][1]], KNOWN[name][2]
+    if wrap and not is_chat(rows):
+        rows = [as_chat(row) for row in rows]
     if most_have(rows, ("completion",)):
         for key, look in (("label", check_label), ("reward", check_reward)):
             if key in reads:
@@ -150,12 +154,19 @@ def parsed(path, skip, contents, columns):
         formats.check_columns(path, [f.value for f in found if isinstance(f.value, dict)], columns)
     rows = good((Item(path, unit, each) for each in found),
                 lambda item: parse(item, columns), complaints, skip)
+    rows = good(rows, conversation, complaints, skip)
+    rows = good(rows, same_kind(rows), complaints, skip)
     # All rows must have what most rows have.
     rows = good(rows, demand(rows, ("chosen", "rejected"), check_pair), complaints, skip)
     rows = good(rows, check_texts, complaints, skip)
     if most_have(rows, ("completion",)):
         rows = good(rows, check_completion, complaints, skip)
     return rows, complaints, unit
+
+
+def is_chat(rows):
+    """Whether rows that were read are chats."""
+    return bool(rows) and isinstance(rows[0].get("prompt"), Messages)
 
 
 def good(rows, check, complaints, skip):
@@ -234,8 +245,7 @@ def no_prompt(row):
     """What a row has instead of a string under `prompt`, and what to do about it."""
     chat = next((key for key in ("prompt", *CHATS) if isinstance(row.get(key), list)), None)
     if chat:
-        return (f"a list under {chat!r}: chats are not read yet; write the text up to the answer "
-                "under 'prompt' and the answer under 'completion', both as one string")
+        return f"a list under {chat!r} that holds no messages"
     if "prompt" in row or not row:
         return no_text(row, "prompt")
     keys = [key[:20] if key.isprintable() else repr(key[:20]) for key in row]
@@ -259,9 +269,6 @@ def check_completion(row):
 
 
 def check_answer(row, key):
-    if isinstance(row.get(key), list):
-        raise ValueError(f"expected a string under {key!r}, found a list; chats are not read yet: "
-                         "write the answer as one string")
     if not isinstance(row.get(key), str) or not row[key]:
         raise ValueError(f"expected a non-empty string under {key!r}, found {no_text(row, key)}")
 
@@ -336,6 +343,7 @@ class File(Task):
     name = "file"
     trains: ClassVar[bool] = True  # whether some rows are to be trained on
     divide = staticmethod(split)   # (rows, those of --eval-data or None) -> to train on, held out
+    wrap: ClassVar[bool] = False  # whether rows of strings are made chats
     rows: ClassVar[Sequence[Row]]
     bad: ClassVar[list[str]]    # sentences on rows that were skipped
     notes: ClassVar[list[str]]  # sentences on others that are not what they seem
@@ -347,12 +355,22 @@ class File(Task):
             raise MinipostError(f"on_bad_row is {self.on_bad_row!r}; expected stop or skip")
         self.look()
 
+    def chatting(self):
+        """This file with each prompt as the message of a user; itself if its rows are chats."""
+        found = copy(self)
+        vars(found).update(wrap=True)
+        found.look()
+        return found
+
     def look(self, reads=(), check=None):
         """Read the rows.  reads, check: as in `read`."""
         skip = self.on_bad_row == "skip"
-        files = [(path, *read(path, skip, reads, check, self.columns))
+        files = [(path, *read(path, skip, reads, check, self.columns, self.wrap))
                  for path in filter(None, (self.data, self.eval_data))]
         rows = files[0][1]
+        if self.eval_data and is_chat(rows) != is_chat(files[1][1]):
+            raise MinipostError(f"{self.eval_data}: of its rows and those of {self.data} one "
+                                "are messages and the others strings; expected one kind")
         training, heldout = self.divide(rows, files[1][1] if self.eval_data else None)
         if not heldout or not training and self.trains:
             raise MinipostError(
@@ -428,8 +446,9 @@ class File(Task):
             raise MinipostError(
                 f"{self.data}: rows without a completion need a reward function, --reward"
             )
+        known = [right.first if isinstance(right, Messages) else right for right in completion]
         return [float(text.strip() == right.strip())
-                for text, right in zip(completions, completion, strict=True)]
+                for text, right in zip(completions, known, strict=True)]
 
 
 class Whole(File):
