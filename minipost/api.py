@@ -13,12 +13,19 @@
 nothing can be resumed: that is what the command line is for.
 """
 
-import inspect
+import json
+import os
+import shutil
+import tempfile
+import weakref
 from dataclasses import fields
+from pathlib import Path
 
 from minipost import methods, tasks
 from minipost.cli.options import SetUp, shipped_models
 from minipost.cli.session import pick_device
+from minipost.datasets.fitting import fitted
+from minipost.datasets.rewards import Added, Part
 from minipost.datasets.rows import File
 from minipost.errors import MinipostError
 from minipost.measure.results import results, splits
@@ -30,12 +37,13 @@ def open_model(model="checkpoints/base", task=None, data=None, reward=None, eval
                **settings):
     """A Run: a model directory, and what it is to answer.
 
-    model: the directory.  task: the name of a task, whose knobs are among `settings`.  data: the
-        path of a file of rows, instead of a task; eval_data: of those to hold out.
-    reward: a function f(prompts, completions, **columns) -> a number per row, or names as --reward
-        takes them; the task's own if None.
+    model: the directory.  task: the name of a task, whose knobs are among `settings`.
+    data: rows instead of a task: the path of a file, or a list of dicts; eval_data: the path of
+        those to hold out.
+    reward: a function f(prompts, completions, **columns) -> a number per row, several in a list,
+        or names as --reward takes them; the task's own if None.
     settings: knobs of the task, and options of a run (seed, max_new_tokens, micro_batch_size,
-        device, dtype, ...), by the names of their flags.
+        device, dtype, chat, ...), by the names of their flags.
 
     MinipostError says what cannot be used, and what to do.
     """
@@ -44,25 +52,51 @@ def open_model(model="checkpoints/base", task=None, data=None, reward=None, eval
     if task is not None and task not in TASKS:
         raise MinipostError(f"there is no task {task!r:.40}; there are {', '.join(TASKS)}")
     kind = File if task is None else tasks.load(task)
-    knobs = {f.name for f in fields(kind)} if task is not None else {"on_bad_row"}
+    knobs = {f.name for f in fields(kind)} - {"data", "eval_data"}
     known = {f.name for f in fields(SetUp)} - {"model", "reward", "reward_model", "reward_timeout"}
     for name in settings:
         if name not in knobs | known:
             raise MinipostError(f"there is no setting {name!r:.40} here; there are "
                                 f"{', '.join(sorted(knobs | known))}")
     own = {name: value for name, value in settings.items() if name in knobs}
-    problems = kind(**own) if task is not None else File(
-        str(data), str(eval_data), own.get("on_bad_row", "stop"))
-    named = () if reward is None or callable(reward) else (
-        (reward,) if isinstance(reward, str) else tuple(reward))
-    options = shipped_models(SetUp(model=str(model), reward=named, **{
-        name: value for name, value in settings.items() if name in known - knobs}))
-    run = open_run(options, problems, pick_device(options.device))
-    if callable(reward):
-        if inspect.iscoroutinefunction(reward):
-            raise MinipostError(f"reward {reward.__name__} is async; expected a plain function")
-        run.reward, run.hidden = reward, False
+    named = [reward] if isinstance(reward, str) or callable(reward) else list(reward or [])
+    functions = [Part(getattr(one, "__name__", type(one).__name__), one, {}) for one in named
+                 if callable(one)]
+    if functions and len(functions) < len(named):
+        raise MinipostError("reward holds functions and names; expected one of the two")
+    options = shipped_models(SetUp(
+        model=str(model), reward=() if functions else tuple(named),
+        **{name: value for name, value in settings.items() if name in known - knobs}))
+    folder = ""
+    if data is not None and not isinstance(data, str | os.PathLike):
+        text, folder = as_lines(data), tempfile.mkdtemp(prefix="minipost-rows-")
+        data = Path(folder, "data.jsonl")
+        data.write_text(text, encoding="utf-8")
+    try:
+        problems = kind(**own) if task is not None else File(str(data), str(eval_data), **own)
+        run = open_run(options, problems, pick_device(options.device))
+    except BaseException:
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if folder:  # its rows are there for as long as the run is
+        weakref.finalize(run, shutil.rmtree, folder, ignore_errors=True)
+    if functions:
+        run.reward, run.hidden = Added(functions), False
     return run
+
+
+def as_lines(rows):
+    """Rows as JSONL."""
+    lines = []
+    for k, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise MinipostError(f"data, row {k}: expected a dict, found {type(row).__name__}")
+        try:
+            lines.append(json.dumps(row) + "\n")
+        except (TypeError, ValueError) as error:
+            raise MinipostError(f"data, row {k}: not writable as JSON ({error})") from None
+    return "".join(lines)
 
 
 def train(run, algo, **settings):
@@ -82,6 +116,9 @@ def train(run, algo, **settings):
             raise MinipostError(f"{algo} has no setting {name!r:.40}; it has "
                                 f"{', '.join(sorted(known))}")
     config = shipped_models(method.Config(**settings))
+    known = run.task.training() if run.task.training else run.problems(16)
+    run.task = fitted(run.task, run.policy.module, run.vocabulary, run.max_new_tokens, method.READS,
+                      known, run.control_tokens)
     method.check(run, config)
     return steps(run, method, config)
 
@@ -92,8 +129,11 @@ def steps(run, method, config):
         run.policy.reset_optimizer()
         run.step, run.seed = 0, run.seed + 1
     learn = method.train(run, config)
-    while run.step < method.total(run, config):
+    run.total = method.total(run, config)
+    while run.step < run.total:
+        run.said.clear()  # what reward functions said of answers that were measured
         metrics = {**next(learn), **run.differences()}
+        metrics |= run.said.metrics()
         run.step += 1
         yield {"step": run.step, **metrics, "num_tokens": run.tokens}
 

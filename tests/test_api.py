@@ -1,5 +1,6 @@
 """minipost from Python, and from a wheel in any folder."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -104,8 +105,30 @@ def test_rows_of_a_file(tmp_path):
     assert next(minipost.train(run, "sft", steps=1, batch_size=2))["loss"] > 0
 
 
-async def late(**columns):
-    return []
+def test_rows_of_a_list_and_functions_in_a_list():
+    """A function may be async, and what it logs is a metric."""
+    async def late(prompts, answer, log_metric, **columns):
+        log_metric("seen", len(prompts))
+        return [float(a) for a in answer]
+
+    def one(prompts, **columns):
+        return [1.0] * len(prompts)
+
+    rows = [{"prompt": f"1+{k}=?", "answer": k + 1} for k in range(30)]
+    run = minipost.open(ROOT / "checkpoints" / "student", data=rows, reward=[late, one],
+                        max_new_tokens=4, device="cpu")
+    line = next(minipost.train(run, "grpo", steps=1, prompts=4, group_size=2, minibatch_size=8))
+    assert line["seen"] == 8 and line["rewards/one"] == 1.0
+    assert line["reward"] == pytest.approx(line["rewards/late"] + 1)
+    folder = Path(run.task.data).parent
+    assert folder.is_dir()
+    del run
+    gc.collect()
+    assert not folder.exists()
+    before = set(folder.parent.glob("minipost-rows-*"))
+    with pytest.raises(MinipostError):
+        minipost.open(ROOT / "checkpoints" / "student", data=[{"answer": 3}])
+    assert set(folder.parent.glob("minipost-rows-*")) == before
 
 
 @pytest.mark.parametrize("work, said", [
@@ -113,7 +136,9 @@ async def late(**columns):
     (lambda: minipost.open(task="facts", data="x"), "give one of task and data"),
     (lambda: minipost.open(task="sums"), "there is no task 'sums'; there are arithmetic"),
     (lambda: opened(term=3), "there is no setting 'term'"),
-    (lambda: opened(reward=late), "reward late is async"),
+    (lambda: opened(reward=[len, "a.py:f"]), "reward holds functions and names"),
+    (lambda: minipost.open(data=[{"prompt": "a"}, 3]), "data, row 1: expected a dict, found int"),
+    (lambda: minipost.open(data=[{"prompt": {1}}]), "data, row 0: not writable as JSON"),
     (lambda: minipost.open("nowhere", task="facts"), "nowhere: no such model directory"),
     (lambda: minipost.train(opened(), "gpro"), "there is no method 'gpro'; there are a2c"),
     (lambda: minipost.train(opened(), "grpo", step=1), "grpo has no setting 'step'; it has beta"),
