@@ -25,7 +25,7 @@ from minipost import checkpoint, parallel
 from minipost.datasets.rewards import ask, load_reward
 from minipost.engine.packed import alike
 from minipost.errors import MinipostError
-from minipost.optim import Learner
+from minipost.optim import Learner, Optimizer
 from minipost.rollout import (
     NO_TOKENS,
     Rollout,
@@ -108,6 +108,7 @@ class Run:
     lag: int = 0                # `rollout` is by the policy of so many steps ago
     recompute: bool = False     # let training's own log-probs replace those of the sampler
     control_tokens: str = "plain"  # how control tokens in the rows of a file are read
+    optimizer: Optimizer = "adamw"  # of the learners that a method asks for
 
     def __post_init__(self):
         self.sampled_at, self.difference = None, -1.0  # updates at the last rollout; see `compare`
@@ -127,6 +128,7 @@ class Run:
 
     def learner(self, name, make, **options):
         """The learner of this name; make() gives the module that it trains."""
+        options = {"optimizer": self.optimizer, **options}
         return self.part(f"learner/{name}", lambda: Learner(make(), **options))
 
     def frozen(self, name, make):
@@ -566,7 +568,8 @@ def gather(part, start, rows, prompts, max_new_tokens, vocabulary, device):
 def open_run(options, task, device):
     """The Run of a command line's settings: its model, task and reward."""
     model, vocabulary = checkpoint.load(options.model, device, options.dtype)
-    return Run(Learner(model), vocabulary, task, load_reward(options.reward, task),
+    return Run(Learner(model, optimizer=options.optimizer), vocabulary, task,
+               load_reward(options.reward, task), optimizer=options.optimizer,
                hidden=task.hidden and not options.reward,
                reward_timeout=options.reward_timeout, seed=options.seed,
                micro_batch_size=options.micro_batch_size, max_new_tokens=options.max_new_tokens,

@@ -20,10 +20,12 @@ SAMPLES = ("--prompts", 3, "--group-size", 4)
 WORDING = ("--task", "wording", "--max-new-tokens", 12, "--eval-n", 12)
 RECIPES = {
     "sft": ("--batch-size", 7, "--weight-decay", 0.1, "--warmup-steps", 2),
-    "grpo": GROUPS, "grpo --kl k3": GROUPS, "grpo --mean answers": GROUPS,
+    "grpo": GROUPS, "grpo --optimizer muon": (*GROUPS, "--schedule", "linear", "--warmup-steps", 2),
+    "grpo --kl k3": GROUPS, "grpo --mean answers": GROUPS,
     "grpo --lag 2 --correct truncated": GROUPS, "ppo --lag 1": ("--prompts", 9),
     "dr-grpo": GROUPS, "dapo": GROUPS,
-    "reinforce": SAMPLES, "self-critical": SAMPLES, "rloo": SAMPLES, "a2c": SAMPLES,
+    "reinforce": SAMPLES, "self-critical": SAMPLES, "rloo": SAMPLES,
+    "a2c": SAMPLES, "a2c --optimizer muon": (*SAMPLES, "--schedule", "cosine"),
     "reinforce-pp": GROUPS, "trpo": (*SAMPLES, "--fisher", 5, "--iterations", 3),
     "ppo": ("--prompts", 9, "--minibatch-size", 4),
     "ppo --control adaptive": ("--prompts", 9, "--minibatch-size", 4, "--kl-target", 0.01),

@@ -22,7 +22,7 @@ import copy
 from dataclasses import dataclass
 
 from minipost import ops
-from minipost.errors import Bounded
+from minipost.errors import Descent
 from minipost.gpt import ValueHead
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum, spread
@@ -39,7 +39,7 @@ PROOF = [dict(config=dict(prompts=1, group_size=2, entropy_weight=0.0), rows=2, 
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """Policy gradient with a learned critic as its baseline."""
 
     steps: int = 28             # rollouts to learn from
@@ -86,6 +86,7 @@ def train(run, cfg):
     policy = run.policy
     critic = run.learner("critic", lambda: ValueHead(copy.deepcopy(policy.module)))
     while True:
+        rate = cfg.rate(cfg.lr, run.step)
         problems = run.problems(cfg.prompts)
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
@@ -104,8 +105,9 @@ def train(run, cfg):
                 count=count)
             objective.backward()
             meter.add(**stats)
-        norm = policy.step(cfg.lr, cfg.max_grad_norm)
-        critic.step(cfg.critic_lr, cfg.max_grad_norm)
+        norm = policy.step(rate, cfg.max_grad_norm, cfg.weight_decay)
+        critic.step(cfg.rate(cfg.critic_lr, run.step), cfg.max_grad_norm,
+                    cfg.weight_decay)
         yield {**meter.means(), **describe(rollout, reward, cfg.group_size),
                "explained_variance": ops.explained_variance(value_old, ret, rollout.mask),
-               "grad_norm": norm, "learning_rate": cfg.lr}
+               "grad_norm": norm, "learning_rate": rate}

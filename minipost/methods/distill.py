@@ -29,11 +29,10 @@ from typing import Literal
 import torch
 
 from minipost import checkpoint
-from minipost.errors import Bounded, MinipostError
+from minipost.errors import Descent, MinipostError, Schedule
 from minipost.measure.meter import Meter
 from minipost.measure.results import results
 from minipost.ops import kl_exact, kl_exact_grad, shapes
-from minipost.optim import cosine
 from minipost.rollout import concat, distribution
 
 TASK = "arithmetic"
@@ -51,7 +50,7 @@ PROOF = [
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """A small model learns a larger one's distributions, on the answers of both."""
 
     steps: int = 400            # gradient steps
@@ -62,6 +61,7 @@ class Config(Bounded):
     batch_size: int = 128       # answers per gradient step
     temperature: float = 1.0    # sampling temperature of the answers
     lr: float = 1e-3            # peak learning rate (eta); it ends at zero
+    schedule: Schedule = "cosine"  # of the learning rate after the warm-up
     warmup_steps: int = 10      # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
@@ -162,6 +162,6 @@ def train(run, cfg, teacher=None):
             value, stats = loss(logp_all, logq_all, mix=cfg.mix, count=count)
             value.backward()
             meter.add(**stats)
-        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup_steps)
-        norm = policy.step(rate, cfg.max_grad_norm)
+        rate = cfg.rate(cfg.lr, run.step)
+        norm = policy.step(rate, cfg.max_grad_norm, cfg.weight_decay)
         yield {**meter.means(), "grad_norm": norm, "learning_rate": rate}

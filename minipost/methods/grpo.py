@@ -37,7 +37,7 @@ from typing import Literal
 import torch
 
 from minipost import ops
-from minipost.errors import Bounded
+from minipost.errors import Descent
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum, spread
 from minipost.rollout import chosen_logprobs, distribution, logprobs_and_distribution, minibatches
@@ -65,7 +65,7 @@ PROOF = [
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """Group-relative policy optimisation against a task's reward or --reward."""
 
     steps: int = 40             # rollouts to learn from
@@ -138,14 +138,16 @@ def divergence(cfg, reference, batch, logp, logp_all):
     return ops.kl_k3(logp, chosen_logprobs(logq_all, batch))
 
 
-def train(run, cfg, score=None):
+def train(run, cfg, score=None, first=0):
     """prompts -> rollout -> rewards -> advantages -> loss -> update.  Yields metrics per step.
 
     score(problems, rollout) -> (B,) what learns, the run's own score if None.
+    first: the step of the run at which this begins, where other stages come before.
     """
     policy, score = run.policy, score or run.score
     reference = run.reference() if cfg.beta else None
     while True:
+        rate = cfg.rate(cfg.lr, run.step - first)
         problems = run.problems(cfg.prompts)
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = score(problems, rollout)                               # (B,)
@@ -167,6 +169,6 @@ def train(run, cfg, score=None):
                                     correct=cfg.correct, cap=cfg.cap)
                 value.backward()
                 meter.add(**stats, kl=masked_sum(kl, batch.mask).detach() / tokens)
-            updates.append(policy.step(cfg.lr, cfg.max_grad_norm))
+            updates.append(policy.step(rate, cfg.max_grad_norm, cfg.weight_decay))
         yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group_size),
-               "grad_norm": sum(updates) / len(updates), "learning_rate": cfg.lr}
+               "grad_norm": sum(updates) / len(updates), "learning_rate": rate}

@@ -31,7 +31,7 @@ from typing import Literal
 
 from minipost import ops
 from minipost.datasets import preferences
-from minipost.errors import Bounded
+from minipost.errors import Descent
 from minipost.gpt import ValueHead
 from minipost.measure import scorers
 from minipost.measure.meter import Meter, describe
@@ -58,7 +58,7 @@ PROOF = [dict(config=dict(prompts=2, minibatch_size=2, epochs=1, beta=0.3, missi
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """PPO against a reward; where the task hides it, after SFT and a reward model."""
 
     steps: int = 40             # rollouts to learn from
@@ -156,11 +156,14 @@ def rlhf(run, cfg, label):
     if run.step == judged:
         run.policy.reset_optimizer()  # Adam's moments are about another loss
     run.score_by(scorers.scorer(run).module)
-    yield from optimise(run, cfg)
+    yield from optimise(run, cfg, judged)
 
 
-def optimise(run, cfg):
-    """prompts -> rollout -> scores -> token rewards -> advantages -> loss -> update."""
+def optimise(run, cfg, first=0):
+    """prompts -> rollout -> scores -> token rewards -> advantages -> loss -> update.
+
+    first: the step of the run at which this begins, where other stages come before.
+    """
     policy, reference = run.policy, run.reference()
     critic = run.learner("critic", lambda: ValueHead(copy.deepcopy(policy.module)))
     beta = run.carried.setdefault("beta", cfg.beta)
@@ -173,6 +176,7 @@ def optimise(run, cfg):
         return logp_ref, kl, values(critic.module, batch)
 
     while True:
+        rate = cfg.rate(cfg.lr, run.step - first)
         problems = run.problems(cfg.prompts)
         rollout = run.rollout(problems, 1, temperature=cfg.temperature)
         score, mask = run.score(problems, rollout), rollout.mask            # (B,)
@@ -196,8 +200,9 @@ def optimise(run, cfg):
                     batch.mask, clip=cfg.clip, value_clip=cfg.value_clip, count=count)
                 objective.backward()
                 meter.add(**stats)
-            norms.append(policy.step(cfg.lr, cfg.max_grad_norm))
-            critic.step(cfg.critic_lr, cfg.max_grad_norm)
+            norms.append(policy.step(rate, cfg.max_grad_norm, cfg.weight_decay))
+            critic.step(cfg.rate(cfg.critic_lr, run.step - first), cfg.max_grad_norm,
+                        cfg.weight_decay)
 
         per_answer = float(masked_sum(kl, mask) / len(rollout))
         metrics = {"beta": beta, "kl": float(masked_sum(kl, mask) / mask.sum()),
@@ -208,4 +213,4 @@ def optimise(run, cfg):
             beta = run.carried["beta"] = adapted(beta, per_answer, len(rollout), cfg)
         yield {**meter.means(len(norms)), **metrics, **describe(rollout, score, 1),
                "explained_variance": ops.explained_variance(value_old, ret, mask),
-               "grad_norm": sum(norms) / len(norms), "learning_rate": cfg.lr}
+               "grad_norm": sum(norms) / len(norms), "learning_rate": rate}

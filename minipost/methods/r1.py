@@ -134,7 +134,7 @@ def reasoning(run, cfg, rules, base, first):
     """GRPO on the rules."""
     if run.step == first:
         run.policy.reset_optimizer()
-    for metrics in grpo.train(run, cfg, rules):
+    for metrics in grpo.train(run, cfg, rules, first):
         yield {**metrics, **rules.seen}
 
 
@@ -196,7 +196,8 @@ def alignment(run, cfg, rules, base, first):
     if run.step == first:
         run.policy.reset_optimizer()
         run.forget("frozen/reference")
-    stage = grpo.train(run, replace(cfg, beta=cfg.align_beta), score)
+    stage = grpo.train(run, replace(cfg, steps=cfg.align_steps, beta=cfg.align_beta), score,
+                       first)
     while True:
         with run.on(Both(reasoner, wording)):
             metrics = next(stage)
