@@ -23,6 +23,7 @@ from torch.nn.utils import vector_to_parameters
 
 from minipost import checkpoint, parallel
 from minipost.datasets.rewards import ask, load_reward
+from minipost.engine.head import COPIES, WHOLE
 from minipost.engine.packed import alike
 from minipost.errors import MinipostError
 from minipost.optim import Learner, Optimizer
@@ -447,20 +448,20 @@ class Run:
         parallel.all_reduce(*found)
         return found
 
-    def micro_batches(self, rows, *seqs):
+    def micro_batches(self, rows, *seqs, whole=False):
         """This rank's part of these rows, cut into micro-batches.
 
         seqs: the Sequences that have the rows, several where a row stands in each of them.  Rows
         that share a prompt come together, since it is then computed once.  Else they come in order
         of length, so that little of a micro-batch is padding.  Each rank has about the same work.
-        A micro-batch has at most `micro_batch_size` rows, and less where `bytes_per_token` says
-        that they would take too much memory.
+        A micro-batch has at most `micro_batch_size` rows, and less where they would take too much
+        memory.  whole: the pass keeps the logits of all its tokens, see GPT.tokens_within.
         """
         mine = share_out(by_prompt(list(rows), seqs), parallel.world(), parallel.rank())
         passes = -(-len(mine) // self.micro_batch_size)
         size = -(-len(mine) // max(1, passes))
         model = self.policy.module
-        most = memory(model.device) // model.bytes_per_token
+        most = model.tokens_within(memory(model.device), whole)
         cut, room, last = [], 0, None
         for row in mine:
             cost = row.own + row.shared * (row.group != last)
@@ -533,6 +534,8 @@ def rows_at_once(model, tokens):
     config = model.config
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     size = cache * tokens * model.embed_tokens.weight.element_size()
+    if ROWS * config.vocab_size > WHOLE:
+        size += 4 * COPIES * config.vocab_size  # the logits of a step
     return max(1, min(ROWS, memory(model.device) // size))
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from fakes import sequences, tiny
+from fakes import Largest, sequences, tiny
 
 from minipost import methods, optim
 from minipost.errors import Descent, MinipostError
@@ -83,21 +83,6 @@ def test_adamw_is_exactly_pytorchs_and_makes_nothing_as_long_as_the_weights(monk
         assert seen.most <= 7
     for a, b in zip(mine.parameters(), theirs.parameters()):
         assert torch.allclose(a, b, rtol=1e-13, atol=1e-15)
-
-
-class Largest(torch.utils._python_dispatch.TorchDispatchMode):
-    """Inside the block `most` is the number of elements of the largest tensor made."""
-
-    most = 0
-
-    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
-        found = f(*args, **kwargs or {})
-        known = {x.untyped_storage().data_ptr() for x in torch.utils._pytree.tree_leaves(
-            (args, kwargs)) if isinstance(x, torch.Tensor)}
-        for x in torch.utils._pytree.tree_leaves(found):
-            if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in known:
-                self.most = max(self.most, x.numel())
-        return found
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)])

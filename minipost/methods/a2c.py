@@ -25,8 +25,8 @@ from minipost import ops
 from minipost.errors import Descent
 from minipost.gpt import ValueHead
 from minipost.measure.meter import Meter, describe
-from minipost.ops import masked_sum, spread
-from minipost.rollout import logprobs_and_distribution, values
+from minipost.ops import masked_sum
+from minipost.rollout import readings, values
 
 TASK = "arithmetic"
 KNOBS = {"hurried": True}
@@ -96,11 +96,10 @@ def train(run, cfg):
         meter, count = Meter("loss", "value_loss"), int(rollout.mask.sum())
         for i in run.micro_batches(range(len(rollout)), rollout):
             batch, gain, target = rollout.take(i, adv, ret)
-            logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
-            run.compare(logp, batch)
-            entropy = spread(ops.entropy(logp_all), batch.mask)             # (B, T)
+            seen = readings(policy.module, batch, cfg.temperature, entropy=True)
+            run.compare(seen.logp, batch)
             objective, stats = loss(
-                logp, entropy, values(critic.module, batch), gain, target, batch.mask,
+                seen.logp, seen.entropy, values(critic.module, batch), gain, target, batch.mask,
                 value_weight=cfg.value_weight, entropy_weight=cfg.entropy_weight,
                 count=count)
             objective.backward()

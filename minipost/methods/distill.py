@@ -153,7 +153,7 @@ def train(run, cfg, teacher=None):
     while True:
         batch = answers(run, cfg, teacher)
         count, meter = int(batch.mask.sum()), Meter("loss")
-        for i in run.micro_batches(range(len(batch)), batch):
+        for i in run.micro_batches(range(len(batch)), batch, whole=True):
             part = batch[i]
             logp_all = distribution(policy.module, part)                    # (N, V)
             with torch.no_grad():

@@ -39,8 +39,8 @@ import torch
 from minipost import ops
 from minipost.errors import Descent
 from minipost.measure.meter import Meter, describe
-from minipost.ops import masked_sum, spread
-from minipost.rollout import chosen_logprobs, distribution, logprobs_and_distribution, minibatches
+from minipost.ops import masked_sum
+from minipost.rollout import minibatches, readings
 
 TASK = "arithmetic"
 KNOBS = {"hurried": True}
@@ -127,15 +127,11 @@ def loss_grad(logp, logp_old, kl, adv, mask, *, clip, beta, count, mean="tokens"
     return {"logp": -slope * mask / each, "kl": beta * mask.to(kl) / each}
 
 
-def divergence(cfg, reference, batch, logp, logp_all):
+def divergence(cfg, seen):
     """KL to the reference at each answer token, in the form that the Config names.  -> (B, T)"""
-    if reference is None:
-        return torch.zeros_like(logp)
-    with torch.no_grad():
-        logq_all = distribution(reference, batch, cfg.temperature)          # (N, V)
-    if cfg.kl == "exact":
-        return spread(ops.kl_exact(logp_all, logq_all), batch.mask)
-    return ops.kl_k3(logp, chosen_logprobs(logq_all, batch))
+    if seen.logp_ref is None:
+        return torch.zeros_like(seen.logp)
+    return seen.kl if cfg.kl == "exact" else ops.kl_k3(seen.logp, seen.logp_ref)
 
 
 def train(run, cfg, score=None, first=0):
@@ -161,10 +157,11 @@ def train(run, cfg, score=None, first=0):
             live = rows if cfg.beta else [row for row in rows if adv[row] != 0]
             for i in run.micro_batches(live, rollout):
                 batch, gain = rollout.take(i, adv)
-                logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
-                run.compare(logp, batch)
-                kl = divergence(cfg, reference, batch, logp, logp_all)      # (B, T)
-                value, stats = loss(logp, batch.logp, kl, gain, batch.mask,
+                seen = readings(policy.module, batch, cfg.temperature, reference,
+                                kl=cfg.kl == "exact")
+                run.compare(seen.logp, batch)
+                kl = divergence(cfg, seen)                                  # (B, T)
+                value, stats = loss(seen.logp, batch.logp, kl, gain, batch.mask,
                                     clip=cfg.clip, beta=cfg.beta, count=count, mean=cfg.mean,
                                     correct=cfg.correct, cap=cfg.cap)
                 value.backward()

@@ -36,16 +36,14 @@ import copy
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from minipost.datasets.trajectories import Trajectories, reward_of, stated
 from minipost.errors import Descent, Schedule
 from minipost.gpt import RewardModel
 from minipost.measure.meter import Meter
 from minipost.measure.results import Result, results
 from minipost.measure.texts import Texts
-from minipost.ops import kl_exact, masked_sum, shapes, spread
-from minipost.rollout import logprobs, logprobs_and_distribution, values
+from minipost.ops import masked_sum, shapes
+from minipost.rollout import logprobs, readings, values
 from minipost.sampler import ends
 from minipost.test_time import beam
 
@@ -203,17 +201,13 @@ def train(run, cfg):
         meter = Meter("loss", "residual", "kl")
         for i in run.micro_batches(range(len(batch)), batch):
             part, here, earned = batch.take(i, begin, reward)
-            with torch.no_grad():
-                logp_ref, logq_all = logprobs_and_distribution(reference, part)
-            logp, logp_all = logprobs_and_distribution(policy.module, part)
-            kl = spread(kl_exact(logp_all, logq_all), part.mask)
+            logp, _, kl, logp_ref = readings(policy.module, part, reference=reference)
             value = values(critic.module, part)                             # (b, t)
             total, stats = loss(logp, value, kl, logp.detach(), value.detach(), logp_ref, earned,
                                 part.mask, here, beta=cfg.beta, alpha=cfg.alpha, count=len(batch))
             total.backward()
             meter.add(**stats, kl=kl.detach().sum() / tokens)
-        rates = [cfg.rate(peak, run.step)
-                 for peak in (cfg.lr, cfg.critic_lr)]
+        rates = [cfg.rate(peak, run.step) for peak in (cfg.lr, cfg.critic_lr)]
         norms = [each.step(rate, cfg.max_grad_norm, cfg.weight_decay)
                  for each, rate in zip((policy, critic), rates)]
         yield {**meter.means(), "reward": float(reward.mean()), "grad_norm": norms[0],

@@ -36,14 +36,8 @@ from minipost.gpt import ValueHead
 from minipost.measure import scorers
 from minipost.measure.meter import Meter, describe
 from minipost.methods import reward, sft
-from minipost.ops import masked_sum, spread
-from minipost.rollout import (
-    distribution,
-    logprobs,
-    logprobs_and_distribution,
-    minibatches,
-    values,
-)
+from minipost.ops import masked_sum
+from minipost.rollout import logprobs, minibatches, readings, values
 from minipost.run import REWARD_MODEL
 
 TASK = "wording"
@@ -170,10 +164,8 @@ def optimise(run, cfg, first=0):
 
     def references(batch):
         """Reference log-prob, exact KL to the reference, value, each (b, T)."""
-        logp_all = distribution(policy.module, batch, cfg.temperature)      # (N, V)
-        logp_ref, logq_all = logprobs_and_distribution(reference, batch, cfg.temperature)
-        kl = spread(ops.kl_exact(logp_all, logq_all), batch.mask)
-        return logp_ref, kl, values(critic.module, batch)
+        seen = readings(policy.module, batch, cfg.temperature, reference)
+        return seen.logp_ref, seen.kl, values(critic.module, batch)
 
     while True:
         rate = cfg.rate(cfg.lr, run.step - first)
