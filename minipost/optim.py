@@ -19,6 +19,7 @@ queries, keys and values, are taken one by one.  Embeddings, heads and norms sta
 Where decay applies, it applies to matrices alone, as is usual.
 """
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -32,6 +33,13 @@ MOMENTUM = 0.95    # of Muon (mu)
 QUINTIC = 3.4445, -4.7750, 2.0315  # Muon's polynomial: f(s) = a s + b s^3 + c s^5
 Optimizer = Literal["adamw", "muon"]
 SKIPS_ALLOWED = 5  # steps in a row that may be dropped for a gradient that is not finite
+
+
+@torch.no_grad()
+def add_up(total, parameter):
+    """Add to `total` the gradient that a parameter has just got, and take it away."""
+    total += parameter.grad
+    parameter.grad = None
 
 
 @torch.no_grad()
@@ -74,8 +82,9 @@ class Learner:
 
     Parameters are views into one vector, and so are their gradients.  So the sum over ranks, the
     norm and the update are a few operations on long vectors, and TRPO finds its vectors ready.
-    With weights below float32 the update runs on a float32 copy.  An update is made in place and in
-    pieces: nothing of the length of all weights is made for it.
+    With weights below float32 the update runs on a float32 copy, and gradients of micro-batches add
+    up in float32: a small one would be lost beside a large one in bfloat16.  An update is made in
+    place and in pieces: nothing of the length of all weights is made for it.
     """
 
     def __init__(self, module, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,
@@ -84,7 +93,8 @@ class Learner:
         self.params = sorted((p for p in module.parameters()), key=lambda p: p.dim() < 2)
         self.matrix_part = sum(p.numel() for p in self.params if p.dim() >= 2)
         self.flat = torch.cat([p.detach().flatten() for p in self.params])
-        self.grad = torch.zeros_like(self.flat)
+        self.master = self.flat if self.flat.dtype == torch.float64 else self.flat.float()
+        self.grad = torch.zeros_like(self.master)
         layers = layer_matrices(module) if optimizer == "muon" else {}
         self.muon = []     # (where in the vectors, shape) of each matrix that Muon moves
         self.adam = []     # where AdamW's stretches are
@@ -99,8 +109,11 @@ class Learner:
                 self.adam[-1] = slice(self.adam[-1].start, part.stop)
             else:
                 self.adam.append(part)
-            p.data, p.grad = self.flat[part].view_as(p), self.grad[part].view_as(p)
-        self.master = self.flat if self.flat.dtype == torch.float64 else self.flat.float()
+            p.data, grad = self.flat[part].view_as(p), self.grad[part].view_as(p)
+            if grad.dtype == p.dtype:
+                p.grad = grad
+            else:
+                p.register_post_accumulate_grad_hook(partial(add_up, grad))
         self.m = torch.zeros_like(self.master)
         self.v = self.master.new_zeros(sum(part.stop - part.start for part in self.adam))
         self.updates = self.skipped = self.skips_in_a_row = 0

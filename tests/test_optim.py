@@ -48,6 +48,28 @@ def test_bfloat16_weights_learn_through_a_float32_copy():
     assert torch.equal(other.master, learner.master) and torch.equal(other.flat, learner.flat)
 
 
+def test_small_gradients_of_bfloat16_weights_add_up_and_a_tiny_rate_moves_them():
+    """256 and sixty-four halves are 288, where bfloat16 would stay at 256; a rate of 1e-6 moves the
+    master copy by 1e-6 a step, although bfloat16's spacing here is 2^-8 of the weight."""
+    module = torch.nn.Linear(1, 1, bias=False).to(torch.bfloat16)
+    module.weight.data.fill_(1.0)
+    learner = Learner(module)
+    for size in (256.0, *[0.5] * 64):
+        (size * module.weight.sum()).backward()
+    assert learner.grad.dtype == torch.float32 and learner.grad.tolist() == [288.0]
+    learner.step(1e-6)
+    assert not learner.grad.any() and module.weight.grad is None
+    for _ in range(99):
+        module.weight.sum().backward()
+        learner.step(1e-6)
+    assert module.weight.item() == 1.0
+    assert learner.master.item() == pytest.approx(1 - 1e-4, abs=2e-6)
+    for _ in range(300):
+        module.weight.sum().backward()
+        learner.step(1e-5)
+    assert module.weight.item() < 1.0
+
+
 def test_a_gradient_that_is_not_finite_is_dropped_and_five_in_a_row_end_the_run():
     learner = Learner(tiny())
     start = learner.flat.clone()
