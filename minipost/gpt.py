@@ -167,8 +167,10 @@ class GPT(nn.Module):
     def bytes_per_token(self):
         """About what the layers keep of each token in a training pass."""
         c = self.config
-        layer = 16 * c.hidden_size + 5 * c.intermediate_size
-        return self.embed_tokens.weight.element_size() * c.num_hidden_layers * layer
+        kept = c.num_hidden_layers * (16 * c.hidden_size + 5 * c.intermediate_size)
+        if getattr(self.layers[0], "recompute", False):  # each one's input, and all of one layer
+            kept = c.num_hidden_layers * c.hidden_size + kept // c.num_hidden_layers
+        return self.embed_tokens.weight.element_size() * kept
 
     def tokens_within(self, memory, whole=False):
         """How many tokens a training pass may have, for so many bytes.

@@ -23,6 +23,7 @@ from torch.nn.utils import vector_to_parameters
 
 from minipost import checkpoint, parallel
 from minipost.datasets.rewards import ask, load_reward
+from minipost.engine.block import recompute
 from minipost.engine.head import COPIES, WHOLE
 from minipost.engine.packed import alike
 from minipost.errors import MinipostError
@@ -571,6 +572,8 @@ def gather(part, start, rows, prompts, max_new_tokens, vocabulary, device):
 def open_run(options, task, device):
     """The Run of a command line's settings: its model, task and reward."""
     model, vocabulary = checkpoint.load(options.model, device, options.dtype)
+    if options.gradient_checkpointing:
+        recompute(model)  # and what is copied from it, such as a critic
     return Run(Learner(model, optimizer=options.optimizer), vocabulary, task,
                load_reward(options.reward, task), optimizer=options.optimizer,
                hidden=task.hidden and not options.reward,
