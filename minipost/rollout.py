@@ -215,14 +215,15 @@ def readings(model, seqs, temperature=1.0, reference=None, *, kl=True, entropy=F
         wanted = entropy, other is not None and kl, other is not None
         return Readings(spread(logp, mask),
                         *(spread(x, mask) if want else None for x, want in zip(found, wanted)))
-    logp_all, divergence, logp_ref = law(model, hidden, temperature), None, None    # (N, V)
+    logp_all = law(model, hidden, temperature)                              # (N, V)
+    logp, divergence, logp_ref = chosen_logprobs(logp_all, seqs), None, None
     if reference is not None:
         with torch.no_grad():
             logq_all = distribution(reference, seqs, temperature)
             logp_ref = chosen_logprobs(logq_all, seqs)
         divergence = spread(ops.kl_exact(logp_all, logq_all), mask) if kl else None
-    return Readings(chosen_logprobs(logp_all, seqs),
-                    spread(ops.entropy(logp_all), mask) if entropy else None, divergence, logp_ref)
+    return Readings(logp, spread(ops.entropy(logp_all), mask) if entropy else None, divergence,
+                    logp_ref)
 
 
 def stacked(parts):
