@@ -48,6 +48,8 @@ class Method:
     milestones: Callable = lambda run, cfg: {}
     #: check(run, cfg) raises MinipostError where the run cannot work, before anything is written
     check: Callable = lambda run, cfg: None
+    #: fixed(cfg) -> why a run cannot be made longer by --resume DIR --steps N, or ""
+    fixed: Callable = lambda cfg: ""
     #: remark(lines of metrics.jsonl) -> a sentence to end with, or ""
     remark: Callable = lambda lines: ""
     #: the gradient its mean step should be (proof/estimates.Estimate), or why none is checked

@@ -95,6 +95,11 @@ def residuals(logp, value, logp_held, value_held, logp_ref, reward, mask, starts
             (value + beta * rest - target).where(starts, 0.0))
 
 
+def fixed(cfg):
+    """Why a run cannot be made longer, if it cannot."""
+    return "its iterations divide the steps" if cfg.iterations > 1 else ""
+
+
 @shapes(logp="B T", value="B T", kl="B T", logp_held="B T", value_held="B T", logp_ref="B T",
         reward="B", mask="B T", starts="B T")
 def loss(logp, value, kl, logp_held, value_held, logp_ref, reward, mask, starts, *, beta, alpha,

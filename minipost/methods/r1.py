@@ -93,6 +93,11 @@ def total(run, cfg):
     return stages(run, cfg)["alignment"]
 
 
+def fixed(cfg):
+    """Why a run cannot be made longer."""
+    return "other stages come after its reasoning"
+
+
 def check(run, cfg):
     """MinipostError where a rule is missing, or a demonstration."""
     r1_zero.check(run, cfg)

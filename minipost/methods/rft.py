@@ -68,6 +68,11 @@ class Config(Descent):
     LIMITS = {"least": ""}
 
 
+def fixed(cfg):
+    """Why a run cannot be made longer, if it cannot."""
+    return "its iterations divide the steps" if cfg.iterations > 1 else ""
+
+
 @shapes(logp="B T", mask="B T", weight="B")
 def loss(logp, mask, weight, *, count):
     """logp, mask (b, T), weight (b,); count = W  ->  scalar loss, metrics that add up"""
