@@ -182,12 +182,15 @@ def start(argv):
         directory = settings.options.out or \
             f"runs/{settings.method.name}-{settings.task.name}-{settings.options.seed}"
     from minipost import parallel
+    from minipost.cli.defaults import for_size
     from minipost.cli.session import Session, pick_device
 
-    device = pick_device(settings.options.device)
+    device, note = pick_device(settings.options.device), ""
+    if not resume:
+        settings, note = for_size(settings, argv, device)
     workers = settings.options.workers or workers or parallel.default_workers(device)
     session = Session(Path(directory), settings, device, workers, resume=resume, anyway=anyway,
-                      longer=longer, overwrite=overwrite)
+                      longer=longer, overwrite=overwrite, note=note)
     return parallel.launch(session.go, workers)
 
 

@@ -44,14 +44,14 @@ class Session:
 
     resume: go on from the directory's state.  anyway: even if what it was made from has changed.
     longer: the settings' steps are another number than the state's.
-    overwrite: replace the run that is in the directory.
+    overwrite: replace the run that is in the directory.  note: a line to say at the start.
     """
 
     def __init__(self, directory, settings, device, workers, *, resume=False, anyway=False,
-                 longer=False, overwrite=False):
+                 longer=False, overwrite=False, note=""):
         self.directory, self.settings, self.device = directory, settings, device
         self.workers, self.resume, self.anyway = workers, resume, anyway
-        self.overwrite, self.longer = overwrite, longer
+        self.overwrite, self.longer, self.note = overwrite, longer, note
         self.method, self.options = settings.method, settings.options
         self.config, self.task = settings.config, settings.task
         self.stop = False
@@ -89,6 +89,8 @@ class Session:
         self.method.check(self.run, self.config)
         self.console.header(self.method.name, self.task, self.config, self.options,
                             self.run.policy.module, parallel.world())
+        if self.note:
+            self.console.say(self.note)
         if self.lead:
             for found in (before_prompts(self.options.model, self.vocabulary),
                           weights_as_written(self.options.model)):

@@ -67,6 +67,8 @@ class Method:
     EXPORTS: Mapping[str, str] = field(default_factory=lambda: {"policy": "model"})
     #: the model that it starts from, unless one is named
     MODEL: str = "checkpoints/base"
+    #: the learning rate by default of a model of more than 20M parameters (cli/defaults.py)
+    LARGE_LR: float = 1e-6
     #: knobs of TASK, and options of the command line, that hold unless a task or a file is named
     KNOBS: Mapping[str, Any] = field(default_factory=dict)
     DEMO: Mapping[str, Any] = field(default_factory=dict)

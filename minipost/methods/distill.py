@@ -37,6 +37,7 @@ from minipost.rollout import concat, distribution
 
 TASK = "arithmetic"
 METRIC = "greedy"
+LARGE_LR = 1e-5
 SCORED = False
 KNOBS = {"direct": True}
 MODEL = "checkpoints/student"

@@ -34,6 +34,7 @@ from minipost.run import REWARD_MODEL
 
 TASK = "countdown"
 METRIC = "pair accuracy"
+LARGE_LR = 1e-5
 SCORED = False
 EXPORTS = {REWARD_MODEL: "model"}
 measure = scorers.measure

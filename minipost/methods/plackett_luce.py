@@ -29,6 +29,7 @@ from minipost.run import REWARD_MODEL
 
 TASK = "wording"
 METRIC = "pair accuracy"
+LARGE_LR = 1e-5
 SCORED = False
 READS = ("chosen", "rejected")
 EXPORTS = {REWARD_MODEL: "model"}

@@ -39,6 +39,7 @@ from minipost.sampler import ends
 
 TASK = "arithmetic"
 METRIC = "pair accuracy"
+LARGE_LR = 1e-5
 SCORED = False
 EXPORTS = {REWARD_MODEL: "model"}
 PROOF = [dict(config=dict(prompts=1, group_size=1), rows=1, loss="step_entropy", factor=1.0,

@@ -40,6 +40,7 @@ TASK = "arithmetic"
 KNOBS = {"hurried": True}
 DEMO = {"model": "checkpoints/thinker", "ask": 33}
 METRIC = "greedy"
+LARGE_LR = 1e-5
 READS = ("completion", "label", "reward")
 PROOF = [dict(config=dict(prompts=1, group_size=2, batch_size=2, least=0.5), rows=2,
               loss="minus_success", why="each text once; with none right there is no step",

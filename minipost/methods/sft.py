@@ -18,6 +18,7 @@ from minipost.rollout import logprobs
 
 TASK = "facts"
 METRIC = "greedy"
+LARGE_LR = 1e-5
 SCORED = False
 READS = ("completion",)
 PROOF = [dict(config=dict(batch_size=1), rows=1, loss="maximum_likelihood", factor=1.0,
