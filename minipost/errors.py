@@ -1,12 +1,13 @@
-"""The one exception that a user reads, text made safe to print, and settings with bounds."""
+"""The one exception that a user reads, text made safe to print, settings with bounds, and those
+that every method with a gradient step has."""
 
 import math
 import operator
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
 
 LONGEST = 300  # characters of a message
 
@@ -85,3 +86,35 @@ class Bounded:
                     raise MinipostError(f"{field.name} is {value}; expected {words} {bound}")
             if not math.isfinite(value):
                 raise MinipostError(f"{field.name} is {value}; expected a finite number")
+
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class Descent(Bounded):
+    """The settings of every method that descends a gradient: how long, and at what rate.
+
+    A method's Config derives from it and sets defaults of its own.  Decay is decoupled from the
+    gradient (optim.py) and acts on matrices alone, as is usual: a norm's weights stand near 1.
+    """
+
+    steps: int = 1               # gradient steps
+    schedule: Schedule = "constant"  # of the learning rate after the warm-up
+    warmup_steps: int = 0        # steps over which the learning rate climbs to its peak
+    weight_decay: float = 0.0    # weight decay of matrices (lambda)
+
+    def rate(self, peak, step, steps=None, warmup_steps=None):
+        """The learning rate of a step, from 0 on: a linear climb to `peak`, then the schedule.
+
+        linear and cosine end at zero.  steps, warmup_steps: those of a part of the run, where it
+        has several; the Config's own if None.  Every learner's rate comes from here.
+        """
+        steps = self.steps if steps is None else steps
+        warmup = self.warmup_steps if warmup_steps is None else warmup_steps
+        if step < warmup:
+            return peak * (step + 1) / warmup
+        gone = min(1.0, (step - warmup) / max(1, steps - warmup))
+        if self.schedule == "linear":
+            return peak * (1 - gone)
+        return peak if self.schedule == "constant" else peak * (1 + math.cos(math.pi * gone)) / 2

@@ -27,6 +27,7 @@ from torch import nn
 
 from minipost.engine.block import block
 from minipost.engine.functions import even, product, rms_norm, rotary_table, swiglu, turn
+from minipost.engine.head import NEVER, WHOLE, bytes_of_a_piece
 from minipost.engine.packed import Packed, Padded, spans
 from minipost.errors import MinipostError
 from minipost.families import LLAMA, Family
@@ -62,7 +63,6 @@ class GPTConfig:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions need pairs")
 
 
-NEVER = -1e9       # a logit whose probability is exactly 0, finite so that 0 times it is 0
 ROTARY_ROWS = 512  # of the rotary table at first
 
 
@@ -190,11 +190,23 @@ class GPT(nn.Module):
 
     @property
     def bytes_per_token(self):
-        """About what a training pass keeps for each of its tokens."""
+        """About what the layers keep of each token in a training pass."""
         c = self.config
-        layer = 16 * c.hidden_size + 5 * c.intermediate_size
-        size = self.embed_tokens.weight.element_size()
-        return size * c.num_hidden_layers * layer + 4 * 6 * c.vocab_size
+        kept = c.num_hidden_layers * (16 * c.hidden_size + 5 * c.intermediate_size)
+        if getattr(self.layers[0], "recompute", False):  # each one's input, and all of one layer
+            kept = c.num_hidden_layers * c.hidden_size + kept // c.num_hidden_layers
+        return self.embed_tokens.weight.element_size() * kept
+
+    def tokens_within(self, memory, whole=False):
+        """How many tokens a training pass may have, for so many bytes.
+
+        whole: the pass keeps the logits of all of them, however many they are.
+        """
+        vocabulary = self.config.vocab_size
+        found = memory // (self.bytes_per_token + 4 * 6 * vocabulary)
+        if whole or found * vocabulary <= WHOLE:
+            return found
+        return max(found, (memory - bytes_of_a_piece(vocabulary)) // self.bytes_per_token)
 
     def rotary(self, length):
         """The rotary table in the model's own type and on its device, of `length` rows or more.
@@ -253,11 +265,18 @@ class GPT(nn.Module):
             x = layer(x, layout, wanted) if layout.explicit else block(layer, x, layout, wanted)
         return self.norm(x)
 
-    def head(self, hidden):
-        """Logits of the next token.  (..., D) -> (..., V)  Unused ids get no probability."""
+    @property
+    def head_weight(self):
+        """The matrix of the head.  (V, D)"""
         tied = self.config.tie_word_embeddings
-        return self.known(
-            product(hidden, self.embed_tokens.weight if tied else self.lm_head.weight))
+        return self.embed_tokens.weight if tied else self.lm_head.weight
+
+    def head(self, hidden):
+        """Logits of the next token.  (..., D) -> (..., V)  Unused ids get no probability.
+
+        Whatever changes here changes in engine/head.py too, which computes it in pieces.
+        """
+        return self.known(product(hidden, self.head_weight))
 
     def known(self, logits):
         """Logits in which ids that no token has are impossible.  (..., V), as given"""

@@ -1,39 +1,121 @@
-"""The optimiser: AdamW on one flat vector, and the schedule of its learning rate."""
+"""The optimisers: AdamW on one flat vector, and Muon for the matrices of the layers.
 
-import math
+AdamW (Loshchilov & Hutter 2019, arxiv.org/abs/1711.05101), with the gradient g:
+
+    m <- b1 m + (1-b1) g      v <- b2 v + (1-b2) g^2      t <- t + 1
+    w <- w - lr ( m / (1-b1^t) / (sqrt(v / (1-b2^t)) + eps) + decay w )
+
+Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) moves a matrix by the nearest matrix
+with orthonormal rows or columns: of the momentum's singular values it makes ones, roughly.
+
+    m <- mu m + g             d = g + mu m                            (Nesterov's momentum)
+    o = U f(S) V^T            of d / |d| = U S V^T, see `orthogonalised`
+    w <- w - lr ( 0.2 sqrt(max(rows, columns)) o + decay w )
+
+The factor gives the update the size that AdamW's usually has, so --lr means the same for both (Liu
+et al. 2025, arxiv.org/abs/2502.16982, sec. 2.2).  Matrices that are stored as one, such as those of
+queries, keys and values, are taken one by one.  Embeddings, heads and norms stay with AdamW.
+
+Where decay applies, it applies to matrices alone, as is usual.
+"""
+
+from functools import partial
+from typing import Literal
 
 import torch
 
 from minipost import parallel
 from minipost.errors import MinipostError
 
-PIECE = 2**17      # weights that are updated at once
+PIECE = 2**17      # weights that are updated at once: they fit a CPU's cache
+GPU_PIECE = 2**24  # the same on other devices
+MOMENTUM = 0.95    # of Muon (mu)
+QUINTIC = 3.4445, -4.7750, 2.0315  # Muon's polynomial: f(s) = a s + b s^3 + c s^5
+Optimizer = Literal["adamw", "muon"]
 SKIPS_ALLOWED = 5  # steps in a row that may be dropped for a gradient that is not finite
 
 
-class Learner:
-    """A module with AdamW (Loshchilov & Hutter 2019, arxiv.org/abs/1711.05101).
+@torch.no_grad()
+def add_up(total, parameter):
+    """Add to `total` the gradient that a parameter has just got, and take it away."""
+    total += parameter.grad
+    parameter.grad = None
 
-        m <- b1 m + (1-b1) g      v <- b2 v + (1-b2) g^2      t <- t + 1
-        w <- w - lr ( m / (1-b1^t) / (sqrt(v / (1-b2^t)) + eps) + decay w )
+
+@torch.no_grad()
+def orthogonalised(matrix, steps=5):
+    """A matrix of the same singular vectors whose singular values are near 1.  (R, C) -> (R, C)
+
+    Newton and Schulz's iteration needs products alone.  Each step maps every singular value s to
+    a s + b s^3 + c s^5.  Five of them take all from 0.01 to 1 into 0.6 .. 1.3.
+    """
+    a, b, c = QUINTIC
+    x = matrix.t() if matrix.shape[0] > matrix.shape[1] else matrix     # the smaller product
+    x = x / x.norm().clamp(min=1e-30)                                   # all s are at most 1 then
+    for _ in range(steps):
+        square = x @ x.t()
+        x = a * x + (b * square + c * square @ square) @ x
+    return x.t() if matrix.shape[0] > matrix.shape[1] else x
+
+
+def layer_matrices(module):
+    """{parameter: the rows of each matrix that it holds} of the layers' matrices.
+
+    A layer's fused matrices hold queries, keys and values, or gate and up.
+    """
+    found = {}
+    for layers in (m.layers for m in module.modules() if hasattr(m, "layers")):
+        for part in layers.modules():
+            if hasattr(part, "qkv_proj"):
+                one = part.kv_heads * part.head_dim
+                found[part.qkv_proj.weight] = [part.heads * part.head_dim, one, one]
+            if hasattr(part, "gate_up_proj"):
+                found[part.gate_up_proj.weight] = [len(part.gate_up_proj.weight) // 2] * 2
+        for weight in layers.parameters():
+            if weight.dim() == 2:
+                found.setdefault(weight, [len(weight)])
+    return found
+
+
+class Learner:
+    """A module with its optimiser.
 
     Parameters are views into one vector, and so are their gradients.  So the sum over ranks, the
     norm and the update are a few operations on long vectors, and TRPO finds its vectors ready.
-    Decay applies to matrices only.  With weights below float32 the update runs on a float32 copy.
+    With weights below float32 the update runs on a float32 copy, and gradients of micro-batches add
+    up in float32: a small one would be lost beside a large one in bfloat16.  An update is made in
+    place and in pieces: nothing of the length of all weights is made for it.
     """
 
-    def __init__(self, module, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+    def __init__(self, module, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,
+                 optimizer: Optimizer = "adamw"):
         self.module, self.betas, self.eps, self.weight_decay = module, betas, eps, weight_decay
         self.params = sorted((p for p in module.parameters()), key=lambda p: p.dim() < 2)
         self.matrix_part = sum(p.numel() for p in self.params if p.dim() >= 2)
         self.flat = torch.cat([p.detach().flatten() for p in self.params])
-        self.grad = torch.zeros_like(self.flat)
+        self.master = self.flat if self.flat.dtype == torch.float64 else self.flat.float()
+        self.grad = torch.zeros_like(self.master)
+        layers = layer_matrices(module) if optimizer == "muon" else {}
+        self.muon = []     # (where in the vectors, shape) of each matrix that Muon moves
+        self.adam = []     # where AdamW's stretches are
         start = 0
         for p in self.params:
             part = slice(start, start := start + p.numel())
-            p.data, p.grad = self.flat[part].view_as(p), self.grad[part].view_as(p)
-        self.master = self.flat if self.flat.dtype == torch.float64 else self.flat.float()
-        self.m, self.v = torch.zeros_like(self.master), torch.zeros_like(self.master)
+            if p in layers:
+                at = part.start
+                for rows in layers[p]:
+                    self.muon.append((slice(at, at := at + rows * p.shape[1]), (rows, p.shape[1])))
+            elif self.adam and self.adam[-1].stop == part.start:
+                self.adam[-1] = slice(self.adam[-1].start, part.stop)
+            else:
+                self.adam.append(part)
+            p.data, grad = self.flat[part].view_as(p), self.grad[part].view_as(p)
+            if grad.dtype == p.dtype:
+                p.grad = grad
+            else:
+                p.register_post_accumulate_grad_hook(partial(add_up, grad))
+        self.m = torch.zeros_like(self.master)
+        self.v = self.master.new_zeros(sum(part.stop - part.start for part in self.adam))
         self.updates = self.skipped = self.skips_in_a_row = 0
 
     def collect(self):
@@ -57,31 +139,49 @@ class Learner:
         return norm
 
     @torch.no_grad()
-    def step(self, lr, max_grad_norm=1.0):
+    def step(self, lr, max_grad_norm=1.0, weight_decay=None):
         """One update from the gradients that backward() left; returns their norm before clipping.
 
-        A gradient that is not finite makes no update, see `collect`.
+        weight_decay: the learner's own if None.  A gradient that is not finite makes no update, see
+        `collect`.
         """
         norm = self.collect()
         if not norm < float("inf"):
             return norm
         self.updates += 1
+        decay = self.weight_decay if weight_decay is None else weight_decay
+        self.master[: self.matrix_part].mul_(1 - lr * decay)
+        scale = max_grad_norm / norm if norm > max_grad_norm else 1.0
+        start = 0
+        for part in self.adam:
+            self.adamw(part, self.v[start : (start := start + part.stop - part.start)], lr, scale)
+        for part, shape in self.muon:
+            self.orthogonal(part, shape, lr, scale)
+        self.assign(self.master)
+        self.grad.zero_()
+        return norm
+
+    def adamw(self, part, second, lr, clipped):
+        """AdamW on a stretch of the weights; `second` is its part of v."""
         b1, b2 = self.betas
-        self.master[: self.matrix_part].mul_(1 - lr * self.weight_decay)
-        # On a CPU in pieces that fit its cache, so that no second vector of this length is needed.
-        size = PIECE if self.master.device.type == "cpu" else len(self.master)
-        for grad, m, v, w in zip(*(x.split(size) for x in (self.grad, self.m, self.v,
-                                                           self.master))):
+        size = PIECE if self.master.device.type == "cpu" else GPU_PIECE
+        for grad, m, v, w in zip(*(x.split(size) for x in (self.grad[part], self.m[part], second,
+                                                           self.master[part]))):
             grad = grad.to(w.dtype)
-            if norm > max_grad_norm:
-                grad = grad * (max_grad_norm / norm)
+            if clipped < 1:
+                grad = grad * clipped
             m.lerp_(grad, 1 - b1)
             v.mul_(b2).addcmul_(grad, grad, value=1 - b2)
             scale = (v / (1 - b2**self.updates)).sqrt_().add_(self.eps)
             w.addcdiv_(m, scale, value=-lr / (1 - b1**self.updates))
-        self.assign(self.master)
-        self.grad.zero_()
-        return norm
+
+    def orthogonal(self, part, shape, lr, clipped):
+        """Muon on one matrix."""
+        m, grad = self.m[part], self.grad[part].to(self.m.dtype)
+        grad = grad * clipped
+        m.mul_(MOMENTUM).add_(grad)
+        move = orthogonalised(grad.add_(m, alpha=MOMENTUM).view(shape))
+        self.master[part].view(shape).sub_(move, alpha=0.2 * lr * max(shape) ** 0.5)
 
     @torch.no_grad()
     def assign(self, weights):
@@ -92,13 +192,13 @@ class Learner:
             self.flat.copy_(self.master)
 
     def become(self, module):
-        """Copy the weights of a module of the same shape, and reset Adam."""
+        """Copy the weights of a module of the same shape, and reset the optimiser."""
         params = sorted(module.parameters(), key=lambda p: p.dim() < 2)
         self.assign(torch.cat([p.detach().flatten() for p in params]).to(self.master))
         self.reset_optimizer()
 
     def reset_optimizer(self):
-        """Reset Adam, for another loss."""
+        """Forget the moments, for another loss."""
         self.m.zero_()
         self.v.zero_()
         self.updates = 0
@@ -113,11 +213,3 @@ class Learner:
             mine.copy_(tensors[saved])
         self.assign(self.master)
         self.updates, self.skipped, self.skips_in_a_row = numbers
-
-
-def cosine(peak, step, steps, warmup_steps):
-    """Learning rate of a step: a linear climb to `peak`, then a cosine that ends at zero."""
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    return peak * (
-        1 + math.cos(math.pi * min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps)))) / 2

@@ -12,11 +12,13 @@ what was learned from it: rewards and advantages belong to the methods.
 
 import zlib
 from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from minipost.engine import decode_cuda
+from minipost import ops
+from minipost.engine import decode_cuda, head
 from minipost.engine.decode_cuda import NOT_FINITE, StaticDecoder
 from minipost.engine.packed import alike, spans
 from minipost.engine.tree import Tree
@@ -157,7 +159,12 @@ def distribution(model, seqs, temperature=1.0):
 
     -> (N, V), rows in the order of mask.nonzero().  At least float32, whatever the model's type.
     """
-    logits = model.head(model.hidden_at(seqs.inputs, seqs.mask))
+    return law(model, model.hidden_at(seqs.inputs, seqs.mask), temperature)
+
+
+def law(model, hidden, temperature):
+    """The distribution after each hidden state.  (N, D) -> (N, V)"""
+    logits = model.head(hidden)
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
     return torch.log_softmax(logits if temperature == 1 else logits / temperature, -1)
@@ -170,13 +177,57 @@ def chosen_logprobs(logp_all, seqs):
 
 def logprobs(model, seqs, temperature=1.0):
     """Log-prob of every response token, zero elsewhere.  -> (B, T)"""
-    return chosen_logprobs(distribution(model, seqs, temperature), seqs)
+    return readings(model, seqs, temperature).logp
 
 
 def logprobs_and_distribution(model, seqs, temperature=1.0):
-    """`logprobs` and their `distribution`, from one pass.  -> (B, T), (N, V)"""
+    """`logprobs` and their `distribution`, from one pass.  -> (B, T), (N, V)
+
+    For what needs the whole of it, such as a second derivative.  Others ask `readings`.
+    """
     logp_all = distribution(model, seqs, temperature)
     return chosen_logprobs(logp_all, seqs), logp_all
+
+
+class Readings(NamedTuple):
+    """Numbers of each response token, zero elsewhere, (B, T) each; None where none was asked for.
+
+    The reference's log-probs have no gradient.
+    """
+
+    logp: torch.Tensor
+    entropy: Any = None
+    kl: Any = None          # exact, of the model to the reference
+    logp_ref: Any = None
+
+
+def readings(model, seqs, temperature=1.0, reference=None, *, kl=True, entropy=False):
+    """What losses read of the distributions of a model, and of a reference, from one pass.
+
+    kl: whether a reference is asked for the exact KL, beside its log-probs.
+    Where all logits are more than head.WHOLE, they are computed in pieces (engine/head.py).
+    """
+    hidden, mask = model.hidden_at(seqs.inputs, seqs.mask), seqs.mask
+    if len(hidden) * model.config.vocab_size > head.WHOLE:
+        other = None
+        if reference is not None:
+            with torch.no_grad():
+                other = (reference.hidden_at(seqs.inputs, mask), reference.head_weight,
+                         reference.unused)
+        logp, *found = head.Readings.apply(hidden, model.head_weight, seqs.targets[mask],
+                                           model.unused, temperature, other, entropy)
+        wanted = entropy, other is not None and kl, other is not None
+        return Readings(spread(logp, mask),
+                        *(spread(x, mask) if want else None for x, want in zip(found, wanted)))
+    logp_all = law(model, hidden, temperature)                              # (N, V)
+    logp, divergence, logp_ref = chosen_logprobs(logp_all, seqs), None, None
+    if reference is not None:
+        with torch.no_grad():
+            logq_all = distribution(reference, seqs, temperature)
+            logp_ref = chosen_logprobs(logq_all, seqs)
+        divergence = spread(ops.kl_exact(logp_all, logq_all), mask) if kl else None
+    return Readings(logp, spread(ops.entropy(logp_all), mask) if entropy else None, divergence,
+                    logp_ref)
 
 
 def stacked(parts):

@@ -26,9 +26,11 @@ from minipost.chat import Messages
 from minipost.datasets.chats import in_chat
 from minipost.datasets.rewards import Said, Told, TrainerState, ask, load_reward
 from minipost.datasets.rows import File, is_chat
+from minipost.engine.block import recompute
+from minipost.engine.head import COPIES, WHOLE
 from minipost.engine.packed import alike
 from minipost.errors import MinipostError
-from minipost.optim import Learner
+from minipost.optim import Learner, Optimizer
 from minipost.rollout import (
     NO_TOKENS,
     Rollout,
@@ -116,6 +118,7 @@ class Run:
     dtype: str = "float32"      # of the weights that are saved
     total: int = 0              # steps that the run will have made; 0 where it trains nothing
     keep_rollouts: int = 0      # steps between the rollouts that `keep` holds; 0: none
+    optimizer: Optimizer = "adamw"  # of the learners that a method asks for
 
     def __post_init__(self):
         self.said, self.kept = Said(), []       # by reward functions; rows of a table, see `keep`
@@ -137,6 +140,7 @@ class Run:
 
     def learner(self, name, make, **options):
         """The learner of this name; make() gives the module that it trains."""
+        options = {"optimizer": self.optimizer, **options}
         return self.part(f"learner/{name}", lambda: Learner(make(), **options))
 
     def frozen(self, name, make):
@@ -509,20 +513,20 @@ class Run:
         parallel.all_reduce(*found)
         return found
 
-    def micro_batches(self, rows, *seqs):
+    def micro_batches(self, rows, *seqs, whole=False):
         """This rank's part of these rows, cut into micro-batches.
 
         seqs: the Sequences that have the rows, several where a row stands in each of them.  Rows
         that share a prompt come together, since it is then computed once.  Else they come in order
         of length, so that little of a micro-batch is padding.  Each rank has about the same work.
-        A micro-batch has at most `micro_batch_size` rows, and less where `bytes_per_token` says
-        that they would take too much memory.
+        A micro-batch has at most `micro_batch_size` rows, and less where they would take too much
+        memory.  whole: the pass keeps the logits of all its tokens, see GPT.tokens_within.
         """
         mine = share_out(by_prompt(list(rows), seqs), parallel.world(), parallel.rank())
         passes = -(-len(mine) // self.micro_batch_size)
         size = -(-len(mine) // max(1, passes))
         model = self.policy.module
-        most = memory(model.device) // model.bytes_per_token
+        most = model.tokens_within(memory(model.device), whole)
         cut, room, last = [], 0, None
         for row in mine:
             cost = row.own + row.shared * (row.group != last)
@@ -595,6 +599,8 @@ def rows_at_once(model, tokens):
     config = model.config
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     size = cache * tokens * model.embed_tokens.weight.element_size()
+    if ROWS * config.vocab_size > WHOLE:
+        size += 4 * COPIES * config.vocab_size  # the logits of a step
     return max(1, min(ROWS, memory(model.device) // size))
 
 
@@ -653,8 +659,11 @@ def without_template(run):
 def open_run(options, task, device):
     """The Run of a command line's settings: its model, task and reward."""
     model, vocabulary = checkpoint.load(options.model, device, options.dtype)
+    if options.gradient_checkpointing:
+        recompute(model)  # and what is copied from it, such as a critic
     task = as_asked(task, vocabulary, options.chat)
-    return Run(Learner(model), vocabulary, task, load_reward(options.reward, task),
+    return Run(Learner(model, optimizer=options.optimizer), vocabulary, task,
+               load_reward(options.reward, task), optimizer=options.optimizer,
                hidden=task.hidden and not options.reward,
                reward_timeout=options.reward_timeout, seed=options.seed,
                micro_batch_size=options.micro_batch_size, max_new_tokens=options.max_new_tokens,

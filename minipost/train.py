@@ -10,7 +10,7 @@ One run writes one directory:
 Ctrl-C stops after the step in progress, with everything saved.  --resume DIR goes on from there and
 ends with the same bytes as a run that was never stopped (on the same machine).  It stops if the
 data, the reward, the model, the settings or minipost have changed since; --anyway goes on.  A run
-that is in the directory is replaced only by --overwrite.
+that is in the directory is replaced only by --overwrite.  --resume DIR --steps 500 goes on longer.
 """
 
 import argparse
@@ -105,7 +105,9 @@ def saved_in(directory):
 
 
 def resumed(argv):
-    """(Settings, directory, workers, anyway) of `--resume DIR`.
+    """(Settings, directory, workers, anyway, longer) of `--resume DIR`.
+
+    longer: whether --steps asks for another number of steps than the run had.
 
     A config.json may come from somebody else, and a reward function is a program.  So its name is
     to be given again.  A model that has moved is named by --model or --reward-model.
@@ -114,14 +116,15 @@ def resumed(argv):
     flags.add_argument("--resume", nargs="?")
     flags.add_argument("--reward", nargs="*", default=[])
     flags.add_argument("--anyway", action="store_true")
+    flags.add_argument("--steps")
     for name in MODELS:
         flags.add_argument(f"--{name.replace('_', '-')}", type=os.path.abspath)
     given, others = flags.parse_known_args(argv)
     if others or not given.resume or sum(a.startswith("--resume") for a in argv) > 1:
         found = f", not {others[0][:40]!r}" if others else ""
-        raise MinipostError(f"write {PROG} --resume RUN_DIRECTORY, perhaps with --reward, --model, "
-                            f"--reward-model and --anyway{found}; every other setting is read from "
-                            "the run's config.json")
+        raise MinipostError(f"write {PROG} --resume RUN_DIRECTORY, perhaps with --steps, --reward, "
+                            f"--model, --reward-model and --anyway{found}; every other setting is "
+                            "read from the run's config.json")
     from minipost.datasets.rewards import absolute
 
     given.reward = [absolute(name) for name in given.reward]
@@ -144,7 +147,22 @@ def resumed(argv):
             raise MinipostError(f"{given.resume}: was made with --reward {named or '(none)'}, not "
                                 f"{' '.join(given.reward)}; go on with another by --anyway")
         settings = replace(settings, options=replace(settings.options, reward=tuple(given.reward)))
-    return settings, given.resume, workers, given.anyway
+    longer = given.steps is not None
+    return (lengthened(settings, given.steps) if longer else settings, given.resume, workers,
+            given.anyway, longer)
+
+
+def lengthened(settings, steps):
+    """The Settings of a run that goes on to another number of steps.
+
+    MinipostError where the method's stages or parts would begin at other steps than they did.
+    """
+    if not (steps.isascii() and steps.isdigit()):
+        raise MinipostError(f"--steps {steps[:40]}: expected a whole number")
+    if why := settings.method.fixed(settings.config):
+        raise MinipostError(f"--steps {steps}: a run of {settings.method.name} cannot be made "
+                            f"longer, since {why}; begin a new run")
+    return replace(settings, config=replace(settings.config, steps=int(steps)))
 
 
 def return_to_folder(directory):
@@ -168,20 +186,23 @@ def main(argv=None):
 
 def start(argv):
     resume = any(argument.partition("=")[0] == "--resume" for argument in argv)
-    workers, anyway, overwrite = 0, False, "--overwrite" in argv
+    workers, anyway, longer, overwrite = 0, False, False, "--overwrite" in argv
     if resume:
-        settings, directory, workers, anyway = resumed(argv)
+        settings, directory, workers, anyway, longer = resumed(argv)
     else:
         settings = settings_of([argument for argument in argv if argument != "--overwrite"])
         directory = settings.options.out or \
             f"runs/{settings.method.name}-{settings.task.name}-{settings.options.seed}"
     from minipost import parallel
+    from minipost.cli.defaults import for_size
     from minipost.cli.session import Session, pick_device
 
-    device = pick_device(settings.options.device)
+    device, note = pick_device(settings.options.device), ""
+    if not resume:
+        settings, note = for_size(settings, argv, device)
     workers = settings.options.workers or workers or parallel.default_workers(device)
     session = Session(Path(directory), settings, device, workers, resume=resume, anyway=anyway,
-                      overwrite=overwrite)
+                      longer=longer, overwrite=overwrite, note=note)
     return parallel.launch(session.go, workers)
 
 

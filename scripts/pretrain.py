@@ -41,7 +41,7 @@ from minipost import checkpoint, parallel
 from minipost.gpt import GPT, GPTConfig
 from minipost.measure.meter import Meter
 from minipost.methods import sft
-from minipost.optim import Learner, cosine
+from minipost.optim import Learner
 from minipost.rollout import logprobs
 from minipost.run import Run
 from minipost.tasks.arithmetic import Arithmetic
@@ -217,7 +217,6 @@ def encode(run, documents):
 def evenly(run, cfg):
     """Like sft.train, but every document counts the same, whatever its length."""
     policy = run.policy
-    policy.weight_decay = cfg.weight_decay
     while True:
         batch = encode(run, run.problems(cfg.batch_size))
         run.tokens += int(batch.mask.sum())
@@ -227,7 +226,7 @@ def evenly(run, cfg):
             value = -(logprobs(policy.module, part).sum(1) / part.lengths).sum() / cfg.batch_size
             value.backward()
             meter.add(loss=value.detach())
-        policy.step(cosine(cfg.lr, run.step, cfg.steps, cfg.warmup_steps), cfg.max_grad_norm)
+        policy.step(cfg.rate(cfg.lr, run.step), cfg.max_grad_norm, cfg.weight_decay)
         yield meter.means()
 
 

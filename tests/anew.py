@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from fakes import EOS, Echo, Letters, Steps, scalar, tiny, valuer
 
+from minipost.errors import Descent
 from minipost.methods import (
     a2c,
     dapo,
@@ -172,7 +173,7 @@ class Mirror:
         part = run.parts.get("frozen/reference")
         self.reference = self.start = copy.deepcopy(part.module) if part else None
         self.task, self.seed, self.step, self.longest = run.task, run.seed, 0, run.max_new_tokens
-        self.carried = {}
+        self.carried, self.first = {}, 0    # the step at which the stage began
         # what the run made in this step, and at which temperatures it sampled
         self.samples, self.encoded, self.problems, self.heats = [], [], [], []
 
@@ -276,8 +277,8 @@ def group_relative(mirror, cfg, advantages, low, high, divisor=None, beta=0.0, f
                 loss = loss + beta * cost.sum() / over
             price, shut = price + cost.sum() / tokens, shut + out.sum() / over
         logged.log(loss=loss, clip_ratio=shut, **({"kl": price} if beta else {}))
-        policy.step(loss, cfg.lr, cfg.max_grad_norm)
-    return {**logged.means(), "grad_norm": fmean(policy.norms), "learning_rate": cfg.lr}
+        policy.step(loss, eta(mirror, cfg), cfg.max_grad_norm)
+    return {**logged.means(), "grad_norm": fmean(policy.norms), "learning_rate": eta(mirror, cfg)}
 
 
 def grpo_anew(mirror, cfg):
@@ -302,9 +303,9 @@ def dr_grpo_anew(mirror, cfg):
                                 torch.tensor(adv[k], dtype=torch.float64), cfg.clip, cfg.clip)
             loss, shut = loss - gain.sum() / over, shut + out.sum() / over
         logged.log(loss=loss, clip_ratio=shut)
-        policy.step(loss, cfg.lr, cfg.max_grad_norm)
+        policy.step(loss, eta(mirror, cfg), cfg.max_grad_norm)
     return {**logged.means(), **described(rows, earned, cfg.group_size),
-            "grad_norm": fmean(policy.norms), "learning_rate": cfg.lr}
+            "grad_norm": fmean(policy.norms), "learning_rate": eta(mirror, cfg)}
 
 
 def dapo_anew(mirror, cfg):
@@ -352,10 +353,10 @@ def reinforce_pp_anew(mirror, cfg):
                                 cfg.clip)
             loss, shut = loss - gain.sum() / count(seen), shut + out.sum() / count(seen)
         logged.log(loss=loss, clip_ratio=shut)
-        policy.step(loss, cfg.lr, cfg.max_grad_norm)
+        policy.step(loss, eta(mirror, cfg), cfg.max_grad_norm)
     return {**logged.means(), **described(rows, earned, cfg.group_size),
             "kl": float(torch.cat(ratio).mean()), "grad_norm": fmean(policy.norms),
-            "learning_rate": cfg.lr}
+            "learning_rate": eta(mirror, cfg)}
 
 
 def plain_gradient(mirror, cfg, adv):
@@ -365,9 +366,9 @@ def plain_gradient(mirror, cfg, adv):
     loss = -sum(a * law[range(len(law)), row.said].sum()
                 for a, law, row in zip(adv, now, rows)) / n
     mirror.policy.norms.clear()
-    mirror.policy.step(loss, cfg.lr, cfg.max_grad_norm)
+    mirror.policy.step(loss, eta(mirror, cfg), cfg.max_grad_norm)
     return {"loss": float(loss.detach()), "grad_norm": mirror.policy.norms[0],
-            "learning_rate": cfg.lr}
+            "learning_rate": eta(mirror, cfg)}
 
 
 def reinforce_anew(mirror, cfg):
@@ -433,15 +434,16 @@ def a2c_anew(mirror, cfg):
     spread = sum(entropy(law).sum() for law in now) / n
     error = sum((v - r).square().sum() for v, r in zip(value, ret)) / (2 * n)
     loss = -gain - cfg.entropy_weight * spread + cfg.value_weight * error
-    for net, rate in ((mirror.policy, cfg.lr), (mirror.critic, cfg.critic_lr)):
+    for net in (mirror.policy, mirror.critic):
         net.norms.clear()
-    mirror.policy.step(-gain - cfg.entropy_weight * spread, cfg.lr, cfg.max_grad_norm)
-    mirror.critic.step(cfg.value_weight * error, cfg.critic_lr, cfg.max_grad_norm)
+    mirror.policy.step(-gain - cfg.entropy_weight * spread, eta(mirror, cfg), cfg.max_grad_norm)
+    mirror.critic.step(cfg.value_weight * error, eta(mirror, cfg, cfg.critic_lr),
+                       cfg.max_grad_norm)
     logged = Logged()
     logged.log(loss=loss, value_loss=error)
     return {**logged.means(),
             **described(rows, earned, cfg.group_size), "explained_variance": explained(before, ret),
-            "grad_norm": mirror.policy.norms[0], "learning_rate": cfg.lr}
+            "grad_norm": mirror.policy.norms[0], "learning_rate": eta(mirror, cfg)}
 
 
 def ppo_anew(mirror, cfg):
@@ -470,15 +472,15 @@ def ppo_anew(mirror, cfg):
             gained, error = gained + gain.sum() / n, error + worse.sum() / (2 * n)
             shut = shut + out.sum() / n
         logged.log(loss=-gained, value_loss=error, clip_ratio=shut)
-        policy.step(-gained, cfg.lr, cfg.max_grad_norm)
-        critic.step(error, cfg.critic_lr, cfg.max_grad_norm)
+        policy.step(-gained, eta(mirror, cfg), cfg.max_grad_norm)
+        critic.step(error, eta(mirror, cfg, cfg.critic_lr), cfg.max_grad_norm)
     far = float(torch.cat(gap).sum()) / len(rows)
     if cfg.control == "adaptive":
         error = min(0.2, max(-0.2, far / cfg.kl_target - 1))
         mirror.carried["beta"] = beta * (1 + error * len(rows) / cfg.horizon)
     return {**logged.means(), **described(rows, earned, 1), "beta": beta, "kl_per_answer": far,
             "kl": float(torch.cat(gap).mean()), "explained_variance": explained(before, ret),
-            "grad_norm": fmean(policy.norms), "learning_rate": cfg.lr}
+            "grad_norm": fmean(policy.norms), "learning_rate": eta(mirror, cfg)}
 
 
 def trpo_anew(mirror, cfg):
@@ -537,11 +539,19 @@ def trpo_anew(mirror, cfg):
 
 # ---- methods that learn from given answers, or from those of a frozen policy
 
-def rated(peak, step, steps, warmup):
-    """A climb to the peak over `warmup` steps, then half a cosine to zero."""
+def rated(cfg, peak, step, steps=None, warmup=None):
+    """A climb to the peak over `warmup` steps, then a line or half a cosine to zero."""
+    steps, warmup = steps or cfg.steps, cfg.warmup_steps if warmup is None else warmup
     if step < warmup:
         return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+    part = (step - warmup) / max(1, steps - warmup)
+    return peak * {"constant": 1.0, "linear": 1.0 - part,
+                   "cosine": 0.5 * (1 + math.cos(math.pi * part))}[cfg.schedule]
+
+
+def eta(mirror, cfg, peak=None):
+    """The rate in the mirror's step, the policy's if no peak is given."""
+    return rated(cfg, cfg.lr if peak is None else peak, mirror.step - mirror.first)
 
 
 def dealt(mirror, rows, n, since=0):
@@ -567,10 +577,9 @@ def sft_anew(mirror, cfg, first=0):
     assert len(rows) == cfg.batch_size and all(row.done for row in rows)
     prompts = [Letters().decode(row.ids[: row.start]) for row in rows]
     assert [row.text for row in rows] == [2 * prompt for prompt in prompts]
-    mirror.policy.decay = cfg.weight_decay
     loss = -sum(sums(mirror.policy.module, rows)) / count(rows)
-    return updated(mirror, mirror.policy, loss, rated(
-        cfg.lr, mirror.step - first, cfg.steps, cfg.warmup_steps), cfg.max_grad_norm)
+    return updated(mirror, mirror.policy, loss, rated(cfg, cfg.lr, mirror.step - first),
+                   cfg.max_grad_norm)
 
 
 def flips(mirror, name, n):
@@ -627,7 +636,7 @@ def pairwise(mirror, cfg, of_pair, implied, referred=True):
                      (sum(x.sum() for x in side) / n for side in now)))
     if referred:
         named |= dict(zip(("drift/chosen", "drift/rejected"), (sum(side) / n for side in drift)))
-    return updated(mirror, policy, loss, cfg.lr, cfg.max_grad_norm, pairs=n, **named, **{
+    return updated(mirror, policy, loss, eta(mirror, cfg), cfg.max_grad_norm, pairs=n, **named, **{
         "rewards/margins": fmean(lead),
         "rewards/accuracies": fmean((x > 0) + (x == 0) / 2 for x in lead)})
 
@@ -700,7 +709,7 @@ def kto_anew(mirror, cfg):
                for h, g in zip(drift, good)) / len(rows)
     sides = {name: fmean(float(h.detach()) for h, g in zip(drift, good) if g == kind)
              for name, kind in (("drift/good", True), ("drift/bad", False))}
-    return updated(mirror, mirror.policy, loss, cfg.lr, cfg.max_grad_norm, z0=z0,
+    return updated(mirror, mirror.policy, loss, eta(mirror, cfg), cfg.max_grad_norm, z0=z0,
                    good=fmean(good), **sides)
 
 
@@ -716,7 +725,8 @@ def mdpo_anew(mirror, cfg):
             means = [sum(drift[part]) / k for part in sets]
             lead.append(cfg.beta * (means[0] - means[1]) * (1 if worth[0] > worth[1] else -1))
     n = len(lead)
-    return updated(mirror, mirror.policy, sum(softplus(-u) for u in lead) / n, cfg.lr,
+    return updated(mirror, mirror.policy, sum(softplus(-u) for u in lead) / n,
+                   eta(mirror, cfg),
                    cfg.max_grad_norm, comparisons=n, **{
                        "rewards/margins": sum(lead) / n,
                        "rewards/accuracies": fmean(float(u > 0) for u in lead)})
@@ -756,7 +766,7 @@ def oreo_anew(mirror, cfg):
             rest = rest + float(of_value.detach()) ** 2 / (len(starts) * n)
         far.append(kl(law, ref.detach()))
         loss = loss + cfg.alpha * far[-1].mean() / n
-    rate, critic_rate = (rated(peak, mirror.step, cfg.steps, cfg.warmup_steps)
+    rate, critic_rate = (rated(cfg, peak, mirror.step)
                          for peak in (cfg.lr, cfg.critic_lr))
     mirror.critic.norms.clear()
     grown = torch.autograd.grad(loss, mirror.critic.params, retain_graph=True)
@@ -793,12 +803,13 @@ def rft_anew(mirror, cfg):
         mirror.solved = len(found) / len(set(mirror.asked))
         if cfg.restart:
             mirror.policy = Net(mirror.reference, **ADAM)
+            mirror.policy.decay = cfg.weight_decay
     some = dealt(mirror, mirror.kept, cfg.batch_size, mirror.since)
     rows = [row for row, _ in some]
     whole = sum(w * len(row.said) for row, w in some)
     loss = -sum(w * x for (_, w), x in zip(some, sums(mirror.policy.module, rows))) / whole
     return updated(mirror, mirror.policy, loss, rated(
-        cfg.lr, mirror.step - mirror.since, mirror.length,
+        cfg, cfg.lr, mirror.step - mirror.since, mirror.length,
         min(cfg.warmup_steps, mirror.length // 2)), cfg.max_grad_norm, kept=len(mirror.kept),
         solved=mirror.solved, reward=fmean(earned))
 
@@ -820,8 +831,7 @@ def distill_anew(mirror, cfg):
             middle = (b * q.exp() + (1 - b) * law.exp()).log()
             part = b * kl(q, middle) + (1 - b) * kl(law, middle)
         loss = loss + part.sum() / count(rows)
-    return updated(mirror, mirror.policy, loss, rated(
-        cfg.lr, mirror.step, cfg.steps, cfg.warmup_steps), cfg.max_grad_norm)
+    return updated(mirror, mirror.policy, loss, eta(mirror, cfg), cfg.max_grad_norm)
 
 
 # ---- reward models
@@ -851,8 +861,8 @@ def reward_anew(mirror, cfg, label=None, first=0):
             loss = loss + (softplus(cfg.margin - s[i] + s[j])
                            + cfg.center * (s[i] + s[j]) ** 2) / n
             lead.append(float((s[i] - s[j]).detach()))
-    return updated(mirror, mirror.scorer, loss, rated(
-        cfg.lr, mirror.step - first, cfg.steps, cfg.warmup_steps), cfg.max_grad_norm, pairs=n,
+    return updated(mirror, mirror.scorer, loss, rated(cfg, cfg.lr, mirror.step - first),
+                   cfg.max_grad_norm, pairs=n,
         accuracy=fmean((x > 0) + (x == 0) / 2 for x in lead), margin=fmean(lead))
 
 
@@ -872,8 +882,7 @@ def plackett_luce_anew(mirror, cfg):
             loss = loss - (s[k] - torch.stack(s[k:]).exp().sum().log()) / n
             right += [0.5 if order[k].said == order[j].said else float(s[k] > s[j])
                       for j in range(k + 1, g)]
-    return updated(mirror, mirror.scorer, loss, rated(
-        cfg.lr, mirror.step, cfg.steps, cfg.warmup_steps), cfg.max_grad_norm, rankings=n,
+    return updated(mirror, mirror.scorer, loss, eta(mirror, cfg), cfg.max_grad_norm, rankings=n,
         accuracy=fmean(right))
 
 
@@ -886,8 +895,8 @@ def entropic(s, y):
 def orm_anew(mirror, cfg):
     rows, earned = mirror.rows, mirror.reward(mirror.rows)
     found = [entropic(s, y) for s, y in zip(score(mirror, rows), earned)]
-    return updated(mirror, mirror.scorer, sum(x for x, _ in found) / len(rows), rated(
-        cfg.lr, mirror.step, cfg.steps, cfg.warmup_steps), cfg.max_grad_norm,
+    return updated(mirror, mirror.scorer, sum(x for x, _ in found) / len(rows),
+                   eta(mirror, cfg), cfg.max_grad_norm,
         accuracy=fmean(hit for _, hit in found), right=fmean(earned))
 
 
@@ -910,8 +919,8 @@ def prm_anew(mirror, cfg):
         ended[len(texts) - 1] = whole
         found += [entropic(s[k], y) for k, y in ended.items()]
         labels += ended.values()
-    return updated(mirror, mirror.scorer, sum(x for x, _ in found) / len(found), rated(
-        cfg.lr, mirror.step, cfg.steps, cfg.warmup_steps), cfg.max_grad_norm,
+    return updated(mirror, mirror.scorer, sum(x for x, _ in found) / len(found),
+                   eta(mirror, cfg), cfg.max_grad_norm,
         accuracy=fmean(hit for _, hit in found), right=fmean(labels),
         temperature=cooled(cfg, mirror.step))
 
@@ -946,9 +955,12 @@ class Case:
     who: tuple = ("policy",)  # whose samples the step's are, in turn; the last of them all others
 
     def config(self):
-        return self.module.Config(**self.cfg)
+        """Its Config, with a schedule and a decay that no method has by default."""
+        kind = self.module.Config
+        return kind(**(MOVED if issubclass(kind, Descent) else {}) | self.cfg)
 
 
+MOVED = dict(schedule="linear", warmup_steps=2, weight_decay=0.3)
 PASSES = dict(steps=2, prompts=4, group_size=3, temperature=0.8, minibatch_size=5, epochs=2,
               lr=0.02, max_grad_norm=0.35)
 ONCE = {name: value for name, value in PASSES.items() if name not in ("minibatch_size", "epochs")}
@@ -1037,7 +1049,7 @@ OREO = dict(PARTS, beta=0.4, alpha=0.3, critic_lr=0.07)
 SEARCH, TEACHER, OTHER = ("width", "branching"), ("teacher",), ("reference",)
 
 OFF_POLICY = {
-    "sft": Case(sft, dict(LEARN, batch_size=5, weight_decay=0.3), sft_anew),
+    "sft": Case(sft, dict(LEARN, batch_size=5), sft_anew),
     "dpo": Case(dpo, dict(PAIRS, beta=0.3, label_smoothing=0.2, likeliest=0.7), dpo_anew, Noisy,
                 same=("robust",), who=OTHER),
     "dpo, robust": Case(dpo, dict(PAIRS, beta=0.3, label_smoothing=0.2, likeliest=0.7,
@@ -1144,6 +1156,8 @@ def compare(case, tolerance=1e-9):
     """Hold a case's steps to its formula: the metrics of each, and all weights after it."""
     run = scene(case)
     mirror, cfg = Mirror(run), case.config()
+    for net in filter(None, (mirror.policy, mirror.critic, mirror.scorer)):
+        net.decay = getattr(cfg, "weight_decay", 0.0)
     watch(run, mirror)
     logged = []
     for metrics in steps(case, run):

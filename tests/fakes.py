@@ -10,6 +10,8 @@ import re
 import pytest
 import torch
 from torch.func import jacrev
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from minipost.checks.model import FAULT, WARNING
 from minipost.datasets.rows import File
@@ -516,3 +518,18 @@ class Digits:
 
     def verified(self, prompts, answers):
         return [[0.5]] * len(answers)
+
+
+class Largest(TorchDispatchMode):
+    """Inside the block `most` is the number of elements of the largest tensor made."""
+
+    most = 0
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        found = f(*args, **kwargs or {})
+        known = {x.untyped_storage().data_ptr() for x in tree_leaves(
+            (args, kwargs)) if isinstance(x, torch.Tensor)}
+        for x in tree_leaves(found):
+            if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in known:
+                self.most = max(self.most, x.numel())
+        return found

@@ -1,15 +1,18 @@
 """A layer by hand against the layer's own forward, and each of its steps against differences."""
 
+import copy
+
 import pytest
 import torch
 from fakes import sequences, tiny
 from torch.autograd import gradcheck
 
-from minipost.engine.block import Add, AddMLP, Project, block
+from minipost.engine.block import Add, AddMLP, Project, block, recompute
 from minipost.engine.functions import rotary_table
 from minipost.engine.packed import Padded
 from minipost.errors import MinipostError
 from minipost.gpt import Block, GPTConfig
+from minipost.rollout import logprobs
 
 
 def draw(*shape, seed=0):
@@ -70,3 +73,22 @@ def test_a_second_derivative_is_refused():
                             create_graph=True)
     assert torch.autograd.grad(model(tokens, explicit=True).square().sum(),
                                list(model.parameters()), create_graph=True)
+
+
+def test_layers_that_are_computed_again_give_the_same_gradient_and_keep_less():
+    """Equal to the bit; of each layer its input alone is kept; a copy does the same."""
+    seqs, found = sequences(6), []
+    for model in (tiny(), recompute(tiny()), copy.deepcopy(recompute(tiny()))):
+        kept = []
+
+        def keep(x, kept=kept):
+            kept.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            value = logprobs(model, seqs).sum()
+        value.backward()
+        found.append((sum(kept), [p.grad for p in model.parameters()], model.bytes_per_token))
+    for kept, grads, size in found[1:]:
+        assert kept < 0.6 * found[0][0] and size < found[0][2]
+        assert all(torch.equal(a, b) for a, b in zip(grads, found[0][1]))

@@ -6,7 +6,7 @@ from fakes import make_run, sequences, tiny
 
 from minipost.methods import grpo
 from minipost.ops import pick, spread
-from minipost.rollout import distribution, logprobs
+from minipost.rollout import distribution, logprobs, readings
 
 
 def test_the_ratio_is_one_before_the_first_update():
@@ -29,7 +29,7 @@ def test_grpo_pays_beta_for_the_kl_that_it_names(form):
     with torch.no_grad():
         logp_all, logq_all = distribution(model, batch), distribution(tiny(seed=1), batch)
         logp = spread(pick(logp_all, ids), batch.mask)
-        kl = grpo.divergence(grpo.Config(kl=form), tiny(seed=1), batch, logp, logp_all)
+        kl = grpo.divergence(grpo.Config(kl=form), readings(model, batch, reference=tiny(seed=1)))
     gap = logp_all - logq_all
     ratio = pick(gap, ids)
     expected = (logp_all.exp() * gap).sum(1) if form == "exact" else (-ratio).exp() - 1 + ratio

@@ -255,8 +255,8 @@ def test_the_first_update_of_a_run_has_ratio_one(spy, name):
     module, cfg = SAMPLING[name]
     run = toy(dtype=torch.float32, micro_batch_size=8)
     run.reward = length
-    asked = "distribution" if module is ppo else next(
-        name for name in ("logprobs_and_distribution", "logprobs") if hasattr(module, name))
+    asked = next(name for name in ("readings", "logprobs_and_distribution", "logprobs")
+                 if hasattr(module, name))
     batches, losses = spy(module, asked), spy(module, "loss")
     next(module.train(run, cfg))
     found = losses[0][0]

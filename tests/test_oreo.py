@@ -334,7 +334,7 @@ def test_policy_and_value_learn_and_neither_does_from_shuffled_rewards(seed):
 def test_the_reference_stays_the_first_one_and_each_learner_has_its_rate(monkeypatch):
     run, rates, levels = make(), [], []
     step, starts = Learner.step, oreo.starts
-    monkeypatch.setattr(Learner, "step", lambda self, lr, norm: rates.append(
+    monkeypatch.setattr(Learner, "step", lambda self, lr, norm, decay: rates.append(
         (self is run.policy, lr)) or step(self, lr, norm))
     monkeypatch.setattr(oreo, "starts", lambda run, seqs, level: levels.append(level) or starts(
         run, seqs, level))

@@ -11,7 +11,7 @@ from fakes import RLHF, Echo, Hidden, drive, given_model, toy
 from minipost import checkpoint, train
 from minipost.cli import session
 from minipost.datasets.rows import File
-from minipost.methods import a2c, ppo, reinforce, trpo
+from minipost.methods import a2c, ppo, reinforce, sft, trpo
 
 STEPS = 4
 GROUPS = ("--prompts", 3, "--group-size", 4, "--minibatch-size", 8, "--epochs", 2)
@@ -20,10 +20,12 @@ SAMPLES = ("--prompts", 3, "--group-size", 4)
 WORDING = ("--task", "wording", "--max-new-tokens", 12, "--eval-n", 12)
 RECIPES = {
     "sft": ("--batch-size", 7, "--weight-decay", 0.1, "--warmup-steps", 2),
-    "grpo": GROUPS, "grpo --kl k3": GROUPS, "grpo --mean answers": GROUPS,
+    "grpo": GROUPS, "grpo --optimizer muon": (*GROUPS, "--schedule", "linear", "--warmup-steps", 2),
+    "grpo --kl k3": GROUPS, "grpo --mean answers": GROUPS,
     "grpo --lag 2 --correct truncated": GROUPS, "ppo --lag 1": ("--prompts", 9),
     "dr-grpo": GROUPS, "dapo": GROUPS,
-    "reinforce": SAMPLES, "self-critical": SAMPLES, "rloo": SAMPLES, "a2c": SAMPLES,
+    "reinforce": SAMPLES, "self-critical": SAMPLES, "rloo": SAMPLES,
+    "a2c": SAMPLES, "a2c --optimizer muon": (*SAMPLES, "--schedule", "cosine"),
     "reinforce-pp": GROUPS, "trpo": (*SAMPLES, "--fisher", 5, "--iterations", 3),
     "ppo": ("--prompts", 9, "--minibatch-size", 4),
     "ppo --control adaptive": ("--prompts", 9, "--minibatch-size", 4, "--kl-target", 0.01),
@@ -272,3 +274,40 @@ def test_a_run_resumed_after_any_step_ends_with_the_same_bits(name):
         found, numbers = saved(run)
         assert numbers == facts and found.keys() == tensors.keys(), k
         assert all(torch.equal(found[key], tensors[key]) for key in tensors), k
+
+
+def test_a_finished_run_goes_on_to_more_steps(command, tmp_path, reward, capsys):
+    """A constant rate: the bytes of a run that was asked for as many at once.  A schedule is that
+    of the new number from there on, which is said."""
+    flags = ("--reward", reward, *GROUPS)
+    short, whole = command("grpo", "--steps", 2, *flags), command("grpo", "--steps", 4, *flags)
+    assert train.main(short) == 0
+    assert train.main([*whole, "--out", str(tmp_path / "whole")]) == 0
+    run = tmp_path / "run"
+    more = going_on(run, short)
+    assert train.main([*more, "--steps", "2"]) == 1
+    assert "2 steps have been made, so --steps 2 leaves none" in capsys.readouterr().err
+    assert train.main([*more, "--steps", "4"]) == 0
+    assert "steps: 2 -> 4\n" in capsys.readouterr().out
+    same(outcome(run), outcome(tmp_path / "whole"))
+    assert train.main(more) == 0            # config.json has the new number
+
+    arguments = command("sft", "--steps", 2, "--batch-size", 4, "--warmup-steps", 0)
+    assert train.main([*arguments, "--out", str(tmp_path / "sft")]) == 0
+    assert train.main(["--resume", str(tmp_path / "sft"), "--steps", "8"]) == 0
+    assert "from step 3 on the learning rate is that of a cosine schedule over 8 steps" in \
+        capsys.readouterr().out
+    lines = (tmp_path / "sft/metrics.jsonl").read_text().splitlines()
+    rates = [json.loads(line)["learning_rate"] for line in lines]
+    assert rates[2:] == [sft.Config(steps=8, warmup_steps=0).rate(1e-3, k) for k in range(2, 8)]
+
+
+@pytest.mark.parametrize("flags, why", [
+    (("--steps", "few"), "expected a whole number"),
+    (("--steps", "9"), "cannot be made longer, since its iterations divide the steps")])
+def test_a_run_that_cannot_be_made_longer_says_why(command, tmp_path, reward, capsys, flags, why):
+    arguments = command("rft", "--steps", 2, "--iterations", 2, "--prompts", 5, "--group-size", 2,
+                        "--least", 0, "--reward", reward)
+    assert train.main(arguments) == 0
+    assert train.main([*going_on(tmp_path / "run", arguments), *flags]) == 1
+    assert why in capsys.readouterr().err

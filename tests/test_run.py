@@ -156,7 +156,7 @@ def test_a_micro_batch_holds_the_prompt_of_its_first_row_too(monkeypatch):
     run = make_run(micro_batch_size=16)
     seqs = answers_to([[4] * 100] * 16, [3] * 16)
     monkeypatch.setattr("minipost.run.memory",
-                        lambda device: 110 * run.policy.module.bytes_per_token)
+                        lambda device: 110 * (run.policy.module.bytes_per_token + 24 * 11))
     assert [len(part) for part in run.micro_batches(range(16), seqs)] == [4, 4, 4, 4]
 
 

@@ -28,7 +28,7 @@ def test_two_steps_are_the_formula_written_anew(name):
 def test_no_setting_is_left_at_its_default(name):
     """A knob that is added to a method fails here until its formula has it too."""
     case = ON_POLICY[name]
-    cfg = case.module.Config(**case.cfg)
+    cfg = case.config()
     idle = [f.name for f in fields(cfg) if getattr(cfg, f.name) == f.default]
     assert not set(idle) - set(case.same)
 

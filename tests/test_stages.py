@@ -66,7 +66,7 @@ def go(run, mirror, learn, stages):
 def test_rlhf_is_fine_tuning_then_a_reward_model_then_ppo(monkeypatch, labeller):
     """Each stage at its own rates; Adam forgets what another loss has taught it."""
     (run, mirror), exact = fresh(Secret()), Secret().reward
-    cfg = dict(PPO, sft_steps=2, reward_steps=2)
+    cfg = dict(PPO, sft_steps=2, reward_steps=2, schedule="linear", warmup_steps=1)
     if labeller == "judge":
         monkeypatch.setattr(rlaif, "Judge", lambda *_: Labels())
         cfg, module = rlaif.Config(**cfg), rlaif
@@ -89,7 +89,7 @@ def test_rlhf_is_fine_tuning_then_a_reward_model_then_ppo(monkeypatch, labeller)
         mean, deviation, scorer = fmean(seen), stdev(seen), copy.copy(mirror)
         mirror.reward = lambda rows: [(float(x.detach()) - mean) / deviation
                                       for x in score(scorer, rows)]
-        mirror.policy = Net(mirror.policy.module, **ADAM)
+        mirror.policy, mirror.first = Net(mirror.policy.module, **ADAM), 4
         mirror.reference = copy.deepcopy(mirror.policy.module)
         mirror.critic = Net(ValueHead(mirror.policy.module))
         return next_ppo(mirror)
@@ -120,13 +120,15 @@ def test_rlaif_with_dpo_is_fine_tuning_then_dpo_with_its_own_settings(monkeypatc
     (run, mirror) = fresh(Noisy())
     monkeypatch.setattr(rlaif, "Judge", lambda *_: Labels())
     cfg = rlaif.Config(steps=2, sft_steps=2, learner="dpo", temperature=0.8, dpo_beta=0.3,
-                       dpo_lr=0.02, max_grad_norm=0.35)
+                       dpo_lr=0.02, max_grad_norm=0.35, schedule="cosine", weight_decay=0.2)
     assert rlaif.total(run, cfg) == 4
-    as_dpo = dpo.Config(temperature=0.8, beta=0.3, lr=0.02, max_grad_norm=0.35)
+    as_dpo = dpo.Config(steps=2, schedule="cosine", weight_decay=0.2, temperature=0.8,
+                        beta=0.3, lr=0.02, max_grad_norm=0.35)
 
     def first_dpo(mirror):
         mirror.start = copy.deepcopy(mirror.policy.module)
-        mirror.policy = Net(mirror.policy.module, **ADAM)
+        mirror.policy, mirror.first = Net(mirror.policy.module, **ADAM), 2
+        mirror.policy.decay = 0.2
         return next_dpo(mirror)
 
     def next_dpo(mirror):

@@ -251,13 +251,14 @@ class Directory:
         raise MinipostError(f"{self.path}: holds no state, there is nothing to resume from; begin "
                             "again with --overwrite")
 
-    def changes(self, facts, settings, made, workers):
-        """What differs from what a state was made from, in words."""
+    def changes(self, facts, settings, made, workers, longer=False):
+        """What differs from what a state was made from, in words.  longer: except its steps."""
         before = {**flat(facts["settings"]), "workers": facts["workers"]}
         now = {**flat(as_written(settings)), "workers": workers}
         found = [f"config.json says {name} {now.get(name)!r:.40}, the state was made with "
                  f"{before.get(name)!r:.40}"
-                 for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+                 for name in sorted({*before, *now}) if before.get(name) != now.get(name)
+                 and not (longer and name == "method.steps")]
         known = facts["made_from"]
         for part in ("model", "reward_model"):  # it may have moved
             old, new = facts["settings"]["options"].get(part), getattr(settings.options, part)

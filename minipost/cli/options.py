@@ -53,6 +53,8 @@ class SetUp(Options):
     micro_batch_size: int = 16  # sequences in one forward and backward pass; changes no gradient
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to run; auto: the best available
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; bfloat16 is slow on CPUs
+    gradient_checkpointing: bool = False  # compute layers again on the way back, to save memory
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of the layers alone
 
 
 @dataclass(frozen=True)

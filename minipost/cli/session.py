@@ -44,14 +44,15 @@ class Session:
     """One run from its start, or from its saved state, to its summary.
 
     resume: go on from the directory's state.  anyway: even if what it was made from has changed.
-    overwrite: replace the run that is in the directory.
+    longer: the settings' steps are another number than the state's.
+    overwrite: replace the run that is in the directory.  note: a line to say at the start.
     """
 
     def __init__(self, directory, settings, device, workers, *, resume=False, anyway=False,
-                 overwrite=False):
+                 longer=False, overwrite=False, note=""):
         self.directory, self.settings, self.device = directory, settings, device
         self.workers, self.resume, self.anyway = workers, resume, anyway
-        self.overwrite = overwrite
+        self.overwrite, self.longer, self.note = overwrite, longer, note
         self.method, self.options = settings.method, settings.options
         self.config, self.task = settings.config, settings.task
         self.stop = False
@@ -92,6 +93,8 @@ class Session:
         self.method.check(self.run, self.config)
         self.console.header(self.method.name, self.task, self.config, self.options,
                             self.run.policy.module, parallel.world())
+        if self.note:
+            self.console.say(self.note)
         if self.lead:
             for found in (before_prompts(self.options.model, self.vocabulary),
                           weights_as_written(self.options.model)):
@@ -298,7 +301,8 @@ class Session:
             for complaint in complaints:
                 self.console.say(f"{complaint}; going on from the state before, of step "
                                  f"{facts['step']}")
-            changes = self.files.changes(facts, self.settings, self.made, self.workers)
+            changes = self.files.changes(facts, self.settings, self.made, self.workers,
+                                         self.longer)
             if changes and not self.anyway:
                 for change in changes[1:]:
                     self.console.say(f"another change: {change}")
@@ -306,6 +310,9 @@ class Session:
                                     "--anyway")
             for change in changes:
                 self.console.say(f"going on although {change}")
+        if self.longer:
+            self.lengthen(facts)
+        if self.lead:
             self.files.write_config(self.settings, self.made, self.workers)
         try:
             self.run.restore(tensors, facts)
@@ -319,6 +326,18 @@ class Session:
             self.files.drop_rollouts(self.run.step)
         if self.lead and (complaint := self.files.restore_log(facts["log"], self.run.step)):
             self.console.say(complaint)
+
+    def lengthen(self, facts):
+        """Say what other steps mean.  MinipostError if so many have been made already."""
+        steps = self.method.total(self.run, self.config)
+        if facts["step"] >= steps:
+            raise MinipostError(f"{self.directory}: {facts['step']} steps have been made, so "
+                                f"--steps {self.config.steps} leaves none to make")
+        before = facts["settings"]["method"].get("steps")
+        schedule = getattr(self.config, "schedule", "constant")
+        self.console.say(f"steps: {before} -> {self.config.steps}" + (
+            "" if schedule == "constant" else f"; from step {facts['step'] + 1} on the learning "
+            f"rate is that of a {schedule} schedule over {self.config.steps} steps"))
 
     def finish(self):
         self.trained = self.seconds()

@@ -24,13 +24,33 @@ tests/test_block.py holds it against the layer's own forward in float64.
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from minipost.engine.functions import WIDE, outer, times
 from minipost.errors import MinipostError
 
 
+def recompute(module):
+    """Let each layer of a module keep its input alone, and compute the rest again on the way back.
+
+    The gradient is the same to the bit.  It costs one more forward pass.  -> the module
+    """
+    for part in module.modules():
+        if hasattr(part, "self_attn"):
+            part.recompute = True
+    return module
+
+
 def block(layer, x, layout, pick=None):
     """What `layer(x, layout, pick)` gives, a Block of gpt.py."""
+    if getattr(layer, "recompute", False) and torch.is_grad_enabled():
+        return checkpoint(steps, layer, x, layout, pick, use_reentrant=False,
+                          preserve_rng_state=False)  # nothing here is random
+    return steps(layer, x, layout, pick)
+
+
+def steps(layer, x, layout, pick):
+    """The three steps in turn."""
     attention, mlp = layer.self_attn, layer.mlp
     norm, after = layer.input_layernorm, layer.post_attention_layernorm
     heads, kv = attention.heads, attention.kv_heads

@@ -48,6 +48,8 @@ class Method:
     milestones: Callable = lambda run, cfg: {}
     #: check(run, cfg) raises MinipostError where the run cannot work, before anything is written
     check: Callable = lambda run, cfg: None
+    #: fixed(cfg) -> why a run cannot be made longer by --resume DIR --steps N, or ""
+    fixed: Callable = lambda cfg: ""
     #: remark(lines of metrics.jsonl) -> a sentence to end with, or ""
     remark: Callable = lambda lines: ""
     #: the gradient its mean step should be (proof/estimates.Estimate), or why none is checked
@@ -65,6 +67,8 @@ class Method:
     EXPORTS: Mapping[str, str] = field(default_factory=lambda: {"policy": "model"})
     #: the model that it starts from, unless one is named
     MODEL: str = "checkpoints/base"
+    #: the learning rate by default of a model of more than 20M parameters (cli/defaults.py)
+    LARGE_LR: float = 1e-6
     #: knobs of TASK, and options of the command line, that hold unless a task or a file is named
     KNOBS: Mapping[str, Any] = field(default_factory=dict)
     DEMO: Mapping[str, Any] = field(default_factory=dict)

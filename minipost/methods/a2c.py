@@ -22,11 +22,11 @@ import copy
 from dataclasses import dataclass
 
 from minipost import ops
-from minipost.errors import Bounded
+from minipost.errors import Descent
 from minipost.gpt import ValueHead
 from minipost.measure.meter import Meter, describe
-from minipost.ops import masked_sum, spread
-from minipost.rollout import logprobs_and_distribution, values
+from minipost.ops import masked_sum
+from minipost.rollout import readings, values
 
 TASK = "arithmetic"
 KNOBS = {"hurried": True}
@@ -39,7 +39,7 @@ PROOF = [dict(config=dict(prompts=1, group_size=2, entropy_weight=0.0), rows=2, 
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """Policy gradient with a learned critic as its baseline."""
 
     steps: int = 28             # rollouts to learn from
@@ -86,6 +86,7 @@ def train(run, cfg):
     policy = run.policy
     critic = run.learner("critic", lambda: ValueHead(copy.deepcopy(policy.module)))
     while True:
+        rate = cfg.rate(cfg.lr, run.step)
         problems = run.problems(cfg.prompts)
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
@@ -96,17 +97,17 @@ def train(run, cfg):
         meter, count = Meter("loss", "value_loss"), int(rollout.mask.sum())
         for i in run.micro_batches(range(len(rollout)), rollout):
             batch, gain, target = rollout.take(i, adv, ret)
-            logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
-            run.compare(logp, batch)
-            entropy = spread(ops.entropy(logp_all), batch.mask)             # (B, T)
+            seen = readings(policy.module, batch, cfg.temperature, entropy=True)
+            run.compare(seen.logp, batch)
             objective, stats = loss(
-                logp, entropy, values(critic.module, batch), gain, target, batch.mask,
+                seen.logp, seen.entropy, values(critic.module, batch), gain, target, batch.mask,
                 value_weight=cfg.value_weight, entropy_weight=cfg.entropy_weight,
                 count=count)
             objective.backward()
             meter.add(**stats)
-        norm = policy.step(cfg.lr, cfg.max_grad_norm)
-        critic.step(cfg.critic_lr, cfg.max_grad_norm)
+        norm = policy.step(rate, cfg.max_grad_norm, cfg.weight_decay)
+        critic.step(cfg.rate(cfg.critic_lr, run.step), cfg.max_grad_norm,
+                    cfg.weight_decay)
         yield {**meter.means(), **describe(rollout, reward, cfg.group_size),
                "explained_variance": ops.explained_variance(value_old, ret, rollout.mask),
-               "grad_norm": norm, "learning_rate": cfg.lr}
+               "grad_norm": norm, "learning_rate": rate}

@@ -19,7 +19,7 @@ Where we differ: after `rounds` rounds of sampling the step goes on with the gro
 from dataclasses import dataclass
 
 from minipost import ops
-from minipost.errors import Bounded
+from minipost.errors import Descent
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum
 from minipost.rollout import concat, logprobs, minibatches
@@ -35,7 +35,7 @@ PROOF = [dict(config=dict(prompts=1, group_size=2, rounds=1, overlong=1), rows=2
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """GRPO with clip-higher, dynamic sampling, token-level loss and a soft length penalty."""
 
     steps: int = 20             # rollouts to learn from
@@ -110,6 +110,7 @@ def train(run, cfg):
     """prompts -> mixed groups -> advantages -> loss -> update.  Yields metrics per step."""
     policy = run.policy
     while True:
+        rate = cfg.rate(cfg.lr, run.step)
         problems, rollout, reward, metrics = mixed_groups(run, cfg)
         adv = ops.group_normalised(reward, cfg.group_size)                  # (B,)
         run.keep(problems, rollout, reward, adv)
@@ -126,6 +127,6 @@ def train(run, cfg):
                                     clip_high=cfg.clip_high, count=count)
                 value.backward()
                 meter.add(**stats)
-            updates.append(policy.step(cfg.lr, cfg.max_grad_norm))
+            updates.append(policy.step(rate, cfg.max_grad_norm, cfg.weight_decay))
         yield {**meter.means(len(updates)), **metrics,
-               "grad_norm": sum(updates) / max(1, len(updates)), "learning_rate": cfg.lr}
+               "grad_norm": sum(updates) / max(1, len(updates)), "learning_rate": rate}

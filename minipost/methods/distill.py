@@ -29,15 +29,15 @@ from typing import Literal
 import torch
 
 from minipost import checkpoint
-from minipost.errors import Bounded, MinipostError
+from minipost.errors import Descent, MinipostError, Schedule
 from minipost.measure.meter import Meter
 from minipost.measure.results import results
 from minipost.ops import kl_exact, kl_exact_grad, shapes
-from minipost.optim import cosine
 from minipost.rollout import concat, distribution
 
 TASK = "arithmetic"
 METRIC = "greedy"
+LARGE_LR = 1e-5
 SCORED = False
 KNOBS = {"direct": True}
 MODEL = "checkpoints/student"
@@ -51,7 +51,7 @@ PROOF = [
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """A small model learns a larger one's distributions, on the answers of both."""
 
     steps: int = 400            # gradient steps
@@ -62,6 +62,7 @@ class Config(Bounded):
     batch_size: int = 128       # answers per gradient step
     temperature: float = 1.0    # sampling temperature of the answers
     lr: float = 1e-3            # peak learning rate (eta); it ends at zero
+    schedule: Schedule = "cosine"  # of the learning rate after the warm-up
     warmup_steps: int = 10      # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
@@ -153,7 +154,7 @@ def train(run, cfg, teacher=None):
     while True:
         batch = answers(run, cfg, teacher)
         count, meter = int(batch.mask.sum()), Meter("loss")
-        for i in run.micro_batches(range(len(batch)), batch):
+        for i in run.micro_batches(range(len(batch)), batch, whole=True):
             part = batch[i]
             logp_all = distribution(policy.module, part)                    # (N, V)
             with torch.no_grad():
@@ -162,6 +163,6 @@ def train(run, cfg, teacher=None):
             value, stats = loss(logp_all, logq_all, mix=cfg.mix, count=count)
             value.backward()
             meter.add(**stats)
-        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup_steps)
-        norm = policy.step(rate, cfg.max_grad_norm)
+        rate = cfg.rate(cfg.lr, run.step)
+        norm = policy.step(rate, cfg.max_grad_norm, cfg.weight_decay)
         yield {**meter.means(), "grad_norm": norm, "learning_rate": rate}

@@ -35,7 +35,7 @@ from functools import partial
 import torch
 
 from minipost.datasets.preferences import StepPairs, by_reward, take_pairs
-from minipost.errors import Bounded
+from minipost.errors import Descent
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.ops import masked_sum, row_sums, shapes
@@ -49,7 +49,7 @@ PROOF = [dict(config=dict(pairs=1, beta=0.3), rows=2, loss="dpo_loss", factor=1.
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """Direct preference optimisation on pairs that a task's reward, or a file, puts in order."""
 
     steps: int = 150            # gradient steps
@@ -107,22 +107,23 @@ def measure(run, splits, cfg):
     return scorers.report_policy(run, splits, cfg.beta)
 
 
-def train(run, cfg, label=by_reward):
+def train(run, cfg, label=by_reward, first=0):
     """pairs -> log-probs of policy and reference -> loss -> update.  Yields metrics per step."""
     objective = partial(loss, beta=cfg.beta, label_smoothing=cfg.label_smoothing, robust=cfg.robust)
-    return learn(run, cfg, StepPairs(run, cfg, label), objective)
+    return learn(run, cfg, StepPairs(run, cfg, label), objective, first)
 
 
-def learn(run, cfg, data, objective):
+def learn(run, cfg, data, objective, first=0):
     """The training loop of DPO and its relatives, which differ in the objective.
 
     objective(logp_w, logp_l, [ref_w, ref_l,] mask_w, mask_l, count=B) -> scalar, metrics.  It gets
-    the reference's log-probs only where `data` has them.
+    the reference's log-probs only where `data` has them.  first: the step at which this begins.
     """
     policy = run.policy
     logged = [f"{kind}/{side}" for kind in (("logps", "drift") if data.reference else ("logps",))
               for side in ("chosen", "rejected")]
     while True:
+        rate = cfg.rate(cfg.lr, run.step - first)
         pairs, refs = data.draw()
         count, meter = len(pairs), Meter("loss", "rewards/margins", "rewards/accuracies", *logged)
         for i in run.micro_batches(range(count), pairs.chosen, pairs.rejected):
@@ -138,8 +139,8 @@ def learn(run, cfg, data, objective):
                 if ref:
                     drift = masked_sum(logp[k].detach() - ref[k], side.mask) / count
                     meter.add(**{f"drift/{name}": drift})
-        norm = policy.step(cfg.lr, cfg.max_grad_norm) if count else 0.0
-        yield {**meter.means(), "pairs": count, "grad_norm": norm, "learning_rate": cfg.lr}
+        norm = policy.step(rate, cfg.max_grad_norm, cfg.weight_decay) if count else 0.0
+        yield {**meter.means(), "pairs": count, "grad_norm": norm, "learning_rate": rate}
 
 
 def remark(lines):

@@ -17,7 +17,7 @@ Answers whose group ties are not trained on: their gradient is exactly zero.
 from dataclasses import dataclass
 
 from minipost import ops
-from minipost.errors import Bounded
+from minipost.errors import Descent
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum
 from minipost.rollout import logprobs, minibatches
@@ -32,7 +32,7 @@ PROOF = [dict(config=dict(prompts=1, group_size=2), rows=2, loss="minus_reward",
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """GRPO without its two biased normalisers."""
 
     steps: int = 28             # rollouts to learn from
@@ -71,6 +71,7 @@ def train(run, cfg):
     """prompts -> rollout -> rewards -> advantages -> loss -> update.  Yields metrics per step."""
     policy = run.policy
     while True:
+        rate = cfg.rate(cfg.lr, run.step)
         problems = run.problems(cfg.prompts)
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout, none=True)                    # (B,)
@@ -89,6 +90,6 @@ def train(run, cfg):
                                     rows=len(rows), longest=run.max_new_tokens)
                 value.backward()
                 meter.add(**stats)
-            updates.append(policy.step(cfg.lr, cfg.max_grad_norm))
+            updates.append(policy.step(rate, cfg.max_grad_norm, cfg.weight_decay))
         yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group_size),
-               "grad_norm": sum(updates) / len(updates), "learning_rate": cfg.lr}
+               "grad_norm": sum(updates) / len(updates), "learning_rate": rate}

@@ -38,10 +38,10 @@ from typing import Literal
 import torch
 
 from minipost import ops
-from minipost.errors import Bounded
+from minipost.errors import Descent
 from minipost.measure.meter import Meter, describe
-from minipost.ops import masked_sum, spread
-from minipost.rollout import chosen_logprobs, distribution, logprobs_and_distribution, minibatches
+from minipost.ops import masked_sum
+from minipost.rollout import minibatches, readings
 
 TASK = "arithmetic"
 KNOBS = {"hurried": True}
@@ -66,7 +66,7 @@ PROOF = [
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """Group-relative policy optimisation against a task's reward or --reward."""
 
     steps: int = 40             # rollouts to learn from
@@ -128,26 +128,24 @@ def loss_grad(logp, logp_old, kl, adv, mask, *, clip, beta, count, mean="tokens"
     return {"logp": -slope * mask / each, "kl": beta * mask.to(kl) / each}
 
 
-def divergence(cfg, reference, batch, logp, logp_all):
+def divergence(cfg, seen):
     """KL to the reference at each answer token, in the form that the Config names.  -> (B, T)"""
-    if reference is None:
-        return torch.zeros_like(logp)
-    with torch.no_grad():
-        logq_all = distribution(reference, batch, cfg.temperature)          # (N, V)
-    if cfg.kl == "exact":
-        return spread(ops.kl_exact(logp_all, logq_all), batch.mask)
-    return ops.kl_k3(logp, chosen_logprobs(logq_all, batch))
+    if seen.logp_ref is None:
+        return torch.zeros_like(seen.logp)
+    return seen.kl if cfg.kl == "exact" else ops.kl_k3(seen.logp, seen.logp_ref)
 
 
-def train(run, cfg, score=None):
+def train(run, cfg, score=None, first=0):
     """prompts -> rollout -> rewards -> advantages -> loss -> update.  Yields metrics per step.
 
     score(problems, rollout) -> (B,) what learns, the run's own score if None.  An answer without a
     reward (NaN) counts for nothing but the KL.
+    first: the step of the run at which this begins, where other stages come before.
     """
     policy, score = run.policy, score or partial(run.score, none=True)
     reference = run.reference() if cfg.beta else None
     while True:
+        rate = cfg.rate(cfg.lr, run.step - first)
         problems = run.problems(cfg.prompts)
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = score(problems, rollout)                               # (B,)
@@ -162,14 +160,15 @@ def train(run, cfg, score=None):
             live = rows if cfg.beta else [row for row in rows if adv[row] != 0]
             for i in run.micro_batches(live, rollout):
                 batch, gain = rollout.take(i, adv)
-                logp, logp_all = logprobs_and_distribution(policy.module, batch, cfg.temperature)
-                run.compare(logp, batch)
-                kl = divergence(cfg, reference, batch, logp, logp_all)      # (B, T)
-                value, stats = loss(logp, batch.logp, kl, gain, batch.mask,
+                seen = readings(policy.module, batch, cfg.temperature, reference,
+                                kl=cfg.kl == "exact")
+                run.compare(seen.logp, batch)
+                kl = divergence(cfg, seen)                                  # (B, T)
+                value, stats = loss(seen.logp, batch.logp, kl, gain, batch.mask,
                                     clip=cfg.clip, beta=cfg.beta, count=count, mean=cfg.mean,
                                     correct=cfg.correct, cap=cfg.cap)
                 value.backward()
                 meter.add(**stats, kl=masked_sum(kl, batch.mask).detach() / tokens)
-            updates.append(policy.step(cfg.lr, cfg.max_grad_norm))
+            updates.append(policy.step(rate, cfg.max_grad_norm, cfg.weight_decay))
         yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group_size),
-               "grad_norm": sum(updates) / len(updates), "learning_rate": cfg.lr}
+               "grad_norm": sum(updates) / len(updates), "learning_rate": rate}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from minipost.datasets.preferences import StepPairs, by_reward
-from minipost.errors import Bounded
+from minipost.errors import Descent
 from minipost.measure import scorers
 from minipost.methods import dpo
 from minipost.ops import row_sums, shapes
@@ -28,7 +28,7 @@ PROOF = [dict(config=dict(pairs=1, tau=0.3), rows=2, loss="ipo_loss", factor=1.0
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """Preference optimisation towards a gap of a given size."""
 
     steps: int = 150            # gradient steps

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minipost.errors import Bounded
+from minipost.errors import Descent
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.measure.results import Result
@@ -39,7 +39,7 @@ PROOF = [dict(config=dict(batch_size=2, beta=0.3), rows=2, loss="kto_loss",
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """Preference optimisation on answers that are good or bad by themselves."""
 
     steps: int = 150            # gradient steps
@@ -133,6 +133,7 @@ def train(run, cfg):
     """answers -> log-probs, z0 from mismatched ones -> loss -> update.  Yields metrics per step."""
     policy, reference = run.policy, run.reference()
     while True:
+        rate = cfg.rate(cfg.lr, run.step)
         seqs, good = draw(run, cfg, reference)
         wrong = mismatched(seqs, run.vocabulary.pad, policy.module.context)
         drift = run.logprobs(policy.module, wrong) - run.logprobs(reference, wrong)
@@ -149,6 +150,6 @@ def train(run, cfg):
             h = row_sums(logp.detach() - logp_ref, batch.mask)
             meter.add(**stats, **{"drift/good": h[good[i]].sum() / max(1, int(good.sum())),
                                   "drift/bad": h[~good[i]].sum() / max(1, int((~good).sum()))})
-        norm = policy.step(cfg.lr, cfg.max_grad_norm)
+        norm = policy.step(rate, cfg.max_grad_norm, cfg.weight_decay)
         yield {**meter.means(), "z0": z0, "good": float(good.double().mean()), "grad_norm": norm,
-               "learning_rate": cfg.lr}
+               "learning_rate": rate}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minipost.errors import Bounded
+from minipost.errors import Descent
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.methods.dpo import margins
@@ -30,7 +30,7 @@ PROOF = [dict(config=dict(prompts=1, group_size=1, beta=0.3), rows=2, loss="dpo_
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """Preference optimisation between sets of several answers."""
 
     steps: int = 150            # gradient steps
@@ -78,6 +78,7 @@ def train(run, cfg):
     """answers of the reference -> sets in order -> log-probs -> loss -> update."""
     policy, reference, k = run.policy, run.reference(), cfg.group_size
     while True:
+        rate = cfg.rate(cfg.lr, run.step)
         problems = run.problems(cfg.prompts)
         rollout = run.sample(problems, 2 * k, temperature=cfg.temperature, module=reference,
                              purpose="sets")
@@ -96,5 +97,5 @@ def train(run, cfg):
                                     beta=cfg.beta, group_size=k, count=count)
             objective.backward()
             meter.add(**stats)
-        norm = policy.step(cfg.lr, cfg.max_grad_norm) if count else 0.0
-        yield {**meter.means(), "comparisons": count, "grad_norm": norm, "learning_rate": cfg.lr}
+        norm = policy.step(rate, cfg.max_grad_norm, cfg.weight_decay) if count else 0.0
+        yield {**meter.means(), "comparisons": count, "grad_norm": norm, "learning_rate": rate}

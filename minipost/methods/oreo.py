@@ -36,17 +36,14 @@ import copy
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from minipost.datasets.trajectories import Trajectories, reward_of, stated
-from minipost.errors import Bounded
+from minipost.errors import Descent, Schedule
 from minipost.gpt import RewardModel
 from minipost.measure.meter import Meter
 from minipost.measure.results import Result, results
 from minipost.measure.texts import Texts
-from minipost.ops import kl_exact, masked_sum, shapes, spread
-from minipost.optim import cosine
-from minipost.rollout import logprobs, logprobs_and_distribution, values
+from minipost.ops import masked_sum, shapes
+from minipost.rollout import logprobs, readings, values
 from minipost.sampler import ends
 from minipost.test_time import beam
 
@@ -59,7 +56,7 @@ PROOF = [dict(config=dict(prompts=1, group_size=1, batch_size=1, level="response
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """Policy and value from one fixed set of answers with rewards, by soft Bellman consistency."""
 
     steps: int = 200            # gradient steps
@@ -73,6 +70,7 @@ class Config(Bounded):
     alpha: float = 0.1          # weight of the KL regulariser (alpha)
     lr: float = 2e-4            # peak learning rate of the policy (eta); it ends at zero
     critic_lr: float = 5e-4     # peak learning rate of the value; it ends at zero
+    schedule: Schedule = "cosine"  # of the learning rate after the warm-up
     warmup_steps: int = 10      # steps over which the learning rates climb to their peaks
     max_grad_norm: float = 1.0  # each gradient is clipped to this norm
     width: int = 4              # beams of the search that measures the value
@@ -95,6 +93,11 @@ def residuals(logp, value, logp_held, value_held, logp_ref, reward, mask, starts
     target = reward[:, None]
     return ((value_held + beta * (of_action(ratio, starts) + later) - target).where(starts, 0.0),
             (value + beta * rest - target).where(starts, 0.0))
+
+
+def fixed(cfg):
+    """Why a run cannot be made longer, if it cannot."""
+    return "its iterations divide the steps" if cfg.iterations > 1 else ""
 
 
 @shapes(logp="B T", value="B T", kl="B T", logp_held="B T", value_held="B T", logp_ref="B T",
@@ -203,18 +206,14 @@ def train(run, cfg):
         meter = Meter("loss", "residual", "kl")
         for i in run.micro_batches(range(len(batch)), batch):
             part, here, earned = batch.take(i, begin, reward)
-            with torch.no_grad():
-                logp_ref, logq_all = logprobs_and_distribution(reference, part)
-            logp, logp_all = logprobs_and_distribution(policy.module, part)
-            kl = spread(kl_exact(logp_all, logq_all), part.mask)
+            logp, _, kl, logp_ref = readings(policy.module, part, reference=reference)
             value = values(critic.module, part)                             # (b, t)
             total, stats = loss(logp, value, kl, logp.detach(), value.detach(), logp_ref, earned,
                                 part.mask, here, beta=cfg.beta, alpha=cfg.alpha, count=len(batch))
             total.backward()
             meter.add(**stats, kl=kl.detach().sum() / tokens)
-        rates = [cosine(peak, run.step, cfg.steps, cfg.warmup_steps)
-                 for peak in (cfg.lr, cfg.critic_lr)]
-        norms = [each.step(rate, cfg.max_grad_norm)
+        rates = [cfg.rate(peak, run.step) for peak in (cfg.lr, cfg.critic_lr)]
+        norms = [each.step(rate, cfg.max_grad_norm, cfg.weight_decay)
                  for each, rate in zip((policy, critic), rates)]
         yield {**meter.means(), "reward": float(reward.mean()), "grad_norm": norms[0],
                "critic_grad_norm": norms[1], "learning_rate": rates[0]}

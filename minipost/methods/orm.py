@@ -25,16 +25,16 @@ from dataclasses import dataclass
 
 import torch
 
-from minipost.errors import Bounded, MinipostError
+from minipost.errors import Descent, MinipostError, Schedule
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.ops import shapes
-from minipost.optim import cosine
 from minipost.rollout import final_score
 from minipost.run import REWARD_MODEL
 
 TASK = "countdown"
 METRIC = "pair accuracy"
+LARGE_LR = 1e-5
 SCORED = False
 EXPORTS = {REWARD_MODEL: "model"}
 measure = scorers.measure
@@ -43,7 +43,7 @@ PROOF = [dict(config=dict(prompts=1, group_size=1), rows=1, loss="outcome_entrop
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """A verifier of whole answers, from samples that a task's reward calls right or wrong."""
 
     steps: int = 220            # gradient steps
@@ -51,6 +51,7 @@ class Config(Bounded):
     group_size: int = 4         # answers to each prompt (B = prompts * group_size)
     temperature: float = 1.3    # sampling temperature of the answers (tau)
     lr: float = 5e-4            # peak learning rate (eta); it ends at zero
+    schedule: Schedule = "cosine"  # of the learning rate after the warm-up
     warmup_steps: int = 20      # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
@@ -91,7 +92,7 @@ def train(run, cfg):
                                 count=len(rollout))
             value.backward()
             meter.add(**stats)
-        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup_steps)
-        norm = model.step(rate, cfg.max_grad_norm)
+        rate = cfg.rate(cfg.lr, run.step)
+        norm = model.step(rate, cfg.max_grad_norm, cfg.weight_decay)
         yield {**meter.means(), "right": float(right.mean()), "grad_norm": norm,
                "learning_rate": rate}

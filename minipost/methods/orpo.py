@@ -24,7 +24,7 @@ from math import log
 import torch
 
 from minipost.datasets.preferences import StepPairs, by_reward
-from minipost.errors import Bounded
+from minipost.errors import Descent
 from minipost.measure import scorers
 from minipost.methods import dpo
 from minipost.ops import row_means, shapes
@@ -38,7 +38,7 @@ PROOF = [dict(config=dict(pairs=1), rows=2, loss="orpo_loss", factor=1.0)]
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """Fine-tuning on chosen answers with a penalty on the odds of rejected ones."""
 
     steps: int = 150            # gradient steps

@@ -20,16 +20,16 @@ from dataclasses import dataclass
 import torch
 
 from minipost.datasets import preferences
-from minipost.errors import Bounded
+from minipost.errors import Descent, Schedule
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.ops import shapes
-from minipost.optim import cosine
 from minipost.rollout import final_scores
 from minipost.run import REWARD_MODEL
 
 TASK = "wording"
 METRIC = "pair accuracy"
+LARGE_LR = 1e-5
 SCORED = False
 READS = ("chosen", "rejected")
 EXPORTS = {REWARD_MODEL: "model"}
@@ -39,7 +39,7 @@ PROOF = [dict(config=dict(prompts=1, group_size=2), rows=2, loss="bradley_terry"
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """A reward model from rankings of several answers to a prompt."""
 
     steps: int = 200            # gradient steps
@@ -47,6 +47,7 @@ class Config(Bounded):
     group_size: int = 4         # answers to each prompt that are ranked (K), at least 2
     temperature: float = 1.0    # sampling temperature of the answers (tau)
     lr: float = 1e-3            # peak learning rate (eta); it ends at zero
+    schedule: Schedule = "cosine"  # of the learning rate after the warm-up
     warmup_steps: int = 20      # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
@@ -109,6 +110,6 @@ def train(run, cfg):
             value, stats = loss(scores, count=count)                        # (b, K)
             value.backward()
             meter.add(**stats)
-        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup_steps)
-        norm = model.step(rate, cfg.max_grad_norm) if count else 0.0
+        rate = cfg.rate(cfg.lr, run.step)
+        norm = model.step(rate, cfg.max_grad_norm, cfg.weight_decay) if count else 0.0
         yield {**meter.means(), "rankings": count, "grad_norm": norm, "learning_rate": rate}

@@ -31,19 +31,13 @@ from typing import Literal
 
 from minipost import ops
 from minipost.datasets import preferences
-from minipost.errors import Bounded
+from minipost.errors import Descent
 from minipost.gpt import ValueHead
 from minipost.measure import scorers
 from minipost.measure.meter import Meter, describe
 from minipost.methods import reward, sft
-from minipost.ops import masked_sum, spread
-from minipost.rollout import (
-    distribution,
-    logprobs,
-    logprobs_and_distribution,
-    minibatches,
-    values,
-)
+from minipost.ops import masked_sum
+from minipost.rollout import logprobs, minibatches, readings, values
 from minipost.run import REWARD_MODEL
 
 TASK = "wording"
@@ -58,7 +52,7 @@ PROOF = [dict(config=dict(prompts=2, minibatch_size=2, epochs=1, beta=0.3, missi
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """PPO against a reward; where the task hides it, after SFT and a reward model."""
 
     steps: int = 40             # rollouts to learn from
@@ -156,23 +150,25 @@ def rlhf(run, cfg, label):
     if run.step == judged:
         run.policy.reset_optimizer()  # Adam's moments are about another loss
     run.score_by(scorers.scorer(run).module)
-    yield from optimise(run, cfg)
+    yield from optimise(run, cfg, judged)
 
 
-def optimise(run, cfg):
-    """prompts -> rollout -> scores -> token rewards -> advantages -> loss -> update."""
+def optimise(run, cfg, first=0):
+    """prompts -> rollout -> scores -> token rewards -> advantages -> loss -> update.
+
+    first: the step of the run at which this begins, where other stages come before.
+    """
     policy, reference = run.policy, run.reference()
     critic = run.learner("critic", lambda: ValueHead(copy.deepcopy(policy.module)))
     beta = run.carried.setdefault("beta", cfg.beta)
 
     def references(batch):
         """Reference log-prob, exact KL to the reference, value, each (b, T)."""
-        logp_all = distribution(policy.module, batch, cfg.temperature)      # (N, V)
-        logp_ref, logq_all = logprobs_and_distribution(reference, batch, cfg.temperature)
-        kl = spread(ops.kl_exact(logp_all, logq_all), batch.mask)
-        return logp_ref, kl, values(critic.module, batch)
+        seen = readings(policy.module, batch, cfg.temperature, reference)
+        return seen.logp_ref, seen.kl, values(critic.module, batch)
 
     while True:
+        rate = cfg.rate(cfg.lr, run.step - first)
         problems = run.problems(cfg.prompts)
         rollout = run.rollout(problems, 1, temperature=cfg.temperature)
         score, mask = run.score(problems, rollout), rollout.mask            # (B,)
@@ -197,8 +193,9 @@ def optimise(run, cfg):
                     batch.mask, clip=cfg.clip, value_clip=cfg.value_clip, count=count)
                 objective.backward()
                 meter.add(**stats)
-            norms.append(policy.step(cfg.lr, cfg.max_grad_norm))
-            critic.step(cfg.critic_lr, cfg.max_grad_norm)
+            norms.append(policy.step(rate, cfg.max_grad_norm, cfg.weight_decay))
+            critic.step(cfg.rate(cfg.critic_lr, run.step - first), cfg.max_grad_norm,
+                        cfg.weight_decay)
 
         per_answer = float(masked_sum(kl, mask) / len(rollout))
         metrics = {"beta": beta, "kl": float(masked_sum(kl, mask) / mask.sum()),
@@ -209,4 +206,4 @@ def optimise(run, cfg):
             beta = run.carried["beta"] = adapted(beta, per_answer, len(rollout), cfg)
         yield {**meter.means(len(norms)), **metrics, **describe(rollout, score, 1),
                "explained_variance": ops.explained_variance(value_old, ret, mask),
-               "grad_norm": sum(norms) / len(norms), "learning_rate": cfg.lr}
+               "grad_norm": sum(norms) / len(norms), "learning_rate": rate}

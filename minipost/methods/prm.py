@@ -28,18 +28,18 @@ from typing import Literal
 
 import torch
 
-from minipost.errors import Bounded, MinipostError
+from minipost.errors import Descent, MinipostError, Schedule
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.measure.results import Result
 from minipost.ops import at_last, masked_sum, shapes
-from minipost.optim import cosine
 from minipost.rollout import step_scores
 from minipost.run import REWARD_MODEL
 from minipost.sampler import ends
 
 TASK = "arithmetic"
 METRIC = "pair accuracy"
+LARGE_LR = 1e-5
 SCORED = False
 EXPORTS = {REWARD_MODEL: "model"}
 PROOF = [dict(config=dict(prompts=1, group_size=1), rows=1, loss="step_entropy", factor=1.0,
@@ -48,7 +48,7 @@ PROOF = [dict(config=dict(prompts=1, group_size=1), rows=1, loss="step_entropy",
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """A verifier of steps, from samples whose steps a task can check."""
 
     steps: int = 110            # gradient steps
@@ -59,6 +59,7 @@ class Config(Bounded):
     last_only: bool = False     # label the last token alone: an outcome reward model
     aggregate: Literal["min", "last", "product"] = "min"  # a solution's chance from its steps'
     lr: float = 4e-4            # peak learning rate (eta); it ends at zero
+    schedule: Schedule = "cosine"  # of the learning rate after the warm-up
     warmup_steps: int = 20      # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
@@ -190,8 +191,8 @@ def train(run, cfg):
             value, stats = loss(step_scores(model.module, batch), *labelled, count=count)
             value.backward()
             meter.add(**stats)
-        rate = cosine(cfg.lr, run.step, cfg.steps, cfg.warmup_steps)
-        norm = model.step(rate, cfg.max_grad_norm)
+        rate = cfg.rate(cfg.lr, run.step)
+        norm = model.step(rate, cfg.max_grad_norm, cfg.weight_decay)
         yield {**meter.means(), "right": float(right[mask].mean()),
                "temperature": cooled(cfg, run.step), "grad_norm": norm,
                "learning_rate": rate}

@@ -93,6 +93,11 @@ def total(run, cfg):
     return stages(run, cfg)["alignment"]
 
 
+def fixed(cfg):
+    """Why a run cannot be made longer."""
+    return "other stages come after its reasoning"
+
+
 def check(run, cfg):
     """MinipostError where a rule is missing, or a demonstration."""
     r1_zero.check(run, cfg)
@@ -134,7 +139,7 @@ def reasoning(run, cfg, rules, base, first):
     """GRPO on the rules."""
     if run.step == first:
         run.policy.reset_optimizer()
-    for metrics in grpo.train(run, cfg, rules):
+    for metrics in grpo.train(run, cfg, rules, first):
         yield {**metrics, **rules.seen}
 
 
@@ -196,7 +201,8 @@ def alignment(run, cfg, rules, base, first):
     if run.step == first:
         run.policy.reset_optimizer()
         run.forget("frozen/reference")
-    stage = grpo.train(run, replace(cfg, beta=cfg.align_beta), score)
+    stage = grpo.train(run, replace(cfg, steps=cfg.align_steps, beta=cfg.align_beta), score,
+                       first)
     while True:
         with run.on(Both(reasoner, wording)):
             metrics = next(stage)

@@ -20,7 +20,7 @@ as for short ones.  Answers that score exactly b are left out: their gradient is
 from dataclasses import dataclass
 
 from minipost import ops
-from minipost.errors import Bounded
+from minipost.errors import Descent
 from minipost.measure.meter import Meter, describe
 from minipost.rollout import logprobs
 
@@ -34,7 +34,7 @@ PROOF = [dict(config=dict(prompts=1, group_size=2), rows=2, loss="minus_reward",
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """Policy gradient with a moving average of rewards as its baseline."""
 
     steps: int = 28             # rollouts to learn from
@@ -55,6 +55,7 @@ def train(run, cfg):
     """prompts -> rollout -> rewards -> advantages -> loss -> update.  Yields metrics per step."""
     policy = run.policy
     while True:
+        rate = cfg.rate(cfg.lr, run.step)
         problems = run.problems(cfg.prompts)
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
@@ -72,6 +73,6 @@ def train(run, cfg):
             value, stats = loss(logp, gain, batch.mask, count=count)
             value.backward()
             meter.add(**stats)
-        norm = policy.step(cfg.lr, cfg.max_grad_norm)
+        norm = policy.step(rate, cfg.max_grad_norm, cfg.weight_decay)
         yield {**meter.means(), **describe(rollout, reward, cfg.group_size), "baseline": baseline,
-               "grad_norm": norm, "learning_rate": cfg.lr}
+               "grad_norm": norm, "learning_rate": rate}

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 
 from minipost import ops
-from minipost.errors import Bounded
+from minipost.errors import Descent
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum
 from minipost.rollout import logprobs, minibatches
@@ -43,7 +43,7 @@ PROOF = [dict(config=dict(prompts=1, group_size=2, beta=0.3), rows=2, loss="minu
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """Clipped policy gradient with per-token KL in the reward and whitened returns."""
 
     steps: int = 28             # rollouts to learn from
@@ -87,6 +87,7 @@ def train(run, cfg):
     policy = run.policy
     reference = run.reference() if cfg.beta else None
     while True:
+        rate = cfg.rate(cfg.lr, run.step)
         problems = run.problems(cfg.prompts)
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
@@ -107,7 +108,7 @@ def train(run, cfg):
                                     clip=cfg.clip, count=count)
                 value.backward()
                 meter.add(**stats)
-            updates.append(policy.step(cfg.lr, cfg.max_grad_norm))
+            updates.append(policy.step(rate, cfg.max_grad_norm, cfg.weight_decay))
         yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group_size),
                "kl": float(ratio.sum() / rollout.mask.sum()),
-               "grad_norm": sum(updates) / len(updates), "learning_rate": cfg.lr}
+               "grad_norm": sum(updates) / len(updates), "learning_rate": rate}

@@ -24,16 +24,16 @@ from dataclasses import dataclass
 import torch
 
 from minipost.datasets import preferences
-from minipost.errors import Bounded
+from minipost.errors import Descent, Schedule
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.ops import shapes
-from minipost.optim import cosine
 from minipost.rollout import final_scores
 from minipost.run import REWARD_MODEL
 
 TASK = "wording"
 METRIC = "pair accuracy"
+LARGE_LR = 1e-5
 SCORED = False
 READS = ("chosen", "rejected")
 EXPORTS = {REWARD_MODEL: "model"}
@@ -43,7 +43,7 @@ PROOF = [dict(config=dict(prompts=1, group_size=2, center=0.1), rows=2,
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """A reward model from pairs that a task's hidden reward, or a file, puts in order."""
 
     steps: int = 350            # gradient steps
@@ -53,6 +53,7 @@ class Config(Bounded):
     margin: float = 0.0         # lead that the better answer should have
     center: float = 0.001       # weight of the pull of both scores to zero (c)
     lr: float = 1e-3            # peak learning rate (eta); it ends at zero
+    schedule: Schedule = "cosine"  # of the learning rate after the warm-up
     warmup_steps: int = 20      # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
@@ -93,6 +94,6 @@ def train(run, cfg, label=preferences.by_reward, first=0):
                                 center=cfg.center, count=max(1, pairs))
             value.backward()
             meter.add(**stats)
-        rate = cosine(cfg.lr, run.step - first, cfg.steps, cfg.warmup_steps)
-        norm = model.step(rate, cfg.max_grad_norm) if pairs else 0.0
+        rate = cfg.rate(cfg.lr, run.step - first)
+        norm = model.step(rate, cfg.max_grad_norm, cfg.weight_decay) if pairs else 0.0
         yield {**meter.means(), "pairs": pairs, "grad_norm": norm, "learning_rate": rate}

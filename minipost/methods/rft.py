@@ -29,11 +29,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minipost.datasets.trajectories import Trajectories, reward_of, stated
-from minipost.errors import Bounded, MinipostError
+from minipost.errors import Descent, MinipostError, Schedule
 from minipost.measure.meter import Meter
 from minipost.measure.results import Result, results
 from minipost.ops import masked_sum, shapes
-from minipost.optim import cosine
 from minipost.rollout import logprobs, pack
 from minipost.tasks.base import Problem
 
@@ -41,6 +40,7 @@ TASK = "arithmetic"
 KNOBS = {"hurried": True}
 DEMO = {"model": "checkpoints/thinker", "ask": 33}
 METRIC = "greedy"
+LARGE_LR = 1e-5
 READS = ("completion", "label", "reward")
 PROOF = [dict(config=dict(prompts=1, group_size=2, batch_size=2, least=0.5), rows=2,
               loss="minus_success", why="each text once; with none right there is no step",
@@ -48,7 +48,7 @@ PROOF = [dict(config=dict(prompts=1, group_size=2, batch_size=2, least=0.5), row
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """Fine-tuning on those of the policy's own answers that a reward finds right."""
 
     steps: int = 100            # gradient steps
@@ -62,10 +62,16 @@ class Config(Bounded):
     batch_size: int = 64        # answers per gradient step (B)
     temperature: float = 1.0    # sampling temperature of the answers
     lr: float = 2e-4            # peak learning rate of every iteration (eta); it ends near zero
+    schedule: Schedule = "cosine"  # of the learning rate after the warm-up
     warmup_steps: int = 10      # steps over which it climbs to its peak, at most half an iteration
     max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
     LIMITS = {"least": ""}
+
+
+def fixed(cfg):
+    """Why a run cannot be made longer, if it cannot."""
+    return "its iterations divide the steps" if cfg.iterations > 1 else ""
 
 
 @shapes(logp="B T", mask="B T", weight="B")
@@ -163,9 +169,9 @@ def train(run, cfg):
             value, stats = loss(logprobs(policy.module, part), part.mask, weights, count=count)
             value.backward()
             meter.add(**stats)
-        rate = cosine(cfg.lr, run.step - data.since, data.length,
-                      min(cfg.warmup_steps, data.length // 2))
-        norm = policy.step(rate, cfg.max_grad_norm)
+        rate = cfg.rate(cfg.lr, run.step - data.since, data.length,
+                        min(cfg.warmup_steps, data.length // 2))
+        norm = policy.step(rate, cfg.max_grad_norm, cfg.weight_decay)
         yield {**meter.means(), "kept": len(kept), "reward": float(data.reward.mean()),
                "solved": solved / len({p.prompt for p in data.problems}), "grad_norm": norm,
                "learning_rate": rate}

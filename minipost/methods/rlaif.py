@@ -40,8 +40,8 @@ PROOF = "takes the steps of sft, reward and ppo, or of dpo; only the labels are 
 class Config(ppo.Config):
     """PPO, or DPO, on the labels of a judge that is a model.
 
-    Of PPO's settings DPO uses only steps, sft_steps, temperature and max_grad_norm.  It takes 64
-    pairs per step, as the reward model does.
+    Of PPO's settings DPO uses only steps, the schedule, weight_decay, sft_steps, temperature and
+    max_grad_norm.  It takes 64 pairs per step, as the reward model does.
     """
 
     judge: str = "checkpoints/base"  # model directory of the judge
@@ -55,7 +55,8 @@ class Config(ppo.Config):
     def __post_init__(self):
         """Refuse what the other learner heeds: it would change nothing."""
         super().__post_init__()
-        both = {"steps", "sft_steps", "temperature", "max_grad_norm"}
+        both = {"steps", "schedule", "warmup_steps", "weight_decay", "sft_steps", "temperature",
+                "max_grad_norm"}
         ppos = {field.name for field in fields(ppo.Config)} - both
         idle = ppos if self.learner == "dpo" else {"dpo_beta", "dpo_lr"}
         for field in fields(self):
@@ -140,5 +141,6 @@ def preferred(run, cfg, judge):
     if run.step == cfg.sft_steps:
         run.policy.reset_optimizer()
     yield from dpo.train(run, dpo.Config(
-        temperature=cfg.temperature, beta=cfg.dpo_beta, lr=cfg.dpo_lr,
-        max_grad_norm=cfg.max_grad_norm), judge)
+        steps=cfg.steps, schedule=cfg.schedule, warmup_steps=cfg.warmup_steps,
+        weight_decay=cfg.weight_decay, temperature=cfg.temperature, beta=cfg.dpo_beta,
+        lr=cfg.dpo_lr, max_grad_norm=cfg.max_grad_norm), judge, cfg.sft_steps)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from minipost import ops
-from minipost.errors import Bounded
+from minipost.errors import Descent
 from minipost.measure.meter import Meter, describe
 from minipost.rollout import logprobs
 
@@ -38,7 +38,7 @@ PROOF = [dict(config=dict(prompts=1, group_size=2, beta=0.3), rows=2, loss="minu
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """Policy gradient with the mean reward of an answer's siblings as its baseline."""
 
     steps: int = 28             # rollouts to learn from
@@ -75,6 +75,7 @@ def train(run, cfg):
     policy = run.policy
     reference = run.reference() if cfg.beta else None
     while True:
+        rate = cfg.rate(cfg.lr, run.step)
         problems = run.problems(cfg.prompts)
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
@@ -92,6 +93,6 @@ def train(run, cfg):
             value, stats = loss(logp, gain, batch.mask, count=count)
             value.backward()
             meter.add(**stats)
-        norm = policy.step(cfg.lr, cfg.max_grad_norm)
+        norm = policy.step(rate, cfg.max_grad_norm, cfg.weight_decay)
         yield {**meter.means(), **describe(rollout, reward, cfg.group_size),
-               "kl": float(ratio.sum() / count), "grad_norm": norm, "learning_rate": cfg.lr}
+               "kl": float(ratio.sum() / count), "grad_norm": norm, "learning_rate": rate}

@@ -21,7 +21,7 @@ left out: their gradient is zero.
 from dataclasses import dataclass
 
 from minipost import ops
-from minipost.errors import Bounded
+from minipost.errors import Descent
 from minipost.measure.meter import Meter, describe
 from minipost.rollout import logprobs
 
@@ -35,7 +35,7 @@ PROOF = [dict(config=dict(prompts=1, group_size=2), rows=2, loss="minus_reward",
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """Policy gradient with the reward of the greedy answer as its baseline (also: ReMax)."""
 
     steps: int = 28             # rollouts to learn from
@@ -53,6 +53,7 @@ def train(run, cfg):
     """prompts -> rollout -> rewards -> advantages -> loss -> update.  Yields metrics per step."""
     policy = run.policy
     while True:
+        rate = cfg.rate(cfg.lr, run.step)
         problems = run.problems(cfg.prompts)
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
@@ -70,6 +71,6 @@ def train(run, cfg):
             value, stats = loss(logp, gain, batch.mask, count=count)
             value.backward()
             meter.add(**stats)
-        norm = policy.step(cfg.lr, cfg.max_grad_norm)
+        norm = policy.step(rate, cfg.max_grad_norm, cfg.weight_decay)
         yield {**meter.means(), **describe(rollout, reward, cfg.group_size),
-               "baseline": float(baseline.mean()), "grad_norm": norm, "learning_rate": cfg.lr}
+               "baseline": float(baseline.mean()), "grad_norm": norm, "learning_rate": rate}

@@ -11,14 +11,14 @@ The prompt's tokens are not.
 
 from dataclasses import dataclass
 
-from minipost.errors import Bounded
+from minipost.errors import Descent, Schedule
 from minipost.measure.meter import Meter
 from minipost.ops import masked_sum, shapes
-from minipost.optim import cosine
 from minipost.rollout import logprobs
 
 TASK = "facts"
 METRIC = "greedy"
+LARGE_LR = 1e-5
 SCORED = False
 READS = ("completion",)
 PROOF = [dict(config=dict(batch_size=1), rows=1, loss="maximum_likelihood", factor=1.0,
@@ -26,14 +26,14 @@ PROOF = [dict(config=dict(batch_size=1), rows=1, loss="maximum_likelihood", fact
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """Supervised fine-tuning on demonstrations of a task, or on --data with completions."""
 
     steps: int = 800            # gradient steps
     batch_size: int = 64        # answers per gradient step (B)
     lr: float = 1e-3            # peak learning rate (eta)
+    schedule: Schedule = "cosine"  # of the learning rate after the warm-up
     warmup_steps: int = 20      # steps over which the learning rate climbs to its peak
-    weight_decay: float = 0.0   # weight decay of matrices (lambda)
     max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
 
@@ -69,7 +69,6 @@ def train(run, cfg, rows=None, first=0):
     first: the step of the run at which this begins, where other stages come before.
     """
     policy = run.policy
-    policy.weight_decay = cfg.weight_decay
     while True:
         batch = run.encode(*zip(*(run.deal(rows, cfg.batch_size, first) if rows else
                                   demonstrations(run, cfg.batch_size))))
@@ -81,6 +80,6 @@ def train(run, cfg, rows=None, first=0):
             value, stats = loss(logprobs(policy.module, part), part.mask, count=count)
             value.backward()
             meter.add(**stats)
-        rate = cosine(cfg.lr, run.step - first, cfg.steps, cfg.warmup_steps)
-        norm = policy.step(rate, cfg.max_grad_norm)
+        rate = cfg.rate(cfg.lr, run.step - first)
+        norm = policy.step(rate, cfg.max_grad_norm, cfg.weight_decay)
         yield {**meter.means(), "grad_norm": norm, "learning_rate": rate}

@@ -18,7 +18,7 @@ from functools import partial
 import torch
 
 from minipost.datasets.preferences import StepPairs, by_reward
-from minipost.errors import Bounded
+from minipost.errors import Descent
 from minipost.measure import scorers
 from minipost.methods import dpo
 from minipost.ops import row_means, shapes
@@ -31,7 +31,7 @@ PROOF = [dict(config=dict(pairs=1, beta=2.0, gamma=1.0), rows=2, loss="simpo_los
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """Preference optimisation without a reference."""
 
     steps: int = 150            # gradient steps

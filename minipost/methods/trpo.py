@@ -199,7 +199,8 @@ def train(run, cfg):
         adv = ops.group_centred(reward, cfg.group_size).flatten()
         run.keep(problems, rollout, reward, adv)
         count = int(rollout.mask.sum())
-        batches = [(i, rollout[i]) for i in run.micro_batches(range(len(rollout)), rollout)]
+        batches = [(i, rollout[i])
+                   for i in run.micro_batches(range(len(rollout)), rollout, whole=True)]
 
         meter, before = Meter("loss"), []
         for i, batch in batches:
@@ -225,7 +226,7 @@ def improve(run, cfg, rollout, batches, before, adv, gradient, count):
     policy = run.policy
     some = run.rng("fisher").sample(range(len(rollout)), min(cfg.fisher, len(rollout)))
     seen = int(rollout.mask[some].sum())
-    parts = [rollout[i] for i in run.micro_batches(some, rollout)]
+    parts = [rollout[i] for i in run.micro_batches(some, rollout, whole=True)]
 
     def product(vector):
         total = torch.zeros_like(vector)

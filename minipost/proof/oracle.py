@@ -257,7 +257,7 @@ class Recorder(Learner):
         self.grad.zero_()
         return 0.0
 
-    def step(self, lr, max_grad_norm=1.0):
+    def step(self, lr, max_grad_norm=1.0, weight_decay=None):
         return self.collect()
 
 
