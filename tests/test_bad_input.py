@@ -498,7 +498,7 @@ def test_an_unknown_method_or_task(capsys, arguments, part):
     (["--steps", "3"], "--algo is missing"), (["--algo", "sft", "--eval-data", "x"], "--data"),
     (["--algo", "sft", "--task", "facts", "--data", "x"], "exclude"),
     (["--resume=runs/x"], "runs/x/config.json"), (["--resume"], "--resume RUN_DIRECTORY"),
-    (["--resume", "runs/x", "--steps", "9"], "not '--steps'"), (["--resume", "nowhere"], "nowhere"),
+    (["--resume", "runs/x", "--lr", "9"], "not '--lr'"), (["--resume", "nowhere"], "nowhere"),
 ])
 def test_flags_that_do_not_go_together(fails, arguments, part):
     fails(arguments, part)

@@ -170,7 +170,7 @@ def scores_of(other, parts):
 
 
 METHODS = {  # the file, what its Config says, the function that reads the model
-    "grpo": (grpo, dict(prompts=4, group_size=4), "logprobs_and_distribution"),
+    "grpo": (grpo, dict(prompts=4, group_size=4), "readings"),
     "dpo": (dpo, dict(pairs=8), "logprobs_of_each"),
     "reward": (reward, dict(prompts=4, group_size=3), "final_scores"),
 }
@@ -199,15 +199,15 @@ def test_a_step_has_the_gradient_of_transformers(tmp_path, monkeypatch, name, ki
     seen, found = {}, {}
     read, loss = getattr(method, reads), method.loss
 
-    def reader(module, given, *rest):
+    def reader(module, given, *rest, **options):
         seen["given"] = [given] if name == "grpo" else list(given)
-        return read(module, given, *rest)
+        return read(module, given, *rest, **options)
 
     def watched(*args, **options):
         seen["args"], seen["options"] = args, options
         return loss(*args, **options)
 
-    def step(learner, lr, max_grad_norm=1.0):
+    def step(learner, lr, max_grad_norm=1.0, weight_decay=0.0):
         found.update({key: p.grad.clone() for key, p in learner.module.named_parameters()})
         return 1.0
 

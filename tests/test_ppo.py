@@ -314,10 +314,10 @@ def test_the_stages_of_rlhf(monkeypatch):
     run, entered = toy(Hidden()), []
     real = ppo.optimise
 
-    def optimise(run, cfg):
+    def optimise(run, cfg, first):
         policy = run.policy
         entered.append((policy.m.any() or policy.v.any(), policy.updates))
-        yield from real(run, cfg)
+        yield from real(run, cfg, first)
 
     monkeypatch.setattr(ppo, "optimise", optimise)
     assert ppo.total(run, RLHF) == 6 and ppo.total(toy(), RLHF) == 2

@@ -23,7 +23,7 @@ def step_of(module, monkeypatch, **knobs):
     """Gradient and metrics of a method's first step, on a policy that has left its reference."""
     seen, run = [], make()
 
-    def record(learner, lr, max_grad_norm):
+    def record(learner, lr, max_grad_norm, weight_decay):
         seen.append(learner.grad.clone())
         learner.grad.zero_()
         return 1.0

@@ -3,6 +3,7 @@
 import copy
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -494,6 +495,7 @@ class Table(torch.nn.Module):
         super().__init__()
         self.states, self.mix = len(weights), mix
         self.u = torch.nn.Parameter(torch.linalg.solve(mix, weights.flatten()))
+        self.config = SimpleNamespace(vocab_size=weights.shape[1] + 1)
 
     def hidden(self, tokens, explicit=False):
         return torch.nn.functional.one_hot(tokens, self.states).double()

@@ -126,8 +126,8 @@ def _(ours, reward, size):
     "passes again: of four, a quarter of the gradient.",
     "minipost.run:Run.micro_batches",
     "test_methods.py::test_a_methods_own_step_does_not_depend_on_how_it_is_cut[dapo]")
-def _(ours, run, *rows):
-    passes = ours(run, *rows)
+def _(ours, run, *rows, **how):
+    passes = ours(run, *rows, **how)
     yield from passes
     run.policy.grad /= len(passes)
 
@@ -191,7 +191,7 @@ def _(ours, score, logp, logp_ref, mask, beta):
     "its target.",
     "minipost.methods.ppo:optimise",
     "test_ppo.py::test_the_price_of_kl_is_the_beta_of_its_step")
-def _(ours, run, cfg):
+def _(ours, run, cfg, first):
     adapted, before = ours.__globals__["adapted"], run.tokens
 
     def by_the_kl_of_a_token(beta, kl_per_answer, answers, cfg):
@@ -200,7 +200,7 @@ def _(ours, run, cfg):
         return adapted(beta, kl_per_answer * answers / tokens, answers, cfg)
 
     with patch.dict(ours.__globals__, adapted=by_the_kl_of_a_token):
-        yield from ours(run, cfg)
+        yield from ours(run, cfg, first)
 
 
 @exhibit(
@@ -334,14 +334,14 @@ def _(ours, logp, logp_old, adv, *clip):
     "never acted.",
     "minipost.methods.ppo:optimise",
     "test_ppo.py::test_values_are_held_near_those_of_the_rollout_whatever_was_learnt_since")
-def _(ours, run, cfg):
+def _(ours, run, cfg, first):
     loss = ours.__globals__["loss"]
 
     def with_values_of_now(logp, value, logp_old, value_old, *rest, **options):
         return loss(logp, value, logp_old, value.detach(), *rest, **options)
 
     with patch.dict(ours.__globals__, loss=with_values_of_now):
-        yield from ours(run, cfg)
+        yield from ours(run, cfg, first)
 
 
 @exhibit(
@@ -699,10 +699,10 @@ def _(ours, run, *saved):
     "rope_theta in one place", "Open-Athena/MarinFold#184",
     "A config.json of transformers 5 was read by code for 4, which took 10,000 for the rotary "
     "base without a word.",
-    "minipost.checkpoint:rope_theta",
+    "minipost.families:theta",
     "test_checkpoint.py::test_the_rotary_base_stands_where_either_reader_looks_for_it")
-def _(ours, raw, path):
-    return ours({**raw, "rope_parameters": None}, path)
+def _(ours, row, raw, parameters, path):
+    return ours(row, raw, {}, path)
 
 
 @exhibit(
