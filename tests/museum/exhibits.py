@@ -219,11 +219,11 @@ def _(ours, logp, logp_ref):
     "sampled at another temperature", "huggingface/trl#3029",
     "Log-probs left the sampling temperature out, so those of the trainer were of another "
     "distribution than the sampler's.",
-    "minipost.rollout:distribution",
+    "minipost.rollout:readings",
     "test_rollout.py::test_recorded_logp_equals_recomputed",
     "test_grpo.py::test_the_ratio_is_one_before_the_first_update")
-def _(ours, model, seqs, temperature, *options):
-    return ours(model, seqs, 1.0, *options)
+def _(ours, model, seqs, temperature, *options, **how):
+    return ours(model, seqs, 1.0, *options, **how)
 
 
 @exhibit(
