@@ -90,7 +90,7 @@ def damaged(rng):
     if rng.random() < 0.2:
         rows += [rng.choice(GOOD)(k) for k in range(rng.choice([1, 12]))]
     lines = [json.dumps(row) for row in rows]
-    for _ in range(rng.choice([0, 0, 0, 1, 3, 20])):           # values and keys
+    for _ in range(rng.choice([0, 0, 0, 0, 0, 1, 3, 20])):           # values and keys
         at = rng.randrange(len(rows))
         key = rng.choice([*rows[at], *KEYS, "prompt"])
         left = {k: v for k, v in rows[at].items() if k != key}
@@ -140,7 +140,7 @@ def table(rng, lines):
 def hurt(rng, data):
     """Bytes with a few of them changed, or with none."""
     data = bytearray(data)
-    for _ in range(rng.choice([0, 0, 0, 0, 1, 4])):
+    for _ in range(rng.choice([0, 0, 0, 0, 0, 0, 1, 4])):
         i, j = sorted(rng.choices(range(len(data) + 1), k=2))
         j = min(j, i + rng.choice([1, 8, 200]))
         data[i:j] = rng.choice([b"", rng.randbytes(j - i), bytes(data[i:j]) * 2, b"\n", b"\xff\xfe",
