@@ -235,8 +235,8 @@ def add_tokenizer(writer, words, raw, size, directory):
         each.items() <= part.items() for each, part in zip(wanted, parts))), None)
     if model.get("type") != "BPE" or name is None or any(
             part.get("add_prefix_space") for part in parts):
-        raise MinipostError(f"{directory}: its tokenizer is no byte-level BPE that cuts text as one "
-                            f"of {', '.join(SPLITS)}, which llama.cpp would have to know")
+        raise MinipostError(f"{directory}: its tokenizer is no byte-level BPE that cuts text as "
+                            f"one of {', '.join(SPLITS)}, which llama.cpp would have to know")
     known = {k: word for word, k in model["vocab"].items()}
     special = {each["id"]: each["content"] for each in words.get("added_tokens", [])}
     known |= special
