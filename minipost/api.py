@@ -2,7 +2,7 @@
 
     import minipost
 
-    run = minipost.open("checkpoints/base", task="arithmetic", terms=8)
+    run = minipost.open("checkpoints/base", task="arithmetic")
     for metrics in minipost.train(run, "grpo", steps=28):
         print(metrics["step"], metrics["reward"])
     print(minipost.evaluate(run, n=200)["held-out"]["greedy"])
