@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from minipost.chat import Template
 from minipost.checks.examine import look_at_texts
 from minipost.datasets.fitting import fitted
+from minipost.datasets.formats import table_of
 from minipost.datasets.rows import File, read
 from minipost.errors import MinipostError
 from minipost.run import as_asked
@@ -119,14 +120,7 @@ def table(rng, lines):
             continue
         simple = isinstance(row, dict) and "{}" not in line and line.count("[") < 40
         rows += [row] if simple and len(line) < 4000 and line.count("{") < 40 else []
-    found = {}
-    for key in {key: None for row in rows for key in row}:
-        values = [row.get(key) for row in rows]
-        try:
-            found[key] = pyarrow.array(values)
-        except (pyarrow.ArrowException, OverflowError, UnicodeError):
-            found[key] = pyarrow.array([ascii(value) for value in values])
-    made, sink = pyarrow.table(found), io.BytesIO()
+    made, sink = table_of(pyarrow, rows), io.BytesIO()
     if rng.random() < 0.5:
         parquet.write_table(made, sink, compression=rng.choice(["none", "snappy", "zstd"]),
                             use_dictionary=rng.random() < 0.5)

@@ -283,6 +283,11 @@ def kept(row):
 def write_parquet(path, rows):
     """Write dicts as a Parquet file.  A column of values of several kinds is written as text."""
     pa, parquet = arrow(path)
+    parquet.write_table(table_of(pa, rows), path)
+
+
+def table_of(pa, rows):
+    """Dicts as a table of pyarrow (`pa`).  A column of values of several kinds becomes text."""
     table = {}
     for name in {name: None for row in rows for name in row}:
         values = [row.get(name) for row in rows]
@@ -290,7 +295,7 @@ def write_parquet(path, rows):
             table[name] = pa.array(values)
         except (pa.ArrowException, OverflowError, UnicodeError):
             table[name] = pa.array([None if value is None else ascii(value) for value in values])
-    parquet.write_table(pa.table(table), path)
+    return pa.table(table)
 
 
 # ---- other names for columns

@@ -265,7 +265,7 @@ def judge(data):
 
 
 def draw(figure, found):
-    for axes, (form, sizes) in zip(figure.subplots(1, 2, sharey=True), found.data.items()):
+    for axes, (form, sizes) in zip(figure.subplots(1, 2), found.data.items()):
         for k, (size, runs) in enumerate(sizes.items()):
             d, r = (np.concatenate(part) for part in zip(*runs))
             line = np.linspace(0.01, d.max(), 100)

@@ -211,4 +211,5 @@ def draw(figure, found):
     left.axvline(TAUGHT, color="black", linewidth=0.8, linestyle=":")
     left.set(xlabel="terms (dotted: taught)", ylabel="greedy accuracy, held out")
     left.legend(frameon=False)
+    right.set_xticks(ROUNDS)
     right.set(xlabel="most terms of a round; accuracy there after it, each seed")
