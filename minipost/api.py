@@ -18,10 +18,11 @@ import os
 import shutil
 import tempfile
 import weakref
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from minipost import methods, tasks
+from minipost.cli.defaults import wanted
 from minipost.cli.options import SetUp, shipped_models
 from minipost.cli.session import pick_device
 from minipost.datasets.fitting import fitted
@@ -43,7 +44,8 @@ def open_model(model="checkpoints/base", task=None, data=None, reward=None, eval
     reward: a function f(prompts, completions, **columns) -> a number per row, several in a list,
         or names as --reward takes them; the task's own if None.
     settings: knobs of the task, and options of a run (seed, max_new_tokens, micro_batch_size,
-        device, dtype, chat, ...), by the names of their flags.
+        device, dtype, chat, ...), by the names of their flags.  Here and in `train`, defaults
+        follow the size of the model as on the command line (cli/defaults.py).
 
     MinipostError says what cannot be used, and what to do.
     """
@@ -64,9 +66,10 @@ def open_model(model="checkpoints/base", task=None, data=None, reward=None, eval
                  if callable(one)]
     if functions and len(functions) < len(named):
         raise MinipostError("reward holds functions and names; expected one of the two")
-    options = shipped_models(SetUp(
-        model=str(model), reward=() if functions else tuple(named),
-        **{name: value for name, value in settings.items() if name in known - knobs}))
+    options = shipped_models(SetUp(model=str(model), reward=() if functions else tuple(named)))
+    others = wanted(options.model, 0.0) | settings
+    options = replace(options, **{name: value for name, value in others.items()
+                                  if name in known - knobs})
     folder = ""
     if data is not None and not isinstance(data, str | os.PathLike):
         text, folder = as_lines(data), tempfile.mkdtemp(prefix="minipost-rows-")
@@ -115,7 +118,9 @@ def train(run, algo, **settings):
         if name not in known:
             raise MinipostError(f"{algo} has no setting {name!r:.40}; it has "
                                 f"{', '.join(sorted(known))}")
-    config = shipped_models(method.Config(**settings))
+    others = {name: value for name, value in wanted(run.origin, method.LARGE_LR).items()
+              if name in known}
+    config = shipped_models(method.Config(**others | settings))
     known = run.task.training() if run.task.training else run.problems(16)
     run.task = fitted(run.task, run.policy.module, run.vocabulary, run.max_new_tokens, method.READS,
                       known, run.control_tokens)

@@ -189,7 +189,8 @@ class Run:
         if part not in self.learners:
             raise MinipostError(f"the run has trained no {part!r:.40}; it has "
                                 f"{', '.join(self.learners)}")
-        checkpoint.save(directory, self.learners[part].module, self.origin, self.dtype)
+        checkpoint.save(directory, self.learners[part].module, self.origin, self.dtype,
+                        self.vocabulary.end)
 
     # ---- random streams
 

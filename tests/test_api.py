@@ -1,6 +1,7 @@
 """minipost from Python, and from a wheel in any folder."""
 
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -86,6 +87,27 @@ def test_a_second_training_goes_on_from_the_weights_with_other_problems(monkeypa
     for _ in minipost.train(run, "grpo", **FEW):
         pass
     assert set(run.learners) == {"policy"}
+
+
+def test_defaults_follow_the_size_of_the_model(monkeypatch):
+    """As on the command line; what is named stands."""
+    small = opened()
+    assert next(minipost.train(small, "grpo", **FEW))["learning_rate"] == 2e-4
+    monkeypatch.setattr("minipost.cli.defaults.LARGE", 1000)
+    large = minipost.open(ROOT / "checkpoints" / "student", task="arithmetic", device="cpu")
+    assert large.max_new_tokens == large.policy.module.context // 2
+    assert opened().max_new_tokens == 12
+    assert next(minipost.train(opened(), "grpo", **FEW))["learning_rate"] == 1e-6
+    assert next(minipost.train(opened(), "grpo", lr=0.5, **FEW))["learning_rate"] == 0.5
+
+
+def test_what_ends_an_answer_is_saved(tmp_path):
+    """Such as the end of a turn, which a chat template brings."""
+    run = opened()
+    run.vocabulary.end = 7
+    run.save(tmp_path / "out")
+    said = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert said["eos_token_id"][-1] == 7
 
 
 def test_what_is_measured_and_answered():

@@ -45,25 +45,34 @@ def longest_answer(directory):
         return ANSWER
 
 
+def wanted(directory, rate):
+    """{setting: its default} that a model of this size wants, {} if it is a small one.
+
+    rate: the learning rate of the method for a large model.
+    """
+    if parameters(directory) <= LARGE:
+        return {}
+    return {"lr": rate, "dpo_lr": rate, "sft_lr": 1e-5, "critic_lr": CRITIC_LR,
+            "eval_n": HELD_OUT, "max_new_tokens": longest_answer(directory)}
+
+
 def for_size(settings, argv, device):
     """(the Settings with defaults for the model's size, a line that says which and why, or "")."""
-    count = parameters(settings.options.model)
-    if count <= LARGE:
+    others = wanted(settings.options.model, settings.method.LARGE_LR)
+    if not others:
         return settings, ""
     parts = [settings.options, settings.config]
     given = {new_name(a.partition("=")[0].lstrip("-").replace("-", "_"), parts)
              for a in argv if a.startswith("--")}
-    rate = settings.method.LARGE_LR
-    wanted = {"lr": rate, "dpo_lr": rate, "sft_lr": 1e-5, "critic_lr": CRITIC_LR,
-              "eval_n": HELD_OUT, "max_new_tokens": longest_answer(settings.options.model)}
     if device == "cpu":
-        wanted["workers"] = 1
+        others["workers"] = 1
     said, changed = [], []
     for part in parts:
-        new = {f.name: wanted[f.name] for f in fields(part)
-               if f.name in wanted and f.name not in given}
+        new = {f.name: others[f.name] for f in fields(part)
+               if f.name in others and f.name not in given}
         said += [f"--{name.replace('_', '-')} {value:g}" for name, value in new.items()]
         changed.append(replace(part, **new))
+    count = parameters(settings.options.model)
     line = (f"defaults for a model of {count / 1e6:.0f}M parameters, more than {LARGE / 1e6:.0f}M: "
             f"{' '.join(said)}; any flag wins")
     return replace(settings, options=changed[0], config=changed[1]), line if said else ""
