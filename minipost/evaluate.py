@@ -18,9 +18,9 @@ import json
 import re
 import sys
 from dataclasses import asdict, dataclass, replace
-from types import ModuleType
 from typing import Literal
 
+from minipost import Door
 from minipost.cli import inference
 from minipost.cli.options import Options, fail_in_one_sentence, parse
 from minipost.datasets.rows import Whole
@@ -165,16 +165,7 @@ def rows(options, tasks, device="cpu"):
     return found, notes
 
 
-class Callable(ModuleType):
-    """This module, so that `minipost.evaluate(run, ...)` is a function too; see minipost/api.py."""
-
-    def __call__(self, *given, **settings):
-        from minipost import api
-
-        return api.evaluate(*given, **settings)
-
-
-sys.modules[__name__].__class__ = Callable
+sys.modules[__name__].__class__ = Door  # `minipost.evaluate(run, ...)` is a function too
 
 if __name__ == "__main__":
     sys.exit(main())

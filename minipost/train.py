@@ -18,10 +18,9 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
-from minipost import methods
+from minipost import Door, methods
 from minipost.cli.options import Settings, SetUp, fail_in_one_sentence, parse, rebuild
 from minipost.datasets.rows import File
 from minipost.errors import MinipostError
@@ -206,16 +205,7 @@ def start(argv):
     return parallel.launch(session.go, workers)
 
 
-class Callable(ModuleType):
-    """This module, so that `minipost.train(run, ...)` is a function too; see minipost/api.py."""
-
-    def __call__(self, *given, **settings):
-        from minipost import api
-
-        return api.train(*given, **settings)
-
-
-sys.modules[__name__].__class__ = Callable
+sys.modules[__name__].__class__ = Door  # `minipost.train(run, ...)` is a function too
 
 if __name__ == "__main__":
     sys.exit(main())

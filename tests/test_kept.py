@@ -6,6 +6,7 @@ import pytest
 
 from minipost import evaluate, train
 from minipost.errors import MinipostError
+from minipost.run import Run
 
 CODE = """import asyncio
 def length(completions, completion_ids, trainer_state, log_metric, log_extra, **columns):
@@ -61,6 +62,16 @@ def test_every_method_with_a_rollout_keeps_it(command, tmp_path, reward, algo):
                        "--reward", reward]) == 0
     rows = table(tmp_path / "run/rollouts/000001.jsonl")
     assert rows and all(row["reward"] is not None and row["advantage"] is not None for row in rows)
+
+
+def test_a_method_that_hands_nothing_over(command, tmp_path, reward, monkeypatch, capsys):
+    """Such as one of a user's own that does not call run.keep."""
+    asked = command("grpo", "--steps", 2, "--prompts", 2, "--group-size", 2, "--keep-rollouts", 2,
+                    "--reward", reward)
+    said = "no rollouts are kept: grpo hands none over (run.keep)"
+    assert train.main(asked) == 0 and said not in capsys.readouterr().out
+    monkeypatch.setattr(Run, "keep", lambda *_: None)
+    assert train.main([*asked, "--overwrite"]) == 0 and said in capsys.readouterr().out
 
 
 def test_a_method_without_a_rollout_is_told_so():

@@ -210,6 +210,10 @@ class Directory:
                         for row in rows)
         files.publish(path, lambda temporary: temporary.write_text(lines))
 
+    def kept(self):
+        """Whether any rollouts are kept here."""
+        return any((self / "rollouts").glob("*.*"))
+
     def drop_rollouts(self, step):
         """Delete the rollouts of later steps, which a resumed run makes again."""
         for path in (self / "rollouts").glob("*.*"):

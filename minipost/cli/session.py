@@ -341,6 +341,9 @@ class Session:
 
     def finish(self):
         self.trained = self.seconds()
+        every = self.options.keep_rollouts
+        if self.lead and every and self.run.step >= every and not self.files.kept():
+            self.console.say(f"no rollouts are kept: {self.method.name} hands none over (run.keep)")
         after = self.measure()
         if any(set(after[split]) - set(self.before[split]) for split in after):
             raise MinipostError(f"{self.directory}: the state holds other measurements than this "
