@@ -67,15 +67,18 @@ ROTARY_ROWS = 512  # of the rotary table at first
 
 
 class Linear(nn.Linear):
-    """A matrix, in some families with a bias."""
+    """A matrix, in some families with a bias.  With LoRA it has an `adapter` (engine/lora.py)."""
 
     def __init__(self, inputs, outputs, bias=False):
         super().__init__(inputs, outputs, bias)
+        self.adapter = None
         if bias:
             nn.init.zeros_(self.bias)
 
     def forward(self, x):
         found = product(x, self.weight)
+        if self.adapter is not None:
+            found = found + self.adapter(x)
         return found if self.bias is None else found + self.bias
 
 

@@ -25,6 +25,7 @@ from typing import Literal
 import torch
 
 from minipost import parallel
+from minipost.engine.lora import Adapter, trained
 from minipost.errors import MinipostError
 
 PIECE = 2**17      # weights that are updated at once: they fit a CPU's cache
@@ -71,6 +72,9 @@ def layer_matrices(module):
                 found[part.qkv_proj.weight] = [part.heads * part.head_dim, one, one]
             if hasattr(part, "gate_up_proj"):
                 found[part.gate_up_proj.weight] = [len(part.gate_up_proj.weight) // 2] * 2
+            if isinstance(part, Adapter):
+                found[part.a] = [part.rank] * sum(part.adapted)
+                found[part.b] = [n for n, has in zip(part.rows, part.adapted) if has]
         for weight in layers.parameters():
             if weight.dim() == 2:
                 found.setdefault(weight, [len(weight)])
@@ -90,7 +94,7 @@ class Learner:
     def __init__(self, module, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,
                  optimizer: Optimizer = "adamw"):
         self.module, self.betas, self.eps, self.weight_decay = module, betas, eps, weight_decay
-        self.params = sorted((p for p in module.parameters()), key=lambda p: p.dim() < 2)
+        self.params = trained(module)
         self.matrix_part = sum(p.numel() for p in self.params if p.dim() >= 2)
         self.flat = torch.cat([p.detach().flatten() for p in self.params])
         self.master = self.flat if self.flat.dtype == torch.float64 else self.flat.float()
@@ -193,8 +197,7 @@ class Learner:
 
     def become(self, module):
         """Copy the weights of a module of the same shape, and reset the optimiser."""
-        params = sorted(module.parameters(), key=lambda p: p.dim() < 2)
-        self.assign(torch.cat([p.detach().flatten() for p in params]).to(self.master))
+        self.assign(torch.cat([p.detach().flatten() for p in trained(module)]).to(self.master))
         self.reset_optimizer()
 
     def reset_optimizer(self):

@@ -28,6 +28,7 @@ from minipost.datasets.rewards import Said, Told, TrainerState, ask, load_reward
 from minipost.datasets.rows import File, is_chat
 from minipost.engine.block import recompute
 from minipost.engine.head import COPIES, WHOLE
+from minipost.engine.lora import adapt, fill, off, own, trained
 from minipost.engine.packed import alike
 from minipost.errors import MinipostError
 from minipost.optim import Learner, Optimizer
@@ -66,10 +67,10 @@ class Frozen:
         self.module = module.requires_grad_(False)
 
     def state(self):
-        return self.module.state_dict(), []
+        return own(self.module), []
 
     def restore(self, tensors, numbers):
-        self.module.load_state_dict(tensors)
+        fill(self.module, tensors)
 
 
 class Past:
@@ -82,8 +83,7 @@ class Past:
     def at(self, step, policy):
         """The module of `lag` steps before this one, or of the first step that asked."""
         self.weights[step % len(self.weights)] = policy.flat.clone()
-        params = sorted(self.module.parameters(), key=lambda p: p.dim() < 2)  # as in `flat`
-        vector_to_parameters(self.weights[(step + 1) % len(self.weights)], params)
+        vector_to_parameters(self.weights[(step + 1) % len(self.weights)], trained(self.module))
         return self.module
 
     def state(self):
@@ -148,8 +148,12 @@ class Run:
         return self.part(f"frozen/{name}", lambda: Frozen(make())).module
 
     def reference(self):
-        """A frozen copy of the policy as it was when a reference was first asked for."""
-        return self.frozen("reference", lambda: copy.deepcopy(self.policy.module))
+        """A frozen copy of the policy as it was when a reference was first asked for.
+
+        With LoRA it is the same weights, and the adapters of that time, or none if they had not
+        learnt yet.
+        """
+        return self.frozen("reference", lambda: off(copy.deepcopy(self.policy.module)))
 
     def forget(self, key):
         """Drop a part, so that the next call that asks for it makes it anew."""
@@ -662,6 +666,8 @@ def open_run(options, task, device):
     model, vocabulary = checkpoint.load(options.model, device, options.dtype)
     if options.gradient_checkpointing:
         recompute(model)  # and what is copied from it, such as a critic
+    if options.lora:
+        adapt(model, options.lora, options.lora_alpha, options.lora_targets, options.seed)
     task = as_asked(task, vocabulary, options.chat)
     return Run(Learner(model, optimizer=options.optimizer), vocabulary, task,
                load_reward(options.reward, task), optimizer=options.optimizer,

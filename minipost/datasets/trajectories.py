@@ -13,6 +13,7 @@ from bisect import bisect_right
 
 import torch
 
+from minipost.engine.lora import fill, own
 from minipost.errors import MinipostError
 
 
@@ -69,7 +70,7 @@ class Trajectories:
         run = self.run
         self.sampler = run.frozen("sampler", lambda: copy.deepcopy(run.policy.module))
         if run.step == self.since > 0:
-            self.sampler.load_state_dict(run.policy.module.state_dict())
+            fill(self.sampler, own(run.policy.module))
         with run.at(self.since):
             asked = run.problems(self.cfg.prompts)
         self.seqs, self.reward = self.answers(asked, "trajectories")

@@ -15,6 +15,8 @@ Backwards, where d. is the derivative of the loss by .:
     dy = dz + dx(dn)            dx(dn) = s w dn - x s^3 mean(x w dn),   dw = sum of x s dn over rows
     dturned -> turned back      and so on, likewise
 
+Where a matrix has an adapter (lora.py) its product has a second part, and the matrix no derivative.
+
 By autograd each of these is a chain of small operations; each keeps a tensor and walks through
 memory again on the way back.  By hand a step keeps x, s and [g u] of an MLP where autograd keeps
 nine tensors as wide, and computes n and h again, which costs less than to keep them.
@@ -55,15 +57,42 @@ def steps(layer, x, layout, pick):
     norm, after = layer.input_layernorm, layer.post_attention_layernorm
     heads, kv = attention.heads, attention.kv_heads
     qkv = Project.apply(x, norm.weight, norm.eps, attention.qkv_proj.weight, layout.cos, layout.sin,
-                        0 if attention.qk_norm else attention.turned, attention.qkv_proj.bias)
+                        0 if attention.qk_norm else attention.turned, attention.qkv_proj.bias,
+                        *adapter_of(attention.qkv_proj))
     if attention.qk_norm:
         qkv = NormTurn.apply(qkv, attention.q_norm.weight, attention.k_norm.weight,
                              attention.q_norm.eps, layout.cos, layout.sin, attention.turned,
                              [heads, kv, kv])
-    x = Add.apply(x, layout.attend(qkv, heads, kv, attention.window), attention.o_proj.weight)
+    x = Add.apply(x, layout.attend(qkv, heads, kv, attention.window), attention.o_proj.weight,
+                  *adapter_of(attention.o_proj))
     if pick is not None:
         x = x[pick]
-    return AddMLP.apply(x, after.weight, after.eps, mlp.gate_up_proj.weight, mlp.down_proj.weight)
+    return AddMLP.apply(x, after.weight, after.eps, mlp.gate_up_proj.weight, mlp.down_proj.weight,
+                        *adapter_of(mlp.gate_up_proj), *adapter_of(mlp.down_proj))
+
+
+def adapter_of(linear):
+    """A Linear's adapter, and its two matrices as what a step is to differentiate by."""
+    adapter = linear.adapter
+    return (None, None, None) if adapter is None else (adapter, adapter.a, adapter.b)
+
+
+def multiply(x, matrix, adapter):
+    """x W^T and what an adapter adds."""
+    y = times(x, matrix)
+    return y if adapter is None else adapter.add(y, x)
+
+
+def to_input(dy, matrix, adapter):
+    """-> dx of `multiply`, and what `to_weights` needs again of an adapter."""
+    dx = times(dy, matrix.t())
+    return (dx, None) if adapter is None else adapter.to_input(dx, dy)
+
+
+def to_weights(dy, x, low, adapter, wanted):
+    """-> dW of `multiply`, if it is wanted, dA, dB."""
+    dmatrix = outer(dy, x) if wanted else None
+    return (dmatrix, None, None) if adapter is None else (dmatrix, *adapter.to_weights(dy, x, low))
 
 
 class Project(torch.autograd.Function):
@@ -73,13 +102,13 @@ class Project(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, eps, matrix, cos, sin, turned, bias=None):
+    def forward(ctx, x, weight, eps, matrix, cos, sin, turned, bias=None, adapter=None, *_):
         scale = scale_of(x, eps)
-        qkv = times(scaled(x, scale, weight), matrix)
+        qkv = multiply(scaled(x, scale, weight), matrix, adapter)
         if bias is not None:
             qkv.add_(bias)
         ctx.save_for_backward(x, weight, scale, matrix, cos, sin)
-        ctx.turned, ctx.biased = turned, bias is not None
+        ctx.turned, ctx.biased, ctx.adapter = turned, bias is not None, adapter
         return turn_heads(qkv.unflatten(-1, (-1, cos.shape[-1])), cos, sin, turned, 1)
 
     @staticmethod
@@ -87,9 +116,12 @@ class Project(torch.autograd.Function):
         once()
         x, weight, scale, matrix, cos, sin = ctx.saved_tensors
         grad = turn_heads(grad, cos, sin, ctx.turned, -1).flatten(-2)
-        dx, dweight = norm_back(x, scale, weight, times(grad, matrix.t()))
+        dn, low = to_input(grad, matrix, ctx.adapter)
+        dmatrix, da, db = to_weights(grad, scaled(x, scale, weight), low, ctx.adapter,
+                                     ctx.needs_input_grad[3])
+        dx, dweight = norm_back(x, scale, weight, dn)
         dbias = grad.flatten(0, -2).sum(0) if ctx.biased else None
-        return (dx, dweight, None, outer(grad, scaled(x, scale, weight)), None, None, None, dbias)
+        return dx, dweight, None, dmatrix, None, None, None, dbias, None, da, db
 
 
 class NormTurn(torch.autograd.Function):
@@ -122,28 +154,33 @@ class Add(torch.autograd.Function):
     """x + y W^T.  (..., D), (..., H E), (D, H E) -> (..., D)"""
 
     @staticmethod
-    def forward(ctx, x, y, matrix):
+    def forward(ctx, x, y, matrix, adapter=None, *_):
         ctx.save_for_backward(y, matrix)
-        return times(y, matrix).add_(x)
+        ctx.adapter = adapter
+        return multiply(y, matrix, adapter).add_(x)
 
     @staticmethod
     def backward(ctx, grad):
         once()
         y, matrix = ctx.saved_tensors
         grad = grad.contiguous()
-        return grad, times(grad, matrix.t()), outer(grad, y)
+        dy, low = to_input(grad, matrix, ctx.adapter)
+        dmatrix, da, db = to_weights(grad, y, low, ctx.adapter, ctx.needs_input_grad[2])
+        return grad, dy, dmatrix, None, da, db
 
 
 class AddMLP(torch.autograd.Function):
     """x + down(silu(gate) * up), gate and up of x normalised.  (..., D) -> (..., D)"""
 
     @staticmethod
-    def forward(ctx, x, weight, eps, wide, narrow):
+    def forward(ctx, x, weight, eps, wide, narrow, of_wide=None, a=None, b=None, of_narrow=None,
+                *_):
         scale = scale_of(x, eps)
-        gate_up = times(scaled(x, scale, weight), wide)
+        gate_up = multiply(scaled(x, scale, weight), wide, of_wide)
         ctx.save_for_backward(x, weight, scale, gate_up, wide, narrow)
+        ctx.adapters = of_wide, of_narrow
         gate, up = gate_up.chunk(2, -1)
-        return times(F.silu(gate).mul_(up), narrow).add_(x)
+        return multiply(F.silu(gate).mul_(up), narrow, of_narrow).add_(x)
 
     @staticmethod
     def backward(ctx, grad):
@@ -151,14 +188,18 @@ class AddMLP(torch.autograd.Function):
         x, weight, scale, gate_up, wide, narrow = ctx.saved_tensors
         grad = grad.contiguous()
         gate, up = gate_up.chunk(2, -1)
-        bent, dinner = F.silu(gate), times(grad, narrow.t())
+        bent, (of_wide, of_narrow) = F.silu(gate), ctx.adapters
+        dinner, low = to_input(grad, narrow, of_narrow)
         inner = torch.empty_like(gate_up)                                   # both halves in place
         dgate, dup = inner.chunk(2, -1)
         torch.mul(bent, dinner, out=dup)
         torch.ops.aten.silu_backward.grad_input(dinner.mul_(up), gate, grad_input=dgate)
-        dnarrow = outer(grad, bent.mul_(up))
-        dx, dweight = norm_back(x, scale, weight, times(inner, wide.t()))
-        return dx.add_(grad), dweight, None, outer(inner, scaled(x, scale, weight)), dnarrow
+        of_down = to_weights(grad, bent.mul_(up), low, of_narrow, ctx.needs_input_grad[4])
+        dn, low = to_input(inner, wide, of_wide)
+        dwide, da, db = to_weights(inner, scaled(x, scale, weight), low, of_wide,
+                                   ctx.needs_input_grad[3])
+        dx, dweight = norm_back(x, scale, weight, dn)
+        return (dx.add_(grad), dweight, None, dwide, of_down[0], None, da, db, None, *of_down[1:])
 
 
 def once():

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from minipost.engine.functions import uses_onednn
+from minipost.engine.lora import whole
 
 LARGE = 256  # inputs and outputs from which on a matrix is packed
 ROWS = 8     # packed products take rows by so many
@@ -101,11 +102,11 @@ class Layer:
             self.head_norms = [Norm(attention.q_norm, self.order, shrink),
                                Norm(attention.k_norm, self.order)]
             shrink = None
-        self.qkv = Matrix(self.arranged(qkv.weight, shrink))                # D -> (H + 2K) E
+        self.qkv = Matrix(self.arranged(whole(qkv), shrink))                # D -> (H + 2K) E
         self.bias = None if qkv.bias is None else self.arranged(qkv.bias, shrink)
-        self.out = Matrix(block.self_attn.o_proj.weight)                    # H E -> D
-        self.gate_up = Matrix(block.mlp.gate_up_proj.weight)                # D -> 2F
-        self.down = Matrix(block.mlp.down_proj.weight)                      # F -> D
+        self.out = Matrix(whole(attention.o_proj))                         # H E -> D
+        self.gate_up = Matrix(whole(block.mlp.gate_up_proj))                # D -> 2F
+        self.down = Matrix(whole(block.mlp.down_proj))                      # F -> D
 
     def arranged(self, rows, shrink):
         """Rows of Wqkv, or of its bias: the pairs of queries and keys stand side by side."""
@@ -150,10 +151,11 @@ class Matrix:
 
     def __init__(self, weight):
         self.outputs, large = len(weight), min(weight.shape) >= LARGE
-        self.turned = weight.t() if large else weight.t().contiguous()
         self.packed = None
         if large and uses_onednn(weight):
             self.packed = pack(weight.detach().contiguous(), ROWS)
+        else:
+            self.turned = weight.t() if large else weight.t().contiguous()
 
     def __call__(self, x, out=None):
         """The product, which is in `out` if that is given and nothing is packed.  (B, outputs)"""

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 
 from minipost.engine.functions import fast_kernels, rotate
+from minipost.engine.lora import adapters, merged
 from minipost.errors import MinipostError
 
 DEVICES = ("cuda",)
@@ -57,6 +58,7 @@ class StaticDecoder:
 
     def __init__(self, model, read, lengths, max_new_tokens, owner, *, choose, uniform, stop,
                  pad):
+        model = merged(model) if adapters(model) else model
         self.model, self.choose, self.uniform, self.stop = model, choose, uniform, stop
         self.length, self.room = read.shape[1], max_new_tokens
         kept, device, rows = [], read.device, len(owner)

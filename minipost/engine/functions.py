@@ -96,7 +96,7 @@ class Product(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody wants a second derivative
             return product(dy, weight.t()), product(dy.t(), x.t())
-        return times(dy, weight.t()), outer(dy, x)
+        return times(dy, weight.t()), outer(dy, x) if ctx.needs_input_grad[1] else None
 
     @staticmethod
     def jvp(ctx, dx, dweight):

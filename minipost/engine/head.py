@@ -81,7 +81,8 @@ class Readings(torch.autograd.Function):
     def backward(ctx, g1, g2, g3, _):
         once()
         hidden, weight, ids, h, kl = ctx.saved_tensors
-        dhidden, dweight = torch.empty_like(hidden), torch.zeros_like(weight)
+        dhidden = torch.empty_like(hidden)
+        dweight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for part in pieces(hidden, weight):
             logp_all = log_softmax(hidden[part], weight, ctx.unused, ctx.temperature)
             p, slope = logp_all.exp(), -g1[part, None]
@@ -96,7 +97,8 @@ class Readings(torch.autograd.Function):
             dz.scatter_add_(1, ids[part, None], g1[part, None])
             dz = dz.div_(ctx.temperature).to(weight.dtype)
             dhidden[part] = dz @ weight
-            dweight.addmm_(dz.t(), hidden[part])
+            if dweight is not None:
+                dweight.addmm_(dz.t(), hidden[part])
         return dhidden, dweight, None, None, None, None, None
 
 

@@ -1,0 +1,189 @@
+"""LoRA: a low-rank matrix learns beside each matrix of the layers, which stays as it is.
+
+Hu et al. 2021, arxiv.org/abs/2106.09685, sec. 4.1, with the rank r and s = alpha / r:
+
+    y = x W^T + s (x A^T) B^T        W (V, D) fixed, A (r, D), B (V, r);  A random, B zero at first
+
+Backwards, where dy is the derivative of the loss by y:
+
+    t = s dy B      dx = dy W + t A      dA = t^T x      dB = s dy^T (x A^T)      and no dW
+
+So the first policy is the model as it was, and the reference is the model with its adapters
+switched off.  Gradient, moments and saved states have the size of A and B, and all copies of a
+module (critic, reward model, reference) share the fixed weights.
+
+The matrices that gpt.py stores as one (queries, keys, values; gate and up) have an A and a B each,
+as elsewhere: here the A's stand in one matrix, one below the other, and so do the B's.
+
+The sampler multiplies W + s B A out before it decodes (`whole`), so a token costs what it did.
+
+tests/test_lora.py holds the derivative against autograd, and the layout against peft.
+"""
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+from minipost.engine.functions import outer, product, times
+from minipost.errors import MinipostError
+
+# {matrix of gpt.py: the matrices that Hugging Face makes of it}
+STACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "o_proj": ("o_proj",),
+           "gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+TARGETS = tuple(name for names in STACKED.values() for name in names)
+
+
+class Fixed(nn.Parameter):
+    """A weight that nobody trains.  Copies of its module share it."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+class Adapter(nn.Module):
+    """s B A beside a matrix that is made of `rows` rows of each of several matrices.
+
+    adapted: which of them have a part in it.  a (k r, D), b (rows of those k, r).
+    """
+
+    def __init__(self, weight, rows, adapted, rank, alpha):
+        super().__init__()
+        self.rank, self.scale, self.rows, self.adapted = rank, alpha / rank, rows, adapted
+        new = dict(dtype=weight.dtype, device=weight.device)
+        count = sum(n for n, has in zip(rows, adapted) if has)
+        self.a = nn.Parameter(torch.empty(sum(adapted) * rank, weight.shape[1], **new))
+        self.b = nn.Parameter(torch.zeros(count, rank, **new))
+
+    def parts(self):
+        """(rows of W, rows of B, rows of A) of each adapted matrix, as slices."""
+        at = of_b = of_a = 0
+        for n, has in zip(self.rows, self.adapted):
+            if has:
+                yield (slice(at, at + n), slice(of_b, of_b := of_b + n),
+                       slice(of_a, of_a := of_a + self.rank))
+            at += n
+
+    def forward(self, x):
+        """s (x A^T) B^T in plain operations.  (..., D) -> (..., V)"""
+        low, pieces = product(x, self.a), []
+        for at, of_b, of_a in self.parts():
+            found = product(low[..., of_a], self.b[of_b])
+            pieces.append(nn.functional.pad(found, (at.start, sum(self.rows) - at.stop)))
+        return self.scale * sum(pieces)
+
+    def add(self, y, x):
+        """Add s (x A^T) B^T to y, in place.  -> y"""
+        low = times(x, self.a)
+        for at, of_b, of_a in self.parts():
+            y[..., at].add_(times(low[..., of_a], self.b[of_b]), alpha=self.scale)
+        return y
+
+    def to_input(self, dx, dy):
+        """Add t A to dx, in place.  -> dx, t"""
+        t = dy.new_empty(*dy.shape[:-1], len(self.a))
+        for at, of_b, of_a in self.parts():
+            torch.mul(times(dy[..., at], self.b[of_b].t()), self.scale, out=t[..., of_a])
+        return dx.add_(times(t, self.a.t())), t
+
+    def to_weights(self, dy, x, t):
+        """-> dA, dB"""
+        low, db = times(x, self.a), torch.empty_like(self.b)
+        for at, of_b, of_a in self.parts():
+            torch.mul(outer(dy[..., at], low[..., of_a]), self.scale, out=db[of_b])
+        return outer(t, x), db
+
+    @torch.no_grad()
+    def matrix(self, weight):
+        """W + s B A.  (V, D)"""
+        found = weight.clone()
+        for at, of_b, of_a in self.parts():
+            found[at].addmm_(self.b[of_b], self.a[of_a], alpha=self.scale)
+        return found
+
+
+def whole(linear):
+    """The matrix that a Linear of gpt.py multiplies with, its adapter included.  (V, D)"""
+    return linear.weight if linear.adapter is None else linear.adapter.matrix(linear.weight)
+
+
+def linears(module):
+    """(name in its layer, Linear, rows of the matrices that it is made of) of all layers."""
+    for name, part in module.named_modules():
+        kind = name.rpartition(".")[2]
+        if kind == "qkv_proj":
+            attention = module.get_submodule(name.rpartition(".")[0])
+            one = attention.kv_heads * attention.head_dim
+            yield name, part, [attention.heads * attention.head_dim, one, one]
+        elif kind in STACKED:
+            n = len(STACKED[kind])
+            yield name, part, [len(part.weight) // n] * n
+
+
+def adapt(module, rank, alpha=0.0, targets=(), seed=0):
+    """Fix all weights of a module and give its layers adapters.  -> the module
+
+    alpha: 2 rank if 0.  targets: of TARGETS, all if none.  MinipostError for other names.
+    """
+    if unknown := [name for name in targets if name not in TARGETS]:
+        raise MinipostError(f"--lora-targets {unknown[0]:.40}: there is no such matrix; choose "
+                            f"among {', '.join(TARGETS)}")
+    for part in module.modules():
+        for name, weight in part.named_parameters(recurse=False):
+            setattr(part, name, Fixed(weight.data, requires_grad=False))
+    generator = torch.Generator().manual_seed(seed)
+    for name, linear, rows in list(linears(module)):
+        kinds = STACKED[name.rpartition(".")[2]]
+        adapted = [not targets or kind in targets for kind in kinds]
+        if any(adapted):
+            linear.adapter = Adapter(linear.weight, rows, adapted, rank, alpha or 2 * rank)
+            bound = 1 / math.sqrt(linear.weight.shape[1])
+            drawn = torch.rand(linear.adapter.a.shape, generator=generator)  # the same everywhere
+            linear.adapter.a.data.copy_((2 * drawn - 1) * bound)
+    return module
+
+
+def adapters(module):
+    """(name, Linear, Adapter) of those that a module has."""
+    return [(f"{name}.adapter", linear, linear.adapter) for name, linear, _ in linears(module)
+            if linear.adapter is not None]
+
+
+def trained(module):
+    """The parameters that are not fixed, matrices first: the order of an optimiser's vectors."""
+    return sorted((p for p in module.parameters() if not isinstance(p, Fixed)),
+                  key=lambda p: p.dim() < 2)
+
+
+def own(module):
+    """{name: parameter or buffer} of a module, without those that its copies share."""
+    shared = {name for name, p in module.named_parameters() if isinstance(p, Fixed)}
+    return {name: x for name, x in module.state_dict().items() if name not in shared}
+
+
+def fill(module, tensors):
+    """Set what `own` gave.  Adapters that it does not have are taken away."""
+    for name, linear, _ in adapters(module):
+        if f"{name}.a" not in tensors:
+            linear.adapter = None
+    unknown = module.load_state_dict(tensors, strict=False)
+    assert not unknown.unexpected_keys and own(module).keys() == tensors.keys()
+
+
+def off(module):
+    """Take away the adapters that change nothing.  -> the module"""
+    for _, linear, adapter in adapters(module):
+        if not adapter.b.any():
+            linear.adapter = None
+    return module
+
+
+@torch.no_grad()
+def merged(module):
+    """A copy without adapters: its matrices have them added.  What is fixed is shared."""
+    found = copy.deepcopy(module)
+    for _, linear, _ in adapters(found):
+        linear.weight = nn.Parameter(whole(linear), requires_grad=False)
+        linear.adapter = None
+    return found
