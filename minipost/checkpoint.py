@@ -3,15 +3,13 @@
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json  generation_config.json
 
 transformers opens such a directory as LlamaForCausalLM, and a directory that transformers wrote
-opens here, if it is of a family in families.py.  Nothing is ever unpickled.
+opens here, if it is of a family in families.py.
+A directory of an adapter opens too (lora_file.py).
 
-Two traps of the layout are handled here.  rope_theta stands in two places: transformers 4 reads
-one, transformers 5 the other.  We write both and refuse a file where they differ.  safetensors
-leaves its files unreadable to other users.  We give them the usual mode.
+One trap of the layout is handled here.  rope_theta stands in two places: transformers 4 reads one,
+transformers 5 the other.  We write both and refuse a file where they differ.
 """
 
-import hashlib
-import json
 import os
 import re
 from dataclasses import asdict
@@ -20,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from minipost import files
+from minipost import files, lora_file
 from minipost.chat import Template
+from minipost.engine.lora import adapters, merged
 from minipost.errors import MinipostError
 from minipost.families import (
     FAMILIES,
@@ -36,12 +33,18 @@ from minipost.families import (
     switch,
     whole_number,
 )
-from minipost.files import opened, parse_json, read_bytes
+from minipost.files import opened, read_bytes
 from minipost.gpt import GPT, GPTConfig, RewardModel, ValueHead
+from minipost.lora_file import base_of
+from minipost.tensor_file import (
+    LETTERS,
+    check_tensor,
+    digest,
+    open_tensors,
+    write_tensors,
+)
 from minipost.tokenizer import BOS, EOS, PAD, Tokenizer, Vocabulary
 
-LETTERS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
-HEADER = 2**23  # bytes of the longest list of tensors; 700 tensors have 80,000
 # Buffers of old versions of transformers, which follow from config.json.
 IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -52,27 +55,6 @@ WEIGHTS, DIGESTS = "model.safetensors", "digests.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 UNKNOWN = ("quantization_config", "logit_scale", "logits_scaling", "attention_multiplier",
            "residual_multiplier", "embedding_multiplier", "use_mrope")
-
-
-# ---- files of tensors
-
-def write_tensors(path, tensors, before=None, aside=None, **metadata):
-    """A safetensors file; with exactly one metadata key its bytes are reproducible.
-
-    before: what to call when it is written, before it takes its place.  aside: as in `publish`.
-    """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = metadata or {"format": "pt"}
-
-    def write(temporary):
-        try:
-            save_file(tensors, str(temporary), metadata)
-        except SafetensorError as error:  # such as a full disk
-            raise OSError(str(error)) from None
-        if before:
-            before()
-
-    files.publish(path, write, aside)
 
 
 # ---- config.json
@@ -228,28 +210,6 @@ def shards(directory):
     return {name: directory / file for name, file in table.items()}
 
 
-def header(file, path):
-    """The bytes that begin a safetensors file: a length and a list of tensors in JSON."""
-    size = file.read(8)
-    length = int.from_bytes(size, "little")
-    if len(size) < 8:
-        raise MinipostError(f"{path}: not a whole safetensors file (it has {len(size)} bytes)")
-    if length > HEADER:
-        raise MinipostError(f"{path}: not a whole safetensors file (its list of tensors has "
-                            f"{length:,} bytes; at most {HEADER:,} are read)")
-    return size + file.read(length)
-
-
-def open_tensors(path):
-    """An open safetensors file; MinipostError where it is not one."""
-    with opened(path) as file:
-        parse_json(header(file, path)[8:], path)  # the library takes the last of repeated names
-    try:
-        return safe_open(str(path), "pt")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise MinipostError(f"{path}: not a whole safetensors file ({str(error)[:80]})") from None
-
-
 def stored(config, table, directory, letters=None):
     """Tensor name -> the open file that holds it; table is `names` or `value_names`.
 
@@ -279,16 +239,6 @@ def stored(config, table, directory, letters=None):
     return {name: sources[path] for name, path in where.items()}
 
 
-def digest(path):
-    """Digests of a safetensors file: of its list of tensors, and of their values."""
-    values = hashlib.sha256()
-    with opened(path) as file:
-        begin = hashlib.sha256(header(file, path))
-        while part := file.read(2**20):
-            values.update(part)
-    return {"header": begin.hexdigest(), "data": values.hexdigest()}
-
-
 def verify(directory):
     """Whether model.safetensors is the file whose digest stands beside it: "", or why it is not.
 
@@ -313,24 +263,6 @@ def verify(directory):
                             f"{DIGESTS}; fetch it again, or delete {DIGESTS} if it was changed on "
                             "purpose")
     return ""
-
-
-def check_tensor(file, path, part, shape, letters):
-    """MinipostError unless the file's tensor of this name has this shape and type."""
-    try:
-        found = file.get_slice(part)
-    except SafetensorError as error:
-        raise MinipostError(f"{path}: {str(error)[:120]}") from None
-    if tuple(found.get_shape()) != shape:
-        raise MinipostError(f"{path}: {part} has shape {tuple(found.get_shape())}, config.json "
-                            f"says {shape}")
-    kind = found.get_dtype()
-    if kind not in LETTERS.values():
-        raise MinipostError(f"{path}: {part} has the type {kind}; expected float32, float16 or "
-                            "bfloat16")
-    if letters not in (None, kind):
-        raise MinipostError(f"{path}: {part} has the type {kind}, but dtype in config.json says "
-                            f"{letters}; other tools would round it")
 
 
 @torch.no_grad()
@@ -366,7 +298,7 @@ def side_files(directory):
     MinipostError where one is no file, or a link to a file elsewhere, which nobody meant to copy.
     """
     found = [directory / name for name in SIDE_FILES if os.path.lexists(directory / name)]
-    for path in [*found, directory / "config.json"]:
+    for path in [*found, base_of(directory) / "config.json"]:
         if path.is_symlink():
             check_link(path)
         with opened(path):
@@ -509,17 +441,18 @@ def beyond_the_model(directory, tokenizer, vocab_size):
 
 
 def load(directory, device="cpu", dtype="float32"):
-    """Open a model directory: (GPT, Vocabulary)."""
+    """Open a model directory, or an adapter's, which is added: (GPT, Vocabulary)."""
     directory = Path(directory)
-    config, raw = read_config(directory)
+    base = base_of(directory)
+    config, raw = read_config(base)
     side_files(directory)
     if raw.get("architectures") == [scorer(raw)]:
         raise MinipostError(f"{directory}: is a reward model; expected a language model")
-    sources = stored(config, names, directory, stated_dtype(raw))
     model = GPT(config).to(DTYPES[dtype])
-    load_weights(model, names(config), sources, directory)
-    verify(directory)
-    vocabulary = read_vocabulary(directory, raw, config.vocab_size)
+    fill_from(base, model, names, config, raw)
+    if base != directory:
+        lora_file.add(directory, model)
+    vocabulary = read_vocabulary(spoken(directory), raw, config.vocab_size)
     model.unused = unused(vocabulary, config.vocab_size)
     return model.to(device), vocabulary
 
@@ -530,19 +463,37 @@ def load_reward_model(directory, vocabulary, device="cpu", dtype="float32"):
     MinipostError where it has another tokenizer: its ids would mean other words.
     """
     directory = Path(directory)
-    config, raw = read_config(directory)
-    if raw.get("architectures") != [scorer(raw)]:
+    base = base_of(directory)
+    config, raw = read_config(base)
+    model = RewardModel(GPT(config).to(DTYPES[dtype]))
+    if base != directory:
+        fill_from(base, model.trunk, names, config, raw)
+        lora_file.add(directory, model)
+    elif raw.get("architectures") == [scorer(raw)]:
+        fill_from(base, model, value_names, config, raw)
+    else:
         raise MinipostError(f"{directory}: architectures is {raw.get('architectures')}; a reward "
                             f"model is a {scorer(raw)}")
-    sources = stored(config, value_names, directory, stated_dtype(raw))
-    model = RewardModel(GPT(config).to(DTYPES[dtype]))
-    load_weights(model, value_names(config), sources, directory)
-    verify(directory)
-    own = read_vocabulary(directory, raw, config.vocab_size)
+    own = read_vocabulary(spoken(directory), raw, config.vocab_size)
     if own.kind() != vocabulary.kind():
         raise MinipostError(f"{directory}: the reward model's tokenizer differs from the policy's; "
                             "train it from the same model directory")
     return model.to(device)
+
+
+def fill_from(directory, model, table, config, raw):
+    """Fill a GPT or a ValueHead from a directory of whole weights; table as in `stored`."""
+    sources = stored(config, table, directory, stated_dtype(raw))
+    load_weights(model, table(config), sources, directory)
+    verify(directory)
+
+
+def spoken(directory):
+    """Where the tokenizer of a model directory is: of an adapter without one, beneath it."""
+    base = base_of(directory)
+    whole = all((directory / name).exists() or not (base / name).exists()
+                for name in ("tokenizer.json", "generation_config.json"))
+    return directory if whole else base
 
 
 def create(directory, model, tokenizer, dtype="float32"):
@@ -563,17 +514,23 @@ def create(directory, model, tokenizer, dtype="float32"):
     save_weights(directory, model, dtype)
 
 
-def save(directory, model, like, dtype="float32", end=None):
+def save(directory, model, like, dtype="float32", end=None, merge=False):
     """Write a trained GPT or RewardModel, and byte-for-byte copies of the other files of `like`.
 
     end: an id that ends a policy's answers now; it joins those of generation_config.json.
+    A model with adapters is written as an adapter of `like`; merge: as a whole model.
     """
-    directory, like = Path(directory), Path(like)
+    directory, base, like = Path(directory), base_of(like), spoken(Path(like))
+    alone = bool(adapters(model)) and not merge
+    other = directory / ("config.json" if alone else lora_file.CONFIG)
+    if other.exists():
+        raise MinipostError(f"{other}: the directory holds {'a whole model' if alone else 'an adap'
+                            'ter'}, and would hold both; choose another")
     files.make_directory(directory)
     for path in side_files(like):
         data = read_bytes(path)
         files.publish(directory / path.name, lambda path, data=data: path.write_bytes(data))
-    raw, kind = files.read_json(like / "config.json"), dict[str, Any]()
+    raw, kind = files.read_json(base / "config.json"), dict[str, Any]()
     ids = stated_ids(like, raw)
     ends = ids.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [ends]
@@ -583,6 +540,8 @@ def save(directory, model, like, dtype="float32", end=None):
                 key: ids[key] for key in ("bos_token_id", "pad_token_id") if key in ids}
         files.write_json(directory / "generation_config.json",
                          {**own, "eos_token_id": [*ends, end]})
+    if alone:
+        return lora_file.save(directory, model, base, DTYPES[dtype])
     if isinstance(model, ValueHead):
         kind = {"architectures": [scorer(raw)], "id2label": {"0": "score"},
                 "label2id": {"score": 0}}
@@ -591,7 +550,7 @@ def save(directory, model, like, dtype="float32", end=None):
             kind["pad_token_id"] = None
     files.write_json(directory / "config.json",
                      {**raw, **kind, "dtype": dtype, "torch_dtype": dtype})
-    save_weights(directory, model, dtype)
+    save_weights(directory, merged(model) if adapters(model) else model, dtype)
 
 
 def save_weights(directory, model, dtype="float32"):
@@ -605,42 +564,3 @@ def save_weights(directory, model, dtype="float32"):
     # Killed in between, the directory has no digest and opens without.
     write_tensors(path, tensors, before=lambda: beside.unlink(missing_ok=True), format="pt")
     files.write_json(beside, {WEIGHTS: digest(path)})
-
-
-# ---- run state
-
-def save_state(path, tensors, facts, aside=None):
-    """Everything a resumed run needs, in one file: named tensors and a dict that JSON can hold.
-
-    The file holds the SHA-256 of all of it.  aside: as in `publish`.
-    """
-    files.make_directory(Path(path).parent)
-    text = json.dumps(facts, sort_keys=True).encode()
-    # The facts are a tensor, since a header of safetensors holds at most 100 MB.
-    held = {"facts": torch.frombuffer(bytearray(text), dtype=torch.uint8), **tensors}
-    write_tensors(path, held, aside=aside, minipost=state_digest(held))
-
-
-def load_state(path):
-    """What `save_state` wrote: (tensors, facts).  MinipostError if any of it has changed since."""
-    file = open_tensors(path)
-    said = (file.metadata() or {}).get("minipost")
-    if said is None or "facts" not in file.keys():
-        raise MinipostError(f"{path}: not a run state that this version of minipost reads")
-    try:
-        held = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
-        raise MinipostError(f"{path}: damaged ({error})") from None
-    if state_digest(held) != said:
-        raise MinipostError(f"{path}: damaged; what it holds is not what was written")
-    return held, json.loads(held.pop("facts").numpy().tobytes())
-
-
-def state_digest(tensors):
-    """The SHA-256 of names, types, shapes and values of tensors."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        tensor = tensor.detach().cpu().contiguous()
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()

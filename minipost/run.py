@@ -116,6 +116,7 @@ class Run:
     control_tokens: str = "plain"  # how control tokens in the rows of a file are read
     origin: str = ""            # the model directory that it began with
     dtype: str = "float32"      # of the weights that are saved
+    merge: bool = False         # save adapters added to the weights, instead of alone
     total: int = 0              # steps that the run will have made; 0 where it trains nothing
     keep_rollouts: int = 0      # steps between the rollouts that `keep` holds; 0: none
     optimizer: Optimizer = "adamw"  # of the learners that a method asks for
@@ -167,7 +168,7 @@ class Run:
                 if key.startswith("learner/")}
 
     def state(self):
-        """(tensors, facts) for checkpoint.save_state: what `restore` takes."""
+        """(tensors, facts) for tensor_file.save_state: what `restore` takes."""
         tensors, learners = {}, {}
         held = self.saved | {key: part.state() for key, part in self.parts.items()}
         for key, (found, numbers) in held.items():
@@ -194,7 +195,7 @@ class Run:
             raise MinipostError(f"the run has trained no {part!r:.40}; it has "
                                 f"{', '.join(self.learners)}")
         checkpoint.save(directory, self.learners[part].module, self.origin, self.dtype,
-                        self.vocabulary.end)
+                        self.vocabulary.end, self.merge)
 
     # ---- random streams
 
@@ -675,5 +676,5 @@ def open_run(options, task, device):
                reward_timeout=options.reward_timeout, seed=options.seed,
                micro_batch_size=options.micro_batch_size, max_new_tokens=options.max_new_tokens,
                recompute=options.dtype != "float32", control_tokens=options.control_tokens,
-               origin=options.model, dtype=options.dtype,
+               origin=options.model, dtype=options.dtype, merge=options.merge,
                keep_rollouts=getattr(options, "keep_rollouts", 0))

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from minipost import checkpoint, methods, parallel, train
+from minipost import checkpoint, methods, parallel, tensor_file, train
 from minipost.gpt import GPT, GPTConfig
 from minipost.tokenizer import Tokenizer
 from scripts.bench import ROOT, machine, table, write
@@ -113,10 +113,10 @@ class Place:
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         for line in lines:
             line.pop("seconds")
-        tensors, facts = checkpoint.load_state(out / "state/state.safetensors")
+        tensors, facts = tensor_file.load_state(out / "state/state.safetensors")
         models = {str(path.relative_to(out)): path.read_bytes()
                   for path in sorted(out.glob("*/model.safetensors"))}
-        return lines, checkpoint.state_digest(tensors), facts["step"], models
+        return lines, tensor_file.state_digest(tensors), facts["step"], models
 
     def reference(self, algo, *flags, workers=1):
         """(outcome, seconds) of the run that nothing happens to."""
@@ -454,7 +454,7 @@ def signals(place, quick):
             code = wait(pid)
             said = Path(output.name).read_text()
             lines = len((out / "metrics.jsonl").read_text().splitlines())
-            step = checkpoint.load_state(out / "state/state.safetensors")[1]["step"]
+            step = tensor_file.load_state(out / "state/state.safetensors")[1]["step"]
             if code not in (0, 130) or step != lines:
                 trials.add("WRONG", f"trial {k}: code {code}, {lines} steps, state of {step}: "
                            f"{said[-200:]}")

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from minipost import checkpoint, methods, train
+from minipost import checkpoint, methods, tensor_file, train
 from minipost.cli.directory import as_written, check_facts
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig
@@ -303,7 +303,7 @@ def fuzz_state(n, seed=0):
     tensors = {"learner/policy/weights": torch.arange(40.0)}
     with tempfile.TemporaryDirectory() as folder:
         path, other = Path(folder) / "state.safetensors", Path(folder) / "whole"
-        checkpoint.save_state(path, tensors, facts)
+        tensor_file.save_state(path, tensors, facts)
         whole = path.read_bytes()
 
         def files():
@@ -311,11 +311,11 @@ def fuzz_state(n, seed=0):
                 if rng.random() < 0.5:
                     yield scrambled(whole, rng)
                 else:
-                    checkpoint.save_state(other, tensors, mutated(facts, rng))
+                    tensor_file.save_state(other, tensors, mutated(facts, rng))
                     yield other.read_bytes()
 
         return look("state.safetensors", path, files(),
-                    lambda: check_facts(path, *checkpoint.load_state(path)))
+                    lambda: check_facts(path, *tensor_file.load_state(path)))
 
 
 PIECES = ["Answer:", "17", " ", "\n", "-", "+", "=", "7+5=12", "4 9", "10-4=6:4 6", "(", ")",

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minipost import checkpoint, files
+from minipost import checkpoint, files, tensor_file
 from minipost.cli.options import fail_in_one_sentence
 from minipost.errors import MinipostError
 
@@ -111,7 +111,7 @@ def read(path, out):
     if template := said.get("tokenizer.chat_template"):
         files.publish(out / "chat_template.jinja",
                       lambda temporary: temporary.write_text(template, encoding="utf-8"))
-    checkpoint.write_tensors(out / checkpoint.WEIGHTS, tensors)
+    tensor_file.write_tensors(out / checkpoint.WEIGHTS, tensors)
     return out
 
 

@@ -14,7 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from minipost import checkpoint, doctor, evaluate, files, methods, solve, test_time, train
+from minipost import (
+    checkpoint,
+    doctor,
+    evaluate,
+    files,
+    methods,
+    solve,
+    tensor_file,
+    test_time,
+    train,
+)
 from minipost.cli import directory, inference, session
 from minipost.datasets.rows import File
 from minipost.errors import MOST, MinipostError, visible
@@ -588,7 +598,7 @@ def test_files_that_grow_past_the_limit(command, fails, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept[0]) + 10_000, hard))
     try:
         with pytest.raises(MinipostError, match="too large"):
-            checkpoint.save_state(state, {"x": torch.zeros(len(kept[1]))}, {})
+            tensor_file.save_state(state, {"x": torch.zeros(len(kept[1]))}, {})
         fails([*arguments, "--overwrite"], "run/state/state.safetensors", "too large")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -648,7 +658,7 @@ def test_a_model_that_overflows_replaces_nothing(command, fails, tmp_path, monke
     fails(command("sft", "--steps", 3, "--batch-size", 4, "--save-every", 1), "not saved",
           "not finite")
     checkpoint.load(tmp_path / "run/model")
-    tensors, facts = checkpoint.load_state(tmp_path / "run/state/state.safetensors")
+    tensors, facts = tensor_file.load_state(tmp_path / "run/state/state.safetensors")
     assert facts["step"] == 1 and torch.isfinite(tensors["learner/policy/weights"]).all()
 
 

@@ -10,7 +10,7 @@ import torch
 from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 
-from minipost import checkpoint, files
+from minipost import checkpoint, files, tensor_file
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
 from minipost.tokenizer import Tokenizer
@@ -122,9 +122,9 @@ def test_files_have_the_usual_mode(directory):
 def test_run_state_round_trip(tmp_path):
     tensors = {"a/b": torch.randn(3, 2), "c": torch.arange(4)}
     facts = {"step": 3, "before": {"x": [0.1, None]}}
-    checkpoint.save_state(tmp_path / "s/state.safetensors", tensors, facts)
-    checkpoint.save_state(tmp_path / "t/state.safetensors", tensors, facts)
-    found, kept = checkpoint.load_state(tmp_path / "s/state.safetensors")
+    tensor_file.save_state(tmp_path / "s/state.safetensors", tensors, facts)
+    tensor_file.save_state(tmp_path / "t/state.safetensors", tensors, facts)
+    found, kept = tensor_file.load_state(tmp_path / "s/state.safetensors")
     assert kept == facts and found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
     assert ((tmp_path / "s/state.safetensors").read_bytes()
@@ -677,7 +677,7 @@ def test_a_directory_that_cannot_be_made(tmp_path, directory):
     model, _ = checkpoint.load(directory)
     (tmp_path / "file").write_text("")
     for write in (lambda path: checkpoint.save(path, model, directory),
-                  lambda path: checkpoint.save_state(path / "state", {}, {})):
+                  lambda path: tensor_file.save_state(path / "state", {}, {})):
         with pytest.raises(MinipostError, match="file"):
             write(tmp_path / "file" / "model")
 
@@ -685,7 +685,7 @@ def test_a_directory_that_cannot_be_made(tmp_path, directory):
 @pytest.mark.parametrize("damage", ["missing", "truncated", "foreign", "not an object"])
 def test_a_run_state_that_is_not_whole(tmp_path, damage):
     path = tmp_path / "state.safetensors"
-    checkpoint.save_state(path, {"a": torch.ones(4)}, {"step": 1})
+    tensor_file.save_state(path, {"a": torch.ones(4)}, {"step": 1})
     if damage == "missing":
         path.unlink()
     elif damage == "truncated":
@@ -694,4 +694,4 @@ def test_a_run_state_that_is_not_whole(tmp_path, damage):
         metadata = {"format": "pt"} if damage == "foreign" else {"minipost": "[1]"}
         save_file({"a": torch.ones(4)}, path, metadata=metadata)
     with pytest.raises(MinipostError, match="state.safetensors"):
-        checkpoint.load_state(path)
+        tensor_file.load_state(path)

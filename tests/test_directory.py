@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minipost import checkpoint, files, parallel, train
+from minipost import checkpoint, files, parallel, tensor_file, train
 from minipost.cli import session
 from minipost.cli.directory import Directory, whole_lines
 from minipost.errors import MinipostError
@@ -180,16 +180,16 @@ def test_every_bit_of_a_state_counts(tmp_path):
     """Names, types, shapes, values and facts: a state that differs in any has another digest."""
     path = tmp_path / "state.safetensors"
     tensors = {"a": torch.arange(3.0), "b": torch.zeros(2, 2, dtype=torch.int64)}
-    checkpoint.save_state(path, tensors, {"x": 1})
+    tensor_file.save_state(path, tensors, {"x": 1})
     whole, rng = path.read_bytes(), random.Random(1)
-    found, facts = checkpoint.load_state(path)
+    found, facts = tensor_file.load_state(path)
     assert facts == {"x": 1} and all(torch.equal(found[k], v) for k, v in tensors.items())
     silent = 0
     for _ in range(400):
         path.write_bytes(whole)
         damage(path, rng)
         try:
-            again, said = checkpoint.load_state(path)
+            again, said = tensor_file.load_state(path)
         except MinipostError:
             continue
         silent += 1  # such as a space of the header that became another
@@ -291,9 +291,9 @@ def test_a_resume_on_anything_else_says_so_and_stops(stopped, says, tmp_path, wh
     elif what == "tokenizer":
         edit(tmp_path / "start/tokenizer_config.json", lambda v: v.update(model_max_length=7))
     elif what == "version":
-        tensors, facts = checkpoint.load_state(run / "state/state.safetensors")
+        tensors, facts = tensor_file.load_state(run / "state/state.safetensors")
         facts["made_from"]["minipost"] = "0.0.1"
-        checkpoint.save_state(run / "state/state.safetensors", tensors, facts)
+        tensor_file.save_state(run / "state/state.safetensors", tensors, facts)
     else:
         part, name, value = {"lr": ("method", "lr", 0.5), "seed": ("options", "seed", 9),
                              "micro": ("options", "micro_batch_size", 1)}[what]
@@ -319,9 +319,9 @@ def test_the_workers_of_a_run_stay_what_they_were(stopped, says, monkeypatch):
     """`workers 0` is one per core; a resume on other cores takes the number of the first start."""
     run, resume = stopped
     edit(run / "config.json", lambda v: (v["options"].update(workers=0), v.update(workers=1)))
-    tensors, facts = checkpoint.load_state(run / "state/state.safetensors")
+    tensors, facts = tensor_file.load_state(run / "state/state.safetensors")
     facts["settings"]["options"]["workers"] = 0
-    checkpoint.save_state(run / "state/state.safetensors", tensors, facts)
+    tensor_file.save_state(run / "state/state.safetensors", tensors, facts)
     monkeypatch.setattr(parallel, "default_workers", lambda device: 1 / 0)
     says(resume, 0)
 
@@ -474,7 +474,7 @@ def test_a_step_that_failed_in_its_middle_is_not_saved(command, says, tmp_path, 
     said = says(command("sft", "--steps", 9, "--batch-size", 4, "--save-every", 2), 1,
                 "in the middle")
     assert "is saved" not in said
-    assert checkpoint.load_state(tmp_path / "run/state/state.safetensors")[1]["step"] == 2
+    assert tensor_file.load_state(tmp_path / "run/state/state.safetensors")[1]["step"] == 2
 
 
 def test_a_failure_after_a_whole_step_loses_nothing(command, says, tmp_path, monkeypatch):
@@ -484,7 +484,7 @@ def test_a_failure_after_a_whole_step_loses_nothing(command, says, tmp_path, mon
     monkeypatch.setattr(session.Session, "evaluation", evaluation)
     says(command("sft", "--steps", 9, "--batch-size", 4, "--save-every", 0, "--eval-every", 3), 1,
          "no evaluation today", "step 3 is saved")
-    assert checkpoint.load_state(tmp_path / "run/state/state.safetensors")[1]["step"] == 3
+    assert tensor_file.load_state(tmp_path / "run/state/state.safetensors")[1]["step"] == 3
     lines = whole_lines((tmp_path / "run/metrics.jsonl").read_bytes())
     assert [line["step"] for line in lines] == [1, 2, 3]
 
@@ -595,9 +595,9 @@ def test_a_whole_file_that_is_no_state_of_a_run_is_refused(finished, says, name)
     """Its digest is right, so only what it says can be wrong."""
     path = finished / "state/state.safetensors"
     (finished / "state/previous.safetensors").unlink()
-    tensors, facts = checkpoint.load_state(path)
+    tensors, facts = tensor_file.load_state(path)
     for junk in JUNK:
-        checkpoint.save_state(path, tensors, {**facts, name: junk})
+        tensor_file.save_state(path, tensors, {**facts, name: junk})
         capture = train.main(["--resume", str(finished)])
         if capture != 0:
             said = says(["--resume", finished], 1, "error: ")

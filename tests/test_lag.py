@@ -4,7 +4,7 @@ import pytest
 import torch
 from fakes import Echo, drive, toy
 
-from minipost import checkpoint, methods, train
+from minipost import methods, tensor_file, train
 from minipost.errors import MinipostError
 from minipost.methods import dapo, grpo
 
@@ -72,7 +72,7 @@ def test_the_recorded_log_probs_are_those_of_who_sampled(monkeypatch):
 def test_the_option_reaches_the_run_and_the_weights_its_state(command, tmp_path, reward):
     flags = ("--steps", 3, "--prompts", 3, "--group-size", 4, "--lr", 0.01, "--reward", reward)
     assert train.main(command("grpo", *flags, "--lag", 1)) == 0
-    tensors, _ = checkpoint.load_state(tmp_path / "run/state/state.safetensors")
+    tensors, _ = tensor_file.load_state(tmp_path / "run/state/state.safetensors")
     kept = {key: x for key, x in tensors.items() if "past" in key}
     assert set(kept) == {"frozen/past/0", "frozen/past/1"}
     assert not torch.equal(*kept.values())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from fakes import RLHF, Echo, Hidden, drive, given_model, toy
 
-from minipost import checkpoint, train
+from minipost import checkpoint, tensor_file, train
 from minipost.cli import session
 from minipost.datasets.rows import File
 from minipost.methods import a2c, ppo, reinforce, sft, trpo
@@ -49,7 +49,7 @@ def outcome(run):
     """All that a finished run leaves, without the seconds."""
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((run / "summary.json").read_text())
-    tensors, facts = checkpoint.load_state(run / "state/state.safetensors")
+    tensors, facts = tensor_file.load_state(run / "state/state.safetensors")
     for timed in (*metrics, summary, facts):
         timed.pop("seconds")
     facts.pop("log")  # it holds seconds
@@ -194,7 +194,7 @@ def test_a_run_that_cannot_be_resumed(command, tmp_path, capsys, stopping, damag
     if damage == "truncated":
         os.truncate(state, 1000)
     if damage == "other state":
-        checkpoint.save_state(state, {"x": torch.ones(1)}, {"step": 1})
+        tensor_file.save_state(state, {"x": torch.ones(1)}, {"step": 1})
     if damage == "settings":
         (run / "config.json").write_text('{"algo": "sft", "task": [], "method": 3}')
     capsys.readouterr()

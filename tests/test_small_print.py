@@ -9,7 +9,7 @@ import pytest
 import torch
 from fakes import Digits, Echo, Hidden, answer_file, make_run, sequences
 
-from minipost import checkpoint, files, parallel
+from minipost import checkpoint, files, parallel, tensor_file
 from minipost.datasets.trajectories import Trajectories
 from minipost.errors import MinipostError
 from minipost.measure.results import Arm
@@ -52,7 +52,7 @@ def test_a_state_has_the_same_bytes_in_whatever_order_its_facts_come(tmp_path):
     tensors, facts = {"x": torch.ones(2)}, {"step": 1, "carried": {"b": 2.0, "a": 1.0}}
     turned = {"carried": {"a": 1.0, "b": 2.0}, "step": 1}
     for name, given in (("one", facts), ("two", turned)):
-        checkpoint.save_state(tmp_path / name, tensors, given)
+        tensor_file.save_state(tmp_path / name, tensors, given)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from minipost import __version__, checkpoint, files
+from minipost import __version__, checkpoint, files, tensor_file
 from minipost.datasets import formats
 from minipost.datasets.rewards import sources
 from minipost.errors import MinipostError
@@ -231,7 +231,7 @@ class Directory:
         except OSError as error:
             raise MinipostError(f"{path}: could not be written ({error.strerror}); the last saved "
                                 "state stands") from None
-        checkpoint.save_state(self / "state" / "state.safetensors", tensors, {
+        tensor_file.save_state(self / "state" / "state.safetensors", tensors, {
             **facts, "settings": as_written(settings), "made_from": made, "workers": workers,
             "log": {"bytes": self.log_bytes, "sha256": self.log_digest.hexdigest()},
         }, aside=self / "state" / "previous.safetensors")
@@ -244,7 +244,7 @@ class Directory:
             if not path.exists():
                 continue
             try:
-                tensors, facts = checkpoint.load_state(path)
+                tensors, facts = tensor_file.load_state(path)
                 check_facts(path, tensors, facts)
                 return tensors, facts, complaints
             except MinipostError as error:

@@ -287,8 +287,7 @@ class Session:
                                     "are not finite; the last saved state stands")
         for name, folder in self.method.EXPORTS.items():
             if name in learners:
-                checkpoint.save(self.directory / folder, learners[name].module, self.options.model,
-                                self.options.dtype, self.vocabulary.end)
+                self.run.save(self.directory / folder, name)
         self.files.save(tensors, {**facts, "before": as_data(self.before),
                                   "seconds": self.seconds()},
                         self.settings, self.made, self.workers)

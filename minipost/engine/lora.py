@@ -16,6 +16,7 @@ The matrices that gpt.py stores as one (queries, keys, values; gate and up) have
 as elsewhere: here the A's stand in one matrix, one below the other, and so do the B's.
 
 The sampler multiplies W + s B A out before it decodes (`whole`), so a token costs what it did.
+Products with A and B are PyTorch's own: oneDNN takes a hundred times as long for some of them.
 
 tests/test_lora.py holds the derivative against autograd, and the layout against peft.
 """
@@ -24,9 +25,9 @@ import copy
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from minipost.engine.functions import outer, product, times
 from minipost.errors import MinipostError
 
 # {matrix of gpt.py: the matrices that Hugging Face makes of it}
@@ -67,32 +68,32 @@ class Adapter(nn.Module):
 
     def forward(self, x):
         """s (x A^T) B^T in plain operations.  (..., D) -> (..., V)"""
-        low, pieces = product(x, self.a), []
+        low, pieces = F.linear(x, self.a), []
         for at, of_b, of_a in self.parts():
-            found = product(low[..., of_a], self.b[of_b])
-            pieces.append(nn.functional.pad(found, (at.start, sum(self.rows) - at.stop)))
+            found = F.linear(low[..., of_a], self.b[of_b])
+            pieces.append(F.pad(found, (at.start, sum(self.rows) - at.stop)))
         return self.scale * sum(pieces)
 
     def add(self, y, x):
         """Add s (x A^T) B^T to y, in place.  -> y"""
-        low = times(x, self.a)
+        low = F.linear(x, self.a)
         for at, of_b, of_a in self.parts():
-            y[..., at].add_(times(low[..., of_a], self.b[of_b]), alpha=self.scale)
+            y[..., at].add_(F.linear(low[..., of_a], self.b[of_b]), alpha=self.scale)
         return y
 
     def to_input(self, dx, dy):
         """Add t A to dx, in place.  -> dx, t"""
         t = dy.new_empty(*dy.shape[:-1], len(self.a))
         for at, of_b, of_a in self.parts():
-            torch.mul(times(dy[..., at], self.b[of_b].t()), self.scale, out=t[..., of_a])
-        return dx.add_(times(t, self.a.t())), t
+            torch.mul(dy[..., at] @ self.b[of_b], self.scale, out=t[..., of_a])
+        return dx.add_(t @ self.a), t
 
     def to_weights(self, dy, x, t):
         """-> dA, dB"""
-        low, db = times(x, self.a), torch.empty_like(self.b)
+        low, db = F.linear(x, self.a).flatten(0, -2), torch.empty_like(self.b)
         for at, of_b, of_a in self.parts():
-            torch.mul(outer(dy[..., at], low[..., of_a]), self.scale, out=db[of_b])
-        return outer(t, x), db
+            torch.mul(dy[..., at].flatten(0, -2).t() @ low[:, of_a], self.scale, out=db[of_b])
+        return t.flatten(0, -2).t() @ x.flatten(0, -2), db
 
     @torch.no_grad()
     def matrix(self, weight):

@@ -1,0 +1,128 @@
+"""Files of tensors in the format safetensors, and the state of a run in one of them.
+
+Nothing is ever unpickled.  safetensors leaves its files unreadable to other users.  We give them
+the usual mode.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from minipost import files
+from minipost.errors import MinipostError
+from minipost.files import opened, parse_json
+
+LETTERS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
+HEADER = 2**23  # bytes of the longest list of tensors; 700 tensors have 80,000
+
+
+def write_tensors(path, tensors, before=None, aside=None, **metadata):
+    """A safetensors file; with exactly one metadata key its bytes are reproducible.
+
+    before: what to call when it is written, before it takes its place.  aside: as in `publish`.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = metadata or {"format": "pt"}
+
+    def write(temporary):
+        try:
+            save_file(tensors, str(temporary), metadata)
+        except SafetensorError as error:  # such as a full disk
+            raise OSError(str(error)) from None
+        if before:
+            before()
+
+    files.publish(path, write, aside)
+
+
+def header(file, path):
+    """The bytes that begin a safetensors file: a length and a list of tensors in JSON."""
+    size = file.read(8)
+    length = int.from_bytes(size, "little")
+    if len(size) < 8:
+        raise MinipostError(f"{path}: not a whole safetensors file (it has {len(size)} bytes)")
+    if length > HEADER:
+        raise MinipostError(f"{path}: not a whole safetensors file (its list of tensors has "
+                            f"{length:,} bytes; at most {HEADER:,} are read)")
+    return size + file.read(length)
+
+
+def open_tensors(path):
+    """An open safetensors file; MinipostError where it is not one."""
+    with opened(path) as file:
+        parse_json(header(file, path)[8:], path)  # the library takes the last of repeated names
+    try:
+        return safe_open(str(path), "pt")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise MinipostError(f"{path}: not a whole safetensors file ({str(error)[:80]})") from None
+
+
+def check_tensor(file, path, part, shape, letters):
+    """MinipostError unless the file's tensor of this name has this shape and type."""
+    try:
+        found = file.get_slice(part)
+    except SafetensorError as error:
+        raise MinipostError(f"{path}: {str(error)[:120]}") from None
+    if tuple(found.get_shape()) != shape:
+        raise MinipostError(f"{path}: {part} has shape {tuple(found.get_shape())}, config.json "
+                            f"says {shape}")
+    kind = found.get_dtype()
+    if kind not in LETTERS.values():
+        raise MinipostError(f"{path}: {part} has the type {kind}; expected float32, float16 or "
+                            "bfloat16")
+    if letters not in (None, kind):
+        raise MinipostError(f"{path}: {part} has the type {kind}, but dtype in config.json says "
+                            f"{letters}; other tools would round it")
+
+
+def digest(path):
+    """Digests of a safetensors file: of its list of tensors, and of their values."""
+    values = hashlib.sha256()
+    with opened(path) as file:
+        begin = hashlib.sha256(header(file, path))
+        while part := file.read(2**20):
+            values.update(part)
+    return {"header": begin.hexdigest(), "data": values.hexdigest()}
+
+
+# ---- run state
+
+def save_state(path, tensors, facts, aside=None):
+    """Everything a resumed run needs, in one file: named tensors and a dict that JSON can hold.
+
+    The file holds the SHA-256 of all of it.  aside: as in `publish`.
+    """
+    files.make_directory(Path(path).parent)
+    text = json.dumps(facts, sort_keys=True).encode()
+    # The facts are a tensor, since a header of safetensors holds at most 100 MB.
+    held = {"facts": torch.frombuffer(bytearray(text), dtype=torch.uint8), **tensors}
+    write_tensors(path, held, aside=aside, minipost=state_digest(held))
+
+
+def load_state(path):
+    """What `save_state` wrote: (tensors, facts).  MinipostError if any of it has changed since."""
+    file = open_tensors(path)
+    said = (file.metadata() or {}).get("minipost")
+    if said is None or "facts" not in file.keys():
+        raise MinipostError(f"{path}: not a run state that this version of minipost reads")
+    try:
+        held = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
+        raise MinipostError(f"{path}: damaged ({error})") from None
+    if state_digest(held) != said:
+        raise MinipostError(f"{path}: damaged; what it holds is not what was written")
+    return held, json.loads(held.pop("facts").numpy().tobytes())
+
+
+def state_digest(tensors):
+    """The SHA-256 of names, types, shapes and values of tensors."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        tensor = tensor.detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
