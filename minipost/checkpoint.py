@@ -524,8 +524,8 @@ def save(directory, model, like, dtype="float32", end=None, merge=False):
     alone = bool(adapters(model)) and not merge
     other = directory / ("config.json" if alone else lora_file.CONFIG)
     if other.exists():
-        raise MinipostError(f"{other}: the directory holds {'a whole model' if alone else 'an adap'
-                            'ter'}, and would hold both; choose another")
+        raise MinipostError(f"{other}: is there, so the directory would hold a whole model and an "
+                            "adapter; choose another directory")
     files.make_directory(directory)
     for path in side_files(like):
         data = read_bytes(path)

@@ -109,8 +109,9 @@ def settings(directory, task):
         raise MinipostError(f"{path}: target_modules is {targets!r:.80}; expected some of "
                             f"{', '.join(TARGETS)}")
     if raw.get("task_type") not in (None, task):
-        raise MinipostError(f"{path}: task_type is {raw['task_type']!r:.40}; expected {task}, which "
-                            f"is a {'language' if task == LANGUAGE else 'reward'} model's")
+        kind = "language" if task == LANGUAGE else "reward"
+        raise MinipostError(f"{path}: task_type is {raw['task_type']!r:.40}; expected {task}, that "
+                            f"of a {kind} model")
     if (raw.get("modules_to_save") or ["score"]) != ["score"]:
         raise MinipostError(f"{path}: modules_to_save is {raw['modules_to_save']!r:.60}; minipost "
                             "opens a 'score' alone")

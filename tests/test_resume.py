@@ -23,6 +23,11 @@ RECIPES = {
     "grpo": GROUPS, "grpo --optimizer muon": (*GROUPS, "--schedule", "linear", "--warmup-steps", 2),
     "grpo --kl k3": GROUPS, "grpo --mean answers": GROUPS,
     "grpo --lag 2 --correct truncated": GROUPS, "ppo --lag 1": ("--prompts", 9),
+    "grpo --lora 4": GROUPS, "grpo --lora 4 --lag 2": GROUPS, "ppo --lora 4": ("--prompts", 9),
+    "grpo --lora 4 --merge --optimizer muon": GROUPS, "trpo --lora 2": (*SAMPLES, "--iterations", 3),
+    "dpo --lora 4": (*WORDING, "--pairs", 9), "reward --lora 4": (*WORDING, "--prompts", 5),
+    "oreo --lora 4 --iterations 2": ("--prompts", 5, "--group-size", 2, "--batch-size", 7),
+    "rft --lora 4 --iterations 2 --restart True": ("--prompts", 5, "--group-size", 2, "--least", 0),
     "dr-grpo": GROUPS, "dapo": GROUPS,
     "reinforce": SAMPLES, "self-critical": SAMPLES, "rloo": SAMPLES,
     "a2c": SAMPLES, "a2c --optimizer muon": (*SAMPLES, "--schedule", "cosine"),
@@ -54,7 +59,8 @@ def outcome(run):
         timed.pop("seconds")
     facts.pop("log")  # it holds seconds
     facts["settings"]["options"].pop("out")
-    return (run / "model/model.safetensors").read_bytes(), metrics, summary, tensors, facts
+    weights, = (run / "model").glob("*model.safetensors")  # of the model, or of an adapter
+    return weights.read_bytes(), metrics, summary, tensors, facts
 
 
 def same(one, other):

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from minipost.cli.options import silence
+from minipost.engine.lora import adapters
 from minipost.errors import visible
 from minipost.measure.stats import Score, paired
 
@@ -81,7 +82,11 @@ class Console:
         size = sum(p.numel() for p in model.parameters()) / 1e6
         knobs = ", ".join(f"{k} {v}" for k, v in asdict(task).items() if v != "")
         recipe = ", ".join(f"{k} {v}" for k, v in asdict(config).items())
-        self.say(f"{algo} trains {options.model} ({size:.2f}M parameters) on {task.name} ({knobs})")
+        said = f"{size:.2f}M parameters"
+        if learn := sum(a.a.numel() + a.b.numel() for _, _, a in adapters(model)) / 1e6:
+            said = (f"{size - learn:.2f}M parameters, and {learn:.2f}M in adapters of rank "
+                    f"{options.lora}, which alone learn")
+        self.say(f"{algo} trains {options.model} ({said}) on {task.name} ({knobs})")
         self.say(f"  {recipe}")
         self.say(f"  seed {options.seed}, {workers} process{'es' if workers > 1 else ''}, "
                  f"{model.device.type}, {options.dtype}")

@@ -27,12 +27,13 @@ from minipost.datasets import formats
 from minipost.datasets.rewards import sources
 from minipost.errors import MinipostError
 from minipost.files import read_bytes
+from minipost.lora_file import CONFIG, base_of
 
 FOLDERS = ("state", "model", "critic", "reward_model", "rollouts")  # of any method's run
 FILES = ("summary.json", "metrics.jsonl", "config.json")
-MODEL_FILES = ("config.json", *checkpoint.SIDE_FILES, f"{checkpoint.WEIGHTS}.index.json")
+MODEL_FILES = ("config.json", CONFIG, *checkpoint.SIDE_FILES, f"{checkpoint.WEIGHTS}.index.json")
 # Options that do not act on what is made; what the models are is in `made_from`.
-FREE = {"out", "show", "save_every", "model", "reward_model", "keep_rollouts", "rollout_format"}
+FREE = {"out", "show", "save_every", "merge", "model", "reward_model", "keep_rollouts", "rollout_format"}
 MOST_LOG = 2**31  # bytes of the longest log that is read
 
 
@@ -41,7 +42,9 @@ def made_from(settings):
     options, task = settings.options, settings.task
     named = filter(None, (getattr(task, "data", ""), getattr(task, "eval_data", "")))
     paths = [*(part for name in named for part in formats.parts(name)), *sources(options.reward)]
-    for directory in filter(None, (options.model, options.reward_model)):
+    models = list(filter(None, (options.model, options.reward_model)))
+    models += [base for name in models if (base := base_of(name)) != Path(name)]
+    for directory in models:
         paths += [path for name in MODEL_FILES if (path := Path(directory) / name).exists()]
         paths += sorted(Path(directory).glob("*.safetensors"))
     return {"minipost": __version__, "torch": torch.__version__,
