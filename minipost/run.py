@@ -49,6 +49,7 @@ from minipost.tokenizer import written
 ROWS = 1024  # most sequences that a rank samples at once
 CPU_BYTES = 2**30          # most that a training pass keeps, or the caches of sampling
 GPU_SHARE = 0.35           # the same, of the memory of a GPU
+NOTHING = "nothing"        # the tensor in a state of what has none
 REWARD_MODEL = "reward model"  # the name of the part that learns, or gives, the score
 
 
@@ -67,10 +68,11 @@ class Frozen:
         self.module = module.requires_grad_(False)
 
     def state(self):
-        return own(self.module), []
+        # A reference without adapters has nothing of its own, and its state must be there.
+        return own(self.module) or {NOTHING: torch.zeros(1)}, []
 
     def restore(self, tensors, numbers):
-        fill(self.module, tensors)
+        fill(self.module, {name: x for name, x in tensors.items() if name != NOTHING})
 
 
 class Past:

@@ -25,6 +25,7 @@ With --data the answers to choose from are rows of `completion` and `reward`.  T
 how likely the policy finds the right ones among the held-out rows.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -152,7 +153,8 @@ def check(run, cfg):
 
 def train(run, cfg):
     """answers -> the right ones -> log-probs -> loss -> update.  Yields metrics per step."""
-    policy, first = run.policy, run.reference() if cfg.restart else None
+    policy = run.policy
+    first = run.frozen("reference", lambda: copy.deepcopy(policy.module)) if cfg.restart else None
     data = Trajectories(run, cfg)
     while True:
         if data.refresh():
