@@ -16,6 +16,8 @@ FLOORS = [
     "engine",
     "families",
     "contract ops parallel gpt tokenizer tasks",
+    "tensor_file",
+    "lora_file",
     "optim checkpoint",
     "rollout",
     "datasets",

@@ -33,7 +33,8 @@ FOLDERS = ("state", "model", "critic", "reward_model", "rollouts")  # of any met
 FILES = ("summary.json", "metrics.jsonl", "config.json")
 MODEL_FILES = ("config.json", CONFIG, *checkpoint.SIDE_FILES, f"{checkpoint.WEIGHTS}.index.json")
 # Options that do not act on what is made; what the models are is in `made_from`.
-FREE = {"out", "show", "save_every", "merge", "model", "reward_model", "keep_rollouts", "rollout_format"}
+FREE = {"out", "show", "save_every", "merge", "model", "reward_model", "keep_rollouts",
+        "rollout_format"}
 MOST_LOG = 2**31  # bytes of the longest log that is read
 
 
