@@ -32,7 +32,8 @@ FOLDERS = ("state", "model", "critic", "reward_model", "rollouts")  # of any met
 FILES = ("summary.json", "metrics.jsonl", "config.json")
 MODEL_FILES = ("config.json", *checkpoint.SIDE_FILES, f"{checkpoint.WEIGHTS}.index.json")
 # Options that do not act on what is made; what the models are is in `made_from`.
-FREE = {"out", "show", "save_every", "model", "reward_model", "keep_rollouts", "rollout_format"}
+FREE = {"out", "show", "save_every", "model", "reward_model", "keep_rollouts", "rollout_format",
+        "sampler_url"}
 MOST_LOG = 2**31  # bytes of the longest log that is read
 
 
