@@ -126,8 +126,8 @@ def resumed(argv):
     if others or not given.resume or sum(a.startswith("--resume") for a in argv) > 1:
         found = f", not {others[0][:40]!r}" if others else ""
         raise MinipostError(f"write {PROG} --resume RUN_DIRECTORY, perhaps with --steps, --reward, "
-                            f"--model, --reward-model, --sampler-url and --anyway{found}; every other setting is "
-                            "read from the run's config.json")
+                            f"--model, --reward-model, --sampler-url and --anyway{found}; every "
+                            "other setting is read from the run's config.json")
     from minipost.datasets.rewards import absolute
 
     given.reward = [absolute(name) for name in given.reward]

@@ -1,7 +1,7 @@
 """A stand-in for a vLLM server: it serves our own model over the same protocol.
 
-What it takes and gives is what vLLM 0.33.0 does, as far as minipost asks for it.  Where vLLM answers
-with an error, so does this.
+What it takes and gives is what vLLM 0.33.0 does, as far as minipost asks for it.  Where vLLM
+answers with an error, so does this.
 """
 
 import json
