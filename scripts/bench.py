@@ -163,7 +163,8 @@ PARTS = {"learning": learning, "alignment": other(bench_alignment.alignment),
          "search": other(bench_search.search), "proof": other(bench_proof.proof),
          "sampler": other(bench_sampler.sampler), "speed": other(bench_speed.speed),
          "peers": other(bench_speed.peers), "profile": other(bench_profile.profile),
-         "scale": other(bench_scale.scale), "memory": other(bench_memory.memory), "gpu": other(bench_gpu.gpu)}
+         "scale": other(bench_scale.scale), "memory": other(bench_memory.memory),
+         "gpu": other(bench_gpu.gpu)}
 
 
 def main():

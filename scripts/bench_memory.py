@@ -179,7 +179,8 @@ def rows():
 
 def memory(args, machine, table, write):
     """The table, computed, and two models measured."""
-    measured = []
+    measured, wide = [], sum(per_parameter("float32").values())
+    both = sum(per_parameter("bfloat16").values())
     with tempfile.TemporaryDirectory() as folder:
         for name, config in (TRIAL if args.quick else MEASURED).items():
             create(f"{folder}/{name}", config)
@@ -189,9 +190,8 @@ def memory(args, machine, table, write):
     write(args.out, "memory", [
         "## Memory", "",
         "`python -m scripts.bench memory`; computed from what the engine holds, for models of "
-        f"Qwen2.5's shapes.  A parameter that learns takes {sum(per_parameter('float32').values())} "
-        "bytes in float32 (weight, gradient, two moments of AdamW) and "
-        f"{sum(per_parameter('bfloat16').values())} with `--dtype bfloat16`, which keeps float32 "
+        f"Qwen2.5's shapes.  A parameter that learns takes {wide} bytes in float32 (weight, "
+        f"gradient, two moments of AdamW) and {both} with `--dtype bfloat16`, which keeps float32 "
         "weights beside; the copy for a KL takes 4 or 2 more.  So bfloat16 saves tokens' bytes and "
         f"not parameters'.  With `--lora {RANK}` the weights are held once, and no copy; `--shard` "
         "divides all by the number of GPUs, but for what a pass gathers (two layers and the "
@@ -243,6 +243,19 @@ def taken_now():
     return 0
 
 
+def noted_passes(run):
+    """A list that receives the tokens of every training pass of a run."""
+    most, cut = [0], run.micro_batches
+
+    def noted(rows, *seqs, **options):
+        for part in cut(rows, *seqs, **options):
+            most.append(sum(int(seq[part].spans()[1].sum()) for seq in seqs))
+            yield part
+
+    run.micro_batches = noted
+    return most
+
+
 def step(args):
     """Two steps of SFT or GRPO in this process, and what they took."""
     from minipost import checkpoint, parallel
@@ -256,14 +269,7 @@ def step(args):
     module, vocabulary = checkpoint.load(args.model)
     vocabulary.eos = frozenset([vocabulary.tokenizer.vocab_size])           # never drawn
     run = Run(Learner(module), vocabulary, Digits(31), letter_share, max_new_tokens=64)
-    most, cut = [0], run.micro_batches
-
-    def noted(rows, *seqs, **options):
-        for part in cut(rows, *seqs, **options):
-            most.append(sum(int(seq[part].spans()[1].sum()) for seq in seqs))
-            yield part
-
-    run.micro_batches = noted
+    most = noted_passes(run)
     if args.kind == "sft":
         run.task.demonstrate = lambda problem, rng: "7" * 63
         learn = sft.train(run, sft.Config(steps=2, batch_size=32))
