@@ -133,7 +133,7 @@ def test_a_step_is_measured(tmp_path, monkeypatch):
         bench_memory.step(args)
         found = json.loads(args.out.read_text())
         assert found["updates"] == 2 and found["tokens"] > 64 and found["taken"] > 0
-        # 32 answers of 64 tokens to prompts of 32, at most 16 rows at once
-        assert found["tokens"] <= 16 * 96
+        # 32 answers of 64 tokens to prompts of 32, 16 rows at once; what is last is not read
+        assert 16 * 64 < found["tokens"] <= 16 * 95
         assert found["held"] == held(model_of(bench_memory.TRIAL["tiny"]),
                                      Way(reference=kind == "grpo"))
