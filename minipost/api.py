@@ -22,7 +22,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from minipost import methods, tasks
-from minipost.cli.defaults import wanted
+from minipost.cli.defaults import for_sampler, wanted
 from minipost.cli.options import SetUp, shipped_models
 from minipost.cli.session import pick_device
 from minipost.datasets.fitting import fitted
@@ -78,6 +78,8 @@ def open_model(model="checkpoints/base", task=None, data=None, reward=None, eval
     try:
         problems = kind(**own) if task is not None else File(str(data), str(eval_data), **own)
         run = open_run(options, problems, pick_device(options.device))
+        if run.server:
+            run.server.connect()
     except BaseException:
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
@@ -121,6 +123,7 @@ def train(run, algo, **settings):
     others = {name: value for name, value in wanted(run.origin, method.LARGE_LR).items()
               if name in known}
     config = shipped_models(method.Config(**others | settings))
+    config, _ = for_sampler("vllm" if run.server else "own", config, settings)
     known = run.task.training() if run.task.training else run.problems(16)
     run.task = fitted(run.task, run.policy.module, run.vocabulary, run.max_new_tokens, method.READS,
                       known, run.control_tokens)

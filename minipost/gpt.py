@@ -64,6 +64,9 @@ class GPTConfig:
 
 
 ROTARY_ROWS = 512  # of the rotary table at first
+# Room for a pass is this times what the layers keep: the way back makes tensors of its own, and
+# answers that share a prompt each hold its keys and values.
+AND_BACK = 2
 
 
 class Linear(nn.Linear):
@@ -193,23 +196,32 @@ class GPT(nn.Module):
 
     @property
     def bytes_per_token(self):
-        """About what the layers keep of each token in a training pass."""
-        c = self.config
-        kept = c.num_hidden_layers * (16 * c.hidden_size + 5 * c.intermediate_size)
-        if getattr(self.layers[0], "recompute", False):  # each one's input, and all of one layer
-            kept = c.num_hidden_layers * c.hidden_size + kept // c.num_hidden_layers
-        return self.embed_tokens.weight.element_size() * kept
+        """What the layers keep of each token in a training pass (tests/test_memory_table.py).
+
+        With gradients recomputed: each layer's input, and all of one layer.
+        """
+        c, size = self.config, self.embed_tokens.weight.element_size()
+        heads, kv = c.num_attention_heads, c.num_key_value_heads
+        # x twice, queries, keys and values, what attention gives twice (in two orders), gate and
+        # up; and in float32 the two norms' scales and each head's log-sum.
+        layer = size * (2 * c.hidden_size + (3 * heads + 2 * kv) * c.head_dim
+                        + 2 * c.intermediate_size) + 4 * (2 + heads)
+        if c.family.qk_norm:  # queries, keys and values once more, and the heads' scales
+            layer += size * (heads + 2 * kv) * c.head_dim + 4 * (heads + kv)
+        if getattr(self.layers[0], "recompute", False):
+            return size * c.num_hidden_layers * c.hidden_size + layer
+        return c.num_hidden_layers * layer
 
     def tokens_within(self, memory, whole=False):
         """How many tokens a training pass may have, for so many bytes.
 
         whole: the pass keeps the logits of all of them, however many they are.
         """
-        vocabulary = self.config.vocab_size
-        found = memory // (self.bytes_per_token + 4 * 6 * vocabulary)
+        vocabulary, token = self.config.vocab_size, AND_BACK * self.bytes_per_token
+        found = memory // (token + 4 * 6 * vocabulary)
         if whole or found * vocabulary <= WHOLE:
             return found
-        return max(found, (memory - bytes_of_a_piece(vocabulary)) // self.bytes_per_token)
+        return max(found, (memory - bytes_of_a_piece(vocabulary)) // token)
 
     def rotary(self, length):
         """The rotary table in the model's own type and on its device, of `length` rows or more.

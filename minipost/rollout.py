@@ -138,6 +138,18 @@ def pack(prompts, responses, pad, learnt=None):
     return Sequences(tokens, mask)
 
 
+def received(prompts, answers, ends, pad):
+    """The Rollout of answers that somebody else drew: (ids, log-probs) of each, to as many prompts.
+
+    ends: the set of ids that end an answer.
+    """
+    seqs = pack(prompts, [ids for ids, _ in answers], pad)
+    logp = torch.zeros(seqs.mask.shape)
+    logp[seqs.mask] = torch.tensor([x for _, found in answers for x in found])
+    finished = torch.tensor([ids[-1] in ends for ids, _ in answers])
+    return Rollout(seqs.tokens, seqs.mask, logp, torch.arange(len(prompts)), finished)
+
+
 def concat(rollouts, pad):
     """Several Rollouts as one; the prompt numbers go on from one to the next."""
     width = max(rollout.tokens.shape[1] for rollout in rollouts)

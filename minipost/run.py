@@ -30,17 +30,20 @@ from minipost.engine.block import recompute
 from minipost.engine.head import COPIES, WHOLE
 from minipost.engine.lora import adapt, fill, off, own, trained
 from minipost.engine.packed import alike
+from minipost.engine.vllm import Server
 from minipost.errors import MinipostError
 from minipost.optim import Learner, Optimizer
 from minipost.rollout import (
     NO_TOKENS,
     Rollout,
     check_context,
+    check_prompts,
     concat,
     final_score,
     generate,
     logprobs,
     pack,
+    received,
     repeats,
 )
 from minipost.tasks.base import Problem, Task
@@ -122,6 +125,7 @@ class Run:
     total: int = 0              # steps that the run will have made; 0 where it trains nothing
     keep_rollouts: int = 0      # steps between the rollouts that `keep` holds; 0: none
     optimizer: Optimizer = "adamw"  # of the learners that a method asks for
+    server: Any = None          # a vLLM server that answers in the policy's place
 
     def __post_init__(self):
         self.said, self.kept = Said(), []       # by reward functions; rows of a table, see `keep`
@@ -191,13 +195,16 @@ class Run:
             self.saved.setdefault(key, ({}, numbers.get(key, [])))[0][rest] = tensor
         self.policy.restore(*self.saved.pop("learner/policy"))
 
-    def save(self, directory, part="policy"):
-        """Write a model directory: of the policy, or of another learner, such as "reward model"."""
+    def save(self, directory, part="policy", merge=None):
+        """Write a model directory: of the policy, or of another learner, such as "reward model".
+
+        merge: add adapters to the weights instead of writing them alone; the run's own if None.
+        """
         if part not in self.learners:
             raise MinipostError(f"the run has trained no {part!r:.40}; it has "
                                 f"{', '.join(self.learners)}")
         checkpoint.save(directory, self.learners[part].module, self.origin, self.dtype,
-                        self.vocabulary.end, self.merge)
+                        self.vocabulary.end, self.merge if merge is None else merge)
 
     # ---- random streams
 
@@ -264,12 +271,14 @@ class Run:
         """`group_size` responses to each problem: a Rollout.  Options as in `complete`."""
         return self.complete([self.prompt_ids(p.prompt) for p in problems], group_size, **options)
 
-    def rollout(self, problems, group_size, *, temperature, purpose="rollout"):
+    def rollout(self, problems, group_size, *, temperature, purpose="rollout", corrected=False):
         """`sample` by the policy, or with `lag` by an older one, to learn from.
 
         The sampler decodes with other kernels than training, so its log-probs differ by rounding:
-        in float32 by some 1e-5 nats, in bfloat16 by up to 0.6.  With `recompute` logp is what
-        training computes, so that the first ratios are 1.
+        in float32 by some 1e-5 nats, in bfloat16 by up to 0.6.  With `recompute`, and where a
+        server samples, logp is what training computes, so that the first ratios are 1.
+        corrected: the method weighs tokens by what the sampler's log-probs differ, so those of a
+        server stay.
         """
         module = self.policy.module
         if self.lag:
@@ -278,7 +287,7 @@ class Run:
         rollout = self.sample(problems, group_size, temperature=temperature, purpose=purpose,
                               module=module if self.lag else None)
         self.sampled_at = self.policy.updates
-        if self.recompute:
+        if self.recompute if self.server is None else not corrected:
             logp = self.logprobs(module, rollout, temperature).to(rollout.logp)
             self.compare(logp, rollout)
             self.sampled_at, rollout = -1, replace(rollout, logp=logp)
@@ -315,7 +324,13 @@ class Run:
         mine = parallel.share(range(len(prompts) * group_size))
         seed = (self.seed, self.step, zlib.crc32(purpose.encode()))
         size, part = rows_at_once(module, max(map(len, prompts)) + max_new_tokens), None
-        if len(mine):
+        if self.server is not None and module is self.policy.module:
+            check_prompts(prompts)
+            check_context(module, max(map(len, prompts)), max_new_tokens)
+            mine = range(len(prompts) * group_size if parallel.rank() == 0 else 0)
+            part = self.served(prompts, group_size, temperature, seed, earlier, max_new_tokens,
+                               {*self.vocabulary.eos, *stop}) if len(mine) else None
+        elif len(mine):
             part = concat([generate(
                 module, [prompts[row // group_size] for row in piece],
                 max_new_tokens=max_new_tokens, eos={*self.vocabulary.eos, *stop},
@@ -328,6 +343,18 @@ class Run:
                          max_new_tokens, self.vocabulary, module.device)
         self.tokens += int(rollout.mask.sum())
         return rollout
+
+    def served(self, prompts, group_size, temperature, seed, earlier, max_new_tokens, ends):
+        """What `complete` gives, by the server, once it has the policy's weights as they are."""
+        module = self.policy.module
+        self.server.follow(self.policy.flat._version, lambda to: self.save(to, merge=True))
+        answers = self.server.complete(
+            prompts, group_size, max_new_tokens=max_new_tokens, ends=ends,
+            unused=[] if module.unused is None else module.unused.nonzero()[:, 0].tolist(),
+            vocab_size=module.config.vocab_size, temperature=temperature, seed=seed,
+            repeat=earlier)
+        return received([ids for ids in prompts for _ in range(group_size)], answers, ends,
+                        self.vocabulary.pad)
 
     def encode(self, problems, answers):
         """Problems, or the texts of prompts, with an answer each, as Sequences.
@@ -679,4 +706,5 @@ def open_run(options, task, device):
                micro_batch_size=options.micro_batch_size, max_new_tokens=options.max_new_tokens,
                recompute=options.dtype != "float32", control_tokens=options.control_tokens,
                origin=options.model, dtype=options.dtype, merge=options.merge,
-               keep_rollouts=getattr(options, "keep_rollouts", 0))
+               keep_rollouts=getattr(options, "keep_rollouts", 0),
+               server=Server(options.sampler_url) if options.sampler == "vllm" else None)

@@ -69,6 +69,9 @@ def settings_of(argv):
         raise MinipostError(f"--lag {found.options.lag}: {found.method.name} does not learn from a "
                             "rollout in every step, so there is nothing to delay; grpo, ppo and "
                             "the other on-policy methods do")
+    if found.options.lag and found.options.sampler == "vllm":
+        raise MinipostError("--lag with --sampler vllm: a server has one set of weights, so it "
+                            "cannot answer for an older policy; leave out one of the two")
     if found.options.keep_rollouts and not found.method.ON_POLICY:
         raise MinipostError(f"--keep-rollouts {found.options.keep_rollouts}: {found.method.name} "
                             "does not learn from a rollout in every step; grpo, ppo and the other "
@@ -116,14 +119,15 @@ def resumed(argv):
     flags.add_argument("--reward", nargs="*", default=[])
     flags.add_argument("--anyway", action="store_true")
     flags.add_argument("--steps")
+    flags.add_argument("--sampler-url")
     for name in MODELS:
         flags.add_argument(f"--{name.replace('_', '-')}", type=os.path.abspath)
     given, others = flags.parse_known_args(argv)
     if others or not given.resume or sum(a.startswith("--resume") for a in argv) > 1:
         found = f", not {others[0][:40]!r}" if others else ""
         raise MinipostError(f"write {PROG} --resume RUN_DIRECTORY, perhaps with --steps, --reward, "
-                            f"--model, --reward-model and --anyway{found}; every other setting is "
-                            "read from the run's config.json")
+                            f"--model, --reward-model, --sampler-url and --anyway{found}; every "
+                            "other setting is read from the run's config.json")
     from minipost.datasets.rewards import absolute
 
     given.reward = [absolute(name) for name in given.reward]
@@ -136,6 +140,9 @@ def resumed(argv):
         elif before and not os.path.isdir(before):
             raise MinipostError(f"{given.resume}: its model {before} is not there; if it has "
                                 f"moved, add --{name.replace('_', '-')} with its new directory")
+    if given.sampler_url:
+        settings = replace(settings, options=replace(settings.options,
+                                                     sampler_url=given.sampler_url))
     named = " ".join(settings.options.reward)
     before = [absolute(name) for name in settings.options.reward]
     if before and not given.reward:
@@ -193,12 +200,15 @@ def start(argv):
         directory = settings.options.out or \
             f"runs/{settings.method.name}-{settings.task.name}-{settings.options.seed}"
     from minipost import parallel
-    from minipost.cli.defaults import for_size
+    from minipost.cli.defaults import flags, for_sampler, for_size
     from minipost.cli.session import Session, pick_device
 
     device, note = pick_device(settings.options.device), ""
     if not resume:
         settings, note = for_size(settings, argv, device)
+        config, line = for_sampler(settings.options.sampler, settings.config,
+                                   flags(argv, settings))
+        settings, note = replace(settings, config=config), "\n".join(filter(None, (note, line)))
     workers = settings.options.workers or workers or parallel.default_workers(device)
     session = Session(Path(directory), settings, device, workers, resume=resume, anyway=anyway,
                       longer=longer, overwrite=overwrite, note=note)

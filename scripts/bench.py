@@ -15,6 +15,7 @@
     python -m scripts.bench peers        a step of every other method that TRL has
     python -m scripts.bench profile      where a GRPO step spends its time
     python -m scripts.bench scale        a GRPO step by size of model, prompt, answer and group
+    python -m scripts.bench memory       what a parameter and a token take, and what fits 80 GB
 
 Each part has its own markers in the file, so one part can be made again without the others.  The
 machine should have nothing else to do.  Speed is measured in fresh processes that alternate between
@@ -34,6 +35,7 @@ from pathlib import Path
 from scripts import (
     bench_alignment,
     bench_gpu,
+    bench_memory,
     bench_offline,
     bench_profile,
     bench_proof,
@@ -161,7 +163,8 @@ PARTS = {"learning": learning, "alignment": other(bench_alignment.alignment),
          "search": other(bench_search.search), "proof": other(bench_proof.proof),
          "sampler": other(bench_sampler.sampler), "speed": other(bench_speed.speed),
          "peers": other(bench_speed.peers), "profile": other(bench_profile.profile),
-         "scale": other(bench_scale.scale), "gpu": other(bench_gpu.gpu)}
+         "scale": other(bench_scale.scale), "memory": other(bench_memory.memory),
+         "gpu": other(bench_gpu.gpu)}
 
 
 def main():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from minipost import parallel
 from minipost.datasets.rows import File
 from minipost.errors import MinipostError
-from minipost.gpt import RewardModel
+from minipost.gpt import AND_BACK, RewardModel
 from minipost.methods import rft
 from minipost.optim import Learner
 from minipost.rollout import NO_TOKENS, pack
@@ -156,7 +156,8 @@ def test_a_micro_batch_holds_the_prompt_of_its_first_row_too(monkeypatch):
     run = make_run(micro_batch_size=16)
     seqs = answers_to([[4] * 100] * 16, [3] * 16)
     monkeypatch.setattr("minipost.run.memory",
-                        lambda device: 110 * (run.policy.module.bytes_per_token + 24 * 11))
+                        lambda device: 110 * (AND_BACK * run.policy.module.bytes_per_token
+                                              + 24 * 11))
     assert [len(part) for part in run.micro_batches(range(16), seqs)] == [4, 4, 4, 4]
 
 

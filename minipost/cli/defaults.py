@@ -56,14 +56,18 @@ def wanted(directory, rate):
             "eval_n": HELD_OUT, "max_new_tokens": longest_answer(directory)}
 
 
+def flags(argv, settings):
+    """The names, as they are now, of the settings that a command line gives."""
+    return {new_name(a.partition("=")[0].lstrip("-").replace("-", "_"),
+                     [settings.options, settings.config]) for a in argv if a.startswith("--")}
+
+
 def for_size(settings, argv, device):
     """(the Settings with defaults for the model's size, a line that says which and why, or "")."""
     others = wanted(settings.options.model, settings.method.LARGE_LR)
     if not others:
         return settings, ""
-    parts = [settings.options, settings.config]
-    given = {new_name(a.partition("=")[0].lstrip("-").replace("-", "_"), parts)
-             for a in argv if a.startswith("--")}
+    parts, given = [settings.options, settings.config], flags(argv, settings)
     if device == "cpu":
         others["workers"] = 1
     said, changed = [], []
@@ -76,3 +80,17 @@ def for_size(settings, argv, device):
     line = (f"defaults for a model of {count / 1e6:.0f}M parameters, more than {LARGE / 1e6:.0f}M: "
             f"{' '.join(said)}; any flag wins")
     return replace(settings, options=changed[0], config=changed[1]), line if said else ""
+
+
+def for_sampler(sampler, config, given):
+    """(the Config as --sampler wants it, a line that says so, or "").  given: names of its flags.
+
+    A server rounds otherwise than training does, so its log-probs are of a slightly other policy.
+    A method that can weigh tokens by their ratio does; the others get the log-probs of training,
+    see Run.rollout.
+    """
+    if sampler != "vllm" or "correct" in given or not hasattr(config, "correct"):
+        return config, ""
+    return replace(config, correct="truncated"), (
+        f"--sampler vllm: --correct truncated --cap {config.cap:g}, since the server's log-probs "
+        "are not those of training; any flag wins")

@@ -34,7 +34,7 @@ FILES = ("summary.json", "metrics.jsonl", "config.json")
 MODEL_FILES = ("config.json", CONFIG, *checkpoint.SIDE_FILES, f"{checkpoint.WEIGHTS}.index.json")
 # Options that do not act on what is made; what the models are is in `made_from`.
 FREE = {"out", "show", "save_every", "merge", "model", "reward_model", "keep_rollouts",
-        "rollout_format"}
+        "rollout_format", "sampler_url"}
 MOST_LOG = 2**31  # bytes of the longest log that is read
 
 

@@ -55,6 +55,8 @@ class SetUp(Options):
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; bfloat16 is slow on CPUs
     gradient_checkpointing: bool = False  # compute layers again on the way back, to save memory
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of the layers alone
+    sampler: Literal["own", "vllm"] = "own"  # who draws the policy's answers; vllm: --sampler-url
+    sampler_url: str = "http://127.0.0.1:8000"  # of a vLLM server in development mode
     lora: int = 0               # rank of the adapters that learn instead of the weights; 0: none
     lora_alpha: float = 0.0     # what the adapters add is times alpha / rank; 0: twice the rank
     lora_targets: tuple[str, ...] = ()  # matrices with an adapter, such as q_proj v_proj; none: all

@@ -77,6 +77,8 @@ class Session:
         self.run = open_run(self.options, self.task, self.device)
         self.task = self.run.task
         self.run.lag, self.vocabulary = self.options.lag, self.run.vocabulary
+        if self.run.server and self.lead:
+            self.run.server.connect()
         self.splits = splits(self.task, self.options.eval_n)
         reward_model = None
         if self.options.reward_model and not self.method.SCORED:

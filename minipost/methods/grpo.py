@@ -17,7 +17,8 @@ answers and then tokens, so a long answer is not diluted (DAPO, arxiv.org/abs/25
 The paper's mean is `--mean answers`: 1/N is 1/(B |y|) then, for B answers, each of |y| tokens.  The
 longer a wrong answer, the less each of its tokens loses (arxiv.org/abs/2503.20783, sec. 3.1).
 
-Where answers are older than the policy (`--lag`, a second minibatch), `--correct` says what is done
+Where answers are older than the policy (`--lag`, a second minibatch), or drawn by a server that
+rounds otherwise (`--sampler vllm`, which chooses truncated), `--correct` says what is done
 about it.  dL/dlogp_t = -w_t A / N with
 
     clip        w = rho where the clip is not active, else 0        as above
@@ -147,7 +148,8 @@ def train(run, cfg, score=None, first=0):
     while True:
         rate = cfg.rate(cfg.lr, run.step - first)
         problems = run.problems(cfg.prompts)
-        rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
+        rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature,
+                              corrected=cfg.correct == "truncated")
         reward = score(problems, rollout)                               # (B,)
         adv = ops.group_normalised(reward, cfg.group_size)                  # (B,)
         run.keep(problems, rollout, reward, adv)
