@@ -97,13 +97,18 @@ def drawn_by_its_own(self, prompts, group_size, *, temperature, module=None, pur
     return concat(found, self.vocabulary.pad)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_steps_by_the_server_are_those_of_the_own_sampler(run, opened, monkeypatch, temperature):
-    """The same draws give the same GRPO, but for how a batch of another shape rounds."""
+@pytest.mark.parametrize("temperature, lora", [(1.0, 0), (0.7, 0), (1.0, 3)])
+def test_steps_by_the_server_are_those_of_the_own_sampler(opened, url, monkeypatch, temperature,
+                                                          lora):
+    """The same draws give the same GRPO, but for how a batch of another shape rounds.
+
+    With LoRA the server has the adapters added to the weights.
+    """
+    run = opened(sampler="vllm", sampler_url=url, lora=lora)
     cfg = grpo.Config(steps=3, prompts=3, group_size=4, minibatch_size=12, lr=0.01,
                       temperature=temperature, correct="truncated")
     found = []
-    for each in (run, opened()):
+    for each in (run, opened(lora=lora)):
         if each is not run:
             monkeypatch.setattr(Run, "complete", drawn_by_its_own)
         learn, rewards = grpo.train(each, cfg), []
