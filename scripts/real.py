@@ -27,7 +27,7 @@ from statistics import mean, median
 
 ROOT = Path(__file__).resolve().parents[1]
 JOBS, SIDES = ("sft", "dpo", "grpo"), ("minipost", "minipost, LoRA", "TRL", "TRL, LoRA")
-ROWS, SEED, STEPS = 500, 0, 20
+ROWS, HELD_OUT, SEED, STEPS = 500, 24, 0, 20
 BATCH, PAIRS, PROMPTS, GROUP, ANSWER = 8, 4, 4, 4, 48   # of a step; tokens of an answer
 RANK, ALPHA, BETA = 16, 32, 0.1
 LR = {False: 1e-6, True: 1e-5}                          # of all weights, of adapters
@@ -53,7 +53,7 @@ def questions(n, seed=SEED):
     return [(text, *answer) for text, answer in found.items()]
 
 
-def rows(n=ROWS):
+def rows(n):
     """{name: rows} of the three jobs, all in messages."""
     rng, asked = random.Random(SEED), questions(n)
     said = [[{"role": "user", "content": text}] for text, _, _ in asked]
@@ -65,9 +65,11 @@ def rows(n=ROWS):
 
 
 def write_rows(folder):
+    """NAME.jsonl to train on, and NAME-held-out.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, found in rows().items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    for name, found in rows(ROWS + HELD_OUT).items():
+        for file, part in ((name, found[:ROWS]), (f"{name}-held-out", found[ROWS:])):
+            (folder / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
 
 
 def right(prompts, completions, answer, **columns):
@@ -85,6 +87,7 @@ def own(job, args):
     import minipost
 
     run = minipost.open(args.model, data=str(args.rows / f"{job}.jsonl"), seed=SEED,
+                        eval_data=str(args.rows / f"{job}-held-out.jsonl"),
                         reward=right if job == "grpo" else None, max_new_tokens=ANSWER,
                         lora=RANK if args.lora else 0)
     settings = dict(steps=args.steps, lr=LR[args.lora], warmup_steps=0, schedule="constant")
@@ -108,12 +111,9 @@ def peer(job, args):
     from scripts.bench_peer import settings, trained
 
     found = [json.loads(line) for line in (args.rows / f"{job}.jsonl").read_text().splitlines()]
-    order = json.loads((args.rows / "order.json").read_text())
-    kept = [found[k] for k in order]
     size = {"sft": BATCH, "dpo": PAIRS, "grpo": PROMPTS}[job]
-    turns = -(-size * args.steps // len(kept))
-    places = [k for epoch in range(turns) for k in shuffled(len(kept), f"{SEED}/epoch {epoch}")]
-    data = Dataset.from_list([kept[k] for k in places[: size * args.steps]])
+    order = shuffled(len(found), f"{SEED}/epoch 0")                     # as minipost takes them
+    data = Dataset.from_list([found[k] for k in order[: size * args.steps]])
     more = dict(learning_rate=LR[args.lora], per_device_train_batch_size=size)
     adapters = None
     if args.lora:
@@ -161,18 +161,11 @@ def job(args):
 
 def measured(folder, steps, names):
     """{(job, side): its result}."""
-    from minipost.datasets.rows import File
-    from minipost.run import Problem  # noqa: F401  (the file's rows are Problems)
     from scripts.gguf_model import packaged, read
 
     if not (folder / "model/config.json").exists():
         read(packaged(), folder / "model")
     write_rows(folder)
-    # minipost holds out one prompt in ten of a file, so TRL learns from the others.
-    task = File(str(folder / "grpo.jsonl"))
-    texts = {q: k for k, (q, _, _) in enumerate(questions(ROWS))}
-    (folder / "order.json").write_text(json.dumps(
-        [texts[p.prompt[0]["content"]] for p in task.training()]))
     found = {}
     for name in names:
         for side in SIDES:
