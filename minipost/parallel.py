@@ -46,6 +46,14 @@ def all_reduce(*tensors):
             dist.all_reduce(tensor)
 
 
+def largest(number):
+    """The largest of the ranks' numbers."""
+    each = torch.zeros(world(), dtype=torch.float64)
+    each[rank()] = number
+    all_reduce(each)
+    return float(each.max())
+
+
 def share(items):
     """This rank's contiguous share of a sequence, as even as can be."""
     return items[len(items) * rank() // world() : len(items) * (rank() + 1) // world()]
