@@ -84,14 +84,14 @@ def adamw(grad, m, v, w, betas, eps, updates, lr, clipped):
     """
     b1, b2 = betas
     size = PIECE if w.device.type == "cpu" else GPU_PIECE
-    for grad, m, v, w in zip(*(x.split(size) for x in (grad, m, v, w))):
-        grad = grad.to(w.dtype)
+    for g, first, second, part in zip(*(x.split(size) for x in (grad, m, v, w))):
+        g = g.to(part.dtype)
         if clipped < 1:
-            grad = grad * clipped
-        m.lerp_(grad, 1 - b1)
-        v.mul_(b2).addcmul_(grad, grad, value=1 - b2)
-        scale = (v / (1 - b2**updates)).sqrt_().add_(eps)
-        w.addcdiv_(m, scale, value=-lr / (1 - b1**updates))
+            g = g * clipped
+        first.lerp_(g, 1 - b1)
+        second.mul_(b2).addcmul_(g, g, value=1 - b2)
+        scale = (second / (1 - b2**updates)).sqrt_().add_(eps)
+        part.addcdiv_(first, scale, value=-lr / (1 - b1**updates))
 
 
 class Learner:

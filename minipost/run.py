@@ -14,7 +14,7 @@ import random
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
@@ -42,7 +42,6 @@ from minipost.rollout import (
     pack,
     repeats,
 )
-from minipost.shard import ShardedLearner, gathered, sharded
 from minipost.tasks.base import Problem, Task
 from minipost.tokenizer import written
 
@@ -60,12 +59,26 @@ def shuffled(n, name):
     return order
 
 
+def sharding():
+    """The code of sharding, which takes a second to import."""
+    from minipost import shard
+
+    return shard
+
+
+def learner(module, shard="", **options):
+    """The Learner of a module, where `shard` names a device the sharded one."""
+    if shard:
+        return sharding().ShardedLearner(module, device=shard, **options)
+    return Learner(module, **options)
+
+
 class Frozen:
     """A module that no longer learns, as a part of a run.  shard: as in Run."""
 
     def __init__(self, module, shard=""):
         module.requires_grad_(False)
-        self.module = sharded(module, shard) if shard else module
+        self.module = sharding().sharded(module, shard) if shard else module
 
     def state(self):
         return self.module.state_dict(), []
@@ -144,8 +157,7 @@ class Run:
     def learner(self, name, make, **options):
         """The learner of this name; make() gives the module that it trains."""
         options = {"optimizer": self.optimizer, **options}
-        kind = partial(ShardedLearner, device=self.shard) if self.shard else Learner
-        return self.part(f"learner/{name}", lambda: kind(make(), **options))
+        return self.part(f"learner/{name}", lambda: learner(make(), self.shard, **options))
 
     def frozen(self, name, make):
         """The frozen module of this name; make() gives it."""
@@ -306,7 +318,8 @@ class Run:
         `module`: who answers, the policy if None.
         """
         module, max_new_tokens = module or self.policy.module, max_new_tokens or self.max_new_tokens
-        module = gathered(module)
+        if self.shard:
+            module = sharding().gathered(module)
         earlier = repeats(prompts)
         mine = parallel.share(range(len(prompts) * group_size))
         seed = (self.seed, self.step, zlib.crc32(purpose.encode()))
@@ -671,9 +684,7 @@ def open_run(options, task, device):
     if options.gradient_checkpointing:
         recompute(model)  # and what is copied from it, such as a critic
     task = as_asked(task, vocabulary, options.chat)
-    policy = (ShardedLearner(model, optimizer=options.optimizer, device=shard) if shard else
-              Learner(model, optimizer=options.optimizer))
-    return Run(policy, vocabulary, task,
+    return Run(learner(model, shard, optimizer=options.optimizer), vocabulary, task,
                load_reward(options.reward, task), optimizer=options.optimizer, shard=shard,
                hidden=task.hidden and not options.reward,
                reward_timeout=options.reward_timeout, seed=options.seed,

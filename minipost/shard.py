@@ -23,10 +23,11 @@ import copy
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.hf_storage import (
@@ -46,6 +47,8 @@ from minipost import files, parallel
 from minipost.errors import MinipostError
 from minipost.optim import Learner, adamw
 
+# Nothing here writes into what a layer gave.
+warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
 FACTS, DIGESTS = "facts.json", "digests.json"
 WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 
@@ -99,10 +102,10 @@ def gathered(module, device=None, copied=False, keep=True):
     """
     if not isinstance(module, FSDPModule):
         return module
-    (plain,), resharded_ = module.plain, resharded(module)
-    have = dict([*resharded_.named_parameters(), *resharded_.named_buffers()])
-    device, memo = device or have["trunk.embed_tokens.weight" if hasattr(module, "trunk")
-                                  else "embed_tokens.weight"].device, {}
+    module = resharded(module)
+    plain, = module.plain
+    have = dict([*module.named_parameters(), *module.named_buffers()])
+    device, memo = device or next(iter(have.values())).device, {}
     for name, like in [*plain.named_parameters(), *plain.named_buffers()]:
         full = have[name].detach().to(like.dtype)
         full = full.full_tensor() if isinstance(full, DTensor) else full
@@ -127,7 +130,7 @@ class ShardedLearner(Learner):
             sharded(module, device), betas, eps, weight_decay)
         self.named = dict(self.module.named_parameters())
         self.dtype = self.parts()[0].dtype
-        self.m, self.v = ([torch.zeros_like(w) for w in self.parts()] for _ in "mv")
+        self.m, self.v = ([torch.zeros_like(w) for w in self.parts()] for _ in "mv")  # type: ignore
         self.updates = self.skipped = self.skips_in_a_row = 0
 
     @torch.no_grad()
@@ -154,8 +157,8 @@ class ShardedLearner(Learner):
             if p.dim() >= 2:
                 w.mul_(1 - lr * decay)
             grad = torch.zeros_like(w) if p.grad is None else p.grad.to_local()
-            adamw(*(x.view(-1) for x in (grad, m, v, w)), self.betas, self.eps, self.updates, lr,
-                  clipped)
+            adamw(grad.view(-1), m.view(-1), v.view(-1), w.view(-1), self.betas, self.eps,
+                  self.updates, lr, clipped)
 
     @torch.no_grad()
     def become(self, module):
@@ -232,19 +235,20 @@ def load_state(path, device):
     MinipostError if any of it has changed since.
     """
     path = Path(path)
-    said = files.read_json(path / DIGESTS)
-    names = sorted(said)
+    written = files.read_json(path / DIGESTS)
+    names = sorted(written)
     found = shared_out(names, lambda name: digest_or_none(path / name))
-    wrong = [name for name, digest in zip(names, found) if digest.hex() != said[name]]
+    wrong = [name for name, digest in zip(names, found) if digest.hex() != written[name]]
     if wrong or FACTS not in names:
         raise MinipostError(f"{path / (wrong or [FACTS])[0]}: damaged; what it holds is not what "
                             "was written")
     reader, mesh = HuggingFaceStorageReader(str(path)), mesh_of(device)
     tensors = {}
-    for name, held in reader.read_metadata().state_dict_metadata.items():
-        kind = held.properties.dtype
-        tensors[name] = zeros(*held.size, dtype=kind, device_mesh=mesh,
-                              placements=[Shard(0)]) if held.size else torch.zeros((), dtype=kind)
+    held: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
+    for name, said in held.items():
+        kind = said.properties.dtype
+        tensors[name] = zeros(*said.size, dtype=kind, device_mesh=mesh,
+                              placements=[Shard(0)]) if said.size else torch.zeros((), dtype=kind)
     dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
     return tensors, json.loads(files.read_bytes(path / FACTS))
 
@@ -268,5 +272,4 @@ def digest_or_none(path):
 
 def meet():
     """Wait for all ranks."""
-    if parallel.world() > 1:
-        dist.barrier()
+    parallel.all_reduce(torch.zeros(1))

@@ -17,7 +17,7 @@ FLOORS = [
     "families",
     "contract ops parallel gpt tokenizer tasks",
     "optim checkpoint",
-    "rollout",
+    "rollout shard",
     "datasets",
     "run sampler",
     "measure",
