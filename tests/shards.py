@@ -58,14 +58,15 @@ def stepped(name, **options):
 
 
 def held(run_of):
-    """Of a sharded policy: this rank's share, and whether its copies and its export are whole."""
+    """Of a sharded policy: this rank's share; ranks whose reference, whose export is not right."""
     run = run_of()
     policy, total = run.policy, sum(p.numel() for p in run.policy.module.parameters())
     reference, copied = run.reference(), gathered(policy.module, "cpu", keep=not parallel.rank())
     same = all(torch.equal(p.full_tensor(), gathered(reference).get_parameter(name))
                for name, p in policy.named.items())
-    return {"share": sum(w.numel() for w in policy.parts()) / total, "reference": same,
-            "kept": (copied is not None) == (parallel.rank() == 0)}
+    wrong = torch.tensor([not same, (copied is None) == (parallel.rank() == 0)], dtype=torch.float)
+    parallel.all_reduce(wrong)
+    return {"share": sum(w.numel() for w in policy.parts()) / total, "wrong": wrong.tolist()}
 
 
 def broken():

@@ -1,5 +1,6 @@
 """Ranks that hold a part of each weight make what one rank makes that holds all (shards.py)."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from shards import NAMES
 
 from minipost import parallel, shard, train
 from minipost.errors import MinipostError
-from minipost.gpt import RewardModel
+from minipost.gpt import GPT, RewardModel
 from minipost.optim import Learner
 from minipost.rollout import final_score, logprobs
 
@@ -41,8 +42,8 @@ def test_a_rank_without_rows_makes_the_passes_of_the_others(made):
 
 
 def test_a_rank_holds_its_part_alone(made):
-    assert 0.5 <= made["held"].pop("share") < 0.56     # 11 rows of the embedding are odd
-    assert made["held"] == {"reference": True, "kept": True}
+    assert 0.5 <= made["held"]["share"] < 0.56  # 11 rows of the embedding are odd
+    assert made["held"]["wrong"] == [0, 0]      # the reference is the policy, rank 0 exports alone
 
 
 def test_a_gradient_that_is_broken_in_one_rank_moves_none(made):
@@ -119,8 +120,24 @@ def test_what_is_gathered_follows_the_parts(alone):
         logprobs(learner.module, sequences(3))
         learner.become(shard.sharded(tiny(seed=5), "cpu"))
         expected = logprobs(tiny(seed=5), sequences(3))
-        assert torch.equal(logprobs(shard.gathered(learner.module), sequences(3)), expected)
         assert torch.equal(logprobs(learner.module, sequences(3)), expected)
+        assert torch.equal(logprobs(shard.gathered(learner.module), sequences(3)), expected)
+    learner = moved()
+    with torch.no_grad():
+        before = logprobs(learner.module, sequences(3))
+        learner.step(1e-2)  # without a gradient, by the moments alone
+        after = logprobs(learner.module, sequences(3))
+        assert torch.equal(after, logprobs(shard.gathered(learner.module), sequences(3)))
+        assert not torch.allclose(before, after)
+
+
+def test_copies_share_no_memory_with_the_parts(alone):
+    learner = shard.ShardedLearner(tiny())
+    copied = copy.deepcopy(learner.module)
+    assert type(copied) is GPT
+    with torch.no_grad():
+        copied.norm.weight.add_(1.0)
+    assert torch.equal(learner.named["norm.weight"].full_tensor(), tiny().norm.weight)
 
 
 def test_a_reward_model_keeps_its_scale(alone):
@@ -130,7 +147,10 @@ def test_a_reward_model_keeps_its_scale(alone):
         model.score.weight.fill_(0.3)
         expected, parts = final_score(model, sequences(3)), shard.sharded(model, "cpu")
         assert torch.equal(final_score(parts, sequences(3)), expected)
-        assert torch.equal(final_score(shard.gathered(parts), sequences(3)), expected)
+        parts.normalise(expected)
+        expected = (expected - expected.mean()) / expected.std()
+        for each in (parts, shard.gathered(parts), copy.deepcopy(parts)):
+            assert torch.allclose(final_score(each, sequences(3)), expected, rtol=0, atol=1e-12)
 
 
 def test_no_rows_have_no_gradient():
