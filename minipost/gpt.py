@@ -154,6 +154,8 @@ class Block(nn.Module):
 
     def forward(self, x, layout, pick=None):
         """(..., D) -> (..., D)  `pick` names the tokens that are wanted of it, all if None."""
+        if not layout.explicit:
+            return block(self, x, layout, pick)
         x = x + self.self_attn(self.input_layernorm(x), layout)
         if pick is not None:
             x = x[pick]
@@ -253,9 +255,9 @@ class GPT(nn.Module):
         first true place if None.
         """
         begins, ends = spans(where)                                         # (B,), (B,)
-        longest = int(ends.max())
+        longest = max(ends.tolist(), default=0)
         if not longest:
-            return self.hidden(tokens)[where]
+            return self.through(tokens, Padded(*self.turns(tokens.shape[1])))[where]
         packed = Packed(tokens, begins if prompts is None else torch.minimum(prompts, ends), ends)
         packed.rotated_by(*self.turns(longest))
         wanted, back = packed.places[where].unique(return_inverse=True)
@@ -277,7 +279,7 @@ class GPT(nn.Module):
         x = F.embedding(tokens, self.embed_tokens.weight)
         for layer in self.layers:
             wanted = pick if layer is self.layers[-1] else None
-            x = layer(x, layout, wanted) if layout.explicit else block(layer, x, layout, wanted)
+            x = layer(x, layout, wanted)
         return self.norm(x)
 
     @property

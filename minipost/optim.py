@@ -81,6 +81,23 @@ def layer_matrices(module):
     return found
 
 
+def adamw(grad, m, v, w, betas, eps, updates, lr, clipped):
+    """AdamW on a stretch of the weights w, in place: (n,) each.  updates: how many, this included.
+
+    clipped: the factor of the gradient, at most 1.
+    """
+    b1, b2 = betas
+    size = PIECE if w.device.type == "cpu" else GPU_PIECE
+    for g, first, second, part in zip(*(x.split(size) for x in (grad, m, v, w))):
+        g = g.to(part.dtype)
+        if clipped < 1:
+            g = g * clipped
+        first.lerp_(g, 1 - b1)
+        second.mul_(b2).addcmul_(g, g, value=1 - b2)
+        scale = (second / (1 - b2**updates)).sqrt_().add_(eps)
+        part.addcdiv_(first, scale, value=-lr / (1 - b1**updates))
+
+
 class Learner:
     """A module with its optimiser.
 
@@ -98,7 +115,7 @@ class Learner:
         self.matrix_part = sum(p.numel() for p in self.params if p.dim() >= 2)
         self.flat = torch.cat([p.detach().flatten() for p in self.params])
         self.master = self.flat if self.flat.dtype == torch.float64 else self.flat.float()
-        self.grad = torch.zeros_like(self.master)
+        self.dtype, self.grad = self.master.dtype, torch.zeros_like(self.master)
         layers = layer_matrices(module) if optimizer == "muon" else {}
         self.muon = []     # (where in the vectors, shape) of each matrix that Muon moves
         self.adam = []     # where AdamW's stretches are
@@ -127,20 +144,28 @@ class Learner:
 
         A gradient that is not finite is dropped and counted; MinipostError after 5 in a row.
         """
-        parallel.all_reduce(self.grad)
-        norm = float(self.grad.norm())
+        norm = self.summed_norm()
         if norm < float("inf"):
             self.skips_in_a_row = 0
             return norm
         self.skipped += 1
         self.skips_in_a_row += 1
-        self.grad.zero_()
+        self.clear()
         if self.skips_in_a_row >= SKIPS_ALLOWED:
             raise MinipostError(
                 f"the gradient was not finite {SKIPS_ALLOWED} steps in a row; lower the "
                 "learning rate or look at the rewards"
             )
         return norm
+
+    def summed_norm(self):
+        """Sum the gradient over all ranks.  -> its norm"""
+        parallel.all_reduce(self.grad)
+        return float(self.grad.norm())
+
+    def clear(self):
+        """Take the gradient away."""
+        self.grad.zero_()
 
     @torch.no_grad()
     def step(self, lr, max_grad_norm=1.0, weight_decay=None):
@@ -154,30 +179,21 @@ class Learner:
             return norm
         self.updates += 1
         decay = self.weight_decay if weight_decay is None else weight_decay
-        self.master[: self.matrix_part].mul_(1 - lr * decay)
-        scale = max_grad_norm / norm if norm > max_grad_norm else 1.0
-        start = 0
-        for part in self.adam:
-            self.adamw(part, self.v[start : (start := start + part.stop - part.start)], lr, scale)
-        for part, shape in self.muon:
-            self.orthogonal(part, shape, lr, scale)
-        self.assign(self.master)
-        self.grad.zero_()
+        self.update(lr, decay, max_grad_norm / norm if norm > max_grad_norm else 1.0)
+        self.clear()
         return norm
 
-    def adamw(self, part, second, lr, clipped):
-        """AdamW on a stretch of the weights; `second` is its part of v."""
-        b1, b2 = self.betas
-        size = PIECE if self.master.device.type == "cpu" else GPU_PIECE
-        for grad, m, v, w in zip(*(x.split(size) for x in (self.grad[part], self.m[part], second,
-                                                           self.master[part]))):
-            grad = grad.to(w.dtype)
-            if clipped < 1:
-                grad = grad * clipped
-            m.lerp_(grad, 1 - b1)
-            v.mul_(b2).addcmul_(grad, grad, value=1 - b2)
-            scale = (v / (1 - b2**self.updates)).sqrt_().add_(self.eps)
-            w.addcdiv_(m, scale, value=-lr / (1 - b1**self.updates))
+    def update(self, lr, decay, clipped):
+        """Move the weights.  clipped: the factor of the gradient, at most 1."""
+        self.master[: self.matrix_part].mul_(1 - lr * decay)
+        start = 0
+        for part in self.adam:
+            second = self.v[start : (start := start + part.stop - part.start)]
+            adamw(self.grad[part], self.m[part], second, self.master[part], self.betas, self.eps,
+                  self.updates, lr, clipped)
+        for part, shape in self.muon:
+            self.orthogonal(part, shape, lr, clipped)
+        self.assign(self.master)
 
     def orthogonal(self, part, shape, lr, clipped):
         """Muon on one matrix."""
@@ -205,6 +221,10 @@ class Learner:
         self.m.zero_()
         self.v.zero_()
         self.updates = 0
+
+    def finite(self):
+        """Whether all weights are."""
+        return bool(self.master.isfinite().all())
 
     def state(self):
         """Tensors and numbers that `restore` needs to continue exactly."""

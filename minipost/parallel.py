@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from os import _exit  # code of the user's own finds another one, see minipost/datasets/usercode.py
 from pathlib import Path
@@ -29,6 +29,8 @@ import torch.distributed as dist
 
 from minipost import files
 from minipost.errors import MinipostError
+
+BACKENDS = "gloo", "cpu:gloo,cuda:nccl"  # without a GPU, and with one
 
 
 def rank():
@@ -44,6 +46,14 @@ def all_reduce(*tensors):
     if world() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
+
+
+def largest(number):
+    """The largest of the ranks' numbers."""
+    each = torch.zeros(world(), dtype=torch.float64)
+    each[rank()] = number
+    all_reduce(each)
+    return float(each.max())
 
 
 def share(items):
@@ -65,16 +75,28 @@ def join(rank_, world_, folder):
                             rank=rank_, world_size=world_, timeout=timedelta(days=30))
 
 
-def launch(main, workers):
+@contextmanager
+def alone():
+    """Inside the block this process is a group of one rank."""
+    dist.init_process_group(BACKENDS[torch.cuda.is_available()], store=dist.HashStore(), rank=0,
+                            world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def launch(main, workers, group=False):
     """Run main() in `workers` ranks and return rank 0's result, which stays in this process.
 
     An error in rank 0 ends the others.  The end of another rank ends rank 0 with MinipostError,
-    which gives that rank's error if it is known.
+    which gives that rank's error if it is known.  group: whether a single rank is a group of
+    PyTorch's as well.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group(BACKENDS[torch.cuda.is_available()])
         if rank():
             leave_signals_to_rank_0()
         try:
@@ -82,7 +104,7 @@ def launch(main, workers):
         finally:
             dist.destroy_process_group()
     if workers == 1:
-        with Signals():
+        with Signals(), alone() if group else nullcontext():
             return main()
     if not hasattr(os, "fork"):
         raise MinipostError(f"--workers {workers}: this system cannot fork a process; use "

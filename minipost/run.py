@@ -64,11 +64,26 @@ def shuffled(n, name):
     return order
 
 
-class Frozen:
-    """A module that no longer learns, as a part of a run."""
+def sharding():
+    """The code of sharding, which takes a second to import."""
+    from minipost import shard
 
-    def __init__(self, module):
-        self.module = module.requires_grad_(False)
+    return shard
+
+
+def learner(module, shard="", **options):
+    """The Learner of a module, where `shard` names a device the sharded one."""
+    if shard:
+        return sharding().ShardedLearner(module, device=shard, **options)
+    return Learner(module, **options)
+
+
+class Frozen:
+    """A module that no longer learns, as a part of a run.  shard: as in Run."""
+
+    def __init__(self, module, shard=""):
+        module.requires_grad_(False)
+        self.module = sharding().sharded(module, shard) if shard else module
 
     def state(self):
         # A reference without adapters has nothing of its own, and its state must be there.
@@ -126,6 +141,7 @@ class Run:
     keep_rollouts: int = 0      # steps between the rollouts that `keep` holds; 0: none
     optimizer: Optimizer = "adamw"  # of the learners that a method asks for
     server: Any = None          # a vLLM server that answers in the policy's place
+    shard: str = ""             # the device on which ranks hold a part of each weight; "": whole
 
     def __post_init__(self):
         self.said, self.kept = Said(), []       # by reward functions; rows of a table, see `keep`
@@ -148,11 +164,11 @@ class Run:
     def learner(self, name, make, **options):
         """The learner of this name; make() gives the module that it trains."""
         options = {"optimizer": self.optimizer, **options}
-        return self.part(f"learner/{name}", lambda: Learner(make(), **options))
+        return self.part(f"learner/{name}", lambda: learner(make(), self.shard, **options))
 
     def frozen(self, name, make):
         """The frozen module of this name; make() gives it."""
-        return self.part(f"frozen/{name}", lambda: Frozen(make())).module
+        return self.part(f"frozen/{name}", lambda: Frozen(make(), self.shard)).module
 
     def reference(self):
         """A frozen copy of the policy as it was when a reference was first asked for.
@@ -306,11 +322,9 @@ class Run:
         """What `compare` noted in any rank since the last call, as a metric; {} if nothing."""
         if self.sampled_at is None:
             return {}
-        most = torch.zeros(parallel.world(), dtype=torch.float64)
-        most[parallel.rank()] = self.difference
-        parallel.all_reduce(most)
+        most = parallel.largest(self.difference)
         self.sampled_at, self.difference = None, -1.0
-        return {"sampling_logp_difference/max": float(most.max())} if most.max() >= 0 else {}
+        return {"sampling_logp_difference/max": most} if most >= 0 else {}
 
     def complete(self, prompts, group_size, *, temperature, module=None, purpose="rollout",
                  stop=frozenset(), max_new_tokens=None):
@@ -320,6 +334,8 @@ class Run:
         `module`: who answers, the policy if None.
         """
         module, max_new_tokens = module or self.policy.module, max_new_tokens or self.max_new_tokens
+        if self.shard:
+            module = sharding().gathered(module)
         earlier = repeats(prompts)
         mine = parallel.share(range(len(prompts) * group_size))
         seed = (self.seed, self.step, zlib.crc32(purpose.encode()))
@@ -540,7 +556,7 @@ class Run:
         f returns a list of `outputs` tensors (b, t) for a micro-batch of b rows.  The result is as
         many tensors (B, T), zero in columns beyond a micro-batch's t.
         """
-        found = [torch.zeros(seqs.mask.shape, dtype=self.policy.master.dtype,
+        found = [torch.zeros(seqs.mask.shape, dtype=self.policy.dtype,
                              device=seqs.mask.device) for _ in range(outputs)]
         for i in self.micro_batches(range(len(seqs)), seqs):
             for whole, part in zip(found, f(seqs[i]), strict=True):
@@ -556,6 +572,8 @@ class Run:
         of length, so that little of a micro-batch is padding.  Each rank has about the same work.
         A micro-batch has at most `micro_batch_size` rows, and less where they would take too much
         memory.  whole: the pass keeps the logits of all its tokens, see GPT.tokens_within.
+        With sharding, a pass needs all ranks.  One that has fewer passes than another ends with
+        micro-batches of no rows.
         """
         mine = share_out(by_prompt(list(rows), seqs), parallel.world(), parallel.rank())
         passes = -(-len(mine) // self.micro_batch_size)
@@ -570,6 +588,8 @@ class Run:
                 room, cost = most, row.own + row.shared
             cut[-1].append(row.index)
             room, last = room - cost, row.group
+        if self.shard:
+            cut += [[]] * (int(parallel.largest(len(cut))) - len(cut))
         return cut
 
 
@@ -693,14 +713,15 @@ def without_template(run):
 
 def open_run(options, task, device):
     """The Run of a command line's settings: its model, task and reward."""
-    model, vocabulary = checkpoint.load(options.model, device, options.dtype)
+    shard = device if getattr(options, "shard", False) else ""
+    model, vocabulary = checkpoint.load(options.model, "cpu" if shard else device, options.dtype)
     if options.gradient_checkpointing:
         recompute(model)  # and what is copied from it, such as a critic
     if options.lora:
         adapt(model, options.lora, options.lora_alpha, options.lora_targets, options.seed)
     task = as_asked(task, vocabulary, options.chat)
-    return Run(Learner(model, optimizer=options.optimizer), vocabulary, task,
-               load_reward(options.reward, task), optimizer=options.optimizer,
+    return Run(learner(model, shard, optimizer=options.optimizer), vocabulary, task,
+               load_reward(options.reward, task), optimizer=options.optimizer, shard=shard,
                hidden=task.hidden and not options.reward,
                reward_timeout=options.reward_timeout, seed=options.seed,
                micro_batch_size=options.micro_batch_size, max_new_tokens=options.max_new_tokens,

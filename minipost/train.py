@@ -11,6 +11,10 @@ Ctrl-C stops after the step in progress, with everything saved.  --resume DIR go
 ends with the same bytes as a run that was never stopped (on the same machine).  It stops if the
 data, the reward, the model, the settings or minipost have changed since; --anyway goes on.  A run
 that is in the directory is replaced only by --overwrite.  --resume DIR --steps 500 goes on longer.
+
+--shard leaves a part of each weight, gradient and moment in each rank, those of --workers or of
+torchrun.  It goes with every method but trpo, not with --optimizer muon nor with --lag.  --resume
+DIR --workers N goes on with another number of ranks.
 """
 
 import argparse
@@ -41,6 +45,7 @@ class Options(SetUp):
     show: int = 4               # held-out problems shown before and after
     save_every: int = 50        # steps between saved states; 0: only at the end
     eval_every: int = 0         # steps between held-out measurements into metrics.jsonl; 0: none
+    shard: bool = False         # each rank keeps a part of weights, gradients and moments (FSDP2)
     lag: int = 0                # rollouts are by the policy of so many steps ago; keeps as many
     keep_rollouts: int = 0      # steps between rollouts that are kept in rollouts/; 0: none
     rollout_format: Literal["jsonl", "parquet"] = "jsonl"  # of what --keep-rollouts keeps
@@ -72,6 +77,12 @@ def settings_of(argv):
     if found.options.lag and found.options.sampler == "vllm":
         raise MinipostError("--lag with --sampler vllm: a server has one set of weights, so it "
                             "cannot answer for an older policy; leave out one of the two")
+    if found.options.lag and found.options.shard:
+        raise MinipostError(f"--lag {found.options.lag} keeps whole policies of earlier steps, of "
+                            "which --shard leaves a part in each rank; leave out one of the two")
+    if found.options.shard and (found.options.lora or found.options.sampler == "vllm"):
+        other = "--lora" if found.options.lora else "--sampler vllm"
+        raise MinipostError(f"--shard with {other}: is not supported; leave out one of the two")
     if found.options.keep_rollouts and not found.method.ON_POLICY:
         raise MinipostError(f"--keep-rollouts {found.options.keep_rollouts}: {found.method.name} "
                             "does not learn from a rollout in every step; grpo, ppo and the other "
@@ -109,7 +120,8 @@ def saved_in(directory):
 def resumed(argv):
     """(Settings, directory, workers, anyway, longer) of `--resume DIR`.
 
-    longer: whether --steps asks for another number of steps than the run had.
+    longer: whether --steps asks for another number of steps than the run had.  --workers changes
+    the number of ranks of a sharded run.
 
     A config.json may come from somebody else, and a reward function is a program.  So its name is
     to be given again.  A model that has moved is named by --model or --reward-model.
@@ -120,14 +132,16 @@ def resumed(argv):
     flags.add_argument("--anyway", action="store_true")
     flags.add_argument("--steps")
     flags.add_argument("--sampler-url")
+    flags.add_argument("--workers", type=int)
     for name in MODELS:
         flags.add_argument(f"--{name.replace('_', '-')}", type=os.path.abspath)
     given, others = flags.parse_known_args(argv)
     if others or not given.resume or sum(a.startswith("--resume") for a in argv) > 1:
         found = f", not {others[0][:40]!r}" if others else ""
         raise MinipostError(f"write {PROG} --resume RUN_DIRECTORY, perhaps with --steps, --reward, "
-                            f"--model, --reward-model, --sampler-url and --anyway{found}; every "
-                            "other setting is read from the run's config.json")
+                            "--model, --reward-model, --sampler-url, --workers and "
+                            f"--anyway{found}; every other setting is read from the run's "
+                            "config.json")
     from minipost.datasets.rewards import absolute
 
     given.reward = [absolute(name) for name in given.reward]
@@ -153,6 +167,11 @@ def resumed(argv):
             raise MinipostError(f"{given.resume}: was made with --reward {named or '(none)'}, not "
                                 f"{' '.join(given.reward)}; go on with another by --anyway")
         settings = replace(settings, options=replace(settings.options, reward=tuple(given.reward)))
+    if given.workers is not None:
+        if not settings.options.shard:
+            raise MinipostError(f"--workers {given.workers}: only a run with --shard goes on with "
+                                "another number of workers; leave it out")
+        settings = replace(settings, options=replace(settings.options, workers=given.workers))
     longer = given.steps is not None
     return (lengthened(settings, given.steps) if longer else settings, given.resume, workers,
             given.anyway, longer)
@@ -210,9 +229,13 @@ def start(argv):
                                    flags(argv, settings))
         settings, note = replace(settings, config=config), "\n".join(filter(None, (note, line)))
     workers = settings.options.workers or workers or parallel.default_workers(device)
+    if settings.options.shard and device != "cpu" and (device != "cuda" or workers > 1):
+        raise MinipostError(f"--shard --device {device} --workers {workers}: ranks share weights "
+                            "on CPUs, or on GPUs with a rank on each that torchrun starts; use "
+                            "torchrun without --workers, or --device cpu")
     session = Session(Path(directory), settings, device, workers, resume=resume, anyway=anyway,
                       longer=longer, overwrite=overwrite, note=note)
-    return parallel.launch(session.go, workers)
+    return parallel.launch(session.go, workers, settings.options.shard)
 
 
 sys.modules[__name__].__class__ = Door  # `minipost.train(run, ...)` is a function too

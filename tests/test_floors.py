@@ -19,7 +19,7 @@ FLOORS = [
     "tensor_file",
     "lora_file",
     "optim checkpoint",
-    "rollout",
+    "rollout shard",
     "datasets",
     "run sampler",
     "measure",

@@ -3,7 +3,8 @@
     config.json      settings, and digests of all that the run was made from
     metrics.jsonl    a line per step
     rollouts/        000020.jsonl: the answers of step 20, a row each, where they are kept
-    state/           state.safetensors and, of the save before, previous.safetensors
+    state/           state.safetensors and, of the save before, previous.safetensors; with --shard
+                     the folders state and previous, of a file for each rank (shard.py)
     model/ ...       the models that the method exports
     summary.json     before and after
 
@@ -28,7 +29,9 @@ from minipost.datasets.rewards import sources
 from minipost.errors import MinipostError
 from minipost.files import read_bytes
 from minipost.lora_file import CONFIG, base_of
+from minipost.run import sharding
 
+ENDING = ".safetensors"  # of a state's name, unless it is sharded
 FOLDERS = ("state", "model", "critic", "reward_model", "rollouts")  # of any method's run
 FILES = ("summary.json", "metrics.jsonl", "config.json")
 MODEL_FILES = ("config.json", CONFIG, *checkpoint.SIDE_FILES, f"{checkpoint.WEIGHTS}.index.json")
@@ -130,7 +133,7 @@ class Directory:
         held = [name for name in (*FOLDERS, "summary.json") if (self / name).exists()]
         if held and not overwrite:
             what = "a finished run" if "summary.json" in held else "an unfinished run"
-            saved = any((self / "state").glob("*.safetensors"))
+            saved = any((self / "state").glob("[!.]*"))
             more = f"; go on with it by {self.prog} --resume {self.path}," if saved else \
                 " without a state to go on from;"
             raise MinipostError(f"{self.path}: holds {what}{more} choose another --out, or replace "
@@ -226,8 +229,8 @@ class Directory:
 
     # ---- states
 
-    def save(self, tensors, facts, settings, made, workers):
-        """Write a state.  The one before is kept as well."""
+    def save(self, tensors, facts, settings, made, workers, sharded=False):
+        """Write a state.  The one before is kept as well.  All ranks write one that is sharded."""
         path = self / "metrics.jsonl"
         try:
             with open(path, "ab") as file:
@@ -235,20 +238,27 @@ class Directory:
         except OSError as error:
             raise MinipostError(f"{path}: could not be written ({error.strerror}); the last saved "
                                 "state stands") from None
-        tensor_file.save_state(self / "state" / "state.safetensors", tensors, {
+        facts = {
             **facts, "settings": as_written(settings), "made_from": made, "workers": workers,
             "log": {"bytes": self.log_bytes, "sha256": self.log_digest.hexdigest()},
-        }, aside=self / "state" / "previous.safetensors")
+        }
+        write, end = (sharding().save_state, "") if sharded else (tensor_file.save_state, ENDING)
+        write(self / "state" / f"state{end}", tensors, facts, aside=self / "state"
+              / f"previous{end}")
 
-    def load(self):
-        """The newest state that is whole: (tensors, facts), and complaints about a newer one."""
+    def load(self, shard=""):
+        """The newest state that is whole: (tensors, facts), and complaints about a newer one.
+
+        shard: as in Run.
+        """
         complaints = []
-        for name in ("state.safetensors", "previous.safetensors"):
-            path = self / "state" / name
+        for name in ("state", "previous"):
+            path = self / "state" / (name if shard else f"{name}{ENDING}")
             if not path.exists():
                 continue
             try:
-                tensors, facts = tensor_file.load_state(path)
+                tensors, facts = (sharding().load_state(path, shard) if shard
+                                  else tensor_file.load_state(path))
                 check_facts(path, tensors, facts)
                 return tensors, facts, complaints
             except MinipostError as error:
@@ -260,13 +270,17 @@ class Directory:
                             "again with --overwrite")
 
     def changes(self, facts, settings, made, workers, longer=False):
-        """What differs from what a state was made from, in words.  longer: except its steps."""
+        """What differs from what a state was made from, in words.  longer: except its steps.
+
+        A sharded run may go on with any number of workers.
+        """
         before = {**flat(facts["settings"]), "workers": facts["workers"]}
         now = {**flat(as_written(settings)), "workers": workers}
         found = [f"config.json says {name} {now.get(name)!r:.40}, the state was made with "
                  f"{before.get(name)!r:.40}"
                  for name in sorted({*before, *now}) if before.get(name) != now.get(name)
-                 and not (longer and name == "method.steps")]
+                 and not (longer and name == "method.steps")
+                 and not (settings.options.shard and name in ("workers", "options.workers"))]
         known = facts["made_from"]
         for part in ("model", "reward_model"):  # it may have moved
             old, new = facts["settings"]["options"].get(part), getattr(settings.options, part)

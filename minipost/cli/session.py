@@ -18,7 +18,7 @@ from minipost.errors import MinipostError
 from minipost.measure.asked import asked
 from minipost.measure.results import TEMPERATURES, as_data, from_data, splits
 from minipost.measure.stats import paired
-from minipost.run import open_run, without_template
+from minipost.run import open_run, sharding, without_template
 
 PROG = "python -m minipost.train"
 
@@ -62,6 +62,7 @@ class Session:
 
     def go(self):
         self.lead = parallel.rank() == 0
+        self.workers = parallel.world()
         self.console = Console(quiet=not self.lead)
         self.files = Directory(self.directory, PROG)
         if self.lead and self.resume:
@@ -86,9 +87,9 @@ class Session:
                                 "--reward-model, or take a method that does, such as grpo")
         if self.options.reward_model:
             reward_model = checkpoint.load_reward_model(
-                self.options.reward_model, self.vocabulary, self.device, self.options.dtype)
-        if self.lead:
-            self.made = made_from(self.settings)
+                self.options.reward_model, self.vocabulary,
+                "cpu" if self.run.shard else self.device, self.options.dtype)
+        self.made = made_from(self.settings) if self.lead else {}
         if self.options.keep_rollouts and self.options.rollout_format == "parquet":
             formats.arrow("--rollout-format parquet")
         self.check_prompts()
@@ -203,13 +204,18 @@ class Session:
 
     def seen(self):
         """The facts of a state between two steps, and the version of every tensor in it."""
+        if self.run.shard:  # no rank can save alone
+            return {}, {}
         tensors, facts = self.run.state()
         facts = {**facts, "carried": dict(facts["carried"])}
         return facts, {name: tensor._version for name, tensor in tensors.items()}
 
     def rescue(self):
-        """Save the last whole step, unless the failed one has changed a tensor already."""
-        if not self.lead or self.saving:
+        """Save the last whole step, unless the failed one has changed a tensor already.
+
+        A sharded state takes all ranks, and one of them may have failed: the last save stands.
+        """
+        if not self.lead or self.saving or self.run.shard:
             return
         if self.run.step > self.boundary[0]["step"]:  # a whole step; what failed came after it
             if self.logged < self.run.step:
@@ -279,25 +285,31 @@ class Session:
         """
         if tensors is None:
             tensors, facts = self.run.state()
-        if not self.lead:
+        if not (self.lead or self.run.shard):
             return
         self.saving = True
         learners = self.run.learners
         for name, learner in learners.items():
-            if not learner.master.isfinite().all():
+            if not learner.finite():
                 raise MinipostError(f"{self.directory}: not saved, the {name} holds values that "
                                     "are not finite; the last saved state stands")
         for name, folder in self.method.EXPORTS.items():
-            if name in learners:
-                self.run.save(self.directory / folder, name)
+            if name not in learners:
+                continue
+            module = learners[name].module
+            if self.run.shard:
+                module = sharding().gathered(module, "cpu", keep=self.lead)
+            if self.lead:
+                checkpoint.save(self.directory / folder, module, self.options.model,
+                                self.options.dtype, self.vocabulary.end, self.options.merge)
         self.files.save(tensors, {**facts, "before": as_data(self.before),
                                   "seconds": self.seconds()},
-                        self.settings, self.made, self.workers)
+                        self.settings, self.made, self.workers, bool(self.run.shard))
         self.saving, self.saved = False, self.run.step
 
     def restore(self):
         """Go on from the newest whole state, unless it was made from something else."""
-        tensors, facts, complaints = self.files.load()
+        tensors, facts, complaints = self.files.load(self.run.shard)
         if self.lead:
             for complaint in complaints:
                 self.console.say(f"{complaint}; going on from the state before, of step "
@@ -311,6 +323,9 @@ class Session:
                                     "--anyway")
             for change in changes:
                 self.console.say(f"going on although {change}")
+            if self.run.shard and facts["workers"] != self.workers:
+                self.console.say(f"ranks: {facts['workers']} -> {self.workers}; sums may be "
+                                 "rounded otherwise")
         if self.longer:
             self.lengthen(facts)
         if self.lead:

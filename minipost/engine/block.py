@@ -44,7 +44,7 @@ def recompute(module):
 
 
 def block(layer, x, layout, pick=None):
-    """What `layer(x, layout, pick)` gives, a Block of gpt.py."""
+    """What a Block of gpt.py gives; it comes here itself, unless its layout is explicit."""
     if getattr(layer, "recompute", False) and torch.is_grad_enabled():
         return checkpoint(steps, layer, x, layout, pick, use_reentrant=False,
                           preserve_rng_state=False)  # nothing here is random

@@ -200,4 +200,5 @@ def alike(tokens, lengths):
             seen[found] = len(first)
             first.append(row)
         which.append(seen[found])
-    return torch.tensor(which, device=tokens.device), torch.tensor(first, device=tokens.device)
+    return (torch.tensor(which, dtype=torch.long, device=tokens.device),
+            torch.tensor(first, dtype=torch.long, device=tokens.device))

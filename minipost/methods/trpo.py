@@ -43,7 +43,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from minipost import ops, parallel
-from minipost.errors import Bounded
+from minipost.errors import Bounded, MinipostError
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum
 from minipost.rollout import logprobs_and_distribution
@@ -188,6 +188,13 @@ def line_search(evaluate, old, step, delta, shrink, tries):
 
 
 # ---- the method
+
+def check(run, cfg):
+    """MinipostError where a rank does not hold the whole vectors of weights."""
+    if run.shard:
+        raise MinipostError("trpo multiplies vectors of all weights, of which --shard leaves a "
+                            "part in each rank; leave out --shard, or take grpo or ppo")
+
 
 def train(run, cfg):
     """prompts -> rollout -> rewards -> natural gradient -> line search.  Yields step metrics."""
