@@ -4,7 +4,7 @@
 
 transformers opens such a directory as LlamaForCausalLM, and a directory that transformers wrote
 opens here, if it is of a family in families.py.
-A directory of an adapter opens too (lora_file.py).
+A directory of an adapter opens too (layout/lora_file.py).
 
 One trap of the layout is handled here.  rope_theta stands in two places: transformers 4 reads one,
 transformers 5 the other.  We write both and refuse a file where they differ.
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from minipost import files, lora_file
+from minipost import files
 from minipost.chat import Template
 from minipost.engine.lora import adapters, merged
 from minipost.errors import MinipostError
@@ -35,8 +35,9 @@ from minipost.families import (
 )
 from minipost.files import opened, read_bytes
 from minipost.gpt import GPT, GPTConfig, RewardModel, ValueHead
-from minipost.lora_file import base_of
-from minipost.tensor_file import (
+from minipost.layout import lora_file
+from minipost.layout.lora_file import base_of
+from minipost.layout.tensor_file import (
     LETTERS,
     check_tensor,
     digest,

@@ -31,8 +31,9 @@ from pathlib import Path
 
 import torch
 
-from minipost import checkpoint, methods, parallel, tensor_file, train
+from minipost import checkpoint, methods, parallel, train
 from minipost.gpt import GPT, GPTConfig
+from minipost.layout import tensor_file
 from minipost.tokenizer import Tokenizer
 from scripts.bench import ROOT, machine, table, write
 from scripts.fuzz import FUZZERS

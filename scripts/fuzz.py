@@ -22,10 +22,11 @@ from pathlib import Path
 
 import torch
 
-from minipost import checkpoint, methods, tensor_file, train
+from minipost import checkpoint, methods, train
 from minipost.cli.directory import as_written, check_facts
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig
+from minipost.layout import tensor_file
 from minipost.rollout import generate
 from minipost.tasks import TASKS
 from minipost.tokenizer import Tokenizer

@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minipost import checkpoint, files, tensor_file
+from minipost import checkpoint, files
 from minipost.cli.options import fail_in_one_sentence
 from minipost.errors import MinipostError
+from minipost.layout import tensor_file
 
 CONTROL = 3     # the type of a control token in a GGUF file
 NORMAL = 1

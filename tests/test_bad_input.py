@@ -21,7 +21,6 @@ from minipost import (
     files,
     methods,
     solve,
-    tensor_file,
     test_time,
     train,
 )
@@ -29,6 +28,7 @@ from minipost.cli import directory, inference, session
 from minipost.datasets.rows import File
 from minipost.errors import MOST, MinipostError, visible
 from minipost.gpt import RewardModel
+from minipost.layout import tensor_file
 from minipost.methods import sft
 from minipost.tasks import TASKS
 from minipost.tokenizer import Tokenizer

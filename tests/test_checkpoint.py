@@ -10,9 +10,10 @@ import torch
 from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 
-from minipost import checkpoint, files, tensor_file
+from minipost import checkpoint, files
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
+from minipost.layout import tensor_file
 from minipost.tokenizer import Tokenizer
 
 

@@ -166,7 +166,8 @@ def test_the_front_hall_shows_what_a_learner_reads_and_little_else():
     # optim.py, which engine/ may not import
     assert sum(path.suffix == ".py" for path in hall) <= 24
     assert {path.name for path in hall if path.is_dir()} == {
-        "checks", "cli", "datasets", "engine", "measure", "methods", "proof", "tasks", "test_time"}
+        "checks", "cli", "datasets", "engine", "layout", "measure", "methods", "proof", "tasks",
+        "test_time"}
 
 
 # ---- losses are held to shapes

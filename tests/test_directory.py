@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minipost import checkpoint, files, parallel, tensor_file, train
+from minipost import checkpoint, files, parallel, train
 from minipost.cli import session
 from minipost.cli.directory import Directory, whole_lines
 from minipost.errors import MinipostError
+from minipost.layout import tensor_file
 from minipost.optim import Learner
 
 STEPS = ("--steps", 3, "--batch-size", 4, "--save-every", 1)

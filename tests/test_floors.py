@@ -16,8 +16,7 @@ FLOORS = [
     "engine",
     "families",
     "contract ops parallel gpt tokenizer tasks",
-    "tensor_file",
-    "lora_file",
+    "layout",
     "optim checkpoint",
     "rollout shard",
     "datasets",
@@ -32,7 +31,7 @@ FLOORS = [
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 # Folders whose files may import each other.
-OPEN = {"engine", "tasks", "datasets", "measure", "checks", "cli", "proof"}
+OPEN = {"engine", "layout", "tasks", "datasets", "measure", "checks", "cli", "proof"}
 # The methods that are made of others: whose parts they take.
 MADE_OF = {
     "methods.ppo": {"sft", "reward"}, "methods.rlaif": {"sft", "ppo", "dpo"},

@@ -4,8 +4,9 @@ import pytest
 import torch
 from fakes import Echo, drive, toy
 
-from minipost import methods, tensor_file, train
+from minipost import methods, train
 from minipost.errors import MinipostError
+from minipost.layout import tensor_file
 from minipost.methods import dapo, grpo
 
 SMALL = dict(steps=6, prompts=3, group_size=4, lr=1e-2)

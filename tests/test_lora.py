@@ -8,10 +8,11 @@ import torch
 from conftest import tiny_model
 from fakes import sequences, tiny, toy
 
-from minipost import checkpoint, lora_file, train
+from minipost import checkpoint, train
 from minipost.engine.lora import TARGETS, adapt, adapters, fill, merged, off, own, trained
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel, ValueHead
+from minipost.layout import lora_file
 from minipost.methods.trpo import product_hessian, product_jacobian
 from minipost.optim import Learner, layer_matrices
 from minipost.rollout import distribution, generate, logprobs

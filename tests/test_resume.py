@@ -8,9 +8,10 @@ import pytest
 import torch
 from fakes import RLHF, Echo, Hidden, drive, given_model, toy
 
-from minipost import checkpoint, tensor_file, train
+from minipost import checkpoint, train
 from minipost.cli import session
 from minipost.datasets.rows import File
+from minipost.layout import tensor_file
 from minipost.methods import a2c, ppo, reinforce, sft, trpo
 
 STEPS = 4

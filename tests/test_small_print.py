@@ -9,9 +9,10 @@ import pytest
 import torch
 from fakes import Digits, Echo, Hidden, answer_file, make_run, sequences
 
-from minipost import checkpoint, files, parallel, tensor_file
+from minipost import checkpoint, files, parallel
 from minipost.datasets.trajectories import Trajectories
 from minipost.errors import MinipostError
+from minipost.layout import tensor_file
 from minipost.measure.results import Arm
 from minipost.methods import distill, oreo, trpo
 from minipost.rollout import Pairs

@@ -23,12 +23,13 @@ from pathlib import Path
 
 import torch
 
-from minipost import __version__, checkpoint, files, tensor_file
+from minipost import __version__, checkpoint, files
 from minipost.datasets import formats
 from minipost.datasets.rewards import sources
 from minipost.errors import MinipostError
 from minipost.files import read_bytes
-from minipost.lora_file import CONFIG, base_of
+from minipost.layout import tensor_file
+from minipost.layout.lora_file import CONFIG, base_of
 from minipost.run import sharding
 
 ENDING = ".safetensors"  # of a state's name, unless it is sharded

@@ -17,7 +17,7 @@ import torch
 from minipost import files
 from minipost.engine.lora import STACKED, TARGETS, adapters, linears
 from minipost.errors import MinipostError
-from minipost.tensor_file import check_tensor, open_tensors, write_tensors
+from minipost.layout.tensor_file import check_tensor, open_tensors, write_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BEFORE = "base_model.model."  # every name
