@@ -36,7 +36,8 @@ class Options(SetUp):
 
     out: str = ""               # run directory; runs/ALGO-TASK-SEED if empty
     workers: int = 0            # processes on a CPU; 0: one per core, at most 4
-    eval_n: int = 400           # held-out problems measured before and after
+    data_epochs: float = 0.0    # passes over the rows of the data, in place of --steps; 0: no
+    eval_n: int = 400           # held-out problems measured before and after; 0: none
     ask: int = 0                # answers of the untrained model to choose from, shown beside; 0: no
     show: int = 4               # held-out problems shown before and after
     save_every: int = 50        # steps between saved states; 0: only at the end
@@ -65,6 +66,12 @@ def settings_of(argv):
     found = parse(argv, PROG, lambda method: Options(
         **{"model": method.MODEL, **(method.DEMO if own else {})}), methods=methods, data=True,
         notes="--overwrite replaces the run that is in the directory.")
+    if found.options.data_epochs:
+        from minipost.cli.defaults import given_in
+
+        if "steps" in given_in(argv, [found.config]):
+            raise MinipostError("--steps and --data-epochs exclude each other: the second says how "
+                                "many steps there are by the number of rows; give one of them")
     if found.options.lag and not found.method.ON_POLICY:
         raise MinipostError(f"--lag {found.options.lag}: {found.method.name} does not learn from a "
                             "rollout in every step, so there is nothing to delay; grpo, ppo and "

@@ -3,7 +3,7 @@
 import shlex
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from minipost import checkpoint, files, parallel
 from minipost.checks.model import FAULT, WARNING, before_prompts, weights_as_written
 from minipost.cli.console import Console
+from minipost.cli.defaults import with_epochs
 from minipost.cli.directory import Directory, made_from
 from minipost.datasets import formats
 from minipost.datasets.fitting import fitted
@@ -90,11 +91,12 @@ class Session:
         if self.options.keep_rollouts and self.options.rollout_format == "parquet":
             formats.arrow("--rollout-format parquet")
         self.check_prompts()
+        length = self.lengths()
         self.method.check(self.run, self.config)
         self.console.header(self.method.name, self.task, self.config, self.options,
                             self.run.policy.module, parallel.world())
-        if self.note:
-            self.console.say(self.note)
+        for line in filter(None, (self.note, length)):
+            self.console.say(line)
         if self.lead:
             for found in (before_prompts(self.options.model, self.vocabulary),
                           weights_as_written(self.options.model)):
@@ -130,6 +132,18 @@ class Session:
             self.task, self.run.policy.module, self.vocabulary, self.options.max_new_tokens,
             self.method.READS, chain(known, *self.splits.values()), self.options.control_tokens)
         self.splits = splits(self.task, self.options.eval_n)
+
+    def lengths(self):
+        """Let the steps be those of --data-epochs, if there is one.  -> a line that says so, or ""
+
+        A resumed run has them in its settings.
+        """
+        if self.resume or not self.options.data_epochs:
+            return ""
+        self.config, line = with_epochs(self.run, self.method, self.config,
+                                        self.options.data_epochs)
+        self.settings = replace(self.settings, config=self.config)
+        return line
 
     def measure(self):
         """The method's measurements: {split: {metric: Result}}."""
