@@ -110,7 +110,8 @@ def test_steps_follow_from_the_rows(command, tmp_path, capsys):
                               "--schedule", "linear", "--warmup-steps", 0)) == 0
     said = capsys.readouterr().out
     assert "--data-epochs 2.5 over 35 rows, 16 in a step: 6 steps" in said and "steps 6," in said
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    lines = [json.loads(line) for line in
+             (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [round(line["learning_rate"] / lines[0]["learning_rate"], 6) for line in lines] == [
         round(1 - k / 6, 6) for k in range(6)]
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
