@@ -7,7 +7,8 @@ One run writes one directory:
     state/         what --resume continues from    rollouts/      what --keep-rollouts keeps
     (each file is replaced whole or not at all)
 
-Ctrl-C stops after the step in progress, with everything saved.  --resume DIR goes on from there and
+Ctrl-C stops after the step in progress, with everything saved, and says what it waits for; twice,
+or before the first step is made, it stops at once.  --resume DIR goes on from there and
 ends with the same bytes as a run that was never stopped (on the same machine).  It stops if the
 data, the reward, the model, the settings or minipost have changed since; --anyway goes on.  A run
 that is in the directory is replaced only by --overwrite.  --resume DIR --steps 500 goes on longer.

@@ -60,6 +60,7 @@ class Session:
         self.spent = self.paused = 0.0  # seconds: of training before a resume, of evaluation since
         self.skipped = 0                # updates left out so far
         self.saving = False
+        self.doing, self.began, self.took = "", 0.0, 0.0  # of a step: seconds that the last took
 
     def go(self):
         self.lead = parallel.rank() == 0
@@ -163,12 +164,17 @@ class Session:
         with self.console.progress(first, steps), self.kept():
             while not self.over(steps):
                 self.run.said.clear()  # what functions said of answers that were measured
+                self.begin(f"step {self.run.step + 1}")
                 self.metrics = metrics = {**next(learn), **self.run.differences()}
                 metrics |= self.said_of(metrics)
                 self.run.step += 1
+                self.took = time.perf_counter() - self.began
+                if self.run.step == first + 1:  # there was nothing to save before
+                    parallel.Signals.current.finish = [self.stop_soon]
                 rate = (self.run.tokens - tokens_before) / (self.seconds() - self.spent)
                 ended = milestones.get(self.run.step, "")
                 if ended or every_eval and self.run.step % every_eval == 0:
+                    self.begin(f"the measurement after step {self.run.step}")
                     metrics |= self.evaluation(ended)
                 self.keep_rollouts()
                 self.log(metrics)
@@ -179,6 +185,7 @@ class Session:
                 parallel.all_reduce(flag)
                 over = self.over(steps)
                 if flag or over or (every and self.run.step % every == 0):
+                    self.begin(f"the saving of step {self.run.step}")
                     self.save()
                 if flag and not over:
                     self.console.say(f"stopped after step {self.run.step} of {steps}; go on "
@@ -192,18 +199,23 @@ class Session:
         return (f"{PROG} --resume {shlex.quote(str(self.directory))}"
                 + (f" --reward {named}" if named else ""))
 
+    def begin(self, doing):
+        """Note what is done now, for whoever asks it to stop."""
+        self.doing, self.began = doing, time.perf_counter()
+
+    def stop_soon(self):
+        """What the first signal calls: say what the end waits for.  The step in progress is kept.
+        """
+        self.stop = True
+        usual = "" if self.doing.startswith("the") else f", the last one took {self.took:.0f} s"
+        self.console.say(f"finishing {self.doing} ({time.perf_counter() - self.began:.0f} s so far"
+                         f"{usual}), then saving (once more: stop at once)")
+
     @contextmanager
     def kept(self):
-        """Let the first signal finish the step, and save the last whole step if anything fails."""
+        """Save the last whole step if anything fails, such as by a second signal."""
         self.saved = self.logged = self.run.step
         self.boundary = self.seen()
-        signals = parallel.Signals.current
-
-        def finish():
-            self.stop = True
-            self.console.say("finishing this step, then saving (once more: stop at once)")
-
-        signals.finish = [finish]
         try:
             yield
         except BaseException:
@@ -211,7 +223,7 @@ class Session:
                 self.rescue()
             raise
         finally:
-            signals.finish = []
+            parallel.Signals.current.finish = []
 
     def seen(self):
         """The facts of a state between two steps, and the version of every tensor in it."""
@@ -233,6 +245,7 @@ class Session:
                                               for name, version in versions.items()):
             return
         self.run.step = facts["step"]
+        self.console.say(f"saving step {self.run.step}, which was made before")
         self.save({name: tensors[name] for name in versions}, facts)
         self.console.say(f"step {self.run.step} is saved; go on with: {self.command()}")
 
