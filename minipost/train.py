@@ -48,7 +48,7 @@ class Options(SetUp):
     rollout_format: Literal["jsonl", "parquet"] = "jsonl"  # of what --keep-rollouts keeps
     budget: int = 0             # response tokens after which the run stops early; 0: no such limit
 
-    LIMITS = dict.fromkeys(("ask", "show", "save_every", "eval_every", "keep_rollouts",
+    LIMITS = dict.fromkeys(("eval_n", "ask", "show", "save_every", "eval_every", "keep_rollouts",
                             "budget"), ">= 0") | {
         "lag": ">= 0, <= 1000"}
 
@@ -73,6 +73,10 @@ def settings_of(argv):
         if "steps" in given_in(argv, [found.config]):
             raise MinipostError("--steps and --data-epochs exclude each other: the second says how "
                                 "many steps there are by the number of rows; give one of them")
+    for name in ("ask", "eval_every"):
+        if getattr(found.options, name) and not found.options.eval_n:
+            raise MinipostError(f"--{name.replace('_', '-')} measures held-out problems, and "
+                                "--eval-n 0 asks for none; leave one of them out")
     if found.options.lag and not found.method.ON_POLICY:
         raise MinipostError(f"--lag {found.options.lag}: {found.method.name} does not learn from a "
                             "rollout in every step, so there is nothing to delay; grpo, ppo and "

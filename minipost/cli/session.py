@@ -11,13 +11,13 @@ import torch
 from minipost import checkpoint, files, parallel
 from minipost.checks.model import FAULT, WARNING, before_prompts, weights_as_written
 from minipost.cli.console import Console
-from minipost.cli.defaults import with_epochs
+from minipost.cli.defaults import LARGE, with_epochs
 from minipost.cli.directory import Directory, made_from
 from minipost.datasets import formats
 from minipost.datasets.fitting import fitted
 from minipost.errors import MinipostError
 from minipost.measure.asked import asked
-from minipost.measure.results import TEMPERATURES, as_data, from_data, splits
+from minipost.measure.results import TEMPERATURES, as_data, forecast, from_data, splits
 from minipost.measure.stats import paired
 from minipost.run import open_run, without_template
 
@@ -79,7 +79,7 @@ class Session:
         self.run = open_run(self.options, self.task, self.device)
         self.task = self.run.task
         self.run.lag, self.vocabulary = self.options.lag, self.run.vocabulary
-        self.splits = splits(self.task, self.options.eval_n)
+        self.splits = self.held_out()
         reward_model = None
         if self.options.reward_model and not self.method.SCORED:
             raise MinipostError(f"{self.method.name} does not learn from a score; leave out "
@@ -109,6 +109,7 @@ class Session:
         if self.resume:
             self.restore()
         else:
+            self.announce()
             self.before = self.measure()
             if self.options.ask:
                 split = next(iter(self.splits))
@@ -132,7 +133,7 @@ class Session:
         self.task = self.run.task = fitted(
             self.task, self.run.policy.module, self.vocabulary, self.options.max_new_tokens,
             self.method.READS, chain(known, *self.splits.values()), self.options.control_tokens)
-        self.splits = splits(self.task, self.options.eval_n)
+        self.splits = self.held_out()
 
     def lengths(self):
         """Let the steps be those of --data-epochs, if there is one.  -> a line that says so, or ""
@@ -146,9 +147,24 @@ class Session:
         self.settings = replace(self.settings, config=self.config)
         return line
 
+    def held_out(self):
+        """{split: problems to measure}, {} where none are to be measured."""
+        return splits(self.task, self.options.eval_n) if self.options.eval_n else {}
+
+    def announce(self):
+        """Say how long it takes to the first step, where that is long: for a large model."""
+        if self.run.policy.flat.numel() <= LARGE or not self.splits:
+            return
+        seconds = forecast(self.run, self.splits, lambda some: self.method.measure(
+            self.run, some, self.config))
+        self.console.say(
+            f"measuring {sum(map(len, self.splits.values()))} held-out problems first" + (
+                "" if seconds is None else f", about {seconds:.0f} s, less where answers end early")
+            + "; the first step follows (--eval-n 0: at once)")
+
     def measure(self):
-        """The method's measurements: {split: {metric: Result}}."""
-        return self.method.measure(self.run, self.splits, self.config)
+        """The method's measurements: {split: {metric: Result}}, {} where there is nothing to do."""
+        return self.method.measure(self.run, self.splits, self.config) if self.splits else {}
 
     def train(self):
         learn = self.method.train(self.run, self.config)
@@ -375,6 +391,19 @@ class Session:
         if any(set(after[split]) - set(self.before[split]) for split in after):
             raise MinipostError(f"{self.directory}: the state holds other measurements than this "
                                 "run makes; begin again with --overwrite")
+        name = self.directory.name
+        summary = {
+            "name": name.removeprefix("demo-") if name.startswith("demo-") else self.method.name,
+            "task": self.task.name, "seed": self.options.seed, "metric": "",
+            "seconds": round(self.trained, 1), "tokens": self.run.tokens, "skipped": self.skipped,
+            "all": {}, "asked": {},
+        }
+        if not after:
+            if self.lead:
+                files.write_json(self.directory / "summary.json", summary)
+            self.console.say("nothing was measured before or after (--eval-n 0)")
+            self.console.end(summary, self.directory)
+            return
         split = next(iter(after))  # not of `before`, which loses its order in a saved state
         metric = self.method.METRIC if self.method.METRIC in after[split] else next(
             iter(after[split]))
@@ -382,13 +411,9 @@ class Session:
                                    "after": asdict(after[split][metric].score),
                                    **gain(self.before[split][metric], after[split][metric])}
                  for split in after for metric in after[split]}
-        name = self.directory.name
-        summary = {
-            "name": name.removeprefix("demo-") if name.startswith("demo-") else self.method.name,
-            "task": self.task.name, "seed": self.options.seed,
+        summary |= {
             "metric": f"{metric}{' reward' if metric in TEMPERATURES else ''}, {split}",
             **every[split, metric],
-            "seconds": round(self.trained, 1), "tokens": self.run.tokens, "skipped": self.skipped,
             "all": {f"{metric}, {split}": scores for (split, metric), scores in every.items()},
             "asked": {f"{metric}, {split}": asdict(found.score)
                       for split, results in self.before.items()
