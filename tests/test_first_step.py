@@ -1,11 +1,12 @@
 """What comes before the first step: how long it takes is said, and --eval-n 0 leaves it out."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from minipost import train
+from minipost import methods, train
 from minipost.cli import session
 from minipost.errors import MinipostError
 from minipost.measure import results
@@ -71,7 +72,8 @@ def test_eval_n_0_measures_nothing_and_the_summary_says_so(command, monkeypatch,
     def refuse(*_):
         raise AssertionError("something was measured")
 
-    monkeypatch.setattr(session.Session, "measure", lambda self: self.splits and refuse())
+    load = methods.load
+    monkeypatch.setattr(methods, "load", lambda name: replace(load(name), measure=refuse))
     assert train.main(command(algo, *flags, "--eval-n", 0)) == 0
     said = capsys.readouterr().out
     assert "nothing was measured before or after (--eval-n 0)" in said and "before:" not in said

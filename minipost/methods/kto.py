@@ -142,7 +142,7 @@ def train(run, cfg):
     while True:
         rate = cfg.rate(cfg.lr, run.step)
         seqs, good = draw(run, cfg, reference)
-        wrong = mismatched(seqs, run.vocabulary.pad, policy.module.context)
+        wrong = mismatched(seqs, run.vocabulary.pad, run.longest)
         drift = run.logprobs(policy.module, wrong) - run.logprobs(reference, wrong)
         z0 = max(0.0, float(row_sums(drift, wrong.mask).mean()))
         count, meter = len(seqs), Meter("loss", "drift/good", "drift/bad")
