@@ -22,13 +22,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from minipost import methods, tasks
-from minipost.cli.defaults import for_sampler, wanted
+from minipost.cli.defaults import for_adapters, for_sampler, wanted, with_epochs
 from minipost.cli.options import SetUp, shipped_models
 from minipost.cli.session import pick_device
 from minipost.datasets.fitting import fitted
 from minipost.datasets.rewards import Added, Part
 from minipost.datasets.rows import File
-from minipost.errors import MinipostError
+from minipost.engine.lora import adapters
+from minipost.errors import LARGEST, MinipostError
 from minipost.measure.results import results, splits
 from minipost.run import open_run
 from minipost.tasks import TASKS
@@ -67,7 +68,7 @@ def open_model(model="checkpoints/base", task=None, data=None, reward=None, eval
     if functions and len(functions) < len(named):
         raise MinipostError("reward holds functions and names; expected one of the two")
     options = shipped_models(SetUp(model=str(model), reward=() if functions else tuple(named)))
-    others = wanted(options.model, 0.0) | settings
+    others = wanted(options.model, pick_device(options.device)) | settings
     options = replace(options, **{name: value for name, value in others.items()
                                   if name in known - knobs})
     folder = ""
@@ -107,7 +108,8 @@ def as_lines(rows):
 def train(run, algo, **settings):
     """Train the run's policy with a method: a generator of one dict of metrics per step.
 
-    algo: the method, by the name of its file.  settings: of its Config, such as steps=28, lr=1e-4.
+    algo: the method, by the name of its file.  settings: of its Config, such as steps=28, lr=1e-4,
+    and data_epochs=1 instead of steps: so many passes over the rows of the data.
     A run that was trained before goes on from its weights, with a new optimiser, as a run of the
     next seed does: it draws other problems and other answers.
     """
@@ -116,17 +118,28 @@ def train(run, algo, **settings):
                             f"{', '.join(methods.names())}")
     method = methods.load(algo)
     known = {f.name for f in fields(method.Config)}
+    epochs = settings.pop("data_epochs", 0)
     for name in settings:
         if name not in known:
             raise MinipostError(f"{algo} has no setting {name!r:.40}; it has "
-                                f"{', '.join(sorted(known))}")
-    others = {name: value for name, value in wanted(run.origin, method.LARGE_LR).items()
-              if name in known}
-    config = shipped_models(method.Config(**others | settings))
+                                f"{', '.join(sorted(known | {'data_epochs'}))}")
+    if not isinstance(epochs, int | float) or not 0 <= epochs < LARGEST:
+        raise MinipostError(f"data_epochs is {epochs!r:.40}; expected a number above 0")
+    if epochs and "steps" in settings:
+        raise MinipostError("steps and data_epochs exclude each other; give one of them")
+    others = wanted(run.origin, run.policy.module.device.type, method, method.Config(**settings),
+                    settings)
+    if others and isinstance(run.task, File) and "steps" not in settings:
+        epochs = epochs or 1
+    config = shipped_models(method.Config(**{
+        name: value for name, value in others.items() if name in known} | settings))
     config, _ = for_sampler("vllm" if run.server else "own", config, settings)
+    config, _ = for_adapters(bool(adapters(run.policy.module)), config, settings)
     known = run.task.training() if run.task.training else run.problems(16)
     run.task = fitted(run.task, run.policy.module, run.vocabulary, run.max_new_tokens, method.READS,
                       known, run.control_tokens)
+    if epochs:
+        config, _ = with_epochs(run, method, config, epochs)
     method.check(run, config)
     return steps(run, method, config)
 

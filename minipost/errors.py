@@ -65,6 +65,10 @@ class Bounded:
 
     LIMITS: ClassVar[Mapping[str, str]] = {}
 
+    def idle(self):
+        """The names of settings that nothing heeds, as others are: they keep their defaults."""
+        return ()
+
     def __post_init__(self):
         limits = dict(USUAL)
         for base in reversed(type(self).__mro__):

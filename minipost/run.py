@@ -377,8 +377,9 @@ class Run:
 
         Of an answer in Messages the assistant's turns are learnt.
 
-        MinipostError where a prompt has no tokens, or passes the context with its answer; it names
-        the place of a row.
+        With --on-long-row truncate the end of an answer is cut that is too long.  MinipostError
+        where a prompt has no tokens, or passes the context with its answer; it names the place of a
+        row.
         """
         policy, words = self.policy.module, self.vocabulary
         problems = [Problem(each) if isinstance(each, str) else each for each in problems]
@@ -389,6 +390,9 @@ class Run:
                 before, after, learnt = written(words, problem.prompt, text, **how)
                 if not before:
                     raise MinipostError(NO_TOKENS)
+                if isinstance(self.task, File) and self.task.on_long_row == "truncate":
+                    room = max(0, self.longest - len(before))
+                    after, learnt = after[:room], learnt[:room]
                 check_context(policy, len(before), len(after), problem.prompt, text)
             except MinipostError as error:
                 place = problem.place and f"{problem.place}: "
@@ -396,6 +400,12 @@ class Run:
             rows.append((before, after, learnt))
         ids, ends, masks = zip(*rows)
         return pack(ids, ends, words.pad, masks).to(policy.device)
+
+    @property
+    def longest(self):
+        """Tokens that a prompt with an answer to learn may have."""
+        context = self.policy.module.context
+        return self.task.longest(context) if isinstance(self.task, File) else context
 
     def prompt_ids(self, text):
         """Ids of a problem's prompt.  MinipostError where there are none.

@@ -7,7 +7,8 @@ One run writes one directory:
     state/         what --resume continues from    rollouts/      what --keep-rollouts keeps
     (each file is replaced whole or not at all)
 
-Ctrl-C stops after the step in progress, with everything saved.  --resume DIR goes on from there and
+Ctrl-C stops after the step in progress, with everything saved, and says what it waits for; twice,
+or before the first step is made, it stops at once.  --resume DIR goes on from there and
 ends with the same bytes as a run that was never stopped (on the same machine).  It stops if the
 data, the reward, the model, the settings or minipost have changed since; --anyway goes on.  A run
 that is in the directory is replaced only by --overwrite.  --resume DIR --steps 500 goes on longer.
@@ -40,7 +41,8 @@ class Options(SetUp):
 
     out: str = ""               # run directory; runs/ALGO-TASK-SEED if empty
     workers: int = 0            # processes on a CPU; 0: one per core, at most 4
-    eval_n: int = 400           # held-out problems measured before and after
+    data_epochs: float = 0.0    # passes over the rows of the data, in place of --steps; 0: no
+    eval_n: int = 400           # held-out problems measured before and after; 0: none
     ask: int = 0                # answers of the untrained model to choose from, shown beside; 0: no
     show: int = 4               # held-out problems shown before and after
     save_every: int = 50        # steps between saved states; 0: only at the end
@@ -51,7 +53,7 @@ class Options(SetUp):
     rollout_format: Literal["jsonl", "parquet"] = "jsonl"  # of what --keep-rollouts keeps
     budget: int = 0             # response tokens after which the run stops early; 0: no such limit
 
-    LIMITS = dict.fromkeys(("ask", "show", "save_every", "eval_every", "keep_rollouts",
+    LIMITS = dict.fromkeys(("eval_n", "ask", "show", "save_every", "eval_every", "keep_rollouts",
                             "budget"), ">= 0") | {
         "lag": ">= 0, <= 1000"}
 
@@ -70,6 +72,13 @@ def settings_of(argv):
     found = parse(argv, PROG, lambda method: Options(
         **{"model": method.MODEL, **(method.DEMO if own else {})}), methods=methods, data=True,
         notes="--overwrite replaces the run that is in the directory.")
+    if found.options.data_epochs and "steps" in given_in(argv, [found.config]):
+        raise MinipostError("--steps and --data-epochs exclude each other: the second says how "
+                            "many steps there are by the number of rows; give one of them")
+    for name in ("ask", "eval_every"):
+        if getattr(found.options, name) and not found.options.eval_n:
+            raise MinipostError(f"--{name.replace('_', '-')} measures held-out problems, and "
+                                "--eval-n 0 asks for none; leave one of them out")
     if found.options.lag and not found.method.ON_POLICY:
         raise MinipostError(f"--lag {found.options.lag}: {found.method.name} does not learn from a "
                             "rollout in every step, so there is nothing to delay; grpo, ppo and "
@@ -219,15 +228,12 @@ def start(argv):
         directory = settings.options.out or \
             f"runs/{settings.method.name}-{settings.task.name}-{settings.options.seed}"
     from minipost import parallel
-    from minipost.cli.defaults import flags, for_sampler, for_size
+    from minipost.cli.defaults import for_run
     from minipost.cli.session import Session, pick_device
 
     device, note = pick_device(settings.options.device), ""
     if not resume:
-        settings, note = for_size(settings, argv, device)
-        config, line = for_sampler(settings.options.sampler, settings.config,
-                                   flags(argv, settings))
-        settings, note = replace(settings, config=config), "\n".join(filter(None, (note, line)))
+        settings, note = for_run(settings, argv, device)
     workers = settings.options.workers or workers or parallel.default_workers(device)
     if settings.options.shard and device != "cpu" and (device != "cuda" or workers > 1):
         raise MinipostError(f"--shard --device {device} --workers {workers}: ranks share weights "

@@ -462,7 +462,7 @@ def test_a_wrong_flag_is_answered_with_the_right_one(command, capsys, flags, par
 @pytest.mark.parametrize("flags, part", [
     (("--group-size", "1"), "group_size is 1; expected at least 2"),
     (("--micro-batch-size", "0"), "micro_batch_size is 0"),
-    (("--max-new-tokens", "0"), "max_new_tokens is 0"), (("--eval-n", "0"), "eval_n is 0"),
+    (("--max-new-tokens", "0"), "max_new_tokens is 0"), (("--eval-n", "-1"), "eval_n is -1"),
     (("--seed", "-1"), "seed is -1; expected at least 0"),
     (("--lr", "1e38"), "lr is 1e+38; expected at most 1000000000"),
     (("--temperature", "1e-40"), "temperature is 1e-40; expected at least 1e-18"),

@@ -270,3 +270,15 @@ def test_the_examples_of_the_readme_run(capsys, tiny, tmp_path, monkeypatch):
         out, err = capsys.readouterr()
         assert not err and ('"faults": ' if "--json" in command else "faults: ") in out, command
         assert code == ("--reward-model" in command)        # a fresh one scores all answers alike
+
+
+def test_rows_that_are_too_long_are_counted_and_no_fault_where_they_are_cut(diagnose, tmp_path):
+    path = tmp_path / "long.jsonl"
+    rows = [{"prompt": f"{k}+1=", "completion": " 1" * (61 if k < 4 else 1)} for k in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for choice, status in (("stop", "fault"), ("skip", "ok"), ("truncate", "ok")):
+        _, found, _ = diagnose("--data", path, "--on-long-row", choice)
+        assert found["long rows"]["status"] == "warning"
+        assert "4 of 40 rows" in found["long rows"]["finding"]
+        assert found["context"]["status"] == status
+        assert (found["rows for this model"]["status"] == "ok") == (choice != "stop")

@@ -365,7 +365,8 @@ def test_a_row_that_a_run_cannot_use_is_a_bad_row(tmp_path, kind, place):
     said, = [s for s in found.skipped() if s.startswith("skipped")]
     assert f"skipped 1 of {len(rows) + 1 - (place == 'eval_data') * 30} rows" in said
     assert f"{names[place]}, line 4: " in said and "are kept" in said
-    assert asdict(found) == {**names, "on_bad_row": "skip", "columns": ""}
+    assert asdict(found) == {**names, "on_bad_row": "skip", "columns": "", "max_length": 0,
+                             "on_long_row": "stop"}
     if kind > 1:  # who does not learn completions has no need of room for them
         assert fitted(File(**names), model, words, 4).rows
 

@@ -416,6 +416,24 @@ def unusable_rows(complaints, rows, skip):
         "mend them, or leave them out with --on-bad-row skip")
 
 
+def long_rows(over, rows, most, choice):
+    """No row is longer than it may be.  over: tokens that are too many, of each row that is too
+    long; most: tokens that a prompt may have with its answer; choice: --on-long-row.
+    """
+    name = "long rows"
+    if not over:
+        return Finding(name, OK, f"none of {rows} rows has more than {most} tokens")
+    what = f"{of(len(over), rows, 'rows')} have more than {most} tokens, the longest " \
+           f"{most + max(over)}"
+    if choice == "truncate":
+        return Finding(name, WARNING, f"{what}: the ends of their answers are cut",
+                       "how those answers end is not learnt, EOS included",
+                       "raise --max-length if the model's context has room")
+    return Finding(name, WARNING, what, "they are left out" if choice == "skip" else
+                   "a run stops at them", "raise --max-length if the model's context has room, or "
+                   "say --on-long-row truncate" + ("" if choice == "skip" else " or skip"))
+
+
 def held_out_prompts(training, heldout, dropped=0, unused=0):
     """No held-out prompt is trained on, not even in another spelling.
 

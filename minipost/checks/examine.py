@@ -7,7 +7,7 @@ import torch
 from minipost import checkpoint
 from minipost.chat import Messages
 from minipost.checks import chats, data, model
-from minipost.datasets.fitting import complaint
+from minipost.datasets.fitting import TooLong, looked_at
 from minipost.datasets.preferences import file_pairs
 from minipost.ops import policy_gradient
 from minipost.rollout import fits
@@ -44,8 +44,14 @@ def examine(options, task, device):
 
 def unusable(run, problem, reads=data.ANSWERS):
     """Why a run cannot use a problem, or None.  reads: the answers that it would learn."""
-    return complaint(problem, run.policy.module, run.vocabulary, run.max_new_tokens, reads,
-                     run.control_tokens if run.task.name == "file" else "plain")
+    return looked_at(problem, run.policy.module, run.vocabulary, run.max_new_tokens, reads,
+                     run.control_tokens if run.task.name == "file" else "plain", run.task)[0]
+
+
+def too_many(run, problem):
+    """Tokens that a row has too many with its longest answer, 0 if it fits."""
+    return looked_at(problem, run.policy.module, run.vocabulary, run.max_new_tokens, data.ANSWERS,
+                     "tokens" if reading(run) else "plain", run.task)[1]
 
 
 def reading(run):
@@ -78,8 +84,16 @@ def look_at_texts(run, stated, options):
     training = task.training() if file else task.sample(400, run.rng("problems"))
     problems = [*training, *task.sides[1]] if file else []
     odd = [(p.place, said) for p in problems if (said := unusable(run, p))]
-    if file and task.on_bad_row == "skip":
-        places = {place for place, _ in odd}  # where nothing is left, the rest looks at all
+    over, limit = [], run.policy.module.context
+    if file:
+        limit = task.longest(limit)
+        over = [more for p in problems if (more := too_many(run, p))]
+        left = [place for place, said in odd if task.on_bad_row == "skip" or (
+            task.on_long_row != "stop" and isinstance(said, TooLong))]
+        odd = [(place, said) for place, said in odd if not isinstance(said, TooLong)
+               or task.on_long_row == "stop"]
+    if file and left:
+        places = set(left)  # where nothing is left, the rest looks at all
         training, heldout = ([p for p in side if p.place not in places] or side
                              for side in (training, heldout))
     rows = training[: options.rows]
@@ -93,7 +107,9 @@ def look_at_texts(run, stated, options):
     found = [
         model.control_ids(vocabulary, stated), model.eos_in_files(vocabulary, stated),
         model.empty_prompts(prompts.values()),
-        model.context(list(prompts.values()), [length(run, *pair) for pair in given],
+        model.context(list(prompts.values()), [
+            min(n, limit) if file and task.on_long_row == "truncate" else n
+            for n in (length(run, *pair) for pair in given)],
                       run.max_new_tokens, run.policy.module.context),
         data.control_texts([*prompts, *answers], vocabulary,
                            options.control_tokens if file else "plain"),
@@ -110,6 +126,7 @@ def look_at_texts(run, stated, options):
                                       len(whole) - len(task.training()) if task.eval_data else 0,
                                       task.unused),
         data.skipped_rows(task.bad),
+        data.long_rows(over, len(problems), limit, task.on_long_row),
         data.unusable_rows(odd, len(problems), task.on_bad_row == "skip"),
         data.divided_prompts(whole), data.repeated_prompts(task.data, whole),
         data.repeated_rows(rows), data.stated_rewards(rows),

@@ -210,6 +210,9 @@ class Console:
         for name, row in summary["asked"].items():
             table.add_row(name, str(row["n"]), str(Score(**row)), "")
         self.rich.print(table)
+        self.end(summary, directory)
+
+    def end(self, summary, directory):
         self.say(f"{summary['seconds']:.0f} s of training, {summary['tokens']:,} tokens; "
                  f"everything is in {directory}")
 

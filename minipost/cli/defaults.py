@@ -1,21 +1,37 @@
-"""Defaults that follow the size of the model.
+"""Defaults that follow the size of the model, and steps that follow the number of rows.
 
 The defaults of methods suit the nano checkpoints of this repository.  A model of more than LARGE
 parameters wants a rate that is a hundred times smaller, fewer but longer answers, and one process:
 a product of large matrices uses all threads, and every process more holds the weights once more.
-What a flag says stands.
+Adapters want a larger rate.  What a flag says stands.
 """
 
 import json
 import math
 from dataclasses import fields, replace
-from pathlib import Path
 
 from minipost.cli.options import new_name
+from minipost.datasets.rows import File
+from minipost.errors import MinipostError
+from minipost.layout.lora_file import base_of
 
 LARGE = 20_000_000   # parameters; on a CPU one process is then faster than two
 ANSWER, HELD_OUT = 256, 64   # tokens of an answer, held-out problems
 CRITIC_LR = 1e-5     # of a value head on a copy of the policy
+RATES = ("dpo_lr", "sft_lr", "critic_lr")  # beside lr
+ADAPTER_RATE = 10    # of adapters, times that of all weights
+STEPS = 100          # at most, where there are no rows to go through
+
+# What a step of a large model learns from.  Two cores bring some 100 tokens a second of a model of
+# 135M parameters forward and back, so that of 16 answers of up to 256 tokens a step takes a minute
+# at most, and so do 4 pairs or 8 rows of 300 tokens.  A GPU is a hundred times faster and is idle
+# with so few; what a pass takes there is bound by its memory (run.memory) before 64 sequences are.
+STEP = {
+    "cpu": {"answers": 16, "group_size": 4, "pairs": 4, "batch_size": 8},
+    "cuda": {"answers": 128, "group_size": 8, "pairs": 32, "batch_size": 32,
+             "micro_batch_size": 64},
+}
+STOCK = 4            # batches of answers that are collected first, by methods that learn from a set
 
 
 def parameters(directory):
@@ -25,13 +41,13 @@ def parameters(directory):
     """
     total = 0
     try:
-        for path in Path(directory).glob("*.safetensors"):
+        for path in base_of(directory).glob("*.safetensors"):
             with path.open("rb") as file:
                 size = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(min(size, 10**8)))
             total += sum(math.prod(entry["shape"]) for name, entry in header.items()
                          if name != "__metadata__")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, MinipostError):
         return 0
     return total
 
@@ -39,37 +55,56 @@ def parameters(directory):
 def longest_answer(directory):
     """ANSWER, or half of the context of a model with a small one."""
     try:
-        context = json.loads((Path(directory) / "config.json").read_text())
+        context = json.loads((base_of(directory) / "config.json").read_text())
         return min(ANSWER, int(context["max_position_embeddings"]) // 2)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, MinipostError):
         return ANSWER
 
 
-def wanted(directory, rate):
+def wanted(directory, device, method=None, config=None, given=()):
     """{setting: its default} that a model of this size wants, {} if it is a small one.
 
-    rate: the learning rate of the method for a large model.
+    method, config: the Method that trains it and its Config; None where nothing is trained.
+    given: the names of settings that are not left to their defaults.
     """
     if parameters(directory) <= LARGE:
         return {}
-    return {"lr": rate, "dpo_lr": rate, "sft_lr": 1e-5, "critic_lr": CRITIC_LR,
-            "eval_n": HELD_OUT, "max_new_tokens": longest_answer(directory)}
+    step = STEP.get(device, STEP["cpu"])
+    found = {"eval_n": HELD_OUT, "max_new_tokens": longest_answer(directory),
+             **{name: step[name] for name in ("micro_batch_size",) if name in step}}
+    if device == "cpu":
+        found["workers"] = 1
+    if method is None:
+        return found
+    names = {f.name for f in fields(config)} - set(config.idle())
+    found |= {"lr": method.LARGE_LR, "dpo_lr": method.LARGE_LR, "sft_lr": 1e-5,
+              "critic_lr": CRITIC_LR, "steps": min(config.steps, STEPS)}
+    group = getattr(config, "group_size", 1)
+    group = group if "group_size" in given else min(step["group_size"], group)
+    stock = STOCK if "batch_size" in names else 1
+    found |= {"pairs": step["pairs"], "batch_size": step["batch_size"], "group_size": group,
+              "prompts": max(1, stock * step["answers"] // group)}
+    return {name: value for name, value in found.items() if name in names or not hasattr(
+        config, name)}
 
 
-def flags(argv, settings):
-    """The names, as they are now, of the settings that a command line gives."""
-    return {new_name(a.partition("=")[0].lstrip("-").replace("-", "_"),
-                     [settings.options, settings.config]) for a in argv if a.startswith("--")}
+def given_in(argv, parts):
+    """The names of the settings that a command line gives; parts: the dataclasses that have them.
+    """
+    return {new_name(a.partition("=")[0].lstrip("-").replace("-", "_"), parts)
+            for a in argv if a.startswith("--")}
 
 
 def for_size(settings, argv, device):
     """(the Settings with defaults for the model's size, a line that says which and why, or "")."""
-    others = wanted(settings.options.model, settings.method.LARGE_LR)
+    parts = [settings.options, settings.config]
+    given = given_in(argv, parts)
+    others = wanted(settings.options.model, device, settings.method, settings.config, given)
     if not others:
         return settings, ""
-    parts, given = [settings.options, settings.config], flags(argv, settings)
-    if device == "cpu":
-        others["workers"] = 1
+    if settings.task.name == File.name and not {"steps", "data_epochs"} & given:
+        others["data_epochs"] = 1.0
+        given |= {"steps"}  # which follow
     said, changed = [], []
     for part in parts:
         new = {f.name: others[f.name] for f in fields(part)
@@ -80,6 +115,31 @@ def for_size(settings, argv, device):
     line = (f"defaults for a model of {count / 1e6:.0f}M parameters, more than {LARGE / 1e6:.0f}M: "
             f"{' '.join(said)}; any flag wins")
     return replace(settings, options=changed[0], config=changed[1]), line if said else ""
+
+
+def for_run(settings, argv, device):
+    """(the Settings with all defaults that follow from others, lines that say which and why)."""
+    given = given_in(argv, [settings.options, settings.config])
+    settings, note = for_size(settings, argv, device)
+    config, more = for_adapters(bool(settings.options.lora), settings.config, given)
+    config, last = for_sampler(settings.options.sampler, config, given)
+    return replace(settings, config=config), "\n".join(filter(None, (note, more, last)))
+
+
+def for_adapters(has, config, given):
+    """(the Config with the rates that adapters want, a line that says so, or "").
+
+    An adapter's B begins at zero, and the weights move by products of two small matrices.  Ten times
+    the rate of all weights is about right for it, whatever the size of the model (Schulman 2025,
+    thinkingmachines.ai/blog/lora).
+    """
+    names = [f.name for f in fields(config)
+             if f.name in ("lr", *RATES) and f.name not in given] if has else []
+    if not names:
+        return config, ""
+    new = {name: ADAPTER_RATE * getattr(config, name) for name in names}
+    said = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in new.items())
+    return replace(config, **new), f"defaults for adapters, ten times the rates: {said}"
 
 
 def for_sampler(sampler, config, given):
@@ -94,3 +154,17 @@ def for_sampler(sampler, config, given):
     return replace(config, correct="truncated"), (
         f"--sampler vllm: --correct truncated --cap {config.cap:g}, since the server's log-probs "
         "are not those of training; any flag wins")
+
+
+def with_epochs(run, method, config, epochs):
+    """(the Config with the steps that so many passes over the rows take, a line that says so).
+
+    run: whose task holds the rows.  MinipostError where there is no list of rows to pass over.
+    """
+    rows, each = method.rows(run, config)
+    if not rows:
+        raise MinipostError(f"--data-epochs {epochs:g}: {method.name} goes through no finite list "
+                            f"of rows on {run.task.name} here; give --steps")
+    steps = math.ceil(epochs * rows / each)
+    return replace(config, steps=steps), (
+        f"--data-epochs {epochs:g} over {rows:,} rows, {each} in a step: {steps:,} steps")

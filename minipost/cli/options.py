@@ -24,8 +24,9 @@ from minipost.tasks import TASKS
 PROBLEMS = f"""Problems: --task {{{','.join(TASKS)}}}, whose knobs are listed below"""
 FILES = """, or
 --data FILE (JSONL, JSON, Parquet, or a data set of save_to_disk), with --eval-data FILE to hold out
-those (else one prompt in ten), --columns question:prompt,answer:solution to rename columns, and
---on-bad-row skip to leave out rows that are not as they should be"""
+those (else one prompt in ten), --columns question:prompt,answer:solution to rename columns,
+--on-bad-row skip to leave out rows that are not as they should be, --max-length 512 to bound the
+tokens of a prompt with its answer, and --on-long-row skip or truncate for rows that are longer"""
 
 
 KNOBS = {f"--{f.name.replace('_', '-')}" for task in TASKS.values() if is_dataclass(task)
@@ -95,7 +96,7 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
     method = (methods.outline if asked else methods.load)(known.method) if methods else None
     if known.data and known.task:
         raise MinipostError("--task and --data exclude each other")
-    for name in ("eval_data", "on_bad_row", "columns"):
+    for name in ("eval_data", "on_bad_row", "columns", "max_length", "on_long_row"):
         if getattr(known, name) and not known.data:
             raise MinipostError(f"--{name.replace('_', '-')} goes with --data")
     parts = {"config": method.Config()} if method else {}
@@ -125,7 +126,7 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
     found |= {part: shipped_models(found[part]) for part in ("options", "config") if part in found}
     if known.data:
         found["task"] = kind(known.data, known.eval_data, known.on_bad_row or "stop",
-                             known.columns)
+                             known.columns, known.max_length, known.on_long_row or "stop")
     return Settings(found["options"], found.get("task"), method, found.get("config"), known.json)
 
 
@@ -144,7 +145,8 @@ def shipped_models(part):
 def _first(argv, prog, methods, flag, data, json):
     """The first stage: (the flags that the second stage depends on, the other arguments)."""
     first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    first.set_defaults(data=None, eval_data="", on_bad_row=None, columns="", json=False)
+    first.set_defaults(data=None, eval_data="", on_bad_row=None, columns="", json=False,
+                       max_length=0, on_long_row=None)
     if methods:
         first.add_argument(flag, dest="method", choices=methods.names(), required=True)
     first.add_argument("--task", choices=list(TASKS))
@@ -153,6 +155,8 @@ def _first(argv, prog, methods, flag, data, json):
         first.add_argument("--eval-data", default="")
         first.add_argument("--columns", default="")
         first.add_argument("--on-bad-row", choices=("stop", "skip"))
+        first.add_argument("--max-length", type=int)
+        first.add_argument("--on-long-row", choices=("stop", "skip", "truncate"))
     if json:
         first.add_argument("--json", action="store_true")
     return first.parse_known_args(argv)

@@ -3,7 +3,7 @@
 import shlex
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 
 import torch
@@ -11,12 +11,13 @@ import torch
 from minipost import checkpoint, files, parallel
 from minipost.checks.model import FAULT, WARNING, before_prompts, weights_as_written
 from minipost.cli.console import Console
+from minipost.cli.defaults import LARGE, with_epochs
 from minipost.cli.directory import Directory, made_from
 from minipost.datasets import formats
 from minipost.datasets.fitting import fitted
 from minipost.errors import MinipostError
 from minipost.measure.asked import asked
-from minipost.measure.results import TEMPERATURES, as_data, from_data, splits
+from minipost.measure.results import TEMPERATURES, as_data, forecast, from_data, splits
 from minipost.measure.stats import paired
 from minipost.run import open_run, sharding, without_template
 
@@ -59,6 +60,7 @@ class Session:
         self.spent = self.paused = 0.0  # seconds: of training before a resume, of evaluation since
         self.skipped = 0                # updates left out so far
         self.saving = False
+        self.doing, self.began, self.took = "", 0.0, 0.0  # of a step: seconds that the last took
 
     def go(self):
         self.lead = parallel.rank() == 0
@@ -80,7 +82,7 @@ class Session:
         self.run.lag, self.vocabulary = self.options.lag, self.run.vocabulary
         if self.run.server and self.lead:
             self.run.server.connect()
-        self.splits = splits(self.task, self.options.eval_n)
+        self.splits = self.held_out()
         reward_model = None
         if self.options.reward_model and not self.method.SCORED:
             raise MinipostError(f"{self.method.name} does not learn from a score; leave out "
@@ -93,11 +95,12 @@ class Session:
         if self.options.keep_rollouts and self.options.rollout_format == "parquet":
             formats.arrow("--rollout-format parquet")
         self.check_prompts()
+        length = self.lengths()
         self.method.check(self.run, self.config)
         self.console.header(self.method.name, self.task, self.config, self.options,
                             self.run.policy.module, parallel.world())
-        if self.note:
-            self.console.say(self.note)
+        for line in filter(None, (self.note, length)):
+            self.console.say(line)
         if self.lead:
             for found in (before_prompts(self.options.model, self.vocabulary),
                           weights_as_written(self.options.model)):
@@ -109,6 +112,7 @@ class Session:
         if self.resume:
             self.restore()
         else:
+            self.announce()
             self.before = self.measure()
             if self.options.ask:
                 split = next(iter(self.splits))
@@ -132,11 +136,38 @@ class Session:
         self.task = self.run.task = fitted(
             self.task, self.run.policy.module, self.vocabulary, self.options.max_new_tokens,
             self.method.READS, chain(known, *self.splits.values()), self.options.control_tokens)
-        self.splits = splits(self.task, self.options.eval_n)
+        self.splits = self.held_out()
+
+    def lengths(self):
+        """Let the steps be those of --data-epochs, if there is one.  -> a line that says so, or ""
+
+        A resumed run has them in its settings.
+        """
+        if self.resume or not self.options.data_epochs:
+            return ""
+        self.config, line = with_epochs(self.run, self.method, self.config,
+                                        self.options.data_epochs)
+        self.settings = replace(self.settings, config=self.config)
+        return line
+
+    def held_out(self):
+        """{split: problems to measure}, {} where none are to be measured."""
+        return splits(self.task, self.options.eval_n) if self.options.eval_n else {}
+
+    def announce(self):
+        """Say how long it takes to the first step, where that is long: for a large model."""
+        if self.run.policy.flat.numel() <= LARGE or not self.splits:
+            return
+        seconds = forecast(self.run, self.splits, lambda some: self.method.measure(
+            self.run, some, self.config))
+        self.console.say(
+            f"measuring {sum(map(len, self.splits.values()))} held-out problems first" + (
+                "" if seconds is None else f", about {seconds:.0f} s, less where answers end early")
+            + "; the first step follows (--eval-n 0: at once)")
 
     def measure(self):
-        """The method's measurements: {split: {metric: Result}}."""
-        return self.method.measure(self.run, self.splits, self.config)
+        """The method's measurements: {split: {metric: Result}}, {} where there is nothing to do."""
+        return self.method.measure(self.run, self.splits, self.config) if self.splits else {}
 
     def train(self):
         learn = self.method.train(self.run, self.config)
@@ -152,12 +183,17 @@ class Session:
         with self.console.progress(first, steps), self.kept():
             while not self.over(steps):
                 self.run.said.clear()  # what functions said of answers that were measured
+                self.begin(f"step {self.run.step + 1}")
                 self.metrics = metrics = {**next(learn), **self.run.differences()}
                 metrics |= self.said_of(metrics)
                 self.run.step += 1
+                self.took = time.perf_counter() - self.began
+                if self.run.step == first + 1:  # there was nothing to save before
+                    parallel.Signals.current.finish = [self.stop_soon]
                 rate = (self.run.tokens - tokens_before) / (self.seconds() - self.spent)
                 ended = milestones.get(self.run.step, "")
                 if ended or every_eval and self.run.step % every_eval == 0:
+                    self.begin(f"the measurement after step {self.run.step}")
                     metrics |= self.evaluation(ended)
                 self.keep_rollouts()
                 self.log(metrics)
@@ -168,6 +204,7 @@ class Session:
                 parallel.all_reduce(flag)
                 over = self.over(steps)
                 if flag or over or (every and self.run.step % every == 0):
+                    self.begin(f"the saving of step {self.run.step}")
                     self.save()
                 if flag and not over:
                     self.console.say(f"stopped after step {self.run.step} of {steps}; go on "
@@ -181,18 +218,23 @@ class Session:
         return (f"{PROG} --resume {shlex.quote(str(self.directory))}"
                 + (f" --reward {named}" if named else ""))
 
+    def begin(self, doing):
+        """Note what is done now, for whoever asks it to stop."""
+        self.doing, self.began = doing, time.perf_counter()
+
+    def stop_soon(self):
+        """What the first signal calls: say what the end waits for.  The step in progress is kept.
+        """
+        self.stop = True
+        usual = "" if self.doing.startswith("the") else f", the last one took {self.took:.0f} s"
+        self.console.say(f"finishing {self.doing} ({time.perf_counter() - self.began:.0f} s so far"
+                         f"{usual}), then saving (once more: stop at once)")
+
     @contextmanager
     def kept(self):
-        """Let the first signal finish the step, and save the last whole step if anything fails."""
+        """Save the last whole step if anything fails, such as by a second signal."""
         self.saved = self.logged = self.run.step
         self.boundary = self.seen()
-        signals = parallel.Signals.current
-
-        def finish():
-            self.stop = True
-            self.console.say("finishing this step, then saving (once more: stop at once)")
-
-        signals.finish = [finish]
         try:
             yield
         except BaseException:
@@ -200,7 +242,7 @@ class Session:
                 self.rescue()
             raise
         finally:
-            signals.finish = []
+            parallel.Signals.current.finish = []
 
     def seen(self):
         """The facts of a state between two steps, and the version of every tensor in it."""
@@ -227,6 +269,7 @@ class Session:
                                               for name, version in versions.items()):
             return
         self.run.step = facts["step"]
+        self.console.say(f"saving step {self.run.step}, which was made before")
         self.save({name: tensors[name] for name in versions}, facts)
         self.console.say(f"step {self.run.step} is saved; go on with: {self.command()}")
 
@@ -364,6 +407,19 @@ class Session:
         if any(set(after[split]) - set(self.before[split]) for split in after):
             raise MinipostError(f"{self.directory}: the state holds other measurements than this "
                                 "run makes; begin again with --overwrite")
+        name = self.directory.name
+        summary = {
+            "name": name.removeprefix("demo-") if name.startswith("demo-") else self.method.name,
+            "task": self.task.name, "seed": self.options.seed, "metric": "",
+            "seconds": round(self.trained, 1), "tokens": self.run.tokens, "skipped": self.skipped,
+            "all": {}, "asked": {},
+        }
+        if not after:
+            if self.lead:
+                files.write_json(self.directory / "summary.json", summary)
+            self.console.say("nothing was measured before or after (--eval-n 0)")
+            self.console.end(summary, self.directory)
+            return
         split = next(iter(after))  # not of `before`, which loses its order in a saved state
         metric = self.method.METRIC if self.method.METRIC in after[split] else next(
             iter(after[split]))
@@ -371,13 +427,9 @@ class Session:
                                    "after": asdict(after[split][metric].score),
                                    **gain(self.before[split][metric], after[split][metric])}
                  for split in after for metric in after[split]}
-        name = self.directory.name
-        summary = {
-            "name": name.removeprefix("demo-") if name.startswith("demo-") else self.method.name,
-            "task": self.task.name, "seed": self.options.seed,
+        summary |= {
             "metric": f"{metric}{' reward' if metric in TEMPERATURES else ''}, {split}",
             **every[split, metric],
-            "seconds": round(self.trained, 1), "tokens": self.run.tokens, "skipped": self.skipped,
             "all": {f"{metric}, {split}": scores for (split, metric), scores in every.items()},
             "asked": {f"{metric}, {split}": asdict(found.score)
                       for split, results in self.before.items()

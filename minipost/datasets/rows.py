@@ -22,8 +22,9 @@ datasets/chats.py.  Methods need further keys:
 All rows must have the texts that most rows have.  `label` and `reward` are held to this only for
 methods that read them (READS of a method's file).  All keys except `prompt` are columns and reach
 the reward function as lists.  Blank lines are ignored.  A bad row is an error.  With `--on-bad-row
-skip` it is left out, counted and reported.  A row that the model has no room for is a bad row too
-(datasets/fitting.py).
+skip` it is left out, counted and reported.  A row that is longer than --max-length or than the
+model's context is a bad row too, unless --on-long-row says skip, or truncate, which cuts the ends
+of answers (datasets/fitting.py).
 
 Files may be JSONL as above, one JSON list, Parquet, or a saved Hugging Face data set: formats.py.
 `--columns question:prompt,answer:completion` gives columns other names before anything is looked
@@ -108,13 +109,14 @@ class Row(dict):
 
 # ---- reading
 
-def read(path, skip=False, reads=(), check=None, columns="", wrap=False):
+def read(path, skip=False, reads=(), check=None, columns="", wrap=False, skip_long=False):
     """The file's good rows, and complaints about the others: (rows, complaints), each a tuple.
 
     A complaint names file and line, or row, and says what was expected.  Unless `skip`, the first
     complaint is raised as a MinipostError.  reads: the keys beside the texts that are looked at,
     `label` and `reward`.  check(problem): a further complaint about a row, or None.  columns: other
-    names, OLD:NEW with commas between.  wrap: make chats of rows of strings.
+    names, OLD:NEW with commas between.  wrap: make chats of rows of strings.  skip_long: as `skip`,
+    for rows that are too long.
     """
     contents, digest = formats.contents(path), sha256()
     for content in contents:
@@ -133,7 +135,7 @@ def read(path, skip=False, reads=(), check=None, columns="", wrap=False):
             if key in reads:
                 rows = good(rows, demand(rows, (key,), look), complaints, skip)
     if check:
-        rows = good(rows, lambda row: fitting(row, check), complaints, skip)
+        rows = good(rows, lambda row: fitting(row, check), complaints, skip, skip_long)
     said = [f", {unit} {line}: {sentence}" for line, sentence in sorted(complaints)]
     if not rows:
         raise MinipostError(f"{path}: holds no rows" + (
@@ -169,7 +171,11 @@ def is_chat(rows):
     return bool(rows) and isinstance(rows[0].get("prompt"), Messages)
 
 
-def good(rows, check, complaints, skip):
+class Long(ValueError):
+    """A row is too long."""
+
+
+def good(rows, check, complaints, skip, skip_long=False):
     """check(row) of the rows that pass the check.  The others are added to the complaints."""
     found = []
     for row in rows:
@@ -177,7 +183,7 @@ def good(rows, check, complaints, skip):
             found.append(check(row))
         except ValueError as error:
             complaints.append((row.line, str(error)))
-            if not skip:
+            if not (skip or skip_long and isinstance(error, Long)):
                 raise MinipostError(f"{row.place}: {error}") from None
     return found
 
@@ -315,7 +321,7 @@ def check_reward(row):
 def fitting(row, check):
     complaint = check(row.problem())
     if complaint:
-        raise ValueError(complaint)
+        raise (Long if hasattr(complaint, "tokens") else ValueError)(complaint)
     return row
 
 
@@ -339,6 +345,8 @@ class File(Task):
     eval_data: str = ""  # rows of held-out problems
     on_bad_row: Literal["stop", "skip"] = "stop"  # what to do about a malformed row
     columns: str = ""    # other names for columns of both, OLD:NEW with commas between
+    max_length: int = 0  # tokens of a prompt with its answer; 0: as many as the context has
+    on_long_row: Literal["stop", "skip", "truncate"] = "stop"  # what to do about a longer row
 
     name = "file"
     trains: ClassVar[bool] = True  # whether some rows are to be trained on
@@ -353,7 +361,17 @@ class File(Task):
     def __post_init__(self):
         if self.on_bad_row not in ("stop", "skip"):
             raise MinipostError(f"on_bad_row is {self.on_bad_row!r}; expected stop or skip")
+        if self.on_long_row not in ("stop", "skip", "truncate"):
+            raise MinipostError(f"on_long_row is {self.on_long_row!r}; expected stop, skip or "
+                                "truncate")
+        if type(self.max_length) is not int or self.max_length < 0:
+            raise MinipostError(f"max_length is {self.max_length!r}; expected a number of tokens, "
+                                "or 0 for as many as the model's context has")
         self.look()
+
+    def longest(self, context):
+        """Tokens that a prompt with its answer may have."""
+        return min(self.max_length or context, context)
 
     def chatting(self):
         """This file with each prompt as the message of a user; itself if its rows are chats."""
@@ -365,7 +383,8 @@ class File(Task):
     def look(self, reads=(), check=None):
         """Read the rows.  reads, check: as in `read`."""
         skip = self.on_bad_row == "skip"
-        files = [(path, *read(path, skip, reads, check, self.columns, self.wrap))
+        files = [(path, *read(path, skip, reads, check, self.columns, self.wrap,
+                              self.on_long_row != "stop"))
                  for path in filter(None, (self.data, self.eval_data))]
         rows = files[0][1]
         if self.eval_data and is_chat(rows) != is_chat(files[1][1]):

@@ -29,8 +29,7 @@ class Trajectories:
         if cfg.iterations > cfg.steps:
             raise MinipostError(f"iterations is {cfg.iterations}; expected at most one per step, "
                                 f"of which there are {cfg.steps}")
-        rows = run.task.training() if run.task.training else []
-        self.given = [row for row in rows if stated(row)]
+        self.given = given_answers(run)
         if self.given and cfg.iterations > 1:
             raise MinipostError(f"iterations is {cfg.iterations}, which asks the policy for "
                                 "answers again and again; the answers of a file are given once")
@@ -93,6 +92,11 @@ class Trajectories:
 def stated(problem):
     """Whether a row of a file has a completion and its reward or label."""
     return isinstance(problem.columns.get("completion"), str) and reward_of(problem) is not None
+
+
+def given_answers(run):
+    """The training rows that state an answer and what it is worth."""
+    return [row for row in (run.task.training() if run.task.training else ()) if stated(row)]
 
 
 def reward_of(problem):

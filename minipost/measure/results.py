@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -92,6 +93,32 @@ def evaluate(run, problems, temperature, module=None, purpose="evaluation"):
     if len(rows) == len(rewards):
         return Result.of(rewards, texts)
     return Result.of([rewards[row] for row in rows], [texts[row] for row in rows], rows)
+
+
+def forecast(run, splits, measure):
+    """Seconds that measure(splits) takes if no answer ends before it must; None if unknown.
+
+    It is timed on 1 and 4 problems of each split with answers of 2 and 10 tokens, and goes on from
+    there bilinearly: c + p n + t m + s n m of n problems and m tokens.  No reward is asked for.
+    """
+    most, room, reward = max(map(len, splits.values())), run.max_new_tokens, run.reward
+    if most <= 4:
+        return None
+    seconds, (few, some), (short, longer) = {}, (1, 4), (2, 10)
+    run.reward = lambda prompts, completions, **columns: list(map(float, range(len(completions))))
+    try:
+        for n, m in [(few, short), (few, short), (few, longer), (some, short), (some, longer)]:
+            run.max_new_tokens, start = m, time.perf_counter()
+            measure({name: problems[:n] for name, problems in splits.items()})
+            seconds[n, m] = time.perf_counter() - start  # of the first again: it warms up
+    except MinipostError:  # such as of so few problems none that can be measured
+        return None
+    finally:
+        run.reward, run.max_new_tokens = reward, room
+    down, across = (most - few) / (some - few), (room - short) / (longer - short)
+    few_, some_ = (max(0.0, seconds[n, longer] - seconds[n, short]) * across + seconds[n, short]
+                   for n in (few, some))
+    return max(some_, few_ + (some_ - few_) * down)
 
 
 def results(run, splits, module=None):

@@ -30,6 +30,13 @@ def all_held_out(run, splits, cfg):
     return results(run, splits)
 
 
+def rows_a_step(run, cfg):
+    """The default `rows`: every problem of a finite list, so many in a step as the Config says."""
+    known = run.task.training() if run.task.training else ()
+    return len(known), next(getattr(cfg, name) for name in ("pairs", "batch_size", "prompts")
+                            if hasattr(cfg, name))
+
+
 @dataclass(frozen=True)
 class Method:
     """A method's file, with defaults for what it does not define."""
@@ -44,6 +51,8 @@ class Method:
     measure: Callable = all_held_out
     #: total(run, cfg) -> steps of all stages, where there are several
     total: Callable = lambda run, cfg: cfg.steps
+    #: rows(run, cfg) -> (rows of the data that it goes through, 0 if none; how many in a step)
+    rows: Callable = rows_a_step
     #: milestones(run, cfg) -> {step: name} of stages after which the run is measured too
     milestones: Callable = lambda run, cfg: {}
     #: check(run, cfg) raises MinipostError where the run cannot work, before anything is written

@@ -98,6 +98,13 @@ def labelled(problem):
     return {"completion", "label"} <= set(problem.columns)
 
 
+def rows(run, cfg):
+    """The rows of the data, and how many a step takes: a pair is two answers."""
+    known = run.task.training() if run.task.training else ()
+    pairs = known and "chosen" in known[0].columns
+    return len(known), max(1, cfg.batch_size // 2) if pairs else cfg.batch_size
+
+
 def draw(run, cfg, reference):
     """This step's answers and which of them are good: Sequences of B rows, (B,) bool."""
     first = run.problems(1)[0]
@@ -135,7 +142,7 @@ def train(run, cfg):
     while True:
         rate = cfg.rate(cfg.lr, run.step)
         seqs, good = draw(run, cfg, reference)
-        wrong = mismatched(seqs, run.vocabulary.pad, policy.module.context)
+        wrong = mismatched(seqs, run.vocabulary.pad, run.longest)
         drift = run.logprobs(policy.module, wrong) - run.logprobs(reference, wrong)
         z0 = max(0.0, float(row_sums(drift, wrong.mask).mean()))
         count, meter = len(seqs), Meter("loss", "drift/good", "drift/bad")

@@ -36,7 +36,7 @@ import copy
 from dataclasses import dataclass
 from typing import Literal
 
-from minipost.datasets.trajectories import Trajectories, reward_of, stated
+from minipost.datasets.trajectories import Trajectories, given_answers, reward_of, stated
 from minipost.errors import Descent, Schedule
 from minipost.gpt import RewardModel
 from minipost.measure.meter import Meter
@@ -93,6 +93,12 @@ def residuals(logp, value, logp_held, value_held, logp_ref, reward, mask, starts
     target = reward[:, None]
     return ((value_held + beta * (of_action(ratio, starts) + later) - target).where(starts, 0.0),
             (value + beta * rest - target).where(starts, 0.0))
+
+
+def rows(run, cfg):
+    """The answers that the data gives, or that are sampled, and how many a step takes."""
+    return (len(given_answers(run)) or cfg.prompts * cfg.group_size * cfg.iterations,
+            cfg.batch_size)
 
 
 def fixed(cfg):

@@ -29,7 +29,7 @@ import copy
 from dataclasses import dataclass
 from typing import Literal
 
-from minipost.datasets.trajectories import Trajectories, reward_of, stated
+from minipost.datasets.trajectories import Trajectories, given_answers, reward_of, stated
 from minipost.errors import Descent, MinipostError, Schedule
 from minipost.measure.meter import Meter
 from minipost.measure.results import Result, results
@@ -68,6 +68,13 @@ class Config(Descent):
     max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
     LIMITS = {"least": ""}
+
+
+def rows(run, cfg):
+    """The right answers that the data gives, each once, or all that are sampled; in a step."""
+    right = {(row.prompt, row.columns["completion"]) for row in given_answers(run)
+             if reward_of(row) >= cfg.least}
+    return len(right) or cfg.prompts * cfg.group_size * cfg.iterations, cfg.batch_size
 
 
 def fixed(cfg):

@@ -52,13 +52,17 @@ class Config(ppo.Config):
 
     LIMITS = {"dpo_beta": "> 0"}
 
-    def __post_init__(self):
-        """Refuse what the other learner heeds: it would change nothing."""
-        super().__post_init__()
+    def idle(self):
+        """What the other learner heeds."""
         both = {"steps", "schedule", "warmup_steps", "weight_decay", "sft_steps", "temperature",
                 "max_grad_norm"}
         ppos = {field.name for field in fields(ppo.Config)} - both
-        idle = ppos if self.learner == "dpo" else {"dpo_beta", "dpo_lr"}
+        return ppos if self.learner == "dpo" else {"dpo_beta", "dpo_lr"}
+
+    def __post_init__(self):
+        """Refuse what the other learner heeds: it would change nothing."""
+        super().__post_init__()
+        idle = self.idle()
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in idle and value != field.default:
@@ -115,6 +119,12 @@ class Judge:
 def total(run, cfg):
     """Steps of all stages."""
     return cfg.steps + cfg.sft_steps + (cfg.reward_steps if cfg.learner == "ppo" else 0)
+
+
+def rows(run, cfg):
+    """The rows of the data, and how many a step takes."""
+    known = run.task.training() if run.task.training else ()
+    return len(known), dpo.Config.pairs if cfg.learner == "dpo" else cfg.prompts
 
 
 def check(run, cfg):
