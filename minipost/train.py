@@ -72,9 +72,12 @@ def settings_of(argv):
     found = parse(argv, PROG, lambda method: Options(
         **{"model": method.MODEL, **(method.DEMO if own else {})}), methods=methods, data=True,
         notes="--overwrite replaces the run that is in the directory.")
-    if found.options.data_epochs and "steps" in given_in(argv, [found.config]):
-        raise MinipostError("--steps and --data-epochs exclude each other: the second says how "
-                            "many steps there are by the number of rows; give one of them")
+    if found.options.data_epochs:
+        from minipost.cli.defaults import given_in
+
+        if "steps" in given_in(argv, [found.config]):
+            raise MinipostError("--steps and --data-epochs exclude each other: the second says how "
+                                "many steps there are by the number of rows; give one of them")
     for name in ("ask", "eval_every"):
         if getattr(found.options, name) and not found.options.eval_n:
             raise MinipostError(f"--{name.replace('_', '-')} measures held-out problems, and "

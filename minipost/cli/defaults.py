@@ -129,9 +129,8 @@ def for_run(settings, argv, device):
 def for_adapters(has, config, given):
     """(the Config with the rates that adapters want, a line that says so, or "").
 
-    An adapter's B begins at zero, and the weights move by products of two small matrices.  Ten times
-    the rate of all weights is about right for it, whatever the size of the model (Schulman 2025,
-    thinkingmachines.ai/blog/lora).
+    Ten times the rate of all weights is about right for adapters, whatever the size of the model
+    (Schulman 2025, thinkingmachines.ai/blog/lora).
     """
     names = [f.name for f in fields(config)
              if f.name in ("lr", *RATES) and f.name not in given] if has else []
