@@ -190,7 +190,7 @@ class Run:
             raise MinipostError(f"the run has trained no {part!r:.40}; it has "
                                 f"{', '.join(self.learners)}")
         checkpoint.save(directory, self.learners[part].module, self.origin, self.dtype,
-                        self.vocabulary.end)
+                        self.vocabulary.end, self.vocabulary.given)
 
     # ---- random streams
 
@@ -669,7 +669,8 @@ def without_template(run):
 
 def open_run(options, task, device):
     """The Run of a command line's settings: its model, task and reward."""
-    model, vocabulary = checkpoint.load(options.model, device, options.dtype)
+    model, vocabulary = checkpoint.load(options.model, device, options.dtype,
+                                        options.chat_template)
     if options.gradient_checkpointing:
         recompute(model)  # and what is copied from it, such as a critic
     task = as_asked(task, vocabulary, options.chat)

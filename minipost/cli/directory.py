@@ -41,6 +41,7 @@ def made_from(settings):
     options, task = settings.options, settings.task
     named = filter(None, (getattr(task, "data", ""), getattr(task, "eval_data", "")))
     paths = [*(part for name in named for part in formats.parts(name)), *sources(options.reward)]
+    paths += filter(None, [options.chat_template])
     for directory in filter(None, (options.model, options.reward_model)):
         paths += [path for name in MODEL_FILES if (path := Path(directory) / name).exists()]
         paths += sorted(Path(directory).glob("*.safetensors"))

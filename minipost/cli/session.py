@@ -331,7 +331,7 @@ class Session:
         for name, folder in self.method.EXPORTS.items():
             if name in learners:
                 checkpoint.save(self.directory / folder, learners[name].module, self.options.model,
-                                self.options.dtype, self.vocabulary.end)
+                                self.options.dtype, self.vocabulary.end, self.vocabulary.given)
         self.files.save(tensors, {**facts, "before": as_data(self.before),
                                   "seconds": self.seconds()},
                         self.settings, self.made, self.workers)
