@@ -21,7 +21,7 @@ CRITIC_LR = 1e-5     # of a value head on a copy of the policy
 STEPS = 100          # at most, where there are no rows to go through
 
 # What a step of a large model learns from.  A token forward and back takes 6 operations a weight:
-# 0.8 billion of 135M.  At 80 billion a second, an estimate of two free cores, 4,000 tokens take 40 s:
+# 0.8 billion of 135M.  At 80 billion a second, an estimate of two free cores, 4,000 take 40 s:
 # 16 answers of up to 256, 4 pairs of two answers or 8 rows of 500.  A GPU is a hundred times faster
 # and is idle with so few; what a pass takes there is bound by its memory (run.memory) anyway.
 STEP = {
