@@ -322,11 +322,12 @@ def check_link(path):
                             "file in its place")
 
 
-def read_vocabulary(directory, raw, vocab_size):
+def read_vocabulary(directory, raw, vocab_size, template=""):
     """The tokenizer of a directory; EOS and PAD come from generation_config or config.
 
     What stands before a prompt is what the tokenizer's template puts there.  A BOS that only
-    config.json names is not put there by other tools either.
+    config.json names is not put there by other tools either.  template: a file of a chat template
+    instead of the model's.
     """
     tokenizer = Tokenizer.load(directory / "tokenizer.json")
     ids = stated_ids(directory, raw)
@@ -344,8 +345,10 @@ def read_vocabulary(directory, raw, vocab_size):
     named = [pad] if is_id(pad, known) else []
     tokens = special_tokens(directory)
     end = tokenizer.id(tokens.get("eos_token", ""))
+    own = read_template(Path(template), tokens) if template else None
     return Vocabulary(tokenizer, tokenizer.before, eos, (named or [0])[0], {*named, *beyond},
-                      end if end in eos else eos[0], chat_template(directory, tokens))
+                      end if end in eos else eos[0], own or chat_template(directory, tokens),
+                      own.sources["default"] if own else "")
 
 
 def special_tokens(directory):
@@ -360,6 +363,14 @@ def special_tokens(directory):
     return found
 
 
+def read_template(path, tokens):
+    """The Template of a file.  tokens: what it may name."""
+    try:
+        return Template({"default": read_bytes(path).decode()}, tokens, path)
+    except UnicodeDecodeError:
+        raise MinipostError(f"{path}: not UTF-8 text") from None
+
+
 def chat_template(directory, tokens):
     """The model's chat Template, or None.  chat_template.jinja goes before tokenizer_config.json.
 
@@ -367,10 +378,7 @@ def chat_template(directory, tokens):
     """
     path, side = directory / "chat_template.jinja", directory / "tokenizer_config.json"
     if path.exists():
-        try:
-            return Template({"default": read_bytes(path).decode()}, tokens, path)
-        except UnicodeDecodeError:
-            raise MinipostError(f"{path}: not UTF-8 text") from None
+        return read_template(path, tokens)
     found = files.read_json(side).get("chat_template") if side.exists() else None
     if isinstance(found, list):  # several by name
         found = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
@@ -441,8 +449,11 @@ def beyond_the_model(directory, tokenizer, vocab_size):
     return beyond
 
 
-def load(directory, device="cpu", dtype="float32"):
-    """Open a model directory, or an adapter's, which is added: (GPT, Vocabulary)."""
+def load(directory, device="cpu", dtype="float32", template=""):
+    """Open a model directory, or an adapter's, which is added: (GPT, Vocabulary).
+
+    template: as of `read_vocabulary`.
+    """
     directory = Path(directory)
     base = base_of(directory)
     config, raw = read_config(base)
@@ -453,7 +464,7 @@ def load(directory, device="cpu", dtype="float32"):
     fill_from(base, model, names, config, raw)
     if base != directory:
         lora_file.add(directory, model)
-    vocabulary = read_vocabulary(spoken(directory), raw, config.vocab_size)
+    vocabulary = read_vocabulary(spoken(directory), raw, config.vocab_size, template)
     model.unused = unused(vocabulary, config.vocab_size)
     return model.to(device), vocabulary
 
@@ -515,10 +526,11 @@ def create(directory, model, tokenizer, dtype="float32"):
     save_weights(directory, model, dtype)
 
 
-def save(directory, model, like, dtype="float32", end=None, merge=False):
+def save(directory, model, like, dtype="float32", end=None, template="", merge=False):
     """Write a trained GPT or RewardModel, and byte-for-byte copies of the other files of `like`.
 
     end: an id that ends a policy's answers now; it joins those of generation_config.json.
+    template: the text of a chat template that takes the place of the model's.
     A model with adapters is written as an adapter of `like`; merge: as a whole model.
     """
     directory, base, like = Path(directory), base_of(like), spoken(Path(like))
@@ -531,6 +543,9 @@ def save(directory, model, like, dtype="float32", end=None, merge=False):
     for path in side_files(like):
         data = read_bytes(path)
         files.publish(directory / path.name, lambda path, data=data: path.write_bytes(data))
+    if template:
+        files.publish(directory / "chat_template.jinja",
+                      lambda path: path.write_text(template, encoding="utf-8", newline=""))
     raw, kind = files.read_json(base / "config.json"), dict[str, Any]()
     ids = stated_ids(like, raw)
     ends = ids.get("eos_token_id")

@@ -45,6 +45,7 @@ class Measured(Options):
     n: int = 400                # held-out problems per split
     pass_at: str = ""           # also pass@k, for these k: 1,8,64
     chat: bool = False          # make each prompt that is a string the message of a user
+    chat_template: str = ""     # file of a chat template (jinja) in place of the model's
     samples: int = 0            # for --pass-at, draw so many; 0: exact, or the largest k where not
     workers: int = 0            # processes; 0: one per core, at most 4
 
@@ -136,7 +137,8 @@ def rows(options, tasks, device="cpu"):
     from minipost.run import Run, as_asked
     from minipost.test_time import beam
 
-    model, vocabulary = checkpoint.load(options.model, device, options.dtype)
+    model, vocabulary = checkpoint.load(options.model, device, options.dtype,
+                                        options.chat_template)
     policy, found, notes = Learner(model), [], []
     value = checkpoint.load_reward_model(options.value, vocabulary, device, options.dtype) \
         if options.value else None

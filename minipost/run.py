@@ -220,7 +220,8 @@ class Run:
             raise MinipostError(f"the run has trained no {part!r:.40}; it has "
                                 f"{', '.join(self.learners)}")
         checkpoint.save(directory, self.learners[part].module, self.origin, self.dtype,
-                        self.vocabulary.end, self.merge if merge is None else merge)
+                        self.vocabulary.end, self.vocabulary.given,
+                        self.merge if merge is None else merge)
 
     # ---- random streams
 
@@ -724,7 +725,8 @@ def without_template(run):
 def open_run(options, task, device):
     """The Run of a command line's settings: its model, task and reward."""
     shard = device if getattr(options, "shard", False) else ""
-    model, vocabulary = checkpoint.load(options.model, "cpu" if shard else device, options.dtype)
+    model, vocabulary = checkpoint.load(options.model, "cpu" if shard else device, options.dtype,
+                                        options.chat_template)
     if options.gradient_checkpointing:
         recompute(model)  # and what is copied from it, such as a critic
     if options.lora:

@@ -41,6 +41,7 @@ class Chat(command.Options):
 
     problem: str = ""           # the question; if empty, each line of standard input is one
     system: str = ""            # the message that sets the model's part, before all others
+    chat_template: str = ""     # file of a chat template (jinja) in place of the model's
     temperature: float = 0.0    # sampling temperature (tau); 0: always the likeliest token
     max_new_tokens: int = 256   # longest answer, in tokens
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to run; auto: the best available
@@ -75,7 +76,8 @@ def talk(argv):
     if settings.task:
         raise MinipostError("--chat answers a question, not a task; leave out --task, or use "
                             "python -m minipost.evaluate --task NAME --chat")
-    model, vocabulary = checkpoint.load(options.model, pick_device(options.device))
+    model, vocabulary = checkpoint.load(options.model, pick_device(options.device),
+                                        template=options.chat_template)
     vocabulary.begin_chat()
     turns = [{"role": "system", "content": options.system}] if options.system else []
     for question in [options.problem] if options.problem else sys.stdin:

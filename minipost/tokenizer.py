@@ -193,13 +193,15 @@ class Vocabulary:
     ids that end a response.  pad: the id that fills padding.  named: further ids that are no text,
     such as a BOS that is not put before prompts.  end: the id that is written behind an answer, the
     smallest of eos if None.  template: the model's chat template, or None.
+    given: the text of a chat template that the user gave instead of the model's, or "".
     """
 
-    def __init__(self, tokenizer, before, eos, pad, named=(), end=None, template=None):
+    def __init__(self, tokenizer, before, eos, pad, named=(), end=None, template=None,
+                 given=""):
         self.tokenizer, self.before, self.pad = tokenizer, list(before), pad
         self.eos = self.stated = frozenset(eos)
         self.named, self.end = frozenset(named), min(self.eos) if end is None else end
-        self.template, self.ending = template, ""
+        self.template, self.given, self.ending = template, given, ""
 
     @property
     def frame(self):

@@ -3,12 +3,13 @@
 import io
 import json
 import re
+import shutil
 
 import pytest
 import torch
 
 from minipost import checkpoint, doctor, evaluate, files, solve, train
-from minipost.chat import Messages
+from minipost.chat import Messages, Template
 from minipost.datasets.chats import conversation, in_chat
 from minipost.datasets.rows import File, Row, read
 from minipost.errors import MinipostError
@@ -397,3 +398,58 @@ def test_solve_talks_by_lines(chatty, echo, capsys, monkeypatch):
 def test_what_solve_refuses(chatty, flags, said, capsys):
     assert solve.main(["--chat", "--model", str(chatty), "--device", "cpu", *flags]) != 0
     assert said in capsys.readouterr().err
+
+
+# ---- --chat-template
+
+@pytest.fixture
+def own(tmp_path):
+    """A file of a template that differs from the model's."""
+    path = tmp_path / "own.jinja"
+    path.write_text(TEMPLATES["chatml"].replace("<|im_start|>", "<|im_start|>Mr "))
+    return path
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_template_of_ones_own_is_used_and_saved(go, chatty, own, tmp_path, bare):
+    """In place of the model's, or where the model has none."""
+    model = tmp_path / "model"
+    shutil.copytree(chatty, model)
+    if bare:
+        (model / "chat_template.jinja").unlink()
+        assert go("sft", "messages", "--model", model) == 1
+    assert go("sft", "messages", "--model", model, "--chat-template", own) == 0
+    saved = tmp_path / "run" / "model"
+    assert (saved / "chat_template.jinja").read_text() == own.read_text()
+    vocabulary = checkpoint.load(saved)[1]
+    assert "<|im_start|>Mr user" in vocabulary.chat.asked(Messages([USER(1)]))
+    assert (model / "chat_template.jinja").exists() != bare
+
+
+def test_a_changed_template_is_no_resume(go, own, tmp_path, capsys):
+    assert go("sft", "messages", "--chat-template", own) == 0
+    resume = ["--resume", str(tmp_path / "run"), "--steps", "2"]
+    assert train.main(resume) == 0
+    own.write_text(own.read_text() + " ")
+    capsys.readouterr()
+    assert train.main([*resume[:-1], "3"]) == 1
+    assert "own.jinja has changed since" in capsys.readouterr().err
+
+
+def test_every_command_takes_it(chatty, own, tmp_path, capsys, monkeypatch):
+    used, asked = [], Template.asked
+    monkeypatch.setattr(Template, "asked", lambda self, *rest: used.append(self.place) or asked(
+        self, *rest))
+    data = write(tmp_path / "rows.jsonl", "prompt")
+    flags = ["--model", str(chatty), "--chat-template", str(own), "--max-new-tokens", "4"]
+    assert solve.main(["--chat", *flags, "--problem", "1+5=?"]) == 0
+    assert {*used} == {own} and not used.clear()
+    assert evaluate.main(["--data", data, "--n", "3", "--workers", "1", *flags]) == 0
+    assert {*used} == {own} and not used.clear()
+    doctor.main(["--data", data, *flags])
+    assert {*used} == {own}
+    capsys.readouterr()
+    for path, said in ((tmp_path / "nowhere", "nowhere"), (tmp_path, str(tmp_path))):
+        assert doctor.main(["--data", data, *flags, "--chat-template", str(path)]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and said in error and error.count("\n") == 1

@@ -36,6 +36,26 @@ def test_a_files_reference_is_computed_once_and_is_that_of_each_pair(tmp_path):
     assert not calls
 
 
+@pytest.mark.parametrize("steps, likeliest, ahead", [
+    (4, 1.0, 0), (5, 1.0, 12), (1, 0.5, 12)])
+def test_less_than_two_passes_ask_the_reference_for_the_pairs_of_each_step(tmp_path, steps,
+                                                                           likeliest, ahead):
+    """So the first of 4 steps of 5 from 12 pairs need not wait for all of them."""
+    run, cfg = make(pair_task(tmp_path)), dpo.Config(pairs=5, steps=steps, likeliest=likeliest)
+    asked, ask = [], preferences.StepPairs.ask
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preferences.StepPairs, "ask", lambda self, pairs: asked.append(len(pairs))
+                      or ask(self, pairs))
+        data = preferences.StepPairs(run, cfg, None)
+        assert sum(asked) == ahead
+        for run.step in range(steps):
+            pairs, logps = data.draw()
+            for side, found in zip((pairs.chosen, pairs.rejected), logps):
+                with torch.no_grad():
+                    assert torch.allclose(found, logprobs(run.policy.module, side), atol=1e-6)
+        assert asked == ([12] if ahead else [5] * steps)
+
+
 @pytest.mark.parametrize("source", ["file", "samples"])
 def test_the_filter_drops_what_the_reference_finds_unlikely(tmp_path, source):
     run = make(pair_task(tmp_path) if source == "file" else None)

@@ -47,6 +47,7 @@ def made_from(settings):
     options, task = settings.options, settings.task
     named = filter(None, (getattr(task, "data", ""), getattr(task, "eval_data", "")))
     paths = [*(part for name in named for part in formats.parts(name)), *sources(options.reward)]
+    paths += filter(None, [options.chat_template])
     models = list(filter(None, (options.model, options.reward_model)))
     models += [base for name in models if (base := base_of(name)) != Path(name)]
     for directory in models:

@@ -51,6 +51,7 @@ class SetUp(Options):
     reward_model: str = ""      # directory of a reward model to score with instead of a function
     control_tokens: Literal["stop", "tokens", "plain"] = "stop"  # what those in --data stand for
     chat: bool = False          # make each prompt that is a string the message of a user
+    chat_template: str = ""     # file of a chat template (jinja) in place of the model's
     micro_batch_size: int = 16  # sequences in one forward and backward pass; changes no gradient
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to run; auto: the best available
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; bfloat16 is slow on CPUs

@@ -344,7 +344,8 @@ class Session:
                 module = sharding().gathered(module, "cpu", keep=self.lead)
             if self.lead:
                 checkpoint.save(self.directory / folder, module, self.options.model,
-                                self.options.dtype, self.vocabulary.end, self.options.merge)
+                                self.options.dtype, self.vocabulary.end, self.vocabulary.given,
+                                self.options.merge)
         self.files.save(tensors, {**facts, "before": as_data(self.before),
                                   "seconds": self.seconds()},
                         self.settings, self.made, self.workers, bool(self.run.shard))

@@ -30,8 +30,10 @@ def by_reward(run, problems, rollout):
 class StepPairs:
     """The pairs of each step, and their log-probs under the starting policy.
 
-    A file's pairs are read once, and their log-probs computed once.  Other pairs are sampled from
-    the starting policy at every step and labelled.  cfg has pairs (B), temperature, and likeliest,
+    A file's pairs are read once.  Their log-probs are computed once, before the first step, if the
+    run goes through them twice or more, or keeps the likeliest of all.  Else each step computes
+    those of its own pairs, so that the first step need not wait.  Other pairs are sampled from the
+    starting policy at every step and labelled.  cfg has pairs (B), temperature, and likeliest,
     the share of the pairs to keep.  Kept are the pairs with the least perplexity of the chosen
     answer under the starting policy.
 
@@ -45,7 +47,9 @@ class StepPairs:
             starting_policy(run) if cfg.likeliest < 1 else None
         rows = run.task.training() if run.task.training else []
         self.whole = file_pairs(run, rows) if rows and "chosen" in rows[0].columns else None
-        if self.whole is not None:
+        self.known = None
+        if self.whole is not None and (
+                cfg.likeliest < 1 or cfg.steps * cfg.pairs >= 2 * len(self.whole)):
             self.known = self.ask(self.whole)
 
     def ask(self, pairs):
@@ -61,10 +65,12 @@ class StepPairs:
         """This step's pairs, with their log-probs: a list of two, or None."""
         run, cfg = self.run, self.cfg
         if self.whole is not None:
-            numbers = run.deal(range(len(self.whole)), cfg.pairs)
-            logps, kept = self.known
-            rows = torch.tensor(numbers, device=kept.device)
+            rows = torch.tensor(run.deal(range(len(self.whole)), cfg.pairs),
+                                device=self.whole.chosen.mask.device)
             count_pairs(run, self.whole[rows])
+            if self.known is None:
+                return self.whole[rows], self.ask(self.whole[rows])[0]
+            logps, kept = self.known
             return take_pairs(self.whole, rows[kept[rows]], logps)
         problems = run.problems(cfg.pairs)
         rollout = run.sample(problems, 2, temperature=cfg.temperature, purpose="pairs",

@@ -279,6 +279,8 @@ class Told(NamedTuple):
                 if any(takes(part.function, name) for part in parts)}
 
 
+# The methods that leave out an answer without a reward.  Others need a number for each.
+NONE = ("grpo", "dr-grpo", "reinforce", "rloo", "self-critical", "trpo")
 EXTRAS = ("completion_ids", "trainer_state", "log_extra", "log_metric")
 
 
@@ -355,7 +357,9 @@ def ask(reward, problems, completions, limit=0.0, more=None, none=False):
         if not (none and value is None) and (value is None or not math.isfinite(value)):
             raise MinipostError(
                 f"the reward function {reward.__qualname__} returned {value} for {row(i)}; "
-                "expected a finite number" + (" from at least one" if len(lists) > 1 else ""))
+                "expected a finite number" + (" from at least one" if len(lists) > 1 else "")
+                + ("" if none or value is not None else
+                   f" ({', '.join(NONE)} leave an answer without a reward out)"))
     if more and (several or extra):
         each = {f"rewards/{name}": found for name, found in zip(reward.labels(), lists)}
         more.said.add(problems, completions, {**extra, **(each if several else {})})

@@ -58,9 +58,10 @@ def train(run, cfg):
         rate = cfg.rate(cfg.lr, run.step)
         problems = run.problems(cfg.prompts)
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
-        reward = run.score(problems, rollout)                               # (B,)
-        baseline, mean = run.carried.get("baseline", 0.0), float(reward.mean())
-        adv = reward - baseline                                             # (B,)
+        reward = run.score(problems, rollout, none=True)                    # (B,)
+        baseline, known = run.carried.get("baseline", 0.0), reward[~reward.isnan()]
+        mean = float(known.mean()) if len(known) else baseline
+        adv = (reward - baseline).nan_to_num(0.0)                           # (B,)  NaN: no reward
         run.keep(problems, rollout, reward, adv)
         run.carried["baseline"] = cfg.momentum * baseline + (1 - cfg.momentum) * mean
 

@@ -56,10 +56,10 @@ def train(run, cfg):
         rate = cfg.rate(cfg.lr, run.step)
         problems = run.problems(cfg.prompts)
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
-        reward = run.score(problems, rollout)                               # (B,)
+        reward = run.score(problems, rollout, none=True)                    # (B,)
         greedy = run.sample(problems, 1, temperature=0, purpose="greedy")
-        baseline = run.score(problems, greedy)                              # (P,)
-        adv = reward - baseline[rollout.prompt]                             # (B,)
+        baseline = run.score(problems, greedy, none=True)                   # (P,)
+        adv = (reward - baseline[rollout.prompt]).nan_to_num(0.0)           # (B,)  NaN: no reward
         run.keep(problems, rollout, reward, adv)
 
         meter, count = Meter("loss"), int(rollout.mask.sum())
@@ -73,4 +73,5 @@ def train(run, cfg):
             meter.add(**stats)
         norm = policy.step(rate, cfg.max_grad_norm, cfg.weight_decay)
         yield {**meter.means(), **describe(rollout, reward, cfg.group_size),
-               "baseline": float(baseline.mean()), "grad_norm": norm, "learning_rate": rate}
+               "baseline": float(baseline.nanmean().nan_to_num(0.0)), "grad_norm": norm,
+               "learning_rate": rate}

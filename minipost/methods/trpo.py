@@ -202,7 +202,7 @@ def train(run, cfg):
     while True:
         problems = run.problems(cfg.prompts)
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
-        reward = run.score(problems, rollout)                               # (B,)
+        reward = run.score(problems, rollout, none=True)                    # (B,)
         adv = ops.group_centred(reward, cfg.group_size).flatten()
         run.keep(problems, rollout, reward, adv)
         count = int(rollout.mask.sum())
