@@ -434,9 +434,15 @@ class Run:
         return [self.vocabulary.decode(ids) for ids in rollout.responses()]
 
     def answer(self, prompts, temperature=0.0):
-        """The policy's answer to each prompt, a text each.  Temperature 0 is greedy."""
+        """The policy's answer to each prompt, a text each.  Temperature 0 is greedy.
+
+        prompts: texts, or lists of messages {"role": ..., "content": ...}.
+        """
+        asked = [text if isinstance(text, str) else Messages(text) for text in prompts]
+        if any(isinstance(text, Messages) for text in asked):
+            self.vocabulary.begin_chat()
         with self.aside():
-            rollout = self.sample([Problem(text) for text in prompts], 1, temperature=temperature)
+            rollout = self.sample([Problem(text) for text in asked], 1, temperature=temperature)
         return self.texts(rollout)
 
     # ---- rewards and scores

@@ -19,9 +19,11 @@ import numpy as np
 import torch
 
 from minipost import checkpoint, files
+from minipost.checkpoint import spoken
 from minipost.cli.options import fail_in_one_sentence
 from minipost.errors import MinipostError
 from minipost.layout import tensor_file
+from minipost.layout.lora_file import base_of
 
 CONTROL = 3     # the type of a control token in a GGUF file
 NORMAL = 1
@@ -174,10 +176,10 @@ def tokenizer_of(said):
 # ---- writing
 
 def write(directory, out):
-    """Write a GGUF file of a model directory, in float32."""
+    """Write a GGUF file of a model directory, or of an adapter with its model, in float32."""
     gguf, directory = library(), Path(directory)
-    model, _ = checkpoint.load(directory)
-    raw = files.read_json(directory / "config.json")
+    model, name = checkpoint.load(directory)[0], directory.resolve().parent.name
+    raw, directory = files.read_json(base_of(directory) / "config.json"), spoken(directory)
     if raw.get("model_type") != "llama":
         raise MinipostError(f"{directory}: model_type is {raw.get('model_type')!r}; expected "
                             "'llama'")
@@ -186,7 +188,7 @@ def write(directory, out):
 
     def written(temporary):
         writer = gguf.GGUFWriter(str(temporary), "llama")
-        writer.add_name(directory.resolve().parent.name)
+        writer.add_name(name)
         writer.add_block_count(config.num_hidden_layers)
         writer.add_context_length(config.max_position_embeddings)
         writer.add_embedding_length(config.hidden_size)
