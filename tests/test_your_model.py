@@ -28,11 +28,11 @@ def folder(tmp_path):
     checkpoint.create(model, tiny_model(context=256, vocab=words.backend.get_vocab_size()),
                       Tokenizer(words.backend))
     (model / "chat_template.jinja").write_text(TEMPLATES["chatml"])
-    command = tmp_path / "bin/minipost"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m minipost "$@"\n')
-    command.chmod(0o755)
-    (tmp_path / "bin/python").symlink_to(sys.executable)
+    (tmp_path / "bin").mkdir()
+    for name, more in (("minipost", " -m minipost"), ("python", "")):
+        command = tmp_path / "bin" / name
+        command.write_text(f'#!/bin/sh\nexec {sys.executable}{more} "$@"\n')
+        command.chmod(0o755)
     return tmp_path
 
 
