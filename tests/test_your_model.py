@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import tiny_model
 from test_chat_runs import TEMPLATES
+from tokenizers.pre_tokenizers import ByteLevel
 
 from minipost import checkpoint
 from minipost.tokenizer import Tokenizer
@@ -24,6 +25,7 @@ def folder(tmp_path):
     """A folder with a chat model where the page has one, and the command `minipost`."""
     words = Tokenizer.train([m["content"] for row in rows(20)["sft"] for m in row["prompt"]], 300)
     words.backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    words.backend.pre_tokenizer = ByteLevel(add_prefix_space=False)     # as llama.cpp knows it
     model = tmp_path / "runs/smollm2"
     checkpoint.create(model, tiny_model(context=256, vocab=words.backend.get_vocab_size()),
                       Tokenizer(words.backend))
