@@ -460,8 +460,10 @@ def load(directory, device="cpu", dtype="float32", template=""):
     side_files(directory)
     if raw.get("architectures") == [scorer(raw)]:
         raise MinipostError(f"{directory}: is a reward model; expected a language model")
+    sources = stored(config, names, base, stated_dtype(raw))
     model = GPT(config).to(DTYPES[dtype])
-    fill_from(base, model, names, config, raw)
+    load_weights(model, names(config), sources, base)
+    verify(base)
     if base != directory:
         lora_file.add(directory, model)
     vocabulary = read_vocabulary(spoken(directory), raw, config.vocab_size, template)
@@ -477,27 +479,21 @@ def load_reward_model(directory, vocabulary, device="cpu", dtype="float32"):
     directory = Path(directory)
     base = base_of(directory)
     config, raw = read_config(base)
-    model = RewardModel(GPT(config).to(DTYPES[dtype]))
-    if base != directory:
-        fill_from(base, model.trunk, names, config, raw)
-        lora_file.add(directory, model)
-    elif raw.get("architectures") == [scorer(raw)]:
-        fill_from(base, model, value_names, config, raw)
-    else:
+    if base == directory and raw.get("architectures") != [scorer(raw)]:
         raise MinipostError(f"{directory}: architectures is {raw.get('architectures')}; a reward "
                             f"model is a {scorer(raw)}")
+    table = value_names if base == directory else names
+    sources = stored(config, table, base, stated_dtype(raw))
+    model = RewardModel(GPT(config).to(DTYPES[dtype]))
+    load_weights(model if base == directory else model.trunk, table(config), sources, base)
+    verify(base)
+    if base != directory:
+        lora_file.add(directory, model)
     own = read_vocabulary(spoken(directory), raw, config.vocab_size)
     if own.kind() != vocabulary.kind():
         raise MinipostError(f"{directory}: the reward model's tokenizer differs from the policy's; "
                             "train it from the same model directory")
     return model.to(device)
-
-
-def fill_from(directory, model, table, config, raw):
-    """Fill a GPT or a ValueHead from a directory of whole weights; table as in `stored`."""
-    sources = stored(config, table, directory, stated_dtype(raw))
-    load_weights(model, table(config), sources, directory)
-    verify(directory)
 
 
 def spoken(directory):

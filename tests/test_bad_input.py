@@ -546,7 +546,7 @@ def test_an_out_directory_that_cannot_be_made(command, fails, tmp_path):
 def fill_disk(monkeypatch, what, n):
     """Let the disk fill at the n-th call of `what` from now on."""
     module, name = what.rsplit(".", 1)
-    module = {"os": os, "checkpoint": checkpoint}[module]
+    module = {"os": os, "tensor_file": tensor_file}[module]
     real, calls = getattr(module, name), []
 
     def limited(*arguments, **options):
@@ -559,7 +559,7 @@ def fill_disk(monkeypatch, what, n):
     return calls
 
 
-@pytest.mark.parametrize("what", ["os.fsync", "os.replace", "checkpoint.save_file"])
+@pytest.mark.parametrize("what", ["os.fsync", "os.replace", "tensor_file.save_file"])
 def test_a_disk_that_fills_at_any_moment_leaves_a_run_to_resume(
         command, fails, tmp_path, monkeypatch, what):
     run, arguments = tmp_path / "run", command("sft", "--steps", 2, "--batch-size", 4,
