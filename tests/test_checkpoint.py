@@ -641,7 +641,7 @@ def full(*arguments, **options):
 
 
 @pytest.mark.parametrize("where", ["os.fsync", "os.replace", "os.chmod",
-                                   "minipost.checkpoint.save_file", "pathlib.Path.write_bytes"])
+                                   "minipost.layout.tensor_file.save_file", "pathlib.Path.write_bytes"])
 def test_a_failed_write_changes_nothing(directory, monkeypatch, where):
     before = contents(directory)
     model = tiny_model(rope_theta=5e5)
