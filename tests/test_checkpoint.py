@@ -640,8 +640,9 @@ def full(*arguments, **options):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("where", ["os.fsync", "os.replace", "os.chmod",
-                                   "minipost.layout.tensor_file.save_file", "pathlib.Path.write_bytes"])
+@pytest.mark.parametrize("where", [
+    "os.fsync", "os.replace", "os.chmod", "minipost.layout.tensor_file.save_file",
+    "pathlib.Path.write_bytes"])
 def test_a_failed_write_changes_nothing(directory, monkeypatch, where):
     before = contents(directory)
     model = tiny_model(rope_theta=5e5)

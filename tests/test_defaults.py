@@ -50,7 +50,7 @@ def test_a_large_model_has_small_rates_and_one_process(monkeypatch, tiny, algo, 
 def test_a_run_says_which_defaults_it_has(monkeypatch, command, tmp_path, capsys):
     monkeypatch.setattr(defaults, "LARGE", 100)
     assert train.main(command("sft", "--steps", 1, "--batch-size", 2)) == 0
-    assert "parameters, more than 0M: --lr 1e-05; any flag wins" in capsys.readouterr().out
+    assert "more than 0M: --micro-batch-size 4 --lr 1e-05; any flag" in capsys.readouterr().out
 
 
 def test_a_methods_large_rate_is_one_of_the_fields_usual_ones():

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from minipost import checkpoint, train
+from minipost import train
+from minipost.layout import tensor_file
 
 GROUPS = ("--steps", 3, "--prompts", 2, "--group-size", 2)
 # The reward function is called for greedy and sampled held-out answers, then once in every step.
@@ -48,17 +49,17 @@ def test_a_later_step_is_finished_and_it_is_said_how_long_it_has_taken(interrupt
     assert code == 130
     assert ("finishing step 2 (0 s so far, the last one took 0 s), then saving (once more: stop at "
             "once)") in said
-    assert checkpoint.load_state(tmp_path / "run/state/state.safetensors")[1]["step"] == 2
+    assert tensor_file.load_state(tmp_path / "run/state/state.safetensors")[1]["step"] == 2
 
 
 def test_a_measurement_in_between_is_named(interrupted, tmp_path):
     code, _, said = interrupted(4, flags=("--eval-every", 1))
     assert code == 130 and "finishing the measurement after step 1 (0 s so far), then" in said
-    assert checkpoint.load_state(tmp_path / "run/state/state.safetensors")[1]["step"] == 1
+    assert tensor_file.load_state(tmp_path / "run/state/state.safetensors")[1]["step"] == 1
 
 
 def test_a_second_signal_breaks_the_step_off_and_saves_the_one_before(interrupted, tmp_path):
     code, seconds, said = interrupted(4, signals=2, wait=20)
     assert code == 130 and seconds < 6
     assert said.index("finishing step 2") < said.index("saving step 1, which was made before")
-    assert checkpoint.load_state(tmp_path / "run/state/state.safetensors")[1]["step"] == 1
+    assert tensor_file.load_state(tmp_path / "run/state/state.safetensors")[1]["step"] == 1

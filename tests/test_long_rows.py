@@ -6,12 +6,13 @@ import pytest
 import torch
 from fakes import Letters, make_run, tiny
 
-from minipost import checkpoint, train
+from minipost import train
 from minipost.checks.data import long_rows
 from minipost.datasets.fitting import fitted
 from minipost.datasets.preferences import file_pairs
 from minipost.datasets.rows import File, read
 from minipost.errors import MinipostError
+from minipost.layout import tensor_file
 
 ANSWERS = ("abcde", "ab", "hgfedcba", "abc")  # with BOS, a prompt of 2 letters and EOS: 9, 6, 12, 7
 
@@ -103,7 +104,7 @@ def test_a_run_that_truncates_and_one_that_resumes(command, tmp_path, capsys):
     saved = json.loads((tmp_path / "run/config.json").read_text())["task"]
     assert (saved["max_length"], saved["on_long_row"]) == (9, "truncate")
     assert train.main(["--resume", str(tmp_path / "run"), "--steps", "3"]) == 0
-    assert checkpoint.load_state(tmp_path / "run/state/state.safetensors")[1]["step"] == 3
+    assert tensor_file.load_state(tmp_path / "run/state/state.safetensors")[1]["step"] == 3
 
 
 @pytest.mark.parametrize("flags, said", [
