@@ -22,7 +22,7 @@ def examine(options, task, device):
     run = open_run(options, task, device)
     if run.control_tokens == "stop":
         run.control_tokens = "plain"  # `control_texts` speaks of the rows at which a run stops
-    if device == "cpu" and run.policy.flat.numel() < SMALL:
+    if device == "cpu" and sum(p.numel() for p in run.policy.module.parameters()) < SMALL:
         torch.set_num_threads(1)  # on a busy machine each small operation waits for all threads
     tokenizer, scorer = run.vocabulary.tokenizer, None
     if options.reward_model:

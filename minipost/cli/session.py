@@ -156,7 +156,8 @@ class Session:
 
     def announce(self):
         """Say how long it takes to the first step, where that is long: for a large model."""
-        if self.run.policy.flat.numel() <= LARGE or not self.splits:
+        size = sum(p.numel() for p in self.run.policy.module.parameters())
+        if size <= LARGE or not self.splits:
             return
         seconds = forecast(self.run, self.splits, lambda some: self.method.measure(
             self.run, some, self.config))
