@@ -306,3 +306,18 @@ def test_distributions_are_the_same_in_pieces(monkeypatch):
     pieces = torch.autograd.grad(logprobs(model, seqs).sum(), trained(model))
     assert all(torch.allclose(one, other) for one, other in zip(whole, pieces))
     assert distribution(model, seqs).shape[1] == 11
+
+
+@pytest.mark.parametrize("flags, other", [(("--lora", "4"), "--lora"),
+                                          (("--sampler", "vllm"), "--sampler vllm")])
+def test_sharding_says_what_it_does_not_go_with(flags, other):
+    with pytest.raises(MinipostError, match=f"--shard with {other}: is not supported"):
+        train.settings_of(["--algo", "grpo", "--shard", *flags])
+
+
+def test_adapters_have_a_rate_of_their_own(command, capsys):
+    assert train.main(command("sft", "--steps", 1, "--lora", 2)) == 0
+    assert "defaults for adapters, ten times the rates: --lr 0.01" in capsys.readouterr().out
+    assert train.main(command("sft", "--steps", 1, "--lora", 2, "--lr", 0.003,
+                              "--overwrite")) == 0
+    assert "ten times" not in capsys.readouterr().out
