@@ -147,17 +147,6 @@ def keep_memory():
                 mallopt(option, size)
 
 
-def give_back():
-    """Give freed memory back to the system.
-
-    The C library keeps pieces of up to 32 MB: all of the weights that a model was loaded into and
-    a Learner has copied.
-    """
-    if sys.platform.startswith("linux"):
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
-
-
 def meet(children, workers, folder):
     """Join the other ranks, unless one of them dies before it has joined."""
     failed = []

@@ -738,9 +738,7 @@ def open_run(options, task, device):
     if options.lora:
         adapt(model, options.lora, options.lora_alpha, options.lora_targets, options.seed)
     task = as_asked(task, vocabulary, options.chat)
-    policy = learner(model, shard, optimizer=options.optimizer)
-    parallel.give_back()
-    return Run(policy, vocabulary, task,
+    return Run(learner(model, shard, optimizer=options.optimizer), vocabulary, task,
                load_reward(options.reward, task), optimizer=options.optimizer, shard=shard,
                hidden=task.hidden and not options.reward,
                reward_timeout=options.reward_timeout, seed=options.seed,
