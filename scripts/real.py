@@ -213,6 +213,7 @@ def main(argv=None):
     ways = parser.add_subparsers(dest="way")
     part = ways.add_parser("rows", help="write the rows and end")
     part.add_argument("folder", type=Path)
+    ways.add_parser("real", help="all of it, as without a word")
     part = ways.add_parser("job", help=argparse.SUPPRESS)
     part.add_argument("job", choices=JOBS)
     part.add_argument("side", choices=("own", "peer"))
