@@ -8,9 +8,10 @@
 Each job is a process of its own, on all cores, in float32, as the command line would run it:
 `minipost.open(...)` and `minipost.train(...)` here, SFTTrainer, DPOTrainer and GRPOTrainer there,
 with their fastest settings on a CPU.  Both make the same steps on the same rows in the same order;
-the losses of the first step show it (TRL's SFT also learns the line end behind a turn).  Seconds are the median of the steps after the
-first.  Memory is the most that the process had resident, the interpreter and its libraries
-included.  The rows are made here, of templates: questions that a child can answer.
+the losses of the first step show it (TRL's SFT also learns the line end behind a turn).  Seconds
+are the median of the steps after the first.  Memory is the most that the process had resident, the
+interpreter and its libraries included.  The rows are made here, of templates: questions that a
+child can answer.
 """
 
 import argparse
