@@ -529,8 +529,13 @@ def save(directory, model, like, dtype="float32", end=None, template="", merge=F
     template: the text of a chat template that takes the place of the model's.
     A model with adapters is written as an adapter of `like`; merge: as a whole model.
     """
-    directory, base, like = Path(directory), base_of(like), spoken(Path(like))
+    directory, given = Path(directory), like
+    base, like = base_of(given), spoken(Path(given))
     alone = bool(adapters(model)) and not merge
+    if alone and base != Path(given):
+        raise MinipostError(f"{given}: is an adapter itself, and what was trained is an adapter of "
+                            "both together; save the whole model with --merge, or begin from a "
+                            "whole one")
     other = directory / ("config.json" if alone else lora_file.CONFIG)
     if other.exists():
         raise MinipostError(f"{other}: is there, so the directory would hold a whole model and an "

@@ -15,6 +15,7 @@ import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -736,6 +737,9 @@ def open_run(options, task, device):
     if options.gradient_checkpointing:
         recompute(model)  # and what is copied from it, such as a critic
     if options.lora:
+        if not options.merge and checkpoint.base_of(options.model) != Path(options.model):
+            raise MinipostError(f"{options.model}: is an adapter itself; with --lora add --merge, "
+                                "which saves the whole model, or begin from a whole one")
         adapt(model, options.lora, options.lora_alpha, options.lora_targets, options.seed)
     task = as_asked(task, vocabulary, options.chat)
     return Run(learner(model, shard, optimizer=options.optimizer), vocabulary, task,

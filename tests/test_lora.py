@@ -8,6 +8,7 @@ import torch
 from conftest import tiny_model
 from fakes import sequences, tiny, toy
 
+import minipost
 from minipost import checkpoint, train
 from minipost.engine.lora import TARGETS, adapt, adapters, fill, merged, off, own, trained
 from minipost.errors import MinipostError
@@ -229,6 +230,21 @@ def test_a_directory_holds_one_of_the_two(tmp_path, tiny):
         adapters(model)[0][2].b[0, 0] = torch.nan
     with pytest.raises(MinipostError, match="lora_B.weight holds values that are not finite"):
         checkpoint.save(tmp_path / "a", model, tiny)
+
+
+def test_an_adapter_of_an_adapter_is_not_saved_as_one_of_the_model(tmp_path, tiny, rows):
+    """It would lose what the first one had learnt."""
+    checkpoint.save(tmp_path / "a", adapted(model=checkpoint.load(tiny)[0]), tiny)
+    second = adapted(model=checkpoint.load(tmp_path / "a")[0])
+    with pytest.raises(MinipostError, match="is an adapter itself.*--merge"):
+        checkpoint.save(tmp_path / "b", second, tmp_path / "a")
+    with pytest.raises(MinipostError, match="is an adapter itself; with --lora add --merge"):
+        minipost.open(tmp_path / "a", data=str(rows), lora=2)
+    run = minipost.open(tmp_path / "a", data=str(rows), lora=2, merge=True)
+    run.save(tmp_path / "whole")
+    tokens = torch.arange(20).view(2, 10)
+    assert torch.allclose(checkpoint.load(tmp_path / "whole")[0](tokens),
+                          checkpoint.load(tmp_path / "a")[0](tokens), atol=1e-5)
 
 
 def test_a_wrong_target_is_named():

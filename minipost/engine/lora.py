@@ -164,12 +164,16 @@ def own(module):
 
 
 def fill(module, tensors):
-    """Set what `own` gave.  Adapters that it does not have are taken away."""
+    """Set what `own` gave.  Adapters that it does not have are taken away.
+
+    KeyError where the tensors are of another module.
+    """
     for name, linear, _ in adapters(module):
         if f"{name}.a" not in tensors:
             linear.adapter = None
-    unknown = module.load_state_dict(tensors, strict=False)
-    assert not unknown.unexpected_keys and own(module).keys() == tensors.keys()
+    if others := own(module).keys() ^ tensors.keys():
+        raise KeyError(min(others))
+    module.load_state_dict(tensors, strict=False)
 
 
 def off(module):
