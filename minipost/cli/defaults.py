@@ -137,7 +137,7 @@ def for_adapters(has, config, given):
              if f.name in ("lr", *RATES) and f.name not in given] if has else []
     if not names:
         return config, ""
-    new = {name: ADAPTER_RATE * getattr(config, name) for name in names}
+    new = {name: float(f"{ADAPTER_RATE * getattr(config, name):.6g}") for name in names}
     said = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in new.items())
     return replace(config, **new), f"defaults for adapters, ten times the rates: {said}"
 
