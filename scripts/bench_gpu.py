@@ -29,6 +29,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
 from minipost.engine import decode_cuda
+from minipost.engine.lora import adapt
 from minipost.engine.tree import Tree
 from minipost.gpt import GPT, GPTConfig
 from minipost.methods import grpo
@@ -71,6 +72,7 @@ class Job:
     steps: int = 4      # measured, after WARM
     mixed: int = 40     # prompts of different lengths in the check, 4 rows each
     checked: int = 272  # longest answer in the check, longer than a recording lasts
+    lora: int = 0       # rank of adapters, 0 for none
 
     @property
     def rows(self):
@@ -116,7 +118,8 @@ def model(job):
         for weight in gpt.parameters():
             if weight.dim() == 2:
                 torch.nn.init.normal_(weight, std=0.02)
-    return gpt.to(job.dtype)
+    gpt = gpt.to(job.dtype)
+    return adapt(gpt, job.lora) if job.lora else gpt
 
 
 class Timed(Run):

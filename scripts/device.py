@@ -7,9 +7,11 @@
     forward     logits and a gradient in float32, held to the CPU's
     bfloat16    a GRPO step with weights in bfloat16
     graphs      answers decoded by CUDA graphs, held to the plain decoder and to training's pass
-    memory      what GRPO steps take at most, beside what scripts/bench_memory.py computes
     shard       a run with --shard, on this one device
     lora        a run with --lora
+    methods     a step of every demo, held to the CPU's, and of some in bfloat16 with --lora
+    memory      what GRPO steps take at most, beside what scripts/bench_memory.py computes
+    fits        the same for 0.5B to 7B, with the flags of its table and 64 rows in one pass
 
 Exit code 0 if all that was checked is right, 1 if something is not, 2 where there is no GPU.
 """
@@ -17,23 +19,28 @@ Exit code 0 if all that was checked is right, 1 if something is not, 2 where the
 import argparse
 import copy
 import json
+import math
+import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
 
-from minipost import train
+from minipost import methods, train
 from minipost.engine import decode_cuda
+from minipost.engine.block import recompute
 from minipost.errors import MinipostError
 from minipost.gpt import GPTConfig
 from minipost.methods import grpo
 from minipost.rollout import Sequences, logprobs
-from scripts import bench_gpu, bench_memory
+from scripts import bench_gpu, bench_memory, demos
 from scripts.alternate import ROOT
 from scripts.bench import table
 from scripts.bench_gpu import SHAPES, Job
@@ -47,6 +54,10 @@ CLOSE = 1e-3          # largest difference of float32 log-probs on two devices
 ALIKE = 2e-4          # the same of two ways to compute them on one device
 ROUGH = 0.2           # mean difference of log-probs between bfloat16's decoder and its pass
 MEMORY = 1.5          # most that a step may take, of what is computed
+NEAR = 1e-2           # largest relative difference of a metric of a first step on two devices
+HALF = ("sft", "reward", "dpo", "grpo", "ppo", "trpo")  # tried in bfloat16 with --lora too
+LOOSE = ("second", "difference", "accuracies", "residual")  # of time, of rounding, or of ties
+PROCESSES = min(10, os.cpu_count() or 1)
 TINY = GPTConfig(67, 16, 24, 2, 4, 2, 4, 64)
 
 
@@ -57,6 +68,8 @@ class Setting:
     device: str
     shapes: dict            # {name: GPTConfig} of the memory
     job: Job                # of the other checks
+    sizes: dict             # {name: GPTConfig} of what has to fit
+    methods: tuple          # names of the methods that are tried
     begun: float
 
 
@@ -64,9 +77,10 @@ def setting(args):
     if args.quick:
         small = Job(TINY, device=args.device, prompts=2, group_size=4, prompt=4, new=6, mixed=3,
                     checked=12)
-        return Setting(args.device, {"tiny": TINY}, small, time.monotonic())
+        return Setting(args.device, {"tiny": TINY}, small, {"tiny": TINY}, ("dpo",),
+                       time.monotonic())
     return Setting(args.device, SHAPES, Job(SHAPES["SmolLM2-135M"], device=args.device, mixed=16),
-                   time.monotonic())
+                   bench_memory.SHAPES, tuple(methods.names()), time.monotonic())
 
 
 # ---- the checks: each gives (OK, WRONG or SKIPPED, a sentence), one or several
@@ -119,34 +133,43 @@ def graphs(on):
 
 def memory(on):
     """The most that GRPO steps take, by size, type and whether there is a KL."""
-    found = []
-    for name, config in on.shapes.items():
-        for way in (Way(), Way("bfloat16", reference=False)):
-            if time.monotonic() - on.begun > LAST_BEGIN:
-                found.append((SKIPPED, f"{name}: no time was left"))
-                continue
-            found.append(memory_of(on, name, config, way))
-    return found
+    return [memory_of(on, name, config, way) for name, config in on.shapes.items()
+            for way in (Way(), Way("bfloat16", reference=False))]
 
 
-def memory_of(on, name, config, way):
-    cuda = on.device == "cuda"
-    if cuda:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+def fits(on):
+    """The sizes of the memory table, each with the first flags that it says are enough."""
+    return [memory_of(on, name, config, bench_memory.fitting(config)[0], one_pass=True)
+            for name, config in on.sizes.items()]
+
+
+def memory_of(on, name, config, way, one_pass=False):
+    """One line of what is computed and what two steps take.
+
+    one_pass: with --gradient-checkpointing and all rows in one pass, in passes of 16 rows if not.
+    """
+    if time.monotonic() - on.begun > LAST_BEGIN:
+        return SKIPPED, f"{name}: no time was left"
+    cuda, job = on.device == "cuda", replace(on.job, config=config, lora=way.lora,
+                                             dtype=getattr(torch, way.dtype))
+    bench_gpu.forget()
     before = torch.cuda.memory_allocated() if cuda else 0
-    run = bench_gpu.make_run(replace(on.job, config=config, dtype=getattr(torch, way.dtype)))
-    run.recompute = way.dtype != "float32"
+    run = bench_gpu.make_run(job, job.rows if one_pass else 16)
+    model = recompute(run.policy.module) if one_pass else run.policy.module
+    if cuda:  # random weights are drawn in float32, which no user's run does
+        torch.cuda.reset_peak_memory_stats()
     most = noted_passes(run)
-    cfg = grpo.Config(steps=2, prompts=on.job.prompts, group_size=on.job.group_size,
-                      minibatch_size=on.job.rows, beta=0.01 if way.reference else 0.0, lr=1e-5)
+    cfg = grpo.Config(steps=2, prompts=job.prompts, group_size=job.group_size,
+                      minibatch_size=job.rows, beta=0.01 if way.reference else 0.0, lr=1e-5)
     learn = grpo.train(run, cfg)
-    for run.step in range(2):
-        next(learn)
-    model = run.policy.module
-    caches = bench_memory.cached(model) * on.job.rows * (on.job.prompt + on.job.new)
+    try:
+        for run.step in range(2):
+            next(learn)
+    except torch.OutOfMemoryError as error:
+        return WRONG, f"{name}, {way.flags()}: {error!s:.200}"
+    caches = bench_memory.cached(model) * job.rows * (job.prompt + job.new)
     computed = held(model, way) + max(of_a_pass(model, max(most)), caches)
-    said = (f"{name}, {way.dtype}, {'with' if way.reference else 'no'} KL: computed "
+    said = (f"{name}, {way.flags()}, {max(most):,} tokens in a pass: computed "
             f"{computed / 1e9:.2f} GB, of which {held(model, way) / 1e9:.2f} are held")
     if not cuda:
         return SKIPPED, f"{said}; only a GPU says what was taken"
@@ -178,14 +201,66 @@ def trained(on, name, flags, launcher=()):
             cwd=ROOT, text=True, capture_output=True,
             timeout=max(1.0, END - (time.monotonic() - on.begun)))
         if done.returncode:
-            last = (done.stderr.strip() or "nothing was said").splitlines()[-1]
-            return WRONG, f"the run ended with {done.returncode}: {last[:200]}"
+            return WRONG, f"the run ended with {done.returncode}: {complaint(done.stderr)[:200]}"
         steps = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
         return OK, f"{len(steps)} steps, the last loss {json.loads(steps[-1])['loss']:.3g}"
 
 
-CHECKS = {"forward": forward, "bfloat16": bfloat16, "graphs": graphs, "memory": memory,
-          "shard": shard, "lora": lora}
+def methods_of(on):
+    """The first row of metrics of every method's demo on the device and on the CPU."""
+    half = ("--dtype", "bfloat16", "--lora", "4")
+    runs = [(name, device, ()) for name in on.methods for device in {on.device, "cpu"}]
+    runs += [(name, on.device, half) for name in HALF if name in on.methods]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(PROCESSES) as pool:
+        found = dict(zip(runs, pool.map(
+            lambda k: first_row(on, *runs[k], Path(folder) / str(k)), range(len(runs)))))
+    wrong = [f"{name} {' '.join((device, *flags))}: {row}" for (name, device, flags), row
+             in found.items() if isinstance(row, str)]
+    gaps = [(*largest_gap(found[name, on.device, ()], found[name, "cpu", ()]), name)
+            for name in on.methods
+            if not isinstance(found[name, on.device, ()], str)
+            and not isinstance(found[name, "cpu", ()], str)]
+    gap, key, name = max(gaps, default=(0.0, "nothing", "none"))
+    wrong += [f"{name}: {key} differs by {gap:.1e} of it" for gap, key, name in gaps
+              if not gap < NEAR]
+    return (WRONG if wrong else OK,
+            "; ".join(wrong) or f"{len(runs)} runs end; the largest difference of a metric is "
+            f"{gap:.1e} of it ({key} of {name})")
+
+
+def first_row(on, name, device, flags, out):
+    """The metrics of a demo's first step, or a sentence where there are none."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "minipost.train", "--algo", name, "--out", str(out), "--device",
+             device, "--eval-n", "4", "--workers", "1",
+             *demos.cut(name, 1), *flags],
+            cwd=ROOT, text=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            timeout=max(1.0, END - (time.monotonic() - on.begun)))
+    except subprocess.TimeoutExpired:
+        return "not done in time"
+    if done.returncode:
+        return complaint(done.stderr)[:200]
+    return json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
+
+
+def largest_gap(one, two):
+    """(the largest relative difference of two rows' numbers, its name); inf where one is NaN"""
+    gaps = [(abs(one.get(key, math.nan) - two[key]) / max(1e-2, abs(two[key])), key) for key in two
+            if isinstance(two[key], float) and not any(part in key for part in LOOSE)]
+    return max(((math.inf if math.isnan(gap) else gap, key) for gap, key in gaps),
+               default=(0.0, "nothing"))
+
+
+def complaint(errors):
+    """The line that says why: the last that states an error, for a launcher adds its own below."""
+    lines = errors.strip().splitlines() or ["nothing was said"]
+    stated = [x for x in lines if re.match(r"(\[\w+\]: *)?([\w.]*Error|error): *\S", x)]
+    return (stated or lines)[-1]
+
+
+CHECKS = {"forward": forward, "bfloat16": bfloat16, "graphs": graphs, "shard": shard,
+          "lora": lora, "methods": methods_of, "memory": memory, "fits": fits}
 
 
 # ---- the whole

@@ -115,9 +115,13 @@ def product(x, weight):
 # ---- RMSNorm
 
 def rms_norm(x, weight, eps):
-    """weight * x / sqrt(mean(x^2) + eps), over the last axis, computed in float32 or float64."""
-    if x.is_cuda:
-        return F.rms_norm(x, weight.shape, weight, eps)  # a fused kernel
+    """weight * x / sqrt(mean(x^2) + eps), over the last axis, computed in float32 or float64.
+
+    The fused kernel of a GPU is for passes without a derivative: its forward derivative of bfloat16
+    is in float32 (torch 2.11), which the next product refuses.
+    """
+    if x.is_cuda and not torch.is_grad_enabled():
+        return F.rms_norm(x, weight.shape, weight, eps)
     wide = x if x.dtype in WIDE else x.float()
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return weight * (wide * scale).to(x.dtype)
