@@ -1,7 +1,8 @@
 """Check minipost on a GPU, in at most eight minutes, without a network and without weights.
 
     python -m scripts.device                            on the GPU of this machine
-    python -m scripts.device --out RESULT.json          and keep what was found
+    python -m scripts.device --report BENCHMARKS.md     and put the table into this file
+    python -m scripts.device --out RESULT.json          or keep what was found as JSON
     python -m scripts.device --device cpu --quick       the same program at a tiny size, on a CPU
 
     forward     logits and a gradient in float32, held to the CPU's
@@ -18,6 +19,7 @@ Exit code 0 if all that was checked is right, 1 if something is not, 2 where the
 
 import argparse
 import copy
+import datetime
 import json
 import math
 import os
@@ -42,13 +44,14 @@ from minipost.methods import grpo
 from minipost.rollout import Sequences, logprobs
 from scripts import bench_gpu, bench_memory, demos
 from scripts.alternate import ROOT
-from scripts.bench import table
+from scripts.bench import table, write
 from scripts.bench_gpu import SHAPES, Job
 from scripts.bench_memory import Way, held, noted_passes, of_a_pass
 
 LAST_BEGIN, END = 380, 460  # seconds after which no check begins, and at which the last is ended
 NO_GPU = ("no GPU was found (torch.cuda.is_available() is false), so nothing was checked; "
           "--device cpu --quick tries the program itself")
+COLUMNS = ["check", "result", "what was found", "s of the check"]
 OK, WRONG, SKIPPED = "ok", "WRONG", "skipped"
 CLOSE = 1e-3          # largest difference of float32 log-probs on two devices
 ALIKE = 2e-4          # the same of two ways to compute them on one device
@@ -296,28 +299,45 @@ def found_by(check, on):
     return found if isinstance(found, list) else [found]
 
 
+def write_report(path, said, cells):
+    """Put the table into a page, and print it."""
+    write(path, "scripts.device", [
+        "## On a GPU: is it right, and does it fit", "",
+        f"`python -m scripts.device`; {said}.  Weights are random.  `methods` runs the first step "
+        "of every method's demo on the GPU and on the CPU and compares each number that it writes; "
+        "`memory` and `fits` hold the most that two GRPO steps take (64 answers of 256 tokens) to "
+        "what the table of memory computes, `fits` with its flags, `--gradient-checkpointing` and "
+        "all answers in one pass.  GB are 1e9 bytes.", "", *table(COLUMNS, cells), ""],
+          "python -m")
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="at a tiny size")
     parser.add_argument("--out", type=Path, help="JSON file for what was found")
+    parser.add_argument("--report", type=Path, help="Markdown file for the table")
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         print(NO_GPU, file=sys.stderr)
         return 2
     on, cells = setting(args), []
-    print(f"{card(on.device)}; torch {torch.__version__}\n", flush=True)
+    said = f"{card(on.device)}; torch {torch.__version__}; {datetime.date.today():%Y-%m-%d}"
+    print(f"{said}\n", flush=True)
     with decoding_as_a_gpu_does(on.device):
         for name, check in CHECKS.items():
-            start = time.monotonic()
-            for state, sentence in found_by(check, on):
-                cells.append([name, state, sentence, f"{time.monotonic() - start:.1f}"])
+            start, found = time.monotonic(), found_by(check, on)
+            for state, sentence in found:
+                taken = "" if cells and cells[-1][0] == name else f"{time.monotonic() - start:.1f}"
+                cells.append([name, state, sentence, taken])
                 print(f"{name}: {state}: {sentence}", file=sys.stderr, flush=True)
-    print("\n".join(table(["check", "result", "what was found", "s"], cells)))
     if args.out:
-        args.out.write_text(json.dumps({"card": card(on.device), "torch": torch.__version__,
-                                        "found": cells}, indent=1) + "\n")
+        args.out.write_text(json.dumps({"card": said, "found": cells}, indent=1) + "\n")
+    if args.report:
+        write_report(args.report, said, cells)
+    else:
+        print("\n".join(table(COLUMNS, cells)))
     return int(any(state == WRONG for _, state, *_ in cells))
 
 
