@@ -276,7 +276,11 @@ class GPT(nn.Module):
 
     def through(self, tokens, layout, pick=None):
         """Final hidden states of these tokens, all or those that `pick` names."""
-        x = F.embedding(tokens, self.embed_tokens.weight)
+        weight = self.embed_tokens.weight
+        # A large matrix that has a gradient gets that of the rows read, and no second one is made.
+        sparse = (weight.numel() > WHOLE and weight.grad is not None and not layout.explicit
+                  and weight.device.type == "cpu")
+        x = F.embedding(tokens, weight, sparse=sparse)
         for layer in self.layers:
             wanted = pick if layer is self.layers[-1] else None
             x = layer(x, layout, wanted)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from fakes import Largest, sequences, tiny
 
+from minipost import gpt
 from minipost.engine import head
 from minipost.errors import MinipostError
 from minipost.gpt import AND_BACK, GPT, GPTConfig
@@ -33,6 +34,28 @@ def everything(model, seqs, temperature, reference, weights):
     sum((w * x).sum() for w, x in zip(weights, seen[:3])).backward()
     assert not seen.logp_ref.requires_grad
     return [x.detach() for x in seen], [p.grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("make", [tiny, untied])
+def test_a_large_embedding_adds_the_rows_that_were_read_to_its_gradient(make, monkeypatch):
+    """Twice, since the second pass finds the gradient of the first."""
+    found = []
+    for most in (2**23, 0):
+        monkeypatch.setattr(gpt, "WHOLE", most)
+        model, given = make(), []
+        real = torch.nn.functional.embedding
+        monkeypatch.setattr(gpt.F, "embedding", lambda tokens, weight, sparse=False: given.append(
+            sparse) or real(tokens, weight, sparse=sparse))
+        for seed in (0, 1):
+            logprobs(model, sequences(4, seed=seed)).sum().backward()
+        assert any(given) == (most == 0) and not given[0]
+        found.append([p.grad for p in model.parameters()])
+        model.hidden(torch.tensor([[1, 2]]), explicit=True)  # has second derivatives
+        assert not given[-1]
+        monkeypatch.setattr(gpt.F, "embedding", real)
+    for one, two in zip(*found, strict=True):
+        assert two.layout == torch.strided
+        torch.testing.assert_close(one, two)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])

@@ -72,7 +72,7 @@ def wanted(directory, device, method=None, config=None, given=()):
         return {}
     step = STEP.get(device, STEP["cpu"])
     found = {"eval_n": HELD_OUT, "max_new_tokens": longest_answer(directory),
-             **{name: step[name] for name in ("micro_batch_size",) if name in step}}
+             "micro_batch_size": step["micro_batch_size"]}
     if device == "cpu":
         found["workers"] = 1
     if method is None:
@@ -80,6 +80,8 @@ def wanted(directory, device, method=None, config=None, given=()):
     names = {f.name for f in fields(config)} - set(config.idle())
     found |= {"lr": method.LARGE_LR, "dpo_lr": method.LARGE_LR, "sft_lr": 1e-5,
               "critic_lr": CRITIC_LR, "steps": min(config.steps, STEPS)}
+    if "pairs" in names:
+        found["micro_batch_size"] //= 2  # of rows that are two sequences each
     group = getattr(config, "group_size", 1)
     group = group if "group_size" in given else min(step["group_size"], group)
     stock = STOCK if "batch_size" in names else 1

@@ -85,7 +85,8 @@ class Readings(torch.autograd.Function):
         dweight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for part in pieces(hidden, weight):
             logp_all = log_softmax(hidden[part], weight, ctx.unused, ctx.temperature)
-            p, slope = logp_all.exp(), -g1[part, None]
+            more = ctx.entropy or ctx.reference is not None  # log p is used once more
+            p, slope = logp_all.exp() if more else logp_all.exp_(), -g1[part, None]
             if ctx.entropy:
                 slope = slope - g2[part, None] * (logp_all + h[part, None])
             if ctx.reference is not None:
