@@ -199,7 +199,7 @@ def scale(args, machine, table, write):
                 rows.append(Row(size.name, point, least, both(bench, size, point, needed)))
     order = [size.name for size in (*SCALES, *TRIAL)]
     rows.sort(key=lambda row: (order.index(row.size), row.point.tokens, row.point.rows))
-    picture = (args.out if args.quick else ROOT / "data" / "scale").with_suffix(".svg")
+    picture = (args.out if args.quick else ROOT / "docs/pictures/scale").with_suffix(".svg")
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps([asdict(row) for row in rows]))
     if find_spec("matplotlib"):
@@ -272,7 +272,7 @@ def report(rows, left_out, bench, machine, table, picture):
     return [
         "## How cost grows", "", machine("transformers", "trl"), "",
         "`python -m scripts.bench scale`, then `--rest` for what it left out.", "",
-        *([f"![Time of a GRPO step and of its sampling, by size](data/{picture.name})", ""]
+        *([f"![Time of a GRPO step and of its sampling, by size](docs/pictures/{picture.name})", ""]
           if picture.exists() else []),
         *table(columns, [row.cells() for row in rows]), "",
         NOTES.format(shapes=shapes, passes=passes, cores=CORES, long=LONG, limit=LIMIT,
@@ -451,7 +451,7 @@ def memory():
 
 def main():
     if sys.argv[1:] == ["draw"]:
-        return draw(ROOT / "data" / "scale.svg", measured())
+        return draw(ROOT / "docs/pictures/scale.svg", measured())
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("side", choices=SIDES)
     parser.add_argument("--model", required=True, help="model directory")

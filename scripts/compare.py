@@ -42,6 +42,7 @@ from minipost.cli.options import fail_in_one_sentence
 from minipost.errors import MinipostError
 from minipost.measure.stats import Score, t_interval, weighted
 from minipost.tasks import TASKS
+from scripts import looks
 from scripts.bench import last_line, machine, table, write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -515,10 +516,6 @@ def title(args):
 
 # ---- the plot
 
-COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#111111", "#8c564b", "#17becf",
-           "#e377c2", "#7f7f00")
-DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
-MARKS = "osD^v"
 TICKS = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 
 
@@ -538,9 +535,10 @@ def pooled(runs):
 def draw(path, found, heading):
     """Write the plot as SVG, or as PNG if its name says so.
 
-    The SVG has the same bytes for the same runs and the same matplotlib.  The scale is the arcsine
-    of the square root.  On it, the noise of a share is about the same at every height.  On a linear
-    scale, accuracies near 1 would overlap.
+    On the left the curves, each with its name at its end.  The scale is the arcsine of the square
+    root: on it, the noise of a share is about the same at every height, and on a linear one curves
+    near 1 would overlap.  On the right how far each ends from the best, with the interval of the
+    difference.  The SVG has the same bytes for the same runs and the same matplotlib.
     """
     import matplotlib
     import numpy
@@ -548,24 +546,16 @@ def draw(path, found, heading):
 
     scale = (lambda share: numpy.arcsin(numpy.clip(share, 0, 1) ** 0.5),
              lambda height: numpy.sin(numpy.clip(height, 0, numpy.pi / 2)) ** 2)
-    every = [*METHODS, *(algo for algo in found if algo not in METHODS)]    # order of the colours
     with matplotlib.rc_context({"svg.hashsalt": "minipost", "font.size": 9}):
-        figure = Figure(figsize=(9, 5.5), layout="constrained")
-        axes = figure.add_subplot()
-        bottom = 1.0
+        figure = Figure(figsize=(11, 5), layout="constrained")
+        axes, right = figure.subplots(1, 2, width_ratios=(2, 1))
+        bottom, ends = 1.0, []
         for algo in reversed(ranked(found)):  # the best lies on top
-            k = every.index(algo)
             tokens, middle, low, high = zip(*pooled(found[algo]))
             bottom = min(bottom, *low)
-            axes.fill_between(tokens, low, high, color=COLOURS[k % len(COLOURS)], alpha=0.09,
-                              linewidth=0)
-            axes.plot(tokens, middle, color=COLOURS[k % len(COLOURS)],
-                      linestyle=DASHES[k % len(DASHES)], marker=MARKS[k % len(MARKS)],
-                      markersize=4, linewidth=1.6,
-                      label=f"{algo}  {average([r.after for r in found[algo]]).value:.3f}")
-        handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False,
-                      handlelength=4.5, title="method, final value")
+            axes.fill_between(tokens, low, high, color=looks.colour(algo), alpha=0.09, linewidth=0)
+            axes.plot(tokens, middle, **looks.line(algo), markersize=4, linewidth=1.6)
+            ends.append((tokens[-1], middle[-1], f"{algo}  {middle[-1]:.3f}", looks.colour(algo)))
         axes.set_title(heading, loc="left", fontsize=10)
         axes.set(xlabel="response tokens sampled",
                  ylabel="held-out accuracy, sampled at temperature 1 (arcsine scale)")
@@ -576,12 +566,28 @@ def draw(path, found, heading):
         axes.set_xlim(left=0)
         axes.yaxis.set_major_formatter("{x:.2f}")
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.grid(color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        looks.label_ends(axes, ends)
+        behind(right, found)
+        for part in (axes, right):
+            part.grid(color="#dddddd", linewidth=0.6)
+            part.set_axisbelow(True)
+            part.spines[["top", "right"]].set_visible(False)
         path.parent.mkdir(parents=True, exist_ok=True)
         svg = path.suffix == ".svg"
         figure.savefig(path, dpi=110, metadata={"Date": None} if svg else None)
+
+
+def behind(axes, found):
+    """How far each method's runs end from those of the best, at the same seeds and problems."""
+    best, others = ranked(found)[:1], ranked(found)[1:]
+    axes.set_title(f"final accuracy less that of {'/'.join(best)} (95%)", loc="left", fontsize=10)
+    for at, algo in enumerate(others):
+        gap = gaps(found)[algo]
+        axes.errorbar(gap.value, at, xerr=[[gap.value - gap.low], [gap.high - gap.value]],
+                      color=looks.colour(algo), marker=looks.line(algo)["marker"], capsize=2)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(others)), others)
+    axes.invert_yaxis()
 
 
 # ---- command line
@@ -610,7 +616,7 @@ def parse(argv):
                                                            "the cores (1)")
     parser.add_argument("--runs", type=Path, help="where the runs lie (runs/compare)")
     parser.add_argument("--out", type=Path, help="report to write (BENCHMARKS.md)")
-    parser.add_argument("--plot", type=Path, help="plot to write (data/compare-TASK.svg)")
+    parser.add_argument("--plot", type=Path, help="plot to write (docs/pictures/compare-TASK.svg)")
     parser.add_argument("--quick", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.methods = list(dict.fromkeys(args.methods.split(",")))
@@ -631,7 +637,7 @@ def parse(argv):
         "out": folder / "report.md", "plot": folder / picture,
     } if args.quick else {
         "sweep": 1, "budget": 280_000, "seeds": 5, "eval_n": 400, "runs": folder,
-        "out": ROOT / "BENCHMARKS.md", "plot": ROOT / "data" / picture,
+        "out": ROOT / "BENCHMARKS.md", "plot": ROOT / "docs/pictures" / picture,
     }
     for name, value in fallback.items():
         if getattr(args, name) is None:

@@ -2,7 +2,7 @@
 
 Each method answers the same held-out problems of two tasks with checkpoints/thinker, at several
 settings.  The thinker after GRPO on that task answers them too.  It pays its tokens before.  The
-result is a table in BENCHMARKS.md and a plot, data/compute-optimal.svg.
+result is a table in BENCHMARKS.md and a plot, docs/pictures/compute-optimal.svg.
 
 Results of the same command and model are kept in runs/compute-optimal and not made again.  The
 command does not notice a change to the code.  Remove the folder after such a change.
@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from minipost.measure.stats import Score
+from scripts import looks
 from scripts.bench import machine, table, write
 from scripts.compare import fingerprint
 
@@ -54,9 +55,6 @@ CURVES = {  # panel: (task, {curve: [(command, arm)]})
         LEARNT: [(f"self-consistency {GAME}", "n=1")],
     }),
 }
-COLOURS = ("#777777", "#000000", "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b",
-           "#e377c2")
-MARKS = "oDs^vPX*h"
 
 
 def trained(task, args):
@@ -110,14 +108,14 @@ def draw(panels, path):
     with matplotlib.rc_context({"svg.hashsalt": "minipost", "font.size": 9}):
         figure = Figure(figsize=(11, 9), layout="constrained")
         for axes, (title, curves) in zip(figure.subplots(2, 1), panels.items()):
-            for k, (name, found) in enumerate(curves.items()):
+            ends = []
+            for name, found in curves.items():
                 x = [tokens for tokens, _ in found]
                 y = [score.value for _, score in found]
                 bars = [[s.value - s.low for _, s in found], [s.high - s.value for _, s in found]]
-                star = name == LEARNT
-                axes.errorbar(x, y, bars, color=COLOURS[k], marker=MARKS[k],
-                              markersize=9 if star else 5, linewidth=1.4, elinewidth=0.6,
-                              label=name)
+                axes.errorbar(x, y, bars, **looks.line(name), linewidth=1.4, elinewidth=0.6,
+                              markersize=9 if name == LEARNT else 5)
+                ends.append((x[-1], y[-1], name, looks.colour(name)))
             axes.set_xscale("log")
             axes.set_title(title, loc="left", fontsize=10)
             axes.set(xlabel="tokens sampled per problem (log scale)", ylabel="held-out accuracy",
@@ -126,7 +124,7 @@ def draw(panels, path):
             axes.grid(color="#dddddd", linewidth=0.6)
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+            looks.label_ends(axes, ends)
         path.parent.mkdir(parents=True, exist_ok=True)
         svg = path.suffix == ".svg"
         figure.savefig(path, dpi=110, metadata={"Date": None} if svg else None)
@@ -139,7 +137,7 @@ def main():
     parser.add_argument("--n", type=int, default=100, help="held-out problems of either task")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "compute-optimal")
     parser.add_argument("--out", type=Path, default=ROOT / "BENCHMARKS.md", help="report to write")
-    parser.add_argument("--plot", type=Path, default=ROOT / "data" / "compute-optimal.svg")
+    parser.add_argument("--plot", type=Path, default=ROOT / "docs/pictures/compute-optimal.svg")
     args = parser.parse_args()
     args.runs.mkdir(parents=True, exist_ok=True)
     panels, lines = {}, []
@@ -154,7 +152,7 @@ def main():
         "## Accuracy against tokens", "", machine("matplotlib"), "",
         "`make compute-optimal`, seed 0, checkpoints/thinker; \"after GRPO\" is one sample of it "
         "after GRPO on the task, whose training is not among the tokens.  The plot is "
-        "[data/compute-optimal.svg](data/compute-optimal.svg).", "", *lines[:-1]],
+        "[docs/pictures/compute-optimal.svg](docs/pictures/compute-optimal.svg).", "", *lines[:-1]],
         command="make")
 
 

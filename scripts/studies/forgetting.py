@@ -30,6 +30,7 @@ from minipost.run import Run
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.countdown import Countdown
 from minipost.tasks.recall import Recall
+from scripts import looks
 from scripts.studies import ROOT, Finding
 
 PAPER = "arxiv.org/abs/2509.04259"
@@ -167,12 +168,10 @@ def judge(points, explained):
 
 def draw(figure, found):
     axes = figure.add_subplot()
-    colours = dict(zip(METHODS, ("tab:red", "tab:green", "tab:blue", "tab:purple",
-                                 "tab:orange")))
-    for algo, colour in colours.items():
+    for algo in METHODS:
         of = [p for p in found.data if p["method"] == algo]
-        axes.scatter([p["kl"] for p in of], [p["forgotten"] for p in of], color=colour, label=algo,
-                     s=[20 + 60 * p["new"] for p in of], alpha=0.8)
+        axes.scatter([p["kl"] for p in of], [p["forgotten"] for p in of], color=looks.colour(algo),
+                     label=algo, s=[20 + 60 * p["new"] for p in of], alpha=0.8)
     axes.set(xscale="log", xlabel="KL(base, policy) on the new task, nats an answer",
              ylabel="accuracy lost on old tasks (size: new task)")
     axes.legend(frameon=False)

@@ -24,6 +24,7 @@ from minipost.measure.stats import Score, clustered, pass_at, t_interval
 from minipost.optim import Learner
 from minipost.run import Run
 from minipost.tasks.countdown import Countdown
+from scripts import looks
 from scripts.studies import ROOT, Finding
 
 PAPER = "arxiv.org/abs/2504.13837"
@@ -179,13 +180,11 @@ def judge(data, hands):
 
 
 def draw(figure, found):
-    colours = dict(zip(["base", *METHODS], ("black", "tab:blue", "tab:orange", "tab:green",
-                                            "tab:red", "tab:purple")))
     for axes, (task, methods) in zip(
             figure.subplots(1, len(found.data), sharey=True, squeeze=False)[0], found.data.items()):
         for algo, chances in methods.items():
-            axes.plot(GRID, [mean_at(chances, k) for k in GRID], color=colours[algo], label=algo,
-                      linestyle="--" if algo == "base" else "-", linewidth=1.6)
+            axes.plot(GRID, [mean_at(chances, k) for k in GRID], color=looks.colour(algo),
+                      label=algo, linestyle="--" if algo == "base" else "-", linewidth=1.6)
         axes.set(xscale="log", xlabel="k", title=task)
     figure.axes[0].set_ylabel("pass@k, held out, exact")
     figure.axes[0].legend(frameon=False)
