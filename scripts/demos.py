@@ -1,7 +1,12 @@
-"""Run every method's demo, one after another, and print one table: `make demos`."""
+"""Run every method's demo, one after another, and print one table: `make demos`.
+
+    python -m scripts.demos --report METHODS.md           and fill in the effects there
+    python -m scripts.demos --made --report METHODS.md    of the demos that lie in runs, run none
+"""
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -45,14 +50,35 @@ def gained(summary):
     return f"{gain:+}" + (" (no effect seen)" if gain.low <= 0 <= gain.high else "")
 
 
+def made(name):
+    """The summary of a demo that was run before, or None."""
+    path = Path("runs") / f"demo-{name}" / "summary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def filled(page, found):
+    """The page, in which rows with `make demo-NAME` end with before, after and the paired gain."""
+    lines = page.splitlines(keepends=True)
+    for k, line in enumerate(lines):
+        shown = re.search(r"`make demo-([a-z0-9-]+)`", line)
+        if shown and line.startswith("|") and found.get(shown[1]):
+            s = found[shown[1]]
+            effect = f"{s['before']['value']:.3f} | {s['after']['value']:.3f} | {gained(s)}"
+            lines[k] = f"{'|'.join(line.split('|')[:-4])}| {effect} |\n"
+    return "".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lines", type=int, default=0, help="show only the last so many lines")
     parser.add_argument("--steps", type=int, default=0,
                         help="cut each training demo to so many steps, in each stage")
     parser.add_argument("--n", type=int, default=0, help="problems of each test-time demo")
+    parser.add_argument("--made", action="store_true", help="run none, read those in runs")
+    parser.add_argument("--report", type=Path, help="page whose table of methods gets the effects")
     args = parser.parse_args()
-    found = {name: demo(name, args) for name in (*methods.names(), *test_time.names())}
+    every = (*methods.names(), *test_time.names())
+    found = {name: made(name) if args.made else demo(name, args) for name in every}
     print("\n| method | task | metric | before [95%] | after [95%] | gain, paired [95%] | seconds |"
           "\n|---|---|---|---|---|---|---|")
     for name, s in found.items():
@@ -63,6 +89,9 @@ def main():
                          for k in ("before", "after"))
         print(f"| {name} | {s['task']} | {s['metric']} | {before} | {after} | {gained(s)} | "
               f"{s['seconds']:.0f} |")
+    if args.report:
+        page = args.report.read_text(encoding="utf-8")
+        args.report.write_text(filled(page, found), encoding="utf-8")
     print("\nA gain whose interval holds 0 is marked: it may be noise.")
     return 1 if None in found.values() else 0
 
