@@ -216,3 +216,9 @@ def test_pass_at_a_known_chance():
     assert pass_at(0.0, 10**6) == 0 and pass_at(1.0, 1) == 1
     p, k = 1e-17, 10**6
     assert pass_at(p, k) == pytest.approx(k * p - k * (k - 1) * p * p / 2, rel=1e-14)
+
+
+def test_a_gain_of_accuracy_is_at_most_one():
+    found = paired([0.0] * 400, [1.0] * 400)
+    assert found.value == found.high == 1.0 and 0.98 < found.low < 1.0
+    assert paired([1.0] * 400, [0.0] * 400).low == -1.0

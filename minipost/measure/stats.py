@@ -81,7 +81,8 @@ def paired(before, after):
     n, rose, fell = len(gains) + 2, gains.count(1.0) + 0.5, gains.count(-1.0) + 0.5
     middle = (rose - fell) / n
     half = Z * math.sqrt(rose + fell - (rose - fell) ** 2 / n) / n
-    return Score(sum(gains) / len(gains), middle - half, middle + half, len(gains))
+    low, high = max(-1.0, middle - half), min(1.0, middle + half)  # a gain is within them
+    return Score(sum(gains) / len(gains), low, high, len(gains))
 
 
 def bootstrap(statistic, rows, rounds=200):
