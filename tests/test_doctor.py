@@ -249,9 +249,9 @@ def test_the_screen_is_readable_at_80_columns(capsys, monkeypatch):
     assert "1 ok, 1 n/a, warnings: 0, faults: 1; 1.2 s" in whole
 
 
-def test_the_examples_of_the_readme_run(capsys, tiny, tmp_path, monkeypatch):
+def test_the_examples_of_the_page_run(capsys, tiny, tmp_path, monkeypatch):
     """Its commands, with paths that exist; the reward function stands there too."""
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs/own-data.md").read_text()
     commands = re.findall(r"^python -m minipost\.doctor (.*?)(?:  .*)?$", text, re.MULTILINE)
     assert len(commands) >= 3
     monkeypatch.chdir(tmp_path)
