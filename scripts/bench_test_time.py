@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from minipost import train
-from minipost.measure.stats import interval, paired
+from minipost.measure.stats import interval, paired, share
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 1, 2)
@@ -162,7 +162,7 @@ def game24(args, machine, table, write):
     for name, (command, top, among, paper) in GAME_ROWS.items():
         arms, _, _ = measured(f"{command} --n 100", seeds)
         tokens = arms[top or among][1]
-        rows.append([name, *(str(interval(arms[arm][0])) if arm else "" for arm in (top, among)),
+        rows.append([name, *(str(share(arms[arm][0])) if arm else "" for arm in (top, among)),
                      f"{tokens:,.0f}", paper])
     write(args.out, "game24", [
         "## The Game of 24", "", machine(), "",

@@ -16,6 +16,7 @@ from minipost.measure.stats import (
     paired,
     pass_at,
     pass_at_k,
+    share,
     t_bound,
     t_interval,
     vote,
@@ -216,6 +217,13 @@ def test_pass_at_a_known_chance():
     assert pass_at(0.0, 10**6) == 0 and pass_at(1.0, 1) == 1
     p, k = 1e-17, 10**6
     assert pass_at(p, k) == pytest.approx(k * p - k * (k - 1) * p * p / 2, rel=1e-14)
+
+
+def test_a_share_is_within_its_bounds():
+    high, low = share([1.0] * 49 + [0.5]), share([0.0] * 49 + [0.5])
+    assert high.value == 0.99 and high.high == 1.0 and high.low > 0.95
+    assert low.low == 0.0 and low.value == 0.01
+    assert share([0.5, 0.25, 0.75]) == interval([0.5, 0.25, 0.75])
 
 
 def test_a_gain_of_accuracy_is_at_most_one():

@@ -37,6 +37,12 @@ def interval(rewards):
     return Score(mean, mean - half, mean + half, n)
 
 
+def share(values):
+    """The mean of numbers within 0..1, such as each problem's mean over seeds, with its interval."""
+    found = interval(values)
+    return Score(found.value, max(0.0, found.low), min(1.0, found.high), found.n)
+
+
 def vote(answers, weights=None):
     """[(answer, weight)], the heaviest first.  None has no vote.  Ties keep the answers' order."""
     total = {}
