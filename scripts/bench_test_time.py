@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from minipost import train
-from minipost.measure.stats import interval, paired, share
+from minipost.measure.stats import paired, share
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 1, 2)
@@ -134,7 +134,7 @@ def test_time(args, machine, table, write):
     for command, seeds in METHODS.items():
         seeds = seeds[:1] if args.quick else seeds
         arms, (first, last), seconds = measured(command, seeds)
-        rows = [[f"**{arm}**" if arm in (first, last) else arm, str(interval(rewards)),
+        rows = [[f"**{arm}**" if arm in (first, last) else arm, str(share(rewards)),
                  f"{tokens:,.0f}", gain(rewards, arms[first][0])]
                 for arm, (rewards, tokens) in arms.items()]
         size = len(arms[last][0])
