@@ -125,7 +125,8 @@ def gain(rewards, over):
     if len(rewards) != len(over) or rewards is over:
         return ""
     found = paired(over, rewards)
-    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    low, high = max(-1.0, found.low), min(1.0, found.high)  # of two shares
+    return f"{found.value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def test_time(args, machine, table, write):

@@ -58,7 +58,7 @@ def draw(path, curves, before):
             ends.append((last, values[-1], f"{kind}  {values[0]:.2f} to {values[-1]:.2f}", shade))
         axes.set(xlabel="training step", ylabel="right, of 400 held-out sums", ylim=(0, 1.0),
                  xlim=(-0.5, last))
-        axes.set_title("Sums of twelve terms: GRPO learns what a vote of 33 answers does not find (seed 0)",
+        axes.set_title("Sums of twelve terms: GRPO learns what no vote of 33 finds (seed 0)",
                        loc="left", fontsize=11)
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)

@@ -7,7 +7,7 @@ import pytest
 from fakes import Babble
 
 from minipost.cli import inference
-from minipost.measure.stats import interval
+from minipost.measure.stats import interval, share
 from scripts import bench_test_time, compare, compute_optimal
 from scripts.bench import table
 
@@ -104,7 +104,7 @@ def test_seeds_are_averaged_by_problem(monkeypatch, tmp_path):
     written = []
     bench_test_time.test_time(Namespace(quick=False, out=None), lambda: "machine", table,
                               lambda out, part, lines: written.append("\n".join(lines)))
-    assert f"| **mcts** | {interval([0.5, 0.0, 1.0, 1.0])} | 50 | +0.625" in written[-1]
+    assert f"| **mcts** | {share([0.5, 0.0, 1.0, 1.0])} | 50 | +0.625" in written[-1]
     assert "n 4, seeds 0, 1; 3-3 s each" in written[-1]
 
 
