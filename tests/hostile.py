@@ -1,8 +1,8 @@
 """Fifty texts that a model could write to take over the page or the terminal that shows them.
 
 Each text that could run as script would write MARKER into the document's title. No text
-contains MARKER, so it stands in a browser's document only where something has run. The tests of the report and of the
-console both read this list.
+contains MARKER, so it stands in a document only where something has run. The tests of the report and
+of the console both read this list.
 """
 
 MARKER = "minipost-was-here"
@@ -66,7 +66,7 @@ TEXTS: tuple[str, ...] = (
     "answer \u202e24\u202c is 42 \u2066\u2067x\u2069\u2069 \u200f\u200e\u061c",
     "in\u200bvis\u200dible\ufeff \u2060and\u00ad soft \U000e0041\U000e0042",
     # terminals: ANSI escapes, and rich's markup
-    "\x1b[2J\x1b[31mred\x1b]0;title\x07\x1b]8;;https://example.invalid\x1b\\x\x1b]8;;\x1b\\ \x9b31m",
+    "\x1b[2J\x1b[31mred\x1b]0;title\x07\x1b]8;;https://x.invalid\x1b\\x\x1b]8;;\x1b\\ \x9b31m",
     "[bold red]loud[/bold red] [link=https://example.invalid]x[/link] [/] [/nothing] \\[x]",
     "[on red]\x1b[?1049h[blink]" + ":skull: [@click=app.bell]x[/]" + "\ud7ff\ufffe\uffff",
 )
