@@ -1,8 +1,8 @@
 """Fifty texts that a model could write to take over the page or the terminal that shows them.
 
-Each text that could run as script would write MARKER into the document's title. No text
-contains MARKER, so it stands in a document only where something has run. The tests of the report and
-of the console both read this list.
+Each text that could run as script would write MARKER into the document's title. No text contains
+MARKER, so it stands in a document only where something has run. The tests of the report and of the
+console both read this list.
 """
 
 MARKER = "minipost-was-here"
