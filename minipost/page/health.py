@@ -14,6 +14,7 @@ FLAT = 0.05         # nats per token; below, answers to a prompt are nearly all 
 TIED = 0.8          # share of groups without an advantage
 CUT = 0.2           # share of answers that end at the length limit
 CLIPPED = 0.3       # share of tokens whose ratio is held
+SOLVED = 0.9        # mean reward, within 0..1; beyond, little is left to learn
 
 
 def examine(run):
@@ -22,6 +23,13 @@ def examine(run):
                                       clip, longer, critic)]
     order = {FAULT: 0, WARNING: 1, OK: 2}
     return sorted((f for f in found if f), key=lambda f: order[f.status])
+
+
+def solved(run):
+    """How well a task of right and wrong goes at the end, where it is nearly solved; else None."""
+    seen = ends(run, "reward")
+    every = [line["reward"] for line in run.lines if line.get("reward") is not None]
+    return seen[1] if seen and SOLVED <= seen[1] and 0 <= min(every) and max(every) <= 1 else None
 
 
 def ends(run, metric):
@@ -105,11 +113,13 @@ def entropy(run):
     if not seen:
         return None
     start, end = seen
+    if end < FLAT and (reward := solved(run)):
+        return Finding("entropy", OK, f"entropy fell from {start:.2g} to {end:.2g} nats per token, "
+                       f"since the task is nearly solved (reward {reward:.2f})")
     if end < FLAT and end < 0.3 * start:
         return Finding("entropy", WARNING, f"entropy fell from {start:.2g} to {end:.2g} nats per "
                        "token", "answers to a prompt are nearly alike and teach little more",
-                       "that is fine if the task is solved; else raise --temperature or --beta, "
-                       "lower --lr, or try dapo")
+                       "raise --temperature or --beta, lower --lr, or try dapo")
     return Finding("entropy", OK, f"entropy went from {start:.2g} to {end:.2g} nats per token")
 
 
@@ -117,6 +127,10 @@ def ties(run):
     seen = ends(run, "frac_reward_zero_std")
     if not seen:
         return None
+    if seen[1] > TIED and (reward := solved(run)):
+        return Finding("tied groups", OK, f"{seen[1]:.0%} of the groups tie at the end, since the "
+                       f"task is nearly solved (reward {reward:.2f}); harder problems would teach "
+                       "more")
     if seen[1] > TIED:
         return Finding("tied groups", WARNING, f"{seen[1]:.0%} of the groups tie at the end",
                        "most answers have no advantage and teach nothing",

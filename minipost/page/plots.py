@@ -65,8 +65,10 @@ def chart(lines):
     xs = [p[0] for line in lines for p in line.points]
     low = min(p[2] for line in lines for p in line.points)
     high = max(p[3] for line in lines for p in line.points)
-    if high - low < 1e-9 * max(1.0, abs(high)):
-        low, high = low - max(0.5, abs(low) * 0.1), high + max(0.5, abs(high) * 0.1)
+    if low == high == 0:
+        high = 1.0
+    elif high - low < 1e-9 * max(1.0, abs(high)):
+        low, high = low - abs(low) * 0.1, high + abs(high) * 0.1
     room = (high - low) * 0.06
     low, high = (0.0 if 0 <= low < (high - low) * 0.3 else low - room), high + room
     left, right = min(xs), max(max(xs), min(xs) + 1)
@@ -99,7 +101,7 @@ def chart(lines):
     return {
         "lines": drawn, "several": len(lines) > 1, "width": WIDTH, "height": HEIGHT,
         "left": LEFT, "right": WIDTH - margin, "bottom": HEIGHT - BOTTOM, "top": TOP,
-        "x": [(at_x(x), number(x)) for x in ticks(left, right) if x == int(x)],
+        "x": [(at_x(x), number(x)) for x in ticks(left, right, 5) if x == int(x)],
         "y": [(at_y(y), number(y)) for y in ticks(low, high)],
         "hits": hits(known, values, lines, at_x, margin),
         "table": [(number(x), [number(mine.get(x)) for mine in values]) for x in shown],

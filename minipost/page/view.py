@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import math
+from difflib import SequenceMatcher
 from functools import lru_cache
 from pathlib import Path
 
@@ -252,13 +253,26 @@ def samples(run):
             known.append({"name": name, "letter": letter, "title": title, "hint": hint,
                           "two": two, "scale": scales[name]})
     return {
-        "pairs": run.kind("pairs") if run else [], "channels": known,
+        "pairs": [{**row, "rows": [{**pair, **changed(pair["before"], pair["after"])}
+                                   for pair in row["rows"]]} for row in run.kind("pairs")]
+        if run else [], "channels": known,
         "groups": [{**group, "answers": [shown(a, scales) for a in sorted(
             group["answers"], key=lambda a: -(a.get("advantage") or 0.0))],
             "tied": len({a.get("reward") for a in group["answers"]}) == 1
             and not group.get("by") and bool(group.get("prompt"))} for group in groups],
         "workings": [working(row) for row in run.kind("working")] if run else [],
     }
+
+
+def changed(before, after):
+    """Two texts as lines, each with whether the other text has it too."""
+    old, new = (short(text).split("\n") for text in (before, after))
+    kept = [set(), set()]
+    for a, b, n in SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks():
+        kept[0] |= set(range(a, a + n))
+        kept[1] |= set(range(b, b + n))
+    return {when: [(line, k in same) for k, line in enumerate(lines)]
+            for when, lines, same in zip(("before", "after"), (old, new), kept)}
 
 
 def channel(answer, name):
