@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from minipost import __version__, files, page
+from minipost import __version__, files, page, parallel
 from minipost.errors import MinipostError
-from minipost.measure.watch import Watch, judged, steps_to_watch
+from minipost.measure.watch import Watch, judged
 from minipost.run import REWARD_MODEL
 
 PAIRS = 12      # held-out problems that are shown before and after
@@ -66,15 +66,15 @@ class Samples:
 
     def __init__(self, session):
         self.session, self.run, self.known = session, session.run, 0
-        total = session.method.total(self.run, session.config)
+        self.total = session.method.total(self.run, session.config)
         self.rows = []
-        self.run.watch = Watch(self.run, steps_to_watch(
-            total, session.method.milestones(self.run, session.config)))
-        self.run.watch.rows = self.rows
+        self.run.watch = Watch(self.run, self.total, session.method.milestones(
+            self.run, session.config), self.rows)
 
     def begin(self):
         session = self.session
-        self.rows.append(about(session.settings, session.device, session.workers))
+        self.rows.append({**about(session.settings, session.device, session.workers),
+                          "steps": self.total})
         self.write()
 
     def resume(self, step):
@@ -83,6 +83,8 @@ class Samples:
         held = page.read_rows(path) if self.session.lead and path.exists() else []
         self.rows[:] = [row for row in held if row.get("step", 0) <= step
                         and row["kind"] in ("run", "resume", "group")]
+        first = min((row["step"] for row in self.rows if row["kind"] == "group"), default=0) - 1
+        self.run.watch.first = int(parallel.largest(first))  # as the first rank read it
         self.rows.append({"kind": "resume", "step": step})
         self.write()
 

@@ -20,9 +20,12 @@ ANSWERS = 8      # answers of a group that are kept: the best and the worst
 TOKENS = 1400    # of a step, at most, so that a page stays small
 
 
-def steps_to_watch(total, milestones=()):
-    """The numbers of the steps to keep: first and last of each stage, and log-spaced between."""
-    found, edges = set(), [0, *sorted(step for step in milestones if 0 < step < total), total]
+def steps_to_watch(total, milestones=(), first=0):
+    """The numbers of the steps to keep: first and last of each stage, and log-spaced between.
+
+    first: steps that were made before any answers were learnt from.
+    """
+    found, edges = set(), [first, *sorted(k for k in milestones if first < k < total), total]
     count = max(3, STEPS // (len(edges) - 1))
     for first, last in zip(edges, edges[1:]):
         n = last - first
@@ -50,18 +53,22 @@ def pieces(vocabulary, ids):
 
 
 class Watch:
-    """Keeps answers of the steps in `steps`; rows are in `rows`.
+    """Keeps answers of the `steps_to_watch` from the first step on in which it is called.
 
-    Every rank is to call it, since they share the work of the readings.
+    rows: a list to add to.  first: the number of steps before that one, if it has been made, else
+    -1.  Every rank is to call it, since they share the work of the readings.
     """
 
-    def __init__(self, run, steps):
-        self.run, self.steps, self.rows = run, steps, []
+    def __init__(self, run, total, milestones, rows):
+        self.run, self.total, self.milestones, self.rows = run, total, milestones, rows
+        self.first = -1
 
     def __call__(self, problems, rollout, reward, adv, value=None):
         """problems: those that rollout.prompt counts.  reward (B,); adv (B,) or (B, T); value (B,
         T) of a critic."""
-        if self.run.step + 1 not in self.steps:
+        if self.first < 0:
+            self.first = self.run.step
+        if self.run.step + 1 not in steps_to_watch(self.total, self.milestones, self.first):
             return
         groups = self.choose(rollout, reward, adv)
         rows = [row for _, mine in groups for row in mine]
@@ -82,7 +89,7 @@ class Watch:
                               else ""})
 
     def choose(self, rollout, reward, adv):
-        """[(numbers of the prompts, rows)]: the first group, and that whose rewards differ most.
+        """[(numbers of the prompts, rows)]: the group whose rewards differ most, and the first.
 
         Without groups, answers to several prompts.  Of many answers the best and the worst.
         """
@@ -96,7 +103,7 @@ class Watch:
             width = {k: float(reward[rows].nan_to_num().std(correction=0))
                      for k, rows in groups.items()}
             first, widest = next(iter(groups)), max(width, key=lambda k: width[k])
-            groups = {(k,): groups[k] for k in dict.fromkeys([first, widest])}
+            groups = {(k,): groups[k] for k in dict.fromkeys([widest, first])}
         half = ANSWERS // 2
         found = []
         for prompts, rows in groups.items():

@@ -76,7 +76,8 @@ def gain(run):
                        "stop earlier, lower --lr, or raise --beta")
     return Finding("result", WARNING, "the interval of the gain contains 0",
                    "these problems cannot tell whether anything changed",
-                   f"measure more than {found.get('n', '?')} problems (--eval-n), or train longer")
+                   f"measure more than {found['n']} problems "
+                   + ("(--eval-n), or train longer" if run.config else "(--n)"))
 
 
 def gold(run):
@@ -86,9 +87,12 @@ def gold(run):
         return None
     series = [(line["gold"], line["step"]) for line in run.lines
               if line.get("gold") is not None]
-    best, step = max(series)
-    if paid and paid[1] > paid[0] and best - seen[1] > 0.2 * (best - min(series)[0]) and \
-            step < series[-1][1] * 0.8:
+    values = [value for value, _ in series]
+    jumps = [b - a for a, b in zip(values, values[1:])]
+    noise = (fmean(jump * jump for jump in jumps) / 2) ** 0.5  # deviation of one step's mean
+    best, step = max((fmean(values[k - 1:k + 2]), series[k][1])
+                     for k in range(1, len(values) - 1)) if len(values) > 2 else (seen[1], 0)
+    if paid and paid[1] > paid[0] and len(values) >= 12 and best - seen[1] > 2 * noise:
         return Finding("gold reward", WARNING, f"the reward rose to the end, the gold reward was "
                        f"best in step {step} and has fallen since ({best:.3g}, now {seen[1]:.3g})",
                        "the policy exploits the reward model",

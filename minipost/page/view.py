@@ -103,11 +103,11 @@ def verdict(run):
     """(good, bad or flat; what came out of a run, in words)."""
     before, after, gain = (part(run.summary, name) for name in ("before", "after", "gain"))
     if not run.summary:
-        steps = part(run.config, "method").get("steps")
+        steps = run.about.get("steps") or part(run.config, "method").get("steps")
         return "flat", f"Not finished: {run.step} of {steps} steps have been made."
     if not before or not after:
         return "flat", "Finished. Nothing was measured before or after (--eval-n 0)."
-    metric = str(run.summary.get("metric", "result"))
+    metric = str(run.summary.get("metric", "result")).replace("->", "→")
     what = f"{metric[:1].upper()}{metric[1:]}: {before['value']:.3f} before, " \
            f"{after['value']:.3f} after, on {after['n']} problems"
     if not gain:
@@ -129,11 +129,11 @@ def overview(run):
     resumes = [row["step"] for row in run.kind("resume")]
     settings = {**run.options, **method,
                 **{k: v for k, v in task.items() if k != "name"}, **part(about, "settings")}
-    steps = method.get("steps")
+    steps = about.get("steps") or method.get("steps")
     facts = [
         ("method", run.algo), ("model", run.options.get("model") or about.get("model")),
         ("task", run.task), ("seed", run.seed),
-        ("steps", f"{run.step} of {steps}" if steps and run.step != steps else run.step or None),
+        ("steps", f"{run.step} of {steps}" if run.step < (steps or 0) else run.step or None),
         ("time", None if seconds is None else duration(seconds)),
         ("tokens", plots.number(summary.get("tokens", last.get("num_tokens")))),
         ("processes", about.get("workers") or run.config.get("workers")),
@@ -254,25 +254,47 @@ def samples(run):
                           "two": two, "scale": scales[name]})
     return {
         "pairs": [{**row, "rows": [{**pair, **changed(pair["before"], pair["after"])}
-                                   for pair in row["rows"]]} for row in run.kind("pairs")]
+                                   for pair in row["rows"]],
+                   "exact": {r for pair in row["rows"] for r in pair["rewards"]} <= {0.0, 1.0}}
+                  for row in run.kind("pairs")]
         if run else [], "channels": known,
-        "groups": [{**group, "answers": [shown(a, scales) for a in sorted(
-            group["answers"], key=lambda a: -(a.get("advantage") or 0.0))],
-            "tied": len({a.get("reward") for a in group["answers"]}) == 1
-            and not group.get("by") and bool(group.get("prompt"))} for group in groups],
+        "groups": opened([{**group, "answers": [shown(a, scales) for a in alike(group["answers"])],
+                           "count": len(group["answers"]), "tied": tied(group)}
+                          for group in groups]),
+        "exact": {a["reward"] for a in every} <= {0.0, 1.0, None},
         "workings": [working(row) for row in run.kind("working")] if run else [],
     }
 
 
 def changed(before, after):
-    """Two texts as lines, each with whether the other text has it too."""
+    """Two texts as lines, each with whether the other text has it too; so too if none is."""
     old, new = (short(text).split("\n") for text in (before, after))
     kept = [set(), set()]
     for a, b, n in SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks():
         kept[0] |= set(range(a, a + n))
         kept[1] |= set(range(b, b + n))
-    return {when: [(line, k in same) for k, line in enumerate(lines)]
+    return {when: [(line, k in same or not same) for k, line in enumerate(lines)]
             for when, lines, same in zip(("before", "after"), (old, new), kept)}
+
+
+def tied(group):
+    """Whether all answers of a group have the same reward, so that none has an advantage."""
+    return bool(group.get("prompt")) and len({a["reward"] for a in group["answers"]}) == 1
+
+
+def alike(answers):
+    """The answers, the highest advantage first, with how many others are the same text."""
+    found = {}
+    for answer in sorted(answers, key=lambda a: -(a.get("advantage") or 0.0)):
+        key = answer["text"], answer.get("prompt"), answer.get("advantage"), answer["finished"]
+        found.setdefault(key, {**answer, "same": 0})["same"] += 1
+    return list(found.values())
+
+
+def opened(groups):
+    """The groups, with which of them are unfolded: the first and the last that teach something."""
+    good = [k for k, group in enumerate(groups) if not group["tied"]] or [0]
+    return [{**group, "open": k in (good[0], good[-1])} for k, group in enumerate(groups)]
 
 
 def channel(answer, name):
