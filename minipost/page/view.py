@@ -85,7 +85,7 @@ def render(runs, refresh=0):
         return template().render(
             script=Markup(script), style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
             digest=digest, refresh=refresh, version=__version__, levels=range(1, LEVELS + 1),
-            runs=[overview(run) for run in runs], alone=alone is not None,
+            runs=[overview(run, len(runs) > 1) for run in runs], alone=alone is not None,
             title=str(alone.path.name if alone else f"{len(runs)} runs compared"),
             scores=scores(runs), charts=charts(groups, CARDS),
             held=held_out(groups), others=charts(groups, others(runs)),
@@ -107,8 +107,8 @@ def verdict(run):
         return "flat", f"Not finished: {run.step} of {steps} steps have been made."
     if not before or not after:
         return "flat", "Finished. Nothing was measured before or after (--eval-n 0)."
-    metric = str(run.summary.get("metric", "result")).replace("->", "→")
-    what = f"{metric[:1].upper()}{metric[1:]}: {before['value']:.3f} before, " \
+    name = metric(run)
+    what = f"{name[:1].upper()}{name[1:]}: {before['value']:.3f} before, " \
            f"{after['value']:.3f} after, on {after['n']} problems"
     if not gain:
         return "flat", f"{what}."
@@ -120,7 +120,11 @@ def verdict(run):
     return "flat", f"No difference can be told from chance. {what}: {by}."
 
 
-def overview(run):
+def metric(run):
+    return str(run.summary.get("metric", "result")).replace("->", "→")
+
+
+def overview(run, several):
     """What the head says of a run."""
     about, summary, tone = run.about, run.summary, verdict(run)
     method, task = part(run.config, "method"), part(run.config, "task")
@@ -141,6 +145,7 @@ def overview(run):
         ("went on after step", ", ".join(map(str, resumes)) or None),
         ("versions", ", ".join(f"{k} {v}" for k, v in part(about, "versions").items()) or None),
         ("ended", "finished" if summary else "not finished"),
+        ("folder", str(run.path) if several else None),
     ]
     return {"name": run.path.name or str(run.path), "tone": tone[0], "verdict": tone[1],
             "facts": [(k, v) for k, v in facts if v not in (None, "")],
@@ -163,7 +168,7 @@ def scores(runs):
         if len(runs) > 1:
             before, after = (part(run.summary, name) for name in ("before", "after"))
             if before and after:
-                rows.append((run.path.name, before, after, part(run.summary, "gain")))
+                rows.append((f"{run.path.name}: {metric(run)}", before, after, part(run.summary, "gain")))
             continue
         for name, row in part(run.summary, "all").items():
             if "score" in row:  # an arm of a test-time method
