@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 from minipost import __version__
@@ -91,7 +91,8 @@ def render(runs, refresh=0):
             held=held_out(groups), others=charts(groups, others(runs)),
             bands=any(len(mine) > 1 for _, mine in groups),
             **(samples(alone) if alone else samples(None)))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError,
+            UndefinedError) as error:
         names = ", ".join(str(run.path) for run in runs)
         raise MinipostError(f"{names}: a file there is not as minipost writes it ({error!r:.100}); "
                             "make the run again") from None
@@ -263,7 +264,7 @@ def samples(run):
                    "exact": {r for pair in row["rows"] for r in pair["rewards"]} <= {0.0, 1.0}}
                   for row in run.kind("pairs")]
         if run else [], "channels": known,
-        "groups": opened([{**group, "answers": [shown(a, scales) for a in alike(group["answers"])],
+        "groups": opened([{"prompt": "", **group, "answers": [shown(a, scales) for a in alike(group["answers"])],
                            "count": len(group["answers"]), "tied": tied(group)}
                           for group in groups]),
         "exact": {a["reward"] for a in every} <= {0.0, 1.0, None},
