@@ -187,7 +187,7 @@ def test_the_same_run_gives_the_same_page(tmp_path):
 def test_more_tokens_than_a_page_shows(tmp_path):
     run = page.load(made(tmp_path / "run", tokens=["x"] * 5000, groups=4))
     found = view.samples(run)["groups"]
-    assert sum(len(a["shown"]) for g in found for a in g["answers"]) <= view.MOST_TOKENS
+    assert sum(len(a["shown"]) for g in found for a in g["answers"]) <= 14_000
     assert found[0]["step"] == 1 and found[-1]["kind"] == "judged"
 
 
@@ -252,6 +252,14 @@ def test_what_is_said_of_a_run_s_health(check, metrics, status, part):
     run = RunData(None, {"algo": "grpo", "options": {"dtype": "float32"}}, lines)
     found, = (f for f in health.examine(run) if f.check == check)
     assert found.status == status and part in found.sentence
+
+
+@pytest.mark.parametrize("low, high, status", [
+    (0.1, 0.3, OK), (-0.1, 0.3, WARNING), (-0.3, -0.1, WARNING)])
+def test_whether_the_gain_is_more_than_chance(low, high, status):
+    gain = {"value": 0.0, "low": low, "high": high, "n": 9}
+    found, = health.examine(RunData(None, {}, [], {"before": SCORE, "after": SCORE, "gain": gain}))
+    assert found.check == "result" and found.status == status
 
 
 def test_reward_up_while_held_out_results_fall():

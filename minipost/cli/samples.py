@@ -143,9 +143,8 @@ def write_page(directory, console):
     try:
         path = page.write(directory)
     except Exception as error:  # whatever it is, all that was trained has been saved
-        console.say(f"the report could not be written ({type(error).__name__}: {error:.200})"
-                    if not isinstance(error, MinipostError) else
-                    f"the report could not be written: {error}")
+        what = "" if isinstance(error, MinipostError) else f"{type(error).__name__}: "
+        console.say(f"the report could not be written ({what}{str(error)[:200]})")
     else:
         console.say(f"the report: {path}")
 
