@@ -96,7 +96,7 @@ def test_the_widest_group_and_the_first_are_kept(command, tmp_path):
                                   if methods.load(name).ON_POLICY])
 def test_every_method_with_a_rollout_leaves_answers(command, tmp_path, reward, algo):
     size = ("--group-size", 2) if hasattr(methods.load(algo).Config, "group_size") else ()
-    more = ("--task", "arithmetic") if algo.startswith("r1") else ()
+    more = ("--format", 0, "--language", 0) if algo == "r1-zero" else ()
     code = train.main([*command(algo, "--steps", 1, "--prompts", 3, *size, *more), "--reward",
                        reward])
     assert code == 0
@@ -109,9 +109,9 @@ def test_every_method_with_a_rollout_leaves_answers(command, tmp_path, reward, a
 
 @pytest.mark.parametrize("algo, by", [("oreo", "critic"), ("reward", "reward model"),
                                       ("prm", "reward model")])
-def test_scorers_judge_answers_after_every_step(command, tmp_path, algo, by):
+def test_scorers_judge_answers_after_every_step(command, tmp_path, reward, algo, by):
     flags = command(algo, "--steps", 1, "--prompts", 3, "--group-size", 2, "--task", "arithmetic",
-                    "--terms", 2)
+                    "--terms", 2, "--reward", reward)
     assert train.main(flags) == 0
     judged, = rows(tmp_path / "run", "judged")
     assert judged["by"] == by
@@ -155,10 +155,11 @@ def test_a_stopped_run_leaves_what_a_whole_one_does(command, tmp_path, reward, s
     assert rows(run, "resume") == [{"kind": "resume", "step": 2}]
 
 
-def test_a_longer_stage_begins_where_it_began(command, tmp_path, stopping, monkeypatch):
+def test_a_longer_stage_begins_where_it_began(command, wide, tmp_path, stopping, monkeypatch):
     """PPO learns a reward first; a resumed run watches the steps that the whole one watches."""
     flags = command("ppo", "--task", "wording", "--steps", 3, "--sft-steps", 1, "--reward-steps", 1,
                     "--prompts", 2)
+    flags[flags.index("--model") + 1] = str(wide)
     run, whole = tmp_path / "run", tmp_path / "whole"
     assert train.main(flags) == 0
     shutil.move(run, whole)
