@@ -138,7 +138,7 @@ def trimmed(working):
     return working
 
 
-def write_page(directory, console):
+def write_page(directory, console, say=True):
     """Write the report and say where it is.  A failure costs the report and not the run."""
     try:
         path = page.write(directory)
@@ -146,7 +146,8 @@ def write_page(directory, console):
         what = "" if isinstance(error, MinipostError) else f"{type(error).__name__}: "
         console.say(f"the report could not be written ({what}{str(error)[:200]})")
     else:
-        console.say(f"the report: {path}")
+        if say:
+            console.say(f"the report: {path}")
 
 
 def of_evaluation(settings, problems, arms, first, last, console):

@@ -133,7 +133,7 @@ class Session:
         if code == 0:
             self.finish()
         if self.lead and self.options.report:
-            write_page(self.directory, self.console)
+            write_page(self.directory, self.console, say=code == 0)  # else how to go on is last
         return code
 
     def check_prompts(self):

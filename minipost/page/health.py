@@ -29,7 +29,8 @@ def solved(run):
     """How well a task of right and wrong goes at the end, where it is nearly solved; else None."""
     seen = ends(run, "reward")
     every = [line["reward"] for line in run.lines if line.get("reward") is not None]
-    return seen[1] if seen and SOLVED <= seen[1] and 0 <= min(every) and max(every) <= 1 else None
+    exact = seen and min(every) >= 0 and max(every) <= 1
+    return seen[1] if exact and seen[1] >= SOLVED else None
 
 
 def ends(run, metric):

@@ -154,7 +154,8 @@ def intervals(rows):
     def place(score):
         return score and {name: at(score[name]) for name in ("value", "low", "high")}
 
-    return {"both": any(before for _, before, _, _ in rows), "ticks": [(at(x), number(x)) for x in ticks(low + room, high - room)], "rows": [
+    marks = [(at(x), number(x)) for x in ticks(low + room, high - room)]
+    return {"both": any(before for _, before, _, _ in rows), "ticks": marks, "rows": [
         {"label": label, "before": before, "after": after, "gain": gain,
          "at_before": place(before), "at_after": place(after)}
         for label, before, after, gain in rows]}

@@ -169,7 +169,8 @@ def scores(runs):
         if len(runs) > 1:
             before, after = (part(run.summary, name) for name in ("before", "after"))
             if before and after:
-                rows.append((f"{run.path.name}: {metric(run)}", before, after, part(run.summary, "gain")))
+                rows.append((f"{run.path.name}: {metric(run)}", before, after,
+                             part(run.summary, "gain")))
             continue
         for name, row in part(run.summary, "all").items():
             if "score" in row:  # an arm of a test-time method
@@ -264,7 +265,8 @@ def samples(run):
                    "exact": {r for pair in row["rows"] for r in pair["rewards"]} <= {0.0, 1.0}}
                   for row in run.kind("pairs")]
         if run else [], "channels": known,
-        "groups": opened([{"prompt": "", **group, "answers": [shown(a, scales) for a in alike(group["answers"])],
+        "groups": opened([{"prompt": "", **group,
+                           "answers": [shown(a, scales) for a in alike(group["answers"])],
                            "count": len(group["answers"]), "tied": tied(group)}
                           for group in groups]),
         "exact": {a["reward"] for a in every} <= {0.0, 1.0, None},
