@@ -16,7 +16,7 @@ from minipost.rollout import readings, step_scores
 from minipost.sampler import ends
 
 STEPS = 8        # steps that are kept, of each stage of a run
-ANSWERS = 8      # answers of a group that are kept: the best and the worst
+ANSWERS = (8, 4)  # answers that are kept of the widest group and of the first: best and worst
 TOKENS = 1400    # of a step, at most, so that a page stays small
 
 
@@ -104,11 +104,10 @@ class Watch:
                      for k, rows in groups.items()}
             first, widest = next(iter(groups)), max(width, key=lambda k: width[k])
             groups = {(k,): groups[k] for k in dict.fromkeys([widest, first])}
-        half = ANSWERS // 2
         found = []
-        for prompts, rows in groups.items():
-            rows = sorted(rows, key=lambda row: -gain[row])
-            found.append((prompts, rows if len(rows) <= ANSWERS else rows[:half] + rows[-half:]))
+        for (prompts, rows), most in zip(groups.items(), ANSWERS):
+            rows, half = sorted(rows, key=lambda row: -gain[row]), most // 2
+            found.append((prompts, rows if len(rows) <= most else rows[:half] + rows[-half:]))
         return found
 
     def readings(self, rollout, rows, most):
@@ -122,7 +121,10 @@ class Watch:
             return [seen.entropy] + ([] if reference is None else
                                      [batch.logp - seen.logp_ref, seen.kl])
 
-        # Columns beyond what is shown need no reading.
+        # Columns beyond what is shown need no reading, and equal answers need one.
+        alike = {row: tuple(rollout.tokens[row].tolist()) for row in rows}
+        asked = {ids: row for row, ids in alike.items()}
+        rows = list(asked.values())
         width = int((rollout.mask[rows].cumsum(1) <= most).sum(1).max())
         part = rollout[torch.tensor(rows)]
         cut = type(part)(part.tokens[:, : width + 1], part.mask[:, :width], part.logp[:, :width],
@@ -130,9 +132,9 @@ class Watch:
         names = ["entropy"] if reference is None else ["entropy", "ratio", "kl"]
         found = {}
         for name, x in zip(names, run.for_all(read, cut, outputs=len(names))):
-            whole = torch.zeros_like(rollout.logp)
-            whole[rows, : x.shape[1]] = x.to(whole)
-            found[name] = whole
+            found[name] = whole = torch.zeros_like(rollout.logp)
+            for row, ids in alike.items():
+                whole[row, : x.shape[1]] = x[rows.index(asked[ids])].to(whole)
         return found
 
 
