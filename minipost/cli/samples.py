@@ -45,7 +45,7 @@ def differing(settings):
         for name, value in json.loads(json.dumps(asdict(part))).items():
             same = value == default[name] or name == "model" and str(value).endswith(
                 str(default[name]))
-            if not same and name not in ("out", "report", "show"):
+            if not same and name not in ("out", "report", "show", "workers"):
                 usual[name] = [value, default[name]]
     return usual
 
