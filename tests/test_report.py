@@ -68,6 +68,7 @@ def test_a_run_leaves_answers_with_numbers(command, tmp_path, reward, capsys):
                 assert len(a[name]) == a["length"]
             assert all(x <= 0 for x in a["logp"]) and all(x > 0 for x in a["entropy"])
     first = [a for group in groups if group["step"] == 1 for a in group["answers"]]
+    assert len({tuple(a["entropy"]) for a in first}) == len({tuple(a["logp"]) for a in first}) > 1
     assert all(abs(x) < 1e-4 for a in first for x in a["ratio"] + a["kl"])
     assert any(abs(x) > 1e-6 for g in groups if g["step"] == 3 for a in g["answers"]
                for x in a["ratio"])
@@ -157,15 +158,15 @@ def test_a_stopped_run_leaves_what_a_whole_one_does(command, tmp_path, reward, s
 
 def test_a_longer_stage_begins_where_it_began(command, wide, tmp_path, stopping, monkeypatch):
     """PPO learns a reward first; a resumed run watches the steps that the whole one watches."""
-    flags = command("ppo", "--task", "wording", "--steps", 3, "--sft-steps", 1, "--reward-steps", 1,
+    flags = command("ppo", "--task", "wording", "--steps", 12, "--sft-steps", 1, "--reward-steps", 1,
                     "--prompts", 2)
     flags[flags.index("--model") + 1] = str(wide)
     run, whole = tmp_path / "run", tmp_path / "whole"
     assert train.main(flags) == 0
     shutil.move(run, whole)
-    assert [group["step"] for group in rows(whole, "group")] == [3, 4, 5]
+    assert [group["step"] for group in rows(whole, "group")] == [3, 4, 5, 6, 8, 10, 14]
     with monkeypatch.context():
-        stopping(4)
+        stopping(9)
         assert train.main(flags) == 130
     monkeypatch.undo()
     assert train.main(["--resume", str(run)]) == 0
