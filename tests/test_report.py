@@ -158,8 +158,8 @@ def test_a_stopped_run_leaves_what_a_whole_one_does(command, tmp_path, reward, s
 
 def test_a_longer_stage_begins_where_it_began(command, wide, tmp_path, stopping, monkeypatch):
     """PPO learns a reward first; a resumed run watches the steps that the whole one watches."""
-    flags = command("ppo", "--task", "wording", "--steps", 12, "--sft-steps", 1, "--reward-steps", 1,
-                    "--prompts", 2)
+    flags = command("ppo", "--task", "wording", "--steps", 12, "--sft-steps", 1,
+                    "--reward-steps", 1, "--prompts", 2)
     flags[flags.index("--model") + 1] = str(wide)
     run, whole = tmp_path / "run", tmp_path / "whole"
     assert train.main(flags) == 0
