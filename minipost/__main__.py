@@ -5,6 +5,7 @@
     minipost solve     one problem, with its working        minipost solve --method tot
     minipost doctor    what is wrong with a set-up          minipost doctor --task countdown
     minipost prove     methods against an exact oracle      minipost prove --algo grpo
+    minipost report    a page about a run, or several       minipost report runs/demo-grpo
 
 `minipost NAME --help` lists what each one takes.  From Python: `import minipost`, minipost/api.py.
 """
@@ -16,7 +17,7 @@ from minipost import __version__
 from minipost.cli.options import fail_in_one_sentence
 from minipost.errors import MinipostError
 
-DOORS = ("train", "evaluate", "solve", "doctor", "prove")
+DOORS = ("train", "evaluate", "solve", "doctor", "prove", "report")
 
 
 def main(argv=None):

@@ -146,6 +146,8 @@ class Run:
 
     def __post_init__(self):
         self.said, self.kept = Said(), []       # by reward functions; rows of a table, see `keep`
+        self.watch: Any = None                  # what `keep` tells of every step, for the report
+        self.temperature = 1.0                  # of the last rollout
         self.epoch = 0.0                        # how often `deal` has gone through its rows
         self.sampled_at, self.difference = None, -1.0  # updates at the last rollout; see `compare`
         # By key, "learner/NAME" or "frozen/NAME".  `saved` is for parts that are asked for later.
@@ -298,7 +300,7 @@ class Run:
         corrected: the method weighs tokens by what the sampler's log-probs differ, so those of a
         server stay.
         """
-        module = self.policy.module
+        module, self.temperature = self.policy.module, temperature
         if self.lag:
             module = self.part("frozen/past", lambda: Past(self.policy, self.lag)).at(
                 self.step, self.policy)
@@ -481,12 +483,14 @@ class Run:
             return [self.vocabulary.response(text) for text in texts]
         return [targets[mask].tolist() for targets, mask in zip(rollout.targets, rollout.mask)]
 
-    def keep(self, problems, rollout, reward, adv):
+    def keep(self, problems, rollout, reward, adv, value=None):
         """Hold the answers that a step learns from, if this is a step of those to keep.
 
         problems: those that `rollout.prompt` counts.  reward (B,); adv (B,) or (B, T), the mean
-        over an answer's tokens is kept.
+        over an answer's tokens is kept; value (B, T) of a critic, for the report.
         """
+        if self.watch is not None:
+            self.watch(problems, rollout, reward, adv, value)
         if not self.keep_rollouts or (self.step + 1) % self.keep_rollouts or parallel.rank():
             return
         each = adv if adv.dim() == 1 else (adv * rollout.mask).sum(1) / rollout.lengths

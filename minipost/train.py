@@ -5,6 +5,7 @@ One run writes one directory:
     config.json    every setting, resolved         metrics.jsonl  one line per step
     summary.json   held-out before and after       model/         the trained model
     state/         what --resume continues from    rollouts/      what --keep-rollouts keeps
+    report.html    curves, checks, samples         report.jsonl   the samples that it shows
     (each file is replaced whole or not at all)
 
 Ctrl-C stops after the step in progress, with everything saved, and says what it waits for; twice,
@@ -52,6 +53,7 @@ class Options(SetUp):
     keep_rollouts: int = 0      # steps between rollouts that are kept in rollouts/; 0: none
     rollout_format: Literal["jsonl", "parquet"] = "jsonl"  # of what --keep-rollouts keeps
     budget: int = 0             # response tokens after which the run stops early; 0: no such limit
+    report: bool = True         # write report.html, a page about the run, at its end
 
     LIMITS = dict.fromkeys(("eval_n", "ask", "show", "save_every", "eval_every", "keep_rollouts",
                             "budget"), ">= 0") | {

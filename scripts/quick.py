@@ -14,6 +14,7 @@ ELSEWHERE = {  # whose tests bear another name
     "cli": "test_cli.py", "train": "test_cli.py", "evaluate": "test_cli.py",
     "solve": "test_inference.py", "inference": "test_inference.py", "session": "test_resume.py",
     "prove": "test_proof.py", "proof": "test_proof.py", "errors": "test_methods.py",
+    "samples": "test_report.py", "watch": "test_report.py", "page": "test_page.py",
     "results": "test_cli.py", "examine": "test_doctor.py", "base": "test_corpus.py",
 }
 

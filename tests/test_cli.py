@@ -64,7 +64,8 @@ def test_a_run_writes_what_the_design_says(command, tmp_path, reward):
     assert train.main([*command("grpo", *GRPO, "--seed", 3), "--reward", reward]) == 0
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
-        "config.json", "metrics.jsonl", "summary.json", "model", "state"}
+        "config.json", "metrics.jsonl", "summary.json", "model", "state", "report.html",
+        "report.jsonl"}
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary) == {"name", "task", "seed", "metric", "before", "after", "seconds",
                             "tokens", "skipped", "all", "gain", "asked"}
@@ -171,7 +172,8 @@ def test_evaluate_searches_with_what_oreo_saved(command, tmp_path, tiny, reward,
     assert train.main(command("oreo", *flags)) == 0
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
-        "config.json", "metrics.jsonl", "summary.json", "model", "critic", "state"}
+        "config.json", "metrics.jsonl", "summary.json", "model", "critic", "state",
+        "report.html", "report.jsonl"}
     capsys.readouterr()
     arguments = ["--model", str(run / "model"), "--value", str(run / "critic"), "--workers", "1",
                  "--max-new-tokens", "4", "--task", "arithmetic", "--n", "3"]

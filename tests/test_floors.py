@@ -23,15 +23,16 @@ FLOORS = [
     "run sampler",
     "measure",
     "test_time checks",
+    "page",
     "methods cli",
     "proof",
     "api",
-    "train evaluate solve doctor prove",
+    "train evaluate solve doctor prove report",
     "__main__",
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 # Folders whose files may import each other.
-OPEN = {"engine", "layout", "tasks", "datasets", "measure", "checks", "cli", "proof"}
+OPEN = {"engine", "layout", "tasks", "datasets", "measure", "checks", "cli", "proof", "page"}
 # The methods that are made of others: whose parts they take.
 MADE_OF = {
     "methods.ppo": {"sft", "reward"}, "methods.rlaif": {"sft", "ppo", "dpo"},

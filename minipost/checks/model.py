@@ -7,40 +7,22 @@ checks texts and rewards.  examine.py runs all checks.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from minipost import checkpoint, files
+from minipost.checks import finding
+from minipost.checks.finding import FAULT, NONE, OK, WARNING, Finding
 from minipost.measure.stats import interval
 from minipost.rollout import Sequences, final_score, logprobs
 from minipost.tokenizer_file import parts
 
-OK, NONE, WARNING, FAULT = "ok", "does not apply", "warning", "fault"
 CLIP = 0.2  # the default clip of the ratio in PPO and GRPO
-# Measured on checkpoints/base: two ways to compute log-probs differ by at most 2e-5 nats in float32
-# and 0.5 in bfloat16.  Gradients and scores differ by at most 1e-5 and 0.04 of their size.
-NATS = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 1.0}
+NATS = {getattr(torch, name): nats for name, nats in finding.NATS.items()}
+# Measured on checkpoints/base: gradients and scores differ by at most 1e-5 and 0.04 of their size.
 SHARE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.2}
 ROWS = 12  # at most so many sequences are looked at one by one
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a check found.  A fault or a warning also says why it matters and what to do."""
-
-    check: str
-    status: str  # OK, NONE, WARNING or FAULT
-    what: str
-    why: str = ""
-    todo: str = ""
-
-    @property
-    def sentence(self):
-        whole = (self.what + (f", so {self.why}" if self.why else "")
-                 + (f"; {self.todo}" if self.todo else ""))
-        return " ".join(whole.splitlines()) + "."
 
 
 def of(n, whole, noun):

@@ -7,6 +7,8 @@
                      the folders state and previous, of a file for each rank (shard.py)
     model/ ...       the models that the method exports
     summary.json     before and after
+    report.jsonl     samples for the report (measure/watch.py)
+    report.html      the report
 
 A state holds its own digest, the settings and digests of config.json, and length and digest of the
 log.  So a resumed run takes the newest state that is whole, and knows whether anything that it was
@@ -34,10 +36,10 @@ from minipost.run import sharding
 
 ENDING = ".safetensors"  # of a state's name, unless it is sharded
 FOLDERS = ("state", "model", "critic", "reward_model", "rollouts")  # of any method's run
-FILES = ("summary.json", "metrics.jsonl", "config.json")
+FILES = ("summary.json", "metrics.jsonl", "config.json", "report.jsonl", "report.html")
 MODEL_FILES = ("config.json", CONFIG, *checkpoint.SIDE_FILES, f"{checkpoint.WEIGHTS}.index.json")
 # Options that do not act on what is made; what the models are is in `made_from`.
-FREE = {"out", "show", "save_every", "merge", "model", "reward_model", "keep_rollouts",
+FREE = {"out", "report", "show", "save_every", "merge", "model", "reward_model", "keep_rollouts",
         "rollout_format", "sampler_url"}
 MOST_LOG = 2**31  # bytes of the longest log that is read
 
@@ -205,6 +207,13 @@ class Directory:
         files.publish(self / "metrics.jsonl", lambda path: path.write_bytes(text))
         self.log_digest, self.log_bytes = hashlib.sha256(text), len(text)
         return complaint
+
+    # ---- what the report shows
+
+    def keep_samples(self, rows):
+        """Write the rows for the report, whole or not at all."""
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        files.publish(self / "report.jsonl", lambda path: path.write_text(text))
 
     # ---- rollouts
 

@@ -33,6 +33,7 @@ class Measured(Options):
     workers: int = 0            # processes; 0: one per core, at most 4
     out: str = ""               # directory for summary.json
     show: int = 2               # held-out problems shown before and after
+    report: bool = True         # with --out: write report.html, a page about the run
 
     LIMITS = {"show": ">= 0"}
 
@@ -122,6 +123,10 @@ def evaluate(argv, prog):
     if options.out:
         files.write_json(Path(options.out) / "summary.json", summary)
         console.say(f"{options.out}/summary.json says it as data")
+        if options.report:
+            from minipost.cli.samples import of_evaluation
+
+            of_evaluation(settings, problems, arms, first, last, console)
 
 
 def shortened(lines, most=24):

@@ -13,6 +13,7 @@ from minipost.checks.model import FAULT, WARNING, before_prompts, weights_as_wri
 from minipost.cli.console import Console
 from minipost.cli.defaults import LARGE, with_epochs
 from minipost.cli.directory import Directory, made_from
+from minipost.cli.samples import Samples, write_page
 from minipost.datasets import formats
 from minipost.datasets.fitting import fitted
 from minipost.errors import MinipostError
@@ -119,12 +120,20 @@ class Session:
                 self.before[split] |= asked(self.run, self.splits[split], self.options.ask)
             if self.lead:  # last, so that what fails before it costs no earlier run
                 self.files.begin(self.settings, self.made, self.workers, self.overwrite)
+        self.samples = Samples(self) if self.options.report else None
+        if self.samples:
+            if self.resume:
+                self.samples.resume(self.run.step)
+            else:
+                self.samples.begin()
         if reward_model is not None:
             self.run.score_by(reward_model)
         self.console.scores("before", self.before)
         code = self.train()
         if code == 0:
             self.finish()
+        if self.lead and self.options.report:
+            write_page(self.directory, self.console, say=code == 0)  # else how to go on is last
         return code
 
     def check_prompts(self):
@@ -197,6 +206,8 @@ class Session:
                     self.begin(f"the measurement after step {self.run.step}")
                     metrics |= self.evaluation(ended)
                 self.keep_rollouts()
+                if self.samples:
+                    self.samples.step()
                 self.log(metrics)
                 self.boundary = self.seen()
                 self.console.step(self.run.step, metrics, rate)
@@ -440,6 +451,8 @@ class Session:
         if self.lead:
             files.write_json(self.directory / "summary.json", summary)
         split = "held-out" if "held-out" in after else split
+        if self.samples:
+            self.samples.finish(split, metric, self.before[split][metric], after[split][metric])
         self.console.side_by_side(self.splits[split], self.before[split][metric],
                                   after[split][metric], f"{split}, {metric}",
                                   self.options.show)

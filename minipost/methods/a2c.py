@@ -92,7 +92,7 @@ def train(run, cfg):
         reward = run.score(problems, rollout)                               # (B,)
         value_old, = run.for_all(lambda batch: [values(critic.module, batch)], rollout)   # (B, T)
         adv, ret = advantages(reward, value_old, rollout.mask, cfg.gamma, cfg.lam)
-        run.keep(problems, rollout, reward, adv)
+        run.keep(problems, rollout, reward, adv, value_old)
 
         meter, count = Meter("loss", "value_loss"), int(rollout.mask.sum())
         for i in run.micro_batches(range(len(rollout)), rollout):

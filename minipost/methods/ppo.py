@@ -178,7 +178,7 @@ def optimise(run, cfg, first=0):
         adv = ops.gae(earned, value_old, mask, cfg.gamma, cfg.lam)
         ret = adv + value_old
         adv = ops.whiten(adv, mask)
-        run.keep(problems, rollout, score, adv)
+        run.keep(problems, rollout, score, adv, value_old)
 
         meter, norms = Meter("loss", "value_loss", "clip_ratio"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,

@@ -1,0 +1,178 @@
+"""What a run keeps for its report: answers with the numbers of their tokens, from a few steps.
+
+    Watch     told by `run.keep` what a step learns from; it keeps a group or two of some steps
+    judged    a few held-out answers with what a reward model, or a value, says after each token
+
+A row is plain data for JSON.  An answer is {"text", "reward", "advantage", "finished", "tokens"}
+with lists of as many numbers as it has tokens: logp, and where the run has them ratio (log pi/ref),
+kl, entropy, value, advantages.
+"""
+
+import math
+
+import torch
+
+from minipost.rollout import readings, step_scores
+from minipost.sampler import ends
+
+STEPS = 8        # steps that are kept, of each stage of a run
+ANSWERS = (8, 4)  # answers that are kept of the widest group and of the first: best and worst
+TOKENS = 1400    # of a step, at most, so that a page stays small
+
+
+def steps_to_watch(total, milestones=(), first=0):
+    """The numbers of the steps to keep: first and last of each stage, and log-spaced between.
+
+    first: steps that were made before any answers were learnt from.
+    """
+    found, edges = set(), [first, *sorted(k for k in milestones if first < k < total), total]
+    count = max(3, STEPS // (len(edges) - 1))
+    for first, last in zip(edges, edges[1:]):
+        n = last - first
+        found |= {first + round(n ** (k / (count - 1))) for k in range(count)} if n else set()
+    return frozenset(found)
+
+
+def short(x):
+    """A number of three digits, None where it is not finite."""
+    return float(f"{x:.3g}") if math.isfinite(x) else None
+
+
+def pieces(vocabulary, ids):
+    """The text that each id adds.  One that only begins a letter adds nothing, the last adds it."""
+    found, before = [], ""
+    for k, number in enumerate(ids):
+        if number in vocabulary.eos:
+            found.append(vocabulary.tokenizer.control.get(number, "<end>"))
+            continue
+        text = vocabulary.decode(ids[: k + 1])
+        whole = not text.endswith("\ufffd") or k + 1 == len(ids)
+        found.append(text[len(before):] if whole else "")
+        before = text if whole else before
+    return found
+
+
+class Watch:
+    """Keeps answers of the `steps_to_watch` from the first step on in which it is called.
+
+    rows: a list to add to.  first: the number of steps before that one, if it has been made, else
+    -1.  Every rank is to call it, since they share the work of the readings.
+    """
+
+    def __init__(self, run, total, milestones, rows):
+        self.run, self.total, self.milestones, self.rows = run, total, milestones, rows
+        self.first = -1
+
+    def __call__(self, problems, rollout, reward, adv, value=None):
+        """problems: those that rollout.prompt counts.  reward (B,); adv (B,) or (B, T); value (B,
+        T) of a critic."""
+        if self.first < 0:
+            self.first = self.run.step
+        if self.run.step + 1 not in steps_to_watch(self.total, self.milestones, self.first):
+            return
+        groups = self.choose(rollout, reward, adv)
+        rows = [row for _, mine in groups for row in mine]
+        most = max(24, TOKENS // len(rows))
+        parts = {"logp": rollout.logp, **self.readings(rollout, rows, most)}
+        parts |= {} if value is None else {"value": value}
+        parts |= {"advantages": adv} if adv.dim() == 2 else {}
+        gain = adv if adv.dim() == 1 else (adv * rollout.mask).sum(1) / rollout.lengths
+        for prompts, mine in groups:
+            answers = answers_of(self.run, rollout, mine, parts, most)
+            for answer, row in zip(answers, mine):
+                answer |= {"reward": short(float(reward[row])),
+                           "advantage": short(float(gain[row]))}
+                if len(prompts) > 1:
+                    answer["prompt"] = str(problems[int(rollout.prompt[row])].prompt)
+            self.rows.append({"kind": "group", "step": self.run.step + 1, "answers": answers,
+                              "prompt": str(problems[prompts[0]].prompt) if len(prompts) == 1
+                              else ""})
+
+    def choose(self, rollout, reward, adv):
+        """[(numbers of the prompts, rows)]: the group whose rewards differ most, and the first.
+
+        Without groups, answers to several prompts.  Of many answers the best and the worst.
+        """
+        gain = (adv if adv.dim() == 1 else (adv * rollout.mask).sum(1)).tolist()
+        groups = {}
+        for row, prompt in enumerate(rollout.prompt.tolist()):
+            groups.setdefault(prompt, []).append(row)
+        if len(groups) == len(gain):
+            groups = {tuple(groups): list(range(len(gain)))}
+        else:
+            width = {k: float(reward[rows].nan_to_num().std(correction=0))
+                     for k, rows in groups.items()}
+            first, widest = next(iter(groups)), max(width, key=lambda k: width[k])
+            groups = {(k,): groups[k] for k in dict.fromkeys([widest, first])}
+        found = []
+        for (prompts, rows), most in zip(groups.items(), ANSWERS):
+            rows, half = sorted(rows, key=lambda row: -gain[row]), most // 2
+            found.append((prompts, rows if len(rows) <= most else rows[:half] + rows[-half:]))
+        return found
+
+    def readings(self, rollout, rows, most):
+        """Entropy and, where the run has a reference, log-ratio and KL of the rows' tokens."""
+        run = self.run
+        known = "frozen/reference" in run.parts or "frozen/reference" in run.saved
+        reference = run.reference() if known else None
+
+        def read(batch):
+            seen = readings(run.policy.module, batch, run.temperature, reference, entropy=True)
+            return [seen.entropy] + ([] if reference is None else
+                                     [batch.logp - seen.logp_ref, seen.kl])
+
+        # Columns beyond what is shown need no reading, and equal answers need one.
+        alike = {row: tuple(rollout.tokens[row].tolist()) for row in rows}
+        asked = {ids: row for row, ids in alike.items()}
+        rows = list(asked.values())
+        width = int((rollout.mask[rows].cumsum(1) <= most).sum(1).max())
+        part = rollout[torch.tensor(rows)]
+        cut = type(part)(part.tokens[:, : width + 1], part.mask[:, :width], part.logp[:, :width],
+                         part.prompt, part.finished)
+        names = ["entropy"] if reference is None else ["entropy", "ratio", "kl"]
+        found = {}
+        for name, x in zip(names, run.for_all(read, cut, outputs=len(names))):
+            found[name] = whole = torch.zeros_like(rollout.logp)
+            for row, ids in alike.items():
+                whole[row, : x.shape[1]] = x[rows.index(asked[ids])].to(whole)
+        return found
+
+
+def answers_of(run, rollout, rows, parts, most):
+    """The answers of these rows as plain data, each with at most so many tokens."""
+    found = []
+    for row in rows:
+        columns = rollout.mask[row].nonzero()[:, 0].tolist()
+        ids = rollout.targets[row, columns].tolist()
+        answer = {"text": run.vocabulary.decode(ids), "finished": bool(rollout.finished[row]),
+                  "length": len(ids), "tokens": pieces(run.vocabulary, ids[:most])}
+        for name, x in parts.items():
+            answer[name] = [short(v) for v in x[row, columns[:most]].tolist()]
+        found.append(answer)
+    return found
+
+
+@torch.no_grad()
+def judged(run, problems, model, by):
+    """A row on a few held-out answers, with the score of `model` after each of their tokens.
+
+    by: the name of the model.  Where the task has steps, each answer says the score after each.
+    """
+    with run.aside():
+        rollout = run.sample(problems, 2, temperature=1.0, purpose="evaluation")
+    score, = run.for_all(lambda batch: [step_scores(model, batch)], rollout)
+    reward = run.grade(problems, rollout, none=True)
+    answers = answers_of(run, rollout, range(len(rollout)), {"value": score},
+                         max(24, TOKENS // len(rollout)))
+    for row, answer in enumerate(answers):
+        answer |= {"reward": short(float(reward[row])),
+                   "prompt": str(problems[int(rollout.prompt[row])].prompt)}
+        if run.task.step_end:
+            columns = rollout.mask[row].nonzero()[:, 0].tolist()
+            ids = rollout.targets[row, columns].tolist()
+            at = [k for k in ends(run.vocabulary, ids, run.task.step_end) if k < len(ids) - 1]
+            starts = [0, *(k + 1 for k in at)]
+            answer["steps"] = [
+                {"text": run.vocabulary.decode(ids[a:b + 1]), "value": short(float(
+                    score[row, columns[b]]))} for a, b in zip(starts, [*at, len(ids) - 1])]
+    return {"kind": "judged", "by": by, "answers": answers}
