@@ -43,21 +43,27 @@ class Screen(TextIOBase):
         self.gone = False
 
     @property
+    def out(self):
+        """The file itself.  While a live line is shown, sys.stdout is a proxy that writes to here.
+        """
+        return getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+
+    @property
     def encoding(self):  # type: ignore[override]  # which may be written, and nobody does
-        return sys.stdout.encoding
+        return self.out.encoding
 
     def isatty(self):
-        return sys.stdout.isatty()
+        return self.out.isatty()
 
     def fileno(self):
-        return sys.stdout.fileno()
+        return self.out.fileno()
 
     def write(self, text):
-        self.do(sys.stdout.write, text)
+        self.do(self.out.write, text)
         return len(text)
 
     def flush(self):
-        self.do(sys.stdout.flush)
+        self.do(self.out.flush)
 
     def do(self, work, *arguments):
         if not self.gone:
