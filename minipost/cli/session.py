@@ -439,7 +439,9 @@ class Session:
         }
         if self.lead:
             files.write_json(self.directory / "summary.json", summary)
+        headline = f"{metric}, {split}"
         split = "held-out" if "held-out" in after else split
+        self.console.group(self.run.example)
         self.console.side_by_side(self.splits[split], self.before[split][metric],
                                   after[split][metric], f"{split}, {metric}",
                                   self.options.show)
@@ -451,4 +453,6 @@ class Session:
                 self.console.stages(summary, lines, ends)
             if said := self.method.remark(lines):
                 self.console.say(said)
+        if "gain" in summary:
+            self.console.look(headline, summary)
         self.console.result(summary, self.directory)
