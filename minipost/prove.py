@@ -20,7 +20,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich import box
 from rich.console import Console
@@ -49,8 +49,7 @@ def main(argv=None):
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core, to 4")
     parser.add_argument("--out", default="runs/prove.json", help="where all figures are written")
     parser.add_argument("--json", action="store_true", help="print them instead of the tables")
-    args = parser.parse_args(argv)
-    return fail_in_one_sentence(lambda: prove(args))
+    return fail_in_one_sentence(lambda: prove(parser.parse_args(argv)))
 
 
 def prove(args):
@@ -154,9 +153,10 @@ def work(job):
 # ---- what is printed
 
 def show(facts, args):
+    from minipost.cli.console import Screen
     from minipost.proof.estimates import INHERITS
 
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, file=cast(TextIO, Screen()))
     say = console.print
     say(f"A world of {facts['vocab']} ids and answers of up to {facts['horizon']} tokens, two "
         "prompts, all answers through the nano-GPT in float64.\n"

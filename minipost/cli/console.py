@@ -156,11 +156,11 @@ class Console:
             self.rich.print(plain(title))
         for row in rows:
             lines: list[Text] = []
-            for name, cell in zip(names, row):
+            for name, cell in ((name, cell) for name, cell in zip(names, row) if len(cell)):
                 cell = plain(f"{name} " if name else "") + cell
                 if lines and lines[-1].cell_len + 2 + cell.cell_len <= self.rich.width - 4:
                     lines[-1] = plain("  ").join([lines[-1], cell])
-                elif cell.cell_len:
+                else:
                     lines.append(cell)
             for k, line in enumerate(lines):
                 self.rich.print(Padding(line, (0, 0, 0, 4 if k else 2)))
@@ -248,7 +248,7 @@ class Console:
         self.table(("", "reward", "advantage", shortened(rows[0]["prompt"])), shown, texts=(3,),
                    right=(0, 1, 2), title=(
             f"step {rows[0]['step']}, a prompt and its {len(rows)} answers: " + (
-                "what has a positive advantage becomes likelier, what has a negative one less likely"
+                "what has a positive advantage becomes likelier, what has a negative one less so"
                 if learnt else "all earned the same, so nothing was learnt from them")))
 
     def look(self, name, summary):
@@ -257,8 +257,8 @@ class Console:
         sure = gain["low"] > 0 or gain["high"] < 0
         asked = "".join(f"; {way.partition(', ')[0]} gave {score['value']:.3f} before"
                         for way, score in [*summary["asked"].items()][:1])
-        self.tell(f"look at {name}: from {before['value']:.3f} to {after['value']:.3f}, a change of "
-                  f"{Score(**gain):+} on the same problems, "
+        self.tell(f"look at {name}: from {before['value']:.3f} to {after['value']:.3f}, a change "
+                  f"of {Score(**gain):+} on the same problems, "
                   f"{'more than chance' if sure else 'which may be chance'}{asked}")
 
     def trace(self, lines, columns):
