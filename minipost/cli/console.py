@@ -137,12 +137,13 @@ class Console:
         each = [LEAST if k in texts else max(
             [max(map(len, pieces(name))), *(row[k].cell_len for row in rows)])
             for k, name in enumerate(names)]
+        if title:
+            self.rich.print(plain(title))
         gap = self.rich.width - sum(each) - 1 >= 3 * len(each)
         if not gap and self.rich.width - sum(each) - 1 < 2 * len(each):
-            self.list(names, rows, title)
+            self.list(names, rows)
             return
-        table = Table(box=box.SIMPLE_HEAD, title=plain(title) if title else None,
-                      title_justify="left", padding=(0, int(gap), 0, 1))
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, int(gap), 0, 1))
         for k, (name, least) in enumerate(zip(names, each)):
             table.add_column(plain(name if k in texts else broken(name, least)), overflow="fold",
                              no_wrap=k not in texts, justify="right" if k in right else "left")
@@ -150,10 +151,8 @@ class Console:
             table.add_row(*row)
         self.rich.print(table)
 
-    def list(self, names, rows, title):
+    def list(self, names, rows):
         """The rows of a table without its columns: each value behind its name, as many as fit."""
-        if title:
-            self.rich.print(plain(title))
         for row in rows:
             lines: list[Text] = []
             for name, cell in ((name, cell) for name, cell in zip(names, row) if len(cell)):

@@ -9,7 +9,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
 WIDEST, COLUMN = 100, 26  # of the text; where the words of an option begin
@@ -28,11 +28,11 @@ GROUPS: Mapping[str, tuple[str, ...]] = {  # the options of a command; those in 
 }
 
 
-def words(cls):
+def words(cls: type):
     """{field: the comment behind it} of a dataclass and of those that it derives from."""
-    found = {}
+    found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        if is_dataclass(base):
+        if "__dataclass_fields__" in vars(base):
             found |= dict(COMMENT.findall(inspect.getsource(base)))
     return found
 
