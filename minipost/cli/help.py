@@ -33,7 +33,7 @@ def words(cls: type):
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if "__dataclass_fields__" in vars(base):
-            found |= dict(COMMENT.findall(inspect.getsource(base)))
+            found |= dict(COMMENT.findall(textwrap.dedent(inspect.getsource(base))))
     return found
 
 
