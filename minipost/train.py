@@ -5,6 +5,7 @@ One run writes one directory:
     config.json    every setting, resolved         metrics.jsonl  one line per step
     summary.json   held-out before and after       model/         the trained model
     state/         what --resume continues from    rollouts/      what --keep-rollouts keeps
+    trackers/      what --log keeps here
     (each file is replaced whole or not at all)
 
 Ctrl-C stops after the step in progress, with everything saved, and says what it waits for; twice,

@@ -84,7 +84,8 @@ def test_hostile_rows_of_a_file(tmp_path, monkeypatch, capsys, words):
     for name, more in (("rows", "?"), ("held", "")):
         (tmp_path / f"{name}.jsonl").write_text("".join(
             json.dumps({"prompt": text + more, "completion": text}) + "\n" for text in TEXTS))
-    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids, *more, **k: TEXTS[sum(ids) % len(TEXTS)])
+    monkeypatch.setattr(Tokenizer, "decode",
+                        lambda self, ids, *hidden: TEXTS[sum(ids) % len(TEXTS)])
     (tmp_path / "mine.py").write_text("def f(completions, **columns):\n"
                                       "    return [len(text) / 99 for text in completions]\n")
     shared = ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "rows.jsonl"),
