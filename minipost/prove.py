@@ -20,7 +20,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -153,10 +153,9 @@ def work(job):
 # ---- what is printed
 
 def show(facts, args):
-    from minipost.cli.console import Screen
     from minipost.proof.estimates import INHERITS
 
-    console = Console(highlight=False, markup=False, file=cast(TextIO, Screen()))
+    console = Console(highlight=False, markup=False)
     say = console.print
     say(f"A world of {facts['vocab']} ids and answers of up to {facts['horizon']} tokens, two "
         "prompts, all answers through the nano-GPT in float64.\n"

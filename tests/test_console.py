@@ -171,14 +171,14 @@ def test_the_group_whose_rewards_differ_most(capsys):
     run.keep(problems, rollout, ties, ties * 0)
     assert len(run.example) == 3 and run.example[0]["step"] == 1
     nan = float("nan")
-    reward = torch.tensor([0.0, 1, 1, 0, 5, 0, nan, nan, 9])
+    reward = torch.tensor([nan, nan, 9, 0, 1, 1, 0, 5, 0])
     run.step = 4
     run.keep(problems, rollout, reward, reward - 2)
     assert [row["reward"] for row in run.example] == [0, 5, 0]
     assert [row["advantage"] for row in run.example] == [-2, 3, -2]
     assert run.example[0]["step"] == 5
-    assert [row["completion"] for row in run.example] == run.texts(rollout)[3:6]
-    assert run.example[0]["prompt"] == problems[1].prompt
+    assert [row["completion"] for row in run.example] == run.texts(rollout)[6:9]
+    assert run.example[0]["prompt"] == problems[2].prompt
     run.step = 5
     run.keep(problems, rollout, reward * 9, reward)         # the first of them stays
     assert run.example[0]["step"] == 5
@@ -258,6 +258,7 @@ def test_a_run_on_a_terminal(command, reward, columns, settings):
     assert code == 0, said[-500:]
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said)
     assert "3/3" in shown and "everything is in" in shown and safe(shown.replace("\r", ""))
+    assert ("step 3/3  reward" in shown) == (settings["TERM"] == "dumb")  # plain lines there
     assert ("\x1b[2K" in said) == (settings["TERM"] != "dumb")  # the line is drawn again
     colours = re.findall(r"\x1b\[[0-9;]*(?:3[0-9]|38;[0-9;]+)m", said)
     assert bool(colours) == ("NO_COLOR" not in settings and settings["TERM"] != "dumb")

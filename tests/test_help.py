@@ -138,15 +138,18 @@ def test_a_name_that_is_also_ours_is_taken(capsys):
         assert train.main(argv) == 1
         assert "use --clip-high" in (said := capsys.readouterr().err) or "use --kl-target" in said
     trl.refuse(["--seed", "1", "--temperature=1", "--lora-alpha", "--gamma", "learning-rate"], [])
+    trl.refuse(["--max-length", "9"], [], {"max_length"})
     with pytest.raises(MinipostError, match="which this command does not have"):
         trl.refuse(["--num-generations"], [methods.load("sft").Config()])
 
 
-def test_underscores_are_dashes():
+def test_underscores_are_dashes(rows):
     settings = train.settings_of(["--algo", "grpo", "--group_size", "3", "--max_new_tokens=7",
                                   "--out", "a_b"])
     assert (settings.config.group_size, settings.options.max_new_tokens,
             settings.options.out) == (3, 7, "a_b")
+    settings = train.settings_of(["--algo", "sft", "--data", str(rows), "--max_length", "9"])
+    assert settings.task.max_length == 9
 
 
 # ---- a reader that goes away
@@ -181,4 +184,6 @@ def test_a_reader_that_goes_away_is_no_error(arguments, tiny, tmp_path):
 
 
 def environment():
-    return {**os.environ, "PYTHONPATH": str(Path(train.__file__).parents[1])}
+    """With a buffer, as usual: what is in it meets the closed pipe at the end."""
+    return {**{name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+            "PYTHONPATH": str(Path(train.__file__).parents[1])}

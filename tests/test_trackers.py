@@ -135,6 +135,17 @@ def test_a_run_that_is_stopped_or_fails_closes_its_tracker(service, command, rew
     assert found.named("close") == [{"exit_code": 130}] and steps(found) == [0, 1, 2]
     monkeypatch.undo()
 
+    interrupted = Service()
+    monkeypatch.setitem(sys.modules, "wandb", interrupted.wandb())
+
+    def interrupts(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session.Session, "train", interrupts)
+    assert train.main([*flags, "--overwrite"]) == 130       # at once, before a step is made
+    assert interrupted.named("close") == [{"exit_code": 130}]
+    monkeypatch.undo()
+
     failing = Service()
     monkeypatch.setitem(sys.modules, "wandb", failing.wandb())
 
@@ -185,12 +196,20 @@ def test_steps_that_are_made_again_are_sent_once(service, tmp_path):
     assert steps(found) == [6] and steps(board) == [4, 5, 6]
 
 
-def test_only_rank_0_has_trackers(service, command, reward):
-    found = service("wandb")
+def test_only_rank_0_has_trackers(service, command, reward, tmp_path, monkeypatch):
+    found, begun = service("wandb"), tmp_path / "begun"
+    init = sys.modules["wandb"].init
+
+    def begins(**settings):
+        with open(begun, "a") as file:  # ranks are processes
+            file.write("x")
+        return init(**settings)
+
+    monkeypatch.setattr(sys.modules["wandb"], "init", begins)
     flags = command("grpo", *RUN)
     flags[flags.index("--workers") + 1] = "2"
     assert train.main([*flags, "--reward", reward, "--log", "wandb"]) == 0
-    assert len(found.named("init")) == 1 and [step for step, _ in found.rows] == [0, 1, 2, 3, 3]
+    assert begun.read_text() == "x" and [step for step, _ in found.rows] == [0, 1, 2, 3, 3]
 
 
 def test_a_tracker_of_another_name_is_refused(command, tmp_path, capsys):

@@ -457,8 +457,7 @@ class Session:
             files.write_json(self.directory / "summary.json", summary)
         headline = f"{metric}, {split}"
         split = "held-out" if "held-out" in after else split
-        if getattr(self.config, "group_size", 1) > 1:  # others may draw a row several times
-            self.console.group(self.run.example)
+        self.console.group(self.run.example)
         self.console.side_by_side(self.splits[split], self.before[split][metric],
                                   after[split][metric], f"{split}, {metric}",
                                   self.options.show)
