@@ -58,8 +58,8 @@ def report(settings):
     options, task = settings.options, settings.task
     start, console = time.perf_counter(), Console(quiet=settings.json)
     knobs = ", ".join(f"{k} {v}" for k, v in asdict(task).items() if v != "")
-    console.say(f"{options.model} on {task.name} ({knobs}): {options.prompts} problems, "
-                f"{options.group_size} answers each of up to {options.max_new_tokens} tokens\n")
+    console.tell(f"{options.model} on {task.name} ({knobs}): {options.prompts} problems, "
+                 f"{options.group_size} answers each of up to {options.max_new_tokens} tokens\n")
     found = parallel.launch(lambda: examine(options, task, pick_device(options.device)), 1)
     seconds = time.perf_counter() - start
     count = {status: sum(f.status == status for f in found) for status in (FAULT, WARNING)}

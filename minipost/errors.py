@@ -1,6 +1,7 @@
 """The one exception that a user reads, text made safe to print, settings with bounds, and those
 that every method with a gradient step has."""
 
+import json
 import math
 import operator
 import re
@@ -23,6 +24,11 @@ def visible(text):
     return "".join(
         c if c == "\n" or c.isprintable() or unicodedata.category(c) == "Zs"
         else c.encode("unicode_escape").decode() for c in text)
+
+
+def visible_json(text):
+    """JSON with such characters as \\u escapes, so that it is still the same JSON."""
+    return "".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 class MinipostError(Exception):

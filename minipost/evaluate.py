@@ -24,7 +24,7 @@ from minipost import Door
 from minipost.cli import inference
 from minipost.cli.options import Options, fail_in_one_sentence, parse
 from minipost.datasets.rows import Whole
-from minipost.errors import MinipostError
+from minipost.errors import MinipostError, visible
 
 PROG = "python -m minipost.evaluate"
 CARD_NEW_TOKENS = 64  # tokens that the longest answers of the card's tasks take
@@ -95,6 +95,7 @@ def table(argv):
     settings = parse(argv, PROG, Measured, description=__doc__, task=False, data=True, json=True,
                      kind=Whole)
     from minipost import parallel
+    from minipost.cli.console import Console
     from minipost.cli.session import pick_device
 
     options, tasks = settings.options, {}
@@ -111,18 +112,21 @@ def table(argv):
     found, notes = parallel.launch(lambda: rows(options, tasks, device),
                                    options.workers or parallel.default_workers(device))
     for note in notes:
-        print(note, file=sys.stderr)
+        print(visible(note), file=sys.stderr)
     if settings.json:
         print(json.dumps([{"task": task, "split": split,
                            **{m: asdict(s) for m, s in scores.items()}}
                           for task, split, scores in found], indent=2))
         return
     metrics = list(found[0][2])
-    print("".join(f"| {name} " for name in ("task", "split", "n", *(f"{m} [95%]" for m in metrics)))
-          + "|\n" + "|---" * (3 + len(metrics)) + "|")
-    for task, split, scores in found:
-        print(f"| {task} | {split} | {scores[metrics[0]].n} | "
-              f"{' | '.join(str(scores[m]) for m in metrics)} |")
+    names = ("task", "split", "n", *(f"{m} [95%]" for m in metrics))
+    lines = [(task, split, str(scores[metrics[0]].n), *(str(scores[m]) for m in metrics))
+             for task, split, scores in found]
+    if sys.stdout.isatty():
+        Console().table(names, lines, texts=(0, 1))
+        return
+    head, *rest = (visible(f"| {' | '.join(line)} |") for line in (names, *lines))
+    print("\n".join((head, "|---" * len(names) + "|", *rest)))  # a table of markdown
 
 
 def rows(options, tasks, device="cpu"):

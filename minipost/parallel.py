@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 
 from minipost import files
-from minipost.errors import MinipostError
+from minipost.errors import MinipostError, visible
 
 BACKENDS = "gloo", "cpu:gloo,cuda:nccl"  # without a GPU, and with one
 
@@ -193,7 +193,7 @@ def fork(main, rank_, workers, folder):
         Path(folder, f"error{rank_}").write_text(str(error))
     except Exception as error:
         if "Connection" not in str(error):  # a closed connection only says that rank 0 has gone
-            print(f"worker {rank_}: {error}", file=sys.stderr)
+            print(visible(f"worker {rank_}: {error}"), file=sys.stderr)
     finally:
         _exit(code)
 

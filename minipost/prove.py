@@ -49,8 +49,7 @@ def main(argv=None):
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core, to 4")
     parser.add_argument("--out", default="runs/prove.json", help="where all figures are written")
     parser.add_argument("--json", action="store_true", help="print them instead of the tables")
-    args = parser.parse_args(argv)
-    return fail_in_one_sentence(lambda: prove(args))
+    return fail_in_one_sentence(lambda: prove(parser.parse_args(argv)))
 
 
 def prove(args):

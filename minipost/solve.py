@@ -20,7 +20,7 @@ from minipost.chat import ROLE, Messages
 from minipost.cli import inference
 from minipost.cli import options as command
 from minipost.cli.options import fail_in_one_sentence
-from minipost.errors import MinipostError, visible
+from minipost.errors import MinipostError, visible, visible_json
 
 PROG = "python -m minipost.solve"
 
@@ -94,8 +94,9 @@ def talk(argv):
                            seed=(options.seed, len(turns)))
         text = vocabulary.decode(rollout.responses()[0])
         turns.append({"role": ROLE, "content": text})
-        print(json.dumps({"model": options.model, "problem": turns[-2]["content"], "answer": text},
-                         ensure_ascii=False) if settings.json else visible(text), flush=True)
+        print(visible_json(json.dumps({
+            "model": options.model, "problem": turns[-2]["content"], "answer": text},
+            ensure_ascii=False)) if settings.json else visible(text), flush=True)
 
 
 def pick(options, task):

@@ -6,6 +6,7 @@ One run writes one directory:
     summary.json   held-out before and after       model/         the trained model
     state/         what --resume continues from    rollouts/      what --keep-rollouts keeps
     report.html    curves, checks, samples         report.jsonl   the samples that it shows
+    trackers/      what --log keeps here
     (each file is replaced whole or not at all)
 
 Ctrl-C stops after the step in progress, with everything saved, and says what it waits for; twice,
@@ -28,6 +29,7 @@ from typing import Literal
 
 from minipost import Door, methods
 from minipost.cli.options import Settings, SetUp, fail_in_one_sentence, parse, rebuild
+from minipost.cli.trackers import Name
 from minipost.datasets.rows import File
 from minipost.errors import MinipostError
 from minipost.tasks import TASKS
@@ -52,6 +54,7 @@ class Options(SetUp):
     lag: int = 0                # rollouts are by the policy of so many steps ago; keeps as many
     keep_rollouts: int = 0      # steps between rollouts that are kept in rollouts/; 0: none
     rollout_format: Literal["jsonl", "parquet"] = "jsonl"  # of what --keep-rollouts keeps
+    log: tuple[Name, ...] = ()  # trackers that get the metrics too, under TRL's names
     budget: int = 0             # response tokens after which the run stops early; 0: no such limit
     report: bool = True         # write report.html, a page about the run, at its end
 
@@ -73,7 +76,8 @@ def settings_of(argv):
     own = not {"--task", "--data"} & {argument.partition("=")[0] for argument in argv}
     found = parse(argv, PROG, lambda method: Options(
         **{"model": method.MODEL, **(method.DEMO if own else {})}), methods=methods, data=True,
-        notes="--overwrite replaces the run that is in the directory.")
+        others={"--overwrite": "replace the run that is in the directory",
+                "--resume DIR": "go on with a run; its settings are read from there"})
     if found.options.data_epochs:
         from minipost.cli.defaults import given_in
 

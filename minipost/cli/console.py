@@ -4,8 +4,10 @@ All that is shown may hold texts of a model or of a user's file, so `plain` make
 What cannot be printed never ends a run.
 """
 
+import re
 import sys
 import time
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict
 from io import TextIOBase
@@ -13,6 +15,7 @@ from typing import TextIO, cast
 
 from rich import box
 from rich.console import Console as Rich
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -22,18 +25,49 @@ from minipost.engine.lora import adapters
 from minipost.errors import visible
 from minipost.measure.stats import Score, paired
 
+MOST_TEXT, MOST_ROWS = 160, 8  # characters of an answer of a group, and its rows
+NARROW = 60  # columns of a terminal that has no room for a bar
+LEAST = 14  # columns of the terminal that a column of text needs
 LIVE = ("reward", "gold", "accuracy", "loss", "kl", "entropy")  # of a method's metrics
 
 
-def line(metrics, rate):
+def line(metrics, rate, room=1000):
+    """The metrics of a step on a line of at most `room` characters, the most telling ones first."""
     shown = [f"{name} {metrics[name]:.3f}" for name in LIVE
              if name in metrics and not (name == "loss" and "reward" in metrics)]
-    return "  ".join([*shown, f"{rate:,.0f} tok/s"])
+    shown.append(f"{rate:,.0f} tok/s")
+    while len(shown) > 1 and len("  ".join(shown)) > room:
+        shown.pop()
+    return "  ".join(shown)
 
 
 def plain(text):
-    """A text without markup, in which nothing steers the terminal."""
+    """A text without markup, in which nothing steers the terminal.
+
+    All that is shown goes through here, whoever wrote it: a model, a user's file, a library.
+    """
     return Text(visible(str(text)))
+
+
+def pieces(name):
+    """The parts of a column's name between which a line may end."""
+    return [part.rstrip() for part in re.findall(r"[^ _/]+[ _/]*", name)] or [""]
+
+
+def broken(name, width):
+    """A column's name in lines of at most `width` characters, if its parts allow that."""
+    lines = [""]
+    for part in re.findall(r"[^ _/]+[ _/]*", name):
+        if lines[-1] and len((lines[-1] + part).rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def shortened(text, most=MOST_TEXT):
+    """An answer on one line, without its middle if it is long: how it begins and what it says."""
+    text = text.strip().replace("\n", "; ")
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 class Screen(TextIOBase):
@@ -43,21 +77,27 @@ class Screen(TextIOBase):
         self.gone = False
 
     @property
+    def out(self):
+        """The file itself.  While a live line is shown, sys.stdout is a proxy that writes to here.
+        """
+        return getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+
+    @property
     def encoding(self):  # type: ignore[override]  # which may be written, and nobody does
-        return sys.stdout.encoding
+        return self.out.encoding
 
     def isatty(self):
-        return sys.stdout.isatty()
+        return self.out.isatty()
 
     def fileno(self):
-        return sys.stdout.fileno()
+        return self.out.fileno()
 
     def write(self, text):
-        self.do(sys.stdout.write, text)
+        self.do(self.out.write, text)
         return len(text)
 
     def flush(self):
-        self.do(sys.stdout.flush)
+        self.do(self.out.flush)
 
     def do(self, work, *arguments):
         if not self.gone:
@@ -72,11 +112,58 @@ class Console:
     """All printing of a run.  A quiet Console (every rank but the first) prints nothing."""
 
     def __init__(self, quiet=False):
-        self.rich = Rich(quiet=quiet, highlight=False, file=cast(TextIO, Screen()))
+        self.rich = Rich(quiet=quiet, highlight=False, markup=False, emoji=False,
+                         file=cast(TextIO, Screen()))
         self.bar = None
 
     def say(self, text):
         self.rich.print(plain(text), soft_wrap=True)  # keeps a path or command whole for copying
+
+    def tell(self, text):
+        """Say something that is long and holds nothing to copy: a terminal breaks it at words."""
+        inner = text.lstrip(" ")
+        if self.rich.is_terminal:
+            self.rich.print(Padding(plain(inner), (0, 0, 0, len(text) - len(inner))))
+        else:
+            self.say(text)
+
+    def table(self, names, rows, *, title="", texts=(0,), right=()):
+        """A table; a list of its rows where the terminal is too narrow for it.
+
+        rows: a text for each name.  texts: the columns that may be broken into lines.
+        right: the columns of numbers that end at one place.
+        """
+        rows = [[cell if isinstance(cell, Text) else plain(cell) for cell in row] for row in rows]
+        each = [LEAST if k in texts else max(
+            [max(map(len, pieces(name))), *(row[k].cell_len for row in rows)])
+            for k, name in enumerate(names)]
+        if title:
+            self.rich.print(plain(title))
+        gap = self.rich.width - sum(each) - 1 >= 3 * len(each)
+        if not gap and self.rich.width - sum(each) - 1 < 2 * len(each):
+            self.list(names, rows)
+            return
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, int(gap), 0, 1))
+        for k, (name, least) in enumerate(zip(names, each)):
+            table.add_column(plain(name if k in texts else broken(name, least)), overflow="fold",
+                             no_wrap=k not in texts, justify="right" if k in right else "left")
+        for row in rows:
+            table.add_row(*row)
+        self.rich.print(table)
+
+    def list(self, names, rows):
+        """The rows of a table without its columns: each value behind its name, as many as fit."""
+        for row in rows:
+            lines: list[Text] = []
+            for name, cell in ((name, cell) for name, cell in zip(names, row) if len(cell)):
+                cell = plain(f"{name} " if name else "") + cell
+                if lines and lines[-1].cell_len + 2 + cell.cell_len <= self.rich.width - 4:
+                    lines[-1] = plain("  ").join([lines[-1], cell])
+                else:
+                    lines.append(cell)
+            for k, line in enumerate(lines):
+                self.rich.print(Padding(line, (0, 0, 0, 4 if k else 2)))
+        self.rich.print()
 
     def header(self, algo, task, config, options, model, workers):
         size = sum(p.numel() for p in model.parameters()) / 1e6
@@ -86,9 +173,9 @@ class Console:
         if learn := sum(a.a.numel() + a.b.numel() for _, _, a in adapters(model)) / 1e6:
             said = (f"{size - learn:.2f}M parameters, and {learn:.2f}M in adapters of rank "
                     f"{options.lora}, which alone learn")
-        self.say(f"{algo} trains {options.model} ({said}) on {task.name} ({knobs})")
-        self.say(f"  {recipe}")
-        self.say(f"  seed {options.seed}, {workers} process{'es' if workers > 1 else ''}, "
+        self.tell(f"{algo} trains {options.model} ({said}) on {task.name} ({knobs})")
+        self.tell(f"  {recipe}")
+        self.tell(f"  seed {options.seed}, {workers} process{'es' if workers > 1 else ''}, "
                  f"{model.device.type}, {options.dtype}")
 
     def scores(self, when, results):
@@ -100,12 +187,15 @@ class Console:
     def progress(self, first, steps):
         """A live line on a terminal.  Elsewhere, a plain line ten times in a run."""
         self.first, self.steps, self.started = first, steps, time.perf_counter()
-        if not self.rich.is_terminal:
+        if not self.rich.is_terminal or self.rich.is_dumb_terminal:
             yield
             return
+        bar = [BarColumn(bar_width=6)] if self.rich.width >= NARROW else []
+        # What stands beside the metrics, with the spaces between: step 12/40, a bar, 00:20 left.
+        self.room = self.rich.width - 2 * len(str(steps)) - 21 - 7 * len(bar)
         self.bar = Progress(
-            TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=6),
-            TextColumn("{task.fields[line]} "), TimeRemainingColumn(compact=True),
+            TextColumn("step"), MofNCompleteColumn(), *bar,
+            TextColumn("{task.fields[line]} ", markup=False), TimeRemainingColumn(compact=True),
             TextColumn("left"), console=self.rich,
         )
         with self.bar:
@@ -116,7 +206,8 @@ class Console:
     def step(self, step, metrics, rate):
         done, every = step - self.first, max(1, (self.steps - self.first) // 10)
         if self.bar:
-            self.bar.update(self.task, completed=step, line=line(metrics, rate))
+            self.bar.update(self.task, completed=step,
+                            line=line(metrics, rate, self.room))
         elif step == self.steps or done % every == 0:
             left = (time.perf_counter() - self.started) / done * (self.steps - step)
             self.say(f"step {step}/{self.steps}  {line(metrics, rate)}  {left:.0f} s left")
@@ -131,60 +222,81 @@ class Console:
             problems = [problems[i] for i in after.rows]
         change = [new - old for old, new in zip(before.rewards, after.rewards)]
         rose, fell = (sum(sign * c > 0 for c in change) for sign in (1, -1))
-        table = Table(box=box.SIMPLE_HEAD, title_justify="left", title=(
-            f"{split}: of {len(change)} answers {rose} got better and {fell} got worse, such as"))
-        for name in ("problem", "before", "after"):
-            table.add_column(name, overflow="fold")
         better = sorted(range(len(change)), key=lambda i: change[i] <= 0)[: show - min(1, fell)]
         worse = [i for i, c in enumerate(change) if c < 0 and i not in better]
         rest = [i for i in range(len(change)) if i not in better and i not in worse]
-        for i in [*better, *worse, *rest][:show]:
-            table.add_row(plain(problems[i].prompt.strip()), answer(before, i), answer(after, i))
-        self.rich.print(table)
+        self.table(("problem", "before", "after"),
+                   [(problems[i].prompt.strip(), answer(before, i), answer(after, i))
+                    for i in [*better, *worse, *rest][:show]], texts=(0, 1, 2), title=(
+            f"{split}: of {len(change)} answers {rose} got better and {fell} got worse, such as"))
+
+    def group(self, rows):
+        """One prompt of a step with its answers, the best first; equal answers stand once.
+
+        rows: those of Run.example.
+        """
+        if not rows:
+            return
+        times = Counter((-row["reward"], -row["advantage"], row["completion"]) for row in rows)
+        shown = [(f"{count} x", f"{-reward:.3g}", f"{-adv:+.2f}", shortened(text))
+                 for (reward, adv, text), count in sorted(times.items())]
+        if cut := len(shown) - MOST_ROWS:
+            half = MOST_ROWS // 2
+            shown[half : half + cut] = [("", "", "", f"... {cut} more")] if cut > 0 else []
+        learnt = any(row["advantage"] for row in rows)
+        self.table(("", "reward", "advantage", shortened(rows[0]["prompt"])), shown, texts=(3,),
+                   right=(0, 1, 2), title=(
+            f"step {rows[0]['step']}, a prompt and its {len(rows)} answers: " + (
+                "what has a positive advantage becomes likelier, what has a negative one less so"
+                if learnt else "all earned the same, so nothing was learnt from them")))
+
+    def look(self, name, summary):
+        """What to look at: the headline of a run, in a sentence."""
+        before, after, gain = (summary[key] for key in ("before", "after", "gain"))
+        sure = gain["low"] > 0 or gain["high"] < 0
+        asked = "".join(f"; {way.partition(', ')[0]} gave {score['value']:.3f} before"
+                        for way, score in [*summary["asked"].items()][:1])
+        self.tell(f"look at {name}: from {before['value']:.3f} to {after['value']:.3f}, a change "
+                  f"of {Score(**gain):+} on the same problems, "
+                  f"{'more than chance' if sure else 'which may be chance'}{asked}")
 
     def trace(self, lines, columns):
         """Some metrics at up to ten steps.  `lines` are those of metrics.jsonl."""
         columns = [name for name in columns if any(line.get(name) is not None for line in lines)]
-        table = Table(box=box.SIMPLE_HEAD, title="how it went", title_justify="left")
-        for name in ("step", *columns):
-            table.add_column(name, justify="right")
         gap = max(1, -(-len(lines) // 10))
-        for line in [*lines[: -1 : gap], *lines[-1:]]:
-            values = (line.get(name) for name in columns)
-            table.add_row(str(line["step"]), *("" if v is None else f"{v:.3g}" for v in values))
-        self.rich.print(table)
+        rows = [[str(line["step"]), *("" if (v := line.get(name)) is None else f"{v:.3g}"
+                                      for name in columns)]
+                for line in [*lines[: -1 : gap], *lines[-1:]]]
+        self.table(("step", *columns), rows, title="how it went", texts=(),
+                   right=range(len(columns) + 1))
 
     def stages(self, summary, lines, milestones):
         """All results before, after each stage, and at the end: what a stage made and unmade.
 
         A run that was cut short has measured some stages and not others.
         """
-        table = Table(box=box.SIMPLE_HEAD, title="after each stage", title_justify="left")
-        for name in ("", "before", *milestones.values(), "end"):
-            table.add_column(name, justify="left" if not name else "right")
-        at = {line["step"]: line for line in lines}
+        rows, at = [], {line["step"]: line for line in lines}
         for name, row in summary["all"].items():
             metric, _, split = name.partition(", ")
             middle = [at.get(step, {}).get(f"eval/{split}/{metric}") for step in milestones]
-            table.add_row(name, *("" if value is None else f"{value:.3f}" for value in (
-                row["before"]["value"], *middle, row["after"]["value"])))
-        self.rich.print(table)
+            rows.append((name, *("" if value is None else f"{value:.3f}" for value in (
+                row["before"]["value"], *middle, row["after"]["value"]))))
+        names = ("", "before", *milestones.values(), "end")
+        self.table(names, rows, title="after each stage", right=range(1, len(names)))
 
     def arms(self, arms, before):
         """The arms of a test-time method: accuracy, tokens per problem, and the gain over `before`.
 
         An arm has a gain if it answered the same problems as `before`.
         """
-        table = Table(box=box.SIMPLE_HEAD)
-        for name in ("way to answer", "n", "accuracy [95%]", "tokens", f"less {before!r} [95%]"):
-            table.add_column(name)
-        usual = arms[before].result.rewards
+        usual, rows = arms[before].result.rewards, []
         for name, arm in arms.items():
             gain, rewards = "", arm.result.rewards
             if len(rewards) == len(usual) and name != before:
                 gain = f"{paired(usual, rewards):+}"
-            table.add_row(name, str(len(rewards)), str(arm.result.score), f"{arm.each:,.0f}", gain)
-        self.rich.print(table)
+            rows.append((name, str(len(rewards)), str(arm.result.score), f"{arm.each:,.0f}", gain))
+        self.table(("way to answer", "n", "accuracy [95%]", "tokens", f"less {before!r} [95%]"),
+                   rows)
 
     def findings(self, found, seconds):
         """The doctor's findings, one per line.  Warnings and faults end the screen."""
@@ -201,15 +313,13 @@ class Console:
                  f"{count['warning']}, faults: {count['fault']}; {seconds:.1f} s")
 
     def result(self, summary, directory):
-        table = Table(box=box.SIMPLE_HEAD)
-        for name in ("reward", "n", "before [95%]", "after [95%]"):
-            table.add_column(name)
+        rows = []
         for name, row in summary["all"].items():
             before, after = (Score(**row[when]) for when in ("before", "after"))
-            table.add_row(name, str(after.n), str(before), str(after))
+            rows.append((name, str(after.n), str(before), str(after)))
         for name, row in summary["asked"].items():
-            table.add_row(name, str(row["n"]), str(Score(**row)), "")
-        self.rich.print(table)
+            rows.append((name, str(row["n"]), str(Score(**row)), ""))
+        self.table(("reward", "n", "before [95%]", "after [95%]"), rows)
         self.end(summary, directory)
 
     def end(self, summary, directory):

@@ -5,6 +5,7 @@
     rollouts/        000020.jsonl: the answers of step 20, a row each, where they are kept
     state/           state.safetensors and, of the save before, previous.safetensors; with --shard
                      the folders state and previous, of a file for each rank (shard.py)
+    trackers/        what --log keeps here
     model/ ...       the models that the method exports
     summary.json     before and after
     report.jsonl     samples for the report (measure/watch.py)
@@ -35,12 +36,13 @@ from minipost.layout.lora_file import CONFIG, base_of
 from minipost.run import sharding
 
 ENDING = ".safetensors"  # of a state's name, unless it is sharded
-FOLDERS = ("state", "model", "critic", "reward_model", "rollouts")  # of any method's run
+# Of any method's run.
+FOLDERS = ("state", "model", "critic", "reward_model", "rollouts", "trackers")
 FILES = ("summary.json", "metrics.jsonl", "config.json", "report.jsonl", "report.html")
 MODEL_FILES = ("config.json", CONFIG, *checkpoint.SIDE_FILES, f"{checkpoint.WEIGHTS}.index.json")
 # Options that do not act on what is made; what the models are is in `made_from`.
 FREE = {"out", "report", "show", "save_every", "merge", "model", "reward_model", "keep_rollouts",
-        "rollout_format", "sampler_url"}
+        "rollout_format", "sampler_url", "log"}
 MOST_LOG = 2**31  # bytes of the longest log that is read
 
 

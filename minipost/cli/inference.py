@@ -82,10 +82,10 @@ def evaluate(argv, prog):
     if options.out:
         files.make_directory(Path(options.out))
     console, start = Console(quiet=settings.json), time.perf_counter()
-    console.say(f"{method.name} with {options.model} on {task.name} "
-                f"({', '.join(f'{k} {v}' for k, v in asdict(task).items())})")
-    console.say(f"  {', '.join(f'{k} {v}' for k, v in asdict(cfg).items())}, "
-                f"temperature {options.temperature}, seed {options.seed}")
+    console.tell(f"{method.name} with {options.model} on {task.name} "
+                 f"({', '.join(f'{k} {v}' for k, v in asdict(task).items())})")
+    console.tell(f"  {', '.join(f'{k} {v}' for k, v in asdict(cfg).items())}, "
+                 f"temperature {options.temperature}, seed {options.seed}")
     problems, arms = parallel.launch(lambda: measure(settings),
                                      options.workers or parallel.default_workers("cpu"))
     seconds = time.perf_counter() - start

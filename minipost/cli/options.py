@@ -11,22 +11,28 @@ import argparse
 import errno
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from minipost import tasks
+from minipost.cli.trl import refuse
 from minipost.datasets.rows import File
 from minipost.errors import Bounded, MinipostError
 from minipost.files import shipped
 from minipost.tasks import TASKS
 
-PROBLEMS = f"""Problems: --task {{{','.join(TASKS)}}}, whose knobs are listed below"""
-FILES = """, or
---data FILE (JSONL, JSON, Parquet, or a data set of save_to_disk), with --eval-data FILE to hold out
-those (else one prompt in ten), --columns question:prompt,answer:solution to rename columns,
---on-bad-row skip to leave out rows that are not as they should be, --max-length 512 to bound the
-tokens of a prompt with its answer, and --on-long-row skip or truncate for rows that are longer"""
+FIRST: Mapping[str, str] = {  # flag and kind: the options that decide which others there are
+    f"--task {{{','.join(TASKS)}}}": "problems of ours, whose knobs are listed below",
+    "--data FILE": "problems of yours: JSONL, JSON, Parquet, or a data set of save_to_disk",
+    "--eval-data FILE": "rows to hold out; without it, one prompt in ten of --data",
+    "--columns NEW:OLD": "other names for columns: question:prompt,answer:solution",
+    "--on-bad-row {stop,skip}": "rows that are not as they should be: stop at the first, or leave "
+                                "them out (default: stop)",
+    "--max-length INT": "longest prompt with its answer, in tokens; 0: what the model holds",
+    "--on-long-row {stop,skip,truncate}": "rows that are longer (default: stop)",
+}
 
 
 KNOBS = {f"--{f.name.replace('_', '-')}" for task in TASKS.values() if is_dataclass(task)
@@ -79,7 +85,7 @@ class Settings:
 
 
 def parse(argv, prog, options, *, description="", methods=None, flag="--algo", task=True,
-          data=False, json=False, kind=File, notes=""):
+          data=False, json=False, kind=File, others=None):
     """The Settings of a command line.  tyro makes the flags.
 
     options: the command's dataclass, or a function from the method to an instance.
@@ -87,8 +93,9 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
         --help, `outline`.
     task: whether a command without methods needs a task; a method has a default task.
     data, json: whether the command knows --data and --json.  kind: what makes a task of --data.
-    notes: more for --help.
+    others: {flag: words} that the command reads by itself, for --help.
     """
+    argv = [dashed(argument) for argument in argv]
     known, rest = _first(argv, prog, methods, flag, data, json)
     for argument in rest:
         if argument.startswith("--") and not argument.isprintable():
@@ -111,6 +118,12 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
     if "task" not in parts:
         for name in KNOBS & {argument.partition("=")[0] for argument in rest}:
             raise MinipostError(f"{name} is a knob of a task; name the task with --task")
+    others = {**dict(list(FIRST.items())[: None if data else 1]), **(others or {}),
+              **({"--json": "print data, and no text"} if json else {})}
+    if asked:
+        show_help(f"{prog} {flag} {known.method}" if method else prog, parts, others,
+                  method.module.__doc__ if method else description)
+    refuse(rest, parts.values(), {each.split()[0][2:].replace("-", "_") for each in others})
     import tyro
 
     flat = tyro.conf.OmitArgPrefixes
@@ -119,16 +132,36 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
     found = dict(vars(tyro.cli(
         together, args=switched(renamed(rest, parts.values()), parts.values()),
         prog=f"{prog} {flag} {known.method}" if method else prog,
-        description=f"{method.module.__doc__ if method else description}\n"
-                    f"{PROBLEMS}{FILES if data else ''}."
-                    + ("\n--json prints data and no text." if json else "")
-                    + (f"\n{notes}" if notes else ""),
         config=(tyro.conf.FlagConversionOff,))))
     found |= {part: shipped_models(found[part]) for part in ("options", "config") if part in found}
     if known.data:
         found["task"] = kind(known.data, known.eval_data, known.on_bad_row or "stop",
                              known.columns, known.max_length, known.on_long_row or "stop")
     return Settings(found["options"], found.get("task"), method, found.get("config"), known.json)
+
+
+def show_help(prog, parts, others, description):
+    """Print the help of a command line, and end."""
+    from minipost.cli import help
+
+    sections, told = {}, {flag: words for flag, words in others.items() if flag not in FIRST}
+    if "config" in parts:
+        sections["method"] = (parts["config"].__doc__, help.options_of(parts["config"]))
+    sections["problem"] = ("", [(flag, words) for flag, words in others.items() if flag in FIRST])
+    if "task" in parts and is_dataclass(parts["task"]) and fields(parts["task"]):
+        sections["task"] = (parts["task"].__doc__, help.options_of(parts["task"]))
+    for group, rows in help.grouped(parts["options"]).items():
+        sections[group] = ("", rows)
+    sections["run"] = ("", [*sections.pop("run", ("", []))[1], *told.items(),
+                            ("-h, --help", "show this and end")])
+    print(help.page(f"{prog} [options]", description, sections))
+    raise SystemExit(0)
+
+
+def dashed(argument):
+    """The argument, with dashes in place of underscores if it is a flag: --group_size is ours."""
+    flag, equals, value = argument.partition("=")
+    return flag.replace("_", "-") + equals + value if flag.startswith("--") else argument
 
 
 def shipped_models(part):

@@ -12,8 +12,9 @@ from minipost import checkpoint, files, parallel
 from minipost.checks.model import FAULT, WARNING, before_prompts, weights_as_written
 from minipost.cli.console import Console
 from minipost.cli.defaults import LARGE, with_epochs
-from minipost.cli.directory import Directory, made_from
+from minipost.cli.directory import Directory, as_written, made_from
 from minipost.cli.samples import Samples, write_page
+from minipost.cli.trackers import Trackers
 from minipost.datasets import formats
 from minipost.datasets.fitting import fitted
 from minipost.errors import MinipostError
@@ -67,14 +68,21 @@ class Session:
         self.lead = parallel.rank() == 0
         self.workers = parallel.world()
         self.console = Console(quiet=not self.lead)
+        self.trackers = Trackers(self.options.log if self.lead else (), self.console.say)
         self.files = Directory(self.directory, PROG)
         if self.lead and self.resume:
             self.files.hold()
         elif self.lead:
             self.files.check_new(self.settings, self.overwrite)
+        code = 1
         try:
-            return self.work()
+            code = self.work()
+            return code
+        except KeyboardInterrupt:
+            code = 130
+            raise
         finally:
+            self.trackers.close(code)
             self.files.release()
 
     def work(self):
@@ -120,6 +128,8 @@ class Session:
                 self.before[split] |= asked(self.run, self.splits[split], self.options.ask)
             if self.lead:  # last, so that what fails before it costs no earlier run
                 self.files.begin(self.settings, self.made, self.workers, self.overwrite)
+                self.trackers.open(self.directory, as_written(self.settings))
+                self.trackers.results(0, self.before)
         self.samples = Samples(self) if self.options.report else None
         if self.samples:
             if self.resume:
@@ -329,8 +339,10 @@ class Session:
 
     def log(self, metrics):
         if self.lead:
-            self.files.log({"step": self.run.step, **metrics, "num_tokens": self.run.tokens,
-                            "seconds": round(self.seconds(), 3)})
+            row = {"step": self.run.step, **metrics, "num_tokens": self.run.tokens,
+                   "seconds": round(self.seconds(), 3)}
+            self.files.log(row)
+            self.trackers.log(self.run.step, row)
         self.logged = self.run.step
 
     def save(self, tensors=None, facts=None):
@@ -396,6 +408,9 @@ class Session:
                                 f"({error!r})") from None
         if self.lead:
             self.files.drop_rollouts(self.run.step)
+            sent = max((line["step"] for line in self.files.lines()), default=-1)
+            self.trackers.open(self.directory, as_written(self.settings), step=self.run.step,
+                               sent=sent)
         if self.lead and (complaint := self.files.restore_log(facts["log"], self.run.step)):
             self.console.say(complaint)
 
@@ -417,6 +432,7 @@ class Session:
         if self.lead and every and self.run.step >= every and not self.files.kept():
             self.console.say(f"no rollouts are kept: {self.method.name} hands none over (run.keep)")
         after = self.measure()
+        self.trackers.results(self.run.step, after)
         if any(set(after[split]) - set(self.before[split]) for split in after):
             raise MinipostError(f"{self.directory}: the state holds other measurements than this "
                                 "run makes; begin again with --overwrite")
@@ -450,9 +466,11 @@ class Session:
         }
         if self.lead:
             files.write_json(self.directory / "summary.json", summary)
+        headline = f"{metric}, {split}"
         split = "held-out" if "held-out" in after else split
         if self.samples:
             self.samples.finish(split, metric, self.before[split][metric], after[split][metric])
+        self.console.group(self.run.example)
         self.console.side_by_side(self.splits[split], self.before[split][metric],
                                   after[split][metric], f"{split}, {metric}",
                                   self.options.show)
@@ -464,4 +482,6 @@ class Session:
                 self.console.stages(summary, lines, ends)
             if said := self.method.remark(lines):
                 self.console.say(said)
+        if "gain" in summary:
+            self.console.look(headline, summary)
         self.console.result(summary, self.directory)
