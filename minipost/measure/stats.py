@@ -38,7 +38,7 @@ def interval(rewards):
 
 
 def share(values):
-    """The mean of numbers within 0..1, such as each problem's mean over seeds, with its interval."""
+    """The mean of numbers within 0..1, such as problems' means over seeds, with its interval."""
     found = interval(values)
     return Score(found.value, max(0.0, found.low), min(1.0, found.high), found.n)
 
