@@ -124,6 +124,21 @@ def stopped(error, f):
     return f"Your function stopped{where}: {type(error).__name__}: {error}."
 
 
+def spoilt(theirs, cases, returns):
+    """A sentence where NaN off the mask reaches the result, "" where it does not, or has no mask."""
+    case = cases[0]
+    mask = case.given.get("mask", case.given.get("mask_w"))
+    if mask is None:
+        return ""
+    given = {name: x.where(mask, math.nan) if isinstance(x, torch.Tensor)
+             and x.is_floating_point() and x.shape == mask.shape else x
+             for name, x in case.given.items()}
+    if all(x.isfinite().all() for x in read(theirs, given, returns, ()).values()):
+        return ""
+    return ("A remark: where padding holds a NaN your result is NaN, because NaN times 0 is NaN; "
+            "the real one uses `where`, which looks at no place off the mask.")
+
+
 # ---- the ways to differ
 
 def factor(key, pairs, cases):
