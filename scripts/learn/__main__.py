@@ -8,7 +8,6 @@
 """
 
 import argparse
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ def answer(name, file, function):
     if not file.is_file():
         raise MinipostError(f"{name}: there is no file {file}")
     try:
+        usercode.forget(file.resolve())     # it may have been edited since
         module = usercode.load(file.resolve())
     except Exception as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""

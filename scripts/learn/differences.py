@@ -42,8 +42,10 @@ class Wrong(Exception):
 
 def close(a, b):
     """Whether two tensors are the same but for rounding."""
+    if a.shape != b.shape or not bool(b.isfinite().all()):
+        return False
     scale = float(b.abs().max()) if b.numel() else 0.0
-    return a.shape == b.shape and bool(((a - b).abs() <= CLOSE * (1 + scale)).all())
+    return bool(((a - b).abs() <= CLOSE * (1 + scale)).all())
 
 
 def read(f, given, returns, learnt):
@@ -125,7 +127,7 @@ def stopped(error, f):
 
 
 def spoilt(theirs, cases, returns):
-    """A sentence where NaN off the mask reaches the result, "" where it does not, or has no mask."""
+    """A sentence where a NaN off the mask reaches the result, else ""."""
     case = cases[0]
     mask = case.given.get("mask", case.given.get("mask_w"))
     if mask is None:
@@ -151,7 +153,9 @@ def factor(key, pairs, cases):
             return f"{key.capitalize()} has the wrong sign: it is -1 times the oracle's, in all " \
                    f"{len(pairs)} cases."
         return f"{key.capitalize()} is {number:.4g} times the oracle's, in all {len(pairs)} cases."
-    sizes = [{"": 1.0, **case.sizes} for case in cases]
+    sizes = [{"": 1.0, **case.sizes, **{f"{a} times {b}": x * y for (a, x), (b, y) in
+                                        itertools.combinations(case.sizes.items(), 2)}}
+             for case in cases]
     for above, below in itertools.permutations(sizes[0], 2):
         for sign in (1, -1):
             if all(close(a, sign * b * size[above] / size[below])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from unittest.mock import patch
 
 import torch
+
 from minipost import ops
 from minipost.methods import dpo, reinforce, reward
 from minipost.proof import estimates
@@ -21,6 +22,7 @@ from minipost.proof.oracle import World
 from scripts.learn.differences import Case, difference, spoilt, stopped
 
 CASES = 8
+SIZE = (4, 2)   # ids and longest answer of the world in which everything is counted
 
 
 @dataclass(frozen=True)
@@ -176,8 +178,8 @@ def of_preference(g, k):
 def of_dpo(g, k):
     w, other = answers(k), answers(k + 1, width=7)
     given = {"logp_w": logps(g, *w.shape), "logp_l": logps(g, *other.shape),
-             "ref_w": logps(g, *w.shape), "ref_l": logps(g, *other.shape), "mask_w": w, "mask_l": other,
-             "beta": 0.1 + 0.1 * k, "count": 3 + k}
+             "ref_w": logps(g, *w.shape), "ref_l": logps(g, *other.shape),
+             "mask_w": w, "mask_l": other, "beta": 0.1 + 0.1 * k, "count": 3 + k}
     return Case(given, {"off the mask, that is on the prompt and on padding": ~w},
                 {"`count`": given["count"], "`beta`": given["beta"], "the number of rows": 3})
 
@@ -208,7 +210,7 @@ def mean_step(name, attribute, adapt):
     adapt(theirs) -> the function as the method calls it.
     """
     def measure(theirs):
-        estimate, world = estimates.stated(name)[0], World(4, 2)
+        estimate, world = estimates.stated(name)[0], World(*SIZE)
         run = estimates.dealer(world)
         with patch.object(estimate.module, attribute, adapt(theirs)):
             mean = estimates.enumerate_step(estimate, run)
@@ -274,7 +276,7 @@ def beyond_the_bound(theirs):
 
 def at_the_best_policy(theirs):
     """The largest residual at the best policy and value, over every answer of a world."""
-    world = World(4, 2)
+    world = World(*SIZE)
     log_p, log_ref = (world.log_chance(m).detach() for m in (world.policy, world.reference))
     fitting = world.with_reward(BETA * (log_p - log_ref))   # so that the policy is the best one
     logp, logp_ref = (world.token_logp(m).detach().flatten(0, 1)
