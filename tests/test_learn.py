@@ -33,7 +33,7 @@ def test_a_stale_or_empty_block_is_filled():
     mark = '<!-- code: minipost/measure/stats.py pass_at_k -->\n'
     whole = mark + "```python\ndef pass_at_k(n, c, k):\n" \
                    "    return 1.0 - math.comb(n - c, k) / math.comb(n, k)\n```"
-    assert page.fill(f"a\n{mark}b") == f"a\n{whole}b"
+    assert page.fill(f"a\n{mark}\nb") == f"a\n{whole}\n\nb"
     assert page.fill(f"{mark}```python\nold\n```\nb") == f"{whole}\nb"
 
 
@@ -41,6 +41,8 @@ def test_a_block_may_be_some_lines_without_their_indent():
     found = page.block('minipost/measure/stats.py vote from "for answer" to "+ weight"')
     assert found.startswith("for answer, weight in")
     assert found.splitlines()[-1].startswith("        total")
+    found = page.block('minipost/ops.py whiten from "gap = " to "mask"')     # not an earlier "mask"
+    assert found.startswith("gap = ") and len(found.splitlines()) == 1
 
 
 @pytest.mark.parametrize("mark, said", [
@@ -64,6 +66,22 @@ def test_the_page_and_the_folder_have_the_same_exercises():
 def test_the_pages_links_lead_somewhere():
     for link in re.findall(r"\]\(([^)#]+)", TEXT):
         assert link.startswith("https://") or (page.PAGE.parent / link).exists(), link
+
+
+def test_the_page_shows_what_the_check_says():
+    given = learn.answer("cut", learn.template("cut"), "loss")
+    said = "".join(f"\n  {sentence}" for sentence in check(EXERCISES["cut"], given)[1])
+    assert f"```\ncut: not yet.{said}\n```" in TEXT
+
+
+def test_math_is_written_as_github_reads_it():
+    """A formula ends on its line, dollars stand at its edges, and no sign of Markdown is in it."""
+    for line in re.sub(r"```.*?```|`[^`\n]*`", "", TEXT, flags=re.S).splitlines():
+        parts = line.split("$")
+        assert len(parts) % 2, line
+        for formula in parts[1::2]:
+            assert formula == formula.strip(), line
+            assert not re.search(r"[*|<~]|\\[,;{}|!]", formula), line
 
 
 def test_the_package_says_what_its_files_are():

@@ -23,7 +23,8 @@ CUT = re.compile(r'(\S+) from "(.*)" to "(.*)"')
 
 def fill(text):
     """The page with every marked block written anew."""
-    return BLOCK.sub(lambda found: f"{found[1]}```python\n{block(found[2])}\n```", text)
+    return BLOCK.sub(lambda found: f"{found[1]}```python\n{block(found[2])}\n```"
+                     + ("" if found[3] else "\n"), text)
 
 
 def block(mark):
