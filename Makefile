@@ -9,6 +9,8 @@
 #   make quick              what a change needs before a commit: lint, types, its own tests; seconds
 #   make lint               ruff and mypy
 #   make prove              hold every method against an oracle that knows all answers: tables
+#   make exercise-cut       check your answer to an exercise of docs/learn.md (any: exercise-NAME)
+#   make learn              write the code that docs/learn.md shows anew, from the files
 #   make museum             put historic bugs into our code, one by one: which test catches each
 #   make base               train checkpoints/base again, from nothing
 #   make student            the same for checkpoints/student, from which distillation starts
@@ -39,7 +41,7 @@ TEST_TIME = $(subst _,-,$(basename $(notdir $(wildcard minipost/test_time/[a-z]*
 # A file in scripts/studies/ is a study.
 STUDIES = $(subst _,-,$(basename $(notdir $(wildcard scripts/studies/[a-z]*.py))))
 
-.PHONY: help test quick lint prove museum demos base student thinker seeker verifier card data bench compare compare-offline compute-optimal studies clean
+.PHONY: help test quick lint prove learn museum demos base student thinker seeker verifier card data bench compare compare-offline compute-optimal studies clean
 .PRECIOUS: $(VENV)/.%
 
 help:
@@ -85,6 +87,12 @@ quick: lint $(VENV)/.test
 
 prove: $(VENV)/.core
 	@$(BIN)/python -m minipost.prove
+
+learn: $(VENV)/.core
+	@$(BIN)/python -m scripts.learn page
+
+exercise-%: $(VENV)/.core
+	@$(BIN)/python -m scripts.learn check $*
 
 museum: $(VENV)/.test
 	@$(BIN)/python -m tests.museum
