@@ -17,7 +17,7 @@ COLOURS = {
     "tree, best-first": "#bcbd22", "MCTS": "#5b4a00", "after GRPO": "#17becf",
 }
 LATER = ("#444444", "#1b9e77", "#d95f02", "#7570b3", "#66a61e")  # of other names
-GAP = 0.045  # least distance of two names, in heights of the axes
+LINE = 1.3   # least distance of two names, in heights of their letters
 
 
 def colour(name):
@@ -51,9 +51,10 @@ def label_ends(axes, ends, size=8):
     ends: (x, y, text, colour) of each, in the units of the data.  Call it when the limits are set.
     """
     inverse = axes.transAxes.inverted()
+    gap = LINE * size / 72 * axes.figure.dpi / axes.get_window_extent().height
     places = [inverse.transform(axes.transData.transform((x, y))) for x, y, *_ in ends]
     for (_, _, text, shade), (x, y), height in zip(
-            ends, places, spread([min(max(y, 0), 1) for _, y in places], GAP)):
+            ends, places, spread([min(max(y, 0), 1) for _, y in places], gap)):
         axes.plot([x, 1.015], [y, height], color=shade, linewidth=0.5, alpha=0.6, clip_on=False,
                   transform=axes.transAxes)
         axes.text(1.02, height, text, color=shade, fontsize=size, va="center",
