@@ -896,3 +896,13 @@ def test_a_report_has_the_verdict_its_figures_and_the_limits():
     for part in ("## Does RL reach beyond", "`make study-pass-at-k`", "**Reversed.** So it went.",
                  "| 1 |", "![pass-at-k](pictures/x.svg)", "Note.", study.LIMITS):
         assert part in text
+
+
+def test_the_table_of_verdicts_stands_once_at_the_head_of_the_page():
+    page = "# Title\n\nhead\n\n<!-- study-a-b: make study-a-b -->\n## Is A, or B?\n\ntext\n"
+    once = __main__.with_verdicts(page, [["a-b", "paper", "reproduced", "so it is"]])
+    row = "| [a-b](#is-a-or-b) | paper | reproduced | so it is |"
+    assert row in once and once.index("head") < once.index(row) < once.index("<!-- study-a-b")
+    assert once.endswith(page[page.index("<!-- study"):])
+    again = __main__.with_verdicts(once, [["a-b", "paper", "reversed", "it is not"]])
+    assert "so it is" not in again and "it is not" in again and again.count("verdicts:") == 1

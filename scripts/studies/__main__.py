@@ -10,6 +10,7 @@ the study's folder after such a change.
 """
 
 import argparse
+import re
 import signal
 import sys
 import time
@@ -85,6 +86,10 @@ def draw(study, found, path):
         figure.savefig(path, metadata={"Date": None})
 
 
+COLUMNS = ["study", "paper", "verdict", "what came out"]
+FIRST, LAST = "<!-- verdicts:", "<!-- end of verdicts -->"
+
+
 def start(argv):
     parser = argparse.ArgumentParser(prog="python -m scripts.studies", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -119,8 +124,22 @@ def start(argv):
         for number, handler in before.items():
             signal.signal(number, handler)
     if len(verdicts) > 1:
-        print("\n".join(["", *table(["study", "paper", "verdict", "what came out"], verdicts)]))
+        print("\n".join(["", *table(COLUMNS, verdicts)]))
+    if len(verdicts) == len(studies.names()):
+        PAGE.write_text(with_verdicts(PAGE.read_text(encoding="utf-8"), verdicts), encoding="utf-8")
     return 0
+
+
+def with_verdicts(page, verdicts):
+    """The page with the table of all verdicts at its head, a link to each study's part."""
+    heads = dict(re.findall(r"<!-- study-([\w-]+): .*?-->\n## (.*)", page))
+    place = {name: re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-")
+             for name, head in heads.items()}
+    rows = [[f"[{name}](#{place[name]})", *rest] for name, *rest in verdicts]
+    lines = [f"{FIRST} make studies -->", *table(COLUMNS, rows), LAST]
+    body = re.sub(f"{FIRST}.*?{LAST}\n\n", "", page, flags=re.DOTALL)
+    at = body.index("<!-- study-")
+    return body[:at] + "\n".join(lines) + "\n\n" + body[at:]
 
 
 def main(argv=None):
