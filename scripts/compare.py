@@ -36,6 +36,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import mean, median
+from threading import Lock
 
 from minipost import methods, train
 from minipost.cli.options import fail_in_one_sentence
@@ -53,6 +54,7 @@ STEPS = 100_000     # more than any budget allows, so the budget ends a run
 FACTORS = (0.5, 1, 2, 4)  # of the default step, tried for every method
 FARTHEST = 32       # the largest factor that is tried, and one over the smallest
 SWEEP_SEED = 1000   # of the runs that choose
+PARSING = Lock()    # the parser of options reads source, which Python 3.11 cannot in two threads
 STEP = {"trpo": "delta"}  # the setting that is a method's step; lr elsewhere
 
 
@@ -294,7 +296,8 @@ def shown(directory):
 
 def complete(runner, directory, given, origin):
     """Start or continue a run if needed.  -> what it needed, its last output if it failed"""
-    settings, failed = train.settings_of(given), None
+    with PARSING:
+        settings, failed = train.settings_of(given), None
     needs, reward = to_do(directory, settings, origin), settings.options.reward
     if needs == "start":
         clear(directory, origin)

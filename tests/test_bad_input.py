@@ -563,7 +563,7 @@ def fill_disk(monkeypatch, what, n):
 def test_a_disk_that_fills_at_any_moment_leaves_a_run_to_resume(
         command, fails, tmp_path, monkeypatch, what):
     run, arguments = tmp_path / "run", command("sft", "--steps", 2, "--batch-size", 4,
-                                               "--save-every", 1)
+                                               "--save-every", 1, "--report", False)
     with monkeypatch.context() as patch:
         calls = fill_disk(patch, what, 1000)
         assert train.main(arguments) == 0
