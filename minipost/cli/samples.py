@@ -11,6 +11,7 @@
 import json
 import platform
 import time
+import weakref
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -65,7 +66,7 @@ class Samples:
     """
 
     def __init__(self, session):
-        self.session, self.run, self.known = session, session.run, 0
+        self.session, self.run, self.known = weakref.proxy(session), session.run, 0
         self.total = session.method.total(self.run, session.config)
         self.rows = []
         self.run.watch = Watch(self.run, self.total, session.method.milestones(

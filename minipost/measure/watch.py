@@ -9,6 +9,7 @@ kl, entropy, value, advantages.
 """
 
 import math
+import weakref
 
 import torch
 
@@ -60,7 +61,8 @@ class Watch:
     """
 
     def __init__(self, run, total, milestones, rows):
-        self.run, self.total, self.milestones, self.rows = run, total, milestones, rows
+        self.run = weakref.proxy(run)  # which holds this Watch, and ends when nobody else has it
+        self.total, self.milestones, self.rows = total, milestones, rows
         self.first = -1
 
     def __call__(self, problems, rollout, reward, adv, value=None):
@@ -72,6 +74,8 @@ class Watch:
             return
         groups = self.choose(rollout, reward, adv)
         rows = [row for _, mine in groups for row in mine]
+        if not rows:  # DAPO may find no group to learn from
+            return
         most = max(24, TOKENS // len(rows))
         parts = {"logp": rollout.logp, **self.readings(rollout, rows, most)}
         parts |= {} if value is None else {"value": value}
