@@ -54,6 +54,13 @@ class Sequences:
         """Response tokens of each row, EOS included.  (B,)"""
         return self.mask.sum(1)
 
+    def per_answer(self, x):
+        """A number of each answer: x itself, or its mean over an answer's tokens.
+
+        (B,) or (B, T) -> (B,)
+        """
+        return x if x.dim() == 1 else (x * self.mask).sum(1) / self.lengths
+
     def spans(self):
         """Of each row the tokens that the model reads: of the prompt, and in all.  (B,), (B,)"""
         return spans(self.mask)

@@ -146,9 +146,8 @@ class Run:
 
     def __post_init__(self):
         self.said, self.kept = Said(), []       # by reward functions; rows of a table, see `keep`
-        self.watch: Any = None                  # what `keep` tells of every step, for the report
+        self.watches: list[Any] = []            # what `keep` tells of every step (measure/watch.py)
         self.temperature = 1.0                  # of the last rollout
-        self.example: list[dict] = []           # a group of answers, see `keep`
         self.epoch = 0.0                        # how often `deal` has gone through its rows
         self.sampled_at, self.difference = None, -1.0  # updates at the last rollout; see `compare`
         # By key, "learner/NAME" or "frozen/NAME".  `saved` is for parts that are asked for later.
@@ -488,19 +487,14 @@ class Run:
         """Hold the answers that a step learns from, if this is a step of those to keep.
 
         problems: those that `rollout.prompt` counts.  reward (B,); adv (B,) or (B, T), the mean
-        over an answer's tokens is kept; value (B, T) of a critic, for the report.  `example` gets a
-        group of the first step in which the rewards of one differ.
+        over an answer's tokens is kept; value (B, T) of a critic, for the report.
         """
-        if self.watch is not None:
-            self.watch(problems, rollout, reward, adv, value)
-        if parallel.rank():
+        for watch in self.watches:
+            watch(problems, rollout, reward, adv, value)
+        if not self.keep_rollouts or (self.step + 1) % self.keep_rollouts or parallel.rank():
             return
-        each = adv if adv.dim() == 1 else (adv * rollout.mask).sum(1) / rollout.lengths
-        if len({row["reward"] for row in self.example}) < 2:
-            self.example = self.group(problems, rollout, reward, each) or self.example
-        if not self.keep_rollouts or (self.step + 1) % self.keep_rollouts:
-            return
-        rows = zip(rollout.prompt.tolist(), self.texts(rollout), reward.tolist(), each.tolist(),
+        each = rollout.per_answer(adv).tolist()
+        rows = zip(rollout.prompt.tolist(), self.texts(rollout), reward.tolist(), each,
                    rollout.logp.sum(1).tolist(), rollout.lengths.tolist(),
                    rollout.finished.tolist())
         for number, text, worth, gain, logp, tokens, finished in rows:
@@ -509,24 +503,6 @@ class Run:
                 "step": self.step + 1, "place": problem.place, "prompt": problem.prompt,
                 "completion": text, "reward": worth, "advantage": gain, "logp": logp,
                 "tokens": tokens, "finished": finished, **self.said.of(problem.prompt, text)})
-
-    def group(self, problems, rollout, reward, adv):
-        """The answers to the prompt whose rewards differ most, as rows of a table.
-
-        [] if no prompt has two answers with a reward.  reward, adv (B,)
-        """
-        groups: dict[int, list[int]] = {}
-        for row, number in enumerate(rollout.prompt.tolist()):
-            if reward[row] == reward[row]:
-                groups.setdefault(number, []).append(row)
-        rows = max(groups.values(), key=lambda rows: float(reward[rows].std(correction=0))
-                   if len(rows) > 1 else -1.0, default=[])
-        if len(rows) < 2:
-            return []
-        texts, prompt = self.texts(rollout[torch.tensor(rows)]), rollout.prompt[rows[0]]
-        return [{"step": self.step + 1, "prompt": problems[int(prompt)].prompt, "completion": text,
-                 "reward": float(reward[row]), "advantage": float(adv[row])}
-                for row, text in zip(rows, texts)]
 
     def score(self, problems, rollout, none=False):
         """The score that learners get for every row.  (B,)

@@ -20,6 +20,7 @@ from minipost.checks.model import Finding
 from minipost.cli.console import Console, broken, line
 from minipost.errors import MinipostError, visible_json
 from minipost.measure.results import Arm, Result
+from minipost.measure.watch import Example
 from minipost.tasks.base import Problem
 from minipost.tokenizer import Tokenizer
 from tests.fakes import make_run
@@ -165,24 +166,26 @@ def test_a_method_without_groups_says_nothing_of_them(command, reward, capsys, n
 
 def test_the_group_whose_rewards_differ_most(capsys):
     run = make_run()
+    example = Example(run)
+    run.watches.append(example)
     problems = run.task.heldout(3)
     rollout = run.sample(problems, 3, temperature=1.0)
     ties = torch.tensor([1.0] * 9)
     run.keep(problems, rollout, ties, ties * 0)
-    assert len(run.example) == 3 and run.example[0]["step"] == 1
+    assert len(example.rows) == 3 and example.rows[0]["step"] == 1
     nan = float("nan")
     reward = torch.tensor([nan, nan, 9, 0, 1, 1, 0, 5, 0])
     run.step = 4
     run.keep(problems, rollout, reward, reward - 2)
-    assert [row["reward"] for row in run.example] == [0, 5, 0]
-    assert [row["advantage"] for row in run.example] == [-2, 3, -2]
-    assert run.example[0]["step"] == 5
-    assert [row["completion"] for row in run.example] == run.texts(rollout)[6:9]
-    assert run.example[0]["prompt"] == problems[2].prompt
+    assert [row["reward"] for row in example.rows] == [0, 5, 0]
+    assert [row["advantage"] for row in example.rows] == [-2, 3, -2]
+    assert example.rows[0]["step"] == 5
+    assert [row["completion"] for row in example.rows] == run.texts(rollout)[6:9]
+    assert example.rows[0]["prompt"] == problems[2].prompt
     run.step = 5
     run.keep(problems, rollout, reward * 9, reward)         # the first of them stays
-    assert run.example[0]["step"] == 5
-    Console().group(run.example)
+    assert example.rows[0]["step"] == 5
+    Console().group(example.rows)
     said = capsys.readouterr().out
     shown = re.findall(r"(\d) x +([05]) +([-+]\d\.00)", said)
     assert shown[0] == ("1", "5", "+3.00") and "likelier" in said

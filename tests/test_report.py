@@ -307,4 +307,4 @@ def test_ctrl_c_ends_following(run, monkeypatch):
 
 
 def test_a_run_from_python_keeps_nothing():
-    assert Run(None, None, None, None).watch is None
+    assert Run(None, None, None, None).watches == []

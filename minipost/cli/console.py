@@ -233,7 +233,7 @@ class Console:
     def group(self, rows):
         """One prompt of a step with its answers, the best first; equal answers stand once.
 
-        rows: those of Run.example.
+        rows: those of measure.watch.Example.
         """
         if not rows:
             return

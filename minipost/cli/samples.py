@@ -69,8 +69,9 @@ class Samples:
         self.session, self.run, self.known = weakref.proxy(session), session.run, 0
         self.total = session.method.total(self.run, session.config)
         self.rows = []
-        self.run.watch = Watch(self.run, self.total, session.method.milestones(
+        self.watch = Watch(self.run, self.total, session.method.milestones(
             self.run, session.config), self.rows)
+        self.run.watches.append(self.watch)
 
     def begin(self):
         session = self.session
@@ -85,7 +86,7 @@ class Samples:
         self.rows[:] = [row for row in held if row.get("step", 0) <= step
                         and row["kind"] in ("run", "resume", "group")]
         first = min((row["step"] for row in self.rows if row["kind"] == "group"), default=0) - 1
-        self.run.watch.first = int(parallel.largest(first))  # as the first rank read it
+        self.watch.first = int(parallel.largest(first))  # as the first rank read it
         self.rows.append({"kind": "resume", "step": step})
         self.write()
 

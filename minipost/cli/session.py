@@ -21,6 +21,7 @@ from minipost.errors import MinipostError
 from minipost.measure.asked import asked
 from minipost.measure.results import TEMPERATURES, as_data, forecast, from_data, splits
 from minipost.measure.stats import paired
+from minipost.measure.watch import Example
 from minipost.run import open_run, sharding, without_template
 
 PROG = "python -m minipost.train"
@@ -130,6 +131,8 @@ class Session:
                 self.files.begin(self.settings, self.made, self.workers, self.overwrite)
                 self.trackers.open(self.directory, as_written(self.settings))
                 self.trackers.results(0, self.before)
+        self.example = Example(self.run)
+        self.run.watches.append(self.example)
         self.samples = Samples(self) if self.options.report else None
         if self.samples:
             if self.resume:
@@ -470,7 +473,7 @@ class Session:
         split = "held-out" if "held-out" in after else split
         if self.samples:
             self.samples.finish(split, metric, self.before[split][metric], after[split][metric])
-        self.console.group(self.run.example)
+        self.console.group(self.example.rows)
         self.console.side_by_side(self.splits[split], self.before[split][metric],
                                   after[split][metric], f"{split}, {metric}",
                                   self.options.show)

@@ -1,6 +1,7 @@
 """What a run keeps for its report: answers with the numbers of their tokens, from a few steps.
 
     Watch     told by `run.keep` what a step learns from; it keeps a group or two of some steps
+    Example   told the same; it keeps one group, for the console
     judged    a few held-out answers with what a reward model, or a value, says after each token
 
 A row is plain data for JSON.  An answer is {"text", "reward", "advantage", "finished", "tokens"}
@@ -13,6 +14,7 @@ import weakref
 
 import torch
 
+from minipost import parallel
 from minipost.rollout import readings, step_scores
 from minipost.sampler import ends
 
@@ -53,6 +55,49 @@ def pieces(vocabulary, ids):
     return found
 
 
+def groups_of(rollout):
+    """{number of a prompt: its rows}"""
+    found: dict[int, list[int]] = {}
+    for row, prompt in enumerate(rollout.prompt.tolist()):
+        found.setdefault(prompt, []).append(row)
+    return found
+
+
+def widest(groups, reward):
+    """The prompt whose answers' rewards differ most; those without a reward (NaN) do not count."""
+    def width(prompt):
+        there = reward[groups[prompt]]
+        there = there[~there.isnan()]
+        return float(there.std(correction=0)) if len(there) > 1 else -1.0
+
+    return max(groups, key=width)
+
+
+class Example:
+    """Keeps a group of the first step in which the rewards of one differ, as the rows of a table.
+
+    Answers without a reward are left out.  A step without two answers to a prompt changes nothing.
+    """
+
+    def __init__(self, run):
+        self.run, self.rows = weakref.proxy(run), []
+
+    def __call__(self, problems, rollout, reward, adv, value=None):
+        """As Watch."""
+        if parallel.rank() or len({row["reward"] for row in self.rows}) > 1:
+            return
+        groups = groups_of(rollout)
+        rows = groups[widest(groups, reward)] if groups else []
+        rows = [row for row in rows if not reward[row].isnan()]
+        if len(rows) < 2:
+            return
+        texts, gain = self.run.texts(rollout[torch.tensor(rows)]), rollout.per_answer(adv)
+        prompt = problems[int(rollout.prompt[rows[0]])].prompt
+        self.rows = [{"step": self.run.step + 1, "prompt": prompt, "completion": text,
+                      "reward": float(reward[row]), "advantage": float(gain[row])}
+                     for row, text in zip(rows, texts)]
+
+
 class Watch:
     """Keeps answers of the `steps_to_watch` from the first step on in which it is called.
 
@@ -80,7 +125,7 @@ class Watch:
         parts = {"logp": rollout.logp, **self.readings(rollout, rows, most)}
         parts |= {} if value is None else {"value": value}
         parts |= {"advantages": adv} if adv.dim() == 2 else {}
-        gain = adv if adv.dim() == 1 else (adv * rollout.mask).sum(1) / rollout.lengths
+        gain = rollout.per_answer(adv)
         for prompts, mine in groups:
             answers = answers_of(self.run, rollout, mine, parts, most)
             for answer, row in zip(answers, mine):
@@ -97,17 +142,12 @@ class Watch:
 
         Without groups, answers to several prompts.  Of many answers the best and the worst.
         """
-        gain = (adv if adv.dim() == 1 else (adv * rollout.mask).sum(1)).tolist()
-        groups = {}
-        for row, prompt in enumerate(rollout.prompt.tolist()):
-            groups.setdefault(prompt, []).append(row)
+        gain, groups = rollout.per_answer(adv).tolist(), groups_of(rollout)
         if len(groups) == len(gain):
             groups = {tuple(groups): list(range(len(gain)))}
         else:
-            width = {k: float(reward[rows].nan_to_num().std(correction=0))
-                     for k, rows in groups.items()}
-            first, widest = next(iter(groups)), max(width, key=lambda k: width[k])
-            groups = {(k,): groups[k] for k in dict.fromkeys([widest, first])}
+            first = next(iter(groups))
+            groups = {(k,): groups[k] for k in dict.fromkeys([widest(groups, reward), first])}
         found = []
         for (prompts, rows), most in zip(groups.items(), ANSWERS):
             rows, half = sorted(rows, key=lambda row: -gain[row]), most // 2
