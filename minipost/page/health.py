@@ -42,6 +42,16 @@ def ends(run, metric):
     return fmean(values[:n]), fmean(values[-n:])
 
 
+def at_the_end(run, metric, wrong, name, said, why, remedy):
+    """A Finding on where a metric ends: a warning, with its reason, where that is wrong."""
+    seen = ends(run, metric)
+    if not seen:
+        return None
+    if wrong(seen[1]):
+        return Finding(name, WARNING, said.format(seen[1]), why, remedy)
+    return Finding(name, OK, said.format(seen[1]))
+
+
 def finite(run):
     bad = [(line["step"], name) for line in run.lines for name, x in line.items() if x is None]
     if not run.lines:
@@ -102,15 +112,10 @@ def gold(run):
 
 
 def kl(run):
-    seen = ends(run, "kl")
-    if not seen:
-        return None
-    if seen[1] > LARGE_KL:
-        return Finding("KL", WARNING, f"KL to the starting policy is {seen[1]:.2g} nats per token "
-                       "at the end", "the policy has gone far from the model it began as",
-                       "raise --beta, lower --lr, or stop earlier")
-    return Finding("KL", OK, f"KL to the starting policy is {seen[1]:.2g} nats per token at the "
-                   "end")
+    return at_the_end(run, "kl", lambda x: x > LARGE_KL, "KL",
+                      "KL to the starting policy is {:.2g} nats per token at the end",
+                      "the policy has gone far from the model it began as",
+                      "raise --beta, lower --lr, or stop earlier")
 
 
 def entropy(run):
@@ -146,14 +151,9 @@ def ties(run):
 
 
 def cut(run):
-    seen = ends(run, "completions/clipped_ratio")
-    if not seen:
-        return None
-    if seen[1] > CUT:
-        return Finding("cut-off answers", WARNING, f"{seen[1]:.0%} of the answers are cut off at "
-                       "the end of the run", "they are judged on what they never finished",
-                       "raise --max-new-tokens")
-    return Finding("cut-off answers", OK, f"{seen[1]:.0%} of the answers are cut off at the end")
+    return at_the_end(run, "completions/clipped_ratio", lambda x: x > CUT, "cut-off answers",
+                      "{:.0%} of the answers are cut off at the end",
+                      "they are judged on what they never finished", "raise --max-new-tokens")
 
 
 def apart(run):
@@ -172,14 +172,9 @@ def apart(run):
 
 
 def clip(run):
-    seen = ends(run, "clip_ratio")
-    if not seen:
-        return None
-    if seen[1] > CLIPPED:
-        return Finding("clipping", WARNING, f"{seen[1]:.0%} of the tokens are clipped at the end",
-                       "much of each rollout no longer moves the policy",
-                       "lower --lr or --epochs")
-    return Finding("clipping", OK, f"{seen[1]:.1%} of the tokens are clipped at the end")
+    return at_the_end(run, "clip_ratio", lambda x: x > CLIPPED, "clipping",
+                      "{:.1%} of the tokens are clipped at the end",
+                      "much of each rollout no longer moves the policy", "lower --lr or --epochs")
 
 
 def longer(run):
@@ -195,12 +190,6 @@ def longer(run):
 
 
 def critic(run):
-    seen = ends(run, "explained_variance")
-    if not seen:
-        return None
-    if seen[1] <= 0:
-        return Finding("critic", WARNING, f"the critic explains {seen[1]:.0%} of the variance of "
-                       "returns at the end", "it is no better than their mean",
-                       "raise --critic-lr, or give it more steps")
-    return Finding("critic", OK, f"the critic explains {seen[1]:.0%} of the variance of returns "
-                   "at the end")
+    return at_the_end(run, "explained_variance", lambda x: x <= 0, "critic",
+                      "the critic explains {:.0%} of the variance of returns at the end",
+                      "it is no better than their mean", "raise --critic-lr, or give it more steps")
