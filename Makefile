@@ -92,7 +92,7 @@ learn: $(VENV)/.core
 	@$(BIN)/python -m scripts.learn page
 
 exercise-%: $(VENV)/.core
-	@$(BIN)/python -m scripts.learn check $*
+	@$(BIN)/python -m scripts.learn check $* || :  # the sentence says it; make would add a second
 
 museum: $(VENV)/.test
 	@$(BIN)/python -m tests.museum

@@ -16,15 +16,11 @@ from minipost.page.reading import load, read_rows  # noqa: F401
 from minipost.page.view import render, verdict  # noqa: F401
 
 
-def write(directory, refresh=0):
-    """Write report.html into a run's directory, whole or not at all.  -> its path
-
-    refresh: seconds after which a browser reads it again; 0: never.
-    """
-    directory = Path(directory)
-    text = render([load(directory)], refresh)
-    publish(directory / "report.html", text)
-    return directory / "report.html"
+def write(directory):
+    """Write report.html into a run's directory, whole or not at all.  -> its path"""
+    path = Path(directory, "report.html")
+    publish(path, render([load(directory)]))
+    return path
 
 
 def publish(path, text):
