@@ -79,7 +79,6 @@ def open_model(model="checkpoints/base", task=None, data=None, reward=None, eval
     try:
         problems = kind(**own) if task is not None else File(str(data), str(eval_data), **own)
         run = open_run(options, problems, pick_device(options.device))
-        run.given = frozenset(settings)
         if run.server:
             run.server.connect()
     except BaseException:
@@ -130,8 +129,6 @@ def train(run, algo, **settings):
         raise MinipostError("steps and data_epochs exclude each other; give one of them")
     others = wanted(run.origin, run.policy.module.device.type, method, method.Config(**settings),
                     settings)
-    if "micro_batch_size" in others and "micro_batch_size" not in run.given:
-        run.micro_batch_size = others["micro_batch_size"]  # which may follow from the method
     if others and isinstance(run.task, File) and "steps" not in settings:
         epochs = epochs or 1
     config = shipped_models(method.Config(**{

@@ -27,7 +27,7 @@ from torch import nn
 
 from minipost.engine.block import block
 from minipost.engine.functions import even, product, rms_norm, rotary_table, swiglu, turn
-from minipost.engine.head import NEVER, WHOLE, bytes_of_a_piece
+from minipost.engine.head import NEVER, WHOLE, adds_in_place, bytes_of_a_piece
 from minipost.engine.packed import Packed, Padded, spans
 from minipost.errors import MinipostError
 from minipost.families import LLAMA, Family
@@ -277,10 +277,8 @@ class GPT(nn.Module):
     def through(self, tokens, layout, pick=None):
         """Final hidden states of these tokens, all or those that `pick` names."""
         weight = self.embed_tokens.weight
-        # A large matrix that has a gradient gets that of the rows read, and no second one is made.
-        sparse = (weight.numel() > WHOLE and weight.grad is not None and not layout.explicit
-                  and weight.device.type == "cpu")
-        x = F.embedding(tokens, weight, sparse=sparse)
+        # Sparse: only the rows that were read are added to its gradient.
+        x = F.embedding(tokens, weight, sparse=adds_in_place(weight) and not layout.explicit)
         for layer in self.layers:
             wanted = pick if layer is self.layers[-1] else None
             x = layer(x, layout, wanted)

@@ -224,10 +224,12 @@ def readings(model, seqs, temperature=1.0, reference=None, *, kl=True, entropy=F
     """What losses read of the distributions of a model, and of a reference, from one pass.
 
     kl: whether a reference is asked for the exact KL, beside its log-probs.
-    Where all logits are more than head.WHOLE, they are computed in pieces (engine/head.py).
+    Where all logits are more than head.WHOLE, they are computed in pieces (engine/head.py), and
+    where the head's derivative is added in place.
     """
     hidden, mask = model.hidden_at(seqs.inputs, seqs.mask), seqs.mask
-    if len(hidden) * model.config.vocab_size > head.WHOLE:
+    if len(hidden) * model.config.vocab_size > head.WHOLE or (
+            torch.is_grad_enabled() and head.adds_in_place(model.head_weight)):
         other = None
         if reference is not None:
             with torch.no_grad():

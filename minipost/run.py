@@ -145,7 +145,6 @@ class Run:
     shard: str = ""             # the device on which ranks hold a part of each weight; "": whole
 
     def __post_init__(self):
-        self.given: frozenset[str] = frozenset()  # settings that the user chose (api.py)
         self.said, self.kept = Said(), []       # by reward functions; rows of a table, see `keep`
         self.watches: list[Any] = []            # what `keep` tells of every step (measure/watch.py)
         self.temperature = 1.0                  # of the last rollout

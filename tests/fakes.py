@@ -527,9 +527,13 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, f, types, args=(), kwargs=None):
         found = f(*args, **kwargs or {})
-        known = {x.untyped_storage().data_ptr() for x in tree_leaves(
-            (args, kwargs)) if isinstance(x, torch.Tensor)}
-        for x in tree_leaves(found):
-            if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in known:
+        known = {x.untyped_storage().data_ptr() for x in self.tensors((args, kwargs))}
+        for x in self.tensors(found):
+            if x.untyped_storage().data_ptr() not in known:
                 self.most = max(self.most, x.numel())
         return found
+
+    def tensors(self, found):
+        """Those in it; of a sparse one its values."""
+        return [x._values() if x.is_sparse else x for x in tree_leaves(found)
+                if isinstance(x, torch.Tensor)]

@@ -101,19 +101,6 @@ def test_defaults_follow_the_size_of_the_model(monkeypatch):
     assert next(minipost.train(opened(), "grpo", lr=0.5, **FEW))["learning_rate"] == 0.5
 
 
-def test_a_pass_holds_half_as_many_pairs_unless_its_size_is_named(monkeypatch):
-    monkeypatch.setattr("minipost.cli.defaults.LARGE", 1000)
-    run = opened()
-    assert run.micro_batch_size == 4
-    minipost.train(run, "dpo")
-    assert run.micro_batch_size == 2
-    minipost.train(run, "grpo", **FEW)
-    assert run.micro_batch_size == 4
-    named = opened(micro_batch_size=3)
-    minipost.train(named, "dpo")
-    assert named.micro_batch_size == 3
-
-
 def test_what_ends_an_answer_is_saved(tmp_path):
     """Such as the end of a turn, which a chat template brings."""
     run = opened()

@@ -71,8 +71,7 @@ def test_a_step_of_a_large_model_is_small(monkeypatch, tiny, algo, device, shape
     settings, line = defaults.for_size(train.settings_of(argv), argv, device)
     assert {name: getattr(settings.config, name) for name in shape} == shape
     assert all(f"--{name.replace('_', '-')} {value}" in line for name, value in shape.items())
-    rows = 64 if device == "cuda" else 4
-    assert settings.options.micro_batch_size == (rows // 2 if algo == "dpo" else rows)
+    assert settings.options.micro_batch_size == (64 if device == "cuda" else 4)
 
 
 def test_prompts_follow_a_group_size_that_is_given(monkeypatch, tiny):

@@ -4,7 +4,6 @@ import pytest
 import torch
 from fakes import Largest, sequences, tiny
 
-from minipost import gpt
 from minipost.engine import head
 from minipost.errors import MinipostError
 from minipost.gpt import AND_BACK, GPT, GPTConfig
@@ -36,26 +35,26 @@ def everything(model, seqs, temperature, reference, weights):
     return [x.detach() for x in seen], [p.grad for p in model.parameters()]
 
 
-@pytest.mark.parametrize("make", [tiny, untied])
-def test_a_large_embedding_adds_the_rows_that_were_read_to_its_gradient(make, monkeypatch):
-    """Twice, since the second pass finds the gradient of the first."""
-    found = []
+@pytest.mark.parametrize("tied", [True, False])
+def test_large_matrices_add_to_the_gradient_that_they_have(tied, monkeypatch):
+    """Three passes, of which the last two find the gradient of the first."""
+    monkeypatch.setattr(head, "LEAST_ROWS", 1)
+    found, config = [], GPTConfig(211, 8, 12, 1, 2, 1, 4, 32, tie_word_embeddings=tied)
     for most in (2**23, 0):
-        monkeypatch.setattr(gpt, "WHOLE", most)
-        model, given = make(), []
-        real = torch.nn.functional.embedding
-        monkeypatch.setattr(gpt.F, "embedding", lambda tokens, weight, sparse=False: given.append(
-            sparse) or real(tokens, weight, sparse=sparse))
-        for seed in (0, 1):
-            logprobs(model, sequences(4, seed=seed)).sum().backward()
-        assert any(given) == (most == 0) and not given[0]
+        monkeypatch.setattr(head, "WHOLE", most)
+        model = GPT(config).double().initialise(3)
+        for seed in (0, 1, 2):
+            reading = readings(model, sequences(4, seed=seed), 0.7, None, entropy=True)
+            with Largest() as seen:
+                (reading.logp + 0.3 * reading.entropy).sum().backward()
+            assert (seen.most < 211 * 8) == (most == 0 and seed > 0)
         found.append([p.grad for p in model.parameters()])
-        model.hidden(torch.tensor([[1, 2]]), explicit=True)  # has second derivatives
-        assert not given[-1]
-        monkeypatch.setattr(gpt.F, "embedding", real)
     for one, two in zip(*found, strict=True):
         assert two.layout == torch.strided
         torch.testing.assert_close(one, two)
+    slope, = torch.autograd.grad(model.hidden(torch.tensor([[1, 2]]), explicit=True).sum(),
+                                 model.embed_tokens.weight, create_graph=True)
+    assert slope.layout == torch.strided and slope.requires_grad
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])

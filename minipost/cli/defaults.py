@@ -80,8 +80,6 @@ def wanted(directory, device, method=None, config=None, given=()):
     names = {f.name for f in fields(config)} - set(config.idle())
     found |= {"lr": method.LARGE_LR, "dpo_lr": method.LARGE_LR, "sft_lr": 1e-5,
               "critic_lr": CRITIC_LR, "steps": min(config.steps, STEPS)}
-    if "pairs" in names:
-        found["micro_batch_size"] //= 2  # of rows that are two sequences each
     group = getattr(config, "group_size", 1)
     group = group if "group_size" in given else min(step["group_size"], group)
     stock = STOCK if "batch_size" in names else 1

@@ -36,6 +36,18 @@ def bytes_of_a_piece(vocabulary):
     return 4 * COPIES * rows_of_a_piece(vocabulary) * vocabulary
 
 
+def adds_in_place(weight):
+    """Whether the derivative of a large matrix is added to the gradient that it has, on a CPU.
+
+    A tensor of its size is then neither made nor added.  torch.autograd.grad by such a weight gets
+    nothing, or what other uses of it give: use backward.
+    """
+    if not weight.is_leaf or weight.numel() <= WHOLE or weight.device.type != "cpu":
+        return False
+    grad = weight.grad
+    return grad is not None and grad.layout == torch.strided and grad.dtype == weight.dtype
+
+
 def log_softmax(hidden, weight, unused, temperature):
     """A piece's log-probs, in float32 or float64.  (n, D), (V, D), (V,) or None -> (n, V)"""
     z = times(hidden, weight)
@@ -82,7 +94,10 @@ class Readings(torch.autograd.Function):
         once()
         hidden, weight, ids, h, kl = ctx.saved_tensors
         dhidden = torch.empty_like(hidden)
-        dweight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        wanted, in_place = ctx.needs_input_grad[1], adds_in_place(weight)
+        dweight = None
+        if wanted:
+            dweight = weight.grad if in_place else torch.zeros_like(weight)
         for part in pieces(hidden, weight):
             logp_all = log_softmax(hidden[part], weight, ctx.unused, ctx.temperature)
             more = ctx.entropy or ctx.reference is not None  # log p is used once more
@@ -100,7 +115,7 @@ class Readings(torch.autograd.Function):
             dhidden[part] = dz @ weight
             if dweight is not None:
                 dweight.addmm_(dz.t(), hidden[part])
-        return dhidden, dweight, None, None, None, None, None
+        return dhidden, None if in_place else dweight, None, None, None, None, None
 
 
 def picked(logp_all, ids):
