@@ -503,9 +503,13 @@ class Table(torch.nn.Module):
     def hidden_at(self, tokens, where):
         return self.hidden(tokens)[where]
 
+    @property
+    def head_weight(self):
+        free = (self.mix @ self.u).view(self.states, -1).t()
+        return torch.cat([torch.zeros_like(free[:1]), free])
+
     def head(self, hidden):
-        logits = hidden @ (self.mix @ self.u).view(self.states, -1)
-        return torch.cat([torch.zeros_like(logits[..., :1]), logits], -1)
+        return hidden @ self.head_weight.t()
 
 
 def logits_after(table, seqs, adv, damping, natural=True):
