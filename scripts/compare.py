@@ -472,6 +472,8 @@ def report(args, found, given):
     call = f"python -m scripts.compare {shlex.join(given)}".strip() if given else "make compare"
     every = " ".join(flags(args, "METHOD", "SEED", "SIZE" if args.sweep else None))
     answers = found[order[0]][0].after.n if order else args.eval_n
+    other = [f"--{flag} SIZE with {algo}" for algo, flag in STEP.items()
+             if args.sweep and algo in found and flag != "lr"]
     picture = Path(os.path.relpath(args.plot, args.out.resolve().parent)).as_posix()
     trust = [place(args, "trpo", seed) for seed in range(args.seeds)] if "trpo" in order else []
     away = [f"{algo} ({methods.load(algo).TASK})" for algo in found
@@ -500,7 +502,8 @@ def report(args, found, given):
     ]
     return [
         "## RL methods at an equal budget of tokens", "", machine(), "",
-        f"`{call}`; each run is `python -m minipost.train {every}`, for {args.seeds} "
+        f"`{call}`; each run is `python -m minipost.train {every}`"
+        + (f" ({listed(other)})" if other else "") + f", for {args.seeds} "
         f"seed{'s' if args.seeds > 1 else ''}.", "",
         *table(COLUMNS, rows(found, args.chosen)), "",
         verdict(found) + f"  {pairs(found)}" + (f"  {bound(trust)}" if trust else ""), "",

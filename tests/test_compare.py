@@ -395,6 +395,10 @@ def test_the_report_says_how_it_was_made(args):
     assert "`make compare`" in "\n".join(compare.report(args, found, []))
     failed = "\n".join(compare.report(args, {"ppo": [compare.Failure(0, "no")] * 2}, []))
     assert "failed: seed 0: no" in failed and "![" not in failed
+    args.sweep = 1
+    trust = "\n".join(compare.report(args, {"trpo": [compare.Failure(0, "no")] * 2}, []))
+    assert "--lr SIZE` (--delta SIZE with trpo), for 2 seeds" in trust
+    assert "--delta" not in "\n".join(compare.report(args, {"ppo": found["ppo"]}, []))
 
 
 @pytest.mark.parametrize("flags, said", [
