@@ -29,6 +29,7 @@ from scripts.studies import (
     entropy_law,
     forgetting,
     length_bias,
+    off_policy,
     over_optimisation,
     pass_at_k,
     priming,
@@ -632,6 +633,34 @@ def aged(tmp_path, monkeypatch, truncated, clip):
     monkeypatch.setattr(Made, "summary", summary)
     monkeypatch.setattr(Made, "metrics", metrics)
     return staleness.findings(Made(tmp_path, range(3)))
+
+
+# ---- bounds on ratios
+
+@pytest.mark.parametrize("sapo, grpo, gspo, verdict", [
+    ([0.90, 0.89, 0.91], [0.60, 0.62, 0.61], [0.70, 0.69, 0.71], "reproduced"),
+    ([0.60, 0.62, 0.61], [0.90, 0.89, 0.91], [0.80, 0.79, 0.81], "reversed"),
+    ([0.90, 0.89, 0.91], [0.60, 0.62, 0.61], [0.90, 0.88, 0.92], "not reproduced"),
+    ([0.90, 0.89, 0.91], [0.95, 0.96, 0.94], [0.70, 0.69, 0.71], "not reproduced")])
+def test_soft_gates_are_judged_against_both(tmp_path, monkeypatch, sapo, grpo, gspo, verdict):
+    at = {"passes-sapo": sapo, "passes-grpo": grpo, "passes-gspo": gspo}
+
+    def summary(self, run):
+        name, _, seed = run.rpartition("-")
+        value = at.get(name, [0.5] * 3)[int(seed)]
+        score = {"value": value, "low": value - 0.03, "high": value + 0.03, "n": 200}
+        return {"all": {"sampled, held-out": {"after": score}}}
+
+    monkeypatch.setattr(Made, "summary", summary)
+    monkeypatch.setattr(Made, "metrics", lambda self, run: [
+        {"sampling_logp_difference/max": 0.25 if run.startswith("rounded-masked-answers") else 0}])
+    found = off_policy.findings(Made(tmp_path, range(3)))
+    assert found.verdict == verdict
+    assert len(found.rows) == len(off_policy.BOUNDS) + len(off_policy.CORRECTIONS) + 1
+    row, = [row for row in found.rows if row[:2] == ["passes", "sapo"]]
+    lead = (sum(sapo) - sum(grpo)) / 3
+    assert float(row[3].split()[0]) == pytest.approx(lead, abs=6e-4)
+    assert [row[4] for row in found.rows if row[1] == "masked-answers"] == ["0.25"]
 
 
 # ---- self-improvement
