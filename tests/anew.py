@@ -1135,7 +1135,7 @@ ON_POLICY = {
     "entropy": Case(held, dict(PASSES, clip_low=0.05, clip_high=0.08, share=0.7, cov_share=0.3,
                                entropy_weight=0.2), entropy_anew),
     "vineppo": Case(vineppo, dict(PASSES, branches=3, clip=0.07), vineppo_anew, Chance,
-                    dict(max_new_tokens=8)),
+                    dict(max_new_tokens=8), seed=34),
     "dr-grpo": Case(dr_grpo, dict(PASSES, clip=0.07, max_grad_norm=0.05), dr_grpo_anew),
     "dapo": Case(dapo, dict(PASSES, clip_low=0.05, clip_high=0.12, overlong=2, rounds=3),
                  dapo_anew),

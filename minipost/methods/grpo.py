@@ -112,9 +112,9 @@ def corrected(logp, logp_old, adv, mask, *, correct, clip, cap):
                 ops.masked_surrogate_grad(logp, logp_old, adv, cap), gap.abs() > math.log(cap))
     if correct == "masked-answers":
         whole = ops.row_sums(gap, mask)
-        edges = whole, torch.zeros_like(whole), adv[:, 0], cap
-        return (ops.at_last(ops.masked_surrogate(*edges), mask),
-                ops.masked_surrogate_grad(*edges)[:, None].expand_as(gap),
+        answer = whole, torch.zeros_like(whole), adv[:, 0], cap
+        return (ops.at_last(ops.masked_surrogate(*answer), mask),
+                ops.masked_surrogate_grad(*answer)[:, None].expand_as(gap),
                 (whole.abs() > math.log(cap))[:, None].expand_as(gap))
     edges = logp, logp_old, adv, clip, clip
     return (ops.clipped_surrogate(*edges), ops.clipped_surrogate_grad(*edges),

@@ -9,7 +9,7 @@ mean reward of K answers that go on from there:
 
 A language model can be put back into any state, so no critic is needed that must learn values while
 the policy moves on.  V has no bias, and the variance of r from s, over K.  The price is tokens:
-they count as sampled ones.  The loss and its gradient are those of REINFORCE++ (reinforce_pp.py):
+they count as sampled ones.  By hand:
 
     dL/dlogp_t = -rho_t A_t / N   where the clip is not active, else 0
 
@@ -25,9 +25,10 @@ from dataclasses import dataclass
 
 import torch
 
+from minipost import ops
 from minipost.errors import Descent
 from minipost.measure.meter import Meter, describe
-from minipost.methods import reinforce_pp
+from minipost.ops import masked_sum
 from minipost.rollout import logprobs, minibatches, received
 from minipost.sampler import ends
 
@@ -36,8 +37,8 @@ KNOBS = {"hurried": True}
 DEMO = {"model": "checkpoints/thinker", "ask": 33}
 METRIC = "greedy"
 ON_POLICY = True
-PROOF = ("has the loss of reinforce-pp; with exact values its mean step is the gradient of J, and "
-         "its values are exact in the mean (tests/test_vineppo.py)")
+PROOF = ("draws its values: they are exact in the mean, and with exact ones its mean step is the "
+         "gradient of J (tests/test_vineppo.py)")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,23 @@ class Config(Descent):
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
     lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is clipped to this norm
+
+
+@ops.shapes(logp="B T", logp_old="B T", adv="B T", mask="B T")
+def loss(logp, logp_old, adv, mask, *, clip, count):
+    """logp, logp_old, adv, mask (B, T); count = N  ->  scalar loss, metrics that add up"""
+    edges = logp, logp_old, adv, clip, clip
+    value = -masked_sum(ops.clipped_surrogate(*edges), mask) / count
+    return value, {
+        "loss": value.detach(),
+        "clip_ratio": masked_sum(ops.is_clipped(*edges).to(logp), mask).detach() / count,
+    }
+
+
+def loss_grad(logp, logp_old, adv, mask, *, clip, count):
+    """The derivative of `loss`: {"logp": (B, T)}."""
+    gain = ops.clipped_surrogate_grad(logp, logp_old, adv, clip, clip)
+    return {"logp": -gain * mask / count}
 
 
 def answers(rollout):
@@ -83,15 +101,15 @@ def mean_rewards(run, problems, states, branches, temperature):
     for most, group in groups.items():
         drawn = run.complete([asked[states[k][0]] + states[k][1] for k in group], branches,
                              temperature=temperature, purpose="branches", max_new_tokens=most)
-        rows, more = [], answers(drawn)
-        for place, ids in enumerate(more):
+        rows = []
+        for place, ids in enumerate(answers(drawn)):
             p, begun = states[group[place // branches]]
             left = run.max_new_tokens - len(begun)
             rows.append((p, begun + ids[:left]))
         whole = received([asked[p] for p, _ in rows], [(ids, [0.0] * len(ids)) for _, ids in rows],
                          run.vocabulary.eos, run.vocabulary.pad).to(drawn.tokens.device)
         reward = run.score([problems[p] for p, _ in rows], whole)
-        for k, value in zip(group, reward.view(-1, branches).mean(1).tolist()):
+        for k, value in zip(group, reward.double().view(-1, branches).mean(1).tolist()):
             found[k] = value
     return found
 
@@ -102,8 +120,8 @@ def advantages(run, cfg, problems, rollout, reward):
     starts = [step_starts(run, ids) for ids in said]
     states = [[(p, tuple(ids[:k])) for k in begun]
               for p, ids, begun in zip(rollout.prompt.tolist(), said, starts)]
-    known = dict.fromkeys(state for row in states for state in row)
-    known = dict(zip(known, mean_rewards(run, problems, [(p, list(ids)) for p, ids in known],
+    every = list(dict.fromkeys(state for row in states for state in row))
+    known = dict(zip(every, mean_rewards(run, problems, [(p, list(ids)) for p, ids in every],
                                          cfg.branches, cfg.temperature)))
     adv = torch.zeros_like(rollout.logp)
     first = rollout.mask.int().argmax(1).tolist()
@@ -134,8 +152,7 @@ def train(run, cfg):
                 batch, gain = rollout.take(i, adv)
                 logp = logprobs(policy.module, batch, cfg.temperature)
                 run.compare(logp, batch)
-                value, stats = reinforce_pp.loss(logp, batch.logp, gain, batch.mask,
-                                                 clip=cfg.clip, count=count)
+                value, stats = loss(logp, batch.logp, gain, batch.mask, clip=cfg.clip, count=count)
                 value.backward()
                 meter.add(**stats)
             updates.append(policy.step(rate, cfg.max_grad_norm, cfg.weight_decay))
