@@ -9,6 +9,7 @@ There, this command compares
                          steps on sampled rollouts
     proof/optima.py      the policies that pay for KL with the best policy there is
     proof/corrections.py what methods make of answers that another policy sampled
+    proof/values.py      values from branches, and a critic's, beside the exact ones
 
 The exit code is 1 if a proved statement fails.  If a method aims elsewhere, the tables show by how
 much, and nothing is forced to agree.
@@ -124,6 +125,7 @@ def jobs(args):
     found += [("optimum", k) for k, case in enumerate(AT_OPTIMUM) if wanted(case.name)]
     found += [("estimates", k) for k, e in enumerate(ESTIMATES) if wanted(e.name)]
     found += [("leads", name) for name in LEADS if wanted(name)]
+    found += [("values", None)] if wanted("vineppo") else []
     found += [("corrections", None), *oracle] if args.algo == "all" else []
     return [(section, what, size, args.samples) for section, what in found]
 
@@ -132,7 +134,7 @@ def work(job):
     """The rows of one job, as plain data."""
     import torch
 
-    from minipost.proof import corrections, estimates, exact, identities, optima
+    from minipost.proof import corrections, estimates, exact, identities, optima, values
     from minipost.proof.oracle import World
 
     torch.set_num_threads(1)
@@ -142,6 +144,8 @@ def work(job):
         return identities.identities(world, exact.BETA)
     if section == "sizes":
         return estimates.by_size(world)
+    if section == "values":
+        return values.value_errors(world)
     if section == "corrections":
         return corrections.corrections(world)
     if section == "estimates":
@@ -166,8 +170,8 @@ def show(facts, args):
         "J_b.")
     for section, draw in (("identities", identities_shown), ("estimates", estimates_shown),
                           ("sizes", sizes_shown), ("clipped", clipped_shown),
-                          ("corrections", corrections_shown), ("optimum", optimum_shown),
-                          ("leads", leads_shown)):
+                          ("corrections", corrections_shown), ("values", values_shown),
+                          ("optimum", optimum_shown), ("leads", leads_shown)):
         if facts.get(section):
             say()
             for part in draw(facts[section]):
@@ -265,6 +269,14 @@ def corrections_shown(rows):
     said = "; ".join(f"{name} (KL to the policy {x:.3f})" for name, x in kl.items())
     return [heading("Answers of another sampler: how far the mean of one answer's step is from the "
                     f"policy gradient. From left to right: {said}"), made]
+
+
+def values_shown(rows):
+    made = table("value of a state", "error")
+    for row in rows:
+        row_of(made, row["name"], f"{row['rms']:.4f}")
+    return [heading("How far values are from the exact ones, root mean square over the states that "
+                    "the policy passes"), made]
 
 
 def optimum_shown(rows):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minipost.methods import vineppo
-from minipost.proof import estimates
+from minipost.proof import estimates, values
 from minipost.proof.estimates import Estimate, dealer, enumerate_step, gradient_of
 from minipost.proof.oracle import World, relative
 
@@ -72,6 +72,14 @@ def test_branches_estimate_the_value_without_bias_and_with_its_variance(world):
     assert ((drawn.mean(0) - exact).abs() < 4.5 * (expected / times).sqrt()).all()
     error = (drawn - exact).square().mean(0)
     assert float((error / expected).mean()) == pytest.approx(1, abs=0.1)
+
+
+def test_a_critic_comes_near_with_many_answers_and_branches_by_their_root():
+    found = {row["name"]: row["rms"] for row in values.value_errors(World(4, 2))}
+    one, nine = (found[f"{k} branches from the state"] for k in (1, 9))
+    assert one == pytest.approx(3 * nine)
+    first, last = found["critic after 0 answers"], found["critic after 19,200 answers"]
+    assert last < first / 3 and last < nine
 
 
 def test_a_token_has_the_advantage_of_its_step_and_steps_add_up(world):
