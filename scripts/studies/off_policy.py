@@ -32,13 +32,14 @@ LIMITS = ("What a nano model can tell: what each bound does to answers of thirty
           "cannot: mixtures of experts, whose routing makes single ratios jump, and answers of "
           "thousands of tokens, for which GSPO and SAPO were made. Sixteen updates a rollout and 3 "
           "bits are further than large runs go, so that a difference has room.")
-TRIED = ("GSPO's bounds are the best of three on the training rewards of one other seed, its paper's "
-         "own being narrower than one step here; GRPO, CISPO and SAPO have their usual ones. The "
-         "number of bits was chosen by how far log-probs differ. The rule has not changed.")
+TRIED = ("GSPO's bounds are the best of three on the training rewards of one other seed, its "
+         "paper's own being narrower than one step here; GRPO, CISPO and SAPO have their usual "
+         "ones. The number of bits was chosen by how far log-probs differ. The rule has not changed.")
 COMMON = ["--task", "arithmetic", "--hurried", "True", "--model", "checkpoints/thinker",
           "--prompts", "8", "--eval-n", "100", "--report", "False", "--workers", "1"]
 PASSES = ["--steps", "8", "--lag", "1", "--epochs", "4", "--minibatch-size", "16", "--lr", "1e-4"]
-ROUNDED = ["--steps", "20", "--sampler-bits", "3", "--lr", "2e-4"]
+ROUNDED = ["--steps", "20", "--lr", "2e-4"]
+BITS = ["--sampler-bits", "3"]
 BOUNDS = {
     "grpo": ["--algo", "grpo", "--beta", "0"],
     "gspo": ["--algo", "gspo", "--clip-low", "0.03", "--clip-high", "0.04"],
@@ -47,7 +48,7 @@ BOUNDS = {
     "none": ["--algo", "grpo", "--beta", "0", "--correct", "none"],
 }
 CORRECTIONS = ("none", "clip", "truncated", "masked", "masked-answers")
-OWN = "own sampler"
+OWN = "own-sampler"
 
 
 def runs(seeds):
@@ -56,23 +57,22 @@ def runs(seeds):
         made |= {f"passes-{name}-{seed}": [*given, *COMMON, *PASSES, "--seed", seed]
                  for name, given in BOUNDS.items()}
         grpo = [*BOUNDS["grpo"], *COMMON, *ROUNDED]
-        made |= {f"rounded-{name}-{seed}": [*grpo, "--correct", name, "--seed", seed]
+        made[f"rounded-{OWN}-{seed}"] = [*grpo, "--seed", seed]
+        made |= {f"rounded-{name}-{seed}": [*grpo, *BITS, "--correct", name, "--seed", seed]
                  for name in CORRECTIONS}
-        made[f"rounded-{OWN.replace(' ', '-')}-{seed}"] = [*grpo, "--sampler-bits", "0", "--seed",
-                                                           seed]
     return made
 
 
 def ends(made, part, name):
     """Held-out accuracy of sampled answers at the end, a Score of each seed."""
-    return [Score(**made.summary(f"{part}-{name.replace(' ', '-')}-{seed}")["all"][
+    return [Score(**made.summary(f"{part}-{name}-{seed}")["all"][
         "sampled, held-out"]["after"]) for seed in made.seeds]
 
 
 def most(made, part, name):
     """The largest log-ratio at a first update, of any seed."""
     return max(line.get("sampling_logp_difference/max", 0.0) for seed in made.seeds
-               for line in made.metrics(f"{part}-{name.replace(' ', '-')}-{seed}"))
+               for line in made.metrics(f"{part}-{name}-{seed}"))
 
 
 def findings(made):
@@ -93,8 +93,8 @@ def findings(made):
          "largest log-ratio"], rows, judge(*leads.values()),
         f"After 16 updates a rollout SAPO leads by {said}.", data,
         [f"{len(made.seeds)} seeds, 100 held-out problems each; passes: 8 rollouts of 8 x 8 "
-         "answers, 128 updates; rounded: 20 such rollouts, 20 updates. The largest log-ratio is between "
-         "sampler and policy before a rollout's first update."])
+         "answers, 128 updates; rounded: 20 such rollouts, 20 updates. The largest log-ratio is "
+         "between sampler and policy before a rollout's first update."])
 
 
 def judge(on_grpo, on_gspo):
@@ -114,5 +114,5 @@ def draw(figure, found):
                                                [score.high - score.value]], fmt="o", capsize=3,
                           color=looks.colour(name) if part == "passes" else looks.BLUE)
         axes.set_xticks(range(len(points)), list(points), rotation=30, ha="right")
-        axes.set_title("16 updates a rollout" if part == "passes" else "sampler of 3 bits")
+        axes.set_xlabel("16 updates a rollout" if part == "passes" else "sampler of 3 bits")
     figure.axes[0].set_ylabel("sampled accuracy, held out [95%]")
