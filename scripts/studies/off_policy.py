@@ -34,7 +34,8 @@ LIMITS = ("What a nano model can tell: what each bound does to answers of thirty
           "bits are further than large runs go, so that a difference has room.")
 TRIED = ("GSPO's bounds are the best of three on the training rewards of one other seed, its "
          "paper's own being narrower than one step here; GRPO, CISPO and SAPO have their usual "
-         "ones. The number of bits was chosen by how far log-probs differ. The rule has not changed.")
+         "ones. The number of bits was chosen by how far log-probs differ. The rule has not "
+         "changed.")
 COMMON = ["--task", "arithmetic", "--hurried", "True", "--model", "checkpoints/thinker",
           "--prompts", "8", "--eval-n", "100", "--report", "False", "--workers", "1"]
 PASSES = ["--steps", "8", "--lag", "1", "--epochs", "4", "--minibatch-size", "16", "--lr", "1e-4"]
