@@ -78,6 +78,14 @@ def test_the_ratio_of_the_whole_answer_alone_has_no_bias(found):
     assert found["the 2 likeliest tokens", exact]["bias"] > 0.1
 
 
+def test_what_is_added_to_all_rewards_changes_nothing(found):
+    """The baseline is the prompt's mean reward under the policy."""
+    world = World(4, 2)
+    more = torch.tensor([[5.0], [-3.0]], dtype=torch.float64)
+    for row in corrections.corrections(world.with_reward(world.reward + more)):
+        assert row == pytest.approx(found[row["sampler"], row["name"]], abs=1e-9)
+
+
 def test_the_mean_of_sampled_steps_is_the_mean_over_all_answers(found):
     """The same by drawing answers of the older policy, one at a time."""
     world = World(4, 2)
