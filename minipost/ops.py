@@ -182,6 +182,23 @@ def truncated_surrogate_grad(logp, logp_old, adv, cap):
     return (logp - logp_old).clamp(max=math.log(cap)).exp() * adv
 
 
+def masked_surrogate(logp, logp_old, adv, cap):
+    """A gain, to be maximised, whose slope is weighted by rho within 1/C .. C and is 0 elsewhere.
+
+        S = clip(rho, 1/C, C) A
+
+    The weight is that of masked importance sampling (IcePop, arxiv.org/abs/2510.18855, sec. 2.3).
+    Unlike PPO's clip it drops a token on both sides, whatever the sign of A.
+    """
+    return (logp - logp_old).clamp(-math.log(cap), math.log(cap)).exp() * adv
+
+
+def masked_surrogate_grad(logp, logp_old, adv, cap):
+    """dS / d logp = rho A within the bounds, 0 elsewhere."""
+    gap = logp - logp_old
+    return gap.exp().where(gap.abs() <= math.log(cap), 0.0) * adv
+
+
 def at_last(x, mask):
     """Put one value per row on the row's last chosen token, zero elsewhere.  (B,), (B, T) -> (B, T)
 

@@ -94,6 +94,20 @@ class Frozen:
         fill(self.module, {name: x for name, x in tensors.items() if name != NOTHING})
 
 
+@torch.no_grad()
+def rounded(module, bits):
+    """A frozen copy whose matrices are rounded, as a server that samples with few bits has them.
+
+    Each row is rounded to multiples of a step of its own: its largest size over 2^(bits-1) - 1.
+    """
+    found = copy.deepcopy(module).requires_grad_(False)
+    for weight in found.parameters():
+        if weight.dim() >= 2:
+            step = weight.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+            weight.copy_(torch.where(step > 0, (weight / step).round() * step, weight))
+    return found
+
+
 class Past:
     """The policy as it was up to `lag` steps ago, as a part of a run."""
 
@@ -133,6 +147,7 @@ class Run:
     carried: dict = field(default_factory=dict)  # numbers that a method carries from step to step
     reward_model: Any = None    # what `score` asks instead of `reward`
     lag: int = 0                # `rollout` is by the policy of so many steps ago
+    sampler_bits: int = 0       # and with weights rounded to so many bits; 0: as they are
     recompute: bool = False     # let training's own log-probs replace those of the sampler
     control_tokens: str = "plain"  # how control tokens in the rows of a file are read
     origin: str = ""            # the model directory that it began with
@@ -292,7 +307,7 @@ class Run:
         return self.complete([self.prompt_ids(p.prompt) for p in problems], group_size, **options)
 
     def rollout(self, problems, group_size, *, temperature, purpose="rollout", corrected=False):
-        """`sample` by the policy, or with `lag` by an older one, to learn from.
+        """`sample` by the policy, with `lag` an older one, with `sampler_bits` rounded: to learn.
 
         The sampler decodes with other kernels than training, so its log-probs differ by rounding:
         in float32 by some 1e-5 nats, in bfloat16 by up to 0.6.  With `recompute`, and where a
@@ -304,8 +319,10 @@ class Run:
         if self.lag:
             module = self.part("frozen/past", lambda: Past(self.policy, self.lag)).at(
                 self.step, self.policy)
+        if self.sampler_bits:
+            module = rounded(module, self.sampler_bits)
         rollout = self.sample(problems, group_size, temperature=temperature, purpose=purpose,
-                              module=module if self.lag else None)
+                              module=None if module is self.policy.module else module)
         self.sampled_at = self.policy.updates
         if self.recompute if self.server is None else not corrected:
             logp = self.logprobs(module, rollout, temperature).to(rollout.logp)

@@ -25,11 +25,13 @@ from fakes import EOS, Echo, Letters, Steps, scalar, tiny, valuer
 from minipost.errors import Descent
 from minipost.methods import (
     a2c,
+    cispo,
     dapo,
     distill,
     dpo,
     dr_grpo,
     grpo,
+    gspo,
     ipo,
     kto,
     mdpo,
@@ -44,10 +46,15 @@ from minipost.methods import (
     reward,
     rft,
     rloo,
+    sapo,
     self_critical,
     sft,
     simpo,
     trpo,
+    vineppo,
+)
+from minipost.methods import (
+    entropy as held,
 )
 from minipost.optim import Learner
 from minipost.run import REWARD_MODEL, Run
@@ -176,6 +183,7 @@ class Mirror:
         self.carried, self.first = {}, 0    # the step at which the stage began
         # what the run made in this step, and at which temperatures it sampled
         self.samples, self.encoded, self.problems, self.heats = [], [], [], []
+        self.branches = []
 
     def reward(self, rows, sample=0):
         """The exact reward of some answers to the problems of one sample."""
@@ -266,9 +274,13 @@ def group_relative(mirror, cfg, advantages, low, high, divisor=None, beta=0.0, f
             gain, out = clipped(law[each], row.old, adv, low, high)
             if correct != "clip":                           # the ratio is a weight, and no variable
                 rho = (law[each].detach() - row.old).exp()
-                weight = rho.clamp(max=cap) if correct == "truncated" else torch.ones_like(rho)
+                if correct == "masked-answers":
+                    rho = rho.prod().expand(len(rho))
+                out = (rho > cap) | ((rho < 1 / cap) & correct.startswith("masked"))
+                out = (out & (correct != "none")).double()
+                weight = {"none": torch.ones_like(rho), "truncated": rho.clamp(max=cap)}.get(
+                    correct, rho * (1 - out))
                 gain = weight * adv * law[each]
-                out = ((rho > cap) & (correct == "truncated")).double()
                 loss = loss + gain.detach().sum() / over    # only its slope is compared
             gap = ref.detach()[each] - law[each]
             cost = kl(law, ref.detach()) if form == "exact" else gap.exp() - gap - 1
@@ -303,6 +315,130 @@ def dr_grpo_anew(mirror, cfg):
                                 torch.tensor(adv[k], dtype=torch.float64), cfg.clip, cfg.clip)
             loss, shut = loss - gain.sum() / over, shut + out.sum() / over
         logged.log(loss=loss, clip_ratio=shut)
+        policy.step(loss, eta(mirror, cfg), cfg.max_grad_norm)
+    return {**logged.means(), **described(rows, earned, cfg.group_size),
+            "grad_norm": fmean(policy.norms), "learning_rate": eta(mirror, cfg)}
+
+
+def by_answer(mirror, cfg, gain_of, **more):
+    """A method whose loss is the mean over answers of -gain_of(answer, its log-probs, advantage).
+
+    gain_of gives that gain and further numbers by name, of which the mean is logged; `over` says
+    how much the answer weighs in the mean, of answers where it is left out.
+    """
+    rows, policy, logged = mirror.rows, mirror.policy, Logged()
+    earned = mirror.reward(rows)
+    adv = normalised(earned, cfg.group_size)
+    policy.norms.clear()
+    for part in mirror.passes(rows, cfg.minibatch_size, cfg.epochs):
+        seen, sums = [rows[k] for k in part], {}
+        for k, row, logp in zip(part, seen, chances(policy.module, seen, cfg.temperature)):
+            gain, facts = gain_of(row, logp, adv[k])
+            for name, x in {"loss": -gain, **facts}.items():
+                sums[name] = sums.get(name, 0.0) + x / more.get("over", len)(seen)
+        logged.log(**sums)
+        policy.step(sums["loss"], eta(mirror, cfg), cfg.max_grad_norm)
+    return {**logged.means(), **described(rows, earned, cfg.group_size),
+            "grad_norm": fmean(policy.norms), "learning_rate": eta(mirror, cfg)}
+
+
+def gspo_anew(mirror, cfg):
+    def gain_of(row, logp, adv):
+        s = ((logp - row.old).sum() / len(row.said)).exp()
+        gain, out = clipped(s.log(), torch.zeros_like(s), torch.tensor(adv, dtype=torch.float64),
+                            cfg.clip_low, cfg.clip_high)
+        return gain, {"clip_ratio": out}
+    return by_answer(mirror, cfg, gain_of)
+
+
+def cispo_anew(mirror, cfg):
+    def gain_of(row, logp, adv):
+        ratio = (logp - row.old).exp().detach()
+        weight = ratio.clamp(1 - cfg.clip_low, 1 + cfg.clip_high)
+        return (weight * adv * logp).sum(), {
+            "clip_ratio": (adv != 0) * (ratio != weight).double().sum()}
+    found = by_answer(mirror, cfg, gain_of, over=count)
+    found.pop("loss")                                       # only its slope is compared
+    return found
+
+
+def sapo_anew(mirror, cfg):
+    def gain_of(row, logp, adv):
+        tau, ratio = cfg.tau_pos if adv > 0 else cfg.tau_neg, (logp - row.old).exp()
+        f = 4 / tau / (1 + (-tau * (ratio - 1)).exp())
+        width = 1 / (tau / 2 * (ratio.detach() - 1)).cosh().square()
+        return adv * f.mean(), {"closed": (adv != 0) * (1 - width.mean())}
+    return by_answer(mirror, cfg, gain_of)
+
+
+def vineppo_anew(mirror, cfg):
+    rows, policy, logged = mirror.rows, mirror.policy, Logged()
+    earned, (drawn,), known = mirror.reward(rows), mirror.branches, {}
+    drawn, end = rows_of(drawn), Letters().response("h")[0]
+
+    def begun(row, k):
+        """V of the state after k tokens; the branches of new states follow in their order."""
+        key = row.prompt, tuple(row.said[:k])
+        if key not in known:
+            place = len(known) * cfg.branches
+            group = drawn[place : place + cfg.branches]
+            assert all(one.ids[: one.start] == row.ids[: row.start + k] for one in group)
+            assert all(one.start < len(one.ids) for one in group)
+            known[key] = fmean(mirror.reward([
+                Row(one.ids[: row.start + mirror.longest], row.start, row.old, True, row.prompt)
+                for one in group]))
+        return known[key]
+
+    adv = []
+    for row, r in zip(rows, earned):
+        starts = [0] + [k + 1 for k, i in enumerate(row.said[:-1]) if i == end]
+        worth = [begun(row, k) for k in starts] + [r]
+        adv.append(torch.tensor([worth[j + 1] - worth[j] for t in range(len(row.said))
+                                 for j in [sum(k <= t for k in starts) - 1]],
+                                dtype=torch.float64))
+    assert len(known) * cfg.branches == len(drawn)
+    assert len(known) > len({row.prompt for row in rows})   # some answers have several steps
+    policy.norms.clear()
+    for part in mirror.passes(rows, cfg.minibatch_size, cfg.epochs):
+        seen, loss, shut = [rows[k] for k in part], 0.0, 0.0
+        for k, logp in zip(part, chances(policy.module, seen, cfg.temperature)):
+            gain, out = clipped(logp, rows[k].old, adv[k], cfg.clip, cfg.clip)
+            loss, shut = loss - gain.sum() / count(seen), shut + out.sum() / count(seen)
+        logged.log(loss=loss, clip_ratio=shut)
+        policy.step(loss, eta(mirror, cfg), cfg.max_grad_norm)
+    return {**logged.means(), **described(rows, earned, cfg.group_size), "states": len(known),
+            "value": fmean(known.values()), "grad_norm": fmean(policy.norms),
+            "learning_rate": eta(mirror, cfg)}
+
+
+def entropy_anew(mirror, cfg):
+    rows, policy, logged = mirror.rows, mirror.policy, Logged()
+    earned = mirror.reward(rows)
+    adv = normalised(earned, cfg.group_size)
+    rng = random.Random(f"{mirror.seed}/{mirror.step}/covariance")
+    policy.norms.clear()
+    for part in mirror.passes(rows, cfg.minibatch_size, cfg.epochs):
+        seen = [rows[k] for k in part]
+        over, loss, shut, kept = count(seen), 0.0, 0.0, 0
+        now = laws(policy.module, seen, cfg.temperature)
+        said = [law[range(len(law)), row.said] for law, row in zip(now, seen)]
+        fixed = [x.detach() for x in said]
+        spot = [(j, t) for j, k in enumerate(part) if adv[k] for t in range(len(seen[j].said))]
+        unsure = sorted((float(entropy(now[j][t].detach())) for j, t in spot), reverse=True)
+        edge = unsure[max(1, round(cfg.share * len(spot))) - 1] if spot else 0.0
+        middle = fmean(float(fixed[j][t]) for j, t in spot), fmean(adv[part[j]] for j, t in spot)
+        many = [(j, t) for j, t in spot
+                if 1 < (float(fixed[j][t]) - middle[0]) * (adv[part[j]] - middle[1]) < 5]
+        out = rng.sample(many, min(len(many), round(cfg.cov_share * len(spot))))
+        for j, k in enumerate(part):
+            gain, closed = clipped(said[j], seen[j].old, torch.tensor(adv[k], dtype=torch.float64),
+                                   cfg.clip_low, cfg.clip_high)
+            for t, law in enumerate(now[j]):
+                loss = loss - cfg.entropy_weight * entropy(law) / over
+                kept_here = (j, t) in spot and float(entropy(law.detach())) >= (1 - 1e-5) * edge
+                if kept_here and (j, t) not in out:
+                    loss, shut, kept = loss - gain[t] / over, shut + closed[t] / over, kept + 1
+        logged.log(loss=loss, clip_ratio=shut, kept=kept / over)
         policy.step(loss, eta(mirror, cfg), cfg.max_grad_norm)
     return {**logged.means(), **described(rows, earned, cfg.group_size),
             "grad_norm": fmean(policy.norms), "learning_rate": eta(mirror, cfg)}
@@ -937,6 +1073,14 @@ class Mixed(Echo):
                 for text, c in zip(completions, letter)]
 
 
+class Chance(Steps):
+    """Rewards within 0..1, and steps that are right or wrong."""
+
+    def reward(self, prompts, completions, letter, **columns):
+        return [min(4, 2 * text.count(c) + len(text) % 2) / 4
+                for text, c in zip(completions, letter)]
+
+
 @dataclass
 class Case:
     """A method's settings and its step written anew: anew(mirror, cfg) -> metrics.
@@ -981,6 +1125,17 @@ ON_POLICY = {
                             grpo_anew, same=("kl", "clip", "cap")),
     "grpo, no KL": Case(grpo, dict(PASSES, clip=0.07, beta=0.0, max_grad_norm=0.25), grpo_anew,
                         same=("kl", "mean", "correct", "cap")),
+    **{f"grpo, {what}": Case(grpo, dict(PASSES, correct=correct, cap=cap, beta=0.3), grpo_anew,
+                             same=("kl", "mean", "clip"))
+       for what, correct, cap in (("tokens masked", "masked", 1.05),
+                                  ("answers masked", "masked-answers", 1.1))},
+    "gspo": Case(gspo, dict(PASSES, clip_low=0.03, clip_high=0.04), gspo_anew),
+    "cispo": Case(cispo, dict(PASSES, clip_low=0.06, clip_high=0.08), cispo_anew),
+    "sapo": Case(sapo, dict(PASSES, tau_pos=3.0, tau_neg=7.0), sapo_anew),
+    "entropy": Case(held, dict(PASSES, clip_low=0.05, clip_high=0.08, share=0.7, cov_share=0.3,
+                               entropy_weight=0.2), entropy_anew),
+    "vineppo": Case(vineppo, dict(PASSES, branches=3, clip=0.07), vineppo_anew, Chance,
+                    dict(max_new_tokens=8), seed=34),
     "dr-grpo": Case(dr_grpo, dict(PASSES, clip=0.07, max_grad_norm=0.05), dr_grpo_anew),
     "dapo": Case(dapo, dict(PASSES, clip_low=0.05, clip_high=0.12, overlong=2, rounds=3),
                  dapo_anew),
@@ -1023,14 +1178,6 @@ class Labelled(Mixed):
         return [Problem(row.prompt, {"completion": row.columns["chosen"], "label": n % 3 == 0,
                                      "letter": "a"})
                 for n, row in enumerate(Listed().training())]
-
-
-class Chance(Steps):
-    """Rewards within 0..1, and steps that are right or wrong."""
-
-    def reward(self, prompts, completions, letter, **columns):
-        return [min(4, 2 * text.count(c) + len(text) % 2) / 4
-                for text, c in zip(completions, letter)]
 
 
 LEARN = dict(steps=4, lr=0.02, warmup_steps=2, max_grad_norm=0.35)
@@ -1135,7 +1282,7 @@ def steps(case, run):
 
 def watch(run, mirror):
     """Let the mirror see what the run samples and encodes."""
-    sample, encode = run.sample, run.encode
+    sample, encode, complete = run.sample, run.encode, run.complete
 
     def sampled(problems, *args, **options):
         rollout = sample(problems, *args, **options)
@@ -1149,7 +1296,13 @@ def watch(run, mirror):
         mirror.encoded.append(seqs)
         return seqs
 
-    run.sample, run.encode = sampled, encoded
+    def completed(prompts, *args, **options):
+        rollout = complete(prompts, *args, **options)
+        if options.get("purpose") == "branches":
+            mirror.branches.append(rollout)
+        return rollout
+
+    run.sample, run.encode, run.complete = sampled, encoded, completed
 
 
 def compare(case, tolerance=1e-9):
@@ -1167,7 +1320,8 @@ def compare(case, tolerance=1e-9):
         same_numbers(metrics, expected, tolerance)
         same_weights(run, mirror, tolerance)
         logged.append(metrics)
-        for made in (mirror.samples, mirror.problems, mirror.encoded, mirror.heats):
+        for made in (mirror.samples, mirror.problems, mirror.encoded, mirror.heats,
+                     mirror.branches):
             made.clear()
         mirror.step += 1
     return run, logged

@@ -29,6 +29,7 @@ from scripts.studies import (
     entropy_law,
     forgetting,
     length_bias,
+    off_policy,
     over_optimisation,
     pass_at_k,
     priming,
@@ -634,6 +635,39 @@ def aged(tmp_path, monkeypatch, truncated, clip):
     return staleness.findings(Made(tmp_path, range(3)))
 
 
+# ---- bounds on ratios
+
+@pytest.mark.parametrize("sapo, grpo, gspo, verdict", [
+    ([0.90, 0.89, 0.91], [0.60, 0.62, 0.61], [0.70, 0.69, 0.71], "reproduced"),
+    ([0.60, 0.62, 0.61], [0.90, 0.89, 0.91], [0.80, 0.79, 0.81], "reversed"),
+    ([0.90, 0.89, 0.91], [0.60, 0.62, 0.61], [0.90, 0.88, 0.92], "not reproduced"),
+    ([0.90, 0.89, 0.91], [0.95, 0.96, 0.94], [0.70, 0.69, 0.71], "not reproduced")])
+def test_soft_gates_are_judged_against_both(tmp_path, monkeypatch, sapo, grpo, gspo, verdict):
+    found = bounded(tmp_path, monkeypatch, sapo, grpo, gspo)
+    assert found.verdict == verdict
+    assert len(found.rows) == len(off_policy.BOUNDS) + len(off_policy.CORRECTIONS) + 1
+    row, = [row for row in found.rows if row[:2] == ["passes", "sapo"]]
+    lead = (sum(sapo) - sum(grpo)) / 3
+    assert float(row[3].split()[0]) == pytest.approx(lead, abs=6e-4)
+    assert [row[4] for row in found.rows if row[1] == "masked-answers"] == ["0.25"]
+
+
+def bounded(tmp_path, monkeypatch, sapo, grpo, gspo):
+    """The whole of the study's own work, on accuracies by hand."""
+    at = {"passes-sapo": sapo, "passes-grpo": grpo, "passes-gspo": gspo}
+
+    def summary(self, run):
+        name, _, seed = run.rpartition("-")
+        value = at.get(name, [0.5] * 3)[int(seed)]
+        score = {"value": value, "low": value - 0.03, "high": value + 0.03, "n": 200}
+        return {"all": {"sampled, held-out": {"after": score}}}
+
+    monkeypatch.setattr(Made, "summary", summary)
+    monkeypatch.setattr(Made, "metrics", lambda self, run: [
+        {"sampling_logp_difference/max": 0.25 if run.startswith("rounded-masked-answers") else 0}])
+    return off_policy.findings(Made(tmp_path, range(3)))
+
+
 # ---- self-improvement
 
 def sums(chain, *ends):
@@ -835,6 +869,7 @@ FOUND = {  # study: its whole work on a tiny setting
     "entropy-law": lambda *at: followed(entropy_law, *at),
     "forgetting": lambda *at: forgot(*at, "checkpoints/base"),
     "length-bias": lambda *at: lengthened(*at, MANY, FEW, FEW),
+    "off-policy": lambda *at: bounded(*at, [0.9, 0.8, 0.9], [0.6, 0.6, 0.7], [0.7, 0.7, 0.6]),
     "over-optimisation": lambda *at: optimised(*at),
     "pass-at-k": lambda *at: at_pass_k(*at),
     "priming": lambda folder, _: priming.findings(primed(

@@ -15,6 +15,7 @@ The effect fades as rollouts grow (`by_size`).
 import copy
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -311,9 +312,13 @@ def by_size(world, sizes=(1, 2, 16, 256)):
 
 # ---- away from the policy that sampled
 
-CLIPS = {"reinforce-pp": ("clip",), "ppo": ("clip",), "grpo": ("clip",), "grpo --correct none": (),
-         "grpo --correct truncated": ("cap",), "dr-grpo": ("clip",),
-         "dapo": ("clip_low", "clip_high"), "trpo": ()}
+CLIPS: Mapping[str, Mapping[str, float]] = {  # {method: what takes away its clip}
+    "reinforce-pp": {"clip": 1e6}, "ppo": {"clip": 1e6}, "grpo": {"clip": 1e6},
+    "grpo --correct none": {}, "dr-grpo": {"clip": 1e6}, "trpo": {},
+    **{f"grpo --correct {way}": {"cap": 1e6} for way in ("truncated", "masked", "masked-answers")},
+    "dapo": {"clip_low": 1e6, "clip_high": 1e6}, "gspo": {"clip_low": 1e6, "clip_high": 1e6},
+    "cispo": {"clip_high": 1e6}, "sapo": {"tau_pos": 1e-6, "tau_neg": 1e-6},
+}
 
 
 def clipped(estimate, world, far=0.25):
@@ -322,7 +327,7 @@ def clipped(estimate, world, far=0.25):
     -> {"name", "kl": of the move, "off": with the clip, "off_free": without the clip}
     """
     found = {"name": estimate.name}
-    for key, width in (("off", {}), ("off_free", dict.fromkeys(CLIPS[estimate.name], 1e6))):
+    for key, width in (("off", {}), ("off_free", CLIPS[estimate.name])):
         run, generator = dealer(world, sampler=world.policy), torch.Generator().manual_seed(2)
         move = torch.randn(run.policy.flat.shape, generator=generator, dtype=torch.float64)
         run.policy.assign(run.policy.flat + far * run.policy.flat.std() * move)

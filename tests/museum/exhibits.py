@@ -153,6 +153,90 @@ def _(ours, reward, size):
     return ours(reward, len(reward))
 
 
+# ---- ratios: of what, and what a bound does
+
+@exhibit(
+    "answer counted once a token", "huggingface/trl#3823",
+    "GSPO's gain of an answer was spread over its tokens and added up again: a long answer counted "
+    "by its length, where the paper counts answers.",
+    "minipost.methods.gspo:loss",
+    "test_gspo.py::test_an_answer_whose_tokens_are_said_twice_counts_as_before",
+    "test_gspo.py::test_tokens_of_an_answer_share_its_weight_and_its_fate",
+    "test_gradients.py::test_three_ways[gspo]",
+    "test_several_passes.py::test_two_steps_are_the_formula_written_anew[gspo]")
+def _(ours, logp, logp_old, adv, mask, **options):
+    return ours(logp, logp_old, adv * mask.sum(1), mask, **options)
+
+
+@exhibit(
+    "ratio not divided by length", "MakazhanAlpamys/Soup#723",
+    "What was called GSPO had not the |y|-th root of an answer's ratio.  Here it has the ratio "
+    "itself: a product of as many ratios as tokens, which leaves any bound as answers grow.",
+    "minipost.methods.gspo:means",
+    "test_gspo.py::test_an_answer_whose_tokens_are_said_twice_counts_as_before",
+    "test_gspo.py::test_the_token_form_has_the_same_gradient",
+    "test_several_passes.py::test_two_steps_are_the_formula_written_anew[gspo]")
+def _(ours, logp, logp_old, mask):
+    from minipost.ops import row_sums
+    return row_sums(logp, mask), row_sums(logp_old, mask)
+
+
+@exhibit(
+    "weight without its log-prob", "allenai/open-instruct#1269",
+    "CISPO's loss was the clipped ratio times A, as PPO's: a token beyond the bound had no "
+    "gradient, which is what CISPO is there to avoid.",
+    "minipost.methods.cispo:loss",
+    "test_cispo.py::test_a_token_beyond_the_bounds_keeps_the_weight_of_the_bound",
+    "test_cispo.py::test_without_a_lower_bound_it_is_grpo_with_truncated_ratios",
+    "test_several_passes.py::test_two_steps_are_the_formula_written_anew[cispo]")
+def _(ours, logp, logp_old, adv, mask, *, clip_low, clip_high, count):
+    from minipost.ops import masked_sum
+    ratio = (logp - logp_old).exp().clamp(1 - clip_low, 1 + clip_high)
+    more = ours(logp, logp_old, adv, mask, clip_low=clip_low, clip_high=clip_high, count=count)[1]
+    return -masked_sum(ratio * adv[:, None], mask) / count, more
+
+
+@exhibit(
+    "clip on the lower side", "thinking-machines-lab/tinker-cookbook#763",
+    "PPO's two-sided bounds were handed to CISPO: tokens that the policy had left were pushed on "
+    "with 0.8 of their weight, and sampler and trainer drifted apart.",
+    "minipost.methods.cispo:bounds",
+    "test_cispo.py::test_without_a_lower_bound_what_the_policy_has_left_hardly_counts",
+    "test_cispo.py::test_without_a_lower_bound_it_is_grpo_with_truncated_ratios",
+    "test_cispo.py::test_the_share_of_clipped_tokens_is_of_both_sides")
+def _(ours, clip_low, clip_high):
+    return ours(min(clip_low, 0.2), clip_high)
+
+
+@exhibit(
+    "gate without its advantage", "unslothai/unsloth-zoo#869",
+    "A rewrite of SAPO's branch kept the soft ratio and dropped minus A behind it: wrong answers "
+    "were moved as right ones, and all of them down.",
+    "minipost.methods.sapo:loss",
+    "test_sapo.py::test_at_ratio_one_it_is_the_policy_gradient_at_any_temperature",
+    "test_gradients.py::test_three_ways[sapo]",
+    "test_several_passes.py::test_two_steps_are_the_formula_written_anew[sapo]")
+def _(ours, logp, logp_old, adv, mask, **options):
+    from minipost.methods.sapo import gate
+    from minipost.ops import row_means
+    tau, x = gate(logp, logp_old, adv, options["tau_pos"], options["tau_neg"])[1:]
+    more = ours(logp, logp_old, adv, mask, **options)[1]
+    return row_means(4 / tau * x.sigmoid(), mask).sum() / options["count"], more
+
+
+@exhibit(
+    "gate without its scale", "modelscope/ms-swift#6766",
+    "SAPO's gate was the sigmoid alone, without 4/tau: on fresh answers a quarter of the policy "
+    "gradient times tau, so the temperature changed the step.",
+    "minipost.methods.sapo:loss",
+    "test_sapo.py::test_at_ratio_one_it_is_the_policy_gradient_at_any_temperature",
+    "test_gradients.py::test_three_ways[sapo]",
+    "test_several_passes.py::test_two_steps_are_the_formula_written_anew[sapo]")
+def _(ours, logp, logp_old, adv, mask, *, tau_pos, tau_neg, count):
+    tau = torch.full_like(adv, tau_neg).where(adv <= 0, tau_pos)
+    return ours(logp, logp_old, adv * tau / 4, mask, tau_pos=tau_pos, tau_neg=tau_neg, count=count)
+
+
 # ---- KL
 
 @exhibit(
