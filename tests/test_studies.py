@@ -32,6 +32,7 @@ from scripts.studies import (
     over_optimisation,
     pass_at_k,
     priming,
+    process_supervision,
     self_improvement,
     spurious_rewards,
     staleness,
@@ -353,6 +354,47 @@ def test_a_model_that_has_not_moved_has_forgotten_nothing(tmp_path, monkeypatch)
     moved = forgot(tmp_path, monkeypatch, "checkpoints/base")  # another model in the same place
     kl = far(ROOT / "checkpoints/base", ROOT / forgetting.BASE, 4)
     assert {p["kl"] for p in moved.data} == {kl} and kl > 0.1
+
+
+# ---- process supervision
+
+def supervised(tmp_path, ends, half=0.02):
+    """Runs of three steps by hand: {arm: accuracy at the end} in both seeds."""
+    for (arm, end), seed in ((item, seed) for item in ends.items() for seed in range(2)):
+        run = tmp_path / process_supervision.run_of(arm, seed)
+        run.mkdir(parents=True)
+        scores = {when: {"value": x, "low": x - half, "high": x + half, "n": 200}
+                  for when, x in (("before", 0.3), ("after", end + 0.001 * seed))}
+        write_json(run / "summary.json", {"all": {"sampled, held-out": scores}, "tokens": 300})
+        lines = [{"num_tokens": 100 * k, "frac_reward_zero_std": 0.25,
+                  **({process_supervision.HELD_OUT: end} if k > 1 else {})} for k in range(1, 4)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(of) + "\n" for of in lines))
+    return process_supervision.findings(Made(tmp_path, range(2)))
+
+
+@pytest.mark.parametrize("exact, learnt, verdict", [
+    (0.2, 0.2, "reproduced"), (-0.2, -0.2, "reversed"), (0.2, 0.01, "not reproduced"),
+    (0.01, 0.2, "not reproduced"), (0.2, -0.2, "not reproduced")])
+def test_process_supervision_is_judged_by_both_leads(tmp_path, exact, learnt, verdict):
+    found = supervised(tmp_path, {
+        (paid, source): 0.5 + lead * (paid == process_supervision.PROCESS)
+        for source, lead in (("exact", exact), ("learnt", learnt))
+        for paid in (process_supervision.OUTCOME, process_supervision.PROCESS)})
+    assert found.verdict == verdict
+    assert [row[3] == "" for row in found.rows] == [True, False] * 2
+    assert found.rows[1][3].startswith(f"{exact:+.3f}")
+    assert f"by {exact:+.3f}" in found.sentence and f"by {learnt:+.3f}" in found.sentence
+    assert found.data["answer", "exact"] == [(0, pytest.approx(0.3)), (200, 0.5), (300, 0.5)]
+
+
+def test_a_step_is_paid_by_the_same_model_as_an_answer():
+    """What differs between the arms is what is paid for, and by what."""
+    runs = process_supervision.runs(range(2))
+    rest = {tuple(given[given.index("--task"):]) for given in runs.values()}
+    assert len(rest) == 2 and len(runs) == 8            # but for the seed
+    named = [given[given.index(flag) + 1] for given in runs.values()
+             for flag in ("--reward-model", "--verifier") if flag in given]
+    assert set(named) == {process_supervision.VERIFIER} and len(named) == 4
 
 
 # ---- over-optimisation

@@ -313,7 +313,7 @@ def by_size(world, sizes=(1, 2, 16, 256)):
 
 CLIPS = {"reinforce-pp": ("clip",), "ppo": ("clip",), "grpo": ("clip",), "grpo --correct none": (),
          "grpo --correct truncated": ("cap",), "dr-grpo": ("clip",),
-         "dapo": ("clip_low", "clip_high"), "trpo": ()}
+         "process-grpo": ("clip",), "dapo": ("clip_low", "clip_high"), "trpo": ()}
 
 
 def clipped(estimate, world, far=0.25):
