@@ -7,7 +7,7 @@ a policy that is held to where it began cannot go far.  So both are renewed, I t
     reward model    goes on learning, from labelled pairs of fresh answers of the policy as it is;
                     a tenth of each step's pairs are replayed from earlier rounds
     reference       becomes the policy as it is
-    policy          GRPO against the score, KL to that reference                    (methods/grpo.py)
+    policy          GRPO against the score, with the KL to that reference
 
 Loss and gradient are those of methods/reward.py and methods/grpo.py.  All steps and all labels are
 divided among the rounds.  So `--iterations 1`, RLHF with GRPO in place of PPO, is the control at as

@@ -73,8 +73,8 @@ class Config(Descent):
 def check(run, cfg):
     """MinipostError where steps cannot be told apart, or nobody may say what they are worth."""
     if run.hidden and not cfg.verifier:
-        raise MinipostError(f"the reward of {run.task.name} is hidden from learners; name a process "
-                            "reward model with --verifier")
+        raise MinipostError(f"the reward of {run.task.name} is hidden from learners; name a "
+                            "process reward model with --verifier")
     prm.check_task(run.task)
 
 

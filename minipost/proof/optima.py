@@ -32,6 +32,7 @@ from minipost.methods import (
 from minipost.proof.estimates import EXACT, Estimate, dealer, enumerate_step
 from minipost.proof.exact import BETA
 from minipost.proof.oracle import (
+    EOS,
     Known,
     divergence,
     mean_reward,
@@ -137,8 +138,9 @@ class Ground:
             self.logp_ref = self.of_tokens(self.ref_all)                    # (M, T)
         self.ref = self.logp_ref.sum(1).exp() / 2                           # (M,) chances under ref
         run = dealer(world)
+        ended = (self.seqs.targets.eq(EOS) & self.mask).any(1)
         answers = Rollout(self.seqs.tokens, self.mask, self.logp_ref,
-                          torch.arange(2).repeat_interleave(world.count), self.mask.any(1))
+                          torch.arange(2).repeat_interleave(world.count), ended)
         problems = [Problem(prompt) for prompt in world.prompts]
         self.ends = prm.marks(run, answers, False)                          # (M, T)
         self.steps = process_grpo.exact(run, problems, answers)             # (M, T) what they earn
