@@ -5,9 +5,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import Echo, Hidden, Letters, Steps, drive, length, make_run, randn, scalar
+from fakes import (
+    FIRST,
+    Echo,
+    Hidden,
+    Letters,
+    Steps,
+    drive,
+    expected,
+    length,
+    logp_of,
+    make_run,
+    randn,
+    scalar,
+)
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.func import jacrev
 
 from minipost import checkpoint
 from minipost.errors import MinipostError
@@ -41,9 +55,9 @@ def test_a_token_is_credited_with_the_steps_that_end_at_it_or_later(seed):
         group = slice(row - row % GROUP, row - row % GROUP + GROUP)
         values = reward[group][ends[group]]
         for t in range(mask.shape[1]):
-            expected = sum((reward[row, k] - values.mean()) / (values.std() + 1e-4)
-                           for k in range(t, mask.shape[1]) if ends[row, k])
-            assert found[row, t] == pytest.approx(float(expected) if mask[row, t] else 0.0)
+            credit = sum((reward[row, k] - values.mean()) / (values.std() + 1e-4)
+                         for k in range(t, mask.shape[1]) if ends[row, k])
+            assert found[row, t] == pytest.approx(float(credit) if mask[row, t] else 0.0)
 
 
 @given(st.integers(0, 10_000), st.floats(0.5, 4.0), st.floats(-3.0, 3.0))
@@ -140,6 +154,29 @@ def test_without_steps_or_with_a_hidden_reward_it_is_refused():
     run.hidden = True
     with pytest.raises(MinipostError, match="hidden from learners; .* with --verifier"):
         process_grpo.check(run, process_grpo.Config())
+
+
+# ---- the mean of all steps as a baseline
+
+def slope(table, reward, ends, baseline):
+    """The mean step over all answers of two tokens, credited with rewards less a number."""
+    logp, scores = logp_of(table), jacrev(logp_of)(table)                   # (9, 2), (9, 2, 4, 3)
+    adv = ((reward - baseline) * ends).flip(1).cumsum(1).flip(1)
+    step = process_grpo.loss_grad(logp, logp, torch.zeros_like(logp), adv, torch.ones(9, 2).bool(),
+                                  clip=0.2, beta=0.0, count=1)["logp"]
+    return -torch.einsum("b,bt,btij->ij", logp.sum(1).exp(), step, scores)
+
+
+def test_a_number_less_per_step_is_a_baseline_only_where_all_answers_have_as_many():
+    """The gradient of the expected sum of all rewards is that of what follows each token."""
+    table, every = randn(0, 4, 3), torch.ones(9, 2)
+    reward = torch.stack([randn(1, 3)[FIRST], randn(2, 9)], 1)  # of a step, by what came so far
+    some = every.clone()
+    some[FIRST == 0, 0] = 0                                 # these answers are one step
+    for ends, free in ((every, True), (some, False)):
+        truth = jacrev(lambda x, e=ends: expected((reward * e).sum(1), x))(table)
+        assert torch.allclose(slope(table, reward, ends, 0.0), truth, atol=1e-12)
+        assert torch.allclose(slope(table, reward, ends, 0.7), truth, atol=1e-2) == free
 
 
 # ---- it learns, and from shuffled rewards it does not
