@@ -867,7 +867,8 @@ def score(mirror, rows):
     return [x[-1] for x in marks(mirror.scorer.module, rows)]
 
 
-def reward_anew(mirror, cfg, label=None, first=0):
+def reward_anew(mirror, cfg, label=None, first=0, older=()):
+    """older: pairs (better, worse) that are learnt beside the step's own."""
     if mirror.encoded:
         pairs = list(zip(*map(rows_of, mirror.encoded)))
         groups, better = pairs, [[(0, 1)] for _ in pairs]
@@ -881,6 +882,7 @@ def reward_anew(mirror, cfg, label=None, first=0):
             lead = sign * (earned[p * g + i] - earned[p * g + j])
             if lead and groups[p][i].said != groups[p][j].said:
                 better[p].append((i, j) if lead > 0 else (j, i))
+    groups, better = [*groups, *older], [*better, *([(0, 1)] for _ in older)]
     n, loss, lead = sum(map(len, better)), 0.0, []
     for group, wins in zip(groups, better):
         s = score(mirror, list(group))
