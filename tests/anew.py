@@ -15,6 +15,7 @@ import itertools
 import math
 import random
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import fmean, pstdev, stdev
 from types import ModuleType
 from typing import Any
@@ -41,6 +42,7 @@ from minipost.methods import (
     plackett_luce,
     ppo,
     prm,
+    process_grpo,
     reinforce,
     reinforce_pp,
     reward,
@@ -301,6 +303,31 @@ def grpo_anew(mirror, cfg):
     if cfg.correct != "clip":
         found.pop("loss")
     return {"kl": 0.0, **found, **described(mirror.rows, earned, cfg.group_size)}
+
+
+def process_grpo_anew(mirror, cfg, learnt=False):
+    """learnt: by the chances of the scorer, not by the labels."""
+    rows, whole, ended, adv = mirror.rows, mirror.reward(mirror.rows), [], []
+    for k, row in enumerate(rows):
+        letter = mirror.problems[0][row.prompt].columns["letter"]
+        texts = [Letters().decode([i]) for i in row.said]
+        ended.append({t: float(letter in "".join(texts[:t]).split("h")[-1])
+                      for t, text in enumerate(texts) if text == "h"})
+        ended[k][len(texts) - 1] = whole[k]
+    if learnt:
+        said = marks(mirror.scorer.module, rows)
+        ended = [{t: float(torch.sigmoid(s[t]).detach()) for t in steps}
+                 for steps, s in zip(ended, said)]
+    for k, row in enumerate(rows):
+        first = k - k % cfg.group_size
+        values = [r for steps in ended[first : first + cfg.group_size] for r in steps.values()]
+        mean, spread = fmean(values), stdev(values)
+        adv.append([sum((r - mean) / (spread + 1e-4) for end, r in ended[k].items() if end >= t)
+                    for t in range(len(row.said))])
+    found = group_relative(mirror, cfg, adv, cfg.clip, cfg.clip, beta=cfg.beta)
+    earned = [steps[max(steps)] for steps in ended]
+    return {"kl": 0.0, **found, **described(rows, earned, cfg.group_size),
+            "step_reward": fmean(r for steps in ended for r in steps.values())}
 
 
 def dr_grpo_anew(mirror, cfg):
@@ -976,7 +1003,8 @@ def score(mirror, rows):
     return [x[-1] for x in marks(mirror.scorer.module, rows)]
 
 
-def reward_anew(mirror, cfg, label=None, first=0):
+def reward_anew(mirror, cfg, label=None, first=0, older=()):
+    """older: pairs (better, worse) that are learnt beside the step's own."""
     if mirror.encoded:
         pairs = list(zip(*map(rows_of, mirror.encoded)))
         groups, better = pairs, [[(0, 1)] for _ in pairs]
@@ -990,6 +1018,7 @@ def reward_anew(mirror, cfg, label=None, first=0):
             lead = sign * (earned[p * g + i] - earned[p * g + j])
             if lead and groups[p][i].said != groups[p][j].said:
                 better[p].append((i, j) if lead > 0 else (j, i))
+    groups, better = [*groups, *older], [*better, *([(0, 1)] for _ in older)]
     n, loss, lead = sum(map(len, better)), 0.0, []
     for group, wins in zip(groups, better):
         s = score(mirror, list(group))
@@ -1111,6 +1140,7 @@ ONCE = {name: value for name, value in PASSES.items() if name not in ("minibatch
 PPO = dict(steps=2, prompts=9, temperature=0.8, minibatch_size=4, epochs=3, clip=0.1,
            value_clip=0.15, gamma=0.9, lam=0.7, beta=0.2, missing_eos=0.4, lr=0.04, critic_lr=0.07,
            max_grad_norm=0.35)
+VERIFIER = ("verifier",)
 NOT_ADAPTIVE = ("kl_target", "horizon", "control")
 STAGES = ("sft_steps", "reward_steps")
 
@@ -1238,6 +1268,22 @@ OFF_POLICY = {
     "prm": Case(prm, dict(RATED, hot=1.7), prm_anew, Chance, same=("last_only", "aggregate")),
     "prm, last": Case(prm, dict(RATED, hot=1.7, last_only=True), prm_anew, Chance,
                       same=("aggregate",)),
+}
+
+
+def by_a_scorer(run, cfg):
+    """process_grpo.train with the run's reward model for a verifier."""
+    return process_grpo.train(run, cfg, partial(process_grpo.learnt, run,
+                                                run.learners[REWARD_MODEL].module))
+
+
+PROCESS = dict(PASSES, clip=0.07, beta=0.3)
+ON_POLICY |= {
+    "process-grpo": Case(process_grpo, PROCESS, process_grpo_anew, Chance, same=VERIFIER),
+    "process-grpo, no KL": Case(process_grpo, dict(PROCESS, beta=0.0), process_grpo_anew, Chance,
+                                same=VERIFIER),
+    "process-grpo, learnt": Case(process_grpo, PROCESS, partial(process_grpo_anew, learnt=True),
+                                 Chance, same=VERIFIER, train=by_a_scorer),
 }
 CASES = {**ON_POLICY, **OFF_POLICY}
 

@@ -8,7 +8,7 @@ Where a loss has a kink it has no derivative, and a difference across it means n
 comes nearer than `CLEAR` to one of these, the only ones there are:
 
     a ratio at an edge of its clip, or at its cap  grpo, dr_grpo, dapo, cispo, entropy,
-                                                   vineppo, reinforce_pp, ppo
+                                                   vineppo, reinforce_pp, ppo, process_grpo
     the ratio of an answer there                   gspo, grpo
     a value at an edge of its clip, or where the held value is as far from the return    ppo
     a mean log-prob at which an answer counts as certain (-1e-6)                         orpo
@@ -37,7 +37,7 @@ ROUNDING = 4 * torch.finfo(torch.float64).eps / STEP  # of a difference of terms
 
 PIPELINES = {  # have no loss of their own: whose they use
     "rlaif": ("sft", "reward", "ppo", "dpo"), "r1_zero": ("grpo",),
-    "r1": ("sft", "grpo", "reward")}
+    "r1": ("sft", "grpo", "reward"), "iterative_grpo": ("sft", "reward", "grpo")}
 LEARNT = ("logp", "logp_w", "logp_l", "kl", "entropy", "value", "score", "score_w", "score_l",
           "scores", "logits")
 SIDES = ("w", "l")   # of a pair: the chosen answer, the rejected one

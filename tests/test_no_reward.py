@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from fakes import Echo, drive, toy
+from fakes import Steps, drive, toy
 
 from minipost import methods
 from minipost.datasets.rewards import NONE, Added, Part
@@ -19,7 +19,7 @@ def stepped(name, applies):
 
     applies(prompt, text): whether there is a reward.
     """
-    run = toy(Echo())
+    run = toy(Steps())
     own = run.task.reward
 
     def reward(prompts, completions, **columns):

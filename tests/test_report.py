@@ -97,7 +97,8 @@ def test_the_widest_group_and_the_first_are_kept(command, tmp_path):
                                   if methods.load(name).ON_POLICY])
 def test_every_method_with_a_rollout_leaves_answers(command, tmp_path, reward, algo):
     size = ("--group-size", 2) if hasattr(methods.load(algo).Config, "group_size") else ()
-    more = ("--format", 0, "--language", 0) if algo == "r1-zero" else ()
+    more = {"r1-zero": ("--format", 0, "--language", 0),
+            "process-grpo": ("--task", "arithmetic")}.get(algo, ())
     code = train.main([*command(algo, "--steps", 1, "--prompts", 3, *size, *more), "--reward",
                        reward])
     assert code == 0
@@ -105,8 +106,8 @@ def test_every_method_with_a_rollout_leaves_answers(command, tmp_path, reward, a
     assert groups and all(a["tokens"] for group in groups for a in group["answers"])
     answer = groups[0]["answers"][0]
     assert ("value" in answer) == (algo in ("ppo", "a2c"))
-    assert ("advantages" in answer) == (algo in ("ppo", "a2c", "reinforce-pp",
-                                                   "vineppo"))
+    assert ("advantages" in answer) == (algo in ("ppo", "a2c", "reinforce-pp", "vineppo",
+                                                   "process-grpo"))
 
 
 @pytest.mark.parametrize("algo, by", [("oreo", "critic"), ("reward", "reward model"),

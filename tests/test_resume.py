@@ -36,6 +36,8 @@ RECIPES = {
     "cispo --lag 1 --sampler-bits 4": GROUPS,
     "reinforce": SAMPLES, "self-critical": SAMPLES, "rloo": SAMPLES,
     "a2c": SAMPLES, "a2c --optimizer muon": (*SAMPLES, "--schedule", "cosine"),
+    "process-grpo": ("--task", "arithmetic", *GROUPS), "process-grpo --beta 0": (
+        "--task", "arithmetic", *GROUPS),
     "reinforce-pp": GROUPS, "trpo": (*SAMPLES, "--fisher", 5, "--iterations", 3),
     "ppo": ("--prompts", 9, "--minibatch-size", 4),
     "ppo --control adaptive": ("--prompts", 9, "--minibatch-size", 4, "--kl-target", 0.01),
@@ -88,13 +90,16 @@ def test_stopped_after_every_step(command, tmp_path, tiny, wide, reward, capsys,
     stop_everywhere(command(algo, *flags), tmp_path, capsys, stopping, STEPS)
 
 
-@pytest.mark.parametrize("recipe, total", [("ppo", 6), ("rlaif", 6), ("rlaif --learner dpo", 4)])
+@pytest.mark.parametrize("recipe, total", [("ppo", 6), ("rlaif", 6), ("rlaif --learner dpo", 4),
+                                           ("iterative-grpo --iterations 2 --replay 0.5", 6)])
 def test_stopped_in_every_stage(command, tmp_path, wide, capsys, stopping, recipe, total):
     """Fine-tuning, reward model, PPO: two steps each, stopped within and between them."""
     algo, *flags = recipe.split()
     flags += ["--steps", 2, "--save-every", 0, *STAGES, "--model", wide]
     flags += ["--judge", wide] if algo == "rlaif" else []
     flags += [] if "dpo" in flags else ["--reward-steps", 2, "--prompts", 9, "--minibatch-size", 4]
+    if algo == "iterative-grpo":  # two steps of each stage, one in each round
+        flags += ["--group-size", 2]
     arguments = command(algo, *flags)
     stop_everywhere(arguments, tmp_path, capsys, stopping, total)
     checkpoint.load(tmp_path / "whole/model")

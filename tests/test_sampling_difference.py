@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 import torch
-from fakes import Echo, Hidden, given_model, toy
+from fakes import Hidden, Steps, given_model, toy
 
 from minipost import methods
 from minipost.rollout import logprobs
@@ -18,7 +18,7 @@ NAME = "sampling_logp_difference/max"
 def steps_of(name, **options):
     """A run of a method on a toy, and its generator."""
     method = methods.load(name)
-    task = Hidden() if name == "ppo" else Echo()
+    task = Hidden() if name == "ppo" else Steps()
     run = toy(task, **options)
     if name == "ppo":
         given_model(run)
@@ -31,8 +31,8 @@ def steps_of(name, **options):
 
 def test_the_methods_that_learn_from_their_own_samples_are_known():
     assert {"grpo", "dapo", "dr-grpo", "reinforce", "rloo", "ppo", "trpo", "a2c", "reinforce-pp",
-            "self-critical", "r1-zero", "gspo", "cispo", "sapo", "entropy",
-            "vineppo"} == set(ON_POLICY)
+            "self-critical", "r1-zero", "gspo", "cispo", "sapo", "entropy", "vineppo",
+            "process-grpo"} == set(ON_POLICY)
     for name in methods.names():
         source = inspect.getsource(methods.load(name).module)
         asks = "run.rollout(" in source or name == "r1-zero"  # which takes GRPO's steps

@@ -33,6 +33,7 @@ from scripts.studies import (
     over_optimisation,
     pass_at_k,
     priming,
+    process_supervision,
     self_improvement,
     spurious_rewards,
     staleness,
@@ -354,6 +355,52 @@ def test_a_model_that_has_not_moved_has_forgotten_nothing(tmp_path, monkeypatch)
     moved = forgot(tmp_path, monkeypatch, "checkpoints/base")  # another model in the same place
     kl = far(ROOT / "checkpoints/base", ROOT / forgetting.BASE, 4)
     assert {p["kl"] for p in moved.data} == {kl} and kl > 0.1
+
+
+# ---- process supervision
+
+def supervised(tmp_path, monkeypatch, **leads):
+    """Runs of three measurements by hand, of which one samples fewer tokens, in both seeds."""
+    for arm, seed in ((arm, seed) for arm in process_supervision.ARMS for seed in range(2)):
+        run = tmp_path / process_supervision.run_of(arm, seed)
+        run.mkdir(parents=True)
+        end = 0.5 + leads.get(arm.split(", ")[1], 0.0) * (arm != process_supervision.OUTCOME)
+        scores = {when: {"value": x, "low": x - 0.02, "high": x + 0.02, "n": 200}
+                  for when, x in (("before", end), ("after", end + 0.001 * seed))}
+        write_json(run / "summary.json", {"all": {"sampled, held-out": scores}})
+        lines = [{"num_tokens": (90 + 10 * seed) * k,
+                  **({process_supervision.HELD_OUT: end + 0.001 * seed} if k > 1 else {})}
+                 for k in range(1, 4)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(of) + "\n" for of in lines))
+    monkeypatch.setattr(process_supervision, "told",
+                        cache(lambda *_: {"steps": 0.9, "answers": 0.5}))
+    return process_supervision.findings(Made(tmp_path, range(2)))
+
+
+@pytest.mark.parametrize("exact, learnt, verdict", [
+    (0.2, 0.2, "reproduced"), (-0.2, -0.2, "reversed"), (0.2, 0.0, "not reproduced"),
+    (0.0, 0.2, "not reproduced"), (0.2, -0.2, "not reproduced")])
+def test_process_supervision_is_judged_by_both_leads(tmp_path, monkeypatch, exact, learnt,
+                                                     verdict):
+    found = supervised(tmp_path, monkeypatch, exact=exact, learnt=learnt)
+    assert found.verdict == verdict
+    assert [row[2] == "" for row in found.rows] == [True, False, False]
+    for row, value in zip(found.rows[1:], (exact, learnt)):
+        assert [float(row[k].split()[0]) for k in (2, 4)] == pytest.approx([value] * 2)
+        assert row[2] in found.sentence
+    assert found.rows[0][5] == "285" and "0.900 of the time" in found.notes[0]
+
+
+def test_accuracy_over_a_run_is_its_mean_over_the_tokens_of_the_shortest():
+    rising, flat = [(0, 0.0), (100, 1.0), (200, 1.0)], [(0, 0.5), (100, 0.5)]
+    assert process_supervision.over_tokens([rising, flat]) == pytest.approx([0.5, 0.5])
+    assert process_supervision.over_tokens([rising, rising])[0] == pytest.approx(0.75, abs=0.01)
+
+
+def test_a_verifier_is_told_by_its_order_alone():
+    found = process_supervision.told(ROOT / process_supervision.BASE,
+                                     ROOT / process_supervision.VERIFIER, 12)
+    assert set(found) == {"steps", "answers"} and 0.7 < found["steps"] <= 1
 
 
 # ---- over-optimisation
@@ -874,6 +921,7 @@ FOUND = {  # study: its whole work on a tiny setting
     "pass-at-k": lambda *at: at_pass_k(*at),
     "priming": lambda folder, _: priming.findings(primed(
         folder, {"single": 0.4, "backtracking": 0.9, "wrong": 0.8})),
+    "process-supervision": lambda *at: supervised(*at, exact=0.2, learnt=0.1),
     "self-improvement": lambda *at: improved(*at),
     "spurious-rewards": lambda *at: spurious(*at),
     "staleness": lambda *at: aged(*at, [0.90, 0.89, 0.91], [0.60, 0.62, 0.61]),

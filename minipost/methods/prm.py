@@ -96,12 +96,17 @@ def aggregate(chances, mask, how):
 
 # ---- where the steps end, and which are right
 
-def step_columns(run, rollout):
-    """The columns in which each row's steps end: B lists.  Text after the last step has none."""
-    task = run.task
+def check_task(task):
+    """MinipostError where the task cannot check steps."""
     if task.check_steps is None:
         raise MinipostError(f"the task {task.name} cannot check steps (it has no check_steps); a "
                             "process reward model needs one that can, such as arithmetic")
+
+
+def step_columns(run, rollout):
+    """The columns in which each row's steps end: B lists.  Text after the last step has none."""
+    task = run.task
+    check_task(task)
     starts = rollout.mask.int().argmax(1).tolist()
     return [[start + k for k in ends(run.vocabulary, ids, task.step_end)][: len(task.steps(text))]
             for start, ids, text in zip(starts, rollout.responses(), run.texts(rollout))]
@@ -117,15 +122,20 @@ def marks(run, rollout, last_only):
 
 
 def labels(run, problems, rollout, last_only):
-    """Whether what ends at each marked token is right.  (B, T)
-
-    A token that ends two steps is right if both are.  At the last token only the answer counts.
-    """
+    """Whether what ends at each marked token is right.  (B, T)"""
     outcome = run.grade(problems, rollout)                                  # (B,)
     odd = outcome[(outcome < 0) | (outcome > 1)]
     if len(odd):
         raise MinipostError(f"the reward of an answer is {float(odd[0]):g}; a process reward "
                             "model needs rewards within 0..1, wrong to right")
+    return placed(run, problems, rollout, outcome, last_only)
+
+
+def placed(run, problems, rollout, outcome, last_only=False):
+    """Whether each step is right, where it ends, and the outcome at the last token.  (B,) -> (B, T)
+
+    A token that ends two steps is right if both are.  At the last token only the answer counts.
+    """
     right = torch.ones_like(rollout.logp)
     if not last_only:
         texts = run.texts(rollout)

@@ -314,7 +314,7 @@ def by_size(world, sizes=(1, 2, 16, 256)):
 
 CLIPS: Mapping[str, Mapping[str, float]] = {  # {method: what takes away its clip}
     "reinforce-pp": {"clip": 1e6}, "ppo": {"clip": 1e6}, "grpo": {"clip": 1e6},
-    "grpo --correct none": {}, "dr-grpo": {"clip": 1e6}, "trpo": {},
+    "grpo --correct none": {}, "dr-grpo": {"clip": 1e6}, "trpo": {}, "process-grpo": {"clip": 1e6},
     **{f"grpo --correct {way}": {"cap": 1e6} for way in ("truncated", "masked", "masked-answers")},
     "dapo": {"clip_low": 1e6, "clip_high": 1e6}, "gspo": {"clip_low": 1e6, "clip_high": 1e6},
     "cispo": {"clip_high": 1e6}, "sapo": {"tau_pos": 1e-6, "tau_neg": 1e-6},

@@ -44,7 +44,8 @@ def make(study, made, runner):
         settings, start = train.settings_of(given), time.perf_counter()
         origin = [fingerprint(ROOT / each) for each in (
             settings.options.model, settings.options.reward_model,
-            getattr(settings.config, "teacher", "")) if each]
+            getattr(settings.config, "teacher", ""), getattr(settings.config, "verifier", ""))
+            if each]
         needs, failed = complete(runner, made.place(name), given, "".join(origin))
         if runner.stopped:
             print("stopped")

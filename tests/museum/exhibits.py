@@ -832,6 +832,41 @@ def _(ours, learner, tensors, numbers):
     ours(learner, {name: torch.zeros_like(x) for name, x in tensors.items()} | weights, numbers)
 
 
+# ---- rewards of steps, and rounds
+
+@exhibit(
+    "steps that nobody pays", "mll-lab-nu/RAGEN#128",
+    "The environments gave a reward for every step, and GRPO's advantage was made of the last one "
+    "alone.",
+    "minipost.methods.process_grpo:advantages",
+    "test_process_grpo.py::test_a_token_is_credited_with_the_steps_that_end_at_it_or_later",
+    "test_process_grpo.py::test_steps_change_the_gradient",
+    "test_several_passes.py::test_two_steps_are_the_formula_written_anew[process-grpo]")
+def _(ours, reward, ends, mask, size):
+    last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+    return ours(reward, ends & last, mask, size)
+
+
+@exhibit(
+    "a step's reward one token late", "opendilab/LightRFT#53",
+    "The reward of a step fell on the token behind its end, in all of 16 answers that were looked "
+    "at; training went on all the same.",
+    "minipost.methods.prm:step_columns",
+    "test_prm.py::test_steps_of_a_toy_are_labelled_by_hand")
+def _(ours, run, rollout):
+    return [[column + 1 for column in columns] for columns in ours(run, rollout)]
+
+
+@exhibit(
+    "a reference that stays", "lsdefine/simple_GRPO#32",
+    "The paper renews the reference in every round; a user found no place in the code where that "
+    "happens, and there was none.",
+    "minipost.run:Run.forget",
+    "test_iterative_grpo.py::test_a_round_renews_the_reference_and_the_score")
+def _(ours, run, key):
+    pass
+
+
 # ---- what the gallery itself is tested with
 
 CONTROLS = (
