@@ -33,6 +33,7 @@ from minipost.methods import (
     ipo,
     kto,
     mdpo,
+    minimum_risk,
     oreo,
     orm,
     orpo,
@@ -390,6 +391,19 @@ def rloo_anew(mirror, cfg):
         adv.append(0.0 if alike else own - fmean(value[j] for j in group if j != k))
     return {**plain_gradient(mirror, cfg, adv), "kl": sum(paid) / count(rows) if cfg.beta else 0.0,
             **described(rows, earned, g)}
+
+
+def minimum_risk_anew(mirror, cfg):
+    rows, g, loss, kinds = mirror.rows, cfg.group_size, 0.0, 0
+    earned, now = mirror.reward(rows), chances(mirror.policy.module, rows, cfg.temperature)
+    for start in range(0, len(rows), g):
+        drawn = {tuple(rows[k].said): k for k in reversed(range(start, start + g))}
+        kinds += len(drawn)
+        if len({earned[k] for k in drawn.values()}) > 1:
+            odds = {k: (now[k].sum() * cfg.alpha).exp() for k in drawn.values()}
+            loss = loss - sum(odds[k] * earned[k] for k in odds) / sum(odds.values()) / cfg.prompts
+    return {**updated(mirror, mirror.policy, loss, eta(mirror, cfg), cfg.max_grad_norm),
+            "candidates": kinds / cfg.prompts, **described(rows, earned, g)}
 
 
 def self_critical_anew(mirror, cfg):
@@ -989,6 +1003,7 @@ ON_POLICY = {
     "rloo": Case(rloo, dict(ONCE, lr=0.004, beta=0.3), rloo_anew),
     "rloo, ties": Case(rloo, dict(ONCE, steps=1, beta=0.3), rloo_anew, seed=37),
     "rloo, no KL": Case(rloo, dict(ONCE, beta=0.0), rloo_anew),
+    "minimum-risk": Case(minimum_risk, dict(ONCE, alpha=0.6), minimum_risk_anew),
     "self-critical": Case(self_critical, ONCE, self_critical_anew,
                           who=("policy", "greedy")),
     "a2c": Case(a2c, dict(ONCE, gamma=0.9, lam=0.7, value_weight=0.6, entropy_weight=0.2,

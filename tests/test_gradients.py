@@ -120,6 +120,9 @@ def arguments(draw, name):
             x = mask & ((mask.cumsum(1) == 1) | (numbers(draw, shape, 0, 1) < 0.5))
         elif key == "good":
             x = numbers(draw, (rows,), 0, 1) < 0.5
+        elif key == "first":                                # of each group at least one
+            x = numbers(draw, (rows,), 0, 1) < 0.5
+            x[:: options["group_size"]] = True
         elif key in ("logp_ref", "logp_held", "logp_old"):
             x = numbers(draw, shape, -6, -0.05)
         elif side in SIDES and what in ("logp", "ref"):     # log-probs of a pair

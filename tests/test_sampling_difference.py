@@ -31,7 +31,7 @@ def steps_of(name, **options):
 
 def test_the_methods_that_learn_from_their_own_samples_are_known():
     assert {"grpo", "dapo", "dr-grpo", "reinforce", "rloo", "ppo", "trpo", "a2c", "reinforce-pp",
-            "self-critical", "r1-zero"} == set(ON_POLICY)
+            "self-critical", "r1-zero", "minimum-risk"} == set(ON_POLICY)
     for name in methods.names():
         source = inspect.getsource(methods.load(name).module)
         asks = "run.rollout(" in source or name == "r1-zero"  # which takes GRPO's steps
