@@ -287,9 +287,14 @@ class Run:
         places = (divmod(place, len(rows)) for place in range(first, first + n))
         return [rows[shuffled(len(rows), f"{self.seed}/epoch {epoch}")[k]] for epoch, k in places]
 
-    def sample(self, problems, group_size, **options):
-        """`group_size` responses to each problem: a Rollout.  Options as in `complete`."""
-        return self.complete([self.prompt_ids(p.prompt) for p in problems], group_size, **options)
+    def sample(self, problems, group_size, begun=None, **options):
+        """`group_size` responses to each problem: a Rollout.  Options as in `complete`.
+
+        begun: the ids that the answers to each problem begin with; the Rollout's mask has the rest.
+        """
+        begun = begun or [[]] * len(problems)
+        return self.complete([self.prompt_ids(p.prompt) + ids for p, ids in zip(problems, begun)],
+                             group_size, **options)
 
     def rollout(self, problems, group_size, *, temperature, purpose="rollout", corrected=False):
         """`sample` by the policy, or with `lag` by an older one, to learn from.

@@ -34,6 +34,7 @@ from minipost.methods import (
     kto,
     mdpo,
     minimum_risk,
+    mixer,
     oreo,
     orm,
     orpo,
@@ -110,9 +111,9 @@ def chances(module, rows, tau=1.0):
     return [law[range(len(row.said)), row.said] for law, row in zip(laws(module, rows, tau), rows)]
 
 
-def sums(module, rows):
+def sums(module, rows, tau=1.0):
     """The log-prob of every whole response: a list of ()."""
-    return [x.sum() for x in chances(module, rows)]
+    return [x.sum() for x in chances(module, rows, tau)]
 
 
 def worths(module, rows):
@@ -404,6 +405,32 @@ def minimum_risk_anew(mirror, cfg):
             loss = loss - sum(odds[k] * earned[k] for k in odds) / sum(odds.values()) / cfg.prompts
     return {**updated(mirror, mirror.policy, loss, eta(mirror, cfg), cfg.max_grad_norm),
             "candidates": kinds / cfg.prompts, **described(rows, earned, g)}
+
+
+def mixer_anew(mirror, cfg):
+    """The known answers, or from step `start` on what the policy made of their beginnings."""
+    g, shown = cfg.group_size, rows_of(mirror.encoded[0])
+    k = max(0, mirror.step - cfg.start + cfg.every) // cfg.every * cfg.delta
+    if not k:
+        loss = -sum(sums(mirror.policy.module, shown, cfg.temperature)) / count(shown)
+        return {**updated(mirror, mirror.policy, loss, eta(mirror, cfg), cfg.max_grad_norm),
+                "end": 0, "known": 1.0}
+    rows, told, loss = mirror.rows, 0, 0.0
+    whole = []
+    for row in rows:
+        known = shown[row.prompt]
+        begin = known.said[: max(0, len(known.said) - k)]
+        assert row.ids[known.start : row.start] == begin
+        told += len(begin)
+        whole.append(replace(row, start=known.start))
+    earned, n = mirror.reward(whole), count(whole)
+    now = chances(mirror.policy.module, whole, cfg.temperature)
+    for j, (row, logp) in enumerate(zip(rows, now)):
+        others = [earned[i] for i in range(j - j % g, j - j % g + g) if i != j]
+        size = row.start - shown[row.prompt].start
+        loss = loss - (logp[:size].sum() + (earned[j] - fmean(others)) * logp[size:].sum()) / n
+    return {**updated(mirror, mirror.policy, loss, eta(mirror, cfg), cfg.max_grad_norm),
+            "end": k, "known": told / n, **described(rows, earned, g)}
 
 
 def self_critical_anew(mirror, cfg):
@@ -1004,6 +1031,7 @@ ON_POLICY = {
     "rloo, ties": Case(rloo, dict(ONCE, steps=1, beta=0.3), rloo_anew, seed=37),
     "rloo, no KL": Case(rloo, dict(ONCE, beta=0.0), rloo_anew),
     "minimum-risk": Case(minimum_risk, dict(ONCE, alpha=0.6), minimum_risk_anew),
+    "mixer": Case(mixer, dict(ONCE, steps=4, start=1, every=2, delta=2), mixer_anew),
     "self-critical": Case(self_critical, ONCE, self_critical_anew,
                           who=("policy", "greedy")),
     "a2c": Case(a2c, dict(ONCE, gamma=0.9, lam=0.7, value_weight=0.6, entropy_weight=0.2,

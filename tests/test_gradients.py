@@ -120,6 +120,8 @@ def arguments(draw, name):
             x = mask & ((mask.cumsum(1) == 1) | (numbers(draw, shape, 0, 1) < 0.5))
         elif key == "good":
             x = numbers(draw, (rows,), 0, 1) < 0.5
+        elif key == "given":
+            x = mask & (numbers(draw, shape, 0, 1) < 0.5)
         elif key == "first":                                # of each group at least one
             x = numbers(draw, (rows,), 0, 1) < 0.5
             x[:: options["group_size"]] = True
