@@ -577,17 +577,17 @@ class Run:
     # ---- the same work in every rank
 
     @torch.no_grad()
-    def for_all(self, f, seqs, outputs=1):
+    def for_all(self, f, seqs, outputs=1, whole=False):
         """What f(batch) gives for all rows, computed in shares and gathered in every rank.
 
         f returns a list of `outputs` tensors (b, t) for a micro-batch of b rows.  The result is as
-        many tensors (B, T), zero in columns beyond a micro-batch's t.
+        many tensors (B, T), zero in columns beyond a micro-batch's t.  whole: as in `micro_batches`.
         """
         found = [torch.zeros(seqs.mask.shape, dtype=self.policy.dtype,
                              device=seqs.mask.device) for _ in range(outputs)]
-        for i in self.micro_batches(range(len(seqs)), seqs):
-            for whole, part in zip(found, f(seqs[i]), strict=True):
-                whole[i, : part.shape[1]] = part.to(whole.dtype)
+        for i in self.micro_batches(range(len(seqs)), seqs, whole=whole):
+            for every, part in zip(found, f(seqs[i]), strict=True):
+                every[i, : part.shape[1]] = part.to(every.dtype)
         parallel.all_reduce(*found)
         return found
 

@@ -32,6 +32,7 @@ from minipost.methods import (
     grpo,
     ipo,
     kto,
+    maxrl,
     mdpo,
     minimum_risk,
     mixer,
@@ -392,6 +393,15 @@ def rloo_anew(mirror, cfg):
         adv.append(0.0 if alike else own - fmean(value[j] for j in group if j != k))
     return {**plain_gradient(mirror, cfg, adv), "kl": sum(paid) / count(rows) if cfg.beta else 0.0,
             **described(rows, earned, g)}
+
+
+def maxrl_anew(mirror, cfg):
+    earned, g, adv = mirror.reward(mirror.rows), cfg.group_size, []
+    right = [float(r >= cfg.least) for r in earned]
+    for k, own in enumerate(right):
+        group = right[k - k % g : k - k % g + g]
+        adv.append(own * g / sum(group) - 1 if any(group) else 0.0)
+    return {**plain_gradient(mirror, cfg, adv), **described(mirror.rows, earned, g)}
 
 
 def minimum_risk_anew(mirror, cfg):
@@ -1030,6 +1040,7 @@ ON_POLICY = {
     "rloo": Case(rloo, dict(ONCE, lr=0.004, beta=0.3), rloo_anew),
     "rloo, ties": Case(rloo, dict(ONCE, steps=1, beta=0.3), rloo_anew, seed=37),
     "rloo, no KL": Case(rloo, dict(ONCE, beta=0.0), rloo_anew),
+    "maxrl": Case(maxrl, dict(ONCE, least=0.75), maxrl_anew),
     "minimum-risk": Case(minimum_risk, dict(ONCE, alpha=0.6), minimum_risk_anew),
     "mixer": Case(mixer, dict(ONCE, steps=4, start=1, every=2, delta=2), mixer_anew),
     "self-critical": Case(self_critical, ONCE, self_critical_anew,
