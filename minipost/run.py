@@ -581,7 +581,7 @@ class Run:
         """What f(batch) gives for all rows, computed in shares and gathered in every rank.
 
         f returns a list of `outputs` tensors (b, t) for a micro-batch of b rows.  The result is as
-        many tensors (B, T), zero in columns beyond a micro-batch's t.  whole: as in `micro_batches`.
+        many tensors (B, T), zero in columns beyond a micro-batch's t.  whole: as `micro_batches`.
         """
         found = [torch.zeros(seqs.mask.shape, dtype=self.policy.dtype,
                              device=seqs.mask.device) for _ in range(outputs)]

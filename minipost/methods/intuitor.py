@@ -1,4 +1,4 @@
-"""Intuitor: reinforcement from the model's own certainty (Zhao et al. 2025, arxiv.org/abs/2505.19590).
+"""Intuitor: the model's own certainty for a reward (Zhao et al. 2025, arxiv.org/abs/2505.19590).
 
 Nobody says what is right.  An answer is paid for how far the policy's distributions along it are
 from uniform over the vocabulary V, its self-certainty:
@@ -38,7 +38,7 @@ PROOF = "takes the steps of grpo; only the reward is the policy's certainty"
 class Config(grpo.Config):
     """GRPO on the certainty of the policy's own distributions."""
 
-    steps: int = 30             # rollouts to learn from
+    steps: int = 12             # rollouts to learn from
     prompts: int = 32           # prompts per rollout (P)
     beta: float = 0.0           # weight of the KL to the starting policy (beta)
 

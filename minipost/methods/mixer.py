@@ -1,4 +1,4 @@
-"""MIXER: from likelihood into REINFORCE (Ranzato et al. 2016, arxiv.org/abs/1511.06732; survey 2.2).
+"""MIXER: likelihood that gives way to REINFORCE (Ranzato et al. 2016, arxiv.org/abs/1511.06732).
 
 At first a known answer y* is learnt by likelihood alone.  Then the policy writes the last k tokens
 itself, G times from the same beginning, and these are learnt from the reward of the whole answer.
@@ -9,9 +9,10 @@ Every few steps k grows by Delta, until the policy writes all.  With s = |y*| - 
 
     dL/dlogp_t = -1/N on known tokens, -A_i/N on the policy's own, 0 elsewhere
 
-N counts both kinds.  So RL never starts from a policy that finds nothing: with a short end to write,
-the reward is near.  The survey writes the mixture as lambda(t) MLE + (1 - lambda(t)) RL; here
-lambda is the share of known tokens, `known`, and a token has one loss or the other.
+N counts both kinds.  So RL never starts from a policy that finds nothing: with a short end to
+write, the reward is near.  The survey (sec. 2.2) writes the mixture as lambda(t) MLE +
+(1 - lambda(t)) RL; here lambda is the share of known tokens, `known`, and a token has one loss or
+the other.
 
 Where we differ from the paper: the end is counted from the end of each answer, whose lengths differ
 here, not from the longest.  The baseline is the mean of the siblings, not a regression on the

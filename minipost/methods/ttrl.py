@@ -9,8 +9,8 @@ problems that are to be answered may be learnt from.  An answer that states noth
 no reward, and of a tie the answer that came first wins.
 
 It can teach no more than a vote already says.  Where a model errs at random its votes are right,
-and it learns to answer at once as it would vote.  Where it errs always the same way it votes for the
-error, and learns to be sure of it: `make study-label-free`.  `accuracy` (of answers) and
+and it learns to answer at once as it would vote.  Where it errs always the same way it votes for
+the error, and learns to be sure of it: `make study-label-free`.  `accuracy` (of answers) and
 `label_accuracy` (of votes) are logged by the task's reward, and nothing learns from them.
 
 Where we differ from the paper: the answers that vote are those that learn; the paper lets 64 vote
@@ -34,7 +34,7 @@ PROOF = "takes the steps of grpo; only the reward is a vote"
 class Config(grpo.Config):
     """GRPO on agreement with the majority of the group."""
 
-    steps: int = 30             # rollouts to learn from
+    steps: int = 12             # rollouts to learn from
     group_size: int = 16        # answers per prompt, which vote and learn (G)
     prompts: int = 16           # prompts per rollout (P)
     beta: float = 0.0           # weight of the KL to the starting policy (beta)

@@ -25,7 +25,7 @@ CLAIM = ("Tajwar et al. 2026: a policy gradient of log p in place of p is at lea
 LIMITS = ("What a nano model can tell: the curves are exact, and all but the advantage is equal. "
           "What it cannot: a base of 0.86M parameters solves few of these problems in another way "
           "than by a lucky draw, and training goes through the same few hundred hands again and "
-          "again, while the paper's gain comes from hard prompts that are rarely solved.")
+          "again. The paper's gain comes from hard prompts that are rarely solved.")
 TRIED = "Neither the rule nor the settings were changed after tries."
 METHODS = {
     "grpo": ["--beta", "0"],
