@@ -260,6 +260,7 @@ def free(tmp_path, monkeypatch):
     """The whole of the study's own work, on two problems and runs that are the thinker."""
     monkeypatch.setattr(Made, "model", lambda self, run: ROOT / label_free.MODEL)
     monkeypatch.setattr(label_free, "SAMPLES", 8)
+
     def summary(self, run):
         first = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 200}
         ends = {"before": first, "after": {**first, "value": 0.6 + int(run[-1]) / 9}}
