@@ -50,6 +50,7 @@ from minipost.methods import (
     self_critical,
     sft,
     simpo,
+    step_by_step,
     trpo,
 )
 from minipost.optim import Learner
@@ -633,6 +634,23 @@ def sft_anew(mirror, cfg, first=0):
                    cfg.max_grad_norm)
 
 
+def step_by_step_anew(mirror, cfg):
+    if mirror.samples:                                      # the teacher speaks once
+        assert mirror.step == 0 and len(mirror.rows) == cfg.examples
+        asked = [p.prompt for p in mirror.problems[0]]
+        assert all(prompt[1:] == "h" for prompt in asked)   # in the mode that is worked out
+        mirror.file = [(prompt[0], row.text) for prompt, row in zip(asked, mirror.rows) if row.text]
+    rows, half, words = rows_of(mirror.encoded[0]), cfg.batch_size, Letters()
+    for k, (prompt, text) in enumerate(dealt(mirror, mirror.file, half)):
+        for row, cue, answer in ((rows[k], "", text[0]), (rows[k + half], "h", text)):
+            assert row.ids == words.prompt(prompt + cue) + words.response(answer)
+    label, rationale = (-sum(sums(mirror.policy.module, some)) / count(some)
+                        for some in (rows[:half], rows[half:]))
+    return updated(mirror, mirror.policy, label + cfg.lam * rationale, eta(mirror, cfg),
+                   cfg.max_grad_norm, examples=len(mirror.file),
+                   **{"loss/label": label, "loss/rationale": rationale})
+
+
 def flips(mirror, name, n):
     rng = random.Random(f"{mirror.seed}/{mirror.step}/{name}")
     return [-1 if rng.random() < mirror.task.noise else 1 for _ in range(n)]
@@ -1087,6 +1105,19 @@ class Chance(Steps):
                 for text, c in zip(completions, letter)]
 
 
+@dataclass(frozen=True)
+class Modes(Mixed):
+    """Answered at once by a letter, or in a mode whose prompts end in h."""
+
+    direct: bool = True
+
+    def like(self, problem):
+        return Problem(problem.prompt[0] + "h" * (not self.direct), problem.columns)
+
+    def parse(self, text):
+        return text[:1] or None
+
+
 LEARN = dict(steps=4, lr=0.02, warmup_steps=2, max_grad_norm=0.35)
 PAIRS = dict(steps=3, pairs=6, temperature=0.8, lr=0.02, max_grad_norm=0.35)
 PARTS = dict(LEARN, prompts=4, group_size=3, iterations=2, batch_size=5, temperature=0.8)
@@ -1096,6 +1127,11 @@ RATED = dict(LEARN, prompts=5, group_size=3, temperature=0.8)
 def taught(run, cfg):
     """distill.train with the run's reference for a teacher."""
     return distill.train(run, cfg, run.reference())
+
+
+def told(run, cfg):
+    """The same of step_by_step.train."""
+    return step_by_step.train(run, cfg, run.reference())
 
 
 DISTILL = dict(LEARN, batch_size=5, temperature=0.8)
@@ -1138,6 +1174,8 @@ OFF_POLICY = {
                              same=("level", *TEACHER), train=taught),
     "distill, sequence": Case(distill, dict(DISTILL, level="sequence", on_policy=0.0),
                               distill_anew, same=("mix", *TEACHER), train=taught, who=OTHER),
+    "step-by-step": Case(step_by_step, dict(DISTILL, examples=7, lam=0.6), step_by_step_anew,
+                         Modes, same=TEACHER, train=told, who=OTHER),
     "reward": Case(reward, dict(RATED, margin=0.4, center=0.1), reward_anew, Noisy),
     "reward, pairs": Case(reward, dict(RATED, margin=0.4, center=0.1), reward_anew, Listed),
     "plackett-luce": Case(plackett_luce, RATED, plackett_luce_anew, Noisy),

@@ -44,6 +44,7 @@ LOSSES = {name: module for name, module in MODULES.items() if name not in PIPELI
 
 positive = st.floats(0.1, 2.0)
 OPTIONS = {
+    "labels": st.integers(1, 9), "rationales": st.integers(1, 9),
     "count": st.integers(1, 9), "rows": st.integers(1, 9), "longest": st.integers(1, 9),
     "clip": st.floats(0.1, 0.4), "clip_low": st.floats(0.1, 0.4), "clip_high": st.floats(0.1, 0.4),
     "value_clip": positive, "value_weight": positive, "entropy_weight": positive,
@@ -120,6 +121,8 @@ def arguments(draw, name):
         elif key == "starts":
             x = mask & ((mask.cumsum(1) == 1) | (numbers(draw, shape, 0, 1) < 0.5))
         elif key == "good":
+            x = numbers(draw, (rows,), 0, 1) < 0.5
+        elif key == "told":
             x = numbers(draw, (rows,), 0, 1) < 0.5
         elif key == "given":
             x = mask & (numbers(draw, shape, 0, 1) < 0.5)
