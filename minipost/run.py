@@ -302,9 +302,14 @@ class Run:
         places = (divmod(place, len(rows)) for place in range(first, first + n))
         return [rows[shuffled(len(rows), f"{self.seed}/epoch {epoch}")[k]] for epoch, k in places]
 
-    def sample(self, problems, group_size, **options):
-        """`group_size` responses to each problem: a Rollout.  Options as in `complete`."""
-        return self.complete([self.prompt_ids(p.prompt) for p in problems], group_size, **options)
+    def sample(self, problems, group_size, begun=None, **options):
+        """`group_size` responses to each problem: a Rollout.  Options as in `complete`.
+
+        begun: the ids that the answers to each problem begin with; the Rollout's mask has the rest.
+        """
+        begun = begun or [[]] * len(problems)
+        return self.complete([self.prompt_ids(p.prompt) + ids for p, ids in zip(problems, begun)],
+                             group_size, **options)
 
     def rollout(self, problems, group_size, *, temperature, purpose="rollout", corrected=False):
         """`sample` by the policy, with `lag` an older one, with `sampler_bits` rounded: to learn.
@@ -589,17 +594,17 @@ class Run:
     # ---- the same work in every rank
 
     @torch.no_grad()
-    def for_all(self, f, seqs, outputs=1):
+    def for_all(self, f, seqs, outputs=1, whole=False):
         """What f(batch) gives for all rows, computed in shares and gathered in every rank.
 
         f returns a list of `outputs` tensors (b, t) for a micro-batch of b rows.  The result is as
-        many tensors (B, T), zero in columns beyond a micro-batch's t.
+        many tensors (B, T), zero in columns beyond a micro-batch's t.  whole: as `micro_batches`.
         """
         found = [torch.zeros(seqs.mask.shape, dtype=self.policy.dtype,
                              device=seqs.mask.device) for _ in range(outputs)]
-        for i in self.micro_batches(range(len(seqs)), seqs):
-            for whole, part in zip(found, f(seqs[i]), strict=True):
-                whole[i, : part.shape[1]] = part.to(whole.dtype)
+        for i in self.micro_batches(range(len(seqs)), seqs, whole=whole):
+            for every, part in zip(found, f(seqs[i]), strict=True):
+                every[i, : part.shape[1]] = part.to(every.dtype)
         parallel.all_reduce(*found)
         return found
 

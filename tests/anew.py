@@ -35,7 +35,10 @@ from minipost.methods import (
     gspo,
     ipo,
     kto,
+    maxrl,
     mdpo,
+    minimum_risk,
+    mixer,
     oreo,
     orm,
     orpo,
@@ -52,6 +55,7 @@ from minipost.methods import (
     self_critical,
     sft,
     simpo,
+    step_by_step,
     trpo,
     vineppo,
 )
@@ -118,9 +122,9 @@ def chances(module, rows, tau=1.0):
     return [law[range(len(row.said)), row.said] for law, row in zip(laws(module, rows, tau), rows)]
 
 
-def sums(module, rows):
+def sums(module, rows, tau=1.0):
     """The log-prob of every whole response: a list of ()."""
-    return [x.sum() for x in chances(module, rows)]
+    return [x.sum() for x in chances(module, rows, tau)]
 
 
 def worths(module, rows):
@@ -555,6 +559,54 @@ def rloo_anew(mirror, cfg):
             **described(rows, earned, g)}
 
 
+def maxrl_anew(mirror, cfg):
+    earned, g, adv = mirror.reward(mirror.rows), cfg.group_size, []
+    right = [float(r >= cfg.least) for r in earned]
+    for k, own in enumerate(right):
+        group = right[k - k % g : k - k % g + g]
+        adv.append(own * g / sum(group) - 1 if any(group) else 0.0)
+    return {**plain_gradient(mirror, cfg, adv), **described(mirror.rows, earned, g)}
+
+
+def minimum_risk_anew(mirror, cfg):
+    rows, g, loss, kinds = mirror.rows, cfg.group_size, 0.0, 0
+    earned, now = mirror.reward(rows), chances(mirror.policy.module, rows, cfg.temperature)
+    for start in range(0, len(rows), g):
+        drawn = {tuple(rows[k].said): k for k in reversed(range(start, start + g))}
+        kinds += len(drawn)
+        if len({earned[k] for k in drawn.values()}) > 1:
+            odds = {k: (now[k].sum() * cfg.alpha).exp() for k in drawn.values()}
+            loss = loss - sum(odds[k] * earned[k] for k in odds) / sum(odds.values()) / cfg.prompts
+    return {**updated(mirror, mirror.policy, loss, eta(mirror, cfg), cfg.max_grad_norm),
+            "candidates": kinds / cfg.prompts, **described(rows, earned, g)}
+
+
+def mixer_anew(mirror, cfg):
+    """The known answers, or from step `start` on what the policy made of their beginnings."""
+    g, shown = cfg.group_size, rows_of(mirror.encoded[0])
+    k = max(0, mirror.step - cfg.start + cfg.every) // cfg.every * cfg.delta
+    if not k:
+        loss = -sum(sums(mirror.policy.module, shown, cfg.temperature)) / count(shown)
+        return {**updated(mirror, mirror.policy, loss, eta(mirror, cfg), cfg.max_grad_norm),
+                "end": 0, "known": 1.0}
+    rows, told, loss = mirror.rows, 0, 0.0
+    whole = []
+    for row in rows:
+        known = shown[row.prompt]
+        begin = known.said[: max(0, len(known.said) - k)]
+        assert row.ids[known.start : row.start] == begin
+        told += len(begin)
+        whole.append(replace(row, start=known.start))
+    earned, n = mirror.reward(whole), count(whole)
+    now = chances(mirror.policy.module, whole, cfg.temperature)
+    for j, (row, logp) in enumerate(zip(rows, now)):
+        others = [earned[i] for i in range(j - j % g, j - j % g + g) if i != j]
+        size = row.start - shown[row.prompt].start
+        loss = loss - (logp[:size].sum() + (earned[j] - fmean(others)) * logp[size:].sum()) / n
+    return {**updated(mirror, mirror.policy, loss, eta(mirror, cfg), cfg.max_grad_norm),
+            "end": k, "known": told / n, **described(rows, earned, g)}
+
+
 def self_critical_anew(mirror, cfg):
     greedy = rows_of(mirror.samples[1])
     for row in greedy:
@@ -743,6 +795,23 @@ def sft_anew(mirror, cfg, first=0):
     loss = -sum(sums(mirror.policy.module, rows)) / count(rows)
     return updated(mirror, mirror.policy, loss, rated(cfg, cfg.lr, mirror.step - first),
                    cfg.max_grad_norm)
+
+
+def step_by_step_anew(mirror, cfg):
+    if mirror.samples:                                      # the teacher speaks once
+        assert mirror.step == 0 and len(mirror.rows) == cfg.examples
+        asked = [p.prompt for p in mirror.problems[0]]
+        assert all(prompt[1:] == "h" for prompt in asked)   # in the mode that is worked out
+        mirror.file = [(prompt[0], row.text) for prompt, row in zip(asked, mirror.rows) if row.text]
+    rows, half, words = rows_of(mirror.encoded[0]), cfg.batch_size, Letters()
+    for k, (prompt, text) in enumerate(dealt(mirror, mirror.file, half)):
+        for row, cue, answer in ((rows[k], "", text[0]), (rows[k + half], "h", text)):
+            assert row.ids == words.prompt(prompt + cue) + words.response(answer)
+    label, rationale = (-sum(sums(mirror.policy.module, some)) / count(some)
+                        for some in (rows[:half], rows[half:]))
+    return updated(mirror, mirror.policy, label + cfg.lam * rationale, eta(mirror, cfg),
+                   cfg.max_grad_norm, examples=len(mirror.file),
+                   **{"loss/label": label, "loss/rationale": rationale})
 
 
 def flips(mirror, name, n):
@@ -1174,6 +1243,9 @@ ON_POLICY = {
     "rloo": Case(rloo, dict(ONCE, lr=0.004, beta=0.3), rloo_anew),
     "rloo, ties": Case(rloo, dict(ONCE, steps=1, beta=0.3), rloo_anew, seed=37),
     "rloo, no KL": Case(rloo, dict(ONCE, beta=0.0), rloo_anew),
+    "maxrl": Case(maxrl, dict(ONCE, least=0.75), maxrl_anew),
+    "minimum-risk": Case(minimum_risk, dict(ONCE, alpha=0.6), minimum_risk_anew),
+    "mixer": Case(mixer, dict(ONCE, steps=4, start=1, every=2, delta=2), mixer_anew),
     "self-critical": Case(self_critical, ONCE, self_critical_anew,
                           who=("policy", "greedy")),
     "a2c": Case(a2c, dict(ONCE, gamma=0.9, lam=0.7, value_weight=0.6, entropy_weight=0.2,
@@ -1210,6 +1282,19 @@ class Labelled(Mixed):
                 for n, row in enumerate(Listed().training())]
 
 
+@dataclass(frozen=True)
+class Modes(Mixed):
+    """Answered at once by a letter, or in a mode whose prompts end in h."""
+
+    direct: bool = True
+
+    def like(self, problem):
+        return Problem(problem.prompt[0] + "h" * (not self.direct), problem.columns)
+
+    def parse(self, text):
+        return text[:1] or None
+
+
 LEARN = dict(steps=4, lr=0.02, warmup_steps=2, max_grad_norm=0.35)
 PAIRS = dict(steps=3, pairs=6, temperature=0.8, lr=0.02, max_grad_norm=0.35)
 PARTS = dict(LEARN, prompts=4, group_size=3, iterations=2, batch_size=5, temperature=0.8)
@@ -1219,6 +1304,11 @@ RATED = dict(LEARN, prompts=5, group_size=3, temperature=0.8)
 def taught(run, cfg):
     """distill.train with the run's reference for a teacher."""
     return distill.train(run, cfg, run.reference())
+
+
+def told(run, cfg):
+    """The same of step_by_step.train."""
+    return step_by_step.train(run, cfg, run.reference())
 
 
 DISTILL = dict(LEARN, batch_size=5, temperature=0.8)
@@ -1261,6 +1351,8 @@ OFF_POLICY = {
                              same=("level", *TEACHER), train=taught),
     "distill, sequence": Case(distill, dict(DISTILL, level="sequence", on_policy=0.0),
                               distill_anew, same=("mix", *TEACHER), train=taught, who=OTHER),
+    "step-by-step": Case(step_by_step, dict(DISTILL, examples=7, lam=0.6), step_by_step_anew,
+                         Modes, same=TEACHER, train=told, who=OTHER),
     "reward": Case(reward, dict(RATED, margin=0.4, center=0.1), reward_anew, Noisy),
     "reward, pairs": Case(reward, dict(RATED, margin=0.4, center=0.1), reward_anew, Listed),
     "plackett-luce": Case(plackett_luce, RATED, plackett_luce_anew, Noisy),

@@ -53,16 +53,19 @@ def sequences(rows, seed=0, vocab=11):
 
 
 class Letters:
-    """A vocabulary of single characters for toy tasks; ids 0, 1, 2 are PAD, BOS, EOS."""
+    """A vocabulary of single characters for toy tasks; ids 0, 1, 2 are PAD, BOS, EOS.
+
+    Spaces are no tokens.
+    """
 
     letters = "abcdefgh"
     pad, bos, eos, vocab_size = PAD, BOS, frozenset([EOS]), 11
 
     def prompt(self, text):
-        return [BOS, *(3 + self.letters.index(c) for c in text)]
+        return [BOS, *(3 + self.letters.index(c) for c in text if c != " ")]
 
     def response(self, text):
-        return [*(3 + self.letters.index(c) for c in text), EOS]
+        return [*self.prompt(text)[1:], EOS]
 
     def decode(self, ids):
         return "".join(self.letters[i - 3] for i in ids if i >= 3)

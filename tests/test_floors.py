@@ -36,6 +36,7 @@ OPEN = {"engine", "layout", "tasks", "datasets", "measure", "checks", "cli", "pr
 # The methods that are made of others: whose parts they take.
 MADE_OF = {
     "methods.ppo": {"sft", "reward"}, "methods.rlaif": {"sft", "ppo", "dpo"},
+    "methods.ttrl": {"grpo"}, "methods.intuitor": {"grpo"},
     "methods.r1_zero": {"grpo"}, "methods.r1": {"sft", "grpo", "reward", "r1_zero"},
     "methods.process_grpo": {"prm"}, "methods.iterative_grpo": {"sft", "reward", "grpo"},
     **{f"methods.{name}": {"dpo"} for name in ("ipo", "simpo", "orpo", "mdpo")},

@@ -37,7 +37,8 @@ ROUNDING = 4 * torch.finfo(torch.float64).eps / STEP  # of a difference of terms
 
 PIPELINES = {  # have no loss of their own: whose they use
     "rlaif": ("sft", "reward", "ppo", "dpo"), "r1_zero": ("grpo",),
-    "r1": ("sft", "grpo", "reward"), "iterative_grpo": ("sft", "reward", "grpo")}
+    "r1": ("sft", "grpo", "reward"), "iterative_grpo": ("sft", "reward", "grpo"),
+    "ttrl": ("grpo",), "intuitor": ("grpo",), "es": ()}  # the last has none
 LEARNT = ("logp", "logp_w", "logp_l", "kl", "entropy", "value", "score", "score_w", "score_l",
           "scores", "logits")
 SIDES = ("w", "l")   # of a pair: the chosen answer, the rejected one
@@ -47,6 +48,7 @@ LOSSES = {name: module for name, module in MODULES.items() if name not in PIPELI
 
 positive = st.floats(0.1, 2.0)
 OPTIONS = {
+    "labels": st.integers(1, 9), "rationales": st.integers(1, 9),
     "count": st.integers(1, 9), "rows": st.integers(1, 9), "longest": st.integers(1, 9),
     "clip": st.floats(0.1, 0.4), "clip_low": st.floats(0.1, 0.4), "clip_high": st.floats(0.1, 0.4),
     "value_clip": positive, "value_weight": positive, "entropy_weight": positive,
@@ -127,6 +129,13 @@ def arguments(draw, name):
             x = mask & (numbers(draw, shape, 0, 1) < 0.7)
         elif key == "good":
             x = numbers(draw, (rows,), 0, 1) < 0.5
+        elif key == "told":
+            x = numbers(draw, (rows,), 0, 1) < 0.5
+        elif key == "given":
+            x = mask & (numbers(draw, shape, 0, 1) < 0.5)
+        elif key == "first":                                # of each group at least one
+            x = numbers(draw, (rows,), 0, 1) < 0.5
+            x[:: options["group_size"]] = True
         elif key in ("logp_ref", "logp_held", "logp_old"):
             x = numbers(draw, shape, -6, -0.05)
         elif side in SIDES and what in ("logp", "ref"):     # log-probs of a pair

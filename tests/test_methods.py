@@ -18,6 +18,8 @@ from minipost.methods import (
     dr_grpo,
     grpo,
     gspo,
+    maxrl,
+    minimum_risk,
     plackett_luce,
     ppo,
     reinforce,
@@ -262,6 +264,8 @@ SAMPLING = {
     "reinforce_pp": (reinforce_pp, reinforce_pp.Config(**COMMON, group_size=4)),
     "a2c": (a2c, a2c.Config(**COMMON, group_size=4)),
     "ppo": (ppo, ppo.Config(**{**COMMON, "prompts": 16})),
+    "maxrl": (maxrl, maxrl.Config(**COMMON, group_size=4)),
+    "minimum_risk": (minimum_risk, minimum_risk.Config(**COMMON, group_size=4)),
     "trpo": (trpo, trpo.Config(**COMMON, group_size=4, iterations=2, tries=2, fisher=4)),
 }
 

@@ -28,7 +28,7 @@ def stepped(name, applies):
                 for prompt, text, value in zip(prompts, completions, values)]
 
     run.reward, method = Added([Part("mine", reward, {})]), methods.load(name)
-    settings = {"prompts": 6, "group_size": 4, "lr": 1e-2, "beta": 0.0, "fisher": 8}
+    settings = {"prompts": 6, "group_size": 4, "lr": 1e-2, "beta": 0.0, "fisher": 8, "least": 0.2}
     known = method.Config.__dataclass_fields__
     config = method.Config(**{k: v for k, v in settings.items() if k in known})
     before = run.policy.master.clone()

@@ -12,6 +12,7 @@ from minipost.rollout import logprobs
 from minipost.run import Run
 
 ON_POLICY = [name for name in methods.names() if methods.load(name).ON_POLICY]
+GRPOS = ("ttrl", "intuitor")     # with r1-zero, these take GRPO's steps
 NAME = "sampling_logp_difference/max"
 
 
@@ -24,7 +25,7 @@ def steps_of(name, **options):
         given_model(run)
     fields = {f.name for f in dataclasses.fields(method.Config)}
     usual = {"steps": 3, "prompts": 4, "group_size": 4, "temperature": 0.8, "epochs": 2,
-             "minibatch_size": 8, "lr": 1e-2, "format": 0.0}
+             "minibatch_size": 8, "lr": 1e-2, "format": 0.0, "least": 0.2}
     cfg = method.Config(**{k: v for k, v in usual.items() if k in fields})
     return run, method.train(run, cfg)
 
@@ -32,10 +33,10 @@ def steps_of(name, **options):
 def test_the_methods_that_learn_from_their_own_samples_are_known():
     assert {"grpo", "dapo", "dr-grpo", "reinforce", "rloo", "ppo", "trpo", "a2c", "reinforce-pp",
             "self-critical", "r1-zero", "gspo", "cispo", "sapo", "entropy", "vineppo",
-            "process-grpo"} == set(ON_POLICY)
+            "process-grpo", "minimum-risk", "maxrl", *GRPOS} == set(ON_POLICY)
     for name in methods.names():
         source = inspect.getsource(methods.load(name).module)
-        asks = "run.rollout(" in source or name == "r1-zero"  # which takes GRPO's steps
+        asks = "run.rollout(" in source or name in ("r1-zero", *GRPOS)
         assert asks == (name in ON_POLICY), name
 
 

@@ -28,7 +28,9 @@ from scripts.studies import (
     edge_of_competence,
     entropy_law,
     forgetting,
+    label_free,
     length_bias,
+    max_likelihood,
     off_policy,
     over_optimisation,
     pass_at_k,
@@ -232,6 +234,70 @@ def test_a_spurious_reward_that_moves_nothing_gains_nothing(tmp_path, monkeypatc
     assert [score.value for score in right] == [0.0] * 4 and found.rows[0][5] == "0.2500"
     other = found.data["commoner way wrong, coin"]  # which began as another model
     assert other.value != 0 and f"{other:+}" in [row[4] for row in found.rows]
+
+
+# ---- without labels
+
+def learnt(slips, fault):
+    """Scores of two seeds by hand: what the methods gain where errors slip or do not."""
+    return {(kind, algo): [[Score(x + k / 100, x - 0.02, x + 0.02, 400) for k in range(2)]
+                           for x in (0.4, 0.4 + more)]
+            for kind, gains in (("slips", slips), ("fault", fault))
+            for algo, more in zip(label_free.METHODS, gains)}
+
+
+@pytest.mark.parametrize("slips, fault, verdict", [
+    ((0.4, 0.4, 0.3), (0.5, 0.0, -0.1), "reproduced"),
+    ((0.4, 0.4, 0.3), (0.5, 0.1, 0.1), "reproduced"),
+    ((0.4, 0.4, 0.3), (0.5, 0.1, 0.4), "not reproduced"),   # certainty mends the fault
+    ((0.4, 0.4, 0.0), (0.5, 0.0, 0.0), "not reproduced"),   # and does not cure slips
+    ((0.4, 0.4, 0.3), (0.0, 0.0, 0.0), "not reproduced"),   # labels do no better
+    ((0.4, 0.0, -0.1), (0.5, 0.4, 0.4), "reversed")])
+def test_label_free_is_judged_by_what_it_cures_and_what_it_leaves(slips, fault, verdict):
+    found, sentence = label_free.judge(learnt(slips, fault))
+    assert found == verdict and f"slips: {slips[0]:+.3f}" in sentence
+
+
+def free(tmp_path, monkeypatch):
+    """The whole of the study's own work, on two problems and runs that are the thinker."""
+    monkeypatch.setattr(Made, "model", lambda self, run: ROOT / label_free.MODEL)
+    monkeypatch.setattr(label_free, "SAMPLES", 8)
+
+    def summary(self, run):
+        first = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 200}
+        ends = {"before": first, "after": {**first, "value": 0.6 + int(run[-1]) / 9}}
+        return {"all": {f"{metric}, held-out": ends for metric in ("sampled", "greedy")}}
+
+    monkeypatch.setattr(Made, "summary", summary)
+    return label_free.findings(Made(tmp_path, range(2), {"n": 2}))
+
+
+def test_pass_at_8_of_a_model_that_stays_is_as_before(tmp_path, monkeypatch):
+    found = free(tmp_path, monkeypatch)
+    assert len(found.rows) == 6 and all(row[8] == row[9] for row in found.rows)
+    assert {row[4] for row in found.rows} == {f"{(0.6 + 0.6 + 1 / 9) / 2:.3f}"}
+
+
+# ---- MaxRL
+
+def likeliest(tmp_path, monkeypatch, better=0.0):
+    """The whole of the study's own work; MaxRL's chances are higher than GRPO's by so much."""
+    monkeypatch.setattr(Made, "summary", lambda self, run: {"tokens": 1000})
+    monkeypatch.setattr(Made, "model", lambda self, run: Path(run))
+    monkeypatch.setattr(Made, "once", lambda self, name, f, model, knobs, n: [
+        0.1 + k / 100 + (better + k / 1000) * ("maxrl" in name) for k in range(n)])
+    return max_likelihood.findings(Made(tmp_path, range(2), {"n": 12}))
+
+
+@pytest.mark.parametrize("better, verdict", [(0.1, "reproduced"), (-0.09, "reversed")])
+def test_max_likelihood_is_judged_at_pass_at_8(tmp_path, monkeypatch, better, verdict):
+    found = likeliest(tmp_path, monkeypatch, better)
+    lead = np.mean([(0.9 - k / 100) ** 8 - (0.9 - k / 100 - better - k / 1000) ** 8
+                    for k in range(12)])
+    assert found.verdict == verdict and found.rows[-1][4].startswith(f"{lead:+.3f}")
+    few = {1: Score(-0.1, -0.2, -0.05, 9), 8: Score(0.1, 0.05, 0.2, 9), 64: Score(0, 0, 0, 9)}
+    assert max_likelihood.judge(few)[0] == "not reproduced"     # ahead at 8, behind at 1
+    assert max_likelihood.judge({**few, 8: Score(0.1, -0.1, 0.2, 9)})[0] == "not reproduced"
 
 
 # ---- the edge of competence
@@ -915,8 +981,10 @@ FOUND = {  # study: its whole work on a tiny setting
     "edge-of-competence": lambda *at: at_the_edge(*at, can=0.3, edge=0.9, cannot=0.0),
     "entropy-law": lambda *at: followed(entropy_law, *at),
     "forgetting": lambda *at: forgot(*at, "checkpoints/base"),
+    "label-free": lambda *at: free(*at),
     "length-bias": lambda *at: lengthened(*at, MANY, FEW, FEW),
     "off-policy": lambda *at: bounded(*at, [0.9, 0.8, 0.9], [0.6, 0.6, 0.7], [0.7, 0.7, 0.6]),
+    "max-likelihood": lambda *at: likeliest(*at),
     "over-optimisation": lambda *at: optimised(*at),
     "pass-at-k": lambda *at: at_pass_k(*at),
     "priming": lambda folder, _: priming.findings(primed(

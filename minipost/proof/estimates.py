@@ -24,7 +24,7 @@ import torch
 from minipost import methods
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
-from minipost.methods import distill, rft, sft
+from minipost.methods import distill, rft
 from minipost.proof import exact
 from minipost.proof.exact import Exact
 from minipost.proof.oracle import Dealer, Recorder, divergence, relative
@@ -211,7 +211,7 @@ def enumerate_step(estimate, run, labels=(None,)):
         step = stepper(estimate, run, label)
         for prompt, rows, orders in hands(run.world, estimate.rows):
             run.deal_hand(prompt, rows)
-            if estimate.module is sft and not run.show(rows[0]):
+            if estimate.loss == "maximum_likelihood" and not run.show(rows[0]):
                 continue
             gradient = step()
             chance = math.exp(run.log_chance) * orders / len(run.world.prompts)

@@ -310,11 +310,12 @@ class Dealer(Run):
             return super().problems(1, again) * n
         return [Problem(self.world.prompts[self.hand[0]])] * n
 
-    def sample(self, problems, group_size, *, temperature=1.0, module=None, **options):
+    def sample(self, problems, group_size, begun=None, *, temperature=1.0, module=None, **options):
+        """What is dealt are whole answers: with a hand, none is begun."""
         module = module or self.sampler or self.policy.module
         if self.hand is None or temperature == 0:
-            return super().sample(problems, group_size, temperature=temperature, module=module,
-                                  **options)
+            return super().sample(problems, group_size, begun, temperature=temperature,
+                                  module=module, **options)
         prompt, rows = self.hand
         if len(rows) != len(problems) * group_size:
             raise MinipostError(f"{len(rows)} answers in the hand; the step asks for "

@@ -490,6 +490,28 @@ def _(ours, logp, entropy, value, adv, *rest, **options):
 
 
 @exhibit(
+    "one noise for all matrices", "VsonicV/es-at-scale#46",
+    "The seed of a policy was set anew for every parameter, so matrices of one shape were moved "
+    "alike and the cloud of policies was flat.",
+    "minipost.methods.es:noise",
+    "test_es.py::test_noise_is_normal_its_own_for_each_weight_and_the_same_again")
+def _(ours, name, params):
+    return torch.cat([ours(name, [p]) for p in params])
+
+
+@exhibit(
+    "one over the group left out", "tajwarfahim/maxrl#1",
+    "MaxRL's advantage was not divided by the number of answers, and somebody asked: where it is "
+    "summed over answers, as in the paper's algorithm, the step grows with the group.",
+    "minipost.methods.maxrl:over_mean",
+    "test_proof.py::test_the_mean_step_is_what_it_is_proved_to_be[maxrl]",
+    "test_maxrl.py::test_the_mean_step_is_the_series_of_pass_at_k_up_to_one_less_than_the_group",
+    "test_maxrl.py::test_advantages_of_a_group")
+def _(ours, right, group_size):
+    return ours(right, group_size) * group_size
+
+
+@exhibit(
     "constraint not checked", "joschu/modular_rl#29",
     "TRPO's line search looked at the gain alone, so a step could be as large as it liked.",
     "minipost.methods.trpo:line_search",

@@ -1,0 +1,71 @@
+"""Intuitor: the model's own certainty for a reward (Zhao et al. 2025, arxiv.org/abs/2505.19590).
+
+Nobody says what is right.  An answer is paid for how far the policy's distributions along it are
+from uniform over the vocabulary V, its self-certainty:
+
+    u = (1/|y|) sum_t KL(U || pi_t) = -(1/|y|) sum_t (1/|V|) sum_j log(|V| pi_t(j))         (eq. 3)
+
+GRPO (methods/grpo.py has the loss and its gradient) learns from u, which counts as a number: its
+own derivative is not taken.  The group's mean and deviation are taken away, so neither a shift nor
+a scale of u matters.  The paper's own code leaves log |V| out.
+
+Certainty helps where what the model is sure of is right.  Where it is sure of an error, it learns
+to be surer: `make study-label-free`.  And a text that is easy to be sure of is paid for whatever it
+says, so the reward can be gamed.  `accuracy` is logged by the task's reward, and nothing
+learns from it.
+
+Where we differ from the paper: the KL's weight is 0 by default (0.005 there), and ids that no
+text can have are not in V.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from minipost.methods import grpo
+from minipost.ops import row_means, spread
+from minipost.rollout import distribution
+
+TASK = "arithmetic"
+METRIC = "sampled"
+SCORED = False
+ON_POLICY = True
+TRACE = ("reward", "accuracy", "entropy", "completions/mean_length")
+PROOF = "takes the steps of grpo; only the reward is the policy's certainty"
+
+
+@dataclass(frozen=True)
+class Config(grpo.Config):
+    """GRPO on the certainty of the policy's own distributions."""
+
+    steps: int = 12             # rollouts to learn from
+    prompts: int = 32           # prompts per rollout (P)
+    beta: float = 0.0           # weight of the KL to the starting policy (beta)
+
+
+def certainty(logp_all):
+    """KL(U || p) of each distribution, over the ids that have a chance.  (N, V) -> (N,)"""
+    known = logp_all > -torch.inf
+    size = known.sum(-1).to(logp_all)
+    return -logp_all.where(known, 0.0).sum(-1) / size - size.log()
+
+
+def self_certainty(run, rollout, temperature):
+    """The mean certainty along each answer.  (B,)"""
+    def of(batch):
+        return [spread(certainty(distribution(run.policy.module, batch, temperature)), batch.mask)]
+
+    found, = run.for_all(of, rollout, whole=True)
+    return row_means(found, rollout.mask)
+
+
+def train(run, cfg):
+    """GRPO on self-certainty.  Yields metrics per step."""
+    seen = {}
+
+    def score(problems, rollout):
+        seen["accuracy"] = float(run.grade(problems, rollout).mean())       # learns nothing
+        return self_certainty(run, rollout, cfg.temperature).to(rollout.logp)
+
+    for metrics in grpo.train(run, cfg, score):
+        yield {**metrics, **seen}
