@@ -37,7 +37,11 @@ OPEN = {"engine", "layout", "tasks", "datasets", "measure", "checks", "cli", "pr
 MADE_OF = {
     "methods.ppo": {"sft", "reward"}, "methods.rlaif": {"sft", "ppo", "dpo"},
     "methods.r1_zero": {"grpo"}, "methods.r1": {"sft", "grpo", "reward", "r1_zero"},
+    "methods.gdpo": {"grpo", "r1_zero"}, "methods.math_shepherd": {"prm"},
+    "methods.iterated_rlhf": {"sft", "reward", "ppo"},
+    "methods.direct_rlaif": {"sft", "grpo", "rlaif"},
     **{f"methods.{name}": {"dpo"} for name in ("ipo", "simpo", "orpo", "mdpo")},
+    "methods.rpo": {"dpo", "reward"},
 }
 
 

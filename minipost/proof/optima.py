@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from minipost import ops
 from minipost.gpt import RewardModel
-from minipost.methods import dpo, grpo, ipo, kto, mdpo, oreo, ppo, reinforce_pp, rloo
+from minipost.methods import dpo, grpo, ipo, kto, mdpo, oreo, ppo, reinforce_pp, rloo, rpo
 from minipost.proof.estimates import EXACT, Estimate, dealer, enumerate_step
 from minipost.proof.exact import BETA
 from minipost.proof.oracle import (
@@ -73,6 +73,8 @@ AT_OPTIMUM = [
                "the same"),
     Stationary("dpo", dict(pairs=1, beta=BETA), 2, "the mean step",
                "labels being Bradley-Terry's, pi* is the model that made them", LABELS),
+    Stationary("rpo", dict(pairs=1, beta=BETA, eta=1.0), 2, "every step",
+               "the gap of implied rewards is that of rewards on every pair"),
     Stationary("ipo", dict(pairs=1, tau=BETA), 2, "",
                "its optimum is that of the chance to win, not of the reward", LABELS),
     Stationary("mdpo", dict(prompts=1, group_size=1, beta=BETA), 2, "",
@@ -205,6 +207,14 @@ def certain(lead):
     return (lead > 0).double()
 
 
+def rpo_field(g, critic):
+    """The mean over the pairs of ref, whose rewards are known."""
+    i, j, chance = g.pairs()
+    values = each(rpo.loss, g.logp[i], g.logp[j], g.logp_ref[i], g.logp_ref[j], g.mask[i],
+                  g.mask[j], g.reward[i] - g.reward[j], beta=BETA, eta=1.0)
+    return (chance * values).sum()
+
+
 def dpo_loss_of(*rows, count):
     return dpo.loss(*rows, beta=BETA, count=count)
 
@@ -278,6 +288,7 @@ LEADS = {
     "grpo --kl k3": Lead(partial(grpo_field, k3=True), None, "the same with the other KL"),
     "dpo": Lead(pair_field(dpo_loss_of, torch.sigmoid), best_of, "labels are Bradley-Terry's"),
     "dpo, sure labels": Lead(pair_field(dpo_loss_of, certain), None, ENDLESS),
+    "rpo": Lead(rpo_field, best_of, "it is told the gap of rewards, with eta = 1"),
     "mdpo": Lead(mdpo_field, None, ENDLESS),
     "ipo": Lead(pair_field(ipo_loss_of, torch.sigmoid), chance_to_win,
                 "its own optimum has the chance to win in place of the reward"),
