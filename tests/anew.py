@@ -977,12 +977,32 @@ def prm_anew(mirror, cfg):
 
 
 def math_shepherd_anew(mirror, cfg):
-    rows, earned, found, labels, wrong = mirror.rows, mirror.reward(mirror.rows), [], [], []
+    if mirror.samples:
+        mirror.data, mirror.known = annotated(mirror, cfg)
+    assert bool(mirror.samples) == (mirror.step == 0)
+    rows = [mirror.data[k] for k in dealt(mirror, range(len(mirror.data)), cfg.batch_size)]
+    found = []
+    for s, (_, ended) in zip(marks(mirror.scorer.module, [row for row, _ in rows]), rows):
+        found += [entropic(s[t], y) for t, y in ended.items()]
+    return updated(mirror, mirror.scorer, sum(x for x, _ in found) / len(found),
+                   eta(mirror, cfg), cfg.max_grad_norm,
+        accuracy=fmean(hit for _, hit in found), **mirror.known)
+
+
+def annotated(mirror, cfg):
+    """The answers, hot and not, with the label of each place in them; what is logged of those."""
+    hot, cool = map(rows_of, mirror.samples)
+    assert len(hot) == cfg.prompts // 2 * cfg.group_size
+    asked = [mirror.problems[k][row.prompt] for k, side in enumerate((hot, cool)) for row in side]
+    rows, earned, labels, wrong = [*hot, *cool], [], [], []
+    for row, problem in zip(rows, asked):
+        earned += mirror.task.reward([problem.prompt], [row.text],
+                                     letter=[problem.columns["letter"]])
     places = [(k, t) for k, row in enumerate(rows) for t, i in enumerate(row.said[:-1])
               if Letters().decode([i]) == "h"]
     worth, sound = {}, {}
     for k, t in places:
-        letter = mirror.problems[0][rows[k].prompt].columns["letter"]
+        letter = asked[k].columns["letter"]
         steps = Letters().decode(rows[k].said[: t + 1]).split("h")[:-1]
         sound[k, t] = float(all(letter in step for step in steps))
     if cfg.estimation == "exact":
@@ -996,24 +1016,22 @@ def math_shepherd_anew(mirror, cfg):
         for row, logp in zip(ends, chances(mirror.policy.module, ends, heat)):
             assert (row.old - logp.detach()).abs().max() < 1e-5
         for m, (k, t) in enumerate(places):
-            asked = mirror.problems[0][rows[k].prompt]
-            values = []
+            problem, values = asked[k], []
             for end in ends[m * cfg.rollouts : (m + 1) * cfg.rollouts]:
                 said = (rows[k].said[: t + 1] + end.said)[: mirror.longest]
                 values += mirror.task.reward(
-                    [asked.prompt], [Letters().decode([i for i in said if i != EOS])],
-                    letter=[asked.columns["letter"]])
+                    [problem.prompt], [Letters().decode([i for i in said if i != EOS])],
+                    letter=[problem.columns["letter"]])
             worth[k, t] = max(values) if cfg.estimation == "hard" else fmean(values)
-    for k, (s, whole) in enumerate(zip(marks(mirror.scorer.module, rows), earned)):
-        ended = {t: y for (j, t), y in worth.items() if j == k} | {len(rows[k].said) - 1: whole}
-        found += [entropic(s[t], y) for t, y in ended.items()]
+    data = []
+    for k, (row, whole) in enumerate(zip(rows, earned)):
+        ended = {t: y for (j, t), y in worth.items() if j == k} | {len(row.said) - 1: whole}
+        data.append((row, ended))
         labels += ended.values()
     for place, y in worth.items():
         wrong.append(0.5 if y == 0.5 else float((y > 0.5) != (sound[place] > 0.5)))
-    return updated(mirror, mirror.scorer, sum(x for x, _ in found) / len(found),
-                   eta(mirror, cfg), cfg.max_grad_norm,
-        accuracy=fmean(hit for _, hit in found), right=fmean(labels),
-        temperature=cooled(cfg, mirror.step), **({"label_error": fmean(wrong)} if wrong else {}))
+    assert wrong
+    return data, {"right": fmean(labels), "label_error": fmean(wrong)}
 
 
 # ---- the cases
@@ -1188,10 +1206,11 @@ OFF_POLICY = {
     "prm": Case(prm, dict(RATED, hot=1.7), prm_anew, Chance, same=("last_only", "aggregate")),
     "prm, last": Case(prm, dict(RATED, hot=1.7, last_only=True), prm_anew, Chance,
                       same=("aggregate",)),
-    "math-shepherd": Case(math_shepherd, dict(RATED, hot=1.7, rollouts=3), math_shepherd_anew,
-                          Chance, same=("aggregate", "estimation")),
+    "math-shepherd": Case(math_shepherd, dict(RATED, hot=1.7, rollouts=3, batch_size=7),
+                          math_shepherd_anew, Chance, same=("aggregate", "estimation")),
     **{f"math-shepherd, {how}": Case(
-        math_shepherd, dict(RATED, hot=1.7, estimation=how, rollouts=2), math_shepherd_anew, Chance,
+        math_shepherd, dict(RATED, hot=1.7, estimation=how, rollouts=2, batch_size=7),
+        math_shepherd_anew, Chance,
         same=("aggregate",))
        for how in ("soft", "exact")},
 }
@@ -1310,7 +1329,10 @@ def sampled_by(mirror, case, cfg):
         if who == "greedy":
             assert heat == 0
             continue
-        assert heat == (cooled(cfg, mirror.step) if hasattr(cfg, "hot") else cfg.temperature)
+        if case.module is math_shepherd:
+            assert heat == (cfg.hot, cfg.temperature)[k]
+        else:
+            assert heat == (cooled(cfg, mirror.step) if hasattr(cfg, "hot") else cfg.temperature)
         module = mirror.policy.module if who == "policy" else mirror.reference
         rows = rows_of(rollout)
         for row, logp in zip(rows, chances(module, rows, heat)):

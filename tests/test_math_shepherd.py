@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from fakes import Echo, Letters, Steps, make_run, rollout_of
+from fakes import Echo, Letters, Steps, drive, make_run, rollout_of
 
 from minipost.methods import math_shepherd, prm
 from minipost.proof import estimates
@@ -86,24 +86,47 @@ def test_a_task_that_cannot_check_steps_is_labelled_all_the_same():
         step_end = "h"
 
     run = make(Lines(), max_new_tokens=6)
-    metrics = next(math_shepherd.train(run, Config(prompts=6, rollouts=2)))
+    metrics = next(math_shepherd.train(run, Config(prompts=6, rollouts=2, batch_size=12)))
     assert metrics["loss"] > 0 and "label_error" not in metrics
     found = math_shepherd.measure(run, {"held-out": Lines().heldout(4)}, Config())["held-out"]
     assert "pair accuracy" in found and "step accuracy" not in found
 
 
+def never(*_):
+    raise AssertionError("nothing is to be completed")
+
+
 def test_answers_without_a_step_are_an_outcome_models():
-    """Then nothing is completed, and the gradient is that of prm.py at the last token alone."""
-    grads = []
-    for module, cfg in ((math_shepherd, Config(prompts=4, group_size=3, hot=1.0)),
-                        (prm, prm.Config(prompts=4, group_size=3, hot=1.0, last_only=True))):
-        run = make(Echo(), max_new_tokens=4)        # no letter is Echo's end of a step
-        model = prm.scorers.scorer(run)
-        with torch.no_grad():
-            model.module.score.weight.normal_(generator=torch.Generator().manual_seed(0))
-        model.step = lambda *_, model=model: grads.append(model.grad.clone()) or 1.0
-        next(module.train(run, cfg))
-    assert grads[0].norm() > 1e-3 and torch.allclose(*grads, atol=1e-12)
+    """Then nothing is completed, and only the last token counts, for what its answer is worth."""
+    run = make(Echo(), max_new_tokens=4)            # no letter is Echo's end of a step
+    cfg = Config(prompts=5, group_size=3, hot=2.0)
+    problems = run.problems(5)
+    rollout, mask, right, known = math_shepherd.annotated(run, cfg, never)
+    assert len(rollout) == 15 and torch.equal(mask, prm.final(rollout.mask))
+    texts = run.texts(rollout)
+    for row, k in enumerate(rollout.prompt.tolist()):
+        assert k == row // 3                        # though hot answers and others are drawn apart
+        expected, = Echo().reward([""], [texts[row]], [problems[k].columns["letter"]])
+        assert float(right[row][mask[row]]) == pytest.approx(expected)
+    assert known == {"right": pytest.approx(float(right[mask].mean()))}
+
+
+def test_half_of_the_answers_are_hot_and_a_resumed_run_has_the_same_and_counts_them_once():
+    runs, found, cfg = [make(), make()], [], Config(prompts=4, group_size=2, rollouts=2, hot=3.0,
+                                                    batch_size=4)
+    heats, sample = [], runs[0].sample
+    runs[0].sample = lambda *args, **options: heats.append(
+        options["temperature"]) or sample(*args, **options)
+    drive(runs[0], math_shepherd.train(runs[0], cfg), 2)
+    assert heats == [3.0, 1.0]
+    tensors, facts = runs[0].state()
+    runs[1].restore({key: x.clone() for key, x in tensors.items()}, facts)
+    for run in runs:
+        found.append(drive(run, math_shepherd.train(run, cfg), 1) if run is runs[1] else None)
+    tokens = runs[0].tokens
+    runs[0] = make()
+    whole = drive(runs[0], math_shepherd.train(runs[0], cfg), 3)
+    assert found[1] == whole[2:] and runs[1].tokens == tokens == runs[0].tokens
 
 
 (ESTIMATE,) = (e for e in estimates.ESTIMATES if e.name == "math-shepherd")
@@ -139,4 +162,5 @@ def test_real_completions_are_unbiased():
 
 def test_the_step_is_made_on_completions_in_the_proofs_too():
     run = dealer(World(4, 3))
-    assert stepper(replace(ESTIMATE, config=dict(ESTIMATE.config, group_size=8)), run)().norm() > 0
+    assert stepper(replace(ESTIMATE, config=dict(ESTIMATE.config, group_size=8,
+                                                 batch_size=8)), run)().norm() > 0

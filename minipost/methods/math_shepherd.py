@@ -17,10 +17,12 @@ would make, for every N.  Hard labels do not: if a completion is right with chan
 1 - (1 - q)^N.  It calls a right step wrong where N is small, and a wrong one right where N is
 large and a second mistake may undo the first.
 
-Where we differ: the completer is the policy itself, the paper's is a model of its own.  Answers are
-sampled hot at first, as in prm.py; completions are sampled at `--temperature`.  Where the task can
-check steps, `label_error` is how many labels are on the wrong side, and `--estimation exact` learns
-from the truth instead: a step is right if it and all before it are.
+As in the paper the answers are labelled once, before the first step, and gone through in epochs.
+Half of them are sampled hot, since few steps of a good policy are wrong (prm.py says more).
+
+Where we differ: the completer is the policy itself, the paper's is a model of its own.  Where the
+task can check steps, `label_error` is how many labels are on the wrong side, and `--estimation
+exact` learns from the truth instead: a step is right if it and all before it are.
 """
 
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ from minipost.errors import Descent, Schedule
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.methods import prm
-from minipost.rollout import step_scores
+from minipost.rollout import concat, step_scores
 from minipost.run import REWARD_MODEL
 
 TASK = "arithmetic"
@@ -41,7 +43,8 @@ LARGE_LR = 1e-5
 SCORED = False
 EXPORTS = {REWARD_MODEL: "model"}
 TRACE = ("loss", "accuracy", "label_error")
-PROOF = [dict(config=dict(prompts=1, group_size=1, rollouts=2, hot=1.0, estimation="soft"), rows=1,
+PROOF = [dict(config=dict(prompts=1, group_size=1, batch_size=1, rollouts=2, hot=1.0,
+                          estimation="soft"), rows=1,
               loss="value_entropy", factor=1.0,
               why="exact but for the division by the number of steps", divisor="marks",
               learner=REWARD_MODEL)]
@@ -51,13 +54,14 @@ PROOF = [dict(config=dict(prompts=1, group_size=1, rollouts=2, hot=1.0, estimati
 class Config(Descent):
     """A verifier of steps, from what becomes of answers that are completed from each of them."""
 
-    steps: int = 100            # gradient steps
-    prompts: int = 16           # prompts per step
+    steps: int = 110            # gradient steps
+    prompts: int = 1024         # prompts whose answers are labelled
     group_size: int = 2         # answers to each prompt
+    batch_size: int = 128       # answers per gradient step
     rollouts: int = 4           # completions from the end of each step (N)
     estimation: Literal["hard", "soft", "exact"] = "hard"  # one is right, their share, or the truth
-    hot: float = 1.6            # sampling temperature of the answers in the first half
-    temperature: float = 1.0    # of the completions, and of the answers at the end (tau)
+    hot: float = 1.6            # sampling temperature of half of the answers
+    temperature: float = 1.0    # of the others, and of the completions (tau)
     aggregate: Literal["min", "last", "product"] = "min"  # a solution's chance from its steps'
     lr: float = 4e-4            # peak learning rate (eta); it ends at zero
     schedule: Schedule = "cosine"  # of the learning rate after the warm-up
@@ -112,29 +116,44 @@ def measure(run, splits, cfg):
     return prm.report(
         run, splits, cfg.aggregate,
         lambda rollout: step_ends(run, rollout) | prm.final(rollout.mask),
-        None if run.task.check_steps is None else lambda *args: truth(run, *args))
+        None if run.task.check_steps is None else lambda problems, rollout: truth(
+            run, problems, rollout))
+
+
+def annotated(run, cfg, complete):
+    """The answers, where a score counts, the labels, and what is known of these as metrics."""
+    problems, parts = run.problems(cfg.prompts), []
+    middle = cfg.prompts // 2
+    for some, heat in ((problems[:middle], cfg.hot), (problems[middle:], cfg.temperature)):
+        if some:
+            parts.append(run.sample(some, cfg.group_size, temperature=heat,
+                                    purpose=f"answers at {heat}"))
+    rollout = concat(parts, run.vocabulary.pad)
+    steps = step_ends(run, rollout)                                         # (B, T)
+    right = labels(run, problems, rollout, steps, cfg, complete)            # (B, T)
+    mask = steps | prm.final(rollout.mask)
+    known = {"right": float(right[mask].mean())}
+    if run.task.check_steps is not None and steps.any():
+        hit = prm.hits(right - 0.5, truth(run, problems, rollout))[steps]
+        known["label_error"] = 1 - float(hit.double().mean())
+    return rollout, mask, right, known
 
 
 def train(run, cfg, complete=roll_out):
-    """answers -> completions from each step -> labels -> scores -> loss -> update."""
-    model = scorers.scorer(run)
+    """answers -> completions from each step -> labels; then scores -> loss -> update."""
+    model, tokens = scorers.scorer(run), run.tokens
+    with run.at(0):     # a resumed run labels the same answers again
+        rollout, mask, right, known = annotated(run, cfg, complete)
+    if run.step:
+        run.tokens = tokens     # it has counted them
     while True:
-        problems, heat = run.problems(cfg.prompts), prm.cooled(cfg, run.step)
-        rollout = run.sample(problems, cfg.group_size, temperature=heat)
-        steps = step_ends(run, rollout)                                     # (B, T)
-        right = labels(run, problems, rollout, steps, cfg, complete)        # (B, T)
-        mask, meter = steps | prm.final(rollout.mask), Meter("loss", "accuracy")
-        for i in run.micro_batches(range(len(rollout)), rollout):
+        rows = run.deal(range(len(rollout)), cfg.batch_size)
+        count, meter = int(mask[rows].sum()), Meter("loss", "accuracy")
+        for i in run.micro_batches(rows, rollout):
             batch, *labelled = rollout.take(i, right, mask)
-            value, stats = prm.loss(step_scores(model.module, batch), *labelled,
-                                    count=int(mask.sum()))
+            value, stats = prm.loss(step_scores(model.module, batch), *labelled, count=count)
             value.backward()
             meter.add(**stats)
-        known = {}
-        if run.task.check_steps is not None and steps.any():
-            hit = prm.hits(right - 0.5, truth(run, problems, rollout))[steps]
-            known = {"label_error": 1 - float(hit.double().mean())}
         rate = cfg.rate(cfg.lr, run.step)
         norm = model.step(rate, cfg.max_grad_norm, cfg.weight_decay)
-        yield {**meter.means(), **known, "right": float(right[mask].mean()), "temperature": heat,
-               "grad_norm": norm, "learning_rate": rate}
+        yield {**meter.means(), **known, "grad_norm": norm, "learning_rate": rate}

@@ -149,7 +149,8 @@ def labels(run, problems, rollout, last_only):
 def measure(run, splits, cfg):
     """scorers.report on the log-odds of whole solutions, and how well steps are told apart."""
     return report(run, splits, cfg.aggregate, lambda rollout: marks(run, rollout, cfg.last_only),
-                  None if cfg.last_only else lambda *args: labels(run, *args, False))
+                  None if cfg.last_only else lambda problems, rollout: labels(
+                      run, problems, rollout, False))
 
 
 def report(run, splits, how, marked, truth):

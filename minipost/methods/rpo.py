@@ -60,7 +60,7 @@ def loss(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, gap, *, beta, eta, count)
     u, wanted = dpo.lead(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, beta), eta * gap
     value = sum((torch.sigmoid(s * wanted) * (logsigmoid(s * wanted) - logsigmoid(s * u))).sum()
                 for s in (1, -1)) / count
-    return value, {"loss": value.detach(), "gap": gap.sum() / count, **dpo.margins(u, count)}
+    return value, {"loss": value.detach(), **dpo.margins(u, count)}
 
 
 def loss_grad(logp_w, logp_l, ref_w, ref_l, mask_w, mask_l, gap, *, beta, eta, count):
@@ -118,7 +118,7 @@ def train(run, cfg, label=preferences.by_reward):
         pairs, gap = draw(run, cfg)
         count, sides = len(pairs), (pairs.chosen, pairs.rejected)
         refs = [run.logprobs(reference, side) for side in sides]
-        meter = Meter("loss", "gap", "rewards/margins", "rewards/accuracies")
+        meter = Meter("loss", "rewards/margins", "rewards/accuracies")
         for i in run.micro_batches(range(count), *sides):
             batch, ref = preferences.take_pairs(pairs, i, refs)
             logp = logprobs_of_each(policy.module, (batch.chosen, batch.rejected))
@@ -127,4 +127,5 @@ def train(run, cfg, label=preferences.by_reward):
             value.backward()
             meter.add(**stats)
         norm = policy.step(rate, cfg.max_grad_norm, cfg.weight_decay) if count else 0.0
-        yield {**meter.means(), "pairs": count, "grad_norm": norm, "learning_rate": rate}
+        yield {**meter.means(), "gap": float(gap.double().mean()) if count else 0.0,
+               "pairs": count, "grad_norm": norm, "learning_rate": rate}
