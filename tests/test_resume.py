@@ -88,13 +88,18 @@ def test_stopped_after_every_step(command, tmp_path, tiny, wide, reward, capsys,
     stop_everywhere(command(algo, *flags), tmp_path, capsys, stopping, STEPS)
 
 
-@pytest.mark.parametrize("recipe, total", [("ppo", 6), ("rlaif", 6), ("rlaif --learner dpo", 4)])
+@pytest.mark.parametrize("recipe, total", [
+    ("ppo", 6), ("rlaif", 6), ("rlaif --learner dpo", 4), ("iterated-rlhf --rounds 2", 6),
+    ("direct-rlaif", 4)])
 def test_stopped_in_every_stage(command, tmp_path, wide, capsys, stopping, recipe, total):
     """Fine-tuning, reward model, PPO: two steps each, stopped within and between them."""
     algo, *flags = recipe.split()
     flags += ["--steps", 2, "--save-every", 0, *STAGES, "--model", wide]
-    flags += ["--judge", wide] if algo == "rlaif" else []
-    flags += [] if "dpo" in flags else ["--reward-steps", 2, "--prompts", 9, "--minibatch-size", 4]
+    flags += ["--judge", wide] if "rlaif" in algo else []
+    if algo == "direct-rlaif":
+        flags += ["--prompts", 3, "--group-size", 2]
+    elif "dpo" not in flags:
+        flags += ["--reward-steps", 2, "--prompts", 9, "--minibatch-size", 4]
     arguments = command(algo, *flags)
     stop_everywhere(arguments, tmp_path, capsys, stopping, total)
     checkpoint.load(tmp_path / "whole/model")
