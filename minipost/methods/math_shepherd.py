@@ -38,6 +38,7 @@ from minipost.rollout import concat, step_scores
 from minipost.run import REWARD_MODEL
 
 TASK = "arithmetic"
+KNOBS = {"terms": 4}      # short answers, since each is completed from every step
 METRIC = "pair accuracy"
 LARGE_LR = 1e-5
 SCORED = False
