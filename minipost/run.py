@@ -557,8 +557,10 @@ class Run:
                                 f"completion {self.texts(rollout)[row][:40]!r}")
         return score
 
-    def score_by(self, model):
+    def score_by(self, model, module=None):
         """Let `score` ask this reward model, normalised on samples of the policy as it is now.
+
+        module: who gives these samples in the policy's place.
 
         Preferences determine a score only up to a shift, and nothing fixes its scale.  So it is
         shifted and scaled to mean 0 and deviation 1 (Ziegler et al. 2019, arxiv.org/abs/1909.08593,
@@ -568,7 +570,7 @@ class Run:
         self.reward_model = self.frozen(REWARD_MODEL, lambda: copy.deepcopy(model))
         if not saved:
             rollout = self.sample(self.problems(128, again=1), 2, temperature=1.0,
-                                  purpose="normalise")
+                                  purpose="normalise", module=module)
             scores = self.finite_scores(rollout)
             if not scores.std() > 0:
                 raise MinipostError(f"the reward model scores {len(scores)} answers of the policy "

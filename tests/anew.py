@@ -27,6 +27,7 @@ from minipost.errors import Descent
 from minipost.methods import (
     a2c,
     cispo,
+    clicks,
     dapo,
     distill,
     dpo,
@@ -35,6 +36,7 @@ from minipost.methods import (
     gspo,
     ipo,
     kto,
+    math_shepherd,
     maxrl,
     mdpo,
     minimum_risk,
@@ -51,6 +53,7 @@ from minipost.methods import (
     reward,
     rft,
     rloo,
+    rpo,
     sapo,
     self_critical,
     sft,
@@ -190,6 +193,7 @@ class Mirror:
         # what the run made in this step, and at which temperatures it sampled
         self.samples, self.encoded, self.problems, self.heats = [], [], [], []
         self.branches = []
+        self.completed = []     # beginnings of answers, and what the run made of them
 
     def reward(self, rows, sample=0):
         """The exact reward of some answers to the problems of one sample."""
@@ -892,6 +896,25 @@ def dpo_anew(mirror, cfg):
     return pairwise(mirror, cfg, of_pair, lead)
 
 
+def rpo_anew(mirror, cfg):
+    rows, loss, lead, told = mirror.rows, 0.0, [], []
+    earned = mirror.reward(rows)
+    kept = [(k, k + 1) if earned[k] > earned[k + 1] else (k + 1, k) for k in range(0, len(rows), 2)
+            if earned[k] != earned[k + 1] and rows[k].said != rows[k + 1].said]
+    drift = [a - b.detach() for a, b in zip(sums(mirror.policy.module, rows),
+                                            sums(mirror.reference, rows))]
+    for w, v in kept:
+        a = torch.sigmoid(cfg.beta * (drift[w] - drift[v]))
+        b = 1 / (1 + math.exp(-cfg.eta * (earned[w] - earned[v])))
+        loss = loss + (b * (b / a).log() + (1 - b) * ((1 - b) / (1 - a)).log()) / len(kept)
+        lead.append(float(cfg.beta * (drift[w] - drift[v]).detach()))
+        told.append(earned[w] - earned[v])
+    return updated(mirror, mirror.policy, loss, eta(mirror, cfg), cfg.max_grad_norm,
+                   pairs=len(kept), gap=fmean(told), **{
+                       "rewards/margins": fmean(lead),
+                       "rewards/accuracies": fmean((x > 0) + (x == 0) / 2 for x in lead)})
+
+
 def ipo_anew(mirror, cfg):
     return pairwise(mirror, cfg, lambda w, v: (w[1] - v[1] - 1 / (2 * cfg.tau)) ** 2,
                     lambda w, v: cfg.tau * (w[1] - v[1]))
@@ -1126,6 +1149,34 @@ def entropic(s, y):
     return -(y * p.log() + (1 - y) * (1 - p).log()), float((s > 0) == (y > 0.5))
 
 
+def clicks_anew(mirror, cfg):
+    g, rows, loss, tops, all_ = cfg.group_size, mirror.rows, 0, 0, 0
+    earned = mirror.reward(rows)
+    users = random.Random(f"{mirror.seed}/{mirror.step}/users")
+    shuffle = random.Random(f"{mirror.seed}/{mirror.step}/lists")
+    scored = score(mirror, rows)
+    keys = [shuffle.random() if cfg.shown == "random" else float(row.old.sum()) for row in rows]
+    for start in range(0, len(rows), g):
+        here = range(start, start + g)
+        order = sorted(here, key=lambda k: (-keys[k], k))
+        for i in here:
+            better = sum((earned[i] > earned[j]) + (earned[i] == earned[j]) / 2
+                         for j in here if j != i) / (g - 1)
+            looked = (order.index(i) + 1) ** -cfg.eta
+            if users.random() >= looked or users.random() >= 0.1 + 0.9 * better:
+                continue
+            if users.expovariate(1 / (10 + 50 * better)) < cfg.dwell:
+                continue
+            all_, tops = all_ + 1, tops + (order[0] == i)
+            weight = 1 / looked if cfg.correct == "propensity" else 1.0
+            for j in here:
+                if j != i:
+                    loss = loss + weight * softplus(scored[j] - scored[i]) / cfg.prompts
+    assert all_
+    return updated(mirror, mirror.scorer, loss, eta(mirror, cfg), cfg.max_grad_norm,
+                   clicks=all_ / cfg.prompts, top=tops / all_)
+
+
 def orm_anew(mirror, cfg):
     rows, earned = mirror.rows, mirror.reward(mirror.rows)
     found = [entropic(s, y) for s, y in zip(score(mirror, rows), earned)]
@@ -1157,6 +1208,64 @@ def prm_anew(mirror, cfg):
                    eta(mirror, cfg), cfg.max_grad_norm,
         accuracy=fmean(hit for _, hit in found), right=fmean(labels),
         temperature=cooled(cfg, mirror.step))
+
+
+def math_shepherd_anew(mirror, cfg):
+    if mirror.samples:
+        mirror.data, mirror.known = annotated(mirror, cfg)
+    assert bool(mirror.samples) == (mirror.step == 0)
+    rows = [mirror.data[k] for k in dealt(mirror, range(len(mirror.data)), cfg.batch_size)]
+    found = []
+    for s, (_, ended) in zip(marks(mirror.scorer.module, [row for row, _ in rows]), rows):
+        found += [entropic(s[t], y) for t, y in ended.items()]
+    return updated(mirror, mirror.scorer, sum(x for x, _ in found) / len(found),
+                   eta(mirror, cfg), cfg.max_grad_norm,
+        accuracy=fmean(hit for _, hit in found), **mirror.known)
+
+
+def annotated(mirror, cfg):
+    """The answers, hot and not, with the label of each place in them; what is logged of those."""
+    hot, cool = map(rows_of, mirror.samples)
+    assert len(hot) == cfg.prompts // 2 * cfg.group_size
+    asked = [mirror.problems[k][row.prompt] for k, side in enumerate((hot, cool)) for row in side]
+    rows, earned, labels, wrong = [*hot, *cool], [], [], []
+    for row, problem in zip(rows, asked):
+        earned += mirror.task.reward([problem.prompt], [row.text],
+                                     letter=[problem.columns["letter"]])
+    places = [(k, t) for k, row in enumerate(rows) for t, i in enumerate(row.said[:-1])
+              if Letters().decode([i]) == "h"]
+    worth, sound = {}, {}
+    for k, t in places:
+        letter = asked[k].columns["letter"]
+        steps = Letters().decode(rows[k].said[: t + 1]).split("h")[:-1]
+        sound[k, t] = float(all(letter in step for step in steps))
+    if cfg.estimation == "exact":
+        assert not mirror.completed
+        worth = sound
+    else:
+        (begun, rollout, heat), = mirror.completed
+        assert begun == [rows[k].ids[: rows[k].start + t + 1] for k, t in places]
+        assert heat == cfg.temperature
+        ends = rows_of(rollout)
+        for row, logp in zip(ends, chances(mirror.policy.module, ends, heat)):
+            assert (row.old - logp.detach()).abs().max() < 1e-5
+        for m, (k, t) in enumerate(places):
+            problem, values = asked[k], []
+            for end in ends[m * cfg.rollouts : (m + 1) * cfg.rollouts]:
+                said = (rows[k].said[: t + 1] + end.said)[: mirror.longest]
+                values += mirror.task.reward(
+                    [problem.prompt], [Letters().decode([i for i in said if i != EOS])],
+                    letter=[problem.columns["letter"]])
+            worth[k, t] = max(values) if cfg.estimation == "hard" else fmean(values)
+    data = []
+    for k, (row, whole) in enumerate(zip(rows, earned)):
+        ended = {t: y for (j, t), y in worth.items() if j == k} | {len(row.said) - 1: whole}
+        data.append((row, ended))
+        labels += ended.values()
+    for place, y in worth.items():
+        wrong.append(0.5 if y == 0.5 else float((y > 0.5) != (sound[place] > 0.5)))
+    assert wrong
+    return data, {"right": fmean(labels), "label_error": fmean(wrong)}
 
 
 # ---- the cases
@@ -1323,6 +1432,8 @@ OFF_POLICY = {
                                   robust=True), dpo_anew, Noisy, who=OTHER),
     "dpo, pairs": Case(dpo, dict(PAIRS, beta=0.3, label_smoothing=0.2, likeliest=0.7), dpo_anew,
                        Listed, same=("robust",)),
+    "rpo": Case(rpo, dict(PAIRS, beta=0.3, eta=0.8), rpo_anew, who=OTHER,
+                same=("reward_steps",)),
     "ipo": Case(ipo, dict(PAIRS, tau=0.3, likeliest=0.7), ipo_anew, Noisy, who=OTHER),
     "simpo": Case(simpo, dict(PAIRS, beta=2.0, gamma=0.7, likeliest=0.7), simpo_anew, Noisy,
                   who=OTHER),
@@ -1357,9 +1468,20 @@ OFF_POLICY = {
     "reward, pairs": Case(reward, dict(RATED, margin=0.4, center=0.1), reward_anew, Listed),
     "plackett-luce": Case(plackett_luce, RATED, plackett_luce_anew, Noisy),
     "orm": Case(orm, RATED, orm_anew, Chance),
+    "clicks": Case(clicks, dict(RATED, eta=0.7, dwell=9.0), clicks_anew,
+                   same=("shown", "correct")),
+    "clicks, random, as they are": Case(clicks, dict(RATED, eta=0.7, dwell=9.0, shown="random",
+                                                     correct="none"), clicks_anew),
     "prm": Case(prm, dict(RATED, hot=1.7), prm_anew, Chance, same=("last_only", "aggregate")),
     "prm, last": Case(prm, dict(RATED, hot=1.7, last_only=True), prm_anew, Chance,
                       same=("aggregate",)),
+    "math-shepherd": Case(math_shepherd, dict(RATED, hot=1.7, rollouts=3, batch_size=7),
+                          math_shepherd_anew, Chance, same=("aggregate", "estimation")),
+    **{f"math-shepherd, {how}": Case(
+        math_shepherd, dict(RATED, hot=1.7, estimation=how, rollouts=2, batch_size=7),
+        math_shepherd_anew, Chance,
+        same=("aggregate",))
+       for how in ("soft", "exact")},
 }
 
 
@@ -1434,13 +1556,15 @@ def watch(run, mirror):
         mirror.encoded.append(seqs)
         return seqs
 
-    def completed(prompts, *args, **options):
+    def finished(prompts, *args, **options):
         rollout = complete(prompts, *args, **options)
         if options.get("purpose") == "branches":
             mirror.branches.append(rollout)
+        if options.get("purpose") == "roll-outs":
+            mirror.completed.append((prompts, rollout, options["temperature"]))
         return rollout
 
-    run.sample, run.encode, run.complete = sampled, encoded, completed
+    run.sample, run.encode, run.complete = sampled, encoded, finished
 
 
 def compare(case, tolerance=1e-9):
@@ -1459,7 +1583,7 @@ def compare(case, tolerance=1e-9):
         same_weights(run, mirror, tolerance)
         logged.append(metrics)
         for made in (mirror.samples, mirror.problems, mirror.encoded, mirror.heats,
-                     mirror.branches):
+                     mirror.branches, mirror.completed):
             made.clear()
         mirror.step += 1
     return run, logged
@@ -1492,7 +1616,10 @@ def sampled_by(mirror, case, cfg):
         if who == "greedy":
             assert heat == 0
             continue
-        assert heat == (cooled(cfg, mirror.step) if hasattr(cfg, "hot") else cfg.temperature)
+        if case.module is math_shepherd:
+            assert heat == (cfg.hot, cfg.temperature)[k]
+        else:
+            assert heat == (cooled(cfg, mirror.step) if hasattr(cfg, "hot") else cfg.temperature)
         module = mirror.policy.module if who == "policy" else mirror.reference
         rows = rows_of(rollout)
         for row, logp in zip(rows, chances(module, rows, heat)):

@@ -185,7 +185,8 @@ def test_a_loss_names_the_tensor_that_has_a_wrong_shape(name):
     for wrong in wanted:
         given = {argument: torch.ones([sizes[axis] for axis in axes.split()], dtype=torch.bool
                                       if argument.startswith((
-                                          "mask", "good", "starts", "kept", "first", "given", "told"))
+                                          "mask", "good", "starts", "kept", "first", "given",
+                                          "told"))
                                       else torch.float64)
                  for argument, axes in wanted.items()}
         given[wrong] = given[wrong][..., None].expand(*given[wrong].shape, 2)

@@ -39,7 +39,11 @@ MADE_OF = {
     "methods.ttrl": {"grpo"}, "methods.intuitor": {"grpo"},
     "methods.r1_zero": {"grpo"}, "methods.r1": {"sft", "grpo", "reward", "r1_zero"},
     "methods.process_grpo": {"prm"}, "methods.iterative_grpo": {"sft", "reward", "grpo"},
+    "methods.gdpo": {"grpo", "r1_zero"}, "methods.math_shepherd": {"prm"},
+    "methods.iterated_rlhf": {"sft", "reward", "ppo"},
+    "methods.direct_rlaif": {"sft", "grpo", "rlaif"},
     **{f"methods.{name}": {"dpo"} for name in ("ipo", "simpo", "orpo", "mdpo")},
+    "methods.rpo": {"dpo", "reward"},
 }
 
 

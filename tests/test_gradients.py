@@ -38,6 +38,8 @@ ROUNDING = 4 * torch.finfo(torch.float64).eps / STEP  # of a difference of terms
 PIPELINES = {  # have no loss of their own: whose they use
     "rlaif": ("sft", "reward", "ppo", "dpo"), "r1_zero": ("grpo",),
     "r1": ("sft", "grpo", "reward"), "iterative_grpo": ("sft", "reward", "grpo"),
+    "math_shepherd": ("prm",), "gdpo": ("grpo",), "iterated_rlhf": ("sft", "reward", "ppo"),
+    "direct_rlaif": ("sft", "grpo"),
     "ttrl": ("grpo",), "intuitor": ("grpo",), "es": ()}  # the last has none
 LEARNT = ("logp", "logp_w", "logp_l", "kl", "entropy", "value", "score", "score_w", "score_l",
           "scores", "logits")
@@ -58,7 +60,7 @@ OPTIONS = {
     "z0": st.floats(0.0, 2.0), "label_smoothing": st.floats(0.0, 0.4), "robust": st.booleans(),
     "group_size": st.integers(1, 3), "mix": st.sampled_from([0.0, 0.3, 0.5, 1.0]),
     "mean": st.sampled_from(["tokens", "answers"]), "cap": st.floats(1.1, 2.5),
-    "correct": st.sampled_from(get_args(grpo.Correct)),
+    "correct": st.sampled_from(get_args(grpo.Correct)), "eta": positive,
 }
 
 
@@ -156,6 +158,10 @@ def arguments(draw, name):
             x = numbers(draw, shape, -4, 4)
         elif key == "right":
             x = numbers(draw, shape, 0, 1)
+        elif key == "gap":
+            x = numbers(draw, (rows,), -3, 3)
+        elif key == "weights":
+            x = numbers(draw, tensors["scores"].shape, 0, 4)
         elif key in ("scores", "logits"):
             x = numbers(draw, (rows, draw(st.integers(2, 4))), -3, 3)
         elif key == "logq_all":

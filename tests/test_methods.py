@@ -123,8 +123,10 @@ LARGER = {
     "ppo": dict(prompts=6, minibatch_size=6), "oreo": dict(group_size=5, batch_size=5),
     "rft": dict(group_size=6, batch_size=6),
     "reward": dict(prompts=3, group_size=3), "plackett-luce": dict(prompts=3, group_size=3),
-    "orm": dict(group_size=5), "prm": dict(group_size=5), "mdpo": dict(prompts=3, group_size=2),
-    **dict.fromkeys(("dpo", "ipo", "simpo", "orpo"), dict(pairs=5)),
+    "orm": dict(group_size=5), "prm": dict(group_size=5),
+    "math-shepherd": dict(group_size=5, batch_size=5), "clicks": dict(prompts=3, group_size=3),
+    "mdpo": dict(prompts=3, group_size=2),
+    **dict.fromkeys(("dpo", "ipo", "simpo", "orpo", "rpo"), dict(pairs=5)),
 }
 
 

@@ -157,12 +157,13 @@ def divergence(cfg, seen):
     return seen.kl if cfg.kl == "exact" else ops.kl_k3(seen.logp, seen.logp_ref)
 
 
-def train(run, cfg, score=None, first=0):
+def train(run, cfg, score=None, first=0, advantages=ops.group_normalised):
     """prompts -> rollout -> rewards -> advantages -> loss -> update.  Yields metrics per step.
 
     score(problems, rollout) -> (B,) what learns, the run's own score if None.  An answer without a
     reward (NaN) counts for nothing but the KL.
     first: the step of the run at which this begins, where other stages come before.
+    advantages(reward, group_size) -> (B,)
     """
     policy, score = run.policy, score or partial(run.score, none=True)
     reference = run.reference() if cfg.beta else None
@@ -172,7 +173,7 @@ def train(run, cfg, score=None, first=0):
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature,
                               corrected=cfg.correct not in ("clip", "none"))
         reward = score(problems, rollout)                               # (B,)
-        adv = ops.group_normalised(reward, cfg.group_size)                  # (B,)
+        adv = advantages(reward, cfg.group_size)                            # (B,)
         run.keep(problems, rollout, reward, adv)
 
         meter, updates = Meter("loss", "kl", "clip_ratio"), []

@@ -24,7 +24,7 @@ import torch
 from minipost import methods
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
-from minipost.methods import distill, rft
+from minipost.methods import clicks, distill, math_shepherd, rft, sft
 from minipost.proof import exact
 from minipost.proof.exact import Exact
 from minipost.proof.oracle import Dealer, Recorder, divergence, relative
@@ -46,6 +46,7 @@ AIMS = {  # names of the losses of exact.py in the tables; "its loss" if a metho
     "minus_reward": "J", "minus_regularised": "J_b", "maximum_likelihood": "likelihood",
     "centred_bradley_terry": "Bradley-Terry", "bradley_terry": "Plackett-Luce",
     "outcome_entropy": "cross-entropy", "step_entropy": "cross-entropy",
+    "value_entropy": "cross-entropy", "click_ranking": "ranking",
     "minus_success": "P(right)", "forward_kl": "forward KL", "reverse_kl": "reverse KL",
 }
 LENGTHS = "exact but for the division by the rollout's own tokens"
@@ -144,6 +145,10 @@ def stepper(estimate, run, label=None):
         options["label"] = label
     if module is distill:
         options["teacher"] = run.world.reference
+    if module is math_shepherd:
+        options["complete"] = completed
+    if module is clicks:
+        options["browse"] = browsed
 
     def step():
         run.carried = {"baseline": BASELINE}
@@ -157,6 +162,29 @@ def stepper(estimate, run, label=None):
         return learner.seen
 
     return step
+
+
+def completed(run, problems, rollout, places, cfg):
+    """math_shepherd.roll_out; of a hand, the mean over all completions in place of some.  (M, 1)"""
+    if run.hand is None:
+        return math_shepherd.roll_out(run, problems, rollout, places, cfg)
+    world, found = run.world, []
+    tokens, mask = world.seqs.tokens, world.seqs.mask
+    chance = world.log_chance(run.policy.module).detach().exp().flatten()
+    for row, column in places:
+        begun = rollout.tokens[row, : column + 2]
+        after = mask[:, column] & (tokens[:, : column + 2] == begun).all(1)
+        found.append((chance * world.reward.flatten())[after].sum() / chance[after].sum())
+    return torch.stack(found)[:, None]
+
+
+def browsed(run, reward, place, cfg):
+    """clicks.browse; of a hand, the mean weight over all users.  (P, G)"""
+    if run.hand is None:
+        return clicks.browse(run, reward, place, cfg)
+    looked = clicks.attraction(reward).double()
+    counted = looked.apply_(lambda worth: clicks.chance(worth, cfg.dwell))
+    return clicks.weigh(counted * clicks.propensity(place, cfg.eta), place, cfg)
 
 
 def divisor_of(estimate, run, prompt, rows):

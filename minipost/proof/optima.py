@@ -28,6 +28,7 @@ from minipost.methods import (
     process_grpo,
     reinforce_pp,
     rloo,
+    rpo,
 )
 from minipost.proof.estimates import EXACT, Estimate, dealer, enumerate_step
 from minipost.proof.exact import BETA
@@ -89,6 +90,8 @@ AT_OPTIMUM = [
                "right steps are paid for, whatever the answer is worth"),
     Stationary("dpo", dict(pairs=1, beta=BETA), 2, "the mean step",
                "labels being Bradley-Terry's, pi* is the model that made them", LABELS),
+    Stationary("rpo", dict(pairs=1, beta=BETA, eta=1.0), 2, "every step",
+               "the gap of implied rewards is that of rewards on every pair"),
     Stationary("ipo", dict(pairs=1, tau=BETA), 2, "",
                "its optimum is that of the chance to win, not of the reward", LABELS),
     Stationary("mdpo", dict(prompts=1, group_size=1, beta=BETA), 2, "",
@@ -239,6 +242,14 @@ def certain(lead):
     return (lead > 0).double()
 
 
+def rpo_field(g, critic):
+    """The mean over the pairs of ref, whose rewards are known."""
+    i, j, chance = g.pairs()
+    values = each(rpo.loss, g.logp[i], g.logp[j], g.logp_ref[i], g.logp_ref[j], g.mask[i],
+                  g.mask[j], g.reward[i] - g.reward[j], beta=BETA, eta=1.0)
+    return (chance * values).sum()
+
+
 def dpo_loss_of(*rows, count):
     return dpo.loss(*rows, beta=BETA, count=count)
 
@@ -314,6 +325,7 @@ LEADS = {
                          "groups of two: steps count by their place; KL in each state"),
     "dpo": Lead(pair_field(dpo_loss_of, torch.sigmoid), best_of, "labels are Bradley-Terry's"),
     "dpo, sure labels": Lead(pair_field(dpo_loss_of, certain), None, ENDLESS),
+    "rpo": Lead(rpo_field, best_of, "it is told the gap of rewards, with eta = 1"),
     "mdpo": Lead(mdpo_field, None, ENDLESS),
     "ipo": Lead(pair_field(ipo_loss_of, torch.sigmoid), chance_to_win,
                 "its own optimum has the chance to win in place of the reward"),

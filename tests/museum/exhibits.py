@@ -620,6 +620,60 @@ def _(ours, model, seqs):
 
 
 @exhibit(
+    "tokens without a label are right", "huggingface/trl#2127",
+    "The mark of a token without a label (-100) was cast to True, so nearly all tokens taught the "
+    "process reward model to call them right, and its accuracy began high.",
+    "minipost.methods.math_shepherd:step_ends",
+    "test_math_shepherd.py::"
+    "test_an_answer_goes_on_from_the_token_that_ends_a_step_and_is_judged_whole")
+def _(ours, run, rollout):
+    return rollout.mask & (ours(run, rollout) | (rollout.mask.cumsum(1) < 2))
+
+
+@exhibit(
+    "clicks times the chance to be seen", "facebookresearch/StarSpace#252",
+    "Asked what to do about the bias of positions, the answer was to weigh an example by the "
+    "chance that its place is looked at; that doubles the bias, which dividing by it removes.",
+    "minipost.methods.clicks:weigh",
+    "test_clicks.py::test_the_mean_weight_is_the_answers_own_wherever_it_stands",
+    "test_proof.py::test_the_mean_step_is_what_it_is_proved_to_be[clicks]")
+def _(ours, clicked, place, cfg):
+    from minipost.methods.clicks import propensity
+    return clicked * propensity(place, cfg.eta)
+
+
+@exhibit(
+    "normalised on the policy of the day", "vwxyzjn/lm-human-preference-details#8",
+    "After the reward model had learnt, its score was normalised on answers of the network that it "
+    "was made of and not of the fixed reference, so what a nat of KL costs moved with it.",
+    "minipost.run:Run.score_by",
+    "test_iterated_rlhf.py::test_in_every_round_the_references_answers_have_score_0_and_deviation_1")
+def _(ours, run, model, module=None):
+    return ours(run, model)
+
+
+@exhibit(
+    "judge asked in one order", "harness/harness-evals#10",
+    "The answer of a run always stood first before the judge, and judges favour the first place.",
+    "minipost.methods.direct_rlaif:mean_lead",
+    "test_direct_rlaif.py::test_a_judge_that_sees_places_alone_gives_every_answer_nothing")
+def _(ours, lead, group_size):
+    return lead.sum(2).flatten() / (group_size - 1)
+
+
+@exhibit(
+    "one rule that does not apply spoils all", "modelscope/ms-swift#8123",
+    "Rewards that are normalised apart took the plain mean of the group, so one None made all "
+    "advantages NaN; training went on and learnt nothing.",
+    "minipost.methods.gdpo:apart",
+    "test_gdpo.py::test_a_rule_that_ties_or_does_not_apply_says_nothing")
+def _(ours, found, weights, group_size):
+    parts = [w * found[name].view(-1, group_size) for name, w in weights.items()]
+    return sum((x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-4)
+               for x in parts).flatten()
+
+
+@exhibit(
     "score read before EOS", "huggingface/transformers#35352",
     "The first token with the id of padding was taken for its beginning; where that is EOS too, "
     "the score is read before it.",
