@@ -185,8 +185,8 @@ def written(vocabulary, prompt, answer, **how):
     if isinstance(answer, Turns):  # each is encoded alone, as it is sampled or put in
         pieces = [vocabulary.response(part, **how)[:-1] for part in answer.parts]
         learnt = [k % 2 == 0 for k, piece in enumerate(pieces) for _ in piece]
-        return (vocabulary.prompt(prompt, **how), [*sum(pieces, []), vocabulary.end],
-                [*learnt, True])
+        return (vocabulary.prompt(prompt, **how),
+                [*sum(pieces, []), *vocabulary.response("", **how)], [*learnt, True])
     ids = vocabulary.response(answer, **how)
     return vocabulary.prompt(prompt, **how), ids, [True] * len(ids)
 

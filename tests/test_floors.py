@@ -36,7 +36,8 @@ OPEN = {"engine", "layout", "tasks", "datasets", "measure", "checks", "cli", "pr
 # The methods that are made of others: whose parts they take.
 MADE_OF = {
     "methods.ppo": {"sft", "reward"}, "methods.rlaif": {"sft", "ppo", "dpo"},
-    "methods.tool_use": {"sft", "grpo"}, "methods.r1_zero": {"grpo"}, "methods.r1": {"sft", "grpo", "reward", "r1_zero"},
+    "methods.r1_zero": {"grpo"}, "methods.r1": {"sft", "grpo", "reward", "r1_zero"},
+    "methods.tool_use": {"sft", "grpo"},
     **{f"methods.{name}": {"dpo"} for name in ("ipo", "simpo", "orpo", "mdpo")},
 }
 

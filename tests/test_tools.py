@@ -1,6 +1,7 @@
 """Answers in which a tool has a say: what is masked, what is recorded, where they end."""
 
 import pickle
+import random
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ class Caller(Echo):
         return 2 * problem.prompt
 
 
-def calling(seed=3, **options):
+def calling(seed=1, **options):
     """A run of a network that calls often."""
     model = tiny(seed=seed)
     return make_run(Caller(), model, **{"max_new_tokens": 12, **options})
@@ -89,7 +90,7 @@ def test_log_probs_are_those_that_training_computes(temperature):
 def test_grpos_gradient_is_of_the_policys_tokens_alone():
     """Against a loop over the tokens that it chose, each behind all that was written before."""
     run = calling()
-    rollout = run.rollout(run.task.heldout(2), 4, temperature=1.0)
+    rollout = run.rollout(run.task.heldout(4), 4, temperature=1.0)
     adv, model = randn(1, len(rollout)), run.policy.module
     assert int(observations(rollout).sum()) > 2
     count = int(rollout.mask.sum())
@@ -109,7 +110,7 @@ def test_grpos_gradient_is_of_the_policys_tokens_alone():
 
 
 def test_without_calls_it_is_the_rollout_of_a_task_without_a_tool():
-    run, plain = calling(), make_run(Echo(), tiny(seed=3), max_new_tokens=12)
+    run, plain = calling(), make_run(Echo(), tiny(seed=1), max_new_tokens=12)
     run.task.call_end = "no token holds this"
     a, b = (each.sample(each.task.heldout(4), 4, temperature=1.0) for each in (run, plain))
     for name in ("tokens", "mask", "logp", "prompt", "finished"):
@@ -123,7 +124,7 @@ def test_the_same_seed_samples_the_same_and_only_sampled_tokens_count():
     a, b = calling(), calling()
     x, y = (each.sample(each.task.heldout(4), 4, temperature=1.0) for each in (a, b))
     assert torch.equal(x.tokens, y.tokens) and a.tokens == int(x.mask.sum()) < len(x) * 12
-    other = calling(seed=3)
+    other = calling()
     other.seed = 1
     assert not torch.equal(other.sample(other.task.heldout(4), 4, temperature=1.0).tokens, x.tokens)
 
@@ -299,8 +300,8 @@ def test_a_demonstration_is_masked_as_a_rollout_of_the_same_text_is(base):
     task = Calculator(calls=0.5)
     run = Run(Learner(model), words, task, task.reward, max_new_tokens=96)
     problems = task.heldout(6)
-    said = [task.demonstrate(p) for p in problems]
-    assert {len(text.parts) for text in said} > {1}
+    said = [task.demonstrate(p, random.Random(k)) for k, p in enumerate(problems)]
+    assert len({len(text.parts) for text in said}) > 2
     for problem, text in zip(problems, said):
         assert len(text.parts) % 2 and text == "".join(text.parts)
         for k, part in enumerate(text.parts):
@@ -338,7 +339,7 @@ def opened(x, fill):
 
 @pytest.mark.parametrize("gamma, lam", [(1.0, 1.0), (0.9, 0.8)])
 def test_advantages_pass_an_observation_as_if_it_were_not_there(gamma, lam):
-    reward, value, mask = stretches(5)
+    reward, value, mask = stretches(5, rows=30)
     plain = gae(reward.where(mask, 0.0), value, mask, gamma, lam)
     holed = gae(opened(reward.where(mask, 0.0), 7.0), opened(value, 5.0),
                 opened(mask, False), gamma, lam)
@@ -348,7 +349,7 @@ def test_advantages_pass_an_observation_as_if_it_were_not_there(gamma, lam):
 
 
 def test_returns_pass_an_observation_as_if_it_were_not_there():
-    _, ratio, mask = stretches(6)
+    _, ratio, mask = stretches(6, rows=30)
     reward = randn(3, len(mask))
     plain = reinforce_pp.returns(reward, ratio.where(mask, 0.0), mask, 0.3)
     holed = reinforce_pp.returns(reward, opened(ratio.where(mask, 0.0), 0.0),
@@ -373,5 +374,5 @@ def test_actions_begin_at_the_policys_own_tokens():
 
 @pytest.mark.parametrize("module", [rft, r1])
 def test_methods_that_learn_whole_texts_refuse_a_tool(module):
-    with pytest.raises(MinipostError, match="in those of the task caller a tool has a say; choose tool-use"):
+    with pytest.raises(MinipostError, match="of the task caller a tool has a say; choose tool-use"):
         module.check(calling(), module.Config())

@@ -4,8 +4,8 @@ arxiv.org/abs/2210.03629; in RL as in Search-R1, Jin et al. 2025, arxiv.org/abs/
 An answer is thoughts and calls of a tool in turn.  What the tool writes, the observation, stands in
 the answer and is no choice of the policy.  With O the places of observations
 
-    cold start   L = -(1/N) sum_{t not in O} log pi(y_t | x, y_<t)        the form of a call (sft.py)
-    RL           L = -(1/N) sum_{t not in O} min(rho_t A, clip(rho_t, 1-eps, 1+eps) A)     (grpo.py)
+    cold start   L = -(1/N) sum_{t not in O} log pi(y_t | x, y_<t)       the form of a call (sft.py)
+    RL           L = -(1/N) sum_{t not in O} min(rho_t A, clip(rho_t, 1-eps, 1+eps) A)    (grpo.py)
 
     dL/dlogp_t = what those files say at t not in O, N counting these alone;   0 at t in O
 

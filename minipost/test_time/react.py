@@ -88,8 +88,8 @@ def arms(problems, tools, cfg):
     """Yield the Arms without the tool, with it, and with one that answers other questions."""
     task = tools.task
     needed(task)
-    alone = {"no tool": lambda: [found for found in tools.sample([p.prompt for p in problems], 1)]}
-    ways = {**alone, "tool": lambda: act(problems, tools, right(task), cfg.calls),
+    ways = {"no tool": lambda: tools.sample([p.prompt for p in problems], 1),
+            "tool": lambda: act(problems, tools, right(task), cfg.calls),
             "wrong tool": lambda: act(problems, tools, wrong(task), cfg.calls)}
     for name, way in ways.items():
         start, pieces = tools.tokens, way()

@@ -157,8 +157,8 @@ def _(ours, reward, size):
 
 @exhibit(
     "observation tokens trained on", "verl-project/verl#4412",
-    "The mask of the labels went by the length of the response, so what a tool had written in it was "
-    "learnt like what the policy had chosen.",
+    "The mask of the labels went by the length of the response, so what a tool had written in it "
+    "was learnt like what the policy had chosen.",
     "minipost.datasets.tools:Answer.add",
     "test_tools.py::test_the_mask_leaves_out_what_the_tool_wrote_and_nothing_else",
     "test_tools.py::test_a_call_is_answered_and_the_answer_goes_on",
@@ -169,8 +169,8 @@ def _(ours, answer, ids, logp, chosen):
 
 @exhibit(
     "advantages end at an observation", "verl-project/verl#2337",
-    "GAE began anew at every token off the mask, so no call in front of an observation was paid for "
-    "what came of it; others let each token of a tool discount the reward.",
+    "GAE began anew at every token off the mask, so no call in front of an observation was paid "
+    "for what came of it; others let each token of a tool discount the reward.",
     "minipost.ops:gae",
     "test_tools.py::test_advantages_pass_an_observation_as_if_it_were_not_there",
     "test_tools.py::test_returns_pass_an_observation_as_if_it_were_not_there")
