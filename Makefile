@@ -3,7 +3,7 @@
 #   make demo-grpo          train, and see before and after on held-out problems (any method: demo-NAME)
 #   make demo-grpo STEPS=5  the same, cut short
 #   make demo-grpo-long     the same on sums twice as long, six minutes
-#   make demo-dialogue      a dialogue of several turns, by SFT on the assistant's turns
+#   make demo-dialogue      dialogues of several turns, by SFT on the assistant's turns alone
 #   make demo-tot           a test-time method, before and after (N=20: on so many problems)
 #   make demos              every method's demo and one table; LINES=10 trims what each one prints
 #   make test               the whole suite
@@ -61,12 +61,7 @@ $(VENV)/.%: $(VENV)/.core
 	@$(INSTALL) -e ".[$*]"
 	@touch $@
 
-$(addprefix demo-,$(TEST_TIME)): # A task, taught by SFT.
-demo-dialogue: $(VENV)/.core
-	@$(BIN)/python -m minipost.train --algo sft --task dialogue --max-new-tokens 8 --steps $(or $(STEPS),600) \
-	  --out runs/demo-dialogue --overwrite
-
-demo-%: $(VENV)/.core
+$(addprefix demo-,$(TEST_TIME)): demo-%: $(VENV)/.core
 	@$(BIN)/python -m minipost.evaluate --method $* --out runs/demo-$* $(if $(N),--n $(N))
 
 # Sums twice as long, of which the model gets one in ten right before.
@@ -77,8 +72,8 @@ demo-grpo-long: $(VENV)/.core
 
 # A task, taught by SFT.
 demo-dialogue: $(VENV)/.core
-	@$(BIN)/python -m minipost.train --algo sft --task dialogue --max-new-tokens 8 --steps $(or $(STEPS),600) \
-	  --out runs/demo-dialogue --overwrite
+	@$(BIN)/python -m minipost.train --algo sft --task dialogue --turns 4 --max-new-tokens 8 \
+	  --steps $(or $(STEPS),300) --out runs/demo-dialogue --overwrite
 
 demo-%: $(VENV)/.core
 	@$(BIN)/python -m minipost.train --algo $* --out runs/demo-$* --overwrite $(if $(STEPS),--steps $(STEPS))
