@@ -27,8 +27,7 @@ def replayed(said):
             a, b = question[:-1].split("+")
             given.append(int(a) + int(b))
         else:
-            n = int(question[5:-1])
-            given.append(given[-1] + (n if question.startswith("plus") else -n))
+            given.append(given[-1] + int(question[:-1]))
     return given
 
 
@@ -43,10 +42,6 @@ def test_answers_follow_from_the_turns():
         assert lines[::2] == [f"User: {q}" for q, _ in said[: cut + 1]]
         assert lines[1::2] == [f"Bot: {n}" for n in answers[:cut]] + ["Bot:"]
         assert task.reward([""], [f" {answers[cut]}\n"], answer=[answers[cut]]) == [1.0]
-        numbers = [int(n) for q, _ in said for n in re.findall("[0-9]+", q)]
-        assert is_held_out(numbers) == (problem in task.heldout(200))
-        if is_held_out(numbers):
-            break
     assert {p.columns["cut"] for p in task.sample(99, random.Random(1))} == {0, 1, 2, 3, 4}
 
 
@@ -56,7 +51,7 @@ def test_no_training_dialogue_is_held_out():
     def numbers(problem):
         return [int(n) for q, _ in problem.columns["said"] for n in re.findall("[0-9]+", q)]
 
-    assert all(is_held_out(numbers(p)) for rows in (task.heldout(99),) for p in rows)
+    assert all(is_held_out(numbers(p)) for p in task.heldout(99))
     assert not any(is_held_out(numbers(p)) for p in task.sample(99, random.Random(0)))
 
 
@@ -69,8 +64,8 @@ def test_the_splits_differ_in_what_the_last_turn_needs():
         assert whole.prompt.endswith("\n" + alone.prompt) and alone.prompt.count("User:") == 1
         assert whole.columns["answer"] == alone.columns["answer"]
     last = [p.prompt.split("\n")[-2] for p in needy]
-    assert all(re.fullmatch("User: (plus [0-9]+|less [0-9]+|back)[?]", line) for line in last)
-    assert {line.split()[1] for line in last} == {"plus", "less", "back?"}
+    assert all(re.fullmatch("User: ([+-][1-9]|back)[?]", line) for line in last)
+    assert {line.split()[1][0] for line in last} == {"+", "-", "b"}
     assert all(re.search("User: [0-9]+[+][0-9]+[?]\nBot:$", p.prompt) for p in free)
 
 
@@ -148,7 +143,7 @@ def test_in_a_template_the_assistants_turns_alone_are_learnt(chatty, name):
         said, cut = problem.columns["said"], problem.columns["cut"]
         assert isinstance(problem.prompt, Messages) and len(problem.prompt.turns) == 2 * cut + 1
         text, pieces = learnt(run, problem)
-        assert text.count("plus") == sum("plus" in q for q, _ in said)
+        assert text.count("back") == sum("back" in q for q, _ in said)
         assert [re.sub("<[^>]*>", "", piece).strip() for piece in pieces] == [
             str(n) for _, n in said[cut:]]
         assert all(words.ending in piece for piece in pieces) and words.ending

@@ -60,7 +60,7 @@ def with_tool(complete, vocabulary, task, problems, prompts, group_size, room, s
                                                strict=True):
             left = room - len(answer.ids)
             answer.add(targets[mask][:left].tolist(), logp[mask][:left].tolist(), True)
-            if answer.ids[-1] in stop and len(answer.ids) < room:
+            if answer.ids[-1] in stop:
                 called.append(answer)
         going = []
         for answer in called:

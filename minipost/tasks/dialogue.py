@@ -2,13 +2,13 @@
 
     User: 14+5?
     Bot: 19
-    User: plus 8?
+    User: +8?
     Bot: 27
     User: back?
     Bot: 19
 
-"14+5?" needs no earlier turn.  "plus 8?" and "less 8?" need the answer before, "back?" the one
-before that.  All answers are within 0..99.
+"14+5?" needs no earlier turn.  "+8?" and "-8?" need the answer before, "back?" the one before that.
+All answers are within 0..99.
 
 A problem is a dialogue up to a turn of the user, and the completion is what the assistant says
 there, " 27" and a line break.  A demonstration goes on with the turns that follow: the assistant's
@@ -28,8 +28,8 @@ from minipost.tasks import answers
 from minipost.tasks.arithmetic import LIMIT
 from minipost.tasks.base import MOST_HELD_OUT, Problem, Task, is_held_out, within
 
-MOST = 20  # the largest number that is added or taken away
-FRESH = 40  # the largest number of a sum that needs no earlier turn
+MOST = 9    # the largest number that is added or taken away
+FRESH = 90  # the largest number that a dialogue begins with, or begins again
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Dialogue(Task):
         """n held-out dialogues whose last turn needs an earlier one, or needs none."""
         rng = random.Random(f"held-out {self.turns} {needy}")
         return islice((said for said in self._draws(rng, held=True)
-                       if ("+" not in said[-1][0]) == needy), min(n, MOST_HELD_OUT))
+                       if said[-1][0][0].isdigit() != needy), min(n, MOST_HELD_OUT))
 
     def _problem(self, said, cut):
         prompt = "".join(f"{asked(question)} {answer}\n" for question, answer in said[:cut])
@@ -117,16 +117,13 @@ def asked(question):
 
 def turn(rng, given):
     """(the user's next turn, its answer, the numbers in it) after these answers."""
-    kind = rng.choice(("fresh", "plus", "less", "plus", "less", "back"))
+    kind = rng.choice(("fresh", "more", "more", "more", "more", "back"))
     if not given or kind == "fresh":
-        a, b = rng.randint(1, FRESH), rng.randint(1, FRESH)
+        a, b = rng.randint(1, FRESH), rng.randint(1, MOST)
         return f"{a}+{b}?", a + b, [a, b]
     if kind == "back" and len(given) > 1:
         return "back?", given[-2], []
-    most = min(MOST, LIMIT - given[-1] if kind != "less" else given[-1])
-    if most < 1:
-        kind, most = ("less", MOST) if kind != "less" else ("plus", MOST)
-    n = rng.randint(1, most)
-    if kind == "less":
-        return f"less {n}?", given[-1] - n, [n]
-    return f"plus {n}?", given[-1] + n, [n]
+    n = rng.randint(1, MOST)
+    if given[-1] < n or rng.random() < 0.5 and given[-1] + n <= LIMIT:
+        return f"+{n}?", given[-1] + n, [n]
+    return f"-{n}?", given[-1] - n, [n]
