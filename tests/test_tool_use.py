@@ -5,14 +5,17 @@ import random
 
 import pytest
 import torch
-from fakes import Echo, drive, make_run, tiny
+from fakes import Echo, Letters, drive, make_run, small, tiny
 from test_tools import Caller
 
 from minipost import methods
 from minipost.chat import Turns
 from minipost.errors import MinipostError
+from minipost.measure.results import evaluate
 from minipost.methods import grpo, sft, tool_use
-from minipost.tasks.base import Problem
+from minipost.optim import Learner
+from minipost.run import Run
+from minipost.tasks.base import Problem, Task
 from minipost.tasks.calculator import Calculator
 
 
@@ -81,6 +84,55 @@ def test_its_file_says_what_it_takes():
     method = methods.load("tool-use")
     assert method.TASK == "calculator" and isinstance(method.PROOF, str)
     assert not method.ON_POLICY and Calculator().acts
+
+
+class Secret(Task):
+    """The answer is a letter that the tool alone knows; half of the demonstrations guess it."""
+
+    name, call_end, acts, lies = "secret", "h", True, False
+
+    def sample(self, n, rng):
+        return [Problem(rng.choice("abcd"), {"secret": rng.choice("efg")}) for _ in range(n)]
+
+    def heldout(self, n):
+        return self.sample(n, random.Random("held-out"))
+
+    def demonstrate(self, problem, rng):
+        secret = problem.columns["secret"]
+        return Turns([rng.choice("efg")] if rng.random() < 0.5 else ["h", secret, secret])
+
+    def tool(self, problem, text):
+        secret = problem.columns["secret"]
+        return "efge"["efg".index(secret) + 1] if self.lies else secret
+
+    def parse(self, text):
+        return text[-1:] or None
+
+    def reward(self, prompts, completions, secret, **columns):
+        return [float(text[-1:] == right) for text, right in zip(completions, secret)]
+
+
+def sampled(run):
+    return evaluate(run, run.task.heldout(200), 1.0).score.value
+
+
+def test_rl_learns_to_ask_a_tool_that_knows():
+    """After the cold start it asks half of the time.  The control: a tool that lies is left."""
+    found = {}
+    for lies in (False, True):
+        task = Secret()
+        task.lies = lies
+        run = Run(Learner(small()), Letters(), task, task.reward, max_new_tokens=6)
+        learn = tool_use.train(run, tool_use.Config(
+            steps=25, cold_steps=40, cold_start=500, prompts=16, minibatch_size=128, lr=3e-3,
+            sft_lr=1e-2))
+        drive(run, learn, 40)
+        cold, metrics = sampled(run), drive(run, learn, 25)
+        found[lies] = cold, sampled(run), metrics[0]["observations"], metrics[-1]["observations"]
+    cold, after, asked, asks = found[False]
+    assert 0.5 < cold < 0.8 < 0.95 < after and 0.4 < asked < 0.7 < 0.95 < asks
+    cold, after, asked, asks = found[True]
+    assert cold < 0.25 and after < 0.45 and 0.4 < asked < 0.7 and asks < 0.2
 
 
 # ---- the task

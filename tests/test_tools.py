@@ -129,6 +129,20 @@ def test_the_same_seed_samples_the_same_and_only_sampled_tokens_count():
     assert not torch.equal(other.sample(other.task.heldout(4), 4, temperature=1.0).tokens, x.tokens)
 
 
+def test_two_ranks_write_what_one_does(python):
+    """Each asks the tool for all answers, which all ranks have."""
+    code = ("import sys; sys.path.insert(0, 'tests')\n"
+            "from test_tools import calling\n"
+            "from minipost import parallel\n"
+            "def work():\n"
+            "    run = calling()\n"
+            "    found = run.sample(run.task.heldout(3), 3, temperature=1.0)\n"
+            "    return [x.tolist() for x in (found.tokens, found.mask)]\n")
+    found = python("-c", code + "one, two = parallel.launch(work, 1), parallel.launch(work, 2)\n"
+                   "print(one == two, sum(map(sum, one[1])) > 20)")
+    assert found.stdout.split() == ["True", "True"], found.stderr
+
+
 def test_texts_and_ids_of_answers_hold_the_observations():
     run = calling()
     problems = run.task.heldout(4)
