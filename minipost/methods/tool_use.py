@@ -10,12 +10,13 @@ the answer and is no choice of the policy.  With O the places of observations
     dL/dlogp_t = what those files say at t not in O, N counting these alone;   0 at t in O
 
 The probability of an answer is a product of the policy's choices and of the tool's.  The tool's
-factors do not depend on the weights, so grad log p(y) has no term at O (Search-R1, sec. 3.1).  An
-observation that is learnt gets the advantage of an answer in which it was a fact.
+factors do not depend on the weights, so grad log p(y) has no term at O; Search-R1 masks them too.
+An observation that is learnt gets the advantage of an answer in which it was a fact.
 
-The paper prompts a large model with a few examples, and fine-tunes smaller ones on whole answers
-(sec. 3.2, 3.3).  A nano model reads no examples, so a cold start teaches it the form.  An action is
-a call of a calculator here, a thought a line of the working.  The reward is the answer's alone.
+The paper prompts a large model with a few examples, and fine-tunes smaller ones on answers that
+were right (sec. 3.2).  A nano model reads no examples, so a cold start teaches it the form.  An
+action is a call of a calculator here, a thought a line of the working.  The reward is the answer's
+alone.
 """
 
 from dataclasses import dataclass

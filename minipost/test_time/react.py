@@ -6,8 +6,8 @@ arxiv.org/abs/2210.03629).
 The model writes up to the end of a call, where generation stops.  The tool's observation goes into
 the text, and generation goes on behind it.  The task says what a call is and what the tool writes
 (`call_end`, `tool`).  In sums every "=" is a call: the model chooses what to add, a calculator adds
-(as in Cobbe et al. 2021, arxiv.org/abs/2110.14168, appendix C).  The task calculator has calls of
-their own, which `--algo tool-use` teaches.
+(as in Cobbe et al. 2021, arxiv.org/abs/2110.14168).  The task calculator has calls of its own,
+which `--algo tool-use` teaches.
 
 The arms: the model alone, which writes the results itself, with the tool, and the control: the tool
 answers each call with its observation on another problem.  Where a problem has used up its `calls`
