@@ -26,6 +26,7 @@ from minipost.chat import Messages
 from minipost.datasets.chats import in_chat
 from minipost.datasets.rewards import Said, Told, TrainerState, ask, load_reward
 from minipost.datasets.rows import File, is_chat
+from minipost.datasets.tools import with_tool
 from minipost.engine.block import recompute
 from minipost.engine.head import COPIES, WHOLE
 from minipost.engine.lora import adapt, fill, off, own, trained
@@ -167,6 +168,7 @@ class Run:
         self.sampled_at, self.difference = None, -1.0  # updates at the last rollout; see `compare`
         # By key, "learner/NAME" or "frozen/NAME".  `saved` is for parts that are asked for later.
         self.parts: dict[str, Any] = {"learner/policy": self.policy}
+        self.holders: dict[str, set] = {}       # of each mark, see `holding`
         self.saved: dict[str, tuple] = {}
 
     # ---- the parts that a step depends on
@@ -306,10 +308,30 @@ class Run:
         """`group_size` responses to each problem: a Rollout.  Options as in `complete`.
 
         begun: the ids that the answers to each problem begin with; the Rollout's mask has the rest.
+        Where the task acts, its tool answers calls (datasets/tools.py).
         """
         begun = begun or [[]] * len(problems)
-        return self.complete([self.prompt_ids(p.prompt) + ids for p, ids in zip(problems, begun)],
-                             group_size, **options)
+        prompts = [self.prompt_ids(p.prompt) + ids for p, ids in zip(problems, begun)]
+        if not self.task.acts:
+            return self.complete(prompts, group_size, **options)
+        stop, before = self.holding(self.task.call_end), self.tokens
+        purpose = options.pop("purpose", "rollout")
+
+        def complete(prompts, group_size, turn, room):
+            return self.complete(prompts, group_size, stop=stop, max_new_tokens=room,
+                                 purpose=f"{purpose} {turn}" if turn else purpose, **options)
+
+        rollout = with_tool(complete, self.vocabulary, self.task, problems, prompts, group_size,
+                            options.pop("max_new_tokens", None) or self.max_new_tokens, stop)
+        self.tokens = before + int(rollout.mask.sum())  # of the tool nothing counts
+        return rollout
+
+    def holding(self, mark):
+        """The ids whose text holds a mark.  A set."""
+        if mark not in self.holders:
+            size, decode = self.policy.module.config.vocab_size, self.vocabulary.decode
+            self.holders[mark] = {i for i in range(size) if mark in decode([i])}
+        return self.holders[mark]
 
     def rollout(self, problems, group_size, *, temperature, purpose="rollout", corrected=False):
         """`sample` by the policy, with `lag` an older one, with `sampler_bits` rounded: to learn.
@@ -503,7 +525,7 @@ class Run:
         """The ids of each text as they were sampled, EOS included, or as they are encoded."""
         if rollout is None:
             return [self.vocabulary.response(text) for text in texts]
-        return [targets[mask].tolist() for targets, mask in zip(rollout.targets, rollout.mask)]
+        return rollout.written()
 
     def keep(self, problems, rollout, reward, adv, value=None):
         """Hold the answers that a step learns from, if this is a step of those to keep.

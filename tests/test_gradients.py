@@ -36,7 +36,7 @@ RELATIVE = 1e-8
 ROUNDING = 4 * torch.finfo(torch.float64).eps / STEP  # of a difference of terms of size one
 
 PIPELINES = {  # have no loss of their own: whose they use
-    "rlaif": ("sft", "reward", "ppo", "dpo"), "r1_zero": ("grpo",),
+    "rlaif": ("sft", "reward", "ppo", "dpo"), "r1_zero": ("grpo",), "tool_use": ("sft", "grpo"),
     "r1": ("sft", "grpo", "reward"), "iterative_grpo": ("sft", "reward", "grpo"),
     "math_shepherd": ("prm",), "gdpo": ("grpo",), "iterated_rlhf": ("sft", "reward", "ppo"),
     "direct_rlaif": ("sft", "grpo"),

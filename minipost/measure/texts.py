@@ -33,13 +33,15 @@ class Texts:
         self.others = {}        # further reward models, by directory
         self.sample = Sampler(run, temperature=temperature, purpose="answers")
         self.step = Sampler(run, self.mark, temperature, stream)
+        self.turn = Sampler(run, run.task.call_end, temperature, "turns")  # to a call's end
         self._greedy = Sampler(run, temperature=0.0)
         self._judge = Sampler(run, purpose="verdicts", max_new_tokens=VERDICT)
 
     @property
     def tokens(self):
         """The number of tokens sampled so far, EOS included."""
-        return sum(each.tokens for each in (self.sample, self.step, self._greedy, self._judge))
+        return sum(each.tokens for each in (self.sample, self.step, self.turn, self._greedy,
+                                        self._judge))
 
     def greedy(self, texts):
         """The likeliest continuation of each text, one string each."""

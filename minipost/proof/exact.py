@@ -119,6 +119,8 @@ def minimum_risk(e):
     share = torch.sigmoid(0.7 * gap(e.log_p))               # Q of i beside j
     mean = share * e.reward[:, :, None] + (1 - share) * e.reward[:, None, :]
     return -(e.p[:, :, None] * e.p[:, None, :] * mean).sum((1, 2)).mean()
+
+
 def value_entropy(e):
     """As `step_entropy`, and the label of a step is the mean reward of what may follow it."""
     world, reward, chance = e.world, e.reward.flatten(), e.p.flatten()

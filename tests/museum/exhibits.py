@@ -237,6 +237,53 @@ def _(ours, logp, logp_old, adv, mask, *, tau_pos, tau_neg, count):
     return ours(logp, logp_old, adv * tau / 4, mask, tau_pos=tau_pos, tau_neg=tau_neg, count=count)
 
 
+# ---- tools
+
+@exhibit(
+    "observation tokens trained on", "verl-project/verl#4412",
+    "The mask of the labels went by the length of the response, so what a tool had written in it "
+    "was learnt like what the policy had chosen.",
+    "minipost.datasets.tools:Answer.add",
+    "test_tools.py::test_the_mask_leaves_out_what_the_tool_wrote_and_nothing_else",
+    "test_tools.py::test_a_call_is_answered_and_the_answer_goes_on",
+    "test_tools.py::test_a_demonstration_is_masked_as_a_rollout_of_the_same_text_is")
+def _(ours, answer, ids, logp, chosen):
+    return ours(answer, ids, logp, True)
+
+
+@exhibit(
+    "advantages end at an observation", "verl-project/verl#2337",
+    "GAE began anew at every token off the mask, so no call in front of an observation was paid "
+    "for what came of it; others let each token of a tool discount the reward.",
+    "minipost.ops:gae",
+    "test_tools.py::test_advantages_pass_an_observation_as_if_it_were_not_there",
+    "test_tools.py::test_returns_pass_an_observation_as_if_it_were_not_there")
+def _(ours, reward, value, mask, gamma, lam):
+    value = value.where(mask, 0.0)
+    adv, next_adv, next_value = torch.zeros_like(value), 0.0, 0.0
+    for t in reversed(range(value.shape[1])):
+        delta = reward[:, t] + gamma * next_value - value[:, t]
+        next_adv, next_value = (delta + gamma * lam * next_adv).where(mask[:, t], 0.0), value[:, t]
+        adv[:, t] = next_adv
+    return adv
+
+
+@exhibit(
+    "text encoded anew after a call", "huggingface/trl#5144",
+    "After a tool's answer the whole text was encoded once more, which gave other ids than were "
+    "sampled; mask and log-probs no longer fitted them.",
+    "minipost.datasets.tools:with_tool",
+    "test_tools.py::test_ids_that_were_sampled_stay_as_they_are")
+def _(ours, complete, vocabulary, task, problems, prompts, group_size, room, stop):
+    def anew(asked, group_size, turn, room):
+        if turn:
+            asked = [prompts[0][:1] + vocabulary.response(vocabulary.decode(ids[1:]))[:-1]
+                     for ids in asked]
+        return complete(asked, group_size, turn, room)
+
+    return ours(anew, vocabulary, task, problems, prompts, group_size, room, stop)
+
+
 # ---- KL
 
 @exhibit(
