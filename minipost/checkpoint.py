@@ -21,7 +21,9 @@ import torch
 
 from minipost import files
 from minipost.chat import Template
+from minipost.engine.coded import is_coded
 from minipost.engine.lora import adapters, merged
+from minipost.engine.prefix import length_of
 from minipost.errors import MinipostError
 from minipost.families import (
     FAMILIES,
@@ -35,7 +37,7 @@ from minipost.families import (
 )
 from minipost.files import opened, read_bytes
 from minipost.gpt import GPT, GPTConfig, RewardModel, ValueHead
-from minipost.layout import lora_file
+from minipost.layout import lora_file, prefix_file
 from minipost.layout.lora_file import base_of
 from minipost.layout.tensor_file import (
     LETTERS,
@@ -465,10 +467,15 @@ def load(directory, device="cpu", dtype="float32", template=""):
     load_weights(model, names(config), sources, base)
     verify(base)
     if base != directory:
-        lora_file.add(directory, model)
+        layout_of(directory).add(directory, model)
     vocabulary = read_vocabulary(spoken(directory), raw, config.vocab_size, template)
     model.unused = unused(vocabulary, config.vocab_size)
     return model.to(device), vocabulary
+
+
+def layout_of(directory):
+    """The file of layout/ that opens an adapter's directory."""
+    return prefix_file if prefix_file.is_prefix(directory) else lora_file
 
 
 def load_reward_model(directory, vocabulary, device="cpu", dtype="float32"):
@@ -488,7 +495,7 @@ def load_reward_model(directory, vocabulary, device="cpu", dtype="float32"):
     load_weights(model if base == directory else model.trunk, table(config), sources, base)
     verify(base)
     if base != directory:
-        lora_file.add(directory, model)
+        layout_of(directory).add(directory, model)
     own = read_vocabulary(spoken(directory), raw, config.vocab_size)
     if own.kind() != vocabulary.kind():
         raise MinipostError(f"{directory}: the reward model's tokenizer differs from the policy's; "
@@ -527,12 +534,20 @@ def save(directory, model, like, dtype="float32", end=None, template="", merge=F
 
     end: an id that ends a policy's answers now; it joins those of generation_config.json.
     template: the text of a chat template that takes the place of the model's.
-    A model with adapters is written as an adapter of `like`; merge: as a whole model.
+    A model with adapters is written as an adapter of `like`; merge: as a whole model.  So is one
+    with a prefix, which nothing merges.
     """
     directory, given = Path(directory), like
     base, like = base_of(given), spoken(Path(given))
-    alone = bool(adapters(model)) and not merge
-    if alone and base != Path(given):
+    prefix = length_of(model)
+    if prefix and merge:
+        raise MinipostError(f"{directory}: a prefix is no part of the weights, so there is no "
+                            "whole model to save; leave out merge")
+    if merge and is_coded(model):
+        raise MinipostError(f"{directory}: the weights are coded, and an adapter belongs to them "
+                            "as they were; save the adapter alone, which opens with those")
+    alone = bool(prefix) or bool(adapters(model)) and not merge
+    if alone and base != Path(given) and not (prefix and prefix_file.is_prefix(given)):
         raise MinipostError(f"{given}: is an adapter itself, and what was trained is an adapter of "
                             "both together; save the whole model with --merge, or begin from a "
                             "whole one")
@@ -558,7 +573,7 @@ def save(directory, model, like, dtype="float32", end=None, template="", merge=F
         files.write_json(directory / "generation_config.json",
                          {**own, "eos_token_id": [*ends, end]})
     if alone:
-        return lora_file.save(directory, model, base, DTYPES[dtype])
+        return (prefix_file if prefix else lora_file).save(directory, model, base, DTYPES[dtype])
     if isinstance(model, ValueHead):
         kind = {"architectures": [scorer(raw)], "id2label": {"0": "score"},
                 "label2id": {"score": 0}}

@@ -27,9 +27,11 @@ from minipost.datasets.chats import in_chat
 from minipost.datasets.rewards import Said, Told, TrainerState, ask, load_reward
 from minipost.datasets.rows import File, is_chat
 from minipost.engine.block import recompute
+from minipost.engine.coded import code
 from minipost.engine.head import COPIES, WHOLE
 from minipost.engine.lora import adapt, fill, off, own, trained
 from minipost.engine.packed import alike
+from minipost.engine.prefix import attach, length_of
 from minipost.engine.shares import by_prompt, share_out
 from minipost.engine.vllm import Server
 from minipost.errors import MinipostError
@@ -684,11 +686,19 @@ def open_run(options, task, device):
                                         options.chat_template)
     if options.gradient_checkpointing:
         recompute(model)  # and what is copied from it, such as a critic
+    if options.prefix or length_of(model):
+        if options.lora:
+            raise MinipostError(f"{options.model}: has a prefix, which learns alone; leave out "
+                                "--lora, or begin from the model beneath")
+        attach(model, options.prefix, options.seed)
     if options.lora:
         if not options.merge and checkpoint.base_of(options.model) != Path(options.model):
             raise MinipostError(f"{options.model}: is an adapter itself; with --lora add --merge, "
                                 "which saves the whole model, or begin from a whole one")
-        adapt(model, options.lora, options.lora_alpha, options.lora_targets, options.seed)
+        if options.base_bits:
+            code(model, options.base_bits)
+        adapt(model, options.lora, options.lora_alpha, options.lora_targets, options.seed,
+              options.lora_numbers)
     task = as_asked(task, vocabulary, options.chat)
     return Run(learner(model, shard, optimizer=options.optimizer), vocabulary, task,
                load_reward(options.reward, task), optimizer=options.optimizer, shard=shard,

@@ -122,7 +122,8 @@ def for_run(settings, argv, device):
     """(the Settings with all defaults that follow from others, lines that say which and why)."""
     given = given_in(argv, [settings.options, settings.config])
     settings, note = for_size(settings, argv, device)
-    config, more = for_adapters(bool(settings.options.lora), settings.config, given)
+    config, more = for_adapters(bool(settings.options.lora or settings.options.prefix),
+                                settings.config, given)
     config, last = for_sampler(settings.options.sampler, config, given)
     return replace(settings, config=config), "\n".join(filter(None, (note, more, last)))
 
