@@ -854,7 +854,7 @@ def few(tmp_path, monkeypatch, *after, off=(0.0, 0.0, 0.0)):
 @pytest.mark.parametrize("ours, theirs, verdict", [
     (SOON, GROWS, "reproduced"), (GROWS, SOON, "reversed"), (SOON, SOON, "not reproduced"),
     (GROWS, GROWS, "not reproduced"),
-    (SOON, [0.5, 0.88, 0.88, 0.95, 0.95, 0.95, 0.95], "not reproduced")])  # SFT is hardly behind
+    (SOON, [0.5, 0.89, 0.89, 0.95, 0.95, 0.95, 0.95], "not reproduced")])  # SFT is hardly behind
 def test_trained_parameters_are_judged_by_the_smallest_size_that_is_enough(
         tmp_path, monkeypatch, ours, theirs, verdict):
     found = few(tmp_path, monkeypatch, ours, theirs, GROWS)
@@ -862,7 +862,7 @@ def test_trained_parameters_are_judged_by_the_smallest_size_that_is_enough(
     numbers = [row[2] for row in found.rows[:7]]
     assert numbers[:3] == ["1", "13", "64"] and len({*numbers}) == 7
     if verdict == "reproduced":
-        assert "13 numbers (13) for GRPO on sums, rank 4 (" in found.sentence
+        assert "13 numbers (13) for GRPO on sums, rank 1 (9,760" in found.sentence
         assert found.rows[1][-1] == "0.98" and found.rows[6][-1] == "1.00"
 
 
