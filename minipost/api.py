@@ -135,7 +135,7 @@ def train(run, algo, **settings):
     config = shipped_models(method.Config(**{
         name: value for name, value in others.items() if name in known} | settings))
     config, _ = for_sampler("vllm" if run.server else "own", config, settings)
-    config, _ = for_adapters(bool(adapters(run.policy.module) or length_of(run.policy.module)),
+    config, _ = for_adapters(bool(adapters(run.policy.module)), length_of(run.policy.module),
                              config, settings)
     known = run.task.training() if run.task.training else run.problems(16)
     run.task = fitted(run.task, run.policy.module, run.vocabulary, run.max_new_tokens, method.READS,

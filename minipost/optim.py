@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 
 from minipost import parallel
-from minipost.engine.lora import Adapter, Tied, trained
+from minipost.engine.lora import Adapter, trained
 from minipost.errors import MinipostError
 
 PIECE = 2**17      # weights that are updated at once: they fit a CPU's cache
@@ -72,7 +72,7 @@ def layer_matrices(module):
                 found[part.qkv_proj.weight] = [part.heads * part.head_dim, one, one]
             if hasattr(part, "gate_up_proj"):
                 found[part.gate_up_proj.weight] = [len(part.gate_up_proj.weight) // 2] * 2
-            if isinstance(part, Adapter) and not isinstance(part, Tied):
+            if isinstance(part, Adapter):
                 found[part.a] = [part.rank] * sum(part.adapted)
                 found[part.b] = [n for n, has in zip(part.rows, part.adapted) if has]
         for weight in layers.parameters():

@@ -211,6 +211,14 @@ def test_what_learns_is_one_vector_and_at_first_nothing_changes():
     assert (logprobs(model, seqs) - logprobs(plain, seqs)).abs().max() > 1e-3
 
 
+def test_the_fixed_mixtures_are_normal_and_differ_everywhere():
+    p = torch.cat([adapter.p for _, _, adapter in adapters(tied(500, rank=4, learnt=False))])
+    assert p.shape == (2 * 7, 500, 16) and abs(p.std() * 4**0.5 - 1) < 0.01
+    assert abs(p.mean()) < 0.01 and len({float(x) for x in p[:, 0, 0]}) == 14
+    again = adapters(tied(500, rank=4, learnt=False))[0][2].p
+    assert torch.equal(again, p[:3])
+
+
 def test_copies_have_a_vector_of_their_own_and_share_the_weights():
     model = tied()
     critic = ValueHead(copy.deepcopy(model))

@@ -16,7 +16,7 @@ from minipost.engine.decode_cuda import StaticDecoder
 from minipost.engine.functions import attention
 from minipost.engine.lora import own, trained
 from minipost.engine.packed import Packed
-from minipost.engine.prefix import Prefix, attach, attentions, length_of, turned
+from minipost.engine.prefix import STD, Prefix, attach, attentions, length_of, put, turned
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel, ValueHead
 from minipost.layout import lora_file, prefix_file
@@ -92,14 +92,24 @@ def test_packed_rows_see_it():
     assert torch.allclose(found, model.hidden(tokens, explicit=True), atol=1e-12)
 
 
-def test_at_first_it_is_what_the_model_reads_of_tokens_before_the_text():
-    """The text behind N tokens, whose positions are before those of the text."""
-    model, bare = prefixed(3, learnt=False), tiny()
-    drawn = torch.multinomial(torch.ones(11), 3, True, generator=torch.Generator().manual_seed(0))
-    tokens = torch.tensor([[1, 4, 5, 6, 7]])
-    whole = bare.hidden(torch.cat([drawn[None], tokens], 1), explicit=True)
+def test_the_keys_and_values_of_a_text_are_a_prefix_of_what_follows():
+    """A text behind three tokens, and with what these gave as its prefix, turned back by three."""
+    model, bare, kept = tiny(), tiny(), []
+    before, tokens = torch.tensor([[1, 8, 3]]), torch.tensor([[1, 4, 5, 6, 7]])
+    whole = bare.hidden(torch.cat([before, tokens], 1), explicit=True)
+    bare.hidden(before, keep=kept)
+    put(model, [Prefix(turned(bare, attention, keys[0].transpose(0, 1), -1),
+                       values[0].transpose(0, 1))
+                for attention, (keys, values) in zip(attentions(bare), kept)])
     assert torch.allclose(model.hidden(tokens, explicit=True), whole[:, 3:], atol=1e-12)
     assert torch.allclose(model.hidden(tokens), whole[:, 3:], atol=1e-12)
+
+
+def test_at_first_it_is_near_zero_and_the_same_for_a_seed():
+    one, two, other = (torch.cat([p.flatten() for p in trained(attach(tiny(), 9, seed))])
+                       for seed in (1, 1, 2))
+    assert torch.equal(one, two) and not torch.equal(one, other)
+    assert abs(one.std() - STD) < 0.003 and len({*one.tolist()}) == len(one)
 
 
 def test_nothing_but_the_prefix_learns_and_copies_share_the_rest():
@@ -282,7 +292,7 @@ def test_a_run_trains_a_prefix_that_answers(command, tmp_path, rows, capsys):
                               "--batch-size", 4)) == 0
     said = capsys.readouterr().out
     assert "in a prefix of 4, which alone learns" in said
-    assert "ten times the rates: --lr 0.01" in said
+    assert "defaults for a prefix, a hundred times the rates: --lr 0.1" in said
     assert evaluate.main(["--model", str(out / "model"), "--data", str(rows), "--n", "4",
                           "--max-new-tokens", "6"]) == 0
     run = minipost.open(out / "model", data=str(rows))

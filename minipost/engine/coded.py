@@ -19,6 +19,8 @@ sampler holds whole matrices while it answers.
 tests/test_coded.py holds the levels against the paper's table.
 """
 
+import math
+
 import torch
 from torch import nn
 
@@ -66,10 +68,15 @@ class Coded(nn.Module):
     adapter, bias: as of a Linear.  weight: the matrix, made anew each time.  (V, D)
     """
 
+    codes: Fixed
+    scale_codes: Fixed
+    steps: Fixed
+    mean: Fixed
+
     def __init__(self, linear, bits):
         super().__init__()
         weight = linear.weight.detach()
-        self.bits, self.shape, self.kind = bits, weight.shape, weight.dtype
+        self.bits, self.shape, self.kind = bits, tuple(weight.shape), weight.dtype
         wide = weight.to(torch.promote_types(self.kind, torch.float32))
         codes, scales = encode(wide, bits, BLOCK)
         mean = scales.mean()
@@ -83,7 +90,7 @@ class Coded(nn.Module):
     def weight(self):
         if self.whole is not None:
             return self.whole
-        count = self.shape.numel()
+        count = math.prod(self.shape)
         scales = decode(self.scale_codes, self.steps, 8, -(-count // BLOCK)) + self.mean
         return decode(self.codes, scales, self.bits, count).view(self.shape).to(self.kind)
 
@@ -116,7 +123,7 @@ def count(module):
     coded = [part for part in module.modules() if isinstance(part, Coded)]
     held = [p for part in coded for p in (part.codes, part.scale_codes, part.steps, part.mean)]
     return (sum(p.numel() for p in module.parameters()) - sum(p.numel() for p in held)
-            + sum(part.shape.numel() for part in coded))
+            + sum(math.prod(part.shape) for part in coded))
 
 
 def stored(linear):

@@ -120,6 +120,9 @@ class Tied(Adapter):
     p (k, u, r r).
     """
 
+    left: torch.Tensor
+    p: torch.Tensor
+
     def __init__(self, weight, rows, adapted, rank, alpha, v, generator):
         nn.Module.__init__(self)
         self.rank, self.scale, self.rows, self.adapted = rank, alpha / rank, rows, adapted
@@ -132,7 +135,7 @@ class Tied(Adapter):
             self.register_buffer(name, fixed.contiguous(), persistent=False)
 
     @property
-    def b(self):
+    def b(self):  # type: ignore[override]  # which is no parameter here
         """U S R of each adapted matrix, made anew from v.  (V, r)"""
         mixed = (self.v @ self.p).view(-1, self.rank, self.rank)            # (k, r, r)
         return torch.cat([self.left[of_b] @ each
