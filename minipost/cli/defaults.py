@@ -135,7 +135,8 @@ def for_adapters(lora, prefix, config, given):
     Ten times the rate of all weights is about right for adapters, whatever the size of the model
     (Schulman 2025, thinkingmachines.ai/blog/lora).  A prefix wants more, of what was tried here.
     """
-    factor, words = (ADAPTER_RATE, "adapters, ten") if lora else (PREFIX_RATE, "a prefix, a hundred")
+    factor, words = ((ADAPTER_RATE, "adapters, ten") if lora else
+                     (PREFIX_RATE, "a prefix, a hundred"))
     names = [f.name for f in fields(config)
              if f.name in ("lr", *RATES) and f.name not in given] if lora or prefix else []
     if not names:

@@ -31,6 +31,7 @@ from minipost.errors import MinipostError
 
 STD = 0.02  # of a new prefix
 
+
 class Prefix(nn.Module):
     """Keys and values that a layer reads before the text's.  (N, K, E) each"""
 
