@@ -21,6 +21,7 @@ import torch
 
 from minipost import files
 from minipost.chat import Template
+from minipost.engine.bottleneck import width_of
 from minipost.engine.coded import is_coded
 from minipost.engine.lora import adapters, merged
 from minipost.engine.prefix import length_of
@@ -37,7 +38,7 @@ from minipost.families import (
 )
 from minipost.files import opened, read_bytes
 from minipost.gpt import GPT, GPTConfig, RewardModel, ValueHead
-from minipost.layout import lora_file, prefix_file
+from minipost.layout import bottleneck_file, lora_file, prefix_file
 from minipost.layout.lora_file import base_of
 from minipost.layout.tensor_file import (
     LETTERS,
@@ -475,7 +476,9 @@ def load(directory, device="cpu", dtype="float32", template=""):
 
 def layout_of(directory):
     """The file of layout/ that opens an adapter's directory."""
-    return prefix_file if prefix_file.is_prefix(directory) else lora_file
+    kind = files.read_json(Path(directory) / lora_file.CONFIG).get("peft_type")
+    return {prefix_file.KIND: prefix_file, bottleneck_file.KIND: bottleneck_file}.get(
+        kind, lora_file)
 
 
 def load_reward_model(directory, vocabulary, device="cpu", dtype="float32"):
@@ -535,19 +538,21 @@ def save(directory, model, like, dtype="float32", end=None, template="", merge=F
     end: an id that ends a policy's answers now; it joins those of generation_config.json.
     template: the text of a chat template that takes the place of the model's.
     A model with adapters is written as an adapter of `like`; merge: as a whole model.  So is one
-    with a prefix, which nothing merges.
+    with a prefix or with bottlenecks, which nothing merges.
     """
     directory, given = Path(directory), like
     base, like = base_of(given), spoken(Path(given))
-    prefix = length_of(model)
-    if prefix and merge:
-        raise MinipostError(f"{directory}: a prefix is no part of the weights, so there is no "
-                            "whole model to save; leave out merge")
+    layout = (prefix_file if length_of(model) else bottleneck_file if width_of(model) else
+              lora_file)
+    beside = layout is not lora_file  # what nothing adds to the weights
+    if beside and merge:
+        raise MinipostError(f"{directory}: a prefix, or a bottleneck, cannot be added to the "
+                            "weights, so there is no whole model to save; leave out merge")
     if merge and is_coded(model):
         raise MinipostError(f"{directory}: the weights are coded, and an adapter belongs to them "
                             "as they were; save the adapter alone, which opens with those")
-    alone = bool(prefix) or bool(adapters(model)) and not merge
-    if alone and base != Path(given) and not (prefix and prefix_file.is_prefix(given)):
+    alone = beside or bool(adapters(model)) and not merge
+    if alone and base != Path(given) and not (beside and layout_of(given) is layout):
         raise MinipostError(f"{given}: is an adapter itself, and what was trained is an adapter of "
                             "both together; save the whole model with --merge, or begin from a "
                             "whole one")
@@ -573,7 +578,7 @@ def save(directory, model, like, dtype="float32", end=None, template="", merge=F
         files.write_json(directory / "generation_config.json",
                          {**own, "eos_token_id": [*ends, end]})
     if alone:
-        return (prefix_file if prefix else lora_file).save(directory, model, base, DTYPES[dtype])
+        return layout.save(directory, model, base, DTYPES[dtype])
     if isinstance(model, ValueHead):
         kind = {"architectures": [scorer(raw)], "id2label": {"0": "score"},
                 "label2id": {"score": 0}}

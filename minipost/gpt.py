@@ -156,15 +156,18 @@ class Block(nn.Module):
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
+        self.after_attention = self.after_mlp = None  # adapters (engine/bottleneck.py)
 
     def forward(self, x, layout, pick=None):
         """(..., D) -> (..., D)  `pick` names the tokens that are wanted of it, all if None."""
         if not layout.explicit:
             return block(self, x, layout, pick)
-        x = x + self.self_attn(self.input_layernorm(x), layout)
+        f = self.self_attn(self.input_layernorm(x), layout)
+        x = x + (f if self.after_attention is None else self.after_attention(f))
         if pick is not None:
             x = x[pick]
-        return x + self.mlp(self.post_attention_layernorm(x))
+        f = self.mlp(self.post_attention_layernorm(x))
+        return x + (f if self.after_mlp is None else self.after_mlp(f))
 
 
 class GPT(nn.Module):

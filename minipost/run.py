@@ -26,12 +26,12 @@ from minipost.chat import Messages
 from minipost.datasets.chats import in_chat
 from minipost.datasets.rewards import Said, Told, TrainerState, ask, load_reward
 from minipost.datasets.rows import File, is_chat
+from minipost.engine import bottleneck, prefix
 from minipost.engine.block import recompute
 from minipost.engine.coded import code
 from minipost.engine.head import COPIES, WHOLE
 from minipost.engine.lora import adapt, fill, off, own, trained
 from minipost.engine.packed import alike
-from minipost.engine.prefix import attach, length_of
 from minipost.engine.shares import by_prompt, share_out
 from minipost.engine.vllm import Server
 from minipost.errors import MinipostError
@@ -686,11 +686,14 @@ def open_run(options, task, device):
                                         options.chat_template)
     if options.gradient_checkpointing:
         recompute(model)  # and what is copied from it, such as a critic
-    if options.prefix or length_of(model):
-        if options.lora:
-            raise MinipostError(f"{options.model}: has a prefix, which learns alone; leave out "
-                                "--lora, or begin from the model beneath")
-        attach(model, options.prefix, options.seed)
+    for part, size, there in ((prefix, options.prefix, prefix.length_of(model)),
+                              (bottleneck, options.bottleneck, bottleneck.width_of(model))):
+        if there and (options.lora or options.prefix + options.bottleneck > size):
+            raise MinipostError(f"{options.model}: has a prefix or bottlenecks, which learn alone; "
+                                "leave out --lora, --prefix and --bottleneck to train those on, or "
+                                "begin from the model beneath")
+        if size or there:
+            part.attach(model, size, options.seed)
     if options.lora:
         if not options.merge and checkpoint.base_of(options.model) != Path(options.model):
             raise MinipostError(f"{options.model}: is an adapter itself; with --lora add --merge, "

@@ -99,6 +99,7 @@ def settings_of(argv):
         raise MinipostError(f"--lag {found.options.lag} keeps whole policies of earlier steps, of "
                             "which --shard leaves a part in each rank; leave out one of the two")
     others = {"--lora": found.options.lora, "--prefix": found.options.prefix,
+              "--bottleneck": found.options.bottleneck,
               "--sampler vllm": found.options.sampler == "vllm"}
     if found.options.shard and any(others.values()):
         other = next(name for name, given in others.items() if given)

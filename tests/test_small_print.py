@@ -28,7 +28,7 @@ def test_a_reward_file_shows_what_a_task_hides(tiny, reward):
                               seed=3, micro_batch_size=5, max_new_tokens=7, control_tokens="stop",
                               chat=False, gradient_checkpointing=False, optimizer="adamw",
                               chat_template="", sampler="own", lora=0, lora_numbers=0, prefix=0,
-                              base_bits=0, merge=False)
+                              bottleneck=0, base_bits=0, merge=False)
     assert open_run(options, Hidden(), "cpu").hidden
     assert not open_run(options, Echo(), "cpu").hidden
     options.reward = [reward]

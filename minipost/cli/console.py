@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from minipost.cli.options import silence
+from minipost.engine.bottleneck import width_of
 from minipost.engine.coded import count
 from minipost.engine.lora import adapters, trained
 from minipost.engine.prefix import length_of
@@ -182,6 +183,9 @@ class Console:
         elif length := length_of(model):
             said = (f"{size - learn / 1e6:.2f}M parameters, and {learn / 1e6:.2f}M in a prefix of "
                     f"{length}, which alone learns")
+        elif width := width_of(model):
+            said = (f"{size - learn / 1e6:.2f}M parameters, and {learn / 1e6:.2f}M in bottlenecks "
+                    f"of width {width}, which alone learn")
         self.tell(f"{algo} trains {options.model} ({said}) on {task.name} ({knobs})")
         self.tell(f"  {recipe}")
         self.tell(f"  seed {options.seed}, {workers} process{'es' if workers > 1 else ''}, "

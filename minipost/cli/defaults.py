@@ -123,22 +123,22 @@ def for_run(settings, argv, device):
     """(the Settings with all defaults that follow from others, lines that say which and why)."""
     given = given_in(argv, [settings.options, settings.config])
     settings, note = for_size(settings, argv, device)
-    config, more = for_adapters(settings.options.lora, settings.options.prefix, settings.config,
-                                given)
+    config, more = for_adapters(settings.options.lora or settings.options.bottleneck,
+                                settings.options.prefix, settings.config, given)
     config, last = for_sampler(settings.options.sampler, config, given)
     return replace(settings, config=config), "\n".join(filter(None, (note, more, last)))
 
 
-def for_adapters(lora, prefix, config, given):
+def for_adapters(adapters, prefix, config, given):
     """(the Config with the rates that adapters or a prefix want, a line that says so, or "").
 
     Ten times the rate of all weights is about right for adapters, whatever the size of the model
     (Schulman 2025, thinkingmachines.ai/blog/lora).  A prefix wants more, of what was tried here.
     """
-    factor, words = ((ADAPTER_RATE, "adapters, ten") if lora else
+    factor, words = ((ADAPTER_RATE, "adapters, ten") if adapters else
                      (PREFIX_RATE, "a prefix, a hundred"))
     names = [f.name for f in fields(config)
-             if f.name in ("lr", *RATES) and f.name not in given] if lora or prefix else []
+             if f.name in ("lr", *RATES) and f.name not in given] if adapters or prefix else []
     if not names:
         return config, ""
     new = {name: float(f"{factor * getattr(config, name):.6g}") for name in names}

@@ -71,10 +71,11 @@ class SetUp(Options):
     lora_numbers: int = 0       # how many numbers learn in all adapters together, below a rank of 1
     base_bits: int = 0          # 8 or 4, of a weight of the layers beside adapters; 0: as --dtype
     prefix: int = 0             # keys and values that learn before each layer's own; 0: none
+    bottleneck: int = 0         # width of adapters that learn behind each sublayer; 0: none
     merge: bool = False         # save whole models, adapters added, instead of the adapters alone
 
     LIMITS = {"lora": ">= 0, <= 4096", "lora_numbers": ">= 0", "base_bits": ">= 0",
-              "prefix": ">= 0, <= 4096"}
+              "prefix": ">= 0, <= 4096", "bottleneck": ">= 0, <= 4096"}
 
     def __post_init__(self):
         super().__post_init__()
@@ -87,12 +88,14 @@ class SetUp(Options):
             raise MinipostError(f"--base-bits {self.base_bits}: goes with --lora, since coded "
                                 "weights do not learn, and without --merge and --sampler vllm, "
                                 "since an adapter is saved for the weights as they were")
-        for name, given in (("--lora", self.lora), ("--merge", self.merge),
-                            ("--sampler vllm", self.sampler == "vllm")):
-            if self.prefix and given:
-                raise MinipostError(f"--prefix {self.prefix} with {name}: is not supported; a "
-                                    "prefix learns alone, is no part of the weights, and is read "
-                                    "by minipost's own sampler")
+        for flag in ("prefix", "bottleneck"):
+            for name, given in (("--lora", self.lora), ("--merge", self.merge),
+                                ("--sampler vllm", self.sampler == "vllm"),
+                                ("--bottleneck", self.bottleneck and flag == "prefix")):
+                if (count := getattr(self, flag)) and given:
+                    raise MinipostError(f"--{flag} {count} with {name}: is not supported; what "
+                                        "learns there learns alone, cannot be added to the "
+                                        "weights, and is read by minipost's own sampler")
 
 
 @dataclass(frozen=True)

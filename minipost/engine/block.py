@@ -16,7 +16,8 @@ Backwards, where d. is the derivative of the loss by .:
     dturned -> turned back      and so on, likewise
 
 Where a matrix has an adapter (lora.py) its product has a second part, and the matrix no derivative.
-A coded one (coded.py) is made anew for each product.
+A coded one (coded.py) is made anew for each product.  Where a layer has bottlenecks (bottleneck.py)
+Add and AddMLP leave out the x, and autograd does the rest.
 
 By autograd each of these is a chain of small operations; each keeps a tensor and walks through
 memory again on the way back.  By hand a step keeps x, s and [g u] of an MLP where autograd keeps
@@ -66,11 +67,16 @@ def steps(layer, x, layout, pick):
                              attention.q_norm.eps, layout.cos, layout.sin, attention.turned,
                              [heads, kv, kv])
     mixed = layout.attend(qkv, heads, kv, attention.window, attention.prefix)
-    x = Add.apply(x, mixed, stored(attention.o_proj), *adapter_of(attention.o_proj))
+    bent = layer.after_attention
+    f = Add.apply(x if bent is None else None, mixed, stored(attention.o_proj),
+                  *adapter_of(attention.o_proj))
+    x = f if bent is None else x + bent(f)
     if pick is not None:
         x = x[pick]
-    return AddMLP.apply(x, after.weight, after.eps, stored(mlp.gate_up_proj), stored(mlp.down_proj),
-                        *adapter_of(mlp.gate_up_proj), *adapter_of(mlp.down_proj))
+    bent = layer.after_mlp
+    f = AddMLP.apply(x, after.weight, after.eps, stored(mlp.gate_up_proj), stored(mlp.down_proj),
+                     *adapter_of(mlp.gate_up_proj), *adapter_of(mlp.down_proj), bent is None)
+    return f if bent is None else x + bent(f)
 
 
 def adapter_of(linear):
@@ -153,13 +159,14 @@ class NormTurn(torch.autograd.Function):
 
 
 class Add(torch.autograd.Function):
-    """x + y W^T.  (..., D), (..., H E), (D, H E) -> (..., D)"""
+    """x + y W^T; y W^T alone if x is None.  (..., D), (..., H E), (D, H E) -> (..., D)"""
 
     @staticmethod
     def forward(ctx, x, y, matrix, adapter=None, *_):
         save(ctx, [matrix], y)
-        ctx.adapter = adapter
-        return multiply(y, matrix, adapter).add_(x)
+        ctx.adapter, ctx.adds = adapter, x is not None
+        found = multiply(y, matrix, adapter)
+        return found if x is None else found.add_(x)
 
     @staticmethod
     def backward(ctx, grad):
@@ -168,21 +175,25 @@ class Add(torch.autograd.Function):
         grad = grad.contiguous()
         dy, low = to_input(grad, matrix, ctx.adapter)
         dmatrix, da, db = to_weights(grad, y, low, ctx.adapter, ctx.needs_input_grad[2])
-        return grad, dy, dmatrix, None, da, db
+        return grad if ctx.adds else None, dy, dmatrix, None, da, db
 
 
 class AddMLP(torch.autograd.Function):
-    """x + down(silu(gate) * up), gate and up of x normalised.  (..., D) -> (..., D)"""
+    """x + down(silu(gate) * up), gate and up of x normalised.  (..., D) -> (..., D)
+
+    adds: False leaves out the x.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, eps, wide, narrow, of_wide=None, a=None, b=None, of_narrow=None,
-                *_):
+                c=None, d=None, adds=True):
         scale = scale_of(x, eps)
         gate_up = multiply(scaled(x, scale, weight), wide, of_wide)
         save(ctx, [wide, narrow], x, weight, scale, gate_up)
-        ctx.adapters = of_wide, of_narrow
+        ctx.adapters, ctx.adds = (of_wide, of_narrow), adds
         gate, up = gate_up.chunk(2, -1)
-        return multiply(F.silu(gate).mul_(up), narrow, of_narrow).add_(x)
+        found = multiply(F.silu(gate).mul_(up), narrow, of_narrow)
+        return found.add_(x) if adds else found
 
     @staticmethod
     def backward(ctx, grad):
@@ -201,7 +212,8 @@ class AddMLP(torch.autograd.Function):
         dwide, da, db = to_weights(inner, scaled(x, scale, weight), low, of_wide,
                                    ctx.needs_input_grad[3])
         dx, dweight = norm_back(x, scale, weight, dn)
-        return (dx.add_(grad), dweight, None, dwide, of_down[0], None, da, db, None, *of_down[1:])
+        return (dx.add_(grad) if ctx.adds else dx, dweight, None, dwide, of_down[0], None, da, db,
+                None, *of_down[1:], None)
 
 
 def once():

@@ -42,6 +42,14 @@ MANY = 128  # rows; with fewer, a step takes the same time for any number of the
 ALIGN = 16  # columns; rows of the bias must begin at a multiple, or attention copies it first
 
 
+def add(x, inner, weight, bent):
+    """Add a product to x in place, or what a bottleneck makes of it."""
+    if bent is None:
+        x.addmm_(inner, weight.t())
+    else:
+        x.add_(bent(F.linear(inner, weight)))
+
+
 def aligned(columns):
     return -(-columns // ALIGN) * ALIGN
 
@@ -171,9 +179,9 @@ class StaticDecoder:
             qk[:, :heads].unflatten(1, (kv, -1)),                           # (B, K, R, E)
             keys[:, : self.seen].transpose(1, 2), values[:, : self.seen].transpose(1, 2),
             attn_mask=bias[:, None, None, : self.seen])
-        x.addmm_(mixed.flatten(1), attention.o_proj.weight.t())
+        add(x, mixed.flatten(1), attention.o_proj.weight, block.after_attention)
         gate, up = mlp.gate_up_proj(block.post_attention_layernorm(x)).chunk(2, -1)
-        x.addmm_(F.silu(gate).mul_(up), mlp.down_proj.weight.t())
+        add(x, F.silu(gate).mul_(up), mlp.down_proj.weight, block.after_mlp)
 
     def select(self, rows):
         """Keep only these rows, in this order."""

@@ -15,15 +15,9 @@ from minipost import files
 from minipost.engine.prefix import Prefix, attentions, put, turned
 from minipost.errors import MinipostError
 from minipost.layout.lora_file import CONFIG, HEAD, LANGUAGE, SCORE, WEIGHTS
-from minipost.layout.tensor_file import check_tensor, open_tensors, write_tensors
+from minipost.layout.tensor_file import check_finite, read_tensors, write_tensors
 
 KIND, NAME = "PREFIX_TUNING", "prompt_embeddings"
-
-
-def is_prefix(directory):
-    """Whether a directory says that it holds one."""
-    path = Path(directory) / CONFIG
-    return path.exists() and files.read_json(path).get("peft_type") == KIND
 
 
 @torch.no_grad()
@@ -35,9 +29,7 @@ def save(directory, module, base, dtype):
              for part in (turned(model, attention, attention.prefix.keys, 1),
                           attention.prefix.values)]
     tensors = {NAME: torch.cat(parts, 1), **({HEAD: module.score.weight} if scores else {})}
-    broken = [name for name, x in tensors.items() if not x.isfinite().all()]
-    if broken:
-        raise MinipostError(f"{directory}: not saved, {broken[0]} holds values that are not finite")
+    check_finite(directory, tensors)
     write_tensors(Path(directory) / WEIGHTS, {k: x.to(dtype) for k, x in tensors.items()},
                   format="pt")
     kv, wide = layers[0].kv_heads, layers[0].head_dim
@@ -66,16 +58,8 @@ def add(directory, module):
     kv, wide = layers[0].kv_heads, layers[0].head_dim
     wanted = {NAME: (length, 2 * len(layers) * kv * wide),
               **({HEAD: tuple(module.score.weight.shape)} if scores else {})}
-    path, found = Path(directory) / WEIGHTS, {}
-    file = open_tensors(path)
-    if others := set(file.keys()) ^ wanted.keys():
-        raise MinipostError(f"{path}: {min(others):.80} is missing, or belongs to no prefix")
-    for name, shape in wanted.items():
-        check_tensor(file, path, name, shape, None)
-        found[name] = file.get_tensor(name).to(model.embed_tokens.weight.dtype)
-        if not found[name].isfinite().all():
-            raise MinipostError(f"{path}: {name} holds values that are not finite")
-    parts = found[NAME].view(length, len(layers), 2, kv, wide)
+    found = read_tensors(Path(directory) / WEIGHTS, wanted)
+    parts = found[NAME].to(model.norm.weight.dtype).view(length, len(layers), 2, kv, wide)
     put(model, [Prefix(turned(model, attention, parts[:, k, 0], -1), parts[:, k, 1])
                 for k, attention in enumerate(layers)])
     if scores:
