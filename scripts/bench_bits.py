@@ -16,6 +16,7 @@ from minipost.rollout import logprobs
 from minipost.run import Run
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.recall import Recall
+from scripts import bench_memory
 
 MODEL = "checkpoints/thinker"
 TASKS = {"sums in steps": Arithmetic(), "sums at once": Arithmetic(direct=True),
@@ -41,6 +42,7 @@ def bits_of_a_weight(module):
     return held / sum(each.weight.numel() for each in linear)
 
 
+@torch.no_grad()
 def error(module, whole):
     """|W' - W| / |W| over all matrices of the layers."""
     pairs = [(one.weight, other.weight) for (_, one, _), (_, other, _) in
@@ -58,6 +60,21 @@ def perplexity(run, n):
     total = sum(float(logprobs(run.policy.module, seqs[torch.arange(k, min(k + 32, len(seqs)))])
                       .sum()) for k in range(0, len(seqs), 32))
     return math.exp(-total / int(seqs.mask.sum()))
+
+
+def held(model, bits, rank=16):
+    """Bytes that a run with --dtype bfloat16 --lora holds, where layers' weights are coded."""
+    matrices = sum(p.numel() for name, p in model.named_parameters()
+                   if name.endswith(tuple(f"{kind}.weight" for kind in bench_memory.MATRICES)))
+    a_weight = bits / 8 + 1 / BLOCK + 4 / (BLOCK * SCALES)  # its code, and those of its scales
+    whole = bench_memory.held(model, bench_memory.Way("bfloat16", lora=rank))
+    return whole - (2 - a_weight) * matrices if bits else whole
+
+
+def memory():
+    """A row for each size of the table of memory."""
+    return [[name, *(bench_memory.gb(held(bench_memory.model_of(shape, "bfloat16"), bits))
+                     for bits in BITS)] for name, shape in bench_memory.SHAPES.items()]
 
 
 def before(n):
@@ -109,4 +126,8 @@ def bits(args, machine, table, write):
         "the 95% interval, paired by seed.  The adapter is saved for the whole weights, so it is "
         "measured on them too.", "",
         *table(["weights", "after, on them", "after, on the whole weights", "lead, on them",
-                "lead, on the whole weights"], after)])
+                "lead, on the whole weights"], after), "",
+        "Computed: GB that a run with `--dtype bfloat16 --lora 16` holds, for models of Qwen2.5's "
+        "shapes (`python -m scripts.bench memory`).  A product holds one whole matrix more for a "
+        "moment; opening the model and sampling hold all of them.", "",
+        *table(["size", *("bfloat16" if not way else named(way) for way in BITS)], memory())])

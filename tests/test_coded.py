@@ -9,12 +9,13 @@ from fakes import sequences, tiny
 
 from minipost import checkpoint, train
 from minipost.engine.coded import BLOCK, Coded, code, count, decode, encode, levels
-from minipost.engine.lora import adapt, adapters, linears, merged, own, trained
+from minipost.engine.lora import Fixed, adapt, adapters, linears, merged, own, trained
 from minipost.errors import MinipostError
-from minipost.gpt import ValueHead
+from minipost.gpt import GPT, GPTConfig, ValueHead
 from minipost.methods.trpo import product_hessian, product_jacobian
 from minipost.optim import Learner
 from minipost.rollout import generate, logprobs
+from scripts import bench_bits
 
 # Dettmers et al. 2023, appendix E.
 NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
@@ -156,6 +157,19 @@ def test_what_is_saved_is_the_adapter(tmp_path, words):
     assert torch.allclose(checkpoint.load(tmp_path / "a")[0](tokens), whole(tokens), atol=1e-5)
     with pytest.raises(MinipostError, match="belongs to them as they were"):
         checkpoint.save(tmp_path / "w", model, tmp_path / "base", merge=True)
+
+
+def test_the_bench_counts_what_a_run_holds():
+    shape = GPTConfig(64, hidden_size=256, intermediate_size=512, num_hidden_layers=2, head_dim=64)
+    whole, model = GPT(shape).bfloat16(), adapt(code(GPT(shape).bfloat16(), 4), 16)
+    layers = sum(p.numel() * p.element_size() for p in model.parameters() if type(p) is Fixed)
+    learns = sum(p.numel() for p in trained(model))
+    found = bench_bits.held(whole, 4) - 18 * learns         # weight, gradient, moments, copy
+    assert found <= layers < 1.02 * found                   # blocks that are not whole
+    assert bench_bits.held(whole, 0) - 18 * learns == 2 * sum(p.numel() for p in whole.parameters())
+    assert bench_bits.error(code(tiny_model(True), 4), tiny_model(True)) < 0.12
+    rows = bench_bits.memory()
+    assert [len(row) for row in rows] == [4] * 4 and float(rows[3][3]) < float(rows[3][1]) / 2
 
 
 @pytest.mark.parametrize("flags, said", [
