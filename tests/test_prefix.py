@@ -243,6 +243,9 @@ def test_what_is_no_prefix_of_the_model_is_refused(tmp_path, tiny):
         path.write_text(json.dumps({**good, key: value}))
         with pytest.raises(MinipostError, match=said):
             checkpoint.load(tmp_path / "p")
+    path.write_text(json.dumps({**good, "task_type": None}))
+    with pytest.raises(MinipostError, match="score.weight is missing"):
+        checkpoint.load_reward_model(tmp_path / "p", checkpoint.load(tiny)[1])
     path.write_text(json.dumps(good))
     prefix_file.write_tensors(tmp_path / "p" / lora_file.WEIGHTS,
                               {"other": torch.zeros(2)}, format="pt")
