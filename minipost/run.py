@@ -27,7 +27,9 @@ from minipost.datasets.chats import in_chat
 from minipost.datasets.rewards import Said, Told, TrainerState, ask, load_reward
 from minipost.datasets.rows import File, is_chat
 from minipost.datasets.tools import with_tool
+from minipost.engine import bottleneck, prefix
 from minipost.engine.block import recompute
+from minipost.engine.coded import code
 from minipost.engine.head import COPIES, WHOLE
 from minipost.engine.lora import adapt, fill, off, own, trained
 from minipost.engine.packed import alike
@@ -730,11 +732,22 @@ def open_run(options, task, device):
                                         options.chat_template)
     if options.gradient_checkpointing:
         recompute(model)  # and what is copied from it, such as a critic
+    for part, size, there in ((prefix, options.prefix, prefix.length_of(model)),
+                              (bottleneck, options.bottleneck, bottleneck.width_of(model))):
+        if there and (options.lora or options.prefix + options.bottleneck > size):
+            raise MinipostError(f"{options.model}: has a prefix or bottlenecks, which learn alone; "
+                                "leave out --lora, --prefix and --bottleneck to train those on, or "
+                                "begin from the model beneath")
+        if size or there:
+            part.attach(model, size, options.seed)
     if options.lora:
         if not options.merge and checkpoint.base_of(options.model) != Path(options.model):
             raise MinipostError(f"{options.model}: is an adapter itself; with --lora add --merge, "
                                 "which saves the whole model, or begin from a whole one")
-        adapt(model, options.lora, options.lora_alpha, options.lora_targets, options.seed)
+        if options.base_bits:
+            code(model, options.base_bits)
+        adapt(model, options.lora, options.lora_alpha, options.lora_targets, options.seed,
+              options.lora_numbers)
     task = as_asked(task, vocabulary, options.chat)
     return Run(learner(model, shard, optimizer=options.optimizer), vocabulary, task,
                load_reward(options.reward, task), optimizer=options.optimizer, shard=shard,

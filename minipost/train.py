@@ -105,8 +105,11 @@ def settings_of(argv):
                             "which --shard leaves a part in each rank; leave out one of the two")
     if found.options.sampler_bits:
         check_bits(found)
-    if found.options.shard and (found.options.lora or found.options.sampler == "vllm"):
-        other = "--lora" if found.options.lora else "--sampler vllm"
+    others = {"--lora": found.options.lora, "--prefix": found.options.prefix,
+              "--bottleneck": found.options.bottleneck,
+              "--sampler vllm": found.options.sampler == "vllm"}
+    if found.options.shard and any(others.values()):
+        other = next(name for name, given in others.items() if given)
         raise MinipostError(f"--shard with {other}: is not supported; leave out one of the two")
     if found.options.keep_rollouts and not found.method.ON_POLICY:
         raise MinipostError(f"--keep-rollouts {found.options.keep_rollouts}: {found.method.name} "

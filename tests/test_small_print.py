@@ -27,7 +27,8 @@ def test_a_reward_file_shows_what_a_task_hides(tiny, reward):
     options = SimpleNamespace(model=str(tiny), dtype="float32", reward=[], reward_timeout=0.0,
                               seed=3, micro_batch_size=5, max_new_tokens=7, control_tokens="stop",
                               chat=False, gradient_checkpointing=False, optimizer="adamw",
-                              chat_template="", sampler="own", lora=0, merge=False)
+                              chat_template="", sampler="own", lora=0, lora_numbers=0, prefix=0,
+                              bottleneck=0, base_bits=0, merge=False)
     assert open_run(options, Hidden(), "cpu").hidden
     assert not open_run(options, Echo(), "cpu").hidden
     options.reward = [reward]

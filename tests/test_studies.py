@@ -39,6 +39,7 @@ from scripts.studies import (
     self_improvement,
     spurious_rewards,
     staleness,
+    trained_parameters,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -976,6 +977,43 @@ def test_a_run_is_made_again_for_another_reward_model_or_teacher(tmp_path, monke
     assert seen[3:] == ["mone", "mtwo"]
 
 
+# ---- how few trained parameters
+
+GROWS = [0.45, 0.5, 0.6, 0.9, 0.95, 0.95, 0.95]     # after, from 1 number to all weights
+SOON = [0.5, 0.94, 0.95, 0.95, 0.95, 0.95, 0.95]
+
+
+def few(tmp_path, monkeypatch, *after, off=(0.0, 0.0, 0.0)):
+    """The whole of the study's own work, on summaries with these means of the sizes."""
+    values = {trained_parameters.run_of(setting, size, seed): value + off[seed]
+              for setting, row in zip(trained_parameters.SETTINGS, after)
+              for size, value in zip(trained_parameters.SIZES, row) for seed in range(3)}
+
+    def summary(self, run):
+        scores = {when: {"value": x, "low": x - 0.01, "high": x + 0.01, "n": 200}
+                  for when, x in (("before", 0.4), ("after", values[run]))}
+        return {"all": {"greedy, held-out": scores, "greedy, known": scores}}
+
+    monkeypatch.setattr(Made, "summary", summary)
+    return trained_parameters.findings(Made(tmp_path, range(3)))
+
+
+@pytest.mark.parametrize("ours, theirs, verdict", [
+    (SOON, GROWS, "reproduced"), (GROWS, SOON, "reversed"), (SOON, SOON, "not reproduced"),
+    (GROWS, GROWS, "not reproduced"),
+    (SOON, [0.4, 0.5, *[0.95] * 5], "not reproduced"),      # 64 numbers are not a hundred times 13
+    (SOON, [0.5, 0.89, 0.89, 0.95, 0.95, 0.95, 0.95], "not reproduced")])  # SFT is hardly behind
+def test_trained_parameters_are_judged_by_the_smallest_size_that_is_enough(
+        tmp_path, monkeypatch, ours, theirs, verdict):
+    found = few(tmp_path, monkeypatch, ours, theirs, GROWS)
+    assert found.verdict == verdict
+    numbers = [row[2] for row in found.rows[:7]]
+    assert numbers[:3] == ["1", "13", "64"] and len({*numbers}) == 7
+    if verdict == "reproduced":
+        assert "13 numbers (13) for GRPO on sums, rank 1 (9,760" in found.sentence
+        assert found.rows[1][-1] == "0.98" and found.rows[6][-1] == "1.00"
+
+
 FOUND = {  # study: its whole work on a tiny setting
     "compute-curve": lambda *at: followed(compute_curve, *at),
     "edge-of-competence": lambda *at: at_the_edge(*at, can=0.3, edge=0.9, cannot=0.0),
@@ -992,6 +1030,7 @@ FOUND = {  # study: its whole work on a tiny setting
     "process-supervision": lambda *at: supervised(*at, exact=0.2, learnt=0.1),
     "self-improvement": lambda *at: improved(*at),
     "spurious-rewards": lambda *at: spurious(*at),
+    "trained-parameters": lambda *at: few(*at, SOON, GROWS, GROWS),
     "staleness": lambda *at: aged(*at, [0.90, 0.89, 0.91], [0.60, 0.62, 0.61]),
 }
 

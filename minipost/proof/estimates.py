@@ -24,7 +24,7 @@ import torch
 from minipost import methods
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
-from minipost.methods import clicks, distill, math_shepherd, rft, sft
+from minipost.methods import clicks, distill, math_shepherd, rft
 from minipost.proof import exact
 from minipost.proof.exact import Exact
 from minipost.proof.oracle import Dealer, Recorder, divergence, relative

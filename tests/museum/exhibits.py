@@ -988,6 +988,27 @@ def _(ours, run, rollout):
     "test_iterative_grpo.py::test_a_round_renews_the_reference_and_the_score")
 def _(ours, run, key):
     pass
+@exhibit(
+    "the mask forgets the prefix", "zai-org/ChatGLM3#359",
+    "The mask of attention had the length of the text alone, so with a prefix in front tokens saw "
+    "the wrong keys.",
+    "minipost.engine.functions:behind",
+    "test_prefix.py::test_the_equation_and_its_derivative_by_hand",
+    "test_prefix.py::test_packed_rows_see_it")
+def _(ours, prefix, k, v, bias):
+    k, v, bias = ours(prefix, k, v, bias)
+    return k, v, bias.roll(-len(prefix), -1)
+
+
+@exhibit(
+    "a last block that is not whole", "bitsandbytes-foundation/bitsandbytes#1884",
+    "Where 64 did not divide a matrix, what happened to stand behind it counted in the scale of "
+    "its last block.",
+    "minipost.engine.coded:encode",
+    "test_coded.py::test_a_number_gets_the_nearest_level[4]")
+def _(ours, x, bits, block):
+    codes, scales = ours(pad(x.flatten(), (0, -x.numel() % block), value=9.0), bits, block)
+    return codes, scales
 
 
 # ---- what the gallery itself is tested with
