@@ -11,14 +11,18 @@ from minipost.tasks.base import Problem, Task
 from minipost.tasks.countdown import Countdown
 from minipost.tasks.recall import Recall
 from minipost.test_time import (
+    adaptive_consistency,
     best_of_n,
     cot,
     graph_of_thoughts,
     mcts,
     memory,
+    particles,
     self_consistency,
     self_feedback,
+    speculative_rejection,
     tot,
+    uct,
 )
 
 SUM = Arithmetic().pose("7+5-3")
@@ -35,7 +39,14 @@ SETTINGS = [
     (tot, Arithmetic(), dict(branching=2, expansions=4)),
     (mcts, GAME, dict(simulations=3, branching=2)),
     (mcts, Arithmetic(), dict(simulations=2, branching=2)),
+    (uct, GAME, dict(simulations=5, branching=2)),
+    (uct, Arithmetic(), dict(simulations=4, branching=2, rollouts=2)),
     (graph_of_thoughts, Arithmetic(terms=9), dict(group_size=2)),
+    (graph_of_thoughts, Arithmetic(terms=9), dict(group_size=2, refine=2)),
+    (speculative_rejection, Arithmetic(), dict(group_size=5, memory=3, depth=9)),
+    (particles, Arithmetic(), dict(particles=5, depth=9)),
+    (adaptive_consistency, GAME, dict(group_size=5)),
+    (adaptive_consistency, Arithmetic(), dict(group_size=5, stop="own", sure=0.001)),
     (memory, Recall(), dict(length=6, things=3, lives=2, keys=3, trials=3)),
 ]
 
@@ -61,7 +72,7 @@ def test_no_text_of_a_model_breaks_a_method(module, task, knobs, words):
     assert {name.format(**vars(cfg)) for name in (module.BEFORE, module.AFTER)} <= set(names)
 
 
-@pytest.mark.parametrize("module", [tot, mcts])
+@pytest.mark.parametrize("module", [tot, mcts, uct])
 def test_a_model_that_never_ends_is_cut_at_the_depth(module):
     problem = GAME.heldout(1)
     answers, _ = module.solve(problem, Babble(GAME, ["1+1=2:2\n"]),
