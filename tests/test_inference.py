@@ -25,6 +25,8 @@ QUICK = {"self-consistency": ["--group-size", "2", "--curve", "1"],
          "speculative-rejection": ["--group-size", "3", "--memory", "2", "--depth", "3"],
          "particles": ["--particles", "2", "--depth", "3"],
          "adaptive-consistency": ["--group-size", "3"],
+         "by-difficulty": ["--budget", "2", "--attempts", "2", "--training", "5"],
+         "budget-forcing": ["--budget", "2", "--curve", "1", "--cuts", "1"],
          "memory": ["--length", "4", "--things", "2", "--lives", "2", "--trials", "2"],
          "graph-of-thoughts": ["--group-size", "1"], "self-feedback": ["--attempts", "2"],
          "beam": ["--width", "1", "--branching", "2", "--depth", "3"], "cot": ["--shots", "1"]}

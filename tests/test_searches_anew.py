@@ -15,10 +15,12 @@ from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.base import Problem
 from minipost.tasks.countdown import Countdown
 from minipost.tasks.recall import Recall
+from minipost.tasks.search import Search
 from minipost.test_time import (
     adaptive_consistency,
     beam,
     best_of_n,
+    budget_forcing,
     cot,
     graph_of_thoughts,
     mcts,
@@ -161,7 +163,7 @@ def test_roll_outs_grow_the_tree_that_the_rule_grows(seed, simulations, c, depth
     (found, root), = uct.search(["?"], maze.propose, maze.complete, maze.value, mark=";",
                                 simulations=simulations, branching=4, rollouts=1, c=c, depth=depth)
     written, visits, total = rolled(Maze(seed), simulations, 4, c, depth)
-    assert dict((text, worth) for worth, text in found) == written
+    assert {text: worth for worth, text in found} == written
 
     def check(node):
         assert node.visits == visits[node.text]
@@ -266,6 +268,33 @@ def test_a_vote_stops_where_the_lead_would_win_by_the_posterior(words):
     assert [text for text, _ in drawn] == words[:stop]
 
 
+# ---- thoughts whose length is forced
+
+@given(st.lists(st.sampled_from(["x\n", "y\n", "Answer: 1", "z"]), max_size=12),
+       st.integers(0, 3), st.integers(0, 4))
+def test_a_thought_is_as_long_as_it_is_forced_to_be(said, waits, budget):
+    said = [*said, *["Answer: 2"] * 9]
+    words, text, lines, put, = iter(said), "", 0, 0
+    while True:
+        if lines == budget:
+            text += "Answer:" + " forced"
+            break
+        more = next(words)
+        if more in ("x\n", "y\n"):
+            text, lines = text + more, lines + 1
+        elif put < waits and lines:
+            text, put = text[:-1] + " no\n", put + 1
+        else:
+            text += more
+            break
+    words = iter(said)
+    found, = budget_forcing.search(
+        ["?"], lambda texts, n: [[next(words)] for _ in texts],
+        lambda texts, n: [[" forced"] for _ in texts], mark="\n", waits=waits, budget=budget,
+        wait=" no", end="Answer:")
+    assert found == (text, lines, put)
+
+
 # ---- the best of n
 
 CHANCES = {  # the highest by the least, the last, the product, and by the mean: four samples
@@ -317,6 +346,7 @@ ALONE = {
     "speculative-rejection": (speculative_rejection, SUM, speculative_rejection.Config(
         group_size=4, memory=2, depth=3)),
     "particles": (particles, SUM, particles.Config(particles=4, depth=3)),
+    "budget-forcing": (budget_forcing, Search(), budget_forcing.Config(waits=2, budget=3)),
     "adaptive-consistency": (adaptive_consistency, SUM, adaptive_consistency.Config(group_size=6)),
     "memory": (memory, Recall(), memory.Config(length=5, things=4, lives=2, keys=3, trials=2)),
 }

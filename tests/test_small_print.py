@@ -23,6 +23,7 @@ from minipost.tasks.recall import Recall
 from minipost.test_time import (
     adaptive_consistency,
     best_of_n,
+    budget_forcing,
     graph_of_thoughts,
     mcts,
     memory,
@@ -221,6 +222,8 @@ WORKINGS = {
                                                                       "votes": 1.0}]},
                            ["stopped after 3 samples, lead safe by 0.688", "2 votes for 1",
                             "1 votes for 2"]),
+    budget_forcing: ({"text": "a\nAnswer: b\n", "lines of thought": 1, "waits": 0},
+                     ["a", "Answer: b", "1 lines of thought, 0 waits put in"]),
     memory: ({"episodes": [{"question": "red box", "said": " 1", "right": "1", "good": True,
                             "recalled": []},
                            {"question": "hut", "said": "2", "right": "3", "good": False,

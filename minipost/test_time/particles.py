@@ -45,7 +45,7 @@ class Config(Bounded):
     resample: Literal["softmax", "top", "never"] = "softmax"  # top: a beam; never: best of N
     depth: int = 32             # steps of an answer, at most
 
-    LIMITS = {"particles": "<= 10000", "tau": "> 0"}
+    LIMITS = {"particles": ">= 1, <= 10000", "tau": "> 0"}
 
 
 def search(prompts, step, chance, *, mark, particles, tau, resample, depth):
