@@ -77,7 +77,7 @@ def test_no_text_of_a_model_breaks_a_method(module, task, knobs, words):
     assert {name.format(**vars(cfg)) for name in (module.BEFORE, module.AFTER)} <= set(names)
 
 
-@pytest.mark.parametrize("module", [tot, mcts, uct])
+@pytest.mark.parametrize("module", [tot, mcts])
 def test_a_model_that_never_ends_is_cut_at_the_depth(module):
     problem = GAME.heldout(1)
     answers, _ = module.solve(problem, Babble(GAME, ["1+1=2:2\n"]),

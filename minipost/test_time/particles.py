@@ -28,7 +28,7 @@ from typing import Literal
 
 from minipost.errors import Bounded, MinipostError
 
-TASK, KNOBS = "arithmetic", {"hurried": True, "terms": 10}
+TASK, KNOBS = "arithmetic", {"hurried": True}
 VERIFIER = "checkpoints/verifier"
 BEFORE, AFTER = "best of {particles}", "particles"
 PAIRS = (("beam", "particles"),)

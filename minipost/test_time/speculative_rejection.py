@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 
 from minipost.errors import Bounded, MinipostError
 
-TASK, KNOBS = "arithmetic", {"hurried": True, "terms": 10}
+TASK, KNOBS = "arithmetic", {"hurried": True}
 VERIFIER = "checkpoints/verifier"
 BEFORE, AFTER = "best of n, tokens of rejection", "speculative rejection"
 FULL = "best of {group_size}"
