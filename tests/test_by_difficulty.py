@@ -1,5 +1,6 @@
 """The choice between parallel and sequential answers, with a model whose chances are known."""
 
+import random
 import re
 
 import pytest
@@ -83,6 +84,11 @@ def test_bins_have_equally_many_training_problems(bins, training):
     assert len(known["edges"]) == bins - 1 == len(known["ways"]) - 1 == len(known["rows"]) - 1
     (easy,) = count
     found = [sum(e <= x for e in known["edges"]) for x in easy]
+    problems = tools.task.sample(training, random.Random("by difficulty"))
+    long = [len(re.findall("[0-9]+", p.prompt)) >= 6 for p in problems]
+    for b, row in enumerate(known["rows"]):
+        mine = [float(not x) for x, at in zip(long, found) if at == b]
+        assert row["parallel"] == (sum(mine) / len(mine) if mine else 0.0)
     if bins <= training:
         assert max(found.count(b) for b in range(bins)) - min(
             found.count(b) for b in range(bins)) <= 1

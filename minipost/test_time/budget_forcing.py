@@ -56,7 +56,7 @@ def search(prompts, step, sample, *, mark, waits, budget, wait, end):
     step(texts, n) -> n continuations by one line; one without `mark` ends the answer.
     sample(texts, n) -> n continuations to the end of the answer.
     """
-    found = [["", 0, 0] for _ in prompts]
+    found: list[list] = [["", 0, 0] for _ in prompts]       # answer so far, lines, waits
     going = list(range(len(prompts)))
     while going:
         cut = [k for k in going if found[k][1] >= budget]

@@ -62,11 +62,9 @@ def search(prompts, step, chance, *, mark, particles, tau, resample, depth):
         going = [(k, i) for k, swarm in enumerate(swarms) for i, p in enumerate(swarm) if p[1]]
         if not going:
             break
-        texts = {(k, i): swarms[k][i][0] for k, i in going}
-        for at, (more,) in zip(going, step([prompts[k] + texts[k, i] for k, i in going], 1),
-                               strict=True):
-            texts[at] = texts[at] + more, mark in more
-        rows = [(k, *texts[k, i]) for k, i in going]
+        nexts = step([prompts[k] + swarms[k][i][0] for k, i in going], 1)
+        rows = [(k, swarms[k][i][0] + more, mark in more)
+                for (k, i), (more,) in zip(going, nexts, strict=True)]
         for (k, i), (_, text, on), p in zip(going, rows, chance(rows), strict=True):
             p = min(max(p, LEAST), 1 - LEAST)
             swarms[k][i] = text, on, math.log(p / (1 - p))

@@ -22,6 +22,7 @@ are shares of a few verdicts, so here that is not promised.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -77,8 +78,9 @@ def search(prompts, propose, value, *, mark, strategy, width, branching, thresho
     trees = [[Node("", state(k, ""), None, 0)] for k in range(len(prompts))]
     gone = [set() for _ in prompts]                         # states that have been expanded
     left = [float("inf") if expansions is None else expansions for _ in prompts]
-    choose = {"breadth-first": _level, "depth-first": _deepest, "best-first": _best,
-              "a-star": partial(_least, cost=cost)}[strategy]
+    orders: dict[str, Callable] = {"breadth-first": _level, "depth-first": _deepest,
+                                   "best-first": _best, "a-star": partial(_least, cost=cost)}
+    choose = orders[strategy]
     while True:
         picked = []
         for k, tree in enumerate(trees):
