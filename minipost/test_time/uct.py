@@ -40,7 +40,7 @@ class Config(Bounded):
     branching: int = 16            # steps sampled to expand a node (k)
     rollouts: int = 1           # answers written from a leaf; 0: verdicts judge the leaf instead
     votes: int = 3              # verdicts sampled on an answer
-    c: float = 0.5              # how much a rarely visited child is preferred
+    c: float = 0.2              # how much a rarely visited child is preferred
     depth: int = 8              # steps of an answer in the tree, at most
 
     LIMITS = {"rollouts": ">= 0, <= 10000"}
