@@ -225,7 +225,7 @@ def test_rejection_is_the_papers_loop(seed, n, steps, alpha, memory):
     for made in range(1, steps + 1):
         left = [text + more for text, (more,) in zip(left, writers.step(left, 1))]
         cut = int(alpha * len(left))
-        if made < steps and made * len(left) > memory and cut:
+        if made < steps and made * len(left) >= memory and cut:
             bar = sorted(writers.worth(text) for text in left)[cut]    # the lowest that stays
             gone += [text for text in left if writers.worth(text) < bar]
             left = [text for text in left if writers.worth(text) >= bar]
@@ -344,7 +344,7 @@ ALONE = {
     "self-feedback": (self_feedback, SUM, self_feedback.Config(attempts=3)),
     "uct": (uct, Countdown(numbers=4, target=24), uct.Config(simulations=3, branching=2)),
     "speculative-rejection": (speculative_rejection, SUM, speculative_rejection.Config(
-        group_size=4, memory=2, depth=3)),
+        group_size=4, memory=2, depth=3, score="verifier")),
     "particles": (particles, SUM, particles.Config(particles=4, depth=3)),
     "budget-forcing": (budget_forcing, Search(), budget_forcing.Config(waits=2, budget=3)),
     "adaptive-consistency": (adaptive_consistency, SUM, adaptive_consistency.Config(group_size=6)),

@@ -70,7 +70,7 @@ def test_it_spends_less_and_keeps_what_begins_best(seed, n, length, alpha, memor
             if not 0 < other.rejected <= k:
                 lines = other.text.split(";")[: gone[0].steps]
                 assert min(map(float, lines)) >= worst
-        assert counts[-1] * gone[0].steps > memory
+        assert counts[-1] * gone[0].steps >= memory
         counts.append(counts[-1] - len(gone))
     for a in left:
         assert a.score == min(map(float, a.text.split(";")))
@@ -96,13 +96,26 @@ def test_the_score_of_a_beginning_leaves_out_what_is_said_of_the_whole():
             return [[0.9, 0.2 if answer.startswith("b") else 0.8, 0.1] for answer in answers]
 
     tools = Tools(Echo(), ["a\n", "b\n", "c", "d"])
-    cfg = spec.Config(group_size=2, memory=1, alpha=0.5)
+    cfg = spec.Config(group_size=2, memory=1, alpha=0.5, score="verifier")
     (answer,), (working,) = spec.solve([Problem("a", {"letter": "a"})], tools, cfg)
     assert answer == "a\nc" and working["chosen"] == 0
     assert [a["score"] for a in working["samples"]] == [0.1, 0.2]
     assert spec.show(working)[1].endswith("rejected in round 1")
 
 
+def test_own_verdicts_are_asked_of_what_stands_there():
+    class Tools(Babble):
+        def worth(self, states, votes, known):
+            assert votes == 5
+            return [0.9 if text.startswith("b") else 0.4 for _, text in states]
+
+    tools = Tools(Echo(), ["a\n", "b\n", "c"])
+    cfg = spec.Config(group_size=2, memory=1, votes=5)
+    (answer,), (working,) = spec.solve([Problem("a", {"letter": "a"})], tools, cfg)
+    assert answer == "b\nc" and [a["rejected"] for a in working["samples"]] == [1, 0]
+
+
 def test_it_asks_for_a_reward_model():
     with pytest.raises(MinipostError, match="--verifier DIR"):
-        spec.solve([Problem("a")], SimpleNamespace(verifier=None), spec.Config())
+        spec.solve([Problem("a")], SimpleNamespace(verifier=None),
+                   spec.Config(score="verifier"))

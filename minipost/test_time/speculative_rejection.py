@@ -1,8 +1,8 @@
 """Speculative rejection: best of n that stops the worst beginnings early (survey sec. 5.2; Sun et
 al. 2024, arxiv.org/abs/2410.20290).
 
-`group_size` (n) answers are begun and go on side by side.  Whenever those that are left hold more
-than `memory` steps together, a reward model scores them as they are, and the share `alpha` with the
+`group_size` (n) answers are begun and go on side by side.  Whenever those that are left hold
+`memory` steps together, a reward model scores them as they are, and the share `alpha` with the
 lowest scores is rejected:
 
     reject y_k   if  score(x, y_k so far) is among the floor(alpha n_left) lowest
@@ -10,9 +10,17 @@ lowest scores is rejected:
 In the end the best answer is taken by the same score.  As fewer are left, each may grow longer
 until the memory is full again, so rejections come further and further apart.
 
-A score is the least of a process reward model's chances, of the steps so far and, when an answer
-is finished, of the whole.  It can only fall as an answer grows.  So the best is lost only if it
-begins worse than others that turn worse later.  With alpha 0 this is best of n.
+The scores are either
+
+    verdicts    the model's own, as in tree of thoughts: on the steps so far, and on whether the
+                goal is still in reach
+    verifier    a process reward model's: the least of its chances, of the steps so far and, when an
+                answer is finished, of the whole
+
+With alpha 0 this is best of n.  Rejection pays as far as a beginning tells how the answer will end:
+in the Game of 24, where a first move can be a dead end.  It loses where errors come late and no
+beginning tells of them, as in sums: of the few that are left too many go wrong after the last
+rejection.
 
 The paper rejects when the GPU's memory is full, wherever the answers stand, and starts with as many
 as it holds at first.  Here memory is counted in steps and rejections come between steps, since a
@@ -20,14 +28,15 @@ search knows texts and no tensors.
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from minipost.errors import Bounded, MinipostError
 
-TASK, KNOBS = "arithmetic", {"hurried": True}
-VERIFIER = "checkpoints/verifier"
+TASK, KNOBS = "countdown", {"numbers": 4, "target": 24}
 BEFORE, AFTER = "best of n, tokens of rejection", "speculative rejection"
 FULL = "best of {group_size}"
 PAIRS = ((FULL, AFTER),)
+N = 100
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,9 @@ class Config(Bounded):
 
     group_size: int = 32        # answers that are begun (n)
     alpha: float = 0.5          # share that is rejected at a time
-    memory: int = 32            # steps that all answers to a problem may hold before some go
+    memory: int = 32            # steps of all answers to a problem at which some are rejected
+    score: Literal["verdicts", "verifier"] = "verdicts"  # whose scores reject and choose
+    votes: int = 3              # verdicts sampled on a question
     depth: int = 32             # steps of an answer, at most
 
     LIMITS = {"alpha": ">= 0, < 1"}
@@ -68,7 +79,7 @@ def search(prompts, step, score, *, mark, group_size, alpha, memory, depth):
             a.text, a.steps, a.going = a.text + more, a.steps + 1, mark in more
         left = {k: [a for a in mine if not a.rejected] for k, mine in enumerate(drawn)}
         full = {k: mine for k, mine in left.items() if any(a.going for a in mine)
-                and sum(a.steps for a in mine) > memory and int(alpha * len(mine))}
+                and sum(a.steps for a in mine) >= memory and int(alpha * len(mine))}
         scored(full, score)
         for k, mine in full.items():
             rounds[k] += 1
@@ -87,17 +98,23 @@ def scored(parts, score):
 
 def solve(problems, tools, cfg):
     """The best of the answers that were not rejected: (answers, workings)."""
-    if tools.verifier is None:
-        raise MinipostError("speculative rejection needs a reward model to reject by: --verifier "
-                            "DIR, such as --algo prm saves")
+    if cfg.score == "verifier" and tools.verifier is None:
+        raise MinipostError("--score verifier needs a reward model to reject by: --verifier DIR, "
+                            "such as --algo prm saves")
+    known: dict = {}
 
-    def score(rows):
+    def verdicts(rows):
+        return tools.worth([(problems[k], text) for k, text, _ in rows], cfg.votes, known)
+
+    def verifier(rows):
         chances = tools.verified([problems[k].prompt for k, _, _ in rows],
                                  [text for _, text, _ in rows])
         return [min(found[:-1] or found) if going else min(found)
                 for found, (_, _, going) in zip(chances, rows, strict=True)]
 
-    drawn = search([p.prompt for p in problems], tools.step, score, mark=tools.mark, **vars(cfg))
+    drawn = search([p.prompt for p in problems], tools.step,
+                   {"verdicts": verdicts, "verifier": verifier}[cfg.score], mark=tools.mark,
+                   group_size=cfg.group_size, alpha=cfg.alpha, memory=cfg.memory, depth=cfg.depth)
     picks = [max((k for k, a in enumerate(mine) if not a.rejected),
                  key=lambda k: (not mine[k].going, mine[k].score, -k)) for mine in drawn]
     return [mine[k].text for mine, k in zip(drawn, picks)], [
