@@ -10,7 +10,8 @@ A model that thinks in its text says by itself when the thought is over: by a li
 
 The paper's `wait` is the word Wait, which lets its model doubt.  The texts of the task search know
 no such word; what stands there when a line of thought was no good is the verdict "no", so that is
-the default.  It is put in whether or not the thought was right.
+the default.  It is put in whether or not the thought was right: one wait makes a model search that
+seldom does, and those after it deny what was found.
 
 The paper's measures: control is the share of thoughts whose length is within the bounds, here 1 by
 construction; scaling is the slope of accuracy against length.  The control spends as many tokens

@@ -26,7 +26,7 @@ from minipost.errors import Bounded, MinipostError
 from minipost.measure.stats import winner
 from minipost.test_time import self_feedback
 
-TASK, KNOBS = "arithmetic", {"hurried": True}
+TASK, KNOBS = "arithmetic", {"hurried": True, "fewest": 2, "terms": 8}
 BEFORE, AFTER = "parallel alone", "by difficulty"
 PAIRS = (("sequential alone", "by difficulty"),)
 N = 400
