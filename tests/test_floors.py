@@ -33,8 +33,9 @@ FLOORS = [
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 # Folders whose files may import each other.
 OPEN = {"engine", "layout", "tasks", "datasets", "measure", "checks", "cli", "proof", "page"}
-# The methods that are made of others: whose parts they take.
+# The methods, and ways to answer, that are made of others: whose parts they take.
 MADE_OF = {
+    "test_time.by_difficulty": {"self_feedback"},
     "methods.ppo": {"sft", "reward"}, "methods.rlaif": {"sft", "ppo", "dpo"},
     "methods.ttrl": {"grpo"}, "methods.intuitor": {"grpo"},
     "methods.r1_zero": {"grpo"}, "methods.r1": {"sft", "grpo", "reward", "r1_zero"},

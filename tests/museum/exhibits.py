@@ -988,6 +988,8 @@ def _(ours, run, rollout):
     "test_iterative_grpo.py::test_a_round_renews_the_reference_and_the_score")
 def _(ours, run, key):
     pass
+
+
 @exhibit(
     "the mask forgets the prefix", "zai-org/ChatGLM3#359",
     "The mask of attention had the length of the text alone, so with a prefix in front tokens saw "
