@@ -77,7 +77,7 @@ def train(run, cfg):
         problems, start = run.problems(cfg.prompts), policy.master.clone()
 
         def off(n):
-            return noise((run.seed, run.step, n), policy.params).to(start)
+            return noise((run.seed, run.step, n), policy.params).to(policy.master)
 
         earned = []
         for n in range(cfg.population):
