@@ -12,7 +12,7 @@ from minipost.rollout import logprobs
 from minipost.run import Run
 
 ON_POLICY = [name for name in methods.names() if methods.load(name).ON_POLICY]
-GRPOS = ("ttrl", "intuitor")     # with r1-zero, these take GRPO's steps
+GRPOS = ("ttrl", "intuitor", "gdpo")     # with r1-zero, these take GRPO's steps
 NAME = "sampling_logp_difference/max"
 
 

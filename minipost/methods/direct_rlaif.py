@@ -24,7 +24,6 @@ from minipost.methods import grpo, rlaif, sft
 TASK = "wording"
 METRIC = "sampled"
 SCORED = False
-ON_POLICY = True
 READS = ("completion",)
 TRACE = ("loss", "gold", "agreement", "kl", "entropy")
 PROOF = "takes the steps of sft and grpo; only the reward is a judge's"
