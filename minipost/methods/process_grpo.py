@@ -72,11 +72,13 @@ class Config(Descent):
 # ---- the rewards of steps
 
 def check(run, cfg):
-    """MinipostError where steps cannot be told apart, or nobody may say what they are worth."""
-    if run.hidden and not cfg.verifier:
+    """MinipostError where steps cannot be told apart, or nobody can say what they are worth."""
+    prm.check_task(run.task)
+    if cfg.verifier:
+        checkpoint.read_config(checkpoint.base_of(cfg.verifier))
+    elif run.hidden:
         raise MinipostError(f"the reward of {run.task.name} is hidden from learners; name a "
                             "process reward model with --verifier")
-    prm.check_task(run.task)
 
 
 def exact(run, problems, rollout):
