@@ -8,7 +8,6 @@ import torch
 from fakes import (
     FIRST,
     Echo,
-    Hidden,
     Letters,
     Steps,
     drive,
@@ -147,13 +146,14 @@ def test_a_verifier_from_its_directory_is_what_pays():
     assert metrics["gold"] in {k / 8 for k in range(9)}
 
 
-def test_without_steps_or_with_a_hidden_reward_it_is_refused():
+def test_without_steps_a_verifier_or_a_reward_it_is_refused():
     with pytest.raises(MinipostError, match="echo cannot check steps"):
         next(process_grpo.train(make_run(Echo()), process_grpo.Config(prompts=2)))
-    run = make_run(Hidden())
-    run.hidden = True
+    run = make_run(Steps(), hidden=True)
     with pytest.raises(MinipostError, match="hidden from learners; .* with --verifier"):
         process_grpo.check(run, process_grpo.Config())
+    with pytest.raises(MinipostError, match="nowhere: no such model directory"):
+        process_grpo.check(run, process_grpo.Config(verifier="nowhere"))
 
 
 # ---- the mean of all steps as a baseline

@@ -431,11 +431,12 @@ def supervised(tmp_path, monkeypatch, **leads):
     for arm, seed in ((arm, seed) for arm in process_supervision.ARMS for seed in range(2)):
         run = tmp_path / process_supervision.run_of(arm, seed)
         run.mkdir(parents=True)
-        end = 0.5 + leads.get(arm.split(", ")[1], 0.0) * (arm != process_supervision.OUTCOME)
+        paid, _, source = arm.partition(", ")
+        end = 0.5 + leads.get(source, 0.0) * (paid == "steps")
         scores = {when: {"value": x, "low": x - 0.02, "high": x + 0.02, "n": 200}
                   for when, x in (("before", end), ("after", end + 0.001 * seed))}
         write_json(run / "summary.json", {"all": {"sampled, held-out": scores}})
-        lines = [{"num_tokens": (90 + 10 * seed) * k,
+        lines = [{"num_tokens": (90 + 10 * seed) * k, "completions/mean_length": 60 + seed,
                   **({process_supervision.HELD_OUT: end + 0.001 * seed} if k > 1 else {})}
                  for k in range(1, 4)]
         (run / "metrics.jsonl").write_text("".join(json.dumps(of) + "\n" for of in lines))
@@ -451,11 +452,11 @@ def test_process_supervision_is_judged_by_both_leads(tmp_path, monkeypatch, exac
                                                      verdict):
     found = supervised(tmp_path, monkeypatch, exact=exact, learnt=learnt)
     assert found.verdict == verdict
-    assert [row[2] == "" for row in found.rows] == [True, False, False]
+    assert [row[2] == "" for row in found.rows] == [True, False, False, False]
     for row, value in zip(found.rows[1:], (exact, learnt)):
         assert [float(row[k].split()[0]) for k in (2, 4)] == pytest.approx([value] * 2)
         assert row[2] in found.sentence
-    assert found.rows[0][5] == "285" and "0.900 of the time" in found.notes[0]
+    assert found.rows[0][5:] == ["60", "285"] and "0.900 of the time" in found.notes[0]
 
 
 def test_accuracy_over_a_run_is_its_mean_over_the_tokens_of_the_shortest():

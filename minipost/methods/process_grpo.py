@@ -21,7 +21,8 @@ prm saves: its chance that the step, or the answer, is right.
 
 mean(R) is one number, however many steps follow a token.  So it is a baseline only where answers
 have equally many steps, as in sums.  Elsewhere a right step that adds nothing is a gain, since its
-reward is above the mean.
+reward is above the mean.  A verifier that pays for such steps is soon gamed; the KL holds that up
+(`make study-process-supervision`).
 
 Where we differ from the paper: the mean is over the tokens of the gradient step, as in grpo.py, and
 the paper's step rewards are all learnt.  Its authors have not published the code of its training.
@@ -61,7 +62,7 @@ class Config(Descent):
     minibatch_size: int = 256   # answers per gradient step
     epochs: int = 1             # passes over each rollout (mu)
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
-    beta: float = 0.01          # weight of the KL to the starting policy (beta)
+    beta: float = 0.04          # weight of the KL to the starting policy (beta), the paper's
     lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
@@ -71,11 +72,13 @@ class Config(Descent):
 # ---- the rewards of steps
 
 def check(run, cfg):
-    """MinipostError where steps cannot be told apart, or nobody may say what they are worth."""
-    if run.hidden and not cfg.verifier:
+    """MinipostError where steps cannot be told apart, or nobody can say what they are worth."""
+    prm.check_task(run.task)
+    if cfg.verifier:
+        checkpoint.read_config(checkpoint.base_of(cfg.verifier))
+    elif run.hidden:
         raise MinipostError(f"the reward of {run.task.name} is hidden from learners; name a "
                             "process reward model with --verifier")
-    prm.check_task(run.task)
 
 
 def exact(run, problems, rollout):
