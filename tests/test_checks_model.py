@@ -188,7 +188,6 @@ def test_where_a_tool_has_a_say_the_last_part_alone_ends_in_eos():
     assert checkup.ends_in_eos(inside, {EOS}, each=False).tolist() == [False]
 
 
-
 def test_a_trainer_that_agrees_with_itself_and_with_the_sampler():
     run = run_of()
     run.micro_batch_size = 3
