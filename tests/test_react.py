@@ -1,9 +1,11 @@
 """ReAct at test time: calls, observations, and what the tool is worth."""
 
+import json
+
 import pytest
 from fakes import Echo
 
-from minipost import test_time
+from minipost import evaluate, test_time
 from minipost.errors import MinipostError
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.base import Problem
@@ -100,3 +102,11 @@ def test_the_thinker_in_a_hurry_is_right_with_a_calculator():
     means = {name: sum(arm.result.rewards) / 24 for name, arm in arms.items()}
     assert means["tool"] > 0.9 > 0.7 > means["no tool"] > means["wrong tool"]
     assert arms["tool"].tokens < arms["no tool"].tokens     # what the tool writes is not sampled
+
+
+@pytest.mark.parametrize("task", ["arithmetic", "calculator"])
+def test_it_runs_on_every_task_with_a_tool(task, capsys):
+    flags = ["--method", "react", "--task", task, "--model", "checkpoints/student", "--n", "3",
+             "--max-new-tokens", "24", "--workers", "1", "--json"]
+    assert evaluate.main(flags) == 0
+    assert set(json.loads(capsys.readouterr().out)["arms"]) == {"no tool", "tool", "wrong tool"}

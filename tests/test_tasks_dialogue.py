@@ -41,7 +41,10 @@ def test_answers_follow_from_the_turns():
         lines = problem.prompt.split("\n")
         assert lines[::2] == [f"User: {q}" for q, _ in said[: cut + 1]]
         assert lines[1::2] == [f"Bot: {n}" for n in answers[:cut]] + ["Bot:"]
-        assert task.reward([""], [f" {answers[cut]}\n"], answer=[answers[cut]]) == [1.0]
+        for text in (f" {answers[cut]}\n", task.demonstrate(problem),
+                     Messages(task.messages(problem)[1])):
+            assert task.reward([""], [text], answer=[answers[cut]]) == [1.0]
+            assert task.reward([""], [text], answer=[answers[cut] + 1]) == [0.0]
     assert {p.columns["cut"] for p in task.sample(99, random.Random(1))} == {0, 1, 2, 3, 4}
 
 

@@ -16,14 +16,15 @@ are learnt, the user's are not.  With --chat the same turns are messages, which 
 renders.  What is reported, beside the held-out dialogues whose last answer needs an earlier turn:
 the same last turns with all earlier ones cut away, and dialogues whose last turn needs none.
 
-An answer is one whole number and nothing else (tasks/answers.py has the grammar).
+An answer is one whole number and nothing else (tasks/answers.py has the grammar); what stands
+behind the assistant's turn is not read.
 """
 
 import random
 from dataclasses import dataclass
 from itertools import islice
 
-from minipost.chat import ROLE, Turns
+from minipost.chat import ROLE, Messages, Turns
 from minipost.tasks import answers
 from minipost.tasks.arithmetic import LIMIT
 from minipost.tasks.base import MOST_HELD_OUT, Problem, Task, is_held_out, within
@@ -79,8 +80,9 @@ class Dialogue(Task):
         return turns[: 2 * cut + 1], turns[2 * cut + 1 :]
 
     def parse(self, text):
-        """Return the whole number that the text states, or None."""
-        return answers.whole(answers.stated(text))
+        """Return the whole number that the assistant's first turn states, or None."""
+        turn = text.first if isinstance(text, Messages) else text.partition("\nUser:")[0]
+        return answers.whole(answers.stated(turn))
 
     def reward(self, prompts, completions, answer, **columns):
         """Return 1.0 for each completion that states its answer, else 0.0."""

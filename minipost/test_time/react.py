@@ -10,7 +10,7 @@ the text, and generation goes on behind it.  The task says what a call is and wh
 which `--algo tool-use` teaches.
 
 The arms: the model alone, which writes the results itself, with the tool, and the control: the tool
-answers each call with its observation on another problem.  Where a problem has used up its `calls`
+answers each call with its observation on another problem.  Where an answer has used up `max_calls`
 the model goes on alone.
 """
 
@@ -28,7 +28,7 @@ N = 400
 class Config(Bounded):
     """Answers in which a tool has a say."""
 
-    calls: int = 16             # calls of the tool in an answer, at most
+    max_calls: int = 16         # calls of the tool in an answer
 
 
 def act(problems, tools, observe, calls):
@@ -80,7 +80,7 @@ def wrong(task):
 def solve(problems, tools, cfg):
     """The answers with the tool: (answers, workings)."""
     needed(tools.task)
-    pieces = act(problems, tools, right(tools.task), cfg.calls)
+    pieces = act(problems, tools, right(tools.task), cfg.max_calls)
     return ["".join(found) for found in pieces], [{"pieces": found} for found in pieces]
 
 
@@ -89,8 +89,8 @@ def arms(problems, tools, cfg):
     task = tools.task
     needed(task)
     ways = {"no tool": lambda: tools.sample([p.prompt for p in problems], 1),
-            "tool": lambda: act(problems, tools, right(task), cfg.calls),
-            "wrong tool": lambda: act(problems, tools, wrong(task), cfg.calls)}
+            "tool": lambda: act(problems, tools, right(task), cfg.max_calls),
+            "wrong tool": lambda: act(problems, tools, wrong(task), cfg.max_calls)}
     for name, way in ways.items():
         start, pieces = tools.tokens, way()
         yield tools.arm(name, problems, ["".join(found) for found in pieces],
