@@ -57,7 +57,7 @@ CURVES = {  # panel: (task, {curve: [(command, arm)]})
         "tree, best-first": [(f"tot --branching {k}", "best-first") for k in (4, 16)],
         "speculative rejection": [(f"speculative-rejection --group-size {n} --memory {n}",
                                    "speculative rejection") for n in (16, 32, 64)],
-        "tree, A*": [(f"tot --branching {k}", "a-star, log-prob") for k in (4, 16)],
+        "tree, A*": [(f"tot --branching {k}", "a-star") for k in (4, 16)],
         "UCT": [(f"uct --simulations {n}", "uct") for n in (8, 32, 64)],
         "MCTS": [(f"mcts --simulations {n}", "mcts") for n in (4, 12, 24)],
         LEARNT: [(f"self-consistency {GAME}", "n=1")],

@@ -200,14 +200,14 @@ def test_a_star_is_the_textbook_search_with_a_heap(seed, expansions, cost):
 # ---- beginnings that a reward model thins out
 
 class Writers:
-    """Texts in which every step is a random letter; a text's score is a hash of it."""
+    """Texts in which every step is a large random number; a text's score is a hash of it."""
 
     def __init__(self, seed, steps):
         self.rng, self.steps = random.Random(seed), steps
 
     def step(self, texts, n):
         assert n == 1
-        return [[self.rng.choice("abcdefgh")
+        return [[str(self.rng.getrandbits(60))
                  + (";" if text.count(";") + 1 < self.steps else "")] for text in texts]
 
     @staticmethod
@@ -233,8 +233,7 @@ def test_rejection_is_the_papers_loop(seed, n, steps, alpha, memory):
     found, = speculative_rejection.search([""], writers.step, writers.score, mark=";",
                                           group_size=n, alpha=alpha, memory=memory, depth=9)
     texts = [a.text for a in found if not a.rejected]
-    if len(set(left + gone)) == n:                              # no two that tie
-        assert texts == left and sorted(a.text for a in found if a.rejected) == sorted(gone)
+    assert texts == left and sorted(a.text for a in found if a.rejected) == sorted(gone)
 
 
 @given(st.integers(0, 999), st.integers(1, 9), st.integers(1, 4), st.sampled_from([0.5, 1.0, 3.0]))

@@ -189,10 +189,9 @@ def arms(problems, tools, cfg):
         yield from ranked(name, problems, [answers(tree) for tree in trees], workings, tools, start)
     yield from sampled(problems, tools, cfg.votes, {
         EQUAL.format(width=b): spent[f"breadth-first, b={b}"] for b in (1, cfg.width)})
-    for cost in ("log-prob", "depth"):
-        start, trees = tools.tokens, grow(problems, tools, cfg, strategy="a-star", cost=cost)
-        yield from ranked(f"a-star, {cost}", problems, [answers(tree) for tree in trees],
-                          [{"tree": [vars(node) for node in tree]} for tree in trees], tools, start)
+    start, trees = tools.tokens, grow(problems, tools, cfg, strategy="a-star")
+    yield from ranked("a-star", problems, [answers(tree) for tree in trees],
+                      [{"tree": [vars(node) for node in tree]} for tree in trees], tools, start)
 
 
 def sampled(problems, tools, votes, budgets):

@@ -19,6 +19,9 @@ With rollouts 0 there are none: the verdicts judge the leaf itself, whether the 
 among them.  That is the value form, with the same tree and the same rule.  mcts.py has it with
 priors.  The paper plays the most visited move against an opponent.  Here nobody else moves, so what
 was found stays found.
+
+In the Game of 24 nearly all roll-outs are worth 0 until one is worth 1, and then the search is
+over.  So visits have little to go by, and as many tokens of whole answers do no worse.
 """
 
 import math
