@@ -70,7 +70,6 @@ INSTEAD: Mapping[str, str] = {
     "lora_dropout": "leave it out: adapters have no dropout; `--lora` is their rank",
     "load_in_4bit": "use `--base-bits` 4 with `--lora`",
     "load_in_8bit": "use `--base-bits` 8 with `--lora`",
-    "num_virtual_tokens": "use `--prefix` 8, or another number",
     "use_vllm": "use `--sampler` vllm",
     "vllm_mode": "use `--sampler` vllm, with a server at `--sampler-url`",
     "reward_weights": "put it behind the function: `--reward` FILE.py:FUNCTION=WEIGHT",
