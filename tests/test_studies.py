@@ -988,7 +988,8 @@ def few(tmp_path, monkeypatch, *after, off=(0.0, 0.0, 0.0)):
     """The whole of the study's own work, on summaries with these means of the sizes."""
     values = {trained_parameters.run_of(setting, size, seed): value + off[seed]
               for setting, row in zip(trained_parameters.SETTINGS, after)
-              for size, value in zip(trained_parameters.SIZES, row) for seed in range(3)}
+              for size, value in zip(trained_parameters.SIZES, [*row, 0.7, 0.7])
+              for seed in range(3)}
 
     def summary(self, run):
         scores = {when: {"value": x, "low": x - 0.01, "high": x + 0.01, "n": 200}

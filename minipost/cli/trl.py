@@ -70,6 +70,8 @@ INSTEAD: Mapping[str, str] = {
     "fp16": "use `--dtype` bfloat16; float16 is not supported",
     "use_peft": "use `--lora` 16, or another rank",
     "lora_dropout": "leave it out: adapters have no dropout; `--lora` is their rank",
+    "load_in_4bit": "use `--base-bits` 4 with `--lora`",
+    "load_in_8bit": "use `--base-bits` 8 with `--lora`",
     "use_vllm": "use `--sampler` vllm",
     "vllm_mode": "use `--sampler` vllm, with a server at `--sampler-url`",
     "reward_weights": "put it behind the function: `--reward` FILE.py:FUNCTION=WEIGHT",
