@@ -126,7 +126,7 @@ def jobs(args):
     found += [("estimates", k) for k, e in enumerate(ESTIMATES) if wanted(e.name)]
     found += [("leads", name) for name in LEADS if wanted(name)]
     found += [("values", None)] if wanted("vineppo") else []
-    found += [("corrections", None), *oracle] if args.algo == "all" else []
+    found += [("passes", None), ("corrections", None), *oracle] if args.algo == "all" else []
     return [(section, what, size, args.samples) for section, what in found]
 
 
@@ -144,6 +144,8 @@ def work(job):
         return identities.identities(world, exact.BETA)
     if section == "sizes":
         return estimates.by_size(world)
+    if section == "passes":
+        return corrections.passes(world)
     if section == "values":
         return values.value_errors(world)
     if section == "corrections":
@@ -170,7 +172,8 @@ def show(facts, args):
         "J_b.")
     for section, draw in (("identities", identities_shown), ("estimates", estimates_shown),
                           ("sizes", sizes_shown), ("clipped", clipped_shown),
-                          ("corrections", corrections_shown), ("values", values_shown),
+                          ("corrections", corrections_shown), ("passes", passes_shown),
+                          ("values", values_shown),
                           ("optimum", optimum_shown), ("leads", leads_shown)):
         if facts.get(section):
             say()
@@ -269,6 +272,15 @@ def corrections_shown(rows):
     said = "; ".join(f"{name} (KL to the policy {x:.3f})" for name, x in kl.items())
     return [heading("Answers of another sampler: how far the mean of one answer's step is from the "
                     f"policy gradient. From left to right: {said}"), made]
+
+
+def passes_shown(rows):
+    from minipost.proof.corrections import STEPS
+
+    made = table("weight", "J", "highest J", "KL to the start")
+    for row in rows:
+        row_of(made, row["name"], f"{row['reward']:.3f}", f"{row['most']:.3f}", f"{row['kl']:.2f}")
+    return [heading(f"Following each mean step on the same answers, {STEPS} updates"), made]
 
 
 def values_shown(rows):

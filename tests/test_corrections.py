@@ -86,6 +86,17 @@ def test_what_is_added_to_all_rewards_changes_nothing(found):
         assert row == pytest.approx(found[row["sampler"], row["name"]], abs=1e-9)
 
 
+def test_on_the_same_answers_a_clip_stays_near_and_the_answers_ratio_climbs_on():
+    """E_mu[ratio r] is J, wherever the policy has gone; a clip's gain ends at its edge."""
+    world = World(4, 2)
+    rows = {row["name"]: row for row in corrections.passes(world, 60)}
+    exact, clip, none = (rows[name] for name in ("an answer's ratio, no bound", "clip 0.2", "none"))
+    start = float((world.log_chance(world.policy).detach().exp() * world.reward).sum(1).mean())
+    assert exact["reward"] == exact["most"] > start + 0.2
+    assert start < clip["reward"] < exact["reward"] and clip["kl"] < 0.1 * exact["kl"]
+    assert none["kl"] > exact["kl"] and all(row["most"] >= row["reward"] for row in rows.values())
+
+
 def test_the_mean_of_sampled_steps_is_the_mean_over_all_answers(found):
     """The same by drawing answers of the older policy, one at a time."""
     world = World(4, 2)

@@ -7,7 +7,7 @@ each; 1, 0 and 0 make none of them:
                       where the text forks (Wang et al. 2025, arxiv.org/abs/2506.01939)
     --cov-share 2e-4  Clip-Cov: that share of the tokens, drawn from those whose covariance of
                       log-prob and advantage is within 1 .. 5, has none (Cui et al. 2025,
-                      arxiv.org/abs/2505.22617, sec. 4.2): they are likely already and made likelier
+                      arxiv.org/abs/2505.22617): they are likely already and are made likelier
     --entropy-weight  the oldest remedy: entropy itself is a gain
 
     L = -(1/N) [ sum_t k_t min(rho_t A, clip(rho_t, 1-eps_low, 1+eps_high) A) + c_e sum_t H_t ]

@@ -3,7 +3,7 @@
 PPO whose critic is the policy itself.  What an answer is worth at the beginning of a step is the
 mean reward of K answers that go on from there:
 
-    V(s) = 1/K sum_k r(y_k),   y_k sampled by the policy from s                          (eq. 5)
+    V(s) = 1/K sum_k r(y_k),   y_k sampled by the policy from s
     A_t  = V(s') - V(s) for every token t of the step from s to s',   r - V(s) for the last step
     L    = -(1/N) sum_t min(rho_t A_t, clip(rho_t, 1-eps, 1+eps) A_t)
 
@@ -16,8 +16,7 @@ they count as sampled ones.  By hand:
 with rho_t = pi/old and N the answer tokens in the gradient step.  A step ends as the task says
 (`step_end`, a line's end).  Equal beginnings are one state: answers to a prompt share V(prompt).
 
-Where we differ: no KL to the starting policy, whose price the paper sets to 1e-4, and discount and
-lambda are 1.
+Where we differ: there is no KL to the starting policy.  Discount and lambda are 1.
 """
 
 import math

@@ -19,12 +19,14 @@ import math
 import torch
 
 from minipost.methods import cispo, grpo, gspo, sapo
-from minipost.proof.oracle import weights_of
+from minipost.optim import Learner
+from minipost.proof.oracle import divergence, weights_of
 from minipost.rollout import chosen_logprobs, distribution
 from minipost.run import rounded
 
 FREE = 1e9      # a bound that nothing reaches
 BITS, TOP, FAR = 3, 2, 0.25  # of the samplers below
+STEPS, LR = 100, 0.01        # of Adam on the same answers
 
 
 def samplers(world):
@@ -108,4 +110,28 @@ def corrections(world):
             found.append({"sampler": sampler, "kl": kl, "name": name,
                           "bias": float((mean - exact).norm() / exact.norm()),
                           "noise": math.sqrt(float(spread)) / float(exact.norm())})
+    return found
+
+
+def passes(world, steps=STEPS):
+    """Follow each mean step on the same answers, of the policy as it was before the first.
+
+    -> [{"name", "reward", "most", "kl"}]: J at the end, the highest on the way, KL(mu || pi) at the
+    end.  The rewards less their prompt's mean are the advantages, which stay as they are.
+    """
+    mask, found = world.seqs.mask, []
+    with torch.no_grad():
+        old = world.token_logp(world.policy).flatten(0, 1)
+    mu = old.sum(1).exp() / 2
+    base = 2 * (mu * world.reward.flatten()).view(2, -1).sum(1).repeat_interleave(world.count)
+    adv = mu * (world.reward.flatten() - base)
+    for name, slope in WAYS.items():
+        policy, rewards = Learner(copy.deepcopy(world.policy)), []
+        for _ in range(steps):
+            logp = world.token_logp(policy.module).flatten(0, 1)            # (M, T)
+            rewards.append(float(logp.detach().sum(1).exp() / 2 @ world.reward.flatten()))
+            (logp * slope(logp.detach(), old, adv, mask)).sum().backward()
+            policy.step(LR, max_grad_norm=math.inf)
+        kl = float(divergence(*(x.sum(1).view(2, -1) for x in (old, logp.detach()))))
+        found.append({"name": name, "reward": rewards[-1], "most": max(rewards), "kl": kl})
     return found
