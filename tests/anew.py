@@ -1163,15 +1163,17 @@ def clicks_anew(mirror, cfg):
             better = sum((earned[i] > earned[j]) + (earned[i] == earned[j]) / 2
                          for j in here if j != i) / (g - 1)
             looked = (order.index(i) + 1) ** -cfg.eta
-            if users.random() >= looked or users.random() >= 0.1 + 0.9 * better:
-                continue
-            if users.expovariate(1 / (10 + 50 * better)) < cfg.dwell:
-                continue
-            all_, tops = all_ + 1, tops + (order[0] == i)
-            weight = 1 / looked if cfg.correct == "propensity" else 1.0
-            for j in here:
-                if j != i:
-                    loss = loss + weight * softplus(scored[j] - scored[i]) / cfg.prompts
+            for _ in range(cfg.users):
+                if users.random() >= looked or users.random() >= 0.1 + 0.9 * better:
+                    continue
+                if users.expovariate(1 / (10 + 50 * better)) < cfg.dwell:
+                    continue
+                all_, tops = all_ + 1 / cfg.users, tops + (order[0] == i) / cfg.users
+                weight = 1 / looked if cfg.correct == "propensity" else 1.0
+                for j in here:
+                    if j != i:
+                        loss = loss + weight * softplus(scored[j] - scored[i]) / (
+                            cfg.prompts * cfg.users)
     assert all_
     return updated(mirror, mirror.scorer, loss, eta(mirror, cfg), cfg.max_grad_norm,
                    clicks=all_ / cfg.prompts, top=tops / all_)
@@ -1468,10 +1470,10 @@ OFF_POLICY = {
     "reward, pairs": Case(reward, dict(RATED, margin=0.4, center=0.1), reward_anew, Listed),
     "plackett-luce": Case(plackett_luce, RATED, plackett_luce_anew, Noisy),
     "orm": Case(orm, RATED, orm_anew, Chance),
-    "clicks": Case(clicks, dict(RATED, eta=0.7, dwell=9.0), clicks_anew,
+    "clicks": Case(clicks, dict(RATED, eta=0.7, dwell=9.0, users=3), clicks_anew,
                    same=("shown", "correct")),
     "clicks, random, as they are": Case(clicks, dict(RATED, eta=0.7, dwell=9.0, shown="random",
-                                                     correct="none"), clicks_anew),
+                                                     users=2, correct="none"), clicks_anew),
     "prm": Case(prm, dict(RATED, hot=1.7), prm_anew, Chance, same=("last_only", "aggregate")),
     "prm, last": Case(prm, dict(RATED, hot=1.7, last_only=True), prm_anew, Chance,
                       same=("aggregate",)),

@@ -67,11 +67,12 @@ def test_the_mean_weight_is_the_answers_own_wherever_it_stands(shown, eta):
 
 
 def test_simulated_users_click_as_often_as_their_law_says():
-    """4000 users; within four standard errors."""
+    """4000 users, of one list or of a thousand; within four standard errors."""
     run, n = make_run(), 4000
-    reward_, place = f64([[0.0, 1.0]]).expand(n, 2), torch.tensor([[1, 0]]).expand(n, 2)
-    for dwell in (0.0, 30.0):
-        cfg = Config(correct="none", dwell=dwell, eta=1.0)
+    for dwell, users in ((0.0, 4), (30.0, 4), (30.0, n)):
+        cfg = Config(dwell=dwell, eta=1.0, users=users)
+        lists = n // users, 2
+        reward_, place = f64([[0.0, 1.0]]).expand(lists), torch.tensor([[1, 0]]).expand(lists)
         found = clicks.browse(run, reward_, place, cfg).mean(0)
         for share, worth, seen in zip(found.tolist(), (0.0, 1.0), (0.5, 1.0)):
             p = seen * clicks.chance(worth, dwell)

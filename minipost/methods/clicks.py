@@ -1,7 +1,7 @@
 """Clicks: a reward model from what users do, not from what they say (survey sec. 3.1.2).
 
-A user sees the G answers to a prompt in a list and looks at place k with the chance p_k = k^-eta.
-What she looks at she may click, and a click counts where she stays.  So what stands high is clicked
+Users see the G answers to a prompt in a list and look at place k with the chance p_k = k^-eta.
+What they look at they may click, and a click counts where they stay.  So what stands high is clicked
 often, good or not.  Counterfactual learning to rank (Joachims, Swaminathan & Schnabel 2016,
 arxiv.org/abs/1608.04468) divides each click by the chance that its place was looked at, its
 propensity:
@@ -10,8 +10,9 @@ propensity:
 
     dL/ds_i = (1/B) sum_(j != i) [ w_j sigmoid(s_i - s_j) - w_i sigmoid(s_j - s_i) ]
 
-with w_i = 0 without a click.  In the mean over users w_i is the chance of a click that counts on
-an answer that is looked at, wherever it stands; so the mean step is that on the answers' own worth.
+summed over the users of a list and divided by their number.  In the mean a weight is the chance of
+a click that counts on an answer that is looked at, wherever it stands; so the mean step is that on
+the answers' own worth.
 `--correct none` takes w_i = 1: it learns the list's order too.
 
 The list shows the policy's likeliest answers first.  The users are simulated (`browse`), by the
@@ -55,8 +56,9 @@ class Config(Descent):
     """A reward model from clicks of simulated users on lists of answers."""
 
     steps: int = 250            # gradient steps
-    prompts: int = 32           # lists per step (B), each to another prompt and user
+    prompts: int = 32           # lists per step (B), each of answers to another prompt
     group_size: int = 4         # answers in a list (G)
+    users: int = 32             # users who see each list
     temperature: float = 1.0    # sampling temperature of the answers (tau)
     shown: Literal["likeliest", "random"] = "likeliest"  # first: the policy's likeliest, or any
     eta: float = 1.0            # how much less often each further place is looked at (eta)
@@ -72,7 +74,7 @@ class Config(Descent):
 
 @shapes(scores="B K", weights="B K")
 def loss(scores, weights, *, count):
-    """scores, weights (b, K), 0 where nobody clicked; count = B  ->  scalar loss, metrics"""
+    """scores, weights (b, K), 0 where nobody clicks; count = B  ->  scalar loss, metrics"""
     behind = scores[:, None, :] - scores[:, :, None]                        # (b, i, j): s_j - s_i
     other = ~torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)
     value = (weights[:, :, None] * softplus(behind))[:, other].sum() / count
@@ -111,19 +113,21 @@ def propensity(place, eta):
 
 
 def weigh(clicked, place, cfg):
-    """The weight of each click.  (P, G), (P, G) -> (P, G)"""
+    """The weights of answers, from the share of users who clicked.  (P, G), (P, G) -> (P, G)"""
     return clicked / propensity(place, cfg.eta) if cfg.correct == "propensity" else clicked
 
 
 def browse(run, reward, place, cfg):
-    """One user goes through each list: the weight of every answer.  (P, G), (P, G) -> (P, G)"""
-    rng, seen, attracts = run.rng("users"), propensity(place, cfg.eta), attraction(reward)
-    clicked = torch.zeros(reward.shape, dtype=torch.float64)
+    """The share of users whose click on an answer counts.  (P, G), (P, G) -> (P, G)"""
+    rng, clicked = run.rng("users"), torch.zeros(reward.shape, dtype=torch.float64)
+    seen, attracts = propensity(place, cfg.eta).tolist(), attraction(reward).tolist()
     for p, g in torch.cartesian_prod(*map(torch.arange, reward.shape)).tolist():
-        worth = float(attracts[p, g])
-        if rng.random() < float(seen[p, g]) and rng.random() < STRAY + (1 - STRAY) * worth:
-            clicked[p, g] = rng.expovariate(1 / (STAY[0] + STAY[1] * worth)) >= cfg.dwell
-    return weigh(clicked, place.cpu(), cfg)
+        worth = attracts[p][g]
+        for _ in range(cfg.users):
+            if rng.random() < seen[p][g] and rng.random() < STRAY + (1 - STRAY) * worth and \
+                    rng.expovariate(1 / (STAY[0] + STAY[1] * worth)) >= cfg.dwell:
+                clicked[p, g] += 1 / cfg.users
+    return clicked
 
 
 def chance(attracts, dwell):
@@ -140,15 +144,16 @@ def train(run, cfg, browse=browse):
                              purpose="lists")
         reward = run.grade(problems, rollout).view(-1, cfg.group_size)      # (P, G)
         place = places(rollout, cfg, run.rng("lists"))
-        weights = browse(run, reward, place, cfg).to(reward)
+        clicked = browse(run, reward, place.cpu(), cfg)                     # (P, G)
+        weights = weigh(clicked, place.cpu(), cfg).to(reward)
         sides, meter = [rollout[k :: cfg.group_size] for k in range(cfg.group_size)], Meter("loss")
         for i in run.micro_batches(range(len(problems)), *sides):
             scores = final_scores(model.module, [side[i] for side in sides])
             value, stats = loss(scores, weights[i], count=len(problems))
             value.backward()
             meter.add(**stats)
-        rate, clicked = cfg.rate(cfg.lr, run.step), weights > 0
-        norm = model.step(rate, cfg.max_grad_norm, cfg.weight_decay) if clicked.any() else 0.0
-        yield {**meter.means(), "clicks": float(clicked.sum()) / len(problems),
-               "top": float((clicked & (place == 0)).sum()) / max(1, int(clicked.sum())),
+        rate, clicks = cfg.rate(cfg.lr, run.step), float(clicked.sum())
+        norm = model.step(rate, cfg.max_grad_norm, cfg.weight_decay) if clicks else 0.0
+        yield {**meter.means(), "clicks": clicks / len(problems),
+               "top": float(clicked[place.cpu() == 0].sum()) / clicks if clicks else 0.0,
                "grad_norm": norm, "learning_rate": rate}

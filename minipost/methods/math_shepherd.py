@@ -64,7 +64,7 @@ class Config(Descent):
     hot: float = 1.6            # sampling temperature of half of the answers
     temperature: float = 1.0    # of the others, and of the completions (tau)
     aggregate: Literal["min", "last", "product"] = "min"  # a solution's chance from its steps'
-    lr: float = 4e-4            # peak learning rate (eta); it ends at zero
+    lr: float = 1e-3            # peak learning rate (eta); it ends at zero
     schedule: Schedule = "cosine"  # of the learning rate after the warm-up
     warmup_steps: int = 20      # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is clipped to this norm

@@ -179,12 +179,12 @@ def completed(run, problems, rollout, places, cfg):
 
 
 def browsed(run, reward, place, cfg):
-    """clicks.browse; of a hand, the mean weight over all users.  (P, G)"""
+    """clicks.browse; of a hand, what all users together would click.  (P, G)"""
     if run.hand is None:
         return clicks.browse(run, reward, place, cfg)
     looked = clicks.attraction(reward).double()
     counted = looked.apply_(lambda worth: clicks.chance(worth, cfg.dwell))
-    return clicks.weigh(counted * clicks.propensity(place, cfg.eta), place, cfg)
+    return counted * clicks.propensity(place, cfg.eta)
 
 
 def divisor_of(estimate, run, prompt, rows):
