@@ -47,6 +47,7 @@ from minipost.methods import (
     reward,
     rft,
     rloo,
+    sdpo,
     self_critical,
     sft,
     simpo,
@@ -442,6 +443,24 @@ def mixer_anew(mirror, cfg):
         loss = loss - (logp[:size].sum() + (earned[j] - fmean(others)) * logp[size:].sum()) / n
     return {**updated(mirror, mirror.policy, loss, eta(mirror, cfg), cfg.max_grad_norm),
             "end": k, "known": told / n, **described(rows, earned, g)}
+
+
+def sdpo_anew(mirror, cfg):
+    rows, found, n, task = mirror.rows, 0.0, 0, mirror.task
+    earned, faulty = mirror.reward(rows), []
+    for row in rows:
+        problem = mirror.problems[0][row.prompt]
+        critique = task.criticise(problem, row.text)
+        if not task.approves(critique):
+            told = Letters().prompt(task.revise(problem, row.text, critique))
+            faulty.append((row, replace(row, ids=told + row.said, start=len(told))))
+    teacher = mirror.reference if cfg.teacher == "start" else copy.deepcopy(mirror.policy.module)
+    for row, told in faulty:
+        p, = laws(mirror.policy.module, [row], cfg.temperature)
+        q, = laws(teacher, [told], cfg.temperature)
+        found, n = found + kl(p, q.detach()).sum(), n + len(row.said)
+    return {**updated(mirror, mirror.policy, found / n, eta(mirror, cfg), cfg.max_grad_norm),
+            "faults": len(faulty) / len(rows), **described(rows, earned, cfg.group_size)}
 
 
 def self_critical_anew(mirror, cfg):
@@ -1006,6 +1025,19 @@ class Mixed(Echo):
                 for text, c in zip(completions, letter)]
 
 
+class Critic(Mixed):
+    """Finds fault with answers that lack the prompt's letter, and says which one that is."""
+
+    def criticise(self, problem, draft):
+        return "" if problem.columns["letter"] in draft else "h" + problem.columns["letter"]
+
+    def approves(self, critique):
+        return not critique
+
+    def revise(self, problem, draft, critique):
+        return problem.prompt + draft + critique
+
+
 @dataclass
 class Case:
     """A method's settings and its step written anew: anew(mirror, cfg) -> metrics.
@@ -1061,6 +1093,9 @@ ON_POLICY = {
     "maxrl": Case(maxrl, dict(ONCE, least=0.75), maxrl_anew),
     "minimum-risk": Case(minimum_risk, dict(ONCE, alpha=0.6), minimum_risk_anew),
     "mixer": Case(mixer, dict(ONCE, steps=4, start=1, every=2, delta=2), mixer_anew),
+    "sdpo": Case(sdpo, dict(ONCE, schedule="cosine"), sdpo_anew, Critic, same=("teacher",)),
+    "sdpo, by itself": Case(sdpo, dict(ONCE, schedule="cosine", teacher="policy", lr=0.01),
+                            sdpo_anew, Critic),
     "self-critical": Case(self_critical, ONCE, self_critical_anew,
                           who=("policy", "greedy")),
     "a2c": Case(a2c, dict(ONCE, gamma=0.9, lam=0.7, value_weight=0.6, entropy_weight=0.2,

@@ -34,6 +34,7 @@ ROUNDING = 4 * torch.finfo(torch.float64).eps / STEP  # of a difference of terms
 PIPELINES = {  # have no loss of their own: whose they use
     "rlaif": ("sft", "reward", "ppo", "dpo"), "r1_zero": ("grpo",),
     "ttrl": ("grpo",), "intuitor": ("grpo",), "es": (),  # which has none
+    "sdpo": ("distill",),
     "r1": ("sft", "grpo", "reward")}
 LEARNT = ("logp", "logp_w", "logp_l", "kl", "entropy", "value", "score", "score_w", "score_l",
           "scores", "logits")
