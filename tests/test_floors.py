@@ -37,7 +37,7 @@ OPEN = {"engine", "layout", "tasks", "datasets", "measure", "checks", "cli", "pr
 MADE_OF = {
     "methods.ppo": {"sft", "reward"}, "methods.rlaif": {"sft", "ppo", "dpo"},
     "methods.ttrl": {"grpo"}, "methods.intuitor": {"grpo"},
-    "methods.sdpo": {"distill"},
+    "methods.sdpo": {"distill"}, "methods.prime": {"reinforce_pp"},
     "methods.r1_zero": {"grpo"}, "methods.r1": {"sft", "grpo", "reward", "r1_zero"},
     **{f"methods.{name}": {"dpo"} for name in ("ipo", "simpo", "orpo", "mdpo")},
 }
