@@ -105,7 +105,7 @@ def test_every_method_with_a_rollout_leaves_answers(command, tmp_path, reward, a
     assert groups and all(a["tokens"] for group in groups for a in group["answers"])
     answer = groups[0]["answers"][0]
     assert ("value" in answer) == (algo in ("ppo", "a2c"))
-    assert ("advantages" in answer) == (algo in ("ppo", "a2c", "reinforce-pp"))
+    assert ("advantages" in answer) == (algo in ("ppo", "a2c", "prime", "reinforce-pp"))
 
 
 @pytest.mark.parametrize("algo, by", [("oreo", "critic"), ("reward", "reward model"),
