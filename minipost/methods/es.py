@@ -35,7 +35,7 @@ PROOF = "has no loss: its step is an estimate from rewards alone (tests/test_es.
 class Config(Bounded):
     """Evolution strategies: perturb all weights, and move towards what earns more."""
 
-    steps: int = 25             # populations
+    steps: int = 25             # populations to learn from, one update each
     prompts: int = 32           # problems that every policy of a population answers (P)
     group_size: int = 1         # answers of each policy to a problem
     population: int = 30        # policies of a population (N), at least 2
