@@ -29,7 +29,7 @@ import torch
 from minipost.errors import Descent, MinipostError, Schedule
 from minipost.measure.meter import Meter, describe
 from minipost.methods import distill
-from minipost.rollout import distribution, pack
+from minipost.rollout import check_context, distribution, pack
 
 TASK = "arithmetic"
 KNOBS = {"hurried": True}
@@ -70,9 +70,11 @@ def informed(run, problems, rollout):
     for row, (number, text) in enumerate(zip(rollout.prompt.tolist(), run.texts(rollout))):
         critique = run.task.criticise(problems[number], text)
         if not run.task.approves(critique):
+            told = run.task.revise(problems[number], text, critique)
             rows.append(row)
-            prompts.append(run.prompt_ids(run.task.revise(problems[number], text, critique)))
+            prompts.append(run.prompt_ids(told))
             answers.append(rollout.targets[row][rollout.mask[row]].tolist())
+            check_context(run.policy.module, len(prompts[-1]), len(answers[-1]), told, text)
     if not rows:
         return rows, None
     return rows, pack(prompts, answers, run.vocabulary.pad).to(rollout.tokens.device)
