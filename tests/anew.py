@@ -46,6 +46,7 @@ from minipost.methods import (
     orpo,
     plackett_luce,
     ppo,
+    prime,
     prm,
     process_grpo,
     reinforce,
@@ -55,6 +56,7 @@ from minipost.methods import (
     rloo,
     rpo,
     sapo,
+    sdpo,
     self_critical,
     sft,
     simpo,
@@ -186,6 +188,7 @@ class Mirror:
         nets = {name: Net(learner.module, **ADAM) for name, learner in run.learners.items()}
         self.policy = nets["policy"]
         self.critic, self.scorer = nets.get("critic"), nets.get(REWARD_MODEL)
+        self.implicit = nets.get("implicit")
         part = run.parts.get("frozen/reference")
         self.reference = self.start = copy.deepcopy(part.module) if part else None
         self.task, self.seed, self.step, self.longest = run.task, run.seed, 0, run.max_new_tokens
@@ -530,6 +533,37 @@ def reinforce_pp_anew(mirror, cfg):
             "learning_rate": eta(mirror, cfg)}
 
 
+def prime_anew(mirror, cfg):
+    rows, policy, phi, logged = mirror.rows, mirror.policy, mirror.implicit, Logged()
+    earned, g, loss, hits = mirror.reward(rows), cfg.group_size, 0.0, []
+    ref = [x.detach() for x in chances(mirror.reference, rows)]
+    for now, old, right in zip(chances(phi.module, rows), ref, earned):
+        part, hit = entropic(cfg.beta * (now - old).sum(), right)
+        loss, hits = loss + part / len(rows), [*hits, hit]
+    phi.step(loss, rated(cfg, cfg.implicit_lr, mirror.step), cfg.max_grad_norm)
+    each = [cfg.beta * (now.detach() - old) for now, old in zip(chances(phi.module, rows), ref)]
+    adv = []
+    for k, own in enumerate(each):
+        others = [j for j in range(k - k % g, k - k % g + g) if j != k]
+        base, outcome = fmean(float(each[j].mean()) for j in others), fmean(
+            earned[j] for j in others)
+        adv.append(torch.stack([(own[t:] - base).sum() + earned[k] - outcome
+                                for t in range(len(own))]))
+    policy.norms.clear()
+    for part in mirror.passes(rows, cfg.minibatch_size, cfg.epochs):
+        seen, value, shut = [rows[k] for k in part], 0.0, 0.0
+        for k, law in zip(part, laws(policy.module, seen, cfg.temperature)):
+            gain, out = clipped(law[range(len(law)), rows[k].said], rows[k].old, adv[k], cfg.clip,
+                                cfg.clip)
+            value, shut = value - gain.sum() / count(seen), shut + out.sum() / count(seen)
+        logged.log(loss=value, clip_ratio=shut)
+        policy.step(value, eta(mirror, cfg), cfg.max_grad_norm)
+    return {**logged.means(), **described(rows, earned, g), "implicit/loss": float(loss.detach()),
+            "implicit/accuracy": fmean(hits),
+            "process_reward": fmean(float(x.sum()) for x in each),
+            "grad_norm": fmean(policy.norms), "learning_rate": eta(mirror, cfg)}
+
+
 def plain_gradient(mirror, cfg, adv):
     """-(1/N) sum A_i logp_t, and one update."""
     rows, n = mirror.rows, count(mirror.rows)
@@ -609,6 +643,24 @@ def mixer_anew(mirror, cfg):
         loss = loss - (logp[:size].sum() + (earned[j] - fmean(others)) * logp[size:].sum()) / n
     return {**updated(mirror, mirror.policy, loss, eta(mirror, cfg), cfg.max_grad_norm),
             "end": k, "known": told / n, **described(rows, earned, g)}
+
+
+def sdpo_anew(mirror, cfg):
+    rows, found, n, task = mirror.rows, 0.0, 0, mirror.task
+    earned, faulty = mirror.reward(rows), []
+    for row in rows:
+        problem = mirror.problems[0][row.prompt]
+        critique = task.criticise(problem, row.text)
+        if not task.approves(critique):
+            told = Letters().prompt(task.revise(problem, row.text, critique))
+            faulty.append((row, replace(row, ids=told + row.said, start=len(told))))
+    teacher = mirror.reference if cfg.teacher == "start" else copy.deepcopy(mirror.policy.module)
+    for row, told in faulty:
+        p, = laws(mirror.policy.module, [row], cfg.temperature)
+        q, = laws(teacher, [told], cfg.temperature)
+        found, n = found + kl(p, q.detach()).sum(), n + len(row.said)
+    return {**updated(mirror, mirror.policy, found / n, eta(mirror, cfg), cfg.max_grad_norm),
+            "faults": len(faulty) / len(rows), **described(rows, earned, cfg.group_size)}
 
 
 def self_critical_anew(mirror, cfg):
@@ -1290,6 +1342,26 @@ class Chance(Steps):
                 for text, c in zip(completions, letter)]
 
 
+class Fair(Mixed):
+    """Rewards within 0..1."""
+
+    def reward(self, *args, **columns):
+        return [x / 4 for x in super().reward(*args, **columns)]
+
+
+class Critic(Mixed):
+    """Finds fault with answers that lack the prompt's letter, and says which one that is."""
+
+    def criticise(self, problem, draft):
+        return "" if problem.columns["letter"] in draft else "h" + problem.columns["letter"]
+
+    def approves(self, critique):
+        return not critique
+
+    def revise(self, problem, draft, critique):
+        return problem.prompt + draft + critique
+
+
 @dataclass
 class Case:
     """A method's settings and its step written anew: anew(mirror, cfg) -> metrics.
@@ -1357,6 +1429,10 @@ ON_POLICY = {
     "maxrl": Case(maxrl, dict(ONCE, least=0.75), maxrl_anew),
     "minimum-risk": Case(minimum_risk, dict(ONCE, alpha=0.6), minimum_risk_anew),
     "mixer": Case(mixer, dict(ONCE, steps=4, start=1, every=2, delta=2), mixer_anew),
+    "prime": Case(prime, dict(PASSES, clip=0.07, beta=0.3, implicit_lr=0.03), prime_anew, Fair),
+    "sdpo": Case(sdpo, dict(ONCE, schedule="cosine"), sdpo_anew, Critic, same=("teacher",)),
+    "sdpo, by itself": Case(sdpo, dict(ONCE, schedule="cosine", teacher="policy", lr=0.01),
+                            sdpo_anew, Critic),
     "self-critical": Case(self_critical, ONCE, self_critical_anew,
                           who=("policy", "greedy")),
     "a2c": Case(a2c, dict(ONCE, gamma=0.9, lam=0.7, value_weight=0.6, entropy_weight=0.2,
@@ -1519,6 +1595,7 @@ def scene(case):
     run.frozen("start", lambda: tiny(seed=seed + 1))
     run.learner("critic", lambda: valuer(seed + 2), **ADAM)
     run.learner(REWARD_MODEL, lambda: scalar(seed, tiny(seed=seed + 4)), **ADAM)
+    run.learner("implicit", lambda: tiny(seed=seed + 5), **ADAM)
     return exactly(run)
 
 
@@ -1573,7 +1650,7 @@ def compare(case, tolerance=1e-9):
     """Hold a case's steps to its formula: the metrics of each, and all weights after it."""
     run = scene(case)
     mirror, cfg = Mirror(run), case.config()
-    for net in filter(None, (mirror.policy, mirror.critic, mirror.scorer)):
+    for net in filter(None, (mirror.policy, mirror.critic, mirror.scorer, mirror.implicit)):
         net.decay = getattr(cfg, "weight_decay", 0.0)
     watch(run, mirror)
     logged = []
@@ -1603,7 +1680,7 @@ def same_numbers(metrics, expected, tolerance=1e-9):
 
 def same_weights(run, mirror, tolerance=1e-9):
     for learner, net in (("policy", mirror.policy), ("critic", mirror.critic),
-                         (REWARD_MODEL, mirror.scorer)):
+                         (REWARD_MODEL, mirror.scorer), ("implicit", mirror.implicit)):
         if learner in run.learners:
             pairs = zip(run.learners[learner].module.named_parameters(),
                         net.module.named_parameters(), strict=True)

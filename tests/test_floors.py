@@ -38,6 +38,7 @@ MADE_OF = {
     "test_time.by_difficulty": {"self_feedback"},
     "methods.ppo": {"sft", "reward"}, "methods.rlaif": {"sft", "ppo", "dpo"},
     "methods.ttrl": {"grpo"}, "methods.intuitor": {"grpo"},
+    "methods.sdpo": {"distill"}, "methods.prime": {"reinforce_pp"},
     "methods.r1_zero": {"grpo"}, "methods.r1": {"sft", "grpo", "reward", "r1_zero"},
     "methods.process_grpo": {"prm"}, "methods.iterative_grpo": {"sft", "reward", "grpo"},
     "methods.gdpo": {"grpo", "r1_zero"}, "methods.math_shepherd": {"prm"},

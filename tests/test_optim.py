@@ -170,4 +170,4 @@ def test_the_schedules_climb_and_end_at_zero():
 def test_every_method_with_a_learning_rate_has_the_schedule():
     without = {name for name in methods.names()
                if not issubclass(methods.load(name).Config, Descent)}
-    assert without == {"trpo"}
+    assert without == {"trpo", "es"}

@@ -106,7 +106,7 @@ def test_every_method_with_a_rollout_leaves_answers(command, tmp_path, reward, a
     assert groups and all(a["tokens"] for group in groups for a in group["answers"])
     answer = groups[0]["answers"][0]
     assert ("value" in answer) == (algo in ("ppo", "a2c"))
-    assert ("advantages" in answer) == (algo in ("ppo", "a2c", "reinforce-pp", "vineppo",
+    assert ("advantages" in answer) == (algo in ("ppo", "a2c", "prime", "reinforce-pp", "vineppo",
                                                    "process-grpo"))
 
 

@@ -19,6 +19,8 @@ GROUPS = ("--prompts", 3, "--group-size", 4, "--minibatch-size", 8, "--epochs", 
 SAMPLES = ("--prompts", 3, "--group-size", 4)
 # answers of more than one word
 WORDING = ("--task", "wording", "--max-new-tokens", 12, "--eval-n", 12)
+STUDENT = ("--task", "arithmetic", "--terms", 3, "--max-new-tokens", 32,
+           "--model", "checkpoints/student")
 RECIPES = {
     "sft": ("--batch-size", 7, "--weight-decay", 0.1, "--warmup-steps", 2),
     "grpo": GROUPS, "grpo --optimizer muon": (*GROUPS, "--schedule", "linear", "--warmup-steps", 2),
@@ -43,6 +45,12 @@ RECIPES = {
     "reinforce-pp": GROUPS, "trpo": (*SAMPLES, "--fisher", 5, "--iterations", 3),
     "ppo": ("--prompts", 9, "--minibatch-size", 4),
     "ppo --control adaptive": ("--prompts", 9, "--minibatch-size", 4, "--kl-target", 0.01),
+    "minimum-risk": SAMPLES, "maxrl": (*SAMPLES, "--least", 0.3), "prime": GROUPS, "ttrl": GROUPS,
+    "intuitor": GROUPS, "es": ("--prompts", 3, "--population", 4),
+    "mixer": ("--task", "arithmetic", "--terms", 2, *SAMPLES, "--start", 1, "--every", 2),
+    "sdpo": (*STUDENT, "--prompts", 3),
+    "step-by-step": (*STUDENT, "--direct", "True", "--examples", 9, "--batch-size", 4,
+                     "--temperature", 1),
     "reward": (*WORDING, "--prompts", 5), "plackett-luce": (*WORDING, "--prompts", 5),
     "orm": ("--task", "arithmetic", "--prompts", 5, "--group-size", 2),
     "prm": ("--task", "arithmetic", "--prompts", 5, "--group-size", 2),

@@ -33,7 +33,7 @@ def steps_of(name, **options):
 def test_the_methods_that_learn_from_their_own_samples_are_known():
     assert {"grpo", "dapo", "dr-grpo", "reinforce", "rloo", "ppo", "trpo", "a2c", "reinforce-pp",
             "self-critical", "r1-zero", "gspo", "cispo", "sapo", "entropy", "vineppo",
-            "process-grpo", "minimum-risk", "maxrl", *GRPOS} == set(ON_POLICY)
+            "process-grpo", "minimum-risk", "maxrl", "prime", *GRPOS} == set(ON_POLICY)
     for name in methods.names():
         source = inspect.getsource(methods.load(name).module)
         asks = "run.rollout(" in source or name in ("r1-zero", *GRPOS)

@@ -35,7 +35,7 @@ PROOF = "has no loss: its step is an estimate from rewards alone (tests/test_es.
 class Config(Bounded):
     """Evolution strategies: perturb all weights, and move towards what earns more."""
 
-    steps: int = 25             # populations
+    steps: int = 25             # populations to learn from, one update each
     prompts: int = 32           # problems that every policy of a population answers (P)
     group_size: int = 1         # answers of each policy to a problem
     population: int = 30        # policies of a population (N), at least 2
@@ -56,6 +56,11 @@ def noise(name, params):
     return torch.from_numpy(drawn)
 
 
+def noise_of(run, n):
+    """The noise of the step's policy number n."""
+    return noise((run.seed, run.step, n), run.policy.params)
+
+
 def normalised(reward):
     """z: less the mean, over the deviation; exactly 0 where all are equal.  (N,) -> (N,)"""
     if (reward == reward[0]).all():
@@ -74,21 +79,16 @@ def train(run, cfg):
     """problems -> rewards of a population -> its noise again, weighed -> weights.  Metrics."""
     policy = run.policy
     while True:
-        problems, start = run.problems(cfg.prompts), policy.master.clone()
-
-        def off(n):
-            return noise((run.seed, run.step, n), policy.params).to(policy.master)
-
-        earned = []
+        problems, start, earned = run.problems(cfg.prompts), policy.master.clone(), []
         for n in range(cfg.population):
-            policy.assign(torch.add(start, off(n), alpha=cfg.sigma))
+            policy.assign(torch.add(start, noise_of(run, n).to(start), alpha=cfg.sigma))
             rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature,
                                  purpose="population")
             earned.append(float(run.score(problems, rollout).mean()))
         reward = torch.tensor(earned, dtype=torch.float64)                  # (N,)
         moved = start.clone()
         for n, z in enumerate(normalised(reward).tolist()):
-            moved.add_(off(n), alpha=cfg.alpha * z / cfg.population)
+            moved.add_(noise_of(run, n).to(start), alpha=cfg.alpha * z / cfg.population)
         policy.assign(moved)
         policy.updates += 1
         yield {"reward": float(reward.mean()), "reward_std": float(reward.std()),

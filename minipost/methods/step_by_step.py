@@ -13,8 +13,8 @@ labels.  The teacher thinks over `examples` problems once, and they are learnt i
 answers need not be right, and one that states nothing is left out.
 
 Where we differ from the paper: a rationale ends with its answer, as the task's worked answers do.
-The paper's own code weighs by alpha and 1 - alpha, half each by default.  The cue is the
-task's own.
+The cue is the task's own.  The paper's own code weighs by alpha and 1 - alpha, half each by
+default.
 """
 
 from dataclasses import dataclass, replace

@@ -48,6 +48,8 @@ AIMS = {  # names of the losses of exact.py in the tables; "its loss" if a metho
     "outcome_entropy": "cross-entropy", "step_entropy": "cross-entropy",
     "value_entropy": "cross-entropy", "click_ranking": "ranking",
     "minus_success": "P(right)", "forward_kl": "forward KL", "reverse_kl": "reverse KL",
+    "implicit_entropy": "cross-entropy", "minus_success": "P(right)",
+    "forward_kl": "forward KL", "reverse_kl": "reverse KL",
 }
 LENGTHS = "exact but for the division by the rollout's own tokens"
 
@@ -129,6 +131,7 @@ def dealer(world, sampler=None, critic=None):
     start = Frozen(copy.deepcopy(world.reference))          # `world.reference` may go on learning
     run.parts["frozen/reference"] = run.parts["frozen/start"] = start
     run.parts["learner/critic"] = Recorder(critic or RewardModel(copy.deepcopy(world.reference)))
+    run.parts["learner/implicit"] = Recorder(copy.deepcopy(world.policy))
     scorer = RewardModel(copy.deepcopy(world.reference))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

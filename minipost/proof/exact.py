@@ -114,6 +114,12 @@ def step_entropy(e):
     return expected(e.p, each.view(2, -1))
 
 
+def implicit_entropy(e):
+    """PRIME's model of outcomes, while it is the policy."""
+    score = BETA * e.h
+    return expected(e.p, softplus(score) - e.reward * score)
+
+
 def minimum_risk(e):
     """Of two drawn answers, weighed by chances to the power 0.7.  Drawing them has no gradient."""
     share = torch.sigmoid(0.7 * gap(e.log_p))               # Q of i beside j

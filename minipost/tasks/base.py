@@ -101,6 +101,8 @@ class Task(Protocol):
     questions: Callable | None = None
     #: state(problem, text) -> the same value for beginnings that come to the same  (tot)
     state: Callable | None = None
+    #: criticise(problem, draft) -> what is wrong with it, for `approves` and `revise`  (sdpo)
+    criticise: Callable | None = None
     #: critique(problem, draft) -> prompt; approves(critique) -> bool;
     #: revise(problem, draft, critique) -> prompt  (self_feedback)
     critique: Callable | None = None
