@@ -47,7 +47,6 @@ AIMS = {  # names of the losses of exact.py in the tables; "its loss" if a metho
     "centred_bradley_terry": "Bradley-Terry", "bradley_terry": "Plackett-Luce",
     "outcome_entropy": "cross-entropy", "step_entropy": "cross-entropy",
     "value_entropy": "cross-entropy", "click_ranking": "ranking",
-    "minus_success": "P(right)", "forward_kl": "forward KL", "reverse_kl": "reverse KL",
     "implicit_entropy": "cross-entropy", "minus_success": "P(right)",
     "forward_kl": "forward KL", "reverse_kl": "reverse KL",
 }
