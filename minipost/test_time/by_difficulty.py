@@ -3,7 +3,7 @@ arxiv.org/abs/2408.03314).
 
 Tokens can be spent in parallel, on answers that vote, or in sequence, on drafts that the model
 criticises and revises (self_feedback.py), several such chains side by side, whose last answers
-vote.  Which is better depends on how hard the problem is for the model.  So
+vote.  Which is better may depend on how hard the problem is for the model.  So
 
     1  `probes` answers say how difficult a problem is: by how many are right (oracle), or by what
        the model's own verdicts on their steps say (estimated)

@@ -16,8 +16,8 @@ with which the paper sorts and counts:
 The task provides the split, the forms of the aggregate, the critique and the revision.  The model
 solves parts and aggregates, and refines them.  In the paper a thought is refined in place, a loop
 in the graph.  Here what comes of it is a thought of its own, whose parent is the first.  With
-checkpoints/thinker that spoils what a vote got right: it learnt to criticise sums of single digits,
-and finds faults in larger ones that are none.
+checkpoints/thinker that spoils what a vote got right; it learnt to criticise sums of single digits
+only.
 """
 
 from dataclasses import dataclass, replace

@@ -17,10 +17,9 @@ The scores are either
     verifier    a process reward model's: the least of its chances, of the steps so far and, when an
                 answer is finished, of the whole
 
-With alpha 0 this is best of n.  Rejection pays as far as a beginning tells how the answer will end:
-in the Game of 24, where a first move can be a dead end.  It loses where errors come late and no
-beginning tells of them, as in sums: of the few that are left too many go wrong after the last
-rejection.
+With alpha 0 this is best of n.  Rejection can pay only as far as a beginning tells how the answer
+will end: a first move in the Game of 24 can be a dead end.  In sums errors come late, and of the
+few that are left too many go wrong after the last rejection.
 
 The paper rejects when the GPU's memory is full, wherever the answers stand, and starts with as many
 as it holds at first.  Here memory is counted in steps and rejections come between steps, since a
