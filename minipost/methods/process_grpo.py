@@ -21,8 +21,8 @@ prm saves: its chance that the step, or the answer, is right.
 
 mean(R) is one number, however many steps follow a token.  So it is a baseline only where answers
 have equally many steps, as in sums.  Elsewhere a right step that adds nothing is a gain, since its
-reward is above the mean.  A verifier that pays for such steps is soon gamed; the KL holds that up
-(`make study-process-supervision`).
+reward is above the mean.  A verifier that pays for such steps is soon gamed; the paper's KL holds
+that up in some runs only (`make study-process-supervision`).
 
 Where we differ from the paper: the mean is over the tokens of the gradient step, as in grpo.py, and
 the paper's step rewards are all learnt.  Its authors have not published the code of its training.
