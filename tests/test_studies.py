@@ -1098,3 +1098,8 @@ def test_the_table_of_verdicts_stands_once_at_the_head_of_the_page():
     assert once.endswith(page[page.index("<!-- study"):])
     again = __main__.with_verdicts(once, [["a-b", "paper", "reversed", "it is not"]])
     assert "so it is" not in again and "it is not" in again and again.count("verdicts:") == 1
+    more = again + "\n<!-- study-a: make study-a -->\n## Why?\n\ntext\n"
+    both = __main__.with_verdicts(more, [["a", "other", "reproduced", "as it | was"]])
+    first, second = both.index("| [a](#why) | other | reproduced | as it"), both.index("| [a-b](")
+    assert first < second and "paper | reversed | it is not |" in both
+    assert __main__.with_verdicts(both, []) == both
