@@ -1,8 +1,8 @@
 """Clicks: a reward model from what users do, not from what they say (survey sec. 3.1.2).
 
 Users see the G answers to a prompt in a list and look at place k with the chance p_k = k^-eta.
-What they look at they may click, and a click counts where they stay.  So what stands high is clicked
-often, good or not.  Counterfactual learning to rank (Joachims, Swaminathan & Schnabel 2016,
+What they look at they may click, and a click counts where they stay.  So what stands high is
+clicked often, good or not.  Counterfactual learning to rank (Joachims, Swaminathan & Schnabel 2016,
 arxiv.org/abs/1608.04468) divides each click by the chance that its place was looked at, its
 propensity:
 
