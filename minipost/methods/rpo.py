@@ -10,6 +10,7 @@ by how much, from a reward model r: the gap of the implied rewards should be tha
 
 It is the KL of two coins, least and zero at u = b: on every pair at once for pi ~ ref exp(eta r /
 beta).  As eta grows it becomes DPO.  A pair of equal rewards is told apart from one that is not.
+The authors' library calls it rpo_bwd_kl, and has two other distances.
 
 Where the task hides its reward, or a file has pairs, a reward model is taught first
 (methods/reward.py), unless --reward-model names one.  Its score is normalised, so eta is in
