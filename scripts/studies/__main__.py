@@ -143,7 +143,8 @@ def with_verdicts(page, verdicts):
     heads = dict(re.findall(r"<!-- study-([\w-]+): .*?-->\n## (.*)", page))
     place = {name: re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-")
              for name, head in heads.items()}
-    linked = [[f"[{name}](#{place[name]})", *every[name]] for name in sorted(every) if name in place]
+    linked = [[f"[{name}](#{place[name]})", *every[name]]
+              for name in sorted(every) if name in place]
     lines = [f"{FIRST} make studies -->", *table(COLUMNS, linked), LAST]
     body = re.sub(f"{FIRST}.*?{LAST}\n\n", "", page, flags=re.DOTALL)
     at = body.index("<!-- study-")
