@@ -15,6 +15,7 @@ import sys
 from dataclasses import MISSING, fields
 from importlib.abc import InspectLoader
 from importlib.machinery import SourceFileLoader
+from pathlib import Path
 from types import ModuleType
 
 from minipost.errors import MinipostError
@@ -26,6 +27,24 @@ DARK = {"globals", "locals", "vars", "eval", "exec", "__import__", "__name__", "
 def names(package):
     """The command-line names of a package's files: test_time/best_of_n.py is best-of-n."""
     return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__))
+
+
+def titles(package):
+    """{command-line name: what its file begins with} of all of a package.
+
+    Without the paper, and without the name where the text begins with it.
+    """
+    def bare(text):
+        return "".join(filter(str.isalnum, text.lower()))
+
+    found = {}
+    for name in names(package):
+        source = (Path(package.__path__[0]) / f"{name.replace('-', '_')}.py").read_text("utf-8")
+        first = source.removeprefix('"""').partition('"""')[0].partition("\n\n")[0]
+        title = " ".join(first.partition(" (")[0].split()).rstrip(".:")
+        head, _, rest = title.partition(": ")
+        found[name] = rest if rest and bare(head) == bare(name) else title
+    return found
 
 
 def required(contract):

@@ -15,7 +15,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from minipost import test_time
+from minipost import contract, test_time
 from minipost.chat import ROLE, Messages
 from minipost.cli import inference
 from minipost.cli import options as command
@@ -59,9 +59,11 @@ def main(argv=None):
 
 
 def usage(argv):
-    print(f"usage: {PROG} --method {{{','.join(test_time.names())}}} [options]\n"
-          f"       {PROG} --chat --model DIR [options]\n\n{__doc__}")
-    return 0 if argv else 2
+    from minipost.cli import help
+
+    print(help.choice(PROG, "--method", contract.titles(test_time),
+                      ["--method NAME [options]", "--chat --model DIR [options]"], __doc__))
+    raise SystemExit(0 if argv else 2)
 
 
 def talk(argv):

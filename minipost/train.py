@@ -18,6 +18,8 @@ that is in the directory is replaced only by --overwrite.  --resume DIR --steps 
 --shard leaves a part of each weight, gradient and moment in each rank, those of --workers or of
 torchrun.  It goes with every method but trpo, not with --optimizer muon nor with --lag.  --resume
 DIR --workers N goes on with another number of ranks.
+
+`python -m minipost.train --algo NAME --help` lists every option of a method.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from minipost import Door, methods
+from minipost import Door, contract, methods
 from minipost.cli.options import Settings, SetUp, fail_in_one_sentence, parse, rebuild
 from minipost.cli.trackers import Name
 from minipost.datasets.rows import File
@@ -66,12 +68,14 @@ class Options(SetUp):
 def settings_of(argv):
     """The Settings of a command line."""
     if not any(argument.partition("=")[0] == "--algo" for argument in argv):
-        every = ",".join(methods.names())
         if argv and not {"-h", "--help"} & set(argv):
-            raise MinipostError(f"--algo is missing; choose one of {every.replace(',', ', ')}")
-        print(f"usage: {PROG} --algo {{{every}}} [--task {{{','.join(TASKS)}}} | "
-              f"--data FILE] [options]\n       {PROG} --resume RUN_DIRECTORY\n\n{__doc__}\n"
-              f"`{PROG} --algo NAME --help` lists every option of a method.")
+            raise MinipostError("--algo is missing; choose one of "
+                                + ", ".join(methods.names()))
+        from minipost.cli import help
+
+        print(help.choice(PROG, "--algo", contract.titles(methods), [
+            f"--algo NAME [--task {{{','.join(TASKS)}}} | --data FILE] [options]",
+            "--resume RUN_DIRECTORY"], __doc__))
         raise SystemExit(0 if argv else 2)
     own = not {"--task", "--data"} & {argument.partition("=")[0] for argument in argv}
     found = parse(argv, PROG, lambda method: Options(

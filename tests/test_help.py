@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fakes import helped_text, names
 
-from minipost import doctor, evaluate, methods, solve, test_time, train
+from minipost import contract, doctor, evaluate, methods, solve, test_time, train
 from minipost.cli import help, inference, options, trl
 from minipost.datasets.rows import File
 from minipost.errors import MinipostError
@@ -47,6 +47,27 @@ def test_help_fits_the_terminal(capsys, monkeypatch, columns, command):
     told = text[text.index(f"\n{titles[0]} options:"):]     # what stands before may be an equation
     for line in told.splitlines():
         assert len(line) <= min(columns, 100) or len(line.split()) <= 2, line
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+@pytest.mark.parametrize("main, package", [(train.main, methods), (solve.main, test_time)])
+def test_every_method_is_listed_with_what_it_is(capsys, monkeypatch, columns, main, package):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    told = helped_text(capsys, main).partition(" NAME, one of:\n")[2]
+    rows = re.findall(r"^  (\S+)\s+(\S[^\n]*(?:\n {4,}.*)*)", told, re.MULTILINE)
+    assert [name for name, _ in rows] == package.names()
+    found = {name: " ".join(text.split()) for name, text in rows}
+    assert found == contract.titles(package)
+    assert all(text and "(" not in text and "http" not in text for text in found.values())
+    for line in told.splitlines():
+        assert len(line) <= min(columns, 100), line
+
+
+def test_a_title_leaves_out_the_name_and_the_paper():
+    found = contract.titles(methods)
+    assert found["grpo"] == "Group Relative Policy Optimization"
+    assert found["self-critical"] == "Self-critical sequence training"
+    assert found["reward"] == "Reward model: Bradley-Terry on preferred pairs"
 
 
 def test_help_says_type_default_and_words(capsys, monkeypatch):

@@ -99,11 +99,30 @@ def page(usage, description, sections):
         lines = [f"{title} options" + (":" if not sentence else "")]
         if sentence:
             lines = [wrapped(f"{title} options: {sentence}", width)]
-        for flag, text in rows:
-            beside = len(flag) + 4 <= column
-            if not beside:
-                lines.append(wrapped(flag, width, "    ", "  "))
-            first = f"  {flag}".ljust(column) if beside else " " * column
-            lines.append(wrapped(text, width, " " * column, first))
-        parts.append("\n".join(lines))
+        parts.append("\n".join(lines + listed(rows, width, column)))
     return "\n\n".join(parts)
+
+
+def listed(rows, width, column):
+    """Names with their words behind them, or below where a name is too long.  -> lines"""
+    lines = []
+    for name, text in rows:
+        beside = len(name) + 4 <= column
+        if not beside:
+            lines.append(wrapped(name, width, "    ", "  "))
+        first = f"  {name}".ljust(column) if beside else " " * column
+        lines.append(wrapped(text, width, " " * column, first))
+    return lines
+
+
+def choice(prog, flag, titles, usages, description):
+    """The help where no method is named: what there is to choose from.
+
+    titles: {name: what it is}.  usages: what may stand behind the command.
+    """
+    width = min(WIDEST, shutil.get_terminal_size().columns)
+    said = "\n".join(wrapped(f"{prog} {usage}", width, " " * 9, " " * 7 if k else "usage: ")
+                     for k, usage in enumerate(usages))
+    column = 4 + max(map(len, titles)) if width >= 60 else 6
+    names = "\n".join([f"{flag} NAME, one of:", *listed(titles.items(), width, column)])
+    return "\n\n".join([said, prose(description, width), names])

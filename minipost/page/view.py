@@ -55,7 +55,7 @@ def template():
     env = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
                       trim_blocks=True, lstrip_blocks=True,
                       finalize=lambda x: visible(x) if type(x) is str else x)
-    env.filters.update(number=plots.number, short=short, signed=signed, spaces=spaces)
+    env.filters.update(gain=gain, number=plots.number, short=short, signed=signed, spaces=spaces)
     return env.get_template("page.html.jinja")
 
 
@@ -68,6 +68,11 @@ def short(text):
 def signed(x):
     """A number with its sign, a true minus."""
     return "" if x is None else f"{'−' if x < 0 else '+'}{plots.number(abs(x))}"
+
+
+def gain(x):
+    """A difference of two shown figures, with as many digits as they have."""
+    return f"{x:+.3f}".replace("-", "−")
 
 
 def spaces(text):
@@ -102,7 +107,7 @@ def render(runs, refresh=0):
 
 def verdict(run):
     """(good, bad or flat; what came out of a run, in words)."""
-    before, after, gain = (part(run.summary, name) for name in ("before", "after", "gain"))
+    before, after, gained = (part(run.summary, name) for name in ("before", "after", "gain"))
     if not run.summary:
         steps = run.about.get("steps") or part(run.config, "method").get("steps")
         return "flat", f"Not finished: {run.step} of {steps} steps have been made."
@@ -111,12 +116,12 @@ def verdict(run):
     name = metric(run)
     what = f"{name[:1].upper()}{name[1:]}: {before['value']:.3f} before, " \
            f"{after['value']:.3f} after, on {after['n']} problems"
-    if not gain:
+    if not gained:
         return "flat", f"{what}."
-    by = f"{signed(gain['value'])}, 95% interval {signed(gain['low'])} to {signed(gain['high'])}"
-    if gain["low"] > 0:
+    by = "{}, 95% interval {} to {}".format(*(gain(gained[k]) for k in ("value", "low", "high")))
+    if gained["low"] > 0:
         return "good", f"It got better. {what}: {by}."
-    if gain["high"] < 0:
+    if gained["high"] < 0:
         return "bad", f"It got worse. {what}: {by}."
     return "flat", f"No difference can be told from chance. {what}: {by}."
 
