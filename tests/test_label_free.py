@@ -35,8 +35,8 @@ def rewarded(texts, true, size):
 
 def test_what_most_answers_state_is_paid_for_right_or_wrong():
     """Echo reads a text as it is, and an empty one as nothing: it has no vote."""
-    paid, seen = rewarded(["a", "b", "a", "c", "b", "", "b", ""], [1., 0, 1, 0, 0, 0, 0, 0], 4)
-    assert paid == [1, 0, 1, 0, 1, 0, 1, 0]
+    paid, seen = rewarded(["b", "a", "a", "c", "b", "", "b", ""], [0., 1, 1, 0, 0, 0, 0, 0], 4)
+    assert paid == [0, 1, 1, 0, 1, 0, 1, 0]
     assert seen == {"accuracy": 0.25, "label_accuracy": 0.5}
     assert rewarded([""] * 4, [0.0] * 4, 4)[0] == [0] * 4               # nobody votes
     assert rewarded(["b", "a", "a", "b"], [0.0] * 4, 4)[0] == [1, 0, 0, 1]  # of a tie the first

@@ -34,7 +34,7 @@ MODEL = "checkpoints/student"
 PROOF = [
     dict(variant="--start 1", config=dict(prompts=1, start=1), rows=1, loss="maximum_likelihood",
          factor=1.0, divisor="tokens"),
-    dict(variant="--start 0 --delta 9", config=dict(prompts=1, group_size=2, start=0, delta=9),
+    dict(variant="--start 0", config=dict(prompts=1, group_size=2, start=0, delta=9),
          rows=2, loss="minus_reward", factor=1.0, divisor="tokens"),
 ]
 
