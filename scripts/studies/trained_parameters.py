@@ -63,8 +63,8 @@ RATES = {  # the learning rate of each size; of sizes and ranks on sums chosen o
 }
 TRIED = ("The rate of each size on sums is the best of three to six on training problems of "
          "another seed, in runs of 8 steps of GRPO and 20 of SFT; a first grid, of larger rates, "
-         "broke the runs of a few numbers, and these were made again. The rule is as it was written "
-         "before.")
+         "broke the runs of a few numbers, and these were made again. The rule is as it was "
+         "written before.")
 ENOUGH, FEWER = 0.9, 100
 
 
