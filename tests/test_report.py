@@ -97,7 +97,7 @@ def test_the_widest_group_and_the_first_are_kept(command, tmp_path):
                                   if methods.load(name).ON_POLICY])
 def test_every_method_with_a_rollout_leaves_answers(command, tmp_path, reward, algo):
     size = ("--group-size", 2) if hasattr(methods.load(algo).Config, "group_size") else ()
-    more = {"r1-zero": ("--format", 0, "--language", 0),
+    more = {"r1-zero": ("--format", 0, "--language", 0), "gdpo": ("--format", 0, "--language", 0),
             "process-grpo": ("--task", "arithmetic")}.get(algo, ())
     code = train.main([*command(algo, "--steps", 1, "--prompts", 3, *size, *more), "--reward",
                        reward])

@@ -95,10 +95,12 @@ def test_a_right_answer_is_right_in_every_spelling(task):
         text = task.demonstrate(problem, rng)
         if task.name == "arithmetic":
             text = f"Answer: {problem.columns['answer']}"
+        if task.name == "dialogue":  # without the turns that follow
+            text = str(problem.columns["answer"])
         answer, right = text.removeprefix("Answer: "), rewards(task, problem, [text])
         found, ballot = task.parse(text), task.ballot(text)
         spelt = [text]
-        if task.name in ("arithmetic", "recall", "facts") or task.direct:
+        if task.name in ("arithmetic", "recall", "facts", "dialogue") or task.direct:
             spelt += [f"{start}{answer}{stop}{end}" for start, end in WRAPPING
                       for stop in ("", ".", " .", "\t")
                       if task.name != "facts" or "\n" not in start]
