@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import torch
 
+from minipost.errors import Schedule
 from minipost.methods import grpo
 from minipost.ops import row_means, spread
 from minipost.rollout import distribution
@@ -38,9 +39,11 @@ PROOF = "takes the steps of grpo; only the reward is the policy's certainty"
 class Config(grpo.Config):
     """GRPO on the certainty of the policy's own distributions."""
 
-    steps: int = 12             # rollouts to learn from
+    steps: int = 16             # rollouts to learn from
     prompts: int = 32           # prompts per rollout (P)
     beta: float = 0.0           # weight of the KL to the starting policy (beta)
+    lr: float = 5e-5            # peak learning rate (eta); it ends at zero
+    schedule: Schedule = "linear"  # of the learning rate after the warm-up
 
 
 def certainty(logp_all):

@@ -44,7 +44,7 @@ PROOF = [dict(config=dict(prompts=1, group_size=2, least=0.5), rows=2, loss="min
 class Config(Descent):
     """Policy gradient of the log of each prompt's chance of success."""
 
-    steps: int = 60             # rollouts to learn from
+    steps: int = 40             # rollouts to learn from
     prompts: int = 32           # prompts per rollout (P)
     group_size: int = 16        # answers per prompt (G), at least 2
     temperature: float = 1.0    # sampling temperature (tau)
