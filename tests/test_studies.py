@@ -994,7 +994,7 @@ def few(tmp_path, monkeypatch, *after, off=(0.0, 0.0, 0.0)):
     def summary(self, run):
         scores = {when: {"value": x, "low": x - 0.01, "high": x + 0.01, "n": 200}
                   for when, x in (("before", 0.4), ("after", values[run]))}
-        return {"all": {"greedy, held-out": scores, "greedy, known": scores}}
+        return {"all": {"greedy, held-out": scores, "greedy, facts": scores}}
 
     monkeypatch.setattr(Made, "summary", summary)
     return trained_parameters.findings(Made(tmp_path, range(3)))
