@@ -994,7 +994,7 @@ def few(tmp_path, monkeypatch, *after, off=(0.0, 0.0, 0.0)):
     def summary(self, run):
         scores = {when: {"value": x, "low": x - 0.01, "high": x + 0.01, "n": 200}
                   for when, x in (("before", 0.4), ("after", values[run]))}
-        return {"all": {"greedy, held-out": scores, "greedy, facts": scores}}
+        return {"all": {"greedy, held-out": scores}}
 
     monkeypatch.setattr(Made, "summary", summary)
     return trained_parameters.findings(Made(tmp_path, range(3)))
@@ -1007,7 +1007,7 @@ def few(tmp_path, monkeypatch, *after, off=(0.0, 0.0, 0.0)):
     (SOON, [0.5, 0.89, 0.89, 0.95, 0.95, 0.95, 0.95], "not reproduced")])  # SFT is hardly behind
 def test_trained_parameters_are_judged_by_the_smallest_size_that_is_enough(
         tmp_path, monkeypatch, ours, theirs, verdict):
-    found = few(tmp_path, monkeypatch, ours, theirs, GROWS)
+    found = few(tmp_path, monkeypatch, ours, theirs)
     assert found.verdict == verdict
     numbers = [row[2] for row in found.rows[:7]]
     assert numbers[:3] == ["1", "13", "64"] and len({*numbers}) == 7
@@ -1032,7 +1032,7 @@ FOUND = {  # study: its whole work on a tiny setting
     "process-supervision": lambda *at: supervised(*at, exact=0.2, learnt=0.1),
     "self-improvement": lambda *at: improved(*at),
     "spurious-rewards": lambda *at: spurious(*at),
-    "trained-parameters": lambda *at: few(*at, SOON, GROWS, GROWS),
+    "trained-parameters": lambda *at: few(*at, SOON, GROWS),
     "staleness": lambda *at: aged(*at, [0.90, 0.89, 0.91], [0.60, 0.62, 0.61]),
 }
 
