@@ -3,6 +3,7 @@
 #   make demo-grpo          train, and see before and after on held-out problems (any method: demo-NAME)
 #   make demo-grpo STEPS=5  the same, cut short
 #   make demo-grpo-long     the same on sums twice as long, six minutes
+#   make demo-dialogue      dialogues of several turns, by SFT on the assistant's turns alone
 #   make demo-tot           a test-time method, before and after (N=20: on so many problems)
 #   make demos              every method's demo and one table; LINES=10 trims what each one prints
 #   make test               the whole suite
@@ -68,6 +69,11 @@ demo-grpo-long: $(VENV)/.core
 	@$(BIN)/python -m minipost.train --algo grpo --task arithmetic --hurried True --terms 12 \
 	  --model checkpoints/thinker --max-new-tokens 128 --steps $(or $(STEPS),200) --ask 33 \
 	  --out runs/demo-grpo-long --overwrite
+
+# A task, taught by SFT.
+demo-dialogue: $(VENV)/.core
+	@$(BIN)/python -m minipost.train --algo sft --task dialogue --turns 4 --max-new-tokens 8 \
+	  --steps $(or $(STEPS),300) --out runs/demo-dialogue --overwrite
 
 demo-%: $(VENV)/.core
 	@$(BIN)/python -m minipost.train --algo $* --out runs/demo-$* --overwrite $(if $(STEPS),--steps $(STEPS))

@@ -28,7 +28,9 @@ from minipost.cli.session import pick_device
 from minipost.datasets.fitting import fitted
 from minipost.datasets.rewards import Added, Part
 from minipost.datasets.rows import File
+from minipost.engine.bottleneck import width_of
 from minipost.engine.lora import adapters
+from minipost.engine.prefix import length_of
 from minipost.errors import LARGEST, MinipostError
 from minipost.measure.results import results, splits
 from minipost.run import open_run
@@ -134,7 +136,9 @@ def train(run, algo, **settings):
     config = shipped_models(method.Config(**{
         name: value for name, value in others.items() if name in known} | settings))
     config, _ = for_sampler("vllm" if run.server else "own", config, settings)
-    config, _ = for_adapters(bool(adapters(run.policy.module)), config, settings)
+    module = run.policy.module
+    config, _ = for_adapters(bool(adapters(module) or width_of(module)), length_of(module), config,
+                             settings)
     known = run.task.training() if run.task.training else run.problems(16)
     run.task = fitted(run.task, run.policy.module, run.vocabulary, run.max_new_tokens, method.READS,
                       known, run.control_tokens)

@@ -1,6 +1,7 @@
 """Chats: messages, and the template of a model that makes one text of them.
 
     Messages    the turns of a prompt or of an answer; also a text, for people and for the split
+    Turns       an answer without a template, in which others have a say
     Template    a model's chat_template, rendered as transformers renders it
     marked      messages in which no text reads as a control token
 
@@ -59,6 +60,23 @@ class Messages(str):
     def first(self):
         """The text of the first turn."""
         return words(self.turns[0])
+
+
+class Turns(str):
+    """An answer in parts: one of the model, one of somebody else, one of the model, and so on.
+
+    The model learns its own.  Somebody else is a user, or a tool.  As a text it is all parts.
+    """
+
+    parts: list
+
+    def __new__(cls, parts):
+        found = super().__new__(cls, "".join(parts))
+        found.parts = list(parts)
+        return found
+
+    def __reduce__(self):
+        return Turns, (self.parts,)
 
 
 def words(turn):

@@ -21,7 +21,10 @@ import torch
 
 from minipost import files
 from minipost.chat import Template
+from minipost.engine.bottleneck import width_of
+from minipost.engine.coded import is_coded
 from minipost.engine.lora import adapters, merged
+from minipost.engine.prefix import length_of
 from minipost.errors import MinipostError
 from minipost.families import (
     FAMILIES,
@@ -35,7 +38,7 @@ from minipost.families import (
 )
 from minipost.files import opened, read_bytes
 from minipost.gpt import GPT, GPTConfig, RewardModel, ValueHead
-from minipost.layout import lora_file
+from minipost.layout import bottleneck_file, lora_file, prefix_file
 from minipost.layout.lora_file import base_of
 from minipost.layout.tensor_file import (
     LETTERS,
@@ -465,10 +468,17 @@ def load(directory, device="cpu", dtype="float32", template=""):
     load_weights(model, names(config), sources, base)
     verify(base)
     if base != directory:
-        lora_file.add(directory, model)
+        layout_of(directory).add(directory, model)
     vocabulary = read_vocabulary(spoken(directory), raw, config.vocab_size, template)
     model.unused = unused(vocabulary, config.vocab_size)
     return model.to(device), vocabulary
+
+
+def layout_of(directory):
+    """The file of layout/ that opens an adapter's directory."""
+    kind = files.read_json(Path(directory) / lora_file.CONFIG).get("peft_type")
+    return {prefix_file.KIND: prefix_file, bottleneck_file.KIND: bottleneck_file}.get(
+        kind, lora_file)
 
 
 def load_reward_model(directory, vocabulary, device="cpu", dtype="float32"):
@@ -488,7 +498,7 @@ def load_reward_model(directory, vocabulary, device="cpu", dtype="float32"):
     load_weights(model if base == directory else model.trunk, table(config), sources, base)
     verify(base)
     if base != directory:
-        lora_file.add(directory, model)
+        layout_of(directory).add(directory, model)
     own = read_vocabulary(spoken(directory), raw, config.vocab_size)
     if own.kind() != vocabulary.kind():
         raise MinipostError(f"{directory}: the reward model's tokenizer differs from the policy's; "
@@ -527,12 +537,22 @@ def save(directory, model, like, dtype="float32", end=None, template="", merge=F
 
     end: an id that ends a policy's answers now; it joins those of generation_config.json.
     template: the text of a chat template that takes the place of the model's.
-    A model with adapters is written as an adapter of `like`; merge: as a whole model.
+    A model with adapters is written as an adapter of `like`; merge: as a whole model.  So is one
+    with a prefix or with bottlenecks, which nothing merges.
     """
     directory, given = Path(directory), like
     base, like = base_of(given), spoken(Path(given))
-    alone = bool(adapters(model)) and not merge
-    if alone and base != Path(given):
+    layout = (prefix_file if length_of(model) else bottleneck_file if width_of(model) else
+              lora_file)
+    beside = layout is not lora_file  # what nothing adds to the weights
+    if beside and merge:
+        raise MinipostError(f"{directory}: a prefix, or a bottleneck, cannot be added to the "
+                            "weights, so there is no whole model to save; leave out merge")
+    if merge and is_coded(model):
+        raise MinipostError(f"{directory}: the weights are coded, and an adapter belongs to them "
+                            "as they were; save the adapter alone, which opens with those")
+    alone = beside or bool(adapters(model)) and not merge
+    if alone and base != Path(given) and not (beside and layout_of(given) is layout):
         raise MinipostError(f"{given}: is an adapter itself, and what was trained is an adapter of "
                             "both together; save the whole model with --merge, or begin from a "
                             "whole one")
@@ -558,7 +578,7 @@ def save(directory, model, like, dtype="float32", end=None, template="", merge=F
         files.write_json(directory / "generation_config.json",
                          {**own, "eos_token_id": [*ends, end]})
     if alone:
-        return lora_file.save(directory, model, base, DTYPES[dtype])
+        return layout.save(directory, model, base, DTYPES[dtype])
     if isinstance(model, ValueHead):
         kind = {"architectures": [scorer(raw)], "id2label": {"0": "score"},
                 "label2id": {"score": 0}}

@@ -78,6 +78,10 @@ class Linear(nn.Linear):
         if bias:
             nn.init.zeros_(self.bias)
 
+    def become(self, weight):
+        """Be this matrix from now on, which does not learn.  (V, D)"""
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
     def forward(self, x):
         found = product(x, self.weight)
         if self.adapter is not None:
@@ -115,6 +119,7 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = (
                 RMSNorm(self.head_dim, config.rms_norm_eps) for _ in range(2))
         self.o_proj = Linear(self.heads * self.head_dim, config.hidden_size)
+        self.prefix = None  # keys and values before those of the text (engine/prefix.py)
 
     def project(self, x):
         """Queries, keys and values before they rotate.  (..., D) -> (..., H + 2K, E)"""
@@ -127,7 +132,7 @@ class Attention(nn.Module):
     def forward(self, x, layout):
         """(..., D) -> (..., D)"""
         qkv = turn(self.project(x), layout.cos, layout.sin, self.turned)
-        return self.o_proj(layout.attend(qkv, self.heads, self.kv_heads, self.window))
+        return self.o_proj(layout.attend(qkv, self.heads, self.kv_heads, self.window, self.prefix))
 
 
 class MLP(nn.Module):
@@ -151,15 +156,18 @@ class Block(nn.Module):
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
+        self.after_attention = self.after_mlp = None  # adapters (engine/bottleneck.py)
 
     def forward(self, x, layout, pick=None):
         """(..., D) -> (..., D)  `pick` names the tokens that are wanted of it, all if None."""
         if not layout.explicit:
             return block(self, x, layout, pick)
-        x = x + self.self_attn(self.input_layernorm(x), layout)
+        f = self.self_attn(self.input_layernorm(x), layout)
+        x = x + (f if self.after_attention is None else self.after_attention(f))
         if pick is not None:
             x = x[pick]
-        return x + self.mlp(self.post_attention_layernorm(x))
+        f = self.mlp(self.post_attention_layernorm(x))
+        return x + (f if self.after_mlp is None else self.after_mlp(f))
 
 
 class GPT(nn.Module):

@@ -182,6 +182,23 @@ def truncated_surrogate_grad(logp, logp_old, adv, cap):
     return (logp - logp_old).clamp(max=math.log(cap)).exp() * adv
 
 
+def masked_surrogate(logp, logp_old, adv, cap):
+    """A gain, to be maximised, whose slope is weighted by rho within 1/C .. C and is 0 elsewhere.
+
+        S = clip(rho, 1/C, C) A
+
+    The weight is that of masked importance sampling (IcePop, arxiv.org/abs/2510.18855, sec. 2.3).
+    Unlike PPO's clip it drops a token on both sides, whatever the sign of A.
+    """
+    return (logp - logp_old).clamp(-math.log(cap), math.log(cap)).exp() * adv
+
+
+def masked_surrogate_grad(logp, logp_old, adv, cap):
+    """dS / d logp = rho A within the bounds, 0 elsewhere."""
+    gap = logp - logp_old
+    return gap.exp().where(gap.abs() <= math.log(cap), 0.0) * adv
+
+
 def at_last(x, mask):
     """Put one value per row on the row's last chosen token, zero elsewhere.  (B,), (B, T) -> (B, T)
 
@@ -197,15 +214,17 @@ def gae(reward, value, mask, gamma, lam):
         delta_t = r_t + gamma V_(t+1) - V_t,    A_t = delta_t + gamma lam A_(t+1)
 
     V_t is the value of the state in which token t is chosen; after the last chosen token V and A
-    are 0.  lam = 1 gives return less value, lam = 0 the one-step error.  (B, T) four times; the
-    mask of a row is one unbroken stretch.
+    are 0.  lam = 1 gives return less value, lam = 0 the one-step error.  (B, T) four times.  Of
+    tokens that the policy did not choose, such as a tool's, t and t+1 go past.
     """
-    value = value.where(mask, 0.0)
-    adv, next_adv, next_value = torch.zeros_like(value), 0.0, 0.0
+    adv = torch.zeros_like(value)
+    next_adv = next_value = value.new_zeros(len(value))
     for t in reversed(range(value.shape[1])):
+        chosen = mask[:, t]
         delta = reward[:, t] + gamma * next_value - value[:, t]
-        next_adv, next_value = (delta + gamma * lam * next_adv).where(mask[:, t], 0.0), value[:, t]
-        adv[:, t] = next_adv
+        next_adv = (delta + gamma * lam * next_adv).where(chosen, next_adv)
+        next_value = value[:, t].where(chosen, next_value)
+        adv[:, t] = next_adv.where(chosen, 0.0)
     return adv
 
 

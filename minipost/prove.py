@@ -8,6 +8,8 @@ There, this command compares
                          smallest kind, with the exact gradient of what it should descend; then
                          steps on sampled rollouts
     proof/optima.py      the policies that pay for KL with the best policy there is
+    proof/corrections.py what methods make of answers that another policy sampled
+    proof/values.py      values from branches, and a critic's, beside the exact ones
 
 The exit code is 1 if a proved statement fails.  If a method aims elsewhere, the tables show by how
 much, and nothing is forced to agree.
@@ -123,7 +125,8 @@ def jobs(args):
     found += [("optimum", k) for k, case in enumerate(AT_OPTIMUM) if wanted(case.name)]
     found += [("estimates", k) for k, e in enumerate(ESTIMATES) if wanted(e.name)]
     found += [("leads", name) for name in LEADS if wanted(name)]
-    found += oracle if args.algo == "all" else []
+    found += [("values", None)] if wanted("vineppo") else []
+    found += [("passes", None), ("corrections", None), *oracle] if args.algo == "all" else []
     return [(section, what, size, args.samples) for section, what in found]
 
 
@@ -131,7 +134,7 @@ def work(job):
     """The rows of one job, as plain data."""
     import torch
 
-    from minipost.proof import estimates, exact, identities, optima
+    from minipost.proof import corrections, estimates, exact, identities, optima, values
     from minipost.proof.oracle import World
 
     torch.set_num_threads(1)
@@ -141,6 +144,12 @@ def work(job):
         return identities.identities(world, exact.BETA)
     if section == "sizes":
         return estimates.by_size(world)
+    if section == "passes":
+        return corrections.passes(world)
+    if section == "values":
+        return values.value_errors(world)
+    if section == "corrections":
+        return corrections.corrections(world)
     if section == "estimates":
         return [estimates.measure(estimates.ESTIMATES[what], world, samples)]
     if section == "clipped":
@@ -163,6 +172,8 @@ def show(facts, args):
         "J_b.")
     for section, draw in (("identities", identities_shown), ("estimates", estimates_shown),
                           ("sizes", sizes_shown), ("clipped", clipped_shown),
+                          ("corrections", corrections_shown), ("passes", passes_shown),
+                          ("values", values_shown),
                           ("optimum", optimum_shown), ("leads", leads_shown)):
         if facts.get(section):
             say()
@@ -247,6 +258,37 @@ def clipped_shown(rows):
     for row in rows:
         row_of(made, row["name"], f"{row['kl']:.3f}", f"{row['off']:.3f}", f"{row['off_free']:.3f}")
     return [heading("After the policy has moved since it sampled"), made]
+
+
+def corrections_shown(rows):
+    """A line for each correction, two columns for each sampler."""
+    kl = {row["sampler"]: row["kl"] for row in rows}
+    found = {}
+    for row in rows:
+        found.setdefault(row["name"], []).extend([f"{row['bias']:.3f}", f"{row['noise']:.1f}"])
+    made = table("weight", *(word for _ in kl for word in ("bias", "noise")))
+    for name, cells in found.items():
+        row_of(made, name, *cells)
+    said = "; ".join(f"{name} (KL to the policy {x:.3f})" for name, x in kl.items())
+    return [heading("Answers of another sampler: how far the mean of one answer's step is from the "
+                    f"policy gradient. From left to right: {said}"), made]
+
+
+def passes_shown(rows):
+    from minipost.proof.corrections import STEPS
+
+    made = table("weight", "J", "highest J", "KL to the start")
+    for row in rows:
+        row_of(made, row["name"], f"{row['reward']:.3f}", f"{row['most']:.3f}", f"{row['kl']:.2f}")
+    return [heading(f"Following each mean step on the same answers, {STEPS} updates"), made]
+
+
+def values_shown(rows):
+    made = table("value of a state", "error")
+    for row in rows:
+        row_of(made, row["name"], f"{row['rms']:.4f}")
+    return [heading("How far values are from the exact ones, root mean square over the states that "
+                    "the policy passes"), made]
 
 
 def optimum_shown(rows):

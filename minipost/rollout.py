@@ -6,7 +6,8 @@
 
 One alignment rule: column t of a (B, T) tensor is about the token it predicts, tokens[:, t+1].
 Only `Sequences.inputs` and `.targets` shift by one.  Rows are [BOS prompt response EOS], padded on
-the right.  The mask is true on the response and its EOS.  The buffer knows what was sampled, never
+the right.  The mask is true on the response and its EOS, but for what
+a user or a tool wrote in it.  The buffer knows what was sampled, never
 what was learned from it: rewards and advantages belong to the methods.
 """
 
@@ -96,13 +97,19 @@ class Rollout(Sequences):
     prompt: torch.Tensor    # (B,) which prompt of the batch the row answers
     finished: torch.Tensor  # (B,) bool: the policy ended it with EOS
 
+    def written(self):
+        """The ids of each row behind its prompt, EOS included: a list of B lists.
+
+        What a tool wrote in between is there too.
+        """
+        rows = zip(self.targets.tolist(), self.mask.tolist())
+        return [targets[mask.index(True) : len(mask) - mask[::-1].index(True)]
+                if True in mask else [] for targets, mask in rows]
+
     def responses(self):
-        """The response ids of each row, EOS left out: a list of B lists."""
-        rows = zip(self.targets.tolist(), self.mask.tolist(), self.finished.tolist())
-        return [
-            [token for token, chosen in zip(targets, mask) if chosen][: -1 if done else None]
-            for targets, mask, done in rows
-        ]
+        """`written`, EOS left out."""
+        return [ids[:-1] if done else ids
+                for ids, done in zip(self.written(), self.finished.tolist())]
 
 
 @dataclass(frozen=True)

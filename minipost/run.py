@@ -26,7 +26,10 @@ from minipost.chat import Messages
 from minipost.datasets.chats import in_chat
 from minipost.datasets.rewards import Said, Told, TrainerState, ask, load_reward
 from minipost.datasets.rows import File, is_chat
+from minipost.datasets.tools import with_tool
+from minipost.engine import bottleneck, prefix
 from minipost.engine.block import recompute
+from minipost.engine.coded import code
 from minipost.engine.head import COPIES, WHOLE
 from minipost.engine.lora import adapt, fill, off, own, trained
 from minipost.engine.packed import alike
@@ -94,6 +97,20 @@ class Frozen:
         fill(self.module, {name: x for name, x in tensors.items() if name != NOTHING})
 
 
+@torch.no_grad()
+def rounded(module, bits):
+    """A frozen copy whose matrices are rounded, as a server that samples with few bits has them.
+
+    Each row is rounded to multiples of a step of its own: its largest size over 2^(bits-1) - 1.
+    """
+    found = copy.deepcopy(module).requires_grad_(False)
+    for weight in found.parameters():
+        if weight.dim() >= 2:
+            step = weight.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+            weight.copy_(torch.where(step > 0, (weight / step).round() * step, weight))
+    return found
+
+
 class Past:
     """The policy as it was up to `lag` steps ago, as a part of a run."""
 
@@ -133,6 +150,7 @@ class Run:
     carried: dict = field(default_factory=dict)  # numbers that a method carries from step to step
     reward_model: Any = None    # what `score` asks instead of `reward`
     lag: int = 0                # `rollout` is by the policy of so many steps ago
+    sampler_bits: int = 0       # and with weights rounded to so many bits; 0: as they are
     recompute: bool = False     # let training's own log-probs replace those of the sampler
     control_tokens: str = "plain"  # how control tokens in the rows of a file are read
     origin: str = ""            # the model directory that it began with
@@ -152,6 +170,7 @@ class Run:
         self.sampled_at, self.difference = None, -1.0  # updates at the last rollout; see `compare`
         # By key, "learner/NAME" or "frozen/NAME".  `saved` is for parts that are asked for later.
         self.parts: dict[str, Any] = {"learner/policy": self.policy}
+        self.holders: dict[str, set] = {}       # of each mark, see `holding`
         self.saved: dict[str, tuple] = {}
 
     # ---- the parts that a step depends on
@@ -291,13 +310,33 @@ class Run:
         """`group_size` responses to each problem: a Rollout.  Options as in `complete`.
 
         begun: the ids that the answers to each problem begin with; the Rollout's mask has the rest.
+        Where the task acts, its tool answers calls (datasets/tools.py).
         """
         begun = begun or [[]] * len(problems)
-        return self.complete([self.prompt_ids(p.prompt) + ids for p, ids in zip(problems, begun)],
-                             group_size, **options)
+        prompts = [self.prompt_ids(p.prompt) + ids for p, ids in zip(problems, begun)]
+        if not self.task.acts:
+            return self.complete(prompts, group_size, **options)
+        stop, before = self.holding(self.task.call_end), self.tokens
+        purpose = options.pop("purpose", "rollout")
+
+        def complete(prompts, group_size, turn, room):
+            return self.complete(prompts, group_size, stop=stop, max_new_tokens=room,
+                                 purpose=f"{purpose} {turn}" if turn else purpose, **options)
+
+        rollout = with_tool(complete, self.vocabulary, self.task, problems, prompts, group_size,
+                            options.pop("max_new_tokens", None) or self.max_new_tokens, stop)
+        self.tokens = before + int(rollout.mask.sum())  # of the tool nothing counts
+        return rollout
+
+    def holding(self, mark):
+        """The ids whose text holds a mark.  A set."""
+        if mark not in self.holders:
+            size, decode = self.policy.module.config.vocab_size, self.vocabulary.decode
+            self.holders[mark] = {i for i in range(size) if mark in decode([i])}
+        return self.holders[mark]
 
     def rollout(self, problems, group_size, *, temperature, purpose="rollout", corrected=False):
-        """`sample` by the policy, or with `lag` by an older one, to learn from.
+        """`sample` by the policy, with `lag` an older one, with `sampler_bits` rounded: to learn.
 
         The sampler decodes with other kernels than training, so its log-probs differ by rounding:
         in float32 by some 1e-5 nats, in bfloat16 by up to 0.6.  With `recompute`, and where a
@@ -309,8 +348,10 @@ class Run:
         if self.lag:
             module = self.part("frozen/past", lambda: Past(self.policy, self.lag)).at(
                 self.step, self.policy)
+        if self.sampler_bits:
+            module = rounded(module, self.sampler_bits)
         rollout = self.sample(problems, group_size, temperature=temperature, purpose=purpose,
-                              module=module if self.lag else None)
+                              module=None if module is self.policy.module else module)
         self.sampled_at = self.policy.updates
         if self.recompute if self.server is None else not corrected:
             logp = self.logprobs(module, rollout, temperature).to(rollout.logp)
@@ -486,7 +527,7 @@ class Run:
         """The ids of each text as they were sampled, EOS included, or as they are encoded."""
         if rollout is None:
             return [self.vocabulary.response(text) for text in texts]
-        return [targets[mask].tolist() for targets, mask in zip(rollout.targets, rollout.mask)]
+        return rollout.written()
 
     def keep(self, problems, rollout, reward, adv, value=None):
         """Hold the answers that a step learns from, if this is a step of those to keep.
@@ -540,8 +581,10 @@ class Run:
                                 f"completion {self.texts(rollout)[row][:40]!r}")
         return score
 
-    def score_by(self, model):
+    def score_by(self, model, module=None):
         """Let `score` ask this reward model, normalised on samples of the policy as it is now.
+
+        module: who gives these samples in the policy's place.
 
         Preferences determine a score only up to a shift, and nothing fixes its scale.  So it is
         shifted and scaled to mean 0 and deviation 1 (Ziegler et al. 2019, arxiv.org/abs/1909.08593,
@@ -551,7 +594,7 @@ class Run:
         self.reward_model = self.frozen(REWARD_MODEL, lambda: copy.deepcopy(model))
         if not saved:
             rollout = self.sample(self.problems(128, again=1), 2, temperature=1.0,
-                                  purpose="normalise")
+                                  purpose="normalise", module=module)
             scores = self.finite_scores(rollout)
             if not scores.std() > 0:
                 raise MinipostError(f"the reward model scores {len(scores)} answers of the policy "
@@ -689,11 +732,22 @@ def open_run(options, task, device):
                                         options.chat_template)
     if options.gradient_checkpointing:
         recompute(model)  # and what is copied from it, such as a critic
+    for part, size, there in ((prefix, options.prefix, prefix.length_of(model)),
+                              (bottleneck, options.bottleneck, bottleneck.width_of(model))):
+        if there and (options.lora or options.prefix + options.bottleneck > size):
+            raise MinipostError(f"{options.model}: has a prefix or bottlenecks, which learn alone; "
+                                "leave out --lora, --prefix and --bottleneck to train those on, or "
+                                "begin from the model beneath")
+        if size or there:
+            part.attach(model, size, options.seed)
     if options.lora:
         if not options.merge and checkpoint.base_of(options.model) != Path(options.model):
             raise MinipostError(f"{options.model}: is an adapter itself; with --lora add --merge, "
                                 "which saves the whole model, or begin from a whole one")
-        adapt(model, options.lora, options.lora_alpha, options.lora_targets, options.seed)
+        if options.base_bits:
+            code(model, options.base_bits)
+        adapt(model, options.lora, options.lora_alpha, options.lora_targets, options.seed,
+              options.lora_numbers)
     task = as_asked(task, vocabulary, options.chat)
     return Run(learner(model, shard, optimizer=options.optimizer), vocabulary, task,
                load_reward(options.reward, task), optimizer=options.optimizer, shard=shard,

@@ -41,8 +41,7 @@ class Sampler:
     def __init__(self, run, mark="", temperature=1.0, purpose="search", max_new_tokens=None):
         self.run, self.mark, self.temperature, self.purpose = run, mark, temperature, purpose
         self.max_new_tokens = max_new_tokens or run.max_new_tokens
-        size, decode = run.policy.module.config.vocab_size, run.vocabulary.decode
-        self.stop = {i for i in range(size) if mark and mark in decode([i])}
+        self.stop = run.holding(mark) if mark else set()
         self.made = {}          # text: how many of its tokens were made here
         self.calls = self.tokens = 0
 
@@ -74,6 +73,11 @@ class Sampler:
                 if more:                                    # else the text is the same, and ended
                     self.made[texts[k] + more] = self.max_new_tokens - left[k] + made
         return found
+
+    def heard(self, text, more):
+        """Somebody else wrote `more` behind a text.  It counts towards the length of the answer."""
+        self.made[text + more] = (self.made.get(text, 0)
+                                  + len(self.run.vocabulary.response(more)) - 1)
 
     def together(self, prompts, left):
         """{max_new_tokens: indices of the texts that are continued in one batch}.

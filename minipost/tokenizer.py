@@ -16,7 +16,7 @@ from functools import cached_property
 from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
-from minipost.chat import Messages, marked
+from minipost.chat import Messages, Turns, marked
 from minipost.errors import MinipostError
 from minipost.files import parse_json, read_bytes
 from minipost.tokenizer_file import check, frame, inside_a_text
@@ -182,6 +182,11 @@ def written(vocabulary, prompt, answer, **how):
     """
     if isinstance(answer, Messages):
         return vocabulary.conversation(prompt, answer, **how)
+    if isinstance(answer, Turns):  # each is encoded alone, as it is sampled or put in
+        pieces = [vocabulary.response(part, **how)[:-1] for part in answer.parts]
+        learnt = [k % 2 == 0 for k, piece in enumerate(pieces) for _ in piece]
+        return (vocabulary.prompt(prompt, **how),
+                [*sum(pieces, []), *vocabulary.response("", **how)], [*learnt, True])
     ids = vocabulary.response(answer, **how)
     return vocabulary.prompt(prompt, **how), ids, [True] * len(ids)
 

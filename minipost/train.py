@@ -54,6 +54,7 @@ class Options(SetUp):
     eval_every: int = 0         # steps between held-out measurements into metrics.jsonl; 0: none
     shard: bool = False         # each rank keeps a part of weights, gradients and moments (FSDP2)
     lag: int = 0                # rollouts are by the policy of so many steps ago; keeps as many
+    sampler_bits: int = 0       # rollouts are by weights rounded to so many bits; 0: as they are
     keep_rollouts: int = 0      # steps between rollouts that are kept in rollouts/; 0: none
     rollout_format: Literal["jsonl", "parquet"] = "jsonl"  # of what --keep-rollouts keeps
     log: tuple[Name, ...] = ()  # trackers that get the metrics too, under TRL's names
@@ -62,7 +63,7 @@ class Options(SetUp):
 
     LIMITS = dict.fromkeys(("eval_n", "ask", "show", "save_every", "eval_every", "keep_rollouts",
                             "budget"), ">= 0") | {
-        "lag": ">= 0, <= 1000"}
+        "lag": ">= 0, <= 1000", "sampler_bits": ">= 0, <= 16"}
 
 
 def settings_of(argv):
@@ -102,14 +103,33 @@ def settings_of(argv):
     if found.options.lag and found.options.shard:
         raise MinipostError(f"--lag {found.options.lag} keeps whole policies of earlier steps, of "
                             "which --shard leaves a part in each rank; leave out one of the two")
-    if found.options.shard and (found.options.lora or found.options.sampler == "vllm"):
-        other = "--lora" if found.options.lora else "--sampler vllm"
+    if found.options.sampler_bits:
+        check_bits(found)
+    others = {"--lora": found.options.lora, "--prefix": found.options.prefix,
+              "--bottleneck": found.options.bottleneck,
+              "--sampler vllm": found.options.sampler == "vllm"}
+    if found.options.shard and any(others.values()):
+        other = next(name for name, given in others.items() if given)
         raise MinipostError(f"--shard with {other}: is not supported; leave out one of the two")
     if found.options.keep_rollouts and not found.method.ON_POLICY:
         raise MinipostError(f"--keep-rollouts {found.options.keep_rollouts}: {found.method.name} "
                             "does not learn from a rollout in every step; grpo, ppo and the other "
                             "on-policy methods do")
     return found
+
+
+def check_bits(found):
+    """MinipostError where rollouts cannot be by rounded weights."""
+    bits, asked = found.options.sampler_bits, f"--sampler-bits {found.options.sampler_bits}"
+    if not found.method.ON_POLICY:
+        raise MinipostError(f"{asked}: {found.method.name} does not learn from a rollout in every "
+                            "step; grpo, ppo and the other on-policy methods do")
+    if bits == 1:
+        raise MinipostError(f"{asked}: expected 0, or 2 to 16")
+    for name, has in (("--sampler vllm", found.options.sampler == "vllm"),
+                      ("--lora", found.options.lora), ("--shard", found.options.shard)):
+        if has:
+            raise MinipostError(f"{asked} with {name}: is not supported; leave out one of the two")
 
 
 def saved_in(directory):

@@ -16,6 +16,7 @@
     python -m scripts.bench profile      where a GRPO step spends its time
     python -m scripts.bench scale        a GRPO step by size of model, prompt, answer and group
     python -m scripts.bench memory       what a parameter and a token take, and what fits 80 GB
+    python -m scripts.bench bits         fixed weights in 8 and 4 bits: perplexity and accuracy
 
 Each part has its own markers in the file, so one part can be made again without the others.  The
 machine should have nothing else to do.  Speed is measured in fresh processes that alternate between
@@ -34,6 +35,7 @@ from pathlib import Path
 
 from scripts import (
     bench_alignment,
+    bench_bits,
     bench_gpu,
     bench_memory,
     bench_offline,
@@ -164,6 +166,7 @@ PARTS = {"learning": learning, "alignment": other(bench_alignment.alignment),
          "sampler": other(bench_sampler.sampler), "speed": other(bench_speed.speed),
          "peers": other(bench_speed.peers), "profile": other(bench_profile.profile),
          "scale": other(bench_scale.scale), "memory": other(bench_memory.memory),
+         "bits": other(bench_bits.bits),
          "gpu": other(bench_gpu.gpu)}
 
 

@@ -34,6 +34,10 @@ CURVES = {  # panel: (task, {curve: [(command, arm)]})
                            for n in (2, 4, 8, 16, 32)],
         "best of n, own verdicts": [(f"best-of-n {SUMS} --group-size {n}", "own verdicts")
                                     for n in (2, 4, 8, 16, 32)],
+        "adaptive consistency": [(f"adaptive-consistency {SUMS} --threshold {t}", "safe lead")
+                                 for t in (0.8, 0.95)],
+        "particles, PRM": [(f"particles {SUMS} --particles {n}", "particles")
+                           for n in (4, 8, 16, 32)],
         "beam, PRM": [(f"beam {SUMS} --width {b} --branching {b}", "beam") for b in (2, 4)],
         "retry": [(f"self-feedback {SUMS} --attempts {k}", "retry") for k in (2, 4)],
         "self-feedback": [(f"self-feedback {SUMS} --attempts {k}", "self-feedback")
@@ -51,6 +55,10 @@ CURVES = {  # panel: (task, {curve: [(command, arm)]})
                                   for k in (2, 4, 8, 16)],
         "tree, depth-first": [(f"tot --branching {k}", "depth-first") for k in (4, 16)],
         "tree, best-first": [(f"tot --branching {k}", "best-first") for k in (4, 16)],
+        "speculative rejection": [(f"speculative-rejection --group-size {n} --memory {n}",
+                                   "speculative rejection") for n in (16, 32, 64)],
+        "tree, A*": [(f"tot --branching {k}", "a-star") for k in (4, 16)],
+        "UCT": [(f"uct --simulations {n}", "uct") for n in (8, 32, 64)],
         "MCTS": [(f"mcts --simulations {n}", "mcts") for n in (4, 12, 24)],
         LEARNT: [(f"self-consistency {GAME}", "n=1")],
     }),

@@ -15,6 +15,9 @@ from pathlib import Path
 from minipost import methods, test_time
 from minipost.measure.stats import Score
 
+# Demos of tasks, by their name: the method that teaches each, and its flags.
+TASKS = {"dialogue": ("sft", "--task dialogue --turns 4 --max-new-tokens 8 --steps 300")}
+
 
 def demo(name, args):
     """Run one demo, show the last lines of what it prints, and return its summary or None."""
@@ -23,9 +26,10 @@ def demo(name, args):
         command = [sys.executable, "-m", "minipost.evaluate", "--method", name, "--out", str(out)]
         command += ["--n", str(args.n)] if args.n else []
     else:
-        command = [sys.executable, "-m", "minipost.train", "--algo", name, "--out", str(out),
-                   "--overwrite"]
-        command += cut(name, args.steps) if args.steps else []
+        algo, flags = TASKS.get(name, (name, ""))
+        command = [sys.executable, "-m", "minipost.train", "--algo", algo, "--out", str(out),
+                   "--overwrite", *flags.split()]
+        command += cut(algo, args.steps) if args.steps else []
     print(f"== {name}", flush=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines = done.stdout.splitlines()
@@ -77,7 +81,7 @@ def main():
     parser.add_argument("--made", action="store_true", help="run none, read those in runs")
     parser.add_argument("--report", type=Path, help="page whose table of methods gets the effects")
     args = parser.parse_args()
-    every = (*methods.names(), *test_time.names())
+    every = (*methods.names(), *TASKS, *test_time.names())
     found = {name: made(name) if args.made else demo(name, args) for name in every}
     print("\n| method | task | metric | before [95%] | after [95%] | gain, paired [95%] | seconds |"
           "\n|---|---|---|---|---|---|---|")

@@ -15,6 +15,7 @@ import itertools
 import math
 import random
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import fmean, pstdev, stdev
 from types import ModuleType
 from typing import Any
@@ -25,13 +26,17 @@ from fakes import EOS, Echo, Letters, Steps, scalar, tiny, valuer
 from minipost.errors import Descent
 from minipost.methods import (
     a2c,
+    cispo,
+    clicks,
     dapo,
     distill,
     dpo,
     dr_grpo,
     grpo,
+    gspo,
     ipo,
     kto,
+    math_shepherd,
     maxrl,
     mdpo,
     minimum_risk,
@@ -43,17 +48,24 @@ from minipost.methods import (
     ppo,
     prime,
     prm,
+    process_grpo,
     reinforce,
     reinforce_pp,
     reward,
     rft,
     rloo,
+    rpo,
+    sapo,
     sdpo,
     self_critical,
     sft,
     simpo,
     step_by_step,
     trpo,
+    vineppo,
+)
+from minipost.methods import (
+    entropy as held,
 )
 from minipost.optim import Learner
 from minipost.run import REWARD_MODEL, Run
@@ -183,6 +195,8 @@ class Mirror:
         self.carried, self.first = {}, 0    # the step at which the stage began
         # what the run made in this step, and at which temperatures it sampled
         self.samples, self.encoded, self.problems, self.heats = [], [], [], []
+        self.branches = []
+        self.completed = []     # beginnings of answers, and what the run made of them
 
     def reward(self, rows, sample=0):
         """The exact reward of some answers to the problems of one sample."""
@@ -273,9 +287,13 @@ def group_relative(mirror, cfg, advantages, low, high, divisor=None, beta=0.0, f
             gain, out = clipped(law[each], row.old, adv, low, high)
             if correct != "clip":                           # the ratio is a weight, and no variable
                 rho = (law[each].detach() - row.old).exp()
-                weight = rho.clamp(max=cap) if correct == "truncated" else torch.ones_like(rho)
+                if correct == "masked-answers":
+                    rho = rho.prod().expand(len(rho))
+                out = (rho > cap) | ((rho < 1 / cap) & correct.startswith("masked"))
+                out = (out & (correct != "none")).double()
+                weight = {"none": torch.ones_like(rho), "truncated": rho.clamp(max=cap)}.get(
+                    correct, rho * (1 - out))
                 gain = weight * adv * law[each]
-                out = ((rho > cap) & (correct == "truncated")).double()
                 loss = loss + gain.detach().sum() / over    # only its slope is compared
             gap = ref.detach()[each] - law[each]
             cost = kl(law, ref.detach()) if form == "exact" else gap.exp() - gap - 1
@@ -298,6 +316,31 @@ def grpo_anew(mirror, cfg):
     return {"kl": 0.0, **found, **described(mirror.rows, earned, cfg.group_size)}
 
 
+def process_grpo_anew(mirror, cfg, learnt=False):
+    """learnt: by the chances of the scorer, not by the labels."""
+    rows, whole, ended, adv = mirror.rows, mirror.reward(mirror.rows), [], []
+    for k, row in enumerate(rows):
+        letter = mirror.problems[0][row.prompt].columns["letter"]
+        texts = [Letters().decode([i]) for i in row.said]
+        ended.append({t: float(letter in "".join(texts[:t]).split("h")[-1])
+                      for t, text in enumerate(texts) if text == "h"})
+        ended[k][len(texts) - 1] = whole[k]
+    if learnt:
+        said = marks(mirror.scorer.module, rows)
+        ended = [{t: float(torch.sigmoid(s[t]).detach()) for t in steps}
+                 for steps, s in zip(ended, said)]
+    for k, row in enumerate(rows):
+        first = k - k % cfg.group_size
+        values = [r for steps in ended[first : first + cfg.group_size] for r in steps.values()]
+        mean, spread = fmean(values), stdev(values)
+        adv.append([sum((r - mean) / (spread + 1e-4) for end, r in ended[k].items() if end >= t)
+                    for t in range(len(row.said))])
+    found = group_relative(mirror, cfg, adv, cfg.clip, cfg.clip, beta=cfg.beta)
+    earned = [steps[max(steps)] for steps in ended]
+    return {"kl": 0.0, **found, **described(rows, earned, cfg.group_size),
+            "step_reward": fmean(r for steps in ended for r in steps.values())}
+
+
 def dr_grpo_anew(mirror, cfg):
     rows, earned, logged, policy = mirror.rows, mirror.reward(mirror.rows), Logged(), mirror.policy
     adv = centred(earned, cfg.group_size)
@@ -310,6 +353,130 @@ def dr_grpo_anew(mirror, cfg):
                                 torch.tensor(adv[k], dtype=torch.float64), cfg.clip, cfg.clip)
             loss, shut = loss - gain.sum() / over, shut + out.sum() / over
         logged.log(loss=loss, clip_ratio=shut)
+        policy.step(loss, eta(mirror, cfg), cfg.max_grad_norm)
+    return {**logged.means(), **described(rows, earned, cfg.group_size),
+            "grad_norm": fmean(policy.norms), "learning_rate": eta(mirror, cfg)}
+
+
+def by_answer(mirror, cfg, gain_of, **more):
+    """A method whose loss is the mean over answers of -gain_of(answer, its log-probs, advantage).
+
+    gain_of gives that gain and further numbers by name, of which the mean is logged; `over` says
+    how much the answer weighs in the mean, of answers where it is left out.
+    """
+    rows, policy, logged = mirror.rows, mirror.policy, Logged()
+    earned = mirror.reward(rows)
+    adv = normalised(earned, cfg.group_size)
+    policy.norms.clear()
+    for part in mirror.passes(rows, cfg.minibatch_size, cfg.epochs):
+        seen, sums = [rows[k] for k in part], {}
+        for k, row, logp in zip(part, seen, chances(policy.module, seen, cfg.temperature)):
+            gain, facts = gain_of(row, logp, adv[k])
+            for name, x in {"loss": -gain, **facts}.items():
+                sums[name] = sums.get(name, 0.0) + x / more.get("over", len)(seen)
+        logged.log(**sums)
+        policy.step(sums["loss"], eta(mirror, cfg), cfg.max_grad_norm)
+    return {**logged.means(), **described(rows, earned, cfg.group_size),
+            "grad_norm": fmean(policy.norms), "learning_rate": eta(mirror, cfg)}
+
+
+def gspo_anew(mirror, cfg):
+    def gain_of(row, logp, adv):
+        s = ((logp - row.old).sum() / len(row.said)).exp()
+        gain, out = clipped(s.log(), torch.zeros_like(s), torch.tensor(adv, dtype=torch.float64),
+                            cfg.clip_low, cfg.clip_high)
+        return gain, {"clip_ratio": out}
+    return by_answer(mirror, cfg, gain_of)
+
+
+def cispo_anew(mirror, cfg):
+    def gain_of(row, logp, adv):
+        ratio = (logp - row.old).exp().detach()
+        weight = ratio.clamp(1 - cfg.clip_low, 1 + cfg.clip_high)
+        return (weight * adv * logp).sum(), {
+            "clip_ratio": (adv != 0) * (ratio != weight).double().sum()}
+    found = by_answer(mirror, cfg, gain_of, over=count)
+    found.pop("loss")                                       # only its slope is compared
+    return found
+
+
+def sapo_anew(mirror, cfg):
+    def gain_of(row, logp, adv):
+        tau, ratio = cfg.tau_pos if adv > 0 else cfg.tau_neg, (logp - row.old).exp()
+        f = 4 / tau / (1 + (-tau * (ratio - 1)).exp())
+        width = 1 / (tau / 2 * (ratio.detach() - 1)).cosh().square()
+        return adv * f.mean(), {"closed": (adv != 0) * (1 - width.mean())}
+    return by_answer(mirror, cfg, gain_of)
+
+
+def vineppo_anew(mirror, cfg):
+    rows, policy, logged = mirror.rows, mirror.policy, Logged()
+    earned, (drawn,), known = mirror.reward(rows), mirror.branches, {}
+    drawn, end = rows_of(drawn), Letters().response("h")[0]
+
+    def begun(row, k):
+        """V of the state after k tokens; the branches of new states follow in their order."""
+        key = row.prompt, tuple(row.said[:k])
+        if key not in known:
+            place = len(known) * cfg.branches
+            group = drawn[place : place + cfg.branches]
+            assert all(one.ids[: one.start] == row.ids[: row.start + k] for one in group)
+            assert all(one.start < len(one.ids) for one in group)
+            known[key] = fmean(mirror.reward([
+                Row(one.ids[: row.start + mirror.longest], row.start, row.old, True, row.prompt)
+                for one in group]))
+        return known[key]
+
+    adv = []
+    for row, r in zip(rows, earned):
+        starts = [0] + [k + 1 for k, i in enumerate(row.said[:-1]) if i == end]
+        worth = [begun(row, k) for k in starts] + [r]
+        adv.append(torch.tensor([worth[j + 1] - worth[j] for t in range(len(row.said))
+                                 for j in [sum(k <= t for k in starts) - 1]],
+                                dtype=torch.float64))
+    assert len(known) * cfg.branches == len(drawn)
+    assert len(known) > len({row.prompt for row in rows})   # some answers have several steps
+    policy.norms.clear()
+    for part in mirror.passes(rows, cfg.minibatch_size, cfg.epochs):
+        seen, loss, shut = [rows[k] for k in part], 0.0, 0.0
+        for k, logp in zip(part, chances(policy.module, seen, cfg.temperature)):
+            gain, out = clipped(logp, rows[k].old, adv[k], cfg.clip, cfg.clip)
+            loss, shut = loss - gain.sum() / count(seen), shut + out.sum() / count(seen)
+        logged.log(loss=loss, clip_ratio=shut)
+        policy.step(loss, eta(mirror, cfg), cfg.max_grad_norm)
+    return {**logged.means(), **described(rows, earned, cfg.group_size), "states": len(known),
+            "value": fmean(known.values()), "grad_norm": fmean(policy.norms),
+            "learning_rate": eta(mirror, cfg)}
+
+
+def entropy_anew(mirror, cfg):
+    rows, policy, logged = mirror.rows, mirror.policy, Logged()
+    earned = mirror.reward(rows)
+    adv = normalised(earned, cfg.group_size)
+    rng = random.Random(f"{mirror.seed}/{mirror.step}/covariance")
+    policy.norms.clear()
+    for part in mirror.passes(rows, cfg.minibatch_size, cfg.epochs):
+        seen = [rows[k] for k in part]
+        over, loss, shut, kept = count(seen), 0.0, 0.0, 0
+        now = laws(policy.module, seen, cfg.temperature)
+        said = [law[range(len(law)), row.said] for law, row in zip(now, seen)]
+        fixed = [x.detach() for x in said]
+        spot = [(j, t) for j, k in enumerate(part) if adv[k] for t in range(len(seen[j].said))]
+        unsure = sorted((float(entropy(now[j][t].detach())) for j, t in spot), reverse=True)
+        edge = unsure[max(1, round(cfg.share * len(spot))) - 1] if spot else 0.0
+        middle = fmean(float(fixed[j][t]) for j, t in spot), fmean(adv[part[j]] for j, t in spot)
+        many = [(j, t) for j, t in spot
+                if 1 < (float(fixed[j][t]) - middle[0]) * (adv[part[j]] - middle[1]) < 5]
+        out = rng.sample(many, min(len(many), round(cfg.cov_share * len(spot))))
+        for j, k in enumerate(part):
+            gain, closed = clipped(said[j], seen[j].old, torch.tensor(adv[k], dtype=torch.float64),
+                                   cfg.clip_low, cfg.clip_high)
+            for t, law in enumerate(now[j]):
+                loss = loss - cfg.entropy_weight * entropy(law) / over
+                kept_here = (j, t) in spot and float(entropy(law.detach())) >= (1 - 1e-5) * edge
+                if kept_here and (j, t) not in out:
+                    loss, shut, kept = loss - gain[t] / over, shut + closed[t] / over, kept + 1
+        logged.log(loss=loss, clip_ratio=shut, kept=kept / over)
         policy.step(loss, eta(mirror, cfg), cfg.max_grad_norm)
     return {**logged.means(), **described(rows, earned, cfg.group_size),
             "grad_norm": fmean(policy.norms), "learning_rate": eta(mirror, cfg)}
@@ -781,6 +948,25 @@ def dpo_anew(mirror, cfg):
     return pairwise(mirror, cfg, of_pair, lead)
 
 
+def rpo_anew(mirror, cfg):
+    rows, loss, lead, told = mirror.rows, 0.0, [], []
+    earned = mirror.reward(rows)
+    kept = [(k, k + 1) if earned[k] > earned[k + 1] else (k + 1, k) for k in range(0, len(rows), 2)
+            if earned[k] != earned[k + 1] and rows[k].said != rows[k + 1].said]
+    drift = [a - b.detach() for a, b in zip(sums(mirror.policy.module, rows),
+                                            sums(mirror.reference, rows))]
+    for w, v in kept:
+        a = torch.sigmoid(cfg.beta * (drift[w] - drift[v]))
+        b = 1 / (1 + math.exp(-cfg.eta * (earned[w] - earned[v])))
+        loss = loss + (b * (b / a).log() + (1 - b) * ((1 - b) / (1 - a)).log()) / len(kept)
+        lead.append(float(cfg.beta * (drift[w] - drift[v]).detach()))
+        told.append(earned[w] - earned[v])
+    return updated(mirror, mirror.policy, loss, eta(mirror, cfg), cfg.max_grad_norm,
+                   pairs=len(kept), gap=fmean(told), **{
+                       "rewards/margins": fmean(lead),
+                       "rewards/accuracies": fmean((x > 0) + (x == 0) / 2 for x in lead)})
+
+
 def ipo_anew(mirror, cfg):
     return pairwise(mirror, cfg, lambda w, v: (w[1] - v[1] - 1 / (2 * cfg.tau)) ** 2,
                     lambda w, v: cfg.tau * (w[1] - v[1]))
@@ -961,7 +1147,8 @@ def score(mirror, rows):
     return [x[-1] for x in marks(mirror.scorer.module, rows)]
 
 
-def reward_anew(mirror, cfg, label=None, first=0):
+def reward_anew(mirror, cfg, label=None, first=0, older=()):
+    """older: pairs (better, worse) that are learnt beside the step's own."""
     if mirror.encoded:
         pairs = list(zip(*map(rows_of, mirror.encoded)))
         groups, better = pairs, [[(0, 1)] for _ in pairs]
@@ -975,6 +1162,7 @@ def reward_anew(mirror, cfg, label=None, first=0):
             lead = sign * (earned[p * g + i] - earned[p * g + j])
             if lead and groups[p][i].said != groups[p][j].said:
                 better[p].append((i, j) if lead > 0 else (j, i))
+    groups, better = [*groups, *older], [*better, *([(0, 1)] for _ in older)]
     n, loss, lead = sum(map(len, better)), 0.0, []
     for group, wins in zip(groups, better):
         s = score(mirror, list(group))
@@ -1013,6 +1201,36 @@ def entropic(s, y):
     return -(y * p.log() + (1 - y) * (1 - p).log()), float((s > 0) == (y > 0.5))
 
 
+def clicks_anew(mirror, cfg):
+    g, rows, loss, tops, all_ = cfg.group_size, mirror.rows, 0, 0, 0
+    earned = mirror.reward(rows)
+    users = random.Random(f"{mirror.seed}/{mirror.step}/users")
+    shuffle = random.Random(f"{mirror.seed}/{mirror.step}/lists")
+    scored = score(mirror, rows)
+    keys = [shuffle.random() if cfg.shown == "random" else float(row.old.sum()) for row in rows]
+    for start in range(0, len(rows), g):
+        here = range(start, start + g)
+        order = sorted(here, key=lambda k: (-keys[k], k))
+        for i in here:
+            better = sum((earned[i] > earned[j]) + (earned[i] == earned[j]) / 2
+                         for j in here if j != i) / (g - 1)
+            looked = (order.index(i) + 1) ** -cfg.eta
+            for _ in range(cfg.users):
+                if users.random() >= looked or users.random() >= 0.1 + 0.9 * better:
+                    continue
+                if users.expovariate(1 / (10 + 50 * better)) < cfg.dwell:
+                    continue
+                all_, tops = all_ + 1 / cfg.users, tops + (order[0] == i) / cfg.users
+                weight = 1 / looked if cfg.correct == "propensity" else 1.0
+                for j in here:
+                    if j != i:
+                        loss = loss + weight * softplus(scored[j] - scored[i]) / (
+                            cfg.prompts * cfg.users)
+    assert all_
+    return updated(mirror, mirror.scorer, loss, eta(mirror, cfg), cfg.max_grad_norm,
+                   clicks=all_ / cfg.prompts, top=tops / all_)
+
+
 def orm_anew(mirror, cfg):
     rows, earned = mirror.rows, mirror.reward(mirror.rows)
     found = [entropic(s, y) for s, y in zip(score(mirror, rows), earned)]
@@ -1046,6 +1264,64 @@ def prm_anew(mirror, cfg):
         temperature=cooled(cfg, mirror.step))
 
 
+def math_shepherd_anew(mirror, cfg):
+    if mirror.samples:
+        mirror.data, mirror.known = annotated(mirror, cfg)
+    assert bool(mirror.samples) == (mirror.step == 0)
+    rows = [mirror.data[k] for k in dealt(mirror, range(len(mirror.data)), cfg.batch_size)]
+    found = []
+    for s, (_, ended) in zip(marks(mirror.scorer.module, [row for row, _ in rows]), rows):
+        found += [entropic(s[t], y) for t, y in ended.items()]
+    return updated(mirror, mirror.scorer, sum(x for x, _ in found) / len(found),
+                   eta(mirror, cfg), cfg.max_grad_norm,
+        accuracy=fmean(hit for _, hit in found), **mirror.known)
+
+
+def annotated(mirror, cfg):
+    """The answers, hot and not, with the label of each place in them; what is logged of those."""
+    hot, cool = map(rows_of, mirror.samples)
+    assert len(hot) == cfg.prompts // 2 * cfg.group_size
+    asked = [mirror.problems[k][row.prompt] for k, side in enumerate((hot, cool)) for row in side]
+    rows, earned, labels, wrong = [*hot, *cool], [], [], []
+    for row, problem in zip(rows, asked):
+        earned += mirror.task.reward([problem.prompt], [row.text],
+                                     letter=[problem.columns["letter"]])
+    places = [(k, t) for k, row in enumerate(rows) for t, i in enumerate(row.said[:-1])
+              if Letters().decode([i]) == "h"]
+    worth, sound = {}, {}
+    for k, t in places:
+        letter = asked[k].columns["letter"]
+        steps = Letters().decode(rows[k].said[: t + 1]).split("h")[:-1]
+        sound[k, t] = float(all(letter in step for step in steps))
+    if cfg.estimation == "exact":
+        assert not mirror.completed
+        worth = sound
+    else:
+        (begun, rollout, heat), = mirror.completed
+        assert begun == [rows[k].ids[: rows[k].start + t + 1] for k, t in places]
+        assert heat == cfg.temperature
+        ends = rows_of(rollout)
+        for row, logp in zip(ends, chances(mirror.policy.module, ends, heat)):
+            assert (row.old - logp.detach()).abs().max() < 1e-5
+        for m, (k, t) in enumerate(places):
+            problem, values = asked[k], []
+            for end in ends[m * cfg.rollouts : (m + 1) * cfg.rollouts]:
+                said = (rows[k].said[: t + 1] + end.said)[: mirror.longest]
+                values += mirror.task.reward(
+                    [problem.prompt], [Letters().decode([i for i in said if i != EOS])],
+                    letter=[problem.columns["letter"]])
+            worth[k, t] = max(values) if cfg.estimation == "hard" else fmean(values)
+    data = []
+    for k, (row, whole) in enumerate(zip(rows, earned)):
+        ended = {t: y for (j, t), y in worth.items() if j == k} | {len(row.said) - 1: whole}
+        data.append((row, ended))
+        labels += ended.values()
+    for place, y in worth.items():
+        wrong.append(0.5 if y == 0.5 else float((y > 0.5) != (sound[place] > 0.5)))
+    assert wrong
+    return data, {"right": fmean(labels), "label_error": fmean(wrong)}
+
+
 # ---- the cases
 
 class Mixed(Echo):
@@ -1055,6 +1331,14 @@ class Mixed(Echo):
 
     def reward(self, prompts, completions, letter, **columns):
         return [text.count(c) / 2 + len(text) % 2 / 4 + ("h" in text) / 8
+                for text, c in zip(completions, letter)]
+
+
+class Chance(Steps):
+    """Rewards within 0..1, and steps that are right or wrong."""
+
+    def reward(self, prompts, completions, letter, **columns):
+        return [min(4, 2 * text.count(c) + len(text) % 2) / 4
                 for text, c in zip(completions, letter)]
 
 
@@ -1108,6 +1392,7 @@ ONCE = {name: value for name, value in PASSES.items() if name not in ("minibatch
 PPO = dict(steps=2, prompts=9, temperature=0.8, minibatch_size=4, epochs=3, clip=0.1,
            value_clip=0.15, gamma=0.9, lam=0.7, beta=0.2, missing_eos=0.4, lr=0.04, critic_lr=0.07,
            max_grad_norm=0.35)
+VERIFIER = ("verifier",)
 NOT_ADAPTIVE = ("kl_target", "horizon", "control")
 STAGES = ("sft_steps", "reward_steps")
 
@@ -1122,6 +1407,17 @@ ON_POLICY = {
                             grpo_anew, same=("kl", "clip", "cap")),
     "grpo, no KL": Case(grpo, dict(PASSES, clip=0.07, beta=0.0, max_grad_norm=0.25), grpo_anew,
                         same=("kl", "mean", "correct", "cap")),
+    **{f"grpo, {what}": Case(grpo, dict(PASSES, correct=correct, cap=cap, beta=0.3), grpo_anew,
+                             same=("kl", "mean", "clip"))
+       for what, correct, cap in (("tokens masked", "masked", 1.05),
+                                  ("answers masked", "masked-answers", 1.1))},
+    "gspo": Case(gspo, dict(PASSES, clip_low=0.03, clip_high=0.04), gspo_anew),
+    "cispo": Case(cispo, dict(PASSES, clip_low=0.06, clip_high=0.08), cispo_anew),
+    "sapo": Case(sapo, dict(PASSES, tau_pos=3.0, tau_neg=7.0), sapo_anew),
+    "entropy": Case(held, dict(PASSES, clip_low=0.05, clip_high=0.08, share=0.7, cov_share=0.3,
+                               entropy_weight=0.2), entropy_anew),
+    "vineppo": Case(vineppo, dict(PASSES, branches=3, clip=0.07), vineppo_anew, Chance,
+                    dict(max_new_tokens=8), seed=34),
     "dr-grpo": Case(dr_grpo, dict(PASSES, clip=0.07, max_grad_norm=0.05), dr_grpo_anew),
     "dapo": Case(dapo, dict(PASSES, clip_low=0.05, clip_high=0.12, overlong=2, rounds=3),
                  dapo_anew),
@@ -1173,14 +1469,6 @@ class Labelled(Mixed):
                 for n, row in enumerate(Listed().training())]
 
 
-class Chance(Steps):
-    """Rewards within 0..1, and steps that are right or wrong."""
-
-    def reward(self, prompts, completions, letter, **columns):
-        return [min(4, 2 * text.count(c) + len(text) % 2) / 4
-                for text, c in zip(completions, letter)]
-
-
 @dataclass(frozen=True)
 class Modes(Mixed):
     """Answered at once by a letter, or in a mode whose prompts end in h."""
@@ -1222,6 +1510,8 @@ OFF_POLICY = {
                                   robust=True), dpo_anew, Noisy, who=OTHER),
     "dpo, pairs": Case(dpo, dict(PAIRS, beta=0.3, label_smoothing=0.2, likeliest=0.7), dpo_anew,
                        Listed, same=("robust",)),
+    "rpo": Case(rpo, dict(PAIRS, beta=0.3, eta=0.8), rpo_anew, who=OTHER,
+                same=("reward_steps",)),
     "ipo": Case(ipo, dict(PAIRS, tau=0.3, likeliest=0.7), ipo_anew, Noisy, who=OTHER),
     "simpo": Case(simpo, dict(PAIRS, beta=2.0, gamma=0.7, likeliest=0.7), simpo_anew, Noisy,
                   who=OTHER),
@@ -1256,9 +1546,36 @@ OFF_POLICY = {
     "reward, pairs": Case(reward, dict(RATED, margin=0.4, center=0.1), reward_anew, Listed),
     "plackett-luce": Case(plackett_luce, RATED, plackett_luce_anew, Noisy),
     "orm": Case(orm, RATED, orm_anew, Chance),
+    "clicks": Case(clicks, dict(RATED, eta=0.7, dwell=9.0, users=3), clicks_anew,
+                   same=("shown", "correct")),
+    "clicks, random, as they are": Case(clicks, dict(RATED, eta=0.7, dwell=9.0, shown="random",
+                                                     users=2, correct="none"), clicks_anew),
     "prm": Case(prm, dict(RATED, hot=1.7), prm_anew, Chance, same=("last_only", "aggregate")),
     "prm, last": Case(prm, dict(RATED, hot=1.7, last_only=True), prm_anew, Chance,
                       same=("aggregate",)),
+    "math-shepherd": Case(math_shepherd, dict(RATED, hot=1.7, rollouts=3, batch_size=7),
+                          math_shepherd_anew, Chance, same=("aggregate", "estimation")),
+    **{f"math-shepherd, {how}": Case(
+        math_shepherd, dict(RATED, hot=1.7, estimation=how, rollouts=2, batch_size=7),
+        math_shepherd_anew, Chance,
+        same=("aggregate",))
+       for how in ("soft", "exact")},
+}
+
+
+def by_a_scorer(run, cfg):
+    """process_grpo.train with the run's reward model for a verifier."""
+    return process_grpo.train(run, cfg, partial(process_grpo.learnt, run,
+                                                run.learners[REWARD_MODEL].module))
+
+
+PROCESS = dict(PASSES, clip=0.07, beta=0.3)
+ON_POLICY |= {
+    "process-grpo": Case(process_grpo, PROCESS, process_grpo_anew, Chance, same=VERIFIER),
+    "process-grpo, no KL": Case(process_grpo, dict(PROCESS, beta=0.0), process_grpo_anew, Chance,
+                                same=VERIFIER),
+    "process-grpo, learnt": Case(process_grpo, PROCESS, partial(process_grpo_anew, learnt=True),
+                                 Chance, same=VERIFIER, train=by_a_scorer),
 }
 CASES = {**ON_POLICY, **OFF_POLICY}
 
@@ -1304,7 +1621,7 @@ def steps(case, run):
 
 def watch(run, mirror):
     """Let the mirror see what the run samples and encodes."""
-    sample, encode = run.sample, run.encode
+    sample, encode, complete = run.sample, run.encode, run.complete
 
     def sampled(problems, *args, **options):
         rollout = sample(problems, *args, **options)
@@ -1318,7 +1635,15 @@ def watch(run, mirror):
         mirror.encoded.append(seqs)
         return seqs
 
-    run.sample, run.encode = sampled, encoded
+    def finished(prompts, *args, **options):
+        rollout = complete(prompts, *args, **options)
+        if options.get("purpose") == "branches":
+            mirror.branches.append(rollout)
+        if options.get("purpose") == "roll-outs":
+            mirror.completed.append((prompts, rollout, options["temperature"]))
+        return rollout
+
+    run.sample, run.encode, run.complete = sampled, encoded, finished
 
 
 def compare(case, tolerance=1e-9):
@@ -1336,7 +1661,8 @@ def compare(case, tolerance=1e-9):
         same_numbers(metrics, expected, tolerance)
         same_weights(run, mirror, tolerance)
         logged.append(metrics)
-        for made in (mirror.samples, mirror.problems, mirror.encoded, mirror.heats):
+        for made in (mirror.samples, mirror.problems, mirror.encoded, mirror.heats,
+                     mirror.branches, mirror.completed):
             made.clear()
         mirror.step += 1
     return run, logged
@@ -1369,7 +1695,10 @@ def sampled_by(mirror, case, cfg):
         if who == "greedy":
             assert heat == 0
             continue
-        assert heat == (cooled(cfg, mirror.step) if hasattr(cfg, "hot") else cfg.temperature)
+        if case.module is math_shepherd:
+            assert heat == (cfg.hot, cfg.temperature)[k]
+        else:
+            assert heat == (cooled(cfg, mirror.step) if hasattr(cfg, "hot") else cfg.temperature)
         module = mirror.policy.module if who == "policy" else mirror.reference
         rows = rows_of(rollout)
         for row, logp in zip(rows, chances(module, rows, heat)):

@@ -267,6 +267,15 @@ def f64(values):
     return torch.tensor(values, dtype=torch.float64)
 
 
+def old_and_new(rows=3, width=4, seed=0):
+    """Log-probs of answers of 1 to `width` tokens, new and old, and advantages."""
+    generator = torch.Generator().manual_seed(seed)
+    old = -3 * torch.rand(rows, width, generator=generator, dtype=torch.float64)
+    logp = old + 0.4 * torch.randn(rows, width, generator=generator, dtype=torch.float64)
+    mask = torch.arange(width) < 1 + torch.arange(rows)[:, None] % width
+    return logp, old, torch.randn(rows, generator=generator, dtype=torch.float64), mask
+
+
 def logp_of(table):
     """Log-prob of both tokens of every answer; row 0 of the table begins, row 1+w follows w."""
     logp = table.log_softmax(-1)

@@ -19,7 +19,7 @@ from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.measure.results import evaluate, results
 from minipost.measure.texts import Texts
-from minipost.methods import grpo, oreo, ppo, prm, rft, rlaif, trpo
+from minipost.methods import grpo, iterative_grpo, oreo, ppo, prm, rft, rlaif, trpo
 from minipost.run import REWARD_MODEL
 from minipost.tasks.base import Problem
 
@@ -71,6 +71,17 @@ def staged():
         lines.append(next(learn))
     return {**flat(run), **{f"{k} {name}": x for k, line in enumerate(lines)
                             for name, x in line.items()}, **learner.seen}
+
+
+def rounds():
+    """Two rounds of a reward model and GRPO, with pairs that are replayed."""
+    run, lines = toy(Hidden()), []
+    run.reward = run.task.reward = Mixed().reward
+    learn = iterative_grpo.train(run, iterative_grpo.Config(
+        steps=2, reward_steps=2, sft_steps=0, iterations=2, replay=0.5, **ODD))
+    for run.step in range(4):
+        lines.append(next(learn))
+    return {**flat(run), **run.parts["frozen/history"].state()[0], "lines": lines}
 
 
 def whole(task=None):
@@ -178,7 +189,7 @@ def broken():
     return {"moved": run.policy.flat - before, "skipped": run.policy.skipped}
 
 
-HELPERS = {part.__name__: part for part in (staged, shared, measured, said, paired, delayed,
+HELPERS = {part.__name__: part for part in (staged, rounds, shared, measured, said, paired, delayed,
                                             broken)}
 
 

@@ -10,15 +10,22 @@ from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.base import Problem, Task
 from minipost.tasks.countdown import Countdown
 from minipost.tasks.recall import Recall
+from minipost.tasks.search import Search
 from minipost.test_time import (
+    adaptive_consistency,
     best_of_n,
+    budget_forcing,
+    by_difficulty,
     cot,
     graph_of_thoughts,
     mcts,
     memory,
+    particles,
     self_consistency,
     self_feedback,
+    speculative_rejection,
     tot,
+    uct,
 )
 
 SUM = Arithmetic().pose("7+5-3")
@@ -35,7 +42,17 @@ SETTINGS = [
     (tot, Arithmetic(), dict(branching=2, expansions=4)),
     (mcts, GAME, dict(simulations=3, branching=2)),
     (mcts, Arithmetic(), dict(simulations=2, branching=2)),
+    (uct, GAME, dict(simulations=5, branching=2)),
+    (uct, Arithmetic(), dict(simulations=4, branching=2, rollouts=2)),
     (graph_of_thoughts, Arithmetic(terms=9), dict(group_size=2)),
+    (graph_of_thoughts, Arithmetic(terms=9), dict(group_size=2, refine=2)),
+    (speculative_rejection, Arithmetic(), dict(group_size=5, memory=3, score="verifier")),
+    (speculative_rejection, GAME, dict(group_size=5, memory=3)),
+    (particles, Arithmetic(), dict(particles=5, depth=9)),
+    (budget_forcing, Search(), dict(waits=2, budget=3, curve=(0, 1), cuts=(0, 1))),
+    (by_difficulty, Arithmetic(), dict(budget=3, attempts=2, probes=2, training=7)),
+    (adaptive_consistency, GAME, dict(group_size=5)),
+    (adaptive_consistency, Arithmetic(), dict(group_size=5, stop="own", sure=0.001)),
     (memory, Recall(), dict(length=6, things=3, lives=2, keys=3, trials=3)),
 ]
 
@@ -73,7 +90,7 @@ def test_what_a_task_lacks_is_said_in_one_sentence():
     class Bare(Task):
         name = "bare"
 
-    for module in (cot, self_feedback, graph_of_thoughts, memory):
+    for module in (cot, self_feedback, graph_of_thoughts, memory, by_difficulty):
         with pytest.raises(MinipostError, match="the task bare"):
             ask = module.arms if module is cot else module.solve
             list(ask([Problem("x")], Babble(Bare(), ["x"]), module.Config()))

@@ -75,3 +75,48 @@ def test_own_verdicts_choose_the_sample_that_is_worth_most_and_are_paid_for():
     tools = Digits("352" "167", Judged())
     assert "own verdicts" not in {arm.name for arm in
                                   best_of_n.arms(problems, tools, best_of_n.Config(group_size=3))}
+
+
+def test_both_verifiers_are_bayes_rule_where_they_err_independently():
+    """Two models that hear of the same answer independently: the posterior odds, up to a number."""
+    prior, heard = 0.3, {"yes": (0.8, 0.4), "no": (0.2, 0.6)}   # chance if right, if wrong
+    worth, exact = {}, {}
+    for words in itertools.product(heard, repeat=2):
+        right = prior * math.prod(heard[w][0] for w in words)
+        wrong = (1 - prior) * math.prod(heard[w][1] for w in words)
+        exact[words] = math.log(right / wrong)
+        alone = [prior * heard[w][0] / (prior * heard[w][0] + (1 - prior) * heard[w][1])
+                 for w in words]
+        worth[words] = best_of_n.both([[alone[0]]], [[alone[1]]])[0][0]
+    gaps = {round(worth[words] - exact[words], 9) for words in worth}
+    assert len(gaps) == 1
+
+
+def test_a_certain_chance_stays_finite():
+    assert math.isfinite(best_of_n.both([[0.0, 1.0]], [[1.0, 0.0]])[0][0])
+
+
+class Plain(Task):
+    def parse(self, text):
+        return text
+
+
+class Two(Digits):
+    """Tools with two verifiers: the usual one prefers large digits, the other small ones."""
+
+    def verified(self, prompts, answers, directory=""):
+        return [[0.0, (int(text) + 1) / 11 if not directory else 1 - (int(text) + 1) / 40]
+                for text in answers]
+
+
+def test_the_outcome_verifier_is_asked_for_the_whole_alone_and_chooses_with_the_other():
+    problems = [Problem("5")]
+    cfg = best_of_n.Config(group_size=3, aggregate="last", outcome_verifier="other")
+    arms = {a.name: a for a in best_of_n.arms(problems, Two("352", Plain()), cfg)}
+    assert arms["verifier"].result.texts == ["5"]
+    assert arms["outcome verifier"].result.texts == ["2"]
+    assert arms["both verifiers"].result.texts == ["5"]
+    texts, _ = best_of_n.solve(problems, Two("352"), cfg)
+    assert texts == ["5"]
+    without = best_of_n.arms(problems, Two("352", Plain()), best_of_n.Config(group_size=3))
+    assert not {"both verifiers", "outcome verifier"} & {a.name for a in without}

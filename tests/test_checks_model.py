@@ -19,7 +19,7 @@ from minipost.checks.model import FAULT, NONE, OK, WARNING
 from minipost.gpt import RewardModel
 from minipost.methods import reinforce
 from minipost.optim import Learner
-from minipost.rollout import Sequences, logprobs
+from minipost.rollout import Sequences, logprobs, pack
 from minipost.run import Run
 from minipost.tokenizer import Vocabulary
 
@@ -175,6 +175,17 @@ def test_an_eos_that_is_not_learnt_as_the_last_token(fault):
     worse.mask[done, rollout.mask[done].int().cumsum(1).argmax(1)] = False
     said(checkup.eos_in_loss(None, worse, eos), FAULT,
          f"1 of {int(rollout.finished.sum())} finished")
+
+
+def test_where_a_tool_has_a_say_the_last_part_alone_ends_in_eos():
+    rows = [[5, 6, 7, 8, EOS], [5, 6, 7, 8, 9]]
+    learnt = [[True, False, False, True, True]] * 2
+    answers = pack([[BOS]] * 2, rows, PAD, learnt)
+    assert checkup.ends_in_eos(answers, {EOS}).tolist() == [False, False]
+    assert checkup.ends_in_eos(answers, {EOS}, each=False).tolist() == [True, False]
+    inside = pack([[BOS]], [[EOS, 6, 7, 8, EOS]], PAD, learnt[:1])
+    assert checkup.ends_in_eos(inside, {EOS}).tolist() == [True]
+    assert checkup.ends_in_eos(inside, {EOS}, each=False).tolist() == [False]
 
 
 def test_a_trainer_that_agrees_with_itself_and_with_the_sampler():

@@ -134,10 +134,12 @@ GROUPS = [name for name in methods.names() if methods.load(name).ON_POLICY and h
 @pytest.mark.parametrize("name", GROUPS)
 def test_a_group_is_shown_after_training(command, reward, tmp_path, capsys, name):
     assert {"grpo", "dr-grpo", "dapo", "rloo", "trpo", "r1-zero"} <= set(GROUPS)
-    more = ["--reward", reward] if name != "r1-zero" else ["--task", "search"]
-    flags = [] if name != "r1-zero" else ["--task", "search"]
+    ruled = name in ("r1-zero", "gdpo")
+    more = [] if ruled else ["--reward", reward]
+    task = ["--task", "search"] if ruled else (
+        ["--task", "arithmetic"] if name == "process-grpo" else [])
     assert train.main([*command(name, "--steps", 2, "--prompts", 3, "--group-size", 4,
-                                "--keep-rollouts", 1, *flags), *more[: 2 - len(flags)]]) == 0
+                                "--keep-rollouts", 1, *task), *more]) == 0
     rows = [json.loads(row) for row in (tmp_path / "run" / "rollouts" / "000001.jsonl")
             .read_text().splitlines()]
     said = capsys.readouterr().out

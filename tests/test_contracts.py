@@ -64,32 +64,32 @@ def code_lines(path):
 # ---- a stranger's three tasks, a file each
 
 def test_a_new_method_is_one_file_of_at_most_60_lines(added, command, tmp_path, reward):
-    assert code_lines(STRANGERS / "gspo.py") <= 60
-    added(methods, "gspo.py")
-    assert "gspo" in methods.names()
-    assert train.main([*command("gspo", "--steps", 2, "--prompts", 2, "--group-size", 4),
+    assert code_lines(STRANGERS / "topr.py") <= 60
+    added(methods, "topr.py")
+    assert "topr" in methods.names()
+    assert train.main([*command("topr", "--steps", 2, "--prompts", 2, "--group-size", 4),
                        "--reward", reward]) == 0
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
-    module = methods.load("gspo").module
-    assert methods.load("gspo").EXPORTS == {"policy": "model"}
+    module = methods.load("topr").module
+    assert methods.load("topr").EXPORTS == {"policy": "model"}
     generator = torch.Generator().manual_seed(0)
     logp, old = (torch.randn(3, 4, generator=generator, dtype=torch.float64) / 50 for _ in "ab")
     mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1], [1, 0, 0, 0]], dtype=torch.bool)
     adv = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     logp.requires_grad_()
-    module.loss(logp, old, adv, mask, clip=0.01, count=3)[0].backward()
-    by_hand = module.loss_grad(logp.detach(), old, adv, mask, clip=0.01, count=3)["logp"]
+    module.loss(logp, old, adv, mask, count=3)[0].backward()
+    by_hand = module.loss_grad(logp.detach(), old, adv, mask, count=3)["logp"]
     assert torch.allclose(logp.grad, by_hand, rtol=0, atol=1e-12)
 
 
 def test_a_new_method_is_proved_by_its_own_file(added, tmp_path, capsys):
-    added(methods, "gspo.py")
+    added(methods, "topr.py")
     from minipost.proof import estimates
 
-    (estimate,) = estimates.stated("gspo")
-    assert estimate.rows == 2 and estimate.module.__name__ == "minipost.methods.gspo"
-    text = (STRANGERS / "gspo.py").read_text()
+    (estimate,) = estimates.stated("topr")
+    assert estimate.rows == 2 and estimate.module.__name__ == "minipost.methods.topr"
+    text = (STRANGERS / "topr.py").read_text()
     start = text.index("PROOF"), text.index("\n\n\n@dataclass")
     added(methods, "unproved.py", text[: start[0]] + text[start[1]:])
     out = ["--out", str(tmp_path / "p.json")]
@@ -101,7 +101,7 @@ def test_a_new_method_is_proved_by_its_own_file(added, tmp_path, capsys):
 
 @pytest.mark.parametrize("missing", ["train", "Config", "TASK", "METRIC"])
 def test_a_method_that_is_not_whole_is_told_what_it_lacks(added, missing):
-    text = (STRANGERS / "gspo.py").read_text()
+    text = (STRANGERS / "topr.py").read_text()
     for old in (f"def {missing}(", f"class {missing}(", f"{missing} = "):
         text = text.replace(old, old.replace(missing, f"No{missing}"))
     added(methods, "broken.py", text)
@@ -185,7 +185,8 @@ def test_a_loss_names_the_tensor_that_has_a_wrong_shape(name):
     for wrong in wanted:
         given = {argument: torch.ones([sizes[axis] for axis in axes.split()], dtype=torch.bool
                                       if argument.startswith((
-                                          "mask", "good", "starts", "first", "given", "told"))
+                                          "mask", "good", "starts", "kept", "first", "given",
+                                          "told"))
                                       else torch.float64)
                  for argument, axes in wanted.items()}
         given[wrong] = given[wrong][..., None].expand(*given[wrong].shape, 2)

@@ -33,13 +33,20 @@ FLOORS = [
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 # Folders whose files may import each other.
 OPEN = {"engine", "layout", "tasks", "datasets", "measure", "checks", "cli", "proof", "page"}
-# The methods that are made of others: whose parts they take.
+# The methods, and ways to answer, that are made of others: whose parts they take.
 MADE_OF = {
+    "test_time.by_difficulty": {"self_feedback"},
     "methods.ppo": {"sft", "reward"}, "methods.rlaif": {"sft", "ppo", "dpo"},
     "methods.ttrl": {"grpo"}, "methods.intuitor": {"grpo"},
     "methods.sdpo": {"distill"}, "methods.prime": {"reinforce_pp"},
     "methods.r1_zero": {"grpo"}, "methods.r1": {"sft", "grpo", "reward", "r1_zero"},
+    "methods.process_grpo": {"prm"}, "methods.iterative_grpo": {"sft", "reward", "grpo"},
+    "methods.gdpo": {"grpo", "r1_zero"}, "methods.math_shepherd": {"prm"},
+    "methods.iterated_rlhf": {"sft", "reward", "ppo"},
+    "methods.direct_rlaif": {"sft", "grpo", "rlaif"},
+    "methods.tool_use": {"sft", "grpo"},
     **{f"methods.{name}": {"dpo"} for name in ("ipo", "simpo", "orpo", "mdpo")},
+    "methods.rpo": {"dpo", "reward"},
 }
 
 

@@ -7,7 +7,9 @@ are drawn by their names, which mean the same everywhere; a new name is refused 
 Where a loss has a kink it has no derivative, and a difference across it means nothing.  So no draw
 comes nearer than `CLEAR` to one of these, the only ones there are:
 
-    a ratio at an edge of its clip, or at its cap  grpo, dr_grpo, dapo, reinforce_pp, ppo
+    a ratio at an edge of its clip, or at its cap  grpo, dr_grpo, dapo, cispo, entropy,
+                                                   vineppo, reinforce_pp, ppo, process_grpo
+    the ratio of an answer there                   gspo, grpo
     a value at an edge of its clip, or where the held value is as far from the return    ppo
     a mean log-prob at which an answer counts as certain (-1e-6)                         orpo
 """
@@ -16,6 +18,7 @@ import importlib
 import inspect
 import math
 import pkgutil
+from typing import get_args
 
 import pytest
 import torch
@@ -23,7 +26,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from minipost import methods
-from minipost.ops import entropy, kl_exact, pick, spread
+from minipost.methods import grpo
+from minipost.ops import entropy, kl_exact, pick, row_means, row_sums, spread
 from minipost.rollout import Sequences, distribution
 
 CLEAR = 0.01    # distance that is kept from every kink
@@ -32,10 +36,11 @@ RELATIVE = 1e-8
 ROUNDING = 4 * torch.finfo(torch.float64).eps / STEP  # of a difference of terms of size one
 
 PIPELINES = {  # have no loss of their own: whose they use
-    "rlaif": ("sft", "reward", "ppo", "dpo"), "r1_zero": ("grpo",),
-    "ttrl": ("grpo",), "intuitor": ("grpo",), "es": (),  # which has none
-    "sdpo": ("distill",),
-    "r1": ("sft", "grpo", "reward")}
+    "rlaif": ("sft", "reward", "ppo", "dpo"), "r1_zero": ("grpo",), "tool_use": ("sft", "grpo"),
+    "r1": ("sft", "grpo", "reward"), "iterative_grpo": ("sft", "reward", "grpo"),
+    "math_shepherd": ("prm",), "gdpo": ("grpo",), "iterated_rlhf": ("sft", "reward", "ppo"),
+    "direct_rlaif": ("sft", "grpo"), "sdpo": ("distill",),
+    "ttrl": ("grpo",), "intuitor": ("grpo",), "es": ()}  # the last has none
 LEARNT = ("logp", "logp_w", "logp_l", "kl", "entropy", "value", "score", "score_w", "score_l",
           "scores", "logits")
 SIDES = ("w", "l")   # of a pair: the chosen answer, the rejected one
@@ -49,12 +54,13 @@ OPTIONS = {
     "count": st.integers(1, 9), "rows": st.integers(1, 9), "longest": st.integers(1, 9),
     "clip": st.floats(0.1, 0.4), "clip_low": st.floats(0.1, 0.4), "clip_high": st.floats(0.1, 0.4),
     "value_clip": positive, "value_weight": positive, "entropy_weight": positive,
-    "beta": positive, "alpha": positive, "tau": positive, "gamma": positive, "lam": positive,
+    "beta": positive, "alpha": positive, "tau": positive, "tau_pos": positive, "tau_neg": positive,
+    "gamma": positive, "lam": positive,
     "margin": positive, "center": positive, "good_weight": positive, "bad_weight": positive,
     "z0": st.floats(0.0, 2.0), "label_smoothing": st.floats(0.0, 0.4), "robust": st.booleans(),
     "group_size": st.integers(1, 3), "mix": st.sampled_from([0.0, 0.3, 0.5, 1.0]),
     "mean": st.sampled_from(["tokens", "answers"]), "cap": st.floats(1.1, 2.5),
-    "correct": st.sampled_from(["clip", "none", "truncated"]),
+    "correct": st.sampled_from(get_args(grpo.Correct)), "eta": positive,
 }
 
 
@@ -121,6 +127,8 @@ def arguments(draw, name):
         # the first token of a row, and some others
         elif key == "starts":
             x = mask & ((mask.cumsum(1) == 1) | (numbers(draw, shape, 0, 1) < 0.5))
+        elif key == "kept":
+            x = mask & (numbers(draw, shape, 0, 1) < 0.7)
         elif key == "good":
             x = numbers(draw, (rows,), 0, 1) < 0.5
         elif key == "told":
@@ -150,6 +158,10 @@ def arguments(draw, name):
             x = numbers(draw, shape, -4, 4)
         elif key == "right":
             x = numbers(draw, shape, 0, 1)
+        elif key == "gap":
+            x = numbers(draw, (rows,), -3, 3)
+        elif key == "weights":
+            x = numbers(draw, tensors["scores"].shape, 0, 4)
         elif key in ("scores", "logits"):
             x = numbers(draw, (rows, draw(st.integers(2, 4))), -3, 3)
         elif key == "logq_all":
@@ -168,8 +180,10 @@ def keep_clear(tensors, options):
     if "logp_old" in tensors:
         edges = [1 - options[k] for k in ("clip", "clip_low") if k in options] + \
             [1 + options[k] for k in ("clip", "clip_high") if k in options] + \
-            [options[k] for k in ("cap",) if k in options]
+            [x for k in ("cap",) if k in options for x in (options[k], 1 / options[k])]
         clear_of(tensors["logp"].exp(), *edges)
+        for whole in (row_means, row_sums):
+            clear_of(whole(tensors["logp"], tensors["mask"]).exp(), *edges)
         tensors["logp"] = tensors["logp_old"] + tensors["logp"]
     if "value_clip" in options:
         moved, clip = tensors["value"] - tensors["value_old"], options["value_clip"]

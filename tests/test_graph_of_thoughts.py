@@ -48,3 +48,51 @@ def test_the_answer_that_most_state_is_kept():
                                   Arithmetic().parse) == (3, "Answer: 3")
     assert graph_of_thoughts.keep(["Answer: 2", "Answer: 3"],
                                   Arithmetic().parse) == (2, "Answer: 2")
+
+
+def sloppy(texts, n):
+    """A solver that adds 1 to every sum, a critic who sees it, and a reviser who mends it."""
+    found = []
+    for text in texts:
+        total = sum(int(x) for x in re.findall("[+-]?[0-9]+", text.split("=")[0]))
+        if text.endswith("Critique:\n"):
+            stated = int(text.partition("Answer: ")[2].split("\n")[0])
+            said = f"{total} {'ok' if stated == total else 'no'}"
+        else:
+            said = f"Answer: {total + (not text.endswith('Revise:' + chr(10)))}"
+        found.append([said] * n)
+    return found
+
+
+@given(st.integers(2, 20), st.integers(2, 5), st.integers(0, 99))
+def test_refined_thoughts_are_mended_before_they_are_put_together(terms, size, seed):
+    rng = random.Random(seed)
+    numbers = [rng.randint(1, 9)] + [rng.choice((-1, 1)) * rng.randint(1, 9) for _
+                                     in range(terms - 1)]
+    problem, task = Arithmetic()._problem(numbers), Arithmetic()
+    right, = graph_of_thoughts.search([problem], sloppy, task, size, 2, 3)
+    assert right[-1]["answer"] == sum(numbers)
+    wrong, = graph_of_thoughts.search([problem], sloppy, task, size, 2, 0)
+    assert wrong[-1]["answer"] != sum(numbers) or len(wrong) > 1
+    assert len(right) == 2 * len(wrong)                         # each has one parent that it mends
+    mended = [t for t in right if t["prompt"].endswith("Revise:\n")]
+    assert len(mended) == len(wrong)
+    for thought in mended:
+        (parent,) = thought["of"]
+        assert right[parent]["answer"] == thought["answer"] + 1
+    used = [place for thought in right for place in thought["of"]]
+    assert sorted(used) == list(range(len(right) - 1))
+
+
+def test_a_revision_without_an_answer_does_not_count_and_rounds_are_kept_to():
+    said = []
+
+    def sample(texts, n):
+        said.extend(texts)
+        kind = texts[0].rsplit("\n", 2)[-2] if texts[0].count("\n") > 1 else "solve"
+        return [[{"Critique:": "1+2=3 no", "Revise:": "what?"}.get(kind, "Answer: 4")] * n
+                for _ in texts]
+
+    problem = Arithmetic().pose("1+2")
+    graph, = graph_of_thoughts.search([problem], sample, Arithmetic(), 2, 1, 3)
+    assert [t["answer"] for t in graph] == [4] and len(said) == 3   # solved, criticised, revised

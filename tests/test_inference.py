@@ -22,13 +22,19 @@ QUICK = {"self-consistency": ["--group-size", "2", "--curve", "1"],
          "best-of-n": ["--group-size", "2"],
          "tot": ["--branching", "2", "--expansions", "3"],
          "mcts": ["--simulations", "2", "--branching", "2"],
+         "uct": ["--simulations", "2", "--branching", "2"],
+         "speculative-rejection": ["--group-size", "3", "--memory", "2", "--depth", "3"],
+         "particles": ["--particles", "2", "--depth", "3"],
+         "adaptive-consistency": ["--group-size", "3"],
+         "by-difficulty": ["--budget", "2", "--attempts", "2", "--training", "5"],
+         "budget-forcing": ["--budget", "2", "--curve", "1", "--cuts", "1"],
          "memory": ["--length", "4", "--things", "2", "--lives", "2", "--trials", "2"],
          "graph-of-thoughts": ["--group-size", "1"], "self-feedback": ["--attempts", "2"],
          "beam": ["--width", "1", "--branching", "2", "--depth", "3"], "cot": ["--shots", "1"]}
 
 
 def arguments(method, tiny, verifier, *more):
-    needs = ["--verifier", str(verifier)] if method in ("best-of-n", "beam") else []
+    needs = ["--verifier", str(verifier)] if test_time.load(method).VERIFIER else []
     return ["--method", method, "--model", str(tiny), "--max-new-tokens", "6", *needs,
             *QUICK.get(method, []), *more]
 

@@ -55,7 +55,8 @@ def test_what_is_kept_of_a_step(command, tmp_path, rewards):
 
 
 @pytest.mark.parametrize("algo", ["dapo", "dr-grpo", "rloo", "ppo", "reinforce", "reinforce-pp",
-                                  "a2c", "self-critical", "trpo"])
+                                  "a2c", "self-critical", "trpo", "gspo", "cispo", "sapo",
+                                  "entropy", "vineppo"])
 def test_every_method_with_a_rollout_keeps_it(command, tmp_path, reward, algo):
     size = () if algo == "ppo" else ("--group-size", 2)
     assert train.main([*command(algo, "--steps", 1, "--prompts", 3, *size, "--keep-rollouts", 1),

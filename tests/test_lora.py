@@ -156,6 +156,116 @@ def test_scale_is_alpha_by_rank():
     assert adapters(adapt(tiny(), 4, alpha=6))[0][2].scale == 1.5
 
 
+# ---- fewer numbers than a rank has
+
+def tied(numbers=5, rank=2, targets=(), model=None, learnt=True):
+    """A model whose adapters are of so many numbers, which have learnt something."""
+    model = adapt(tiny() if model is None else model, rank, targets=targets, numbers=numbers)
+    if learnt:
+        trained(model)[0].data.copy_(torch.linspace(-0.5, 0.7, numbers))
+    return model
+
+
+@pytest.mark.parametrize("targets", [(), SOME])
+def test_a_few_numbers_learn_on_singular_directions(targets):
+    """W + U S (sum_i v_i P_i) V^T of the first two, with the same v everywhere, by hand."""
+    model, plain = tied(targets=targets), tiny()
+    v, = trained(model)
+    for name, linear, adapter in adapters(model):
+        found, matrices = merged(model).get_submodule(name.removesuffix(".adapter")).weight, []
+        for k, (part, has) in enumerate(zip(linear.weight.split(adapter.rows), adapter.adapted)):
+            u, s, right = torch.linalg.svd(part)
+            mixed = sum(x * p for x, p in zip(v, adapter.p[sum(adapter.adapted[:k])])) if has \
+                else torch.zeros(4)
+            right = right[:2]
+            sign = torch.diag(right.gather(1, right.abs().argmax(1, True))[:, 0].sign()).double()
+            matrices.append(part + u[:, :2] @ s[:2].diag() @ sign @ mixed.view(2, 2).double()
+                            @ sign @ right)
+        assert torch.allclose(found, torch.cat(matrices))
+        assert not torch.allclose(found, linear.weight)
+    seqs = sequences(5)
+    assert torch.allclose(logprobs(merged(model), seqs), logprobs(model, seqs), atol=1e-12)
+    assert (logprobs(plain, seqs) - logprobs(model, seqs)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("targets", [(), SOME, ("gate_proj",)])
+def test_the_derivative_by_a_few_numbers(targets):
+    model, seqs = tied(targets=targets), sequences(6)
+    by_hand, = torch.autograd.grad(logprobs(model, seqs).sum(), trained(model))
+    logits = model.head(model.hidden(seqs.inputs, explicit=True))
+    logp = logits.log_softmax(-1).gather(2, seqs.targets[..., None])[..., 0]
+    plain, = torch.autograd.grad((logp * seqs.mask).sum(), trained(model))
+    assert plain.abs().min() > 1e-4 and torch.allclose(by_hand, plain, atol=1e-11)
+
+
+def test_what_learns_is_one_vector_and_at_first_nothing_changes():
+    plain, seqs = tiny(), sequences(5)
+    model = tied(3, model=copy.deepcopy(plain), learnt=False)
+    assert torch.equal(logprobs(model, seqs), logprobs(plain, seqs))
+    learner = Learner(model)
+    assert len(learner.flat) == 3 and not adapters(off(copy.deepcopy(model)))
+    logprobs(model, seqs).sum().backward()
+    learner.step(0.1)
+    assert (learner.flat.abs() > 0.05).all()
+    assert all(p.grad is None for p in model.parameters() if p is not trained(model)[0])
+    assert (logprobs(model, seqs) - logprobs(plain, seqs)).abs().max() > 1e-3
+
+
+def test_the_fixed_mixtures_are_normal_and_differ_everywhere():
+    p = torch.cat([adapter.p for _, _, adapter in adapters(tied(500, rank=4, learnt=False))])
+    assert p.shape == (2 * 7, 500, 16) and abs(p.std() * 4**0.5 - 1) < 0.01
+    assert abs(p.mean()) < 0.01 and len({float(x) for x in p[:, 0, 0]}) == 14
+    again = adapters(tied(500, rank=4, learnt=False))[0][2].p
+    assert torch.equal(again, p[:3])
+
+
+def test_copies_have_a_vector_of_their_own_and_share_the_weights():
+    model = tied()
+    critic = ValueHead(copy.deepcopy(model))
+    v, = trained(critic.trunk)
+    assert all(adapter.v is v for _, _, adapter in adapters(critic)) and v is not trained(model)[0]
+    assert critic.trunk.embed_tokens.weight is model.embed_tokens.weight
+    assert set(own(critic)) == {"score.weight", "trunk.layers.0.self_attn.qkv_proj.adapter.v"}
+    other = tied(learnt=False)
+    fill(other, own(model))
+    assert len(adapters(other)) == 8
+    assert torch.equal(logprobs(other, sequences(4)), logprobs(model, sequences(4)))
+    fill(other, {})
+    assert not adapters(other)
+
+
+def test_muon_and_fisher_products_of_a_few_numbers():
+    learner, seqs = Learner(tied(), optimizer="muon"), sequences(4)
+    assert not learner.muon and len(learner.adam) == 1
+    vector = torch.randn(5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    assert torch.allclose(product_jacobian(learner, seqs, 1.0, vector),
+                          product_hessian(learner, seqs, 1.0, vector), atol=1e-9)
+
+
+def test_a_few_numbers_are_saved_as_an_adapter(tmp_path, words):
+    checkpoint.create(tmp_path / "base", tiny_model(True), words)
+    model = tied(model=checkpoint.load(tmp_path / "base")[0])
+    checkpoint.save(tmp_path / "adapter", model, tmp_path / "base", end=5)
+    tokens = torch.arange(20).view(2, 10)
+    assert torch.allclose(checkpoint.load(tmp_path / "adapter")[0](tokens), model(tokens),
+                          atol=1e-5)
+    said = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert said["r"] == said["lora_alpha"] == 2
+
+
+def test_a_rank_beyond_the_matrix_and_numbers_without_a_rank_are_refused():
+    with pytest.raises(MinipostError, match="a matrix of 8 x 16 has 8 directions; lower the rank"):
+        tied(rank=9)
+    with pytest.raises(MinipostError, match="--lora-numbers 13: goes with --lora"):
+        train.settings_of(["--algo", "sft", "--lora-numbers", "13"])
+
+
+def test_a_run_trains_thirteen_numbers(command, tmp_path, rows, capsys):
+    assert train.main(command("sft", "--steps", 2, "--lora", 2, "--lora-numbers", 13,
+                              "--batch-size", 4)) == 0
+    assert "13 numbers in adapters of rank 2, which alone learn" in capsys.readouterr().out
+
+
 # ---- the directory
 
 @pytest.mark.parametrize("targets", [(), SOME])

@@ -5,7 +5,17 @@ import torch
 from fakes import make_run
 
 from minipost.measure.meter import Meter, describe
-from minipost.methods import dapo, dr_grpo, grpo, reinforce, rloo, self_critical
+from minipost.methods import (
+    cispo,
+    dapo,
+    dr_grpo,
+    grpo,
+    gspo,
+    reinforce,
+    rloo,
+    sapo,
+    self_critical,
+)
 
 
 def test_the_meter_adds_pieces_and_averages_updates():
@@ -32,7 +42,8 @@ def test_lengths_of_right_and_wrong_answers_are_told_apart_where_rewards_tell_th
         assert {key for key in describe(rollout, torch.tensor(others), 2) if name in key} == {name}
 
 
-@pytest.mark.parametrize("method", [dapo, dr_grpo, grpo, reinforce, rloo, self_critical])
+@pytest.mark.parametrize("method", [cispo, dapo, dr_grpo, grpo, gspo, reinforce, rloo, sapo,
+                                    self_critical])
 def test_the_entropy_is_of_all_answers_and_not_of_those_that_are_trained_on(method):
     """All groups but the last tie, so most answers have no gradient, or are dropped."""
     run, seen = make_run(), []

@@ -13,9 +13,11 @@ from minipost import methods
 from minipost.errors import MinipostError
 from minipost.methods import (
     a2c,
+    cispo,
     dapo,
     dr_grpo,
     grpo,
+    gspo,
     maxrl,
     minimum_risk,
     plackett_luce,
@@ -23,6 +25,7 @@ from minipost.methods import (
     reinforce,
     reinforce_pp,
     rloo,
+    sapo,
     self_critical,
     sft,
     trpo,
@@ -37,6 +40,9 @@ CASES = {
     "grpo": (grpo, dict(clip=0.2, beta=0.3, count=7)),
     "dr_grpo": (dr_grpo, dict(clip=0.2, rows=3, longest=5)),
     "dapo": (dapo, dict(clip_low=0.2, clip_high=0.28, count=7)),
+    "gspo": (gspo, dict(clip_low=0.05, clip_high=0.06, count=3)),
+    "cispo": (cispo, dict(clip_low=0.2, clip_high=0.28, count=7)),
+    "sapo": (sapo, dict(tau_pos=1.0, tau_neg=1.05, count=3)),
     "reinforce": (reinforce, dict(count=7)),
     "self_critical": (self_critical, dict(count=7)),
     "rloo": (rloo, dict(count=7)),
@@ -117,8 +123,10 @@ LARGER = {
     "ppo": dict(prompts=6, minibatch_size=6), "oreo": dict(group_size=5, batch_size=5),
     "rft": dict(group_size=6, batch_size=6),
     "reward": dict(prompts=3, group_size=3), "plackett-luce": dict(prompts=3, group_size=3),
-    "orm": dict(group_size=5), "prm": dict(group_size=5), "mdpo": dict(prompts=3, group_size=2),
-    **dict.fromkeys(("dpo", "ipo", "simpo", "orpo"), dict(pairs=5)),
+    "orm": dict(group_size=5), "prm": dict(group_size=5),
+    "math-shepherd": dict(group_size=5, batch_size=5), "clicks": dict(prompts=3, group_size=3),
+    "mdpo": dict(prompts=3, group_size=2),
+    **dict.fromkeys(("dpo", "ipo", "simpo", "orpo", "rpo"), dict(pairs=5)),
 }
 
 
@@ -179,6 +187,13 @@ def test_at_ratio_one_every_variant_is_the_plain_policy_gradient(seed):
         dapo.loss_grad(**given_, clip_low=0.2, clip_high=0.28, count=7)["logp"], plain / 7)
     assert torch.allclose(
         dr_grpo.loss_grad(**given_, clip=0.2, rows=3, longest=5)["logp"], plain / 15)
+    assert torch.allclose(
+        cispo.loss_grad(**given_, clip_low=1.0, clip_high=4.0, count=7)["logp"], plain / 7)
+    given_ = {name: x[given_["mask"].any(1)] for name, x in given_.items()}
+    plain = -given_["adv"][:, None] * given_["mask"] / given_["mask"].sum(1, keepdim=True)
+    for found in (gspo.loss_grad(**given_, clip_low=0.1, clip_high=0.1, count=7),
+                  sapo.loss_grad(**given_, tau_pos=1.0, tau_neg=1.05, count=7)):
+        assert torch.allclose(found["logp"], plain / 7)
 
 
 @given(st.integers(0, 10_000), st.floats(0.15, 0.25))
@@ -219,6 +234,7 @@ def test_every_number_of_a_config_is_checked(name):
     (grpo.Config, dict(lr=float("nan"))), (grpo.Config, dict(max_grad_norm=0.0)),
     (dr_grpo.Config, dict(minibatch_size=0)), (dr_grpo.Config, dict(clip=-0.1)),
     (dapo.Config, dict(rounds=0)), (dapo.Config, dict(clip_high=float("inf"))),
+    (sapo.Config, dict(tau_neg=0.0)), (cispo.Config, dict(clip_low=1.5)),
 ])
 def test_settings_that_make_no_sense_are_refused_by_name(config, fault):
     name, value = next(iter(fault.items()))
@@ -241,6 +257,9 @@ SAMPLING = {
     "grpo": (grpo, grpo.Config(**COMMON, group_size=4)),
     "dr_grpo": (dr_grpo, dr_grpo.Config(**COMMON, group_size=4)),
     "dapo": (dapo, dapo.Config(**COMMON, group_size=4)),
+    "gspo": (gspo, gspo.Config(**COMMON, group_size=4)),
+    "cispo": (cispo, cispo.Config(**COMMON, group_size=4)),
+    "sapo": (sapo, sapo.Config(**COMMON, group_size=4)),
     "reinforce": (reinforce, reinforce.Config(**COMMON, group_size=4)),
     "self_critical": (self_critical, self_critical.Config(**COMMON, group_size=4)),
     "rloo": (rloo, rloo.Config(**COMMON, group_size=4)),

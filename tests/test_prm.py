@@ -161,7 +161,8 @@ def test_prm_reports_its_steps():
     right = prm.labels(run, Echo().heldout(4), rollout, False)
     for sign in (1, -1):
         score = (sign * (right - 0.5)).where(~prm.final(rollout.mask), 0.0)     # answers: no part
-        steps = prm.on_steps(run, Echo().heldout(4), rollout, score)
+        where = prm.marks(run, rollout, False) & ~prm.final(rollout.mask)
+        steps = prm.on_steps(run, rollout, where, right, score)
         assert {m.score.value for m in steps.values()} == {float(sign > 0)}
     assert "step accuracy" not in prm.measure(
         run, {"held-out": Echo().heldout(4)}, prm.Config(last_only=True))["held-out"]

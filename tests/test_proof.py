@@ -235,8 +235,8 @@ def test_a_mean_step_that_pays_another_price_leads_elsewhere(monkeypatch):
     assert not optima.lead("ppo", World(4, 1), steps=300)["holds"]
 
 
-@pytest.mark.parametrize("name", ["rloo", "grpo", "grpo --kl k3", "dpo", "ipo", "mdpo",
-                                  "reinforce-pp"])
+@pytest.mark.parametrize("name", ["rloo", "grpo", "grpo --kl k3", "process-grpo", "dpo", "ipo",
+                                  "mdpo", "reinforce-pp"])
 def test_what_is_followed_is_the_mean_of_the_methods_own_step(name, world, monkeypatch):
     """Where rollouts of two suffice to see it: at the policy, along the gradient of the same
     mean."""

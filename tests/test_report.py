@@ -97,7 +97,8 @@ def test_the_widest_group_and_the_first_are_kept(command, tmp_path):
                                   if methods.load(name).ON_POLICY])
 def test_every_method_with_a_rollout_leaves_answers(command, tmp_path, reward, algo):
     size = ("--group-size", 2) if hasattr(methods.load(algo).Config, "group_size") else ()
-    more = ("--format", 0, "--language", 0) if algo == "r1-zero" else ()
+    more = {"r1-zero": ("--format", 0, "--language", 0), "gdpo": ("--format", 0, "--language", 0),
+            "process-grpo": ("--task", "arithmetic")}.get(algo, ())
     code = train.main([*command(algo, "--steps", 1, "--prompts", 3, *size, *more), "--reward",
                        reward])
     assert code == 0
@@ -105,7 +106,8 @@ def test_every_method_with_a_rollout_leaves_answers(command, tmp_path, reward, a
     assert groups and all(a["tokens"] for group in groups for a in group["answers"])
     answer = groups[0]["answers"][0]
     assert ("value" in answer) == (algo in ("ppo", "a2c"))
-    assert ("advantages" in answer) == (algo in ("ppo", "a2c", "prime", "reinforce-pp"))
+    assert ("advantages" in answer) == (algo in ("ppo", "a2c", "prime", "reinforce-pp", "vineppo",
+                                                   "process-grpo"))
 
 
 @pytest.mark.parametrize("algo, by", [("oreo", "critic"), ("reward", "reward model"),
@@ -219,11 +221,16 @@ def test_every_test_time_method_has_a_page(name, wide, tmp_path, capsys):
     knobs = {"memory": ["--length", "4", "--things", "2", "--lives", "2"],
              "tot": ["--branching", "2", "--expansions", "2", "--votes", "1"],
              "mcts": ["--branching", "2", "--simulations", "3", "--votes", "1", "--depth", "2"],
-             "self-consistency": ["--group-size", "3", "--curve", "1"]}.get(name, [])
-    if name in ("best-of-n", "beam"):  # their verifiers are of another vocabulary
+             "uct": ["--branching", "2", "--simulations", "3", "--votes", "1"],
+             "self-consistency": ["--group-size", "3", "--curve", "1"],
+             "adaptive-consistency": ["--group-size", "3"],
+             "by-difficulty": ["--budget", "2", "--attempts", "2", "--training", "5"],
+             "budget-forcing": ["--budget", "2", "--curve", "1", "--cuts", "1"],
+             "best-of-n": ["--group-size", "2"], "beam": ["--width", "1", "--branching", "2"],
+             "speculative-rejection": ["--group-size", "2"],
+             "particles": ["--particles", "2"]}.get(name, [])
+    if test_time.load(name).VERIFIER:  # their verifiers are of another vocabulary
         wide = "checkpoints/thinker"
-        knobs = ["--group-size", "2"] if name == "best-of-n" else ["--width", "1", "--branching",
-                                                                  "2"]
     out = tmp_path / "run"
     assert evaluate.main(["--method", name, "--model", str(wide), "--n", "2", "--workers", "1",
                           "--max-new-tokens", "8", "--out", str(out), *knobs]) == 0

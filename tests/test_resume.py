@@ -27,14 +27,21 @@ RECIPES = {
     "grpo --kl k3": GROUPS, "grpo --mean answers": GROUPS,
     "grpo --lag 2 --correct truncated": GROUPS, "ppo --lag 1": ("--prompts", 9),
     "grpo --lora 4": GROUPS, "grpo --lora 4 --lag 2": GROUPS, "ppo --lora 4": ("--prompts", 9),
-    "grpo --lora 4 --merge --optimizer muon": GROUPS,
+    "grpo --prefix 3 --lag 2": GROUPS, "ppo --bottleneck 2": GROUPS[:2],
+    "grpo --lora 2 --base-bits 4": GROUPS,
+    "grpo --lora 4 --merge --optimizer muon": GROUPS, "ppo --lora 2 --lora-numbers 9": GROUPS[:2],
     "trpo --lora 2": (*SAMPLES, "--iterations", 3),
     "dpo --lora 4": (*WORDING, "--pairs", 9), "reward --lora 4": (*WORDING, "--prompts", 5),
     "oreo --lora 4 --iterations 2": ("--prompts", 5, "--group-size", 2, "--batch-size", 7),
     "rft --lora 4 --iterations 2 --restart True": ("--prompts", 5, "--group-size", 2, "--least", 0),
-    "dr-grpo": GROUPS, "dapo": GROUPS,
+    "dr-grpo": GROUPS, "dapo": GROUPS, "gspo": GROUPS, "cispo": GROUPS, "sapo": GROUPS,
+    "vineppo": (*GROUPS, "--branches", 2), "entropy": GROUPS,
+    "entropy --cov-share 0.1 --entropy-weight 0.01": GROUPS,
+    "cispo --lag 1 --sampler-bits 4": GROUPS,
     "reinforce": SAMPLES, "self-critical": SAMPLES, "rloo": SAMPLES,
     "a2c": SAMPLES, "a2c --optimizer muon": (*SAMPLES, "--schedule", "cosine"),
+    "process-grpo": ("--task", "arithmetic", *GROUPS), "process-grpo --beta 0": (
+        "--task", "arithmetic", *GROUPS),
     "reinforce-pp": GROUPS, "trpo": (*SAMPLES, "--fisher", 5, "--iterations", 3),
     "ppo": ("--prompts", 9, "--minibatch-size", 4),
     "ppo --control adaptive": ("--prompts", 9, "--minibatch-size", 4, "--kl-target", 0.01),
@@ -47,10 +54,13 @@ RECIPES = {
     "reward": (*WORDING, "--prompts", 5), "plackett-luce": (*WORDING, "--prompts", 5),
     "orm": ("--task", "arithmetic", "--prompts", 5, "--group-size", 2),
     "prm": ("--task", "arithmetic", "--prompts", 5, "--group-size", 2),
+    "math-shepherd": ("--task", "arithmetic", "--prompts", 5, "--rollouts", 2,
+                      "--batch-size", 4),
+    "clicks": (*WORDING, "--prompts", 5),
     "dpo": (*WORDING, "--pairs", 9),
     "ipo": (*WORDING, "--pairs", 9), "simpo": (*WORDING, "--pairs", 9, "--likeliest", 0.8),
     "orpo": (*WORDING, "--pairs", 9), "kto": (*WORDING, "--batch-size", 9),
-    "mdpo": (*WORDING, "--prompts", 5),
+    "mdpo": (*WORDING, "--prompts", 5), "rpo": ("--pairs", 9),
     "oreo": ("--prompts", 5, "--group-size", 2, "--batch-size", 7),
     "oreo --iterations 2": ("--prompts", 5, "--group-size", 2, "--batch-size", 7),
     "rft": ("--prompts", 5, "--group-size", 2, "--batch-size", 7, "--least", 0),
@@ -93,13 +103,20 @@ def test_stopped_after_every_step(command, tmp_path, tiny, wide, reward, capsys,
     stop_everywhere(command(algo, *flags), tmp_path, capsys, stopping, STEPS)
 
 
-@pytest.mark.parametrize("recipe, total", [("ppo", 6), ("rlaif", 6), ("rlaif --learner dpo", 4)])
+@pytest.mark.parametrize("recipe, total", [
+    ("ppo", 6), ("rlaif", 6), ("rlaif --learner dpo", 4), ("iterated-rlhf --rounds 2", 6),
+    ("direct-rlaif", 4), ("iterative-grpo --iterations 2 --replay 0.5", 6)])
 def test_stopped_in_every_stage(command, tmp_path, wide, capsys, stopping, recipe, total):
     """Fine-tuning, reward model, PPO: two steps each, stopped within and between them."""
     algo, *flags = recipe.split()
     flags += ["--steps", 2, "--save-every", 0, *STAGES, "--model", wide]
-    flags += ["--judge", wide] if algo == "rlaif" else []
-    flags += [] if "dpo" in flags else ["--reward-steps", 2, "--prompts", 9, "--minibatch-size", 4]
+    flags += ["--judge", wide] if "rlaif" in algo else []
+    if algo == "direct-rlaif":
+        flags += ["--prompts", 3, "--group-size", 2]
+    elif "dpo" not in flags:
+        flags += ["--reward-steps", 2, "--prompts", 9, "--minibatch-size", 4]
+    if algo == "iterative-grpo":  # two steps of each stage, one in each round
+        flags += ["--group-size", 2]
     arguments = command(algo, *flags)
     stop_everywhere(arguments, tmp_path, capsys, stopping, total)
     checkpoint.load(tmp_path / "whole/model")

@@ -91,3 +91,15 @@ def test_a_mark_of_several_tokens_ends_a_continuation_too():
     run = make_run(max_new_tokens=6)
     said = Sampler(run, "ca")(["ab"], 300)[0]
     assert all("ca" not in text[:-2] for text in said) and any(text.endswith("ca") for text in said)
+
+
+def test_what_somebody_else_wrote_counts_towards_the_length_of_an_answer():
+    run = make_run(max_new_tokens=6)
+    sample = Sampler(run, mark="c")
+    text = next(found for found, in (sample(["ab"], 1)[:1] for _ in range(99))
+                if found[0].endswith("c") and len(found[0]) < 4)[0]
+    sample.heard("ab" + text, "de")
+    left = 6 - len(text) - 2
+    for said, in sample(["ab" + text + "de"] * 40, 1):
+        assert len(said) <= left
+    assert max(len(said) for said, in sample(["ab" + text + "de"] * 40, 1)) == left

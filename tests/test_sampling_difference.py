@@ -5,21 +5,21 @@ import inspect
 
 import pytest
 import torch
-from fakes import Echo, Hidden, given_model, toy
+from fakes import Hidden, Steps, given_model, toy
 
 from minipost import methods
 from minipost.rollout import logprobs
 from minipost.run import Run
 
 ON_POLICY = [name for name in methods.names() if methods.load(name).ON_POLICY]
-GRPOS = ("ttrl", "intuitor")     # with r1-zero, these take GRPO's steps
+GRPOS = ("ttrl", "intuitor", "gdpo")     # with r1-zero, these take GRPO's steps
 NAME = "sampling_logp_difference/max"
 
 
 def steps_of(name, **options):
     """A run of a method on a toy, and its generator."""
     method = methods.load(name)
-    task = Hidden() if name == "ppo" else Echo()
+    task = Hidden() if name == "ppo" else Steps()
     run = toy(task, **options)
     if name == "ppo":
         given_model(run)
@@ -32,7 +32,8 @@ def steps_of(name, **options):
 
 def test_the_methods_that_learn_from_their_own_samples_are_known():
     assert {"grpo", "dapo", "dr-grpo", "reinforce", "rloo", "ppo", "trpo", "a2c", "reinforce-pp",
-            "self-critical", "r1-zero", "minimum-risk", "maxrl", "prime", *GRPOS} == set(ON_POLICY)
+            "self-critical", "r1-zero", "gspo", "cispo", "sapo", "entropy", "vineppo",
+            "process-grpo", "minimum-risk", "maxrl", "prime", *GRPOS} == set(ON_POLICY)
     for name in methods.names():
         source = inspect.getsource(methods.load(name).module)
         asks = "run.rollout(" in source or name in ("r1-zero", *GRPOS)

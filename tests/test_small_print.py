@@ -20,14 +20,26 @@ from minipost.run import open_run
 from minipost.tasks.base import Problem
 from minipost.tasks.countdown import Countdown
 from minipost.tasks.recall import Recall
-from minipost.test_time import best_of_n, graph_of_thoughts, mcts, memory, self_feedback, tot
+from minipost.test_time import (
+    adaptive_consistency,
+    best_of_n,
+    budget_forcing,
+    graph_of_thoughts,
+    mcts,
+    memory,
+    self_feedback,
+    speculative_rejection,
+    tot,
+    uct,
+)
 
 
 def test_a_reward_file_shows_what_a_task_hides(tiny, reward):
     options = SimpleNamespace(model=str(tiny), dtype="float32", reward=[], reward_timeout=0.0,
                               seed=3, micro_batch_size=5, max_new_tokens=7, control_tokens="stop",
                               chat=False, gradient_checkpointing=False, optimizer="adamw",
-                              chat_template="", sampler="own", lora=0, merge=False)
+                              chat_template="", sampler="own", lora=0, lora_numbers=0, prefix=0,
+                              bottleneck=0, base_bits=0, merge=False)
     assert open_run(options, Hidden(), "cpu").hidden
     assert not open_run(options, Echo(), "cpu").hidden
     options.reward = [reward]
@@ -196,6 +208,23 @@ WORKINGS = {
         {"text": "b;", "visits": 2, "q": 0.75, "prior": 0.5, "children": []}]}},
         ["   4 visits  0.50", "     2 visits  0.75  b;", "     1 visits  0.25  a;",
          "answer: 'b;'"]),
+    uct: ({"answer": " b;c", "answers": 3, "tree": {
+        "text": "", "visits": 4, "q": 0.5, "children": [
+            {"text": "a;", "visits": 1, "q": 0.25, "children": []},
+            {"text": "b;", "visits": 3, "q": 0.75, "children": []}]}},
+        ["   4 visits  0.50", "     3 visits  0.75  b;", "     1 visits  0.25  a;",
+         "best of 3 answers: 'b;c'"]),
+    speculative_rejection: ({"chosen": 1, "samples": [
+        {"text": " a\n", "score": 0.25, "rejected": 2}, {"text": "b", "score": 1.0,
+                                                         "rejected": 0}]},
+        ["      0.250  'a'  rejected in round 2", "->    1.000  'b'"]),
+    adaptive_consistency: ({"samples": ["a", "b", "a"], "safe": 0.6875,
+                            "votes": [{"answer": "1", "votes": 2.0}, {"answer": "2",
+                                                                      "votes": 1.0}]},
+                           ["stopped after 3 samples, lead safe by 0.688", "2 votes for 1",
+                            "1 votes for 2"]),
+    budget_forcing: ({"text": "a\nAnswer: b\n", "lines of thought": 1, "waits": 0},
+                     ["a", "Answer: b", "1 lines of thought, 0 waits put in"]),
     memory: ({"episodes": [{"question": "red box", "said": " 1", "right": "1", "good": True,
                             "recalled": []},
                            {"question": "hut", "said": "2", "right": "3", "good": False,

@@ -1,6 +1,8 @@
 """Runs of several stages equal their stages' formulas, one after the other (anew.py)."""
 
 import copy
+import random
+from dataclasses import replace
 from statistics import fmean, stdev
 
 import pytest
@@ -14,6 +16,8 @@ from anew import (
     Noisy,
     dpo_anew,
     exactly,
+    flips,
+    grpo_anew,
     ppo_anew,
     reward_anew,
     rows_of,
@@ -28,7 +32,7 @@ from ranks import Wide, judge
 
 from minipost.datasets.preferences import by_reward
 from minipost.gpt import RewardModel, ValueHead
-from minipost.methods import dpo, ppo, reward, rlaif, sft
+from minipost.methods import dpo, iterative_grpo, ppo, reward, rlaif, sft
 from minipost.optim import Learner
 from minipost.run import Run
 from minipost.tasks.base import question
@@ -105,6 +109,56 @@ def test_rlhf_is_fine_tuning_then_a_reward_model_then_ppo(monkeypatch, labeller)
 
     go(run, mirror, module.train(run, cfg),
        [tuned, tuned, first_judged, next_judged, first_ppo, next_ppo])
+
+
+def test_iterative_grpo_is_rounds_of_a_reward_model_and_grpo():
+    """In the second round a quarter of the pairs is of the first; Adam remembers both networks."""
+    (run, mirror), exact = fresh(Secret()), Secret().reward
+    cfg = iterative_grpo.Config(steps=2, reward_steps=2, sft_steps=1, iterations=2, replay=0.25,
+                                prompts=4, group_size=3, temperature=0.8, minibatch_size=5,
+                                epochs=2, clip=0.07, beta=0.3, lr=0.02, max_grad_norm=0.35)
+    judged = reward.Config(steps=1, group_size=2, temperature=0.8, warmup_steps=0)
+    known = []
+
+    def judges(mirror):
+        again = vars(mirror).pop("reward", None)            # labels are those of the task
+        if not again:
+            mirror.scorer = Net(RewardModel(mirror.policy.module))
+        assert len(mirror.problems[0]) == (48 if again else 64)
+        picked = random.Random(f"{mirror.seed}/{mirror.step}/replay").sample(
+            range(len(known)), 16) if again else []
+        found = reward_anew(mirror, judged, first=mirror.step, older=[known[k] for k in picked])
+        earned, rows = exact(None, [row.text for row in mirror.rows], letter=[
+            mirror.problems[0][row.prompt].columns["letter"] for row in mirror.rows]), mirror.rows
+        ahead = {1: [], -1: []}
+        for k, sign in enumerate(flips(mirror, "noise", len(rows) // 2)):
+            one, two = rows[2 * k], rows[2 * k + 1]
+            gap = sign * (earned[2 * k] - earned[2 * k + 1])
+            if gap and one.said != two.said:
+                ahead[1 if gap > 0 else -1].append((one, two) if gap > 0 else (two, one))
+        known.extend(ahead[1] + ahead[-1])
+        assert found["pairs"] == len(ahead[1] + ahead[-1]) + len(picked)
+        return found
+
+    def learns(mirror):
+        assert mirror.heats == [1.0, 0.8] and len(mirror.samples[0]) == 256
+        seen = [float(x.detach()) for x in score(mirror, rows_of(mirror.samples[0]))]
+        mean, deviation = fmean(seen), stdev(seen)
+        mirror.reward = lambda rows: [(float(x.detach()) - mean) / deviation
+                                      for x in score(mirror, rows)]
+        mirror.reference, mirror.first = copy.deepcopy(mirror.policy.module), mirror.step
+        asked = [mirror.problems[-1][row.prompt] for row in mirror.rows]
+        gold = exact(None, [row.text for row in mirror.rows],
+                     letter=[p.columns["letter"] for p in asked])
+        return {**grpo_anew(mirror, replace(cfg, steps=1, iterations=1)), "gold": fmean(gold)}
+
+    def first_learns(mirror):
+        mirror.policy = Net(mirror.policy.module, **ADAM)
+        return learns(mirror)
+
+    go(run, mirror, iterative_grpo.train(run, cfg),
+       [lambda mirror: sft_anew(mirror, sft.Config(steps=1, lr=5e-4, warmup_steps=5)),
+        judges, first_learns, judges, learns])
 
 
 class Labels:

@@ -31,12 +31,15 @@ from scripts.studies import (
     label_free,
     length_bias,
     max_likelihood,
+    off_policy,
     over_optimisation,
     pass_at_k,
     priming,
+    process_supervision,
     self_improvement,
     spurious_rewards,
     staleness,
+    trained_parameters,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -421,6 +424,53 @@ def test_a_model_that_has_not_moved_has_forgotten_nothing(tmp_path, monkeypatch)
     assert {p["kl"] for p in moved.data} == {kl} and kl > 0.1
 
 
+# ---- process supervision
+
+def supervised(tmp_path, monkeypatch, **leads):
+    """Runs of three measurements by hand, of which one samples fewer tokens, in both seeds."""
+    for arm, seed in ((arm, seed) for arm in process_supervision.ARMS for seed in range(2)):
+        run = tmp_path / process_supervision.run_of(arm, seed)
+        run.mkdir(parents=True)
+        paid, _, source = arm.partition(", ")
+        end = 0.5 + leads.get(source, 0.0) * (paid == "steps")
+        scores = {when: {"value": x, "low": x - 0.02, "high": x + 0.02, "n": 200}
+                  for when, x in (("before", end), ("after", end + 0.001 * seed))}
+        write_json(run / "summary.json", {"all": {"sampled, held-out": scores}})
+        lines = [{"num_tokens": (90 + 10 * seed) * k, "completions/mean_length": 60 + seed,
+                  **({process_supervision.HELD_OUT: end + 0.001 * seed} if k > 1 else {})}
+                 for k in range(1, 4)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(of) + "\n" for of in lines))
+    monkeypatch.setattr(process_supervision, "told",
+                        cache(lambda *_: {"steps": 0.9, "answers": 0.5}))
+    return process_supervision.findings(Made(tmp_path, range(2)))
+
+
+@pytest.mark.parametrize("exact, learnt, verdict", [
+    (0.2, 0.2, "reproduced"), (-0.2, -0.2, "reversed"), (0.2, 0.0, "not reproduced"),
+    (0.0, 0.2, "not reproduced"), (0.2, -0.2, "not reproduced")])
+def test_process_supervision_is_judged_by_both_leads(tmp_path, monkeypatch, exact, learnt,
+                                                     verdict):
+    found = supervised(tmp_path, monkeypatch, exact=exact, learnt=learnt)
+    assert found.verdict == verdict
+    assert [row[2] == "" for row in found.rows] == [True, False, False, False]
+    for row, value in zip(found.rows[1:], (exact, learnt)):
+        assert [float(row[k].split()[0]) for k in (2, 4)] == pytest.approx([value] * 2)
+        assert row[2] in found.sentence
+    assert found.rows[0][5:] == ["60", "285"] and "0.900 of the time" in found.notes[0]
+
+
+def test_accuracy_over_a_run_is_its_mean_over_the_tokens_of_the_shortest():
+    rising, flat = [(0, 0.0), (100, 1.0), (200, 1.0)], [(0, 0.5), (100, 0.5)]
+    assert process_supervision.over_tokens([rising, flat]) == pytest.approx([0.5, 0.5])
+    assert process_supervision.over_tokens([rising, rising])[0] == pytest.approx(0.75, abs=0.01)
+
+
+def test_a_verifier_is_told_by_its_order_alone():
+    found = process_supervision.told(ROOT / process_supervision.BASE,
+                                     ROOT / process_supervision.VERIFIER, 12)
+    assert set(found) == {"steps", "answers"} and 0.7 < found["steps"] <= 1
+
+
 # ---- over-optimisation
 
 def test_the_best_of_n_is_expected_over_all_ways_to_draw_n():
@@ -700,6 +750,39 @@ def aged(tmp_path, monkeypatch, truncated, clip):
     return staleness.findings(Made(tmp_path, range(3)))
 
 
+# ---- bounds on ratios
+
+@pytest.mark.parametrize("sapo, grpo, gspo, verdict", [
+    ([0.90, 0.89, 0.91], [0.60, 0.62, 0.61], [0.70, 0.69, 0.71], "reproduced"),
+    ([0.60, 0.62, 0.61], [0.90, 0.89, 0.91], [0.80, 0.79, 0.81], "reversed"),
+    ([0.90, 0.89, 0.91], [0.60, 0.62, 0.61], [0.90, 0.88, 0.92], "not reproduced"),
+    ([0.90, 0.89, 0.91], [0.95, 0.96, 0.94], [0.70, 0.69, 0.71], "not reproduced")])
+def test_soft_gates_are_judged_against_both(tmp_path, monkeypatch, sapo, grpo, gspo, verdict):
+    found = bounded(tmp_path, monkeypatch, sapo, grpo, gspo)
+    assert found.verdict == verdict
+    assert len(found.rows) == len(off_policy.BOUNDS) + len(off_policy.CORRECTIONS) + 1
+    row, = [row for row in found.rows if row[:2] == ["passes", "sapo"]]
+    lead = (sum(sapo) - sum(grpo)) / 3
+    assert float(row[3].split()[0]) == pytest.approx(lead, abs=6e-4)
+    assert [row[4] for row in found.rows if row[1] == "masked-answers"] == ["0.25"]
+
+
+def bounded(tmp_path, monkeypatch, sapo, grpo, gspo):
+    """The whole of the study's own work, on accuracies by hand."""
+    at = {"passes-sapo": sapo, "passes-grpo": grpo, "passes-gspo": gspo}
+
+    def summary(self, run):
+        name, _, seed = run.rpartition("-")
+        value = at.get(name, [0.5] * 3)[int(seed)]
+        score = {"value": value, "low": value - 0.03, "high": value + 0.03, "n": 200}
+        return {"all": {"sampled, held-out": {"after": score}}}
+
+    monkeypatch.setattr(Made, "summary", summary)
+    monkeypatch.setattr(Made, "metrics", lambda self, run: [
+        {"sampling_logp_difference/max": 0.25 if run.startswith("rounded-masked-answers") else 0}])
+    return off_policy.findings(Made(tmp_path, range(3)))
+
+
 # ---- self-improvement
 
 def sums(chain, *ends):
@@ -895,6 +978,44 @@ def test_a_run_is_made_again_for_another_reward_model_or_teacher(tmp_path, monke
     assert seen[3:] == ["mone", "mtwo"]
 
 
+# ---- how few trained parameters
+
+GROWS = [0.45, 0.5, 0.6, 0.9, 0.95, 0.95, 0.95]     # after, from 1 number to all weights
+SOON = [0.5, 0.94, 0.95, 0.95, 0.95, 0.95, 0.95]
+
+
+def few(tmp_path, monkeypatch, *after, off=(0.0, 0.0, 0.0)):
+    """The whole of the study's own work, on summaries with these means of the sizes."""
+    values = {trained_parameters.run_of(setting, size, seed): value + off[seed]
+              for setting, row in zip(trained_parameters.SETTINGS, after)
+              for size, value in zip(trained_parameters.SIZES, [*row, 0.7, 0.7])
+              for seed in range(3)}
+
+    def summary(self, run):
+        scores = {when: {"value": x, "low": x - 0.01, "high": x + 0.01, "n": 200}
+                  for when, x in (("before", 0.4), ("after", values[run]))}
+        return {"all": {"greedy, held-out": scores, "greedy, facts": scores}}
+
+    monkeypatch.setattr(Made, "summary", summary)
+    return trained_parameters.findings(Made(tmp_path, range(3)))
+
+
+@pytest.mark.parametrize("ours, theirs, verdict", [
+    (SOON, GROWS, "reproduced"), (GROWS, SOON, "reversed"), (SOON, SOON, "not reproduced"),
+    (GROWS, GROWS, "not reproduced"),
+    (SOON, [0.4, 0.5, *[0.95] * 5], "not reproduced"),      # 64 numbers are not a hundred times 13
+    (SOON, [0.5, 0.89, 0.89, 0.95, 0.95, 0.95, 0.95], "not reproduced")])  # SFT is hardly behind
+def test_trained_parameters_are_judged_by_the_smallest_size_that_is_enough(
+        tmp_path, monkeypatch, ours, theirs, verdict):
+    found = few(tmp_path, monkeypatch, ours, theirs, GROWS)
+    assert found.verdict == verdict
+    numbers = [row[2] for row in found.rows[:7]]
+    assert numbers[:3] == ["1", "13", "64"] and len({*numbers}) == 7
+    if verdict == "reproduced":
+        assert "13 numbers (13) for GRPO on sums, rank 1 (9,760" in found.sentence
+        assert found.rows[1][-1] == "0.98" and found.rows[6][-1] == "1.00"
+
+
 FOUND = {  # study: its whole work on a tiny setting
     "compute-curve": lambda *at: followed(compute_curve, *at),
     "edge-of-competence": lambda *at: at_the_edge(*at, can=0.3, edge=0.9, cannot=0.0),
@@ -902,13 +1023,16 @@ FOUND = {  # study: its whole work on a tiny setting
     "forgetting": lambda *at: forgot(*at, "checkpoints/base"),
     "label-free": lambda *at: free(*at),
     "length-bias": lambda *at: lengthened(*at, MANY, FEW, FEW),
+    "off-policy": lambda *at: bounded(*at, [0.9, 0.8, 0.9], [0.6, 0.6, 0.7], [0.7, 0.7, 0.6]),
     "max-likelihood": lambda *at: likeliest(*at),
     "over-optimisation": lambda *at: optimised(*at),
     "pass-at-k": lambda *at: at_pass_k(*at),
     "priming": lambda folder, _: priming.findings(primed(
         folder, {"single": 0.4, "backtracking": 0.9, "wrong": 0.8})),
+    "process-supervision": lambda *at: supervised(*at, exact=0.2, learnt=0.1),
     "self-improvement": lambda *at: improved(*at),
     "spurious-rewards": lambda *at: spurious(*at),
+    "trained-parameters": lambda *at: few(*at, SOON, GROWS, GROWS),
     "staleness": lambda *at: aged(*at, [0.90, 0.89, 0.91], [0.60, 0.62, 0.61]),
 }
 
@@ -974,3 +1098,8 @@ def test_the_table_of_verdicts_stands_once_at_the_head_of_the_page():
     assert once.endswith(page[page.index("<!-- study"):])
     again = __main__.with_verdicts(once, [["a-b", "paper", "reversed", "it is not"]])
     assert "so it is" not in again and "it is not" in again and again.count("verdicts:") == 1
+    more = again + "\n<!-- study-a: make study-a -->\n## Why?\n\ntext\n"
+    both = __main__.with_verdicts(more, [["a", "other", "reproduced", "as it | was"]])
+    first, second = both.index("| [a](#why) | other | reproduced | as it"), both.index("| [a-b](")
+    assert first < second and "paper | reversed | it is not |" in both
+    assert __main__.with_verdicts(both, []) == both

@@ -12,14 +12,16 @@ from minipost import tasks
 from minipost.errors import MinipostError
 from minipost.tasks import answers
 from minipost.tasks.arithmetic import Arithmetic
+from minipost.tasks.calculator import Calculator
 from minipost.tasks.countdown import Countdown
+from minipost.tasks.dialogue import Dialogue
 from minipost.tasks.facts import Facts
 from minipost.tasks.recall import Recall
 from minipost.tasks.search import Search
 from minipost.tasks.wording import Wording
 
 TASKS = [Arithmetic(), Arithmetic(direct=True), Countdown(), Countdown(numbers=4, target=24),
-         Countdown(direct=True), Facts(), Recall(), Wording(), Search()]
+         Countdown(direct=True), Facts(), Recall(), Wording(), Search(), Calculator(), Dialogue()]
 IDS = [f"{task.name}{', direct' * task.direct} {k}" for k, task in enumerate(TASKS)]
 WRAPPING = [("", ""), ("**", "**"), ("$", "$"), ("$$", "$$"), ("`", "`"), (r"\(", r"\)"),
             (r"\[", r"\]"), (r"\boxed{", "}"), (r"\text{", "}"), ("**Answer:** ", ""),
@@ -93,10 +95,12 @@ def test_a_right_answer_is_right_in_every_spelling(task):
         text = task.demonstrate(problem, rng)
         if task.name == "arithmetic":
             text = f"Answer: {problem.columns['answer']}"
+        if task.name == "dialogue":  # without the turns that follow
+            text = str(problem.columns["answer"])
         answer, right = text.removeprefix("Answer: "), rewards(task, problem, [text])
         found, ballot = task.parse(text), task.ballot(text)
         spelt = [text]
-        if task.name in ("arithmetic", "recall", "facts") or task.direct:
+        if task.name in ("arithmetic", "recall", "facts", "dialogue") or task.direct:
             spelt += [f"{start}{answer}{stop}{end}" for start, end in WRAPPING
                       for stop in ("", ".", " .", "\t")
                       if task.name != "facts" or "\n" not in start]

@@ -1,5 +1,6 @@
 """Tree of thoughts on trees whose every step is known (invariant 46)."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.base import Problem
 from minipost.test_time import tot
 
-STRATEGIES = ("breadth-first", "depth-first", "best-first")
+STRATEGIES = ("breadth-first", "depth-first", "best-first", "a-star")
 
 
 @given(st.integers(0, 999))
@@ -103,6 +104,71 @@ def test_best_first_goes_wherever_it_is_best():
                # which prunes depth-first only
                strategy="best-first", width=1, branching=2, threshold=0.45)
     assert asked == ["", "a;", "b;", "b;y;", "a;x;"]
+
+
+class Priced(Maze):
+    """A maze in which the first way on is sampled more often than the others, for A*."""
+
+    def propose(self, texts, n):
+        self.asked += [(text.removeprefix("?"), n) for text in texts]
+        found = [self.children[text.removeprefix("?")] for text in texts]
+        return [[ways[0]] * (n - len(ways)) + ways for ways in found]
+
+    def costs(self, n):
+        """{text: -log of how likely its steps were}"""
+        found = {"": 0.0}
+        for text in sorted(self.children, key=len):
+            ways = self.children[text]
+            for k, more in enumerate(ways):
+                share = (n - len(ways) + 1 if k == 0 else 1) / n
+                found[text + more] = found[text] - math.log(share)
+        return found
+
+
+@given(st.integers(0, 999))
+def test_a_star_with_an_exact_heuristic_goes_straight_to_the_least_cost(seed):
+    """With none it is Dijkstra's: it expands in the order of cost, and no fewer states."""
+    def expanded(worths):
+        maze = Priced(seed)
+        maze.worths = worths
+        tree = maze.search("a-star", branching=8, enough=None)
+        return [text for text, _ in maze.asked], tree
+
+    cost = Priced(seed).costs(8)
+    order, tree = expanded(dict.fromkeys(cost, 1.0))
+    assert [cost[text] for text in order] == sorted(cost[text] for text in order)
+    assert all(math.isclose(node.cost, cost[node.text], abs_tol=1e-12) for node in tree)
+    endings = Priced(seed).endings
+    least = min(endings, key=lambda text: (cost[text], text))
+    left = {text: min((cost[end] - cost[text] for end in endings if end.startswith(text)),
+                      default=math.inf) for text in cost}
+    straight, _ = expanded({text: math.exp(-h) for text, h in left.items()})
+    ways = straight[: least.count(";") + 1]                     # the beginnings of the best answer
+    assert ways == ["", *("".join(part + ";" for part in least.split(";")[:k + 1])
+                          for k in range(least.count(";")))] or any(
+        math.isclose(cost[end], cost[least]) for end in endings if end != least)
+
+
+def test_a_star_pays_for_its_way_by_likelihood_or_by_steps():
+    ways = {"": ["a;", "a;", "a;", "b;"], "a;": ["x;"] * 4, "b;": ["y;"] * 4,
+            "a;x;": ["e"] * 4, "b;y;": ["f"] * 4}
+    worths = {"a;": 0.2, "b;": 0.7, "a;x;": 0.2, "b;y;": 0.3}
+
+    def run(**options):
+        asked = []
+
+        def propose(texts, n):
+            asked.extend(texts)
+            return [ways[text] for text in texts]
+
+        tot.search([""], propose, lambda states: [worths.get(t, 0.0) for _, t in states], mark=";",
+                   strategy="a-star", width=1, branching=4, **options)
+        return asked
+
+    # -log(3/4 0.2) = 1.90 before -log(1/4 0.7) = 1.74; then b;y; 2.59 waits for a; and a;x; 1.90
+    assert run() == ["", "b;", "a;", "a;x;", "b;y;"]
+    # 1 - log 0.7 = 1.36, then 1 - log 0.2 = 2.61 before 2 - log 0.3 = 3.20, and a;x; 3.61
+    assert run(cost="depth") == ["", "b;", "a;", "b;y;", "a;x;"]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from minipost import checkpoint
-from minipost.chat import Messages
+from minipost.chat import Messages, Turns
 from minipost.checks import chats, data, model
 from minipost.datasets.fitting import TooLong, looked_at
 from minipost.datasets.preferences import file_pairs
@@ -144,7 +144,9 @@ def look_at_samples(run, problems, options, scorer):
              if fits(run.policy.module, 0, length(run, problem.prompt, text))]
     imitated = run.encode(*zip(*((p.prompt, text) for p, text in shown))) if shown else None
     found = [
-        model.eos_in_loss(imitated, rollout, run.vocabulary.eos),
+        # Where a tool or a user has a say, the policy's parts before the last end as they do.
+        model.eos_in_loss(imitated, rollout, run.vocabulary.eos,
+                          not any(isinstance(text, Turns) for _, text in shown)),
         model.ratio_at_start(run, rollout, temperature),
         model.sampler_and_trainer(run, rollout, temperature),
         model.padding(run.policy.module, rollout, run.vocabulary.pad, temperature),

@@ -212,18 +212,23 @@ def context(prompts, answers, max_new_tokens, limit):
                    f"response {max_new_tokens}")
 
 
-def ends_in_eos(seqs, eos):
-    """Whether each stretch of a row's mask ends in an EOS and holds no other EOS.  (B,) bool"""
+def ends_in_eos(seqs, eos, each=True):
+    """Whether each stretch of a row's mask ends in an EOS and holds no other EOS.  (B,) bool
+
+    each: or else the last of them alone, and no other stretch holds one.
+    """
     stop = torch.isin(
         seqs.targets, torch.tensor(sorted(eos), device=seqs.tokens.device)) & seqs.mask
     last = seqs.mask & ~torch.nn.functional.pad(seqs.mask[:, 1:], (0, 1))
+    if not each:
+        last &= last.flip(1).cumsum(1).flip(1) == 1
     return (stop == last).all(1)
 
 
-def eos_in_loss(answers, rollout, eos):
+def eos_in_loss(answers, rollout, eos, each=True):
     """The mask is true on the EOS of every answer to learn from and of every finished sample.
 
-    answers: Sequences of a file's or a task's own answers, or None.
+    answers: Sequences of a file's or a task's own answers, or None.  each: as in `ends_in_eos`.
     """
     name, done = "EOS in the loss", rollout.finished.nonzero()[:, 0]
     sets = {"answers to learn from": answers,
@@ -232,7 +237,7 @@ def eos_in_loss(answers, rollout, eos):
     for noun, seqs in sets.items():
         if seqs is None:
             continue
-        lost = int((~ends_in_eos(seqs, eos)).sum())
+        lost = int((~ends_in_eos(seqs, eos, each)).sum())
         if lost:
             return Finding(
                 name, FAULT, f"{of(lost, len(seqs), noun)} have no EOS at the end of their loss",

@@ -21,7 +21,10 @@ from rich.table import Table
 from rich.text import Text
 
 from minipost.cli.options import silence
-from minipost.engine.lora import adapters
+from minipost.engine.bottleneck import width_of
+from minipost.engine.coded import count
+from minipost.engine.lora import adapters, trained
+from minipost.engine.prefix import length_of
 from minipost.errors import visible
 from minipost.measure.stats import Score, paired
 
@@ -166,13 +169,23 @@ class Console:
         self.rich.print()
 
     def header(self, algo, task, config, options, model, workers):
-        size = sum(p.numel() for p in model.parameters()) / 1e6
+        size = count(model) / 1e6
+        learn = sum(p.numel() for p in trained(model))
         knobs = ", ".join(f"{k} {v}" for k, v in asdict(task).items() if v != "")
         recipe = ", ".join(f"{k} {v}" for k, v in asdict(config).items())
         said = f"{size:.2f}M parameters"
-        if learn := sum(a.a.numel() + a.b.numel() for _, _, a in adapters(model)) / 1e6:
-            said = (f"{size - learn:.2f}M parameters, and {learn:.2f}M in adapters of rank "
+        if adapters(model):
+            many = f"{learn} numbers" if options.lora_numbers else f"{learn / 1e6:.2f}M"
+            said = (f"{size - learn / 1e6:.2f}M parameters, and {many} in adapters of rank "
                     f"{options.lora}, which alone learn")
+            if options.base_bits:
+                said += f", the layers' weights in {options.base_bits} bits"
+        elif length := length_of(model):
+            said = (f"{size - learn / 1e6:.2f}M parameters, and {learn / 1e6:.2f}M in a prefix of "
+                    f"{length}, which alone learns")
+        elif width := width_of(model):
+            said = (f"{size - learn / 1e6:.2f}M parameters, and {learn / 1e6:.2f}M in bottlenecks "
+                    f"of width {width}, which alone learn")
         self.tell(f"{algo} trains {options.model} ({said}) on {task.name} ({knobs})")
         self.tell(f"  {recipe}")
         self.tell(f"  seed {options.seed}, {workers} process{'es' if workers > 1 else ''}, "

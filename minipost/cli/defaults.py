@@ -20,6 +20,7 @@ ANSWER, HELD_OUT = 256, 64   # tokens of an answer, held-out problems
 CRITIC_LR = 1e-5     # of a value head on a copy of the policy
 RATES = ("dpo_lr", "sft_lr", "critic_lr")  # beside lr
 ADAPTER_RATE = 10    # of adapters, times that of all weights
+PREFIX_RATE = 100    # of a prefix, the same
 STEPS = 100          # at most, where there are no rows to go through
 
 # What a step of a large model learns from.  A token forward and back takes 6 operations a weight:
@@ -122,24 +123,27 @@ def for_run(settings, argv, device):
     """(the Settings with all defaults that follow from others, lines that say which and why)."""
     given = given_in(argv, [settings.options, settings.config])
     settings, note = for_size(settings, argv, device)
-    config, more = for_adapters(bool(settings.options.lora), settings.config, given)
+    config, more = for_adapters(settings.options.lora or settings.options.bottleneck,
+                                settings.options.prefix, settings.config, given)
     config, last = for_sampler(settings.options.sampler, config, given)
     return replace(settings, config=config), "\n".join(filter(None, (note, more, last)))
 
 
-def for_adapters(has, config, given):
-    """(the Config with the rates that adapters want, a line that says so, or "").
+def for_adapters(adapters, prefix, config, given):
+    """(the Config with the rates that adapters or a prefix want, a line that says so, or "").
 
     Ten times the rate of all weights is about right for adapters, whatever the size of the model
-    (Schulman 2025, thinkingmachines.ai/blog/lora).
+    (Schulman 2025, thinkingmachines.ai/blog/lora).  A prefix wants more, of what was tried here.
     """
+    factor, words = ((ADAPTER_RATE, "adapters, ten") if adapters else
+                     (PREFIX_RATE, "a prefix, a hundred"))
     names = [f.name for f in fields(config)
-             if f.name in ("lr", *RATES) and f.name not in given] if has else []
+             if f.name in ("lr", *RATES) and f.name not in given] if adapters or prefix else []
     if not names:
         return config, ""
-    new = {name: float(f"{ADAPTER_RATE * getattr(config, name):.6g}") for name in names}
+    new = {name: float(f"{factor * getattr(config, name):.6g}") for name in names}
     said = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in new.items())
-    return replace(config, **new), f"defaults for adapters, ten times the rates: {said}"
+    return replace(config, **new), f"defaults for {words} times the rates: {said}"
 
 
 def for_sampler(sampler, config, given):

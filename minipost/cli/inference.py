@@ -41,7 +41,8 @@ class Measured(Options):
 def settings_of(argv, prog, options):
     """The Settings of a command line."""
     def usual(method):
-        return options(n=method.N) if options is Measured else options()
+        given = {"model": method.MODEL} if method.MODEL else {}
+        return options(n=method.N, **given) if options is Measured else options(**given)
 
     return command.parse(argv, prog, usual, methods=test_time, flag="--method",
                          json=True)

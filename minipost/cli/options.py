@@ -68,9 +68,34 @@ class SetUp(Options):
     lora: int = 0               # rank of the adapters that learn instead of the weights; 0: none
     lora_alpha: float = 0.0     # what the adapters add is times alpha / rank; 0: twice the rank
     lora_targets: tuple[str, ...] = ()  # matrices with an adapter, such as q_proj v_proj; none: all
+    lora_numbers: int = 0       # how many numbers learn in all adapters together, below a rank of 1
+    base_bits: int = 0          # 8 or 4, of a weight of the layers beside adapters; 0: as --dtype
+    prefix: int = 0             # keys and values that learn before each layer's own; 0: none
+    bottleneck: int = 0         # width of adapters that learn behind each sublayer; 0: none
     merge: bool = False         # save whole models, adapters added, instead of the adapters alone
 
-    LIMITS = {"lora": ">= 0, <= 4096"}
+    LIMITS = {"lora": ">= 0, <= 4096", "lora_numbers": ">= 0", "base_bits": ">= 0",
+              "prefix": ">= 0, <= 4096", "bottleneck": ">= 0, <= 4096"}
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.lora_numbers and not self.lora:
+            raise MinipostError(f"--lora-numbers {self.lora_numbers}: goes with --lora, the rank "
+                                "of the directions on which they act; 2 is usual")
+        if self.base_bits not in (0, 4, 8):
+            raise MinipostError(f"base_bits is {self.base_bits}; expected 8, 4, or 0 for none")
+        if self.base_bits and (not self.lora or self.merge or self.sampler == "vllm"):
+            raise MinipostError(f"--base-bits {self.base_bits}: goes with --lora, since coded "
+                                "weights do not learn, and without --merge and --sampler vllm, "
+                                "since an adapter is saved for the weights as they were")
+        for flag in ("prefix", "bottleneck"):
+            for name, given in (("--lora", self.lora), ("--merge", self.merge),
+                                ("--sampler vllm", self.sampler == "vllm"),
+                                ("--bottleneck", self.bottleneck and flag == "prefix")):
+                if (count := getattr(self, flag)) and given:
+                    raise MinipostError(f"--{flag} {count} with {name}: is not supported; what "
+                                        "learns there learns alone, cannot be added to the "
+                                        "weights, and is read by minipost's own sampler")
 
 
 @dataclass(frozen=True)

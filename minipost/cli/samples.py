@@ -33,10 +33,10 @@ def differing(settings):
     """
     method, usual = settings.method, {}
     options = type(settings.options)()
-    if hasattr(method, "MODEL"):  # it trains
+    if hasattr(method, "DEMO"):  # it trains
         options = replace(options, **{"model": method.MODEL, **method.DEMO})
     else:
-        options = replace(options, n=method.N)
+        options = replace(options, n=method.N, model=method.MODEL or options.model)
     known = method.KNOBS if settings.task.name == method.TASK else {}
     parts = [(settings.options, options), (settings.config, method.Config())]
     if known is method.KNOBS:

@@ -90,6 +90,7 @@ class Session:
         self.run = open_run(self.options, self.task, self.device)
         self.task = self.run.task
         self.run.lag, self.vocabulary = self.options.lag, self.run.vocabulary
+        self.run.sampler_bits = self.options.sampler_bits
         if self.run.server and self.lead:
             self.run.server.connect()
         self.splits = self.held_out()

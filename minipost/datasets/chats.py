@@ -11,7 +11,8 @@
 the rest up to the assistant's last turn the completion.  `tools` (a list, or JSON of one) and
 `chat_template_kwargs` (an object) are handed to the template.
 
-`in_chat` makes chats of problems that are plain strings: each prompt is the message of a user.
+`in_chat` makes chats of a task's problems: each prompt is the message of a user, or where the task
+has conversations (`messages`) all that was said.
 """
 
 import json
@@ -206,12 +207,20 @@ def in_chat(task):
             return mapped(give(*args, **options))
         return wrapped
 
+    def asked(problem):
+        if task.messages is None:
+            return Messages.by("user", problem.prompt)
+        return Messages(task.messages(problem)[0], given=False)
+
     def mapped(found):
         if isinstance(found, dict):
             return {name: mapped(problems) for name, problems in found.items()}
-        return [replace(p, prompt=Messages.by("user", p.prompt)) for p in found]
+        return [replace(p, prompt=asked(p)) for p in found]
 
     found = copy(task)
+    if task.messages is not None:
+        vars(found)["demonstrate"] = lambda problem, rng=None: Messages(
+            task.messages(problem)[1], given=False)
     for name in ("sample", "heldout", "training", "splits"):
         if getattr(task, name) is not None:
             vars(found)[name] = posed(getattr(task, name))

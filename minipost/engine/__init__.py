@@ -5,6 +5,9 @@
     block         a layer with its derivative by hand
     packed        where tokens stand: in padded rows, or packed, what rows share once
     lora          low-rank matrices that learn beside fixed ones
+    prefix        keys and values that learn before those of the text
+    bottleneck    adapters of their own behind each sublayer
+    coded         fixed weights in 8 or 4 bits
     head          log-probs, entropy and KL without all logits at once
     vllm          answers of a server in place of our sampler
     decode        a new token per row at a time, with a cache, in few operations

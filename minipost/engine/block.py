@@ -16,6 +16,8 @@ Backwards, where d. is the derivative of the loss by .:
     dturned -> turned back      and so on, likewise
 
 Where a matrix has an adapter (lora.py) its product has a second part, and the matrix no derivative.
+A coded one (coded.py) is made anew for each product.  Where a layer has bottlenecks (bottleneck.py)
+Add and AddMLP leave out the x, and autograd does the rest.
 
 By autograd each of these is a chain of small operations; each keeps a tensor and walks through
 memory again on the way back.  By hand a step keeps x, s and [g u] of an MLP where autograd keeps
@@ -28,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from minipost.engine.coded import dense, save, saved, stored
 from minipost.engine.functions import WIDE, outer, times
 from minipost.errors import MinipostError
 
@@ -56,19 +59,24 @@ def steps(layer, x, layout, pick):
     attention, mlp = layer.self_attn, layer.mlp
     norm, after = layer.input_layernorm, layer.post_attention_layernorm
     heads, kv = attention.heads, attention.kv_heads
-    qkv = Project.apply(x, norm.weight, norm.eps, attention.qkv_proj.weight, layout.cos, layout.sin,
-                        0 if attention.qk_norm else attention.turned, attention.qkv_proj.bias,
-                        *adapter_of(attention.qkv_proj))
+    qkv = Project.apply(x, norm.weight, norm.eps, stored(attention.qkv_proj), layout.cos,
+                        layout.sin, 0 if attention.qk_norm else attention.turned,
+                        attention.qkv_proj.bias, *adapter_of(attention.qkv_proj))
     if attention.qk_norm:
         qkv = NormTurn.apply(qkv, attention.q_norm.weight, attention.k_norm.weight,
                              attention.q_norm.eps, layout.cos, layout.sin, attention.turned,
                              [heads, kv, kv])
-    x = Add.apply(x, layout.attend(qkv, heads, kv, attention.window), attention.o_proj.weight,
+    mixed = layout.attend(qkv, heads, kv, attention.window, attention.prefix)
+    bent = layer.after_attention
+    f = Add.apply(x if bent is None else None, mixed, stored(attention.o_proj),
                   *adapter_of(attention.o_proj))
+    x = f if bent is None else x + bent(f)
     if pick is not None:
         x = x[pick]
-    return AddMLP.apply(x, after.weight, after.eps, mlp.gate_up_proj.weight, mlp.down_proj.weight,
-                        *adapter_of(mlp.gate_up_proj), *adapter_of(mlp.down_proj))
+    bent = layer.after_mlp
+    f = AddMLP.apply(x, after.weight, after.eps, stored(mlp.gate_up_proj), stored(mlp.down_proj),
+                     *adapter_of(mlp.gate_up_proj), *adapter_of(mlp.down_proj), bent is None)
+    return f if bent is None else x + bent(f)
 
 
 def adapter_of(linear):
@@ -79,13 +87,13 @@ def adapter_of(linear):
 
 def multiply(x, matrix, adapter):
     """x W^T and what an adapter adds."""
-    y = times(x, matrix)
+    y = times(x, dense(matrix))
     return y if adapter is None else adapter.add(y, x)
 
 
 def to_input(dy, matrix, adapter):
     """-> dx of `multiply`, and what `to_weights` needs again of an adapter."""
-    dx = times(dy, matrix.t())
+    dx = times(dy, dense(matrix).t())
     return (dx, None) if adapter is None else adapter.to_input(dx, dy)
 
 
@@ -107,14 +115,14 @@ class Project(torch.autograd.Function):
         qkv = multiply(scaled(x, scale, weight), matrix, adapter)
         if bias is not None:
             qkv.add_(bias)
-        ctx.save_for_backward(x, weight, scale, matrix, cos, sin)
+        save(ctx, [matrix], x, weight, scale, cos, sin)
         ctx.turned, ctx.biased, ctx.adapter = turned, bias is not None, adapter
         return turn_heads(qkv.unflatten(-1, (-1, cos.shape[-1])), cos, sin, turned, 1)
 
     @staticmethod
     def backward(ctx, grad):
         once()
-        x, weight, scale, matrix, cos, sin = ctx.saved_tensors
+        matrix, x, weight, scale, cos, sin = saved(ctx)
         grad = turn_heads(grad, cos, sin, ctx.turned, -1).flatten(-2)
         dn, low = to_input(grad, matrix, ctx.adapter)
         dmatrix, da, db = to_weights(grad, scaled(x, scale, weight), low, ctx.adapter,
@@ -151,41 +159,46 @@ class NormTurn(torch.autograd.Function):
 
 
 class Add(torch.autograd.Function):
-    """x + y W^T.  (..., D), (..., H E), (D, H E) -> (..., D)"""
+    """x + y W^T; y W^T alone if x is None.  (..., D), (..., H E), (D, H E) -> (..., D)"""
 
     @staticmethod
     def forward(ctx, x, y, matrix, adapter=None, *_):
-        ctx.save_for_backward(y, matrix)
-        ctx.adapter = adapter
-        return multiply(y, matrix, adapter).add_(x)
+        save(ctx, [matrix], y)
+        ctx.adapter, ctx.adds = adapter, x is not None
+        found = multiply(y, matrix, adapter)
+        return found if x is None else found.add_(x)
 
     @staticmethod
     def backward(ctx, grad):
         once()
-        y, matrix = ctx.saved_tensors
+        matrix, y = saved(ctx)
         grad = grad.contiguous()
         dy, low = to_input(grad, matrix, ctx.adapter)
         dmatrix, da, db = to_weights(grad, y, low, ctx.adapter, ctx.needs_input_grad[2])
-        return grad, dy, dmatrix, None, da, db
+        return grad if ctx.adds else None, dy, dmatrix, None, da, db
 
 
 class AddMLP(torch.autograd.Function):
-    """x + down(silu(gate) * up), gate and up of x normalised.  (..., D) -> (..., D)"""
+    """x + down(silu(gate) * up), gate and up of x normalised.  (..., D) -> (..., D)
+
+    adds: False leaves out the x.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, eps, wide, narrow, of_wide=None, a=None, b=None, of_narrow=None,
-                *_):
+                c=None, d=None, adds=True):
         scale = scale_of(x, eps)
         gate_up = multiply(scaled(x, scale, weight), wide, of_wide)
-        ctx.save_for_backward(x, weight, scale, gate_up, wide, narrow)
-        ctx.adapters = of_wide, of_narrow
+        save(ctx, [wide, narrow], x, weight, scale, gate_up)
+        ctx.adapters, ctx.adds = (of_wide, of_narrow), adds
         gate, up = gate_up.chunk(2, -1)
-        return multiply(F.silu(gate).mul_(up), narrow, of_narrow).add_(x)
+        found = multiply(F.silu(gate).mul_(up), narrow, of_narrow)
+        return found.add_(x) if adds else found
 
     @staticmethod
     def backward(ctx, grad):
         once()
-        x, weight, scale, gate_up, wide, narrow = ctx.saved_tensors
+        wide, narrow, x, weight, scale, gate_up = saved(ctx)
         grad = grad.contiguous()
         gate, up = gate_up.chunk(2, -1)
         bent, (of_wide, of_narrow) = F.silu(gate), ctx.adapters
@@ -199,7 +212,8 @@ class AddMLP(torch.autograd.Function):
         dwide, da, db = to_weights(inner, scaled(x, scale, weight), low, of_wide,
                                    ctx.needs_input_grad[3])
         dx, dweight = norm_back(x, scale, weight, dn)
-        return (dx.add_(grad), dweight, None, dwide, of_down[0], None, da, db, None, *of_down[1:])
+        return (dx.add_(grad) if ctx.adds else dx, dweight, None, dwide, of_down[0], None, da, db,
+                None, *of_down[1:], None)
 
 
 def once():

@@ -84,7 +84,7 @@ class Decoder:
 class Layer:
     """A layer's matrices, for rows on the left, and its keys and values (2, B, K, S, E).
 
-    prompts: those of prompts that rows share, (2, P, K, L, E).
+    prompts: those of prompts that rows share, (2, P, K, L, E).  prefix: (2, K, N, E), or None.
     """
 
     cache: torch.Tensor
@@ -95,9 +95,13 @@ class Layer:
         self.heads, self.kv = config.num_attention_heads, config.num_key_value_heads
         self.width, self.turned = config.head_dim, attention.turned
         self.window, self.head_norms = attention.window, []
+        device = block.input_layernorm.weight.device
+        self.order = torch.arange(self.width, device=device).view(2, -1).t().flatten()
+        self.prefix = None if attention.prefix is None else torch.stack([
+            attention.prefix.keys[..., self.order], attention.prefix.values]).transpose(1, 2)
+        self.after_attention, self.after_mlp = block.after_attention, block.after_mlp
         self.norm, self.mlp_norm = Norm(block.input_layernorm), Norm(block.post_attention_layernorm)
         qkv, shrink = attention.qkv_proj, self.width**-0.5
-        self.order = torch.arange(self.width, device=qkv.weight.device).view(2, -1).t().flatten()
         if attention.qk_norm:
             self.head_norms = [Norm(attention.q_norm, self.order, shrink),
                                Norm(attention.k_norm, self.order)]
@@ -141,9 +145,16 @@ class Layer:
                 length = prompts.shape[3]
                 prompts = prompts[..., length - min(length, self.window - keys.shape[1]) :, :]
             mixed = shared.mix(queries, keys, values, *prompts)
-        self.out.add(mixed.view(rows, -1), x)
+        self.add(self.out, mixed.view(rows, -1), x, self.after_attention)
         gate, up = self.gate_up(self.mlp_norm(x, normed), gate_up).chunk(2, -1)
-        self.down.add(F.silu(gate, inplace=True).mul_(up), x)
+        self.add(self.down, F.silu(gate, inplace=True).mul_(up), x, self.after_mlp)
+
+    def add(self, matrix, inner, x, bent):
+        """Add a product to x in place, or what a bottleneck makes of it."""
+        if bent is None:
+            matrix.add(inner, x)
+        else:
+            x.add_(bent(matrix(inner)))
 
 
 class Matrix:

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 
 from minipost.engine.functions import fast_kernels, rotate
 from minipost.engine.lora import adapters, merged
+from minipost.engine.prefix import length_of
 from minipost.errors import MinipostError
 
 DEVICES = ("cuda",)
@@ -39,6 +40,14 @@ SPAN = 256  # steps of one recording; the next one sees more of the cache's colu
 LOOK = 8    # steps after which the host asks how many rows go on
 MANY = 128  # rows; with fewer, a step takes the same time for any number of them
 ALIGN = 16  # columns; rows of the bias must begin at a multiple, or attention copies it first
+
+
+def add(x, inner, weight, bent):
+    """Add a product to x in place, or what a bottleneck makes of it."""
+    if bent is None:
+        x.addmm_(inner, weight.t())
+    else:
+        x.add_(bent(F.linear(inner, weight)))
 
 
 def aligned(columns):
@@ -60,6 +69,7 @@ class StaticDecoder:
                  pad):
         model = merged(model) if adapters(model) else model
         self.model, self.choose, self.uniform, self.stop = model, choose, uniform, stop
+        self.ahead = length_of(model)               # columns of a prefix, before all others
         self.length, self.room = read.shape[1], max_new_tokens
         kept, device, rows = [], read.device, len(owner)
         hidden = model.hidden(read, keep=kept)
@@ -70,15 +80,18 @@ class StaticDecoder:
         self.going = torch.ones(rows, dtype=torch.bool, device=device)      # has drawn no end yet
         self.broken = torch.zeros((), dtype=torch.bool, device=device)
         self.cos, self.sin = model.rotary(self.length + max_new_tokens)
-        columns = aligned(self.length + max_new_tokens)
+        first, columns = self.ahead, aligned(self.ahead + self.length + max_new_tokens)
         # A column that nobody has written is hidden by -inf, but 0 times NaN would be NaN.
         self.cache = [[hidden.new_zeros(rows, columns, new.shape[1], new.shape[3]) for new in pair]
                       for pair in kept]                                     # (B, S, K, E) each
-        for stores, pair in zip(self.cache, kept):
+        for stores, pair, block in zip(self.cache, kept, model.layers):
             for store, new in zip(stores, pair):
-                store[:, : self.length] = new.transpose(1, 2)[owner]
+                store[:, first : first + self.length] = new.transpose(1, 2)[owner]
+            if first:
+                prefix = block.self_attn.prefix
+                stores[0][:, :first], stores[1][:, :first] = prefix.keys, prefix.values
         self.columns = torch.arange(columns, device=device)
-        seen = self.columns < self.position[:, None]
+        seen = self.columns < self.position[:, None] + self.ahead
         self.bias = hidden.new_full((rows, columns), -math.inf).masked_fill_(seen, 0.0)
         self.seen = columns                                                 # of them, looked at
         self.response = torch.full((rows, max_new_tokens), pad, device=device)
@@ -97,7 +110,7 @@ class StaticDecoder:
                 self.select(self.going.nonzero()[:, 0])
             enough = 1 if left < MANY else left // 2  # a new recording takes as long as many steps
             end = min(self.room, self.drawn + SPAN)
-            self.seen = aligned(self.length + end)
+            self.seen = aligned(self.ahead + self.length + end)
             step = self.recorded()
             while self.drawn < end and left >= enough:
                 step()
@@ -129,13 +142,15 @@ class StaticDecoder:
     def read(self, token):
         """Append one token to every row.  (B,)"""
         cos, sin = self.cos[self.position][:, None], self.sin[self.position][:, None]  # (B, 1, E)
-        self.bias.scatter_(1, self.position[:, None], 0.0)
+        column = self.position + self.ahead
+        self.bias.scatter_(1, column[:, None], 0.0)
         biases = {window: self.within(window) for window in
                   {block.self_attn.window for block in self.model.layers}}
         x = F.embedding(token, self.model.embed_tokens.weight)              # (B, D)
         with fast_kernels(x.device):
             for block, (keys, values) in zip(self.model.layers, self.cache):
-                self.layer(block, x, cos, sin, keys, values, biases[block.self_attn.window])
+                self.layer(block, x, cos, sin, column, keys, values,
+                           biases[block.self_attn.window])
         self.hidden.copy_(self.model.norm(x))
         self.position.add_(1)
 
@@ -145,9 +160,10 @@ class StaticDecoder:
             return self.bias
         return self.bias.masked_fill(self.columns <= self.position[:, None] - window, -math.inf)
 
-    def layer(self, block, x, cos, sin, keys, values, bias):
+    def layer(self, block, x, cos, sin, column, keys, values, bias):
         """Add to x (B, D), in place, what a layer adds.  keys, values (B, S, K, E) are its cache.
 
+        column (B,): where in it a row's token goes.
         The R queries that share a key head stand where a sequence of queries would, so grouped
         heads need no copies.
         """
@@ -157,15 +173,15 @@ class StaticDecoder:
         qk = qkv[:, : heads + kv]
         if attention.turned:
             qk = rotate(qk, cos, sin)
-        keys[self.rows, self.position] = qk[:, heads:]
-        values[self.rows, self.position] = qkv[:, heads + kv :]
+        keys[self.rows, column] = qk[:, heads:]
+        values[self.rows, column] = qkv[:, heads + kv :]
         mixed = F.scaled_dot_product_attention(
             qk[:, :heads].unflatten(1, (kv, -1)),                           # (B, K, R, E)
             keys[:, : self.seen].transpose(1, 2), values[:, : self.seen].transpose(1, 2),
             attn_mask=bias[:, None, None, : self.seen])
-        x.addmm_(mixed.flatten(1), attention.o_proj.weight.t())
+        add(x, mixed.flatten(1), attention.o_proj.weight, block.after_attention)
         gate, up = mlp.gate_up_proj(block.post_attention_layernorm(x)).chunk(2, -1)
-        x.addmm_(F.silu(gate).mul_(up), mlp.down_proj.weight.t())
+        add(x, F.silu(gate).mul_(up), mlp.down_proj.weight, block.after_mlp)
 
     def select(self, rows):
         """Keep only these rows, in this order."""

@@ -187,11 +187,24 @@ def fast_kernels(device):
     return sdpa_kernel(KERNELS) if device.type == "cuda" else nullcontext()
 
 
-def attention(q, k, v, bias=None, explicit=False):
+def behind(prefix, k, v, bias):
+    """Keys and values of a text behind those of a prefix (prefix.py), and the bias for both."""
+    if bias is None:
+        later = torch.ones(k.shape[2], k.shape[2], dtype=torch.bool, device=k.device).triu(1)
+        bias = k.new_zeros(1, 1, *later.shape).masked_fill_(later, -math.inf)
+    k, v = (torch.cat([part.transpose(0, 1).expand(len(x), -1, -1, -1), x], 2)
+            for part, x in ((prefix.keys, k), (prefix.values, v)))
+    return k, v, F.pad(bias, (len(prefix), 0))
+
+
+def attention(q, k, v, bias=None, explicit=False, prefix=None):
     """softmax(q k^T / sqrt(E) + bias) v; without a bias no query sees a later key.
 
     q (B, H, T, E), k and v (B, K, S, E), bias (B, 1, T, S)  ->  (B, H, T, E)
+    prefix: keys and values that each query sees too, or None.
     """
+    if prefix is not None:
+        k, v, bias = behind(prefix, k, v, bias)
     share = q.shape[1] // k.shape[1]
     if not explicit:
         if bias is not None and share > 1:  # fused kernels with a bias want as many key heads

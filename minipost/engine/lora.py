@@ -15,6 +15,15 @@ module (critic, reward model, reference) share the fixed weights.
 The matrices that gpt.py stores as one (queries, keys, values; gate and up) have an A and a B each,
 as elsewhere: here the A's stand in one matrix, one below the other, and so do the B's.
 
+With fewer numbers than a rank of 1 has (TinyLoRA, Morris et al. 2026, arxiv.org/abs/2602.04118,
+after LoRA-XS): A = V^T and U S are the first r singular vectors of W, fixed, with P fixed too,
+
+    B = U S R,   R = sum_i v_i P_i        v (u,) alone learns, zero at first      `Tied`
+    dR = (U S)^T dB,    dv_i = <P_i, dR>, summed over all matrices
+
+The paper shares v among groups of matrices.  Here all share it, so u is what a model learns.  It
+does not say what P is; N(0, 1/r) here, as in peft.  Such an adapter is saved as any other, A and B.
+
 The sampler multiplies W + s B A out before it decodes (`whole`), so a token costs what it did.
 Products with A and B are PyTorch's own: oneDNN takes a hundred times as long for some of them.
 
@@ -68,40 +77,86 @@ class Adapter(nn.Module):
 
     def forward(self, x):
         """s (x A^T) B^T in plain operations.  (..., D) -> (..., V)"""
-        low, pieces = F.linear(x, self.a), []
+        low, b, pieces = F.linear(x, self.a), self.b, []
         for at, of_b, of_a in self.parts():
-            found = F.linear(low[..., of_a], self.b[of_b])
+            found = F.linear(low[..., of_a], b[of_b])
             pieces.append(F.pad(found, (at.start, sum(self.rows) - at.stop)))
         return self.scale * sum(pieces)
 
     def add(self, y, x):
         """Add s (x A^T) B^T to y, in place.  -> y"""
-        low = F.linear(x, self.a)
+        low, b = F.linear(x, self.a), self.b
         for at, of_b, of_a in self.parts():
-            y[..., at].add_(F.linear(low[..., of_a], self.b[of_b]), alpha=self.scale)
+            y[..., at].add_(F.linear(low[..., of_a], b[of_b]), alpha=self.scale)
         return y
 
     def to_input(self, dx, dy):
         """Add t A to dx, in place.  -> dx, t"""
-        t = dy.new_empty(*dy.shape[:-1], len(self.a))
+        t, b = dy.new_empty(*dy.shape[:-1], len(self.a)), self.b
         for at, of_b, of_a in self.parts():
-            torch.mul(dy[..., at] @ self.b[of_b], self.scale, out=t[..., of_a])
+            torch.mul(dy[..., at] @ b[of_b], self.scale, out=t[..., of_a])
         return dx.add_(t @ self.a), t
 
     def to_weights(self, dy, x, t):
-        """-> dA, dB"""
+        """-> dA, or None where A is fixed, and dB"""
         low, db = F.linear(x, self.a).flatten(0, -2), torch.empty_like(self.b)
         for at, of_b, of_a in self.parts():
             torch.mul(dy[..., at].flatten(0, -2).t() @ low[:, of_a], self.scale, out=db[of_b])
-        return t.flatten(0, -2).t() @ x.flatten(0, -2), db
+        return t.flatten(0, -2).t() @ x.flatten(0, -2) if self.a.requires_grad else None, db
 
     @torch.no_grad()
     def matrix(self, weight):
         """W + s B A.  (V, D)"""
-        found = weight.clone()
+        found, b = weight.clone(), self.b
         for at, of_b, of_a in self.parts():
-            found[at].addmm_(self.b[of_b], self.a[of_a], alpha=self.scale)
+            found[at].addmm_(b[of_b], self.a[of_a], alpha=self.scale)
         return found
+
+
+class Tied(Adapter):
+    """An Adapter on fixed directions of its matrix.  v (u,), which others have too, alone learns.
+
+    left, a: U S (V, r) and V^T (r, D) of each of k adapted matrices, one below the other.
+    p (k, u, r r).
+    """
+
+    left: torch.Tensor
+    p: torch.Tensor
+
+    def __init__(self, weight, rows, adapted, rank, alpha, v, generator):
+        nn.Module.__init__(self)
+        self.rank, self.scale, self.rows, self.adapted = rank, alpha / rank, rows, adapted
+        parts = [directions(part, rank) for part, has in zip(weight.split(rows), adapted) if has]
+        drawn = torch.randn(len(parts), len(v), rank * rank, generator=generator)
+        self.v = v
+        for name, fixed in (("left", torch.cat([left for left, _ in parts])),
+                            ("a", torch.cat([right for _, right in parts])),
+                            ("p", drawn.to(weight) / math.sqrt(rank))):
+            self.register_buffer(name, fixed.contiguous(), persistent=False)
+
+    @property
+    def b(self):  # type: ignore[override]  # which is no parameter here
+        """U S R of each adapted matrix, made anew from v.  (V, r)"""
+        mixed = (self.v @ self.p).view(-1, self.rank, self.rank)            # (k, r, r)
+        return torch.cat([self.left[of_b] @ each
+                          for (_, of_b, _), each in zip(self.parts(), mixed)])
+
+
+@torch.no_grad()
+def directions(weight, rank):
+    """U S (V, r) and V^T (r, D) of a matrix's first singular vectors, V's largest numbers above 0.
+
+    MinipostError where it has fewer.
+    """
+    if rank > min(weight.shape):
+        raise MinipostError(f"--lora {rank} --lora-numbers: a matrix of {len(weight)} x "
+                            f"{weight.shape[1]} has {min(weight.shape)} directions; lower the rank")
+    u, s, right = torch.linalg.svd(
+        weight.to(torch.promote_types(weight.dtype, torch.float32)), full_matrices=False)
+    right = right[:rank]
+    sign = right.gather(1, right.abs().argmax(1, keepdim=True)).sign()      # (r, 1)
+    return ((u[:, :rank] * s[:rank] * sign.t()).to(weight.dtype),
+            (right * sign).to(weight.dtype))
 
 
 def whole(linear):
@@ -122,22 +177,33 @@ def linears(module):
             yield name, part, [len(part.weight) // n] * n
 
 
-def adapt(module, rank, alpha=0.0, targets=(), seed=0):
+def fix(module, but=()):
+    """Make all parameters Fixed but these."""
+    kept = set(but)
+    for part in module.modules():
+        for name, weight in part.named_parameters(recurse=False):
+            if weight not in kept:
+                setattr(part, name, Fixed(weight.data, requires_grad=False))
+
+
+def adapt(module, rank, alpha=0.0, targets=(), seed=0, numbers=0):
     """Fix all weights of a module and give its layers adapters.  -> the module
 
-    alpha: 2 rank if 0.  targets: of TARGETS, all if none.  MinipostError for other names.
+    alpha: if 0, 2 rank, and with `numbers` the rank.  targets: of TARGETS, all if none.  numbers:
+    how many learn in all, `Tied`; 0: A and B learn.  MinipostError for other names.
     """
     if unknown := [name for name in targets if name not in TARGETS]:
         raise MinipostError(f"--lora-targets {unknown[0]:.40}: there is no such matrix; choose "
                             f"among {', '.join(TARGETS)}")
-    for part in module.modules():
-        for name, weight in part.named_parameters(recurse=False):
-            setattr(part, name, Fixed(weight.data, requires_grad=False))
+    fix(module)
     generator = torch.Generator().manual_seed(seed)
+    v = nn.Parameter(next(module.parameters()).new_zeros(numbers))
     for name, linear, rows in list(linears(module)):
         kinds = STACKED[name.rpartition(".")[2]]
         adapted = [not targets or kind in targets for kind in kinds]
-        if any(adapted):
+        if any(adapted) and numbers:
+            linear.adapter = Tied(linear.weight, rows, adapted, rank, alpha or rank, v, generator)
+        elif any(adapted):
             linear.adapter = Adapter(linear.weight, rows, adapted, rank, alpha or 2 * rank)
             bound = 1 / math.sqrt(linear.weight.shape[1])
             drawn = torch.rand(linear.adapter.a.shape, generator=generator)  # the same everywhere
@@ -158,9 +224,13 @@ def trained(module):
 
 
 def own(module):
-    """{name: parameter or buffer} of a module, without those that its copies share."""
-    shared = {name for name, p in module.named_parameters() if isinstance(p, Fixed)}
-    return {name: x for name, x in module.state_dict().items() if name not in shared}
+    """{name: parameter or buffer} of a module, without those that its copies share.
+
+    What has several names is there once.
+    """
+    every = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    mine = {name for name, p in module.named_parameters() if not isinstance(p, Fixed)}
+    return {name: x for name, x in module.state_dict().items() if name in mine or name not in every}
 
 
 def fill(module, tensors):
@@ -168,8 +238,9 @@ def fill(module, tensors):
 
     KeyError where the tensors are of another module.
     """
-    for name, linear, _ in adapters(module):
-        if f"{name}.a" not in tensors:
+    held = {p for name, p in module.named_parameters(remove_duplicate=False) if name in tensors}
+    for _, linear, adapter in adapters(module):
+        if not held & {*adapter.parameters()}:
             linear.adapter = None
     if others := own(module).keys() ^ tensors.keys():
         raise KeyError(min(others))
@@ -189,6 +260,6 @@ def merged(module):
     """A copy without adapters: its matrices have them added.  What is fixed is shared."""
     found = copy.deepcopy(module)
     for _, linear, _ in adapters(found):
-        linear.weight = nn.Parameter(whole(linear), requires_grad=False)
+        linear.become(whole(linear))
         linear.adapter = None
     return found

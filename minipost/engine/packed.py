@@ -44,14 +44,15 @@ class Padded:
         self.explicit, self.keep = explicit, keep
         self.biases = {}                                                    # of each window
 
-    def attend(self, qkv, heads, kv, window=None):
+    def attend(self, qkv, heads, kv, window=None, prefix=None):
         """(B, T, H + 2K, E) -> (B, T, H E)"""
         q, k, v = qkv.transpose(1, 2).split([heads, kv, kv], 1)
         if self.keep is not None:
             self.keep.append((k, v))
         if window not in self.biases:
             self.biases[window] = window_bias(self.cos, len(self.cos), window)
-        return attention(q, k, v, self.biases[window], self.explicit).transpose(1, 2).flatten(2)
+        return attention(q, k, v, self.biases[window], self.explicit,
+                         prefix).transpose(1, 2).flatten(2)
 
 
 class Packed:
@@ -134,7 +135,7 @@ class Packed:
                 self.bias_of(self.hidden | (ago >= window)[:, None]))       # (B, 1, R, L + R)
         return self.biases[window]
 
-    def attend(self, qkv, heads, kv, window=None):
+    def attend(self, qkv, heads, kv, window=None, prefix=None):
         """(n, H + 2K, E) -> (n, H E)"""
         padded = Rearranged.apply(qkv.flatten(1), self.there, self.back, self.blank)
         parts = padded.split([rows * width for rows, width in self.shapes])
@@ -142,14 +143,14 @@ class Packed:
                               for part, shape in zip(parts, self.shapes))
         of_prompts, of_responses = self.within(window)
         q, k, v = prompts.transpose(1, 2).split([heads, kv, kv], 1)
-        mixed = [attention(q, k, v, of_prompts)]
+        mixed = [attention(q, k, v, of_prompts, prefix=prefix)]
         if responses.numel():
             far, near = prompts[:, :, heads:], responses[:, :, heads:]
             # As an embedding, since its derivative is faster than that of indexing.
             far = F.embedding(self.which, far.flatten(1)).view(-1, *far.shape[1:])
             keys, values = torch.cat([far, near], 1).transpose(1, 2).split(kv, 1)
             mixed.append(attention(responses[:, :, :heads].transpose(1, 2), keys, values,
-                                   of_responses))
+                                   of_responses, prefix=prefix))
         rows = [part.transpose(1, 2).flatten(0, 1).flatten(1) for part in mixed]
         found = torch.cat(rows) if len(rows) > 1 else rows[0]
         return Rearranged.apply(found, self.back, self.there, 0)

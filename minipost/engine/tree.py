@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from minipost.engine.decode import Decoder, Layer, mix
 from minipost.engine.functions import attention
 from minipost.engine.packed import Padded
+from minipost.engine.prefix import length_of
 
 COLUMNS = 64    # columns of the cache behind the prompts, at first
 LONG, MANY = 64, 4  # tokens of prompts and rows of each from which on rows read prompts together
@@ -59,20 +60,26 @@ class Tree(Decoder):
         self.node = torch.tensor([distinct[tuple(ids)] for ids in prompts],
                                  device=device).repeat_interleave(group_size)
         self.lengths = torch.tensor([len(ids) for ids in distinct], device=device)  # (n,)
-        self.width = self.at = int(self.lengths.max())
+        self.width = self.at = longest = int(self.lengths.max())
         self.rotations = rotations(model, self.width + max_new_tokens)
         ways, states, kept = read(model, list(distinct))
         # Prompts stand flush right.
-        places = torch.tensor([[0] * (self.width - len(way)) + way for way in ways], device=device)
+        places = torch.tensor([[0] * (longest - len(way)) + way for way in ways], device=device)
         self.hidden = states[places[:, -1]]
+        ahead = length_of(model)                    # of a prefix, which stands before all prompts
+        self.width = self.at = ahead + longest
         columns = self.width + min(COLUMNS, max_new_tokens)
-        empty = torch.arange(columns, device=device) < (self.width - self.lengths)[:, None]
+        column = torch.arange(columns, device=device)
+        empty = (column >= ahead) & (column < (self.width - self.lengths)[:, None])
         if bool(empty.any()):
             self.bias = states.new_zeros(empty.shape).masked_fill_(empty, -math.inf)[:, None]
         self.layers = [Layer(block, model.config) for block in model.layers]
         for layer, (keys, values) in zip(self.layers, kept):
             layer.prompts = torch.stack([keys[..., layer.order][places], values[places]]) \
                 .transpose(2, 3).contiguous()                               # (2, n, K, L, E)
+            if layer.prefix is not None:
+                before = layer.prefix[:, None].expand(-1, len(places), -1, -1, -1)
+                layer.prompts = torch.cat([before, layer.prompts], 3)
         # Rows that are never used are never touched, and take no memory.
         if self.width >= LONG and len(self.node) >= MANY * len(places):
             hidden = None if self.bias is None else self.bias[:, :, : self.width]
@@ -285,11 +292,12 @@ class Ways:
             self.biases[window] = bias[:, None]
         return self.biases[window]
 
-    def attend(self, qkv, heads, kv, window=None):
+    def attend(self, qkv, heads, kv, window=None, prefix=None):
         """(B, T, H + 2K, E) -> (B, T, H E)"""
         q, k, v = qkv.transpose(1, 2).split([heads, kv, kv], 1)
         self.keep.append((k, v))
-        return attention(q, k, v, self.within(window)).transpose(1, 2).flatten(2)
+        return attention(q, k, v, self.within(window),
+                         prefix=prefix).transpose(1, 2).flatten(2)
 
 
 def forward(model, tokens, depth, sees):

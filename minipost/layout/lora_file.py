@@ -17,7 +17,7 @@ import torch
 from minipost import files
 from minipost.engine.lora import STACKED, TARGETS, adapters, linears
 from minipost.errors import MinipostError
-from minipost.layout.tensor_file import check_tensor, open_tensors, write_tensors
+from minipost.layout.tensor_file import check_finite, check_tensor, open_tensors, write_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BEFORE = "base_model.model."  # every name
@@ -70,9 +70,7 @@ def save(directory, module, base, dtype):
     scores = hasattr(module, "score")
     if scores:
         tensors[HEAD] = module.score.weight
-    broken = [name for name, x in tensors.items() if not x.isfinite().all()]
-    if broken:
-        raise MinipostError(f"{directory}: not saved, {broken[0]} holds values that are not finite")
+    check_finite(directory, tensors)
     write_tensors(Path(directory) / WEIGHTS, {k: x.to(dtype) for k, x in tensors.items()},
                   format="pt")
     alpha = first.scale * first.rank

@@ -79,6 +79,30 @@ def check_tensor(file, path, part, shape, letters):
                             f"{letters}; other tools would round it")
 
 
+def read_tensors(path, shapes):
+    """The tensors of a file that has these and no others: {name: shape} -> {name: tensor}.
+
+    MinipostError where one is missing, is of no use, has another shape, or is not finite.
+    """
+    file, found = open_tensors(path), {}
+    if others := set(file.keys()) ^ shapes.keys():
+        raise MinipostError(f"{path}: the tensor {min(others):.80} is missing, or belongs to "
+                            "nothing here")
+    for name, shape in shapes.items():
+        check_tensor(file, path, name, shape, None)
+        found[name] = file.get_tensor(name)
+        if not found[name].isfinite().all():
+            raise MinipostError(f"{path}: {name} holds values that are not finite")
+    return found
+
+
+def check_finite(directory, tensors):
+    """MinipostError where a tensor that is to be saved is not finite."""
+    broken = [name for name, x in tensors.items() if not x.isfinite().all()]
+    if broken:
+        raise MinipostError(f"{directory}: not saved, {broken[0]} holds values that are not finite")
+
+
 def digest(path):
     """Digests of a safetensors file: of its list of tensors, and of their values."""
     values = hashlib.sha256()

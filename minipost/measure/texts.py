@@ -2,6 +2,7 @@
 
 import math
 
+from minipost.checkpoint import load_reward_model
 from minipost.errors import MinipostError
 from minipost.measure.results import Arm
 from minipost.rollout import pack, step_scores
@@ -29,15 +30,18 @@ class Texts:
 
     def __init__(self, run, temperature=1.0, verifier=None, stream="steps"):
         self.run, self.task, self.verifier, self.mark = run, run.task, verifier, run.task.step_end
+        self.others = {}        # further reward models, by directory
         self.sample = Sampler(run, temperature=temperature, purpose="answers")
         self.step = Sampler(run, self.mark, temperature, stream)
+        self.turn = Sampler(run, run.task.call_end, temperature, "turns")  # to a call's end
         self._greedy = Sampler(run, temperature=0.0)
         self._judge = Sampler(run, purpose="verdicts", max_new_tokens=VERDICT)
 
     @property
     def tokens(self):
         """The number of tokens sampled so far, EOS included."""
-        return sum(each.tokens for each in (self.sample, self.step, self._greedy, self._judge))
+        return sum(each.tokens for each in (self.sample, self.step, self.turn, self._greedy,
+                                        self._judge))
 
     def greedy(self, texts):
         """The likeliest continuation of each text, one string each."""
@@ -89,13 +93,20 @@ class Texts:
         logp = self.run.logprobs(self.run.policy.module, seqs)
         return (logp.sum(1) / seqs.lengths).tolist()
 
-    def verified(self, prompts, answers):
-        """The verifier's chances for each answer: of each step and, last, of the whole answer."""
-        return once(self._verified, list(zip(prompts, answers, strict=True)))
+    def verified(self, prompts, answers, directory=""):
+        """The verifier's chances for each answer: of each step and, last, of the whole answer.
 
-    def _verified(self, rows):
+        directory: of another reward model that is asked in the verifier's place.
+        """
+        if directory and directory not in self.others:
+            self.others[directory] = load_reward_model(directory, self.run.vocabulary)
+        model = self.others[directory] if directory else self.verifier
+        return once(lambda rows: self._verified(rows, model),
+                    list(zip(prompts, answers, strict=True)))
+
+    def _verified(self, rows, model):
         seqs = self._encoded(rows)
-        score, = self.run.for_all(lambda batch: [step_scores(self.verifier, batch)], seqs)
+        score, = self.run.for_all(lambda batch: [step_scores(model, batch)], seqs)
         found = []
         for row, mask, targets in zip(score.tolist(), seqs.mask.tolist(), seqs.targets.tolist()):
             columns = [k for k, chosen in enumerate(mask) if chosen]

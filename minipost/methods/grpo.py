@@ -23,8 +23,14 @@ about it.  dL/dlogp_t = -w_t A / N with
 
     clip        w = rho where the clip is not active, else 0        as above
     none        w = 1                                               as if the policy had sampled
-    truncated   w = min(rho, C)       Yao et al. 2025 (fengyao.notion.site/off-policy-rl), and CISPO
-                                      (arxiv.org/abs/2506.13585, eq. 4) without its lower bound
+    truncated   w = min(rho, C)       TIS: Yao et al. 2025 (fengyao.notion.site/off-policy-rl); also
+                                      CISPO without a lower bound (cispo.py)
+    masked      w = rho, 0 outside 1/C .. C       MIS by token: arxiv.org/abs/2510.18855, sec. 2.3
+    masked-answers  w = rho(y), the answer's ratio, 0 outside 1/C .. C            MIS by answer
+
+rho(y) is the product of the answer's rho_t.  It alone weighs answers as often as the policy gives
+them; the others weigh a token as if the policy had reached its state (`make prove`).  What is
+dropped still counts in N.
 
 The KL is exact over the vocabulary (`--kl exact`).  The paper's k3 estimate (`--kl k3`), used as a
 loss, descends KL(ref || pi) instead of KL(pi || ref).  With beta = 0 no reference is kept, and
@@ -62,8 +68,10 @@ PROOF = [
     *(dict(variant=f"--correct {correct}", config=dict(prompts=1, group_size=2, beta=0.3,
                                                        correct=correct),
            rows=2, loss="minus_regularised", why="as grpo where the policy has not moved",
-           divisor="tokens") for correct in ("none", "truncated")),
+           divisor="tokens") for correct in ("none", "truncated", "masked", "masked-answers")),
 ]
+
+Correct = Literal["clip", "none", "truncated", "masked", "masked-answers"]
 
 
 @dataclass(frozen=True)
@@ -77,9 +85,9 @@ class Config(Descent):
     minibatch_size: int = 256   # answers per gradient step
     epochs: int = 1             # passes over each rollout (mu)
     mean: Literal["tokens", "answers"] = "tokens"  # over all tokens, or first over each answer's
-    correct: Literal["clip", "none", "truncated"] = "clip"  # for answers of an older policy: how
+    correct: Correct = "clip"   # for answers of an older or rounded policy: what is done about it
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
-    cap: float = 2.0            # with truncated: the largest ratio that counts (C)
+    cap: float = 2.0            # truncated, masked: the largest ratio that counts (C)
     beta: float = 0.01          # weight of the KL to the starting policy (beta)
     kl: Literal["exact", "k3"] = "exact"  # over the whole vocabulary, or Schulman's estimate
     lr: float = 2e-4            # learning rate (eta)
@@ -88,15 +96,26 @@ class Config(Descent):
     LIMITS = {"group_size": ">= 2", "cap": ">= 1"}
 
 
-def corrected(logp, logp_old, adv, *, correct, clip, cap):
-    """Each token's gain, its derivative by logp, and where a ratio is held.  (B, T) three times"""
+def corrected(logp, logp_old, adv, mask, *, correct, clip, cap):
+    """Each token's gain, its derivative by logp, and where a ratio is held.  (B, T) three times
+
+    The gain of a whole answer stands on its last token.
+    """
+    gap = logp - logp_old
     if correct == "none":
-        gap = logp - logp_old
         return gap * adv, adv.expand_as(gap), torch.zeros_like(gap)
     if correct == "truncated":
         return (ops.truncated_surrogate(logp, logp_old, adv, cap),
-                ops.truncated_surrogate_grad(logp, logp_old, adv, cap),
-                logp - logp_old > math.log(cap))
+                ops.truncated_surrogate_grad(logp, logp_old, adv, cap), gap > math.log(cap))
+    if correct == "masked":
+        return (ops.masked_surrogate(logp, logp_old, adv, cap),
+                ops.masked_surrogate_grad(logp, logp_old, adv, cap), gap.abs() > math.log(cap))
+    if correct == "masked-answers":
+        whole = ops.row_sums(gap, mask)
+        answer = whole, torch.zeros_like(whole), adv[:, 0], cap
+        return (ops.at_last(ops.masked_surrogate(*answer), mask),
+                ops.masked_surrogate_grad(*answer)[:, None].expand_as(gap),
+                (whole.abs() > math.log(cap))[:, None].expand_as(gap))
     edges = logp, logp_old, adv, clip, clip
     return (ops.clipped_surrogate(*edges), ops.clipped_surrogate_grad(*edges),
             ops.is_clipped(*edges))
@@ -113,7 +132,8 @@ def loss(logp, logp_old, kl, adv, mask, *, clip, beta, count, mean="tokens", cor
     def averaged(x):                                                        # (B, T) -> ()
         return (ops.row_means(x, mask).sum() if mean == "answers" else masked_sum(x, mask)) / count
 
-    gain, _, held = corrected(logp, logp_old, adv[:, None], correct=correct, clip=clip, cap=cap)
+    gain, _, held = corrected(logp, logp_old, adv[:, None], mask, correct=correct, clip=clip,
+                              cap=cap)
     value = averaged(beta * kl - gain)
     return value, {
         "loss": value.detach(),
@@ -125,7 +145,8 @@ def loss_grad(logp, logp_old, kl, adv, mask, *, clip, beta, count, mean="tokens"
               cap=2.0):
     """The derivative of `loss`: {"logp": (B, T), "kl": (B, T)}."""
     each = count * mask.sum(1, keepdim=True) if mean == "answers" else count
-    _, slope, _ = corrected(logp, logp_old, adv[:, None], correct=correct, clip=clip, cap=cap)
+    _, slope, _ = corrected(logp, logp_old, adv[:, None], mask, correct=correct, clip=clip,
+                              cap=cap)
     return {"logp": -slope * mask / each, "kl": beta * mask.to(kl) / each}
 
 
@@ -136,12 +157,13 @@ def divergence(cfg, seen):
     return seen.kl if cfg.kl == "exact" else ops.kl_k3(seen.logp, seen.logp_ref)
 
 
-def train(run, cfg, score=None, first=0):
+def train(run, cfg, score=None, first=0, advantages=ops.group_normalised):
     """prompts -> rollout -> rewards -> advantages -> loss -> update.  Yields metrics per step.
 
     score(problems, rollout) -> (B,) what learns, the run's own score if None.  An answer without a
     reward (NaN) counts for nothing but the KL.
     first: the step of the run at which this begins, where other stages come before.
+    advantages(reward, group_size) -> (B,)
     """
     policy, score = run.policy, score or partial(run.score, none=True)
     reference = run.reference() if cfg.beta else None
@@ -149,9 +171,9 @@ def train(run, cfg, score=None, first=0):
         rate = cfg.rate(cfg.lr, run.step - first)
         problems = run.problems(cfg.prompts)
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature,
-                              corrected=cfg.correct == "truncated")
+                              corrected=cfg.correct not in ("clip", "none"))
         reward = score(problems, rollout)                               # (B,)
-        adv = ops.group_normalised(reward, cfg.group_size)                  # (B,)
+        adv = advantages(reward, cfg.group_size)                            # (B,)
         run.keep(problems, rollout, reward, adv)
 
         meter, updates = Meter("loss", "kl", "clip_ratio"), []

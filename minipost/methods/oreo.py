@@ -141,13 +141,12 @@ def starts(run, seqs, level):
         return mask
     found = mask & (mask.cumsum(1) == 1)
     if level == "step":
-        columns = found.int().argmax(1).tolist()
-        for row, (start, targets, chosen) in enumerate(zip(columns, seqs.targets, mask)):
-            ids = targets[chosen].tolist()
+        for row, (targets, chosen) in enumerate(zip(seqs.targets, mask)):
+            ids, columns = targets[chosen].tolist(), chosen.nonzero()[:, 0].tolist()
             over = [len(ids) - 1] if ids[-1] in run.vocabulary.eos else []
             for k in [*(k + 1 for k in ends(run.vocabulary, ids, run.task.step_end)), *over]:
                 if k < len(ids):
-                    found[row, start + k] = True
+                    found[row, columns[k]] = True
     return found
 
 

@@ -98,38 +98,56 @@ def aggregate(chances, mask, how):
 
 def step_columns(run, rollout):
     """The columns in which each row's steps end: B lists.  Text after the last step has none."""
-    task = run.task
+    starts, task = rollout.mask.int().argmax(1).tolist(), run.task
+    found = [[start + k for k in ends(run.vocabulary, ids, task.step_end)]
+             for start, ids in zip(starts, rollout.responses())]
+    if task.steps is None:
+        return found
+    return [columns[: len(task.steps(text))] for columns, text in zip(found, run.texts(rollout))]
+
+
+def check_task(task):
+    """MinipostError where the task cannot check steps."""
     if task.check_steps is None:
         raise MinipostError(f"the task {task.name} cannot check steps (it has no check_steps); a "
-                            "process reward model needs one that can, such as arithmetic")
-    starts = rollout.mask.int().argmax(1).tolist()
-    return [[start + k for k in ends(run.vocabulary, ids, task.step_end)][: len(task.steps(text))]
-            for start, ids, text in zip(starts, rollout.responses(), run.texts(rollout))]
+                            "process reward model needs one that can, such as arithmetic, or "
+                            "labels from roll-outs (--algo math-shepherd)")
+
+
+def checked_columns(run, rollout):
+    """`step_columns` of a task that can check its steps; MinipostError where it cannot."""
+    check_task(run.task)
+    return step_columns(run, rollout)
 
 
 def marks(run, rollout, last_only):
     """True where a score is read: at each row's last token and where its steps end.  (B, T)"""
     mask = final(rollout.mask)
     if not last_only:
-        for row, columns in enumerate(step_columns(run, rollout)):
+        for row, columns in enumerate(checked_columns(run, rollout)):
             mask[row, columns] = True
     return mask
 
 
 def labels(run, problems, rollout, last_only):
-    """Whether what ends at each marked token is right.  (B, T)
-
-    A token that ends two steps is right if both are.  At the last token only the answer counts.
-    """
+    """Whether what ends at each marked token is right.  (B, T)"""
     outcome = run.grade(problems, rollout)                                  # (B,)
     odd = outcome[(outcome < 0) | (outcome > 1)]
     if len(odd):
         raise MinipostError(f"the reward of an answer is {float(odd[0]):g}; a process reward "
                             "model needs rewards within 0..1, wrong to right")
+    return placed(run, problems, rollout, outcome, last_only)
+
+
+def placed(run, problems, rollout, outcome, last_only=False):
+    """Whether each step is right, where it ends, and the outcome at the last token.  (B,) -> (B, T)
+
+    A token that ends two steps is right if both are.  At the last token only the answer counts.
+    """
     right = torch.ones_like(rollout.logp)
     if not last_only:
         texts = run.texts(rollout)
-        for row, columns in enumerate(step_columns(run, rollout)):
+        for row, columns in enumerate(checked_columns(run, rollout)):
             problem = problems[int(rollout.prompt[row])]
             for column, good in zip(columns, run.task.check_steps(problem, texts[row])):
                 right[row, column] *= good
@@ -140,28 +158,38 @@ def labels(run, problems, rollout, last_only):
 
 def measure(run, splits, cfg):
     """scorers.report on the log-odds of whole solutions, and how well steps are told apart."""
+    return report(run, splits, cfg.aggregate, lambda rollout: marks(run, rollout, cfg.last_only),
+                  None if cfg.last_only else lambda problems, rollout: labels(
+                      run, problems, rollout, False))
+
+
+def report(run, splits, how, marked, truth):
+    """What `measure` says, with the chances of a solution's steps put together in the way `how`.
+
+    marked(rollout) -> (B, T), true where a score counts.  truth(problems, rollout) -> (B, T), 1
+    where a step is right, or None where nobody can say.
+    """
     model = scorers.scorer(run).module
 
     def scores_of(rollout):
         return run.for_all(lambda batch: [step_scores(model, batch)], rollout)[0]
 
     def odds(rollout):
-        chances = scores_of(rollout).sigmoid()
-        return aggregate(chances, marks(run, rollout, cfg.last_only), cfg.aggregate).logit(1e-6)
+        return aggregate(scores_of(rollout).sigmoid(), marked(rollout), how).logit(1e-6)
 
     found = scorers.report(run, splits, odds)
-    if not cfg.last_only:
+    if truth is not None:
         for split, problems in splits.items():
             with run.aside():
                 rollout = run.sample(problems, 1, temperature=1.0, purpose="evaluation")
-            found[split] |= on_steps(run, problems, rollout, scores_of(rollout))
+            steps = marked(rollout) & ~final(rollout.mask)
+            found[split] |= on_steps(run, rollout, steps, truth(problems, rollout),
+                                     scores_of(rollout))
     return found
 
 
-def on_steps(run, problems, rollout, score):
+def on_steps(run, rollout, steps, right, score):
     """Which share of an answer's steps, and of its wrong steps, has a score on the right side."""
-    right = labels(run, problems, rollout, False)
-    steps = marks(run, rollout, False) & ~final(rollout.mask)
     hit, texts, found = hits(score, right), run.texts(rollout), {}
     for name, where in (("step accuracy", steps), ("wrong steps found", steps & (right < 0.5))):
         rows = where.any(1).nonzero()[:, 0].tolist()

@@ -18,6 +18,7 @@ import copy
 from dataclasses import dataclass, replace
 
 from minipost.datasets import preferences
+from minipost.datasets.tools import refuse
 from minipost.errors import MinipostError
 from minipost.measure import scorers
 from minipost.measure.results import results
@@ -60,7 +61,7 @@ class Config(r1_zero.Config):
 class Both:
     """A task to draw problems from: those of two tasks in turn.  Each half has its own score."""
 
-    name, hidden, training, reward = "both", False, None, None
+    name, hidden, training, reward, acts = "both", False, None, None, False
 
     def __init__(self, first, second):
         self.tasks = first, second
@@ -100,6 +101,7 @@ def fixed(cfg):
 
 def check(run, cfg):
     """MinipostError where a rule is missing, or a demonstration."""
+    refuse(run, "r1")
     r1_zero.check(run, cfg)
     sft.check(run, cfg)
 

@@ -77,15 +77,18 @@ def loss_grad(score_w, score_l, *, margin, center, count):
     return {"score_w": (pull - push) / count, "score_l": (pull + push) / count}
 
 
-def train(run, cfg, label=preferences.by_reward, first=0):
+def train(run, cfg, label=preferences.by_reward, first=0, mix=None):
     """answers -> labels of every two -> scores -> loss -> update.  Yields metrics per step.
 
     `first`: the step of the run at which this begins, where other stages come before.
+    mix(places, wins) -> what the step learns from, such as older comparisons beside these.
     """
     model = scorers.scorer(run)
     while True:
         places, wins = preferences.draw_comparisons(run, cfg.prompts, cfg.group_size, label,
                                                     cfg.temperature)
+        if mix:
+            places, wins = mix(places, wins)
         pairs, meter = int(wins.sum()), Meter("loss", "accuracy", "margin")
         for i in run.micro_batches(range(len(wins)), *places):
             scores = final_scores(model.module, [place[i] for place in places])

@@ -29,6 +29,7 @@ import copy
 from dataclasses import dataclass
 from typing import Literal
 
+from minipost.datasets.tools import refuse
 from minipost.datasets.trajectories import Trajectories, given_answers, reward_of, stated
 from minipost.errors import Descent, MinipostError, Schedule
 from minipost.measure.meter import Meter
@@ -153,6 +154,7 @@ def measure(run, splits, cfg):
 
 def check(run, cfg):
     """MinipostError where a file's answers cannot be learnt from, or the task has no hints."""
+    refuse(run, "rft")
     Trajectories(run, cfg)
     if cfg.hint and run.task.hint is None:
         raise MinipostError(f"the task {run.task.name} tells no hints; leave out --hint")

@@ -15,6 +15,7 @@ The effect fades as rollouts grow (`by_size`).
 import copy
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +24,7 @@ import torch
 from minipost import methods
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
-from minipost.methods import distill, rft
+from minipost.methods import clicks, distill, math_shepherd, rft
 from minipost.proof import exact
 from minipost.proof.exact import Exact
 from minipost.proof.oracle import Dealer, Recorder, divergence, relative
@@ -45,6 +46,7 @@ AIMS = {  # names of the losses of exact.py in the tables; "its loss" if a metho
     "minus_reward": "J", "minus_regularised": "J_b", "maximum_likelihood": "likelihood",
     "centred_bradley_terry": "Bradley-Terry", "bradley_terry": "Plackett-Luce",
     "outcome_entropy": "cross-entropy", "step_entropy": "cross-entropy",
+    "value_entropy": "cross-entropy", "click_ranking": "ranking",
     "implicit_entropy": "cross-entropy", "minus_success": "P(right)",
     "forward_kl": "forward KL", "reverse_kl": "reverse KL",
 }
@@ -145,6 +147,10 @@ def stepper(estimate, run, label=None):
         options["label"] = label
     if module is distill:
         options["teacher"] = run.world.reference
+    if module is math_shepherd:
+        options["complete"] = completed
+    if module is clicks:
+        options["browse"] = browsed
 
     def step():
         run.carried = {"baseline": BASELINE}
@@ -158,6 +164,29 @@ def stepper(estimate, run, label=None):
         return learner.seen
 
     return step
+
+
+def completed(run, problems, rollout, places, cfg):
+    """math_shepherd.roll_out; of a hand, the mean over all completions in place of some.  (M, 1)"""
+    if run.hand is None:
+        return math_shepherd.roll_out(run, problems, rollout, places, cfg)
+    world, found = run.world, []
+    tokens, mask = world.seqs.tokens, world.seqs.mask
+    chance = world.log_chance(run.policy.module).detach().exp().flatten()
+    for row, column in places:
+        begun = rollout.tokens[row, : column + 2]
+        after = mask[:, column] & (tokens[:, : column + 2] == begun).all(1)
+        found.append((chance * world.reward.flatten())[after].sum() / chance[after].sum())
+    return torch.stack(found)[:, None]
+
+
+def browsed(run, reward, place, cfg):
+    """clicks.browse; of a hand, what all users together would click.  (P, G)"""
+    if run.hand is None:
+        return clicks.browse(run, reward, place, cfg)
+    looked = clicks.attraction(reward).double()
+    counted = looked.apply_(lambda worth: clicks.chance(worth, cfg.dwell))
+    return counted * clicks.propensity(place, cfg.eta)
 
 
 def divisor_of(estimate, run, prompt, rows):
@@ -313,9 +342,13 @@ def by_size(world, sizes=(1, 2, 16, 256)):
 
 # ---- away from the policy that sampled
 
-CLIPS = {"reinforce-pp": ("clip",), "ppo": ("clip",), "grpo": ("clip",), "grpo --correct none": (),
-         "grpo --correct truncated": ("cap",), "dr-grpo": ("clip",),
-         "dapo": ("clip_low", "clip_high"), "trpo": ()}
+CLIPS: Mapping[str, Mapping[str, float]] = {  # {method: what takes away its clip}
+    "reinforce-pp": {"clip": 1e6}, "ppo": {"clip": 1e6}, "grpo": {"clip": 1e6},
+    "grpo --correct none": {}, "dr-grpo": {"clip": 1e6}, "trpo": {}, "process-grpo": {"clip": 1e6},
+    **{f"grpo --correct {way}": {"cap": 1e6} for way in ("truncated", "masked", "masked-answers")},
+    "dapo": {"clip_low": 1e6, "clip_high": 1e6}, "gspo": {"clip_low": 1e6, "clip_high": 1e6},
+    "cispo": {"clip_high": 1e6}, "sapo": {"tau_pos": 1e-6, "tau_neg": 1e-6},
+}
 
 
 def clipped(estimate, world, far=0.25):
@@ -324,7 +357,7 @@ def clipped(estimate, world, far=0.25):
     -> {"name", "kl": of the move, "off": with the clip, "off_free": without the clip}
     """
     found = {"name": estimate.name}
-    for key, width in (("off", {}), ("off_free", dict.fromkeys(CLIPS[estimate.name], 1e6))):
+    for key, width in (("off", {}), ("off_free", CLIPS[estimate.name])):
         run, generator = dealer(world, sampler=world.policy), torch.Generator().manual_seed(2)
         move = torch.randn(run.policy.flat.shape, generator=generator, dtype=torch.float64)
         run.policy.assign(run.policy.flat + far * run.policy.flat.std() * move)

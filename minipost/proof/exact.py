@@ -5,6 +5,8 @@ other.  Pairs are drawn as the methods draw them.  As in the methods, two answer
 are left out.
 """
 
+import math
+
 import torch
 from torch.nn.functional import logsigmoid, softplus
 
@@ -86,6 +88,13 @@ def centred_bradley_terry(e):
     return bradley_terry(e) + e.pairs(e.p, 0.1 * total(e.score).square())
 
 
+def click_ranking(e):
+    """Lists of two, and the chance that an answer which is looked at gets a click of 30 s."""
+    loser, winner = (share * math.exp(-30 / stay) for share, stay in ((0.1, 10), (1.0, 60)))
+    lead = gap(e.score)
+    return e.pairs(e.p, winner * softplus(-lead) + loser * softplus(lead))
+
+
 def outcome_entropy(e):
     return expected(e.p, softplus(e.score) - e.reward * e.score)
 
@@ -118,12 +127,40 @@ def minimum_risk(e):
     return -(e.p[:, :, None] * e.p[:, None, :] * mean).sum((1, 2)).mean()
 
 
+def value_entropy(e):
+    """As `step_entropy`, and the label of a step is the mean reward of what may follow it."""
+    world, reward, chance = e.world, e.reward.flatten(), e.p.flatten()
+    tokens, mask = world.seqs.tokens, world.seqs.mask
+    each = torch.zeros(len(tokens), dtype=torch.float64)
+    for row in range(len(tokens)):
+        columns = mask[row].nonzero()[:, 0].tolist()
+        for t in columns:
+            s = e.step_score[row, t]
+            if t == columns[-1]:
+                y = reward[row]
+            elif world.words.decode([int(tokens[row, t + 1])]) == world.task.step_end:
+                after = mask[:, t] & (tokens[:, : t + 2] == tokens[row, : t + 2]).all(1)
+                y = (chance * reward)[after].sum() / chance[after].sum()
+            else:
+                continue
+            each[row] = each[row] + softplus(s) - y * s
+    return expected(e.p, each.view(2, -1))
+
+
 def dpo_loss(e):
     return e.pairs(e.ref, softplus(-BETA * gap(e.h)))
 
 
 def ipo_loss(e):
     return e.pairs(e.ref, (gap(e.h) - 1 / (2 * BETA)).square())
+
+
+def rpo_loss(e):
+    """The KL of two coins: one of the rewards' gap (eta = 1), one of the implied rewards'."""
+    wanted, found = gap(e.reward), BETA * gap(e.h)
+    return e.pairs(e.ref, sum(torch.sigmoid(s * wanted) * (logsigmoid(s * wanted)
+                                                           - logsigmoid(s * found))
+                              for s in (1, -1)))
 
 
 def simpo_loss(e):

@@ -16,10 +16,24 @@ from torch.nn.functional import logsigmoid
 
 from minipost import ops
 from minipost.gpt import RewardModel
-from minipost.methods import dpo, grpo, ipo, kto, mdpo, oreo, ppo, reinforce_pp, rloo
+from minipost.methods import (
+    dpo,
+    grpo,
+    ipo,
+    kto,
+    mdpo,
+    oreo,
+    ppo,
+    prm,
+    process_grpo,
+    reinforce_pp,
+    rloo,
+    rpo,
+)
 from minipost.proof.estimates import EXACT, Estimate, dealer, enumerate_step
 from minipost.proof.exact import BETA
 from minipost.proof.oracle import (
+    EOS,
     Known,
     divergence,
     mean_reward,
@@ -27,7 +41,8 @@ from minipost.proof.oracle import (
     regularised,
     weights_of,
 )
-from minipost.rollout import distribution
+from minipost.rollout import Rollout, distribution
+from minipost.tasks.base import Problem
 
 # ---- where nothing is left to learn
 
@@ -71,8 +86,12 @@ AT_OPTIMUM = [
                "an answer counts by its place in the group, not by how much better it is"),
     Stationary("grpo --kl k3", dict(prompts=1, group_size=2, beta=BETA, kl="k3"), 2, "",
                "the same"),
+    Stationary("process-grpo", dict(prompts=1, group_size=2, beta=BETA), 2, "",
+               "right steps are paid for, whatever the answer is worth"),
     Stationary("dpo", dict(pairs=1, beta=BETA), 2, "the mean step",
                "labels being Bradley-Terry's, pi* is the model that made them", LABELS),
+    Stationary("rpo", dict(pairs=1, beta=BETA, eta=1.0), 2, "every step",
+               "the gap of implied rewards is that of rewards on every pair"),
     Stationary("ipo", dict(pairs=1, tau=BETA), 2, "",
                "its optimum is that of the chance to win, not of the reward", LABELS),
     Stationary("mdpo", dict(prompts=1, group_size=1, beta=BETA), 2, "",
@@ -122,6 +141,12 @@ class Ground:
             self.logp_ref = self.of_tokens(self.ref_all)                    # (M, T)
         self.ref = self.logp_ref.sum(1).exp() / 2                           # (M,) chances under ref
         run = dealer(world)
+        ended = (self.seqs.targets.eq(EOS) & self.mask).any(1)
+        answers = Rollout(self.seqs.tokens, self.mask, self.logp_ref,
+                          torch.arange(2).repeat_interleave(world.count), ended)
+        problems = [Problem(prompt) for prompt in world.prompts]
+        self.ends = prm.marks(run, answers, False)                          # (M, T)
+        self.steps = process_grpo.exact(run, problems, answers)             # (M, T) what they earn
         self.starts = {level: oreo.starts(run, self.seqs, level)
                        for level in ("token", "step", "response")}
 
@@ -191,6 +216,18 @@ def grpo_field(g, critic, k3=False):
                      beta=BETA, count=1)[0]
 
 
+def process_grpo_field(g, critic):
+    """With groups of two, as grpo_field."""
+    i, j, _ = g.pairs()
+    both = torch.stack([i, j], 1).flatten()
+    adv = process_grpo.advantages(g.steps[both], g.ends[both], g.mask[both], 2)[::2]
+    adv = torch.zeros_like(g.held).index_add(0, i, 2 * g.chance[j, None] * adv)
+    kl = ops.spread(ops.kl_exact(g.logp_all, g.ref_all), g.mask)
+    chance = g.chance[:, None]
+    return process_grpo.loss(g.logp, g.held, chance * kl, chance * adv, g.mask, clip=0.2,
+                             beta=BETA, count=1)[0]
+
+
 def pair_field(loss, weigh):
     """The mean of a loss over the pairs of ref, in both orders, by the chance of either label."""
     def field(g, critic):
@@ -203,6 +240,14 @@ def pair_field(loss, weigh):
 
 def certain(lead):
     return (lead > 0).double()
+
+
+def rpo_field(g, critic):
+    """The mean over the pairs of ref, whose rewards are known."""
+    i, j, chance = g.pairs()
+    values = each(rpo.loss, g.logp[i], g.logp[j], g.logp_ref[i], g.logp_ref[j], g.mask[i],
+                  g.mask[j], g.reward[i] - g.reward[j], beta=BETA, eta=1.0)
+    return (chance * values).sum()
 
 
 def dpo_loss_of(*rows, count):
@@ -276,8 +321,11 @@ LEADS = {
     "grpo": Lead(grpo_field, None,
                  "groups of two: an answer counts by its place; KL in each state"),
     "grpo --kl k3": Lead(partial(grpo_field, k3=True), None, "the same with the other KL"),
+    "process-grpo": Lead(process_grpo_field, None,
+                         "groups of two: steps count by their place; KL in each state"),
     "dpo": Lead(pair_field(dpo_loss_of, torch.sigmoid), best_of, "labels are Bradley-Terry's"),
     "dpo, sure labels": Lead(pair_field(dpo_loss_of, certain), None, ENDLESS),
+    "rpo": Lead(rpo_field, best_of, "it is told the gap of rewards, with eta = 1"),
     "mdpo": Lead(mdpo_field, None, ENDLESS),
     "ipo": Lead(pair_field(ipo_loss_of, torch.sigmoid), chance_to_win,
                 "its own optimum has the chance to win in place of the reward"),

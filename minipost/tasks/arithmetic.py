@@ -35,6 +35,7 @@ from minipost.tasks.base import MOST_HELD_OUT, Problem, Task, is_held_out, switc
 
 LIMIT = 99        # the largest running total
 MOST_TERMS = 64   # numbers in a chain
+SUM = re.compile("([0-9]{1,9})([+-][0-9]{1,9})")
 CHAIN = re.compile(rf"[1-9][0-9]?(?: *[+-] *[1-9][0-9]?){{1,{MOST_TERMS - 1}}}")
 PATIENCE = 5_000  # after so many draws without a new problem, the space counts as exhausted
 
@@ -50,6 +51,7 @@ class Arithmetic(Task):
     fewest: int = 0             # chains of this many to `terms` numbers; 0: of `terms` alone
 
     name = "arithmetic"
+    call_end = "="  # of a step, behind which a calculator may write the result (react)
 
     def __post_init__(self):
         switches(direct=self.direct, hurried=self.hurried)
@@ -230,6 +232,10 @@ class Arithmetic(Task):
         """The same problem in this task's wording."""
         return self._problem(_operands(problem.columns["chain"]))
 
+    def tool(self, problem, text):
+        """What a calculator writes behind an answer that ends in a step without its result."""
+        return calculate(text.rpartition("\n")[2].partition("=")[0]) + "\n"
+
     def answers(self, problem):
         """The right completion, if the answer comes at once; None with steps, which vary freely."""
         return [f" {problem.columns['answer']}"] if self.direct else None
@@ -292,6 +298,12 @@ class Arithmetic(Task):
 def _operands(chain):
     """Return the signed numbers of a chain: 7+5-3 gives [7, 5, -3]."""
     return [int(n) for n in re.findall("[+-]?[0-9]+", chain)]
+
+
+def calculate(text):
+    """What a calculator shows for a sum or difference of two numbers; "error" for all else."""
+    found = SUM.fullmatch(text)
+    return str(int(found[1]) + int(found[2])) if found else "error"
 
 
 def _slip(off, totals, rng, slip):

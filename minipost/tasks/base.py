@@ -116,6 +116,14 @@ class Task(Protocol):
     stream: Callable | None = None
     asked: Callable | None = None
     lock: Callable | None = None
+    #: call_end: the text that ends a call of the tool; tool(problem, text) -> what the tool writes
+    #: behind an answer that ends so; acts: whether every answer of a run is made with it  (react)
+    call_end: str = ""
+    tool: Callable | None = None
+    acts: bool = False
+    #: messages(problem) -> (turns of the prompt, turns of the answer), {"role", "content"} each,
+    #: where --chat is to show a conversation and not one message  (dialogue)
+    messages: Callable | None = None
 
     def ballot(self, text):
         """What a vote counts in an answer: by default, what `parse` reads.

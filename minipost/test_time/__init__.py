@@ -42,6 +42,8 @@ class InferenceMethod:
     PAIRS: Sequence[tuple[str, str]] = ()
     #: how many held-out problems a demo takes
     N: int = 200
+    #: the directory of the model that it usually asks, where that is not the thinker
+    MODEL: str = ""
     #: the directory of its usual reward model, where it asks one
     VERIFIER: str = ""
     #: outcome(working) -> what was asked, whether the answer is right; where that is not the

@@ -10,6 +10,8 @@ The score is one of
     confidence      the policy's own mean log-prob
     own verdicts    the share of the policy's samples that work a step out again and come to the
                     same (a generative verifier, Zhang et al. 2024, arxiv.org/abs/2408.15240)
+    both            a process and an outcome reward model's (`--outcome-verifier`; survey sec.
+                    3.1.4): the sum of their log-odds, as if they erred independently of each other
     exact checker   with it the result is pass@n
 
 The vote, and the vote weighted by the score, are measured beside these.
@@ -44,6 +46,7 @@ class Config(Bounded):
 
     group_size: int = 16        # answers to a problem (n)
     aggregate: Literal["min", "last", "product"] = "min"  # a solution's chance from its steps'
+    outcome_verifier: str = ""  # directory of an outcome reward model, to choose by both
     votes: int = 3              # samples of the model's own verdict on a step
 
 
@@ -52,19 +55,38 @@ def best(scores):
     return max(range(len(scores)), key=lambda k: (scores[k] == scores[k], scores[k], -k))
 
 
-def verified(problems, drawn, tools):
-    """The verifier's chances [problem][sample]: a list of each step's and, last, the whole's."""
+def verified(problems, drawn, tools, *directory):
+    """The verifier's chances [problem][sample]: a list of each step's and, last, the whole's.
+
+    directory: of another reward model in its place.
+    """
     if tools.verifier is None:
         raise MinipostError("best-of-n needs a reward model to choose with: --verifier DIR, such "
                             "as --algo prm or orm saves")
     flat = [(p.prompt, text) for p, texts in zip(problems, drawn) for text in texts]
-    found = iter(tools.verified(*map(list, zip(*flat))))
+    found = iter(tools.verified(*map(list, zip(*flat)), *directory))
     return [[next(found) for _ in texts] for texts in drawn]
 
 
 def aggregate(chances, how):
     """One chance for each sample."""
     return [[AGGREGATES[how](steps) for steps in row] for row in chances]
+
+
+def log_odds(chance):
+    """log p/(1 - p), with p at least 1e-9 from 0 and 1."""
+    p = min(max(chance, 1e-9), 1 - 1e-9)
+    return math.log(p / (1 - p))
+
+
+def both(scores, others):
+    """The sum of the log-odds of two chances for each sample.
+
+    If a right and a wrong answer get theirs from each model independently, and each knows the
+    chance that an answer is right, this is Bayes' rule up to a number that all samples share.
+    """
+    return [[log_odds(a) + log_odds(b) for a, b in zip(*rows, strict=True)]
+            for rows in zip(scores, others, strict=True)]
 
 
 def chosen(drawn, scores):
@@ -78,7 +100,11 @@ def chosen(drawn, scores):
 def solve(problems, tools, cfg):
     """The sample of each problem that the verifier scores highest: (answers, workings)."""
     drawn = tools.sample([p.prompt for p in problems], cfg.group_size)
-    return chosen(drawn, aggregate(verified(problems, drawn, tools), cfg.aggregate))
+    score = aggregate(verified(problems, drawn, tools), cfg.aggregate)
+    if cfg.outcome_verifier:
+        score = both(score, aggregate(verified(problems, drawn, tools, cfg.outcome_verifier),
+                                      "last"))
+    return chosen(drawn, score)
 
 
 def arms(problems, tools, cfg):
@@ -106,6 +132,9 @@ def arms(problems, tools, cfg):
            for how in AGGREGATES if how != cfg.aggregate},
         "exact checker": right,
     }
+    if cfg.outcome_verifier:
+        outcome = aggregate(verified(problems, drawn, tools, cfg.outcome_verifier), "last")
+        scores |= {"outcome verifier": outcome, "both verifiers": both(score, outcome)}
     for name, found in scores.items():
         texts, workings = chosen(drawn, found)
         yield Arm.of(name, spent, tools.right(problems, texts), texts, workings)

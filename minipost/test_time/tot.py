@@ -4,6 +4,9 @@ sec. 5.6; Yao et al. 2023, arxiv.org/abs/2305.10601).
     breadth-first   a level at a time; of all states of a level the `width` (b) best are expanded
     depth-first     the best child first; prune states below `threshold`, backtrack from dead ends
     best-first      the best open state, wherever in the tree it is
+    a-star          the open state of the least f = g + h (A*, Hart, Nilsson & Raphael 1968); the
+                    cost g of the way is -log of how likely its steps were, or their number, and the
+                    heuristic h of the way left is -log worth
 
 A state is expanded by `branching` sampled steps.  Its worth is a number from the model itself.  For
 every step, `votes` samples work the step out again.  The worth is the product of the shares that
@@ -11,9 +14,17 @@ come to the same, times the share of samples that say that the goal can be reach
 question is asked twice.  Of several texts that come to the same state only the best is expanded.
 The answer is the finished text of the highest worth.  Nothing outside the model is asked before the
 answer is given.
+
+For A* a step is as likely as the share of the sampled steps that are the same.  So exp(-f) is the
+chance of the way times the chance that the goal can be reached from its end.  If h is never more
+than the true cost of the way left, the first answer that is taken is one of the least cost.  Worths
+are shares of a few verdicts, so here that is not promised.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from minipost.errors import Bounded
@@ -29,7 +40,8 @@ PAIRS = ((EQUAL.format(width=1), "breadth-first, b=1"), (EQUAL, AFTER))
 class Config(Bounded):
     """A search over steps, with worths from the model's own verdicts."""
 
-    strategy: Literal["breadth-first", "depth-first", "best-first"] = "breadth-first"
+    strategy: Literal["breadth-first", "depth-first", "best-first", "a-star"] = "breadth-first"
+    cost: Literal["log-prob", "depth"] = "log-prob"  # what a way costs in A* (g)
     width: int = 5              # states kept at each level of breadth-first search (b)
     branching: int = 16            # steps sampled from a state (k)
     votes: int = 3              # verdicts sampled on a state
@@ -47,25 +59,28 @@ class Node:
     parent: int | None
     depth: int
     worth: float = 0.0
+    cost: float = 0.0           # -log of how likely its steps were, by the shares of the samples
     open: bool = True           # may be expanded: neither finished, nor expanded, nor pruned
     finished: bool = False
     expanded: bool = False
 
 
 def search(prompts, propose, value, *, mark, strategy, width, branching, threshold=0.0,
-           expansions=None, depth=8, state=lambda k, text: text, enough=None):
+           cost="log-prob", expansions=None, depth=8, state=lambda k, text: text, enough=None):
     """A tree for each prompt: a list of Nodes in the order they were found, the root first.
 
     propose(texts, n) -> n one-step continuations of each text; one without `mark` ends the answer.
     value(states) -> a number for each (k, text): the beginning `text` of an answer to prompt k.
     state(k, text) -> a name that beginnings of prompt k share if they come to the same state.
     expansions: how many nodes may be expanded for a prompt, None for no bound.
-    enough: depth-first and best-first search stop at a finished answer of this worth; None: never.
+    enough: all but breadth-first search stop at a finished answer of this worth; None: never.
     """
     trees = [[Node("", state(k, ""), None, 0)] for k in range(len(prompts))]
     gone = [set() for _ in prompts]                         # states that have been expanded
     left = [float("inf") if expansions is None else expansions for _ in prompts]
-    choose = {"breadth-first": _level, "depth-first": _deepest, "best-first": _best}[strategy]
+    orders: dict[str, Callable] = {"breadth-first": _level, "depth-first": _deepest,
+                                   "best-first": _best, "a-star": partial(_least, cost=cost)}
+    choose = orders[strategy]
     while True:
         picked = []
         for k, tree in enumerate(trees):
@@ -85,7 +100,8 @@ def search(prompts, propose, value, *, mark, strategy, width, branching, thresho
             for more in dict.fromkeys(nexts):
                 text, finished, level = (trees[k][i].text + more, mark not in more,
                                          trees[k][i].depth + 1)
-                trees[k].append(Node(text, state(k, text), i, level, finished=finished,
+                paid = trees[k][i].cost - math.log(nexts.count(more) / len(nexts))
+                trees[k].append(Node(text, state(k, text), i, level, cost=paid, finished=finished,
                                      open=not finished and level < depth))
                 fresh.append((k, trees[k][-1]))
         for (k, node), worth in zip(fresh, value([(k, node.text) for k, node in fresh]),
@@ -115,6 +131,17 @@ def _best(tree, gone, width):
     """The best open state; of equals the deepest."""
     found = [i for i, node in enumerate(tree) if node.open and node.state not in gone]
     return sorted(found, key=lambda i: (-tree[i].worth, -tree[i].depth))[:1]
+
+
+def _least(tree, gone, width, cost):
+    """The open state of the least f = g + h; of equals the deepest."""
+    found = [i for i, node in enumerate(tree) if node.open and node.state not in gone]
+
+    def f(node):
+        left = -math.log(node.worth) if node.worth > 0 else math.inf
+        return (node.cost if cost == "log-prob" else node.depth) + left
+
+    return sorted(found, key=lambda i: (f(tree[i]), -tree[i].depth))[:1]
 
 
 def answers(tree):
@@ -162,6 +189,9 @@ def arms(problems, tools, cfg):
         yield from ranked(name, problems, [answers(tree) for tree in trees], workings, tools, start)
     yield from sampled(problems, tools, cfg.votes, {
         EQUAL.format(width=b): spent[f"breadth-first, b={b}"] for b in (1, cfg.width)})
+    start, trees = tools.tokens, grow(problems, tools, cfg, strategy="a-star")
+    yield from ranked("a-star", problems, [answers(tree) for tree in trees],
+                      [{"tree": [vars(node) for node in tree]} for tree in trees], tools, start)
 
 
 def sampled(problems, tools, votes, budgets):

@@ -44,7 +44,8 @@ def make(study, made, runner):
         settings, start = train.settings_of(given), time.perf_counter()
         origin = [fingerprint(ROOT / each) for each in (
             settings.options.model, settings.options.reward_model,
-            getattr(settings.config, "teacher", "")) if each]
+            getattr(settings.config, "teacher", ""), getattr(settings.config, "verifier", ""))
+            if each]
         needs, failed = complete(runner, made.place(name), given, "".join(origin))
         if runner.stopped:
             print("stopped")
@@ -125,18 +126,26 @@ def start(argv):
             signal.signal(number, handler)
     if len(verdicts) > 1:
         print("\n".join(["", *table(COLUMNS, verdicts)]))
-    if len(verdicts) == len(studies.names()):
-        PAGE.write_text(with_verdicts(PAGE.read_text(encoding="utf-8"), verdicts), encoding="utf-8")
+    PAGE.write_text(with_verdicts(PAGE.read_text(encoding="utf-8"), verdicts), encoding="utf-8")
     return 0
 
 
 def with_verdicts(page, verdicts):
-    """The page with the table of all verdicts at its head, a link to each study's part."""
+    """The page with the table of verdicts at its head, a link to each study's part.
+
+    verdicts: [(study, paper, verdict, sentence)] of those that were made; others stay.
+    """
+    table_of = re.search(f"{FIRST}.*?{LAST}", page, flags=re.DOTALL)
+    rows = re.findall(r"^\| \[([\w-]+)\]\(.*?\) \| (.*) \|$", table_of[0] if table_of else "",
+                      flags=re.MULTILINE)
+    every = {name: rest.split(" | ", 2) for name, rest in rows}
+    every |= {name: rest for name, *rest in verdicts}
     heads = dict(re.findall(r"<!-- study-([\w-]+): .*?-->\n## (.*)", page))
     place = {name: re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-")
              for name, head in heads.items()}
-    rows = [[f"[{name}](#{place[name]})", *rest] for name, *rest in verdicts]
-    lines = [f"{FIRST} make studies -->", *table(COLUMNS, rows), LAST]
+    linked = [[f"[{name}](#{place[name]})", *every[name]]
+              for name in sorted(every) if name in place]
+    lines = [f"{FIRST} make studies -->", *table(COLUMNS, linked), LAST]
     body = re.sub(f"{FIRST}.*?{LAST}\n\n", "", page, flags=re.DOTALL)
     at = body.index("<!-- study-")
     return body[:at] + "\n".join(lines) + "\n\n" + body[at:]

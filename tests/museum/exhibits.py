@@ -153,6 +153,137 @@ def _(ours, reward, size):
     return ours(reward, len(reward))
 
 
+# ---- ratios: of what, and what a bound does
+
+@exhibit(
+    "answer counted once a token", "huggingface/trl#3823",
+    "GSPO's gain of an answer was spread over its tokens and added up again: a long answer counted "
+    "by its length, where the paper counts answers.",
+    "minipost.methods.gspo:loss",
+    "test_gspo.py::test_an_answer_whose_tokens_are_said_twice_counts_as_before",
+    "test_gspo.py::test_tokens_of_an_answer_share_its_weight_and_its_fate",
+    "test_gradients.py::test_three_ways[gspo]",
+    "test_several_passes.py::test_two_steps_are_the_formula_written_anew[gspo]")
+def _(ours, logp, logp_old, adv, mask, **options):
+    return ours(logp, logp_old, adv * mask.sum(1), mask, **options)
+
+
+@exhibit(
+    "ratio not divided by length", "MakazhanAlpamys/Soup#723",
+    "What was called GSPO had not the |y|-th root of an answer's ratio.  Here it has the ratio "
+    "itself: a product of as many ratios as tokens, which leaves any bound as answers grow.",
+    "minipost.methods.gspo:means",
+    "test_gspo.py::test_an_answer_whose_tokens_are_said_twice_counts_as_before",
+    "test_gspo.py::test_the_token_form_has_the_same_gradient",
+    "test_several_passes.py::test_two_steps_are_the_formula_written_anew[gspo]")
+def _(ours, logp, logp_old, mask):
+    from minipost.ops import row_sums
+    return row_sums(logp, mask), row_sums(logp_old, mask)
+
+
+@exhibit(
+    "weight without its log-prob", "allenai/open-instruct#1269",
+    "CISPO's loss was the clipped ratio times A, as PPO's: a token beyond the bound had no "
+    "gradient, which is what CISPO is there to avoid.",
+    "minipost.methods.cispo:loss",
+    "test_cispo.py::test_a_token_beyond_the_bounds_keeps_the_weight_of_the_bound",
+    "test_cispo.py::test_without_a_lower_bound_it_is_grpo_with_truncated_ratios",
+    "test_several_passes.py::test_two_steps_are_the_formula_written_anew[cispo]")
+def _(ours, logp, logp_old, adv, mask, *, clip_low, clip_high, count):
+    from minipost.ops import masked_sum
+    ratio = (logp - logp_old).exp().clamp(1 - clip_low, 1 + clip_high)
+    more = ours(logp, logp_old, adv, mask, clip_low=clip_low, clip_high=clip_high, count=count)[1]
+    return -masked_sum(ratio * adv[:, None], mask) / count, more
+
+
+@exhibit(
+    "clip on the lower side", "thinking-machines-lab/tinker-cookbook#763",
+    "PPO's two-sided bounds were handed to CISPO: tokens that the policy had left were pushed on "
+    "with 0.8 of their weight, and sampler and trainer drifted apart.",
+    "minipost.methods.cispo:bounds",
+    "test_cispo.py::test_without_a_lower_bound_what_the_policy_has_left_hardly_counts",
+    "test_cispo.py::test_without_a_lower_bound_it_is_grpo_with_truncated_ratios",
+    "test_cispo.py::test_the_share_of_clipped_tokens_is_of_both_sides")
+def _(ours, clip_low, clip_high):
+    return ours(min(clip_low, 0.2), clip_high)
+
+
+@exhibit(
+    "gate without its advantage", "unslothai/unsloth-zoo#869",
+    "A rewrite of SAPO's branch kept the soft ratio and dropped minus A behind it: wrong answers "
+    "were moved as right ones, and all of them down.",
+    "minipost.methods.sapo:loss",
+    "test_sapo.py::test_at_ratio_one_it_is_the_policy_gradient_at_any_temperature",
+    "test_gradients.py::test_three_ways[sapo]",
+    "test_several_passes.py::test_two_steps_are_the_formula_written_anew[sapo]")
+def _(ours, logp, logp_old, adv, mask, **options):
+    from minipost.methods.sapo import gate
+    from minipost.ops import row_means
+    tau, x = gate(logp, logp_old, adv, options["tau_pos"], options["tau_neg"])[1:]
+    more = ours(logp, logp_old, adv, mask, **options)[1]
+    return row_means(4 / tau * x.sigmoid(), mask).sum() / options["count"], more
+
+
+@exhibit(
+    "gate without its scale", "modelscope/ms-swift#6766",
+    "SAPO's gate was the sigmoid alone, without 4/tau: on fresh answers a quarter of the policy "
+    "gradient times tau, so the temperature changed the step.",
+    "minipost.methods.sapo:loss",
+    "test_sapo.py::test_at_ratio_one_it_is_the_policy_gradient_at_any_temperature",
+    "test_gradients.py::test_three_ways[sapo]",
+    "test_several_passes.py::test_two_steps_are_the_formula_written_anew[sapo]")
+def _(ours, logp, logp_old, adv, mask, *, tau_pos, tau_neg, count):
+    tau = torch.full_like(adv, tau_neg).where(adv <= 0, tau_pos)
+    return ours(logp, logp_old, adv * tau / 4, mask, tau_pos=tau_pos, tau_neg=tau_neg, count=count)
+
+
+# ---- tools
+
+@exhibit(
+    "observation tokens trained on", "verl-project/verl#4412",
+    "The mask of the labels went by the length of the response, so what a tool had written in it "
+    "was learnt like what the policy had chosen.",
+    "minipost.datasets.tools:Answer.add",
+    "test_tools.py::test_the_mask_leaves_out_what_the_tool_wrote_and_nothing_else",
+    "test_tools.py::test_a_call_is_answered_and_the_answer_goes_on",
+    "test_tools.py::test_a_demonstration_is_masked_as_a_rollout_of_the_same_text_is")
+def _(ours, answer, ids, logp, chosen):
+    return ours(answer, ids, logp, True)
+
+
+@exhibit(
+    "advantages end at an observation", "verl-project/verl#2337",
+    "GAE began anew at every token off the mask, so no call in front of an observation was paid "
+    "for what came of it; others let each token of a tool discount the reward.",
+    "minipost.ops:gae",
+    "test_tools.py::test_advantages_pass_an_observation_as_if_it_were_not_there",
+    "test_tools.py::test_returns_pass_an_observation_as_if_it_were_not_there")
+def _(ours, reward, value, mask, gamma, lam):
+    value = value.where(mask, 0.0)
+    adv, next_adv, next_value = torch.zeros_like(value), 0.0, 0.0
+    for t in reversed(range(value.shape[1])):
+        delta = reward[:, t] + gamma * next_value - value[:, t]
+        next_adv, next_value = (delta + gamma * lam * next_adv).where(mask[:, t], 0.0), value[:, t]
+        adv[:, t] = next_adv
+    return adv
+
+
+@exhibit(
+    "text encoded anew after a call", "huggingface/trl#5144",
+    "After a tool's answer the whole text was encoded once more, which gave other ids than were "
+    "sampled; mask and log-probs no longer fitted them.",
+    "minipost.datasets.tools:with_tool",
+    "test_tools.py::test_ids_that_were_sampled_stay_as_they_are")
+def _(ours, complete, vocabulary, task, problems, prompts, group_size, room, stop):
+    def anew(asked, group_size, turn, room):
+        if turn:
+            asked = [prompts[0][:1] + vocabulary.response(vocabulary.decode(ids[1:]))[:-1]
+                     for ids in asked]
+        return complete(asked, group_size, turn, room)
+
+    return ours(anew, vocabulary, task, problems, prompts, group_size, room, stop)
+
+
 # ---- KL
 
 @exhibit(
@@ -536,6 +667,60 @@ def _(ours, model, seqs):
 
 
 @exhibit(
+    "tokens without a label are right", "huggingface/trl#2127",
+    "The mark of a token without a label (-100) was cast to True, so nearly all tokens taught the "
+    "process reward model to call them right, and its accuracy began high.",
+    "minipost.methods.math_shepherd:step_ends",
+    "test_math_shepherd.py::"
+    "test_an_answer_goes_on_from_the_token_that_ends_a_step_and_is_judged_whole")
+def _(ours, run, rollout):
+    return rollout.mask & (ours(run, rollout) | (rollout.mask.cumsum(1) < 2))
+
+
+@exhibit(
+    "clicks times the chance to be seen", "facebookresearch/StarSpace#252",
+    "Asked what to do about the bias of positions, the answer was to weigh an example by the "
+    "chance that its place is looked at; that doubles the bias, which dividing by it removes.",
+    "minipost.methods.clicks:weigh",
+    "test_clicks.py::test_the_mean_weight_is_the_answers_own_wherever_it_stands",
+    "test_proof.py::test_the_mean_step_is_what_it_is_proved_to_be[clicks]")
+def _(ours, clicked, place, cfg):
+    from minipost.methods.clicks import propensity
+    return clicked * propensity(place, cfg.eta)
+
+
+@exhibit(
+    "normalised on the policy of the day", "vwxyzjn/lm-human-preference-details#8",
+    "After the reward model had learnt, its score was normalised on answers of the network that it "
+    "was made of and not of the fixed reference, so what a nat of KL costs moved with it.",
+    "minipost.run:Run.score_by",
+    "test_iterated_rlhf.py::test_in_every_round_the_references_answers_have_score_0_and_deviation_1")
+def _(ours, run, model, module=None):
+    return ours(run, model)
+
+
+@exhibit(
+    "judge asked in one order", "harness/harness-evals#10",
+    "The answer of a run always stood first before the judge, and judges favour the first place.",
+    "minipost.methods.direct_rlaif:mean_lead",
+    "test_direct_rlaif.py::test_a_judge_that_sees_places_alone_gives_every_answer_nothing")
+def _(ours, lead, group_size):
+    return lead.sum(2).flatten() / (group_size - 1)
+
+
+@exhibit(
+    "one rule that does not apply spoils all", "modelscope/ms-swift#8123",
+    "Rewards that are normalised apart took the plain mean of the group, so one None made all "
+    "advantages NaN; training went on and learnt nothing.",
+    "minipost.methods.gdpo:apart",
+    "test_gdpo.py::test_a_rule_that_ties_or_does_not_apply_says_nothing")
+def _(ours, found, weights, group_size):
+    parts = [w * found[name].view(-1, group_size) for name, w in weights.items()]
+    return sum((x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-4)
+               for x in parts).flatten()
+
+
+@exhibit(
     "score read before EOS", "huggingface/transformers#35352",
     "The first token with the id of padding was taken for its beginning; where that is EOS too, "
     "the score is read before it.",
@@ -768,6 +953,64 @@ def _(ours, run, rows, n, since):
 def _(ours, learner, tensors, numbers):
     weights = {"weights": tensors["weights"]}
     ours(learner, {name: torch.zeros_like(x) for name, x in tensors.items()} | weights, numbers)
+
+
+# ---- rewards of steps, and rounds
+
+@exhibit(
+    "steps that nobody pays", "mll-lab-nu/RAGEN#128",
+    "The environments gave a reward for every step, and GRPO's advantage was made of the last one "
+    "alone.",
+    "minipost.methods.process_grpo:advantages",
+    "test_process_grpo.py::test_a_token_is_credited_with_the_steps_that_end_at_it_or_later",
+    "test_process_grpo.py::test_steps_change_the_gradient",
+    "test_several_passes.py::test_two_steps_are_the_formula_written_anew[process-grpo]")
+def _(ours, reward, ends, mask, size):
+    last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+    return ours(reward, ends & last, mask, size)
+
+
+@exhibit(
+    "a step's reward one token late", "opendilab/LightRFT#53",
+    "The reward of a step fell on the token behind its end, in all of 16 answers that were looked "
+    "at; training went on all the same.",
+    "minipost.methods.prm:step_columns",
+    "test_prm.py::test_steps_of_a_toy_are_labelled_by_hand")
+def _(ours, run, rollout):
+    return [[column + 1 for column in columns] for columns in ours(run, rollout)]
+
+
+@exhibit(
+    "a reference that stays", "lsdefine/simple_GRPO#32",
+    "The paper renews the reference in every round; a user found no place in the code where that "
+    "happens, and there was none.",
+    "minipost.run:Run.forget",
+    "test_iterative_grpo.py::test_a_round_renews_the_reference_and_the_score")
+def _(ours, run, key):
+    pass
+
+
+@exhibit(
+    "the mask forgets the prefix", "zai-org/ChatGLM3#359",
+    "The mask of attention had the length of the text alone, so with a prefix in front tokens saw "
+    "the wrong keys.",
+    "minipost.engine.functions:behind",
+    "test_prefix.py::test_the_equation_and_its_derivative_by_hand",
+    "test_prefix.py::test_packed_rows_see_it")
+def _(ours, prefix, k, v, bias):
+    k, v, bias = ours(prefix, k, v, bias)
+    return k, v, bias.roll(-len(prefix), -1)
+
+
+@exhibit(
+    "a last block that is not whole", "bitsandbytes-foundation/bitsandbytes#1884",
+    "Where 64 did not divide a matrix, what happened to stand behind it counted in the scale of "
+    "its last block.",
+    "minipost.engine.coded:encode",
+    "test_coded.py::test_a_number_gets_the_nearest_level[4]")
+def _(ours, x, bits, block):
+    codes, scales = ours(pad(x.flatten(), (0, -x.numel() % block), value=9.0), bits, block)
+    return codes, scales
 
 
 # ---- what the gallery itself is tested with

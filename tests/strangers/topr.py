@@ -1,11 +1,14 @@
-"""GSPO: Group Sequence Policy Optimization (Zheng et al. 2025, arxiv.org/abs/2507.18071).
+"""TOPR: Tapered Off-Policy REINFORCE (Le Roux et al. 2025, arxiv.org/abs/2503.14286).
 
-GRPO whose ratio is of the whole answer, by its length, so that the clip acts on answers:
+A right answer is learnt from whoever gave it; a wrong one only as far as the policy would still
+give it, so that what is unlearnt already is not pushed on without end:
 
-    s_i = exp( (1/|y_i|) sum_t log pi/old ),   A_i as in GRPO
-    L   = -(1/B) sum_i min(s_i A_i, clip(s_i, 1-eps, 1+eps) A_i)                        (eq. 5)
+    w_i = 1 if A_i > 0, else min(pi(y_i)/old(y_i), 1),    A_i = r_i - mean of its group
+    L   = -(1/B) sum_i w_i A_i log pi(y_i),               w_i without a gradient of its own
 
-    dL/dlogp_t = -s_i A_i / (|y_i| B)   where the clip is not active, else 0
+    dL/dlogp_t = -w_i A_i / B
+
+The paper takes rewards of 1 and -1 less a baseline.  Here the group's mean is the baseline.
 """
 
 from dataclasses import dataclass
@@ -17,13 +20,12 @@ from minipost.rollout import logprobs, minibatches
 
 TASK = "arithmetic"
 METRIC = "sampled"
-PROOF = [dict(config=dict(prompts=1, group_size=2), rows=2, loss="minus_reward",
-              why="reward over its group's deviation; an answer counts by its tokens' mean")]
+PROOF = [dict(config=dict(prompts=1, group_size=2), rows=2, loss="minus_reward", factor=0.5)]
 
 
 @dataclass(frozen=True)
 class Config(Bounded):
-    """Group-relative policy optimisation with a ratio per answer."""
+    """REINFORCE on answers of an older policy, tapered where they are wrong."""
 
     steps: int = 28             # rollouts to learn from
     prompts: int = 32           # prompts per rollout (P)
@@ -31,7 +33,6 @@ class Config(Bounded):
     temperature: float = 1.0    # sampling temperature (tau)
     minibatch_size: int = 64    # answers per gradient step (B)
     epochs: int = 1             # passes over each rollout
-    clip: float = 0.01          # how far a ratio may go from 1 before its gain stops (eps)
     lr: float = 2e-4            # learning rate (eta)
     max_grad_norm: float = 1.0  # the gradient is shortened to this norm
 
@@ -39,17 +40,18 @@ class Config(Bounded):
 
 
 @ops.shapes(logp="B T", logp_old="B T", adv="B", mask="B T")
-def loss(logp, logp_old, adv, mask, *, clip, count):
+def loss(logp, logp_old, adv, mask, *, count):
     """logp, logp_old, mask (B, T); adv (B,); count = B  ->  scalar loss, metrics that add up"""
-    mean, old = ops.row_means(logp, mask), ops.row_means(logp_old, mask)
-    value = -ops.clipped_surrogate(mean, old, adv, clip, clip).sum() / count
+    new, old = ops.row_sums(logp, mask), ops.row_sums(logp_old, mask)
+    tapered = ops.truncated_surrogate(new, old, adv, 1.0)
+    value = -((new - old) * adv).where(adv > 0, tapered).sum() / count
     return value, {"loss": value.detach()}
 
 
-def loss_grad(logp, logp_old, adv, mask, *, clip, count):
+def loss_grad(logp, logp_old, adv, mask, *, count):
     """The derivative of `loss`: {"logp": (B, T)}."""
-    mean, old = ops.row_means(logp, mask), ops.row_means(logp_old, mask)
-    gain = ops.clipped_surrogate_grad(mean, old, adv, clip, clip) / mask.sum(1)
+    new, old = ops.row_sums(logp, mask), ops.row_sums(logp_old, mask)
+    gain = adv.where(adv > 0, ops.truncated_surrogate_grad(new, old, adv, 1.0))
     return {"logp": -gain[:, None] * mask / count}
 
 
@@ -59,7 +61,7 @@ def train(run, cfg):
         problems = run.problems(cfg.prompts)
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
-        adv = ops.group_normalised(reward, cfg.group_size)                  # (B,)
+        adv = ops.group_centred(reward, cfg.group_size).flatten()           # (B,)
         meter, norms = Meter("loss"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,
                                 run.rng("order")):
@@ -67,8 +69,7 @@ def train(run, cfg):
                 batch, gain = rollout.take(i, adv)
                 logp = logprobs(run.policy.module, batch, cfg.temperature)
                 run.compare(logp, batch)
-                value, stats = loss(logp, batch.logp, gain, batch.mask, clip=cfg.clip,
-                                    count=len(rows))
+                value, stats = loss(logp, batch.logp, gain, batch.mask, count=len(rows))
                 value.backward()
                 meter.add(**stats)
             norms.append(run.policy.step(cfg.lr, cfg.max_grad_norm))
