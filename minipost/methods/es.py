@@ -35,12 +35,12 @@ PROOF = "has no loss: its step is an estimate from rewards alone (tests/test_es.
 class Config(Bounded):
     """Evolution strategies: perturb all weights, and move towards what earns more."""
 
-    steps: int = 25             # populations to learn from, one update each
+    steps: int = 12             # populations to learn from, one update each
     prompts: int = 32           # problems that every policy of a population answers (P)
     group_size: int = 1         # answers of each policy to a problem
     population: int = 30        # policies of a population (N), at least 2
     sigma: float = 0.01         # standard deviation of the noise on each weight (sigma)
-    alpha: float = 0.01         # length of a step (alpha)
+    alpha: float = 0.02         # length of a step (alpha)
     temperature: float = 0.0    # sampling temperature (tau); 0: greedy answers
 
     LIMITS = {"population": ">= 2", "sigma": "> 0", "temperature": ">= 0"}
