@@ -682,7 +682,8 @@ def _(ours, run, rollout):
     "Asked what to do about the bias of positions, the answer was to weigh an example by the "
     "chance that its place is looked at; that doubles the bias, which dividing by it removes.",
     "minipost.methods.clicks:weigh",
-    "test_clicks.py::test_the_mean_weight_is_the_answers_own_wherever_it_stands",
+    *(f"test_clicks.py::test_the_mean_weight_is_the_answers_own_wherever_it_stands[{eta}-shown{k}]"
+      for eta in (1.0, 2.0) for k in range(3)),
     "test_proof.py::test_the_mean_step_is_what_it_is_proved_to_be[clicks]")
 def _(ours, clicked, place, cfg):
     from minipost.methods.clicks import propensity
