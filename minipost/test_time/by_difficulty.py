@@ -27,8 +27,8 @@ from minipost.measure.stats import winner
 from minipost.test_time import self_feedback
 
 TASK, KNOBS = "arithmetic", {"hurried": True, "fewest": 2, "terms": 8}
-BEFORE, AFTER = "parallel alone", "by difficulty"
-PAIRS = (("sequential alone", "by difficulty"),)
+BEFORE, AFTER = "sequential alone", "by difficulty"
+PAIRS = (("parallel alone", "by difficulty"),)
 N = 400
 
 
