@@ -2,6 +2,7 @@
 
     sampler(texts, n)   n continuations of each text, whole answers or single steps
     ends                where the steps of a response end, in tokens
+    together            which beginnings are continued in one batch
 """
 
 
@@ -25,6 +26,22 @@ def ends(vocabulary, ids, mark):
         if not text.endswith("\ufffd"):
             seen, counted, rest = k + 1, 0, after[max(0, len(after) - len(mark) + 1) :]
     return found
+
+
+def together(prompts, left, context):
+    """{max_new_tokens: indices of the prompts that are continued in one batch}.
+
+    prompts: lists of ids, what was answered so far included.  left: tokens that each may go on for.
+    All go on for as long as any of them may, and are to be cut to their own length afterwards.  One
+    goes in another batch only where the context is too short for that, and in none where nothing
+    is left.
+    """
+    groups, longest = {}, max(left)
+    for k, ids in enumerate(prompts):
+        max_new_tokens = min(longest, context - len(ids))
+        if left[k] > 0 and max_new_tokens > 0:
+            groups.setdefault(max_new_tokens, []).append(k)
+    return groups
 
 
 class Sampler:
@@ -52,7 +69,8 @@ class Sampler:
         found = [[""] * n for _ in texts]
         prompts = [self.run.vocabulary.prompt(text) for text in texts]
         left = [self.max_new_tokens - self.made.get(text, 0) for text in texts]
-        for max_new_tokens, rows in self.together(prompts, left).items():
+        for max_new_tokens, rows in together(prompts, left,
+                                             self.run.policy.module.context).items():
             with self.run.aside():
                 rollout = self.run.complete(
                     [prompts[k] for k in rows], n, temperature=self.temperature,
@@ -78,19 +96,6 @@ class Sampler:
         """Somebody else wrote `more` behind a text.  It counts towards the length of the answer."""
         self.made[text + more] = (self.made.get(text, 0)
                                   + len(self.run.vocabulary.response(more)) - 1)
-
-    def together(self, prompts, left):
-        """{max_new_tokens: indices of the texts that are continued in one batch}.
-
-        All texts go on for as long as any of them may, and are cut to their own length afterwards.
-        A text goes in another batch only where the context is too short for that.
-        """
-        groups, longest = {}, max(left)
-        for k, ids in enumerate(prompts):
-            max_new_tokens = min(longest, self.run.policy.module.context - len(ids))
-            if left[k] > 0 and max_new_tokens > 0:
-                groups.setdefault(max_new_tokens, []).append(k)
-        return groups
 
     def cut(self, ids):
         """The ids up to the end of the first step if single steps are sampled, else all."""

@@ -57,6 +57,21 @@ def test_an_answer_goes_on_from_the_token_that_ends_a_step_and_is_judged_whole()
     assert found.flatten().tolist() == pytest.approx([4 / 5, 1 / 3, 2 / 5, 1 / 5, 2 / 5, 0.0])
 
 
+def test_a_long_beginning_goes_on_only_as_far_as_the_context_allows(monkeypatch):
+    """Else the run stopped where the longest beginning and the longest rest do not fit together."""
+    run, problems, rollout = begun()
+    context = len(Letters().prompt("bc")) + run.max_new_tokens
+    monkeypatch.setattr(type(run.policy.module), "context", context)
+    asked = scripted(run, ["aa"] * 4)
+    run.complete, whole = (lambda prompts, size, **options: whole(prompts, size, **options)[
+        range(len(prompts) * size)]), run.complete
+    places = math_shepherd.step_ends(run, rollout).nonzero().tolist()
+    monkeypatch.setattr(run, "grade_texts", lambda asked, texts: torch.ones(len(texts)))
+    math_shepherd.roll_out(run, problems, rollout, places, Config(rollouts=1))
+    assert len(asked) > 1 and sum(len(prompts) for prompts, *_ in asked) == len(places)
+    assert all(len(ids) + most <= context for prompts, _, _, most in asked for ids in prompts)
+
+
 @pytest.mark.parametrize("how, expected", [("hard", [0.8, 0.4, 0.4]),
                                            ("soft", [17 / 30, 0.3, 0.2])])
 def test_a_label_is_the_best_or_the_mean_and_the_last_token_has_the_answers_own(how, expected):

@@ -36,6 +36,7 @@ from minipost.measure.meter import Meter
 from minipost.methods import prm
 from minipost.rollout import concat, step_scores
 from minipost.run import REWARD_MODEL
+from minipost.sampler import together
 
 TASK = "arithmetic"
 KNOBS = {"terms": 4}      # short answers, since each is completed from every step
@@ -85,13 +86,15 @@ def roll_out(run, problems, rollout, places, cfg):
     n, starts, tokens = cfg.rollouts, rollout.mask.int().argmax(1).tolist(), rollout.tokens.tolist()
     begun = [tokens[row][: column + 2] for row, column in places]
     said = [ids[starts[row] + 1 :] for ids, (row, _) in zip(begun, places)]
-    left = [run.max_new_tokens - len(ids) for ids in said]
-    found = run.complete(begun, n, temperature=cfg.temperature, purpose="roll-outs",
-                         max_new_tokens=max(left))
-    texts = [run.vocabulary.decode([*said[k // n], *ids[: left[k // n]]])
-             for k, ids in enumerate(found.responses())]
+    left, texts = [run.max_new_tokens - len(ids) for ids in said], [[] for _ in places]
+    for most, group in together(begun, left, run.policy.module.context).items():
+        found = run.complete([begun[k] for k in group], n, temperature=cfg.temperature,
+                             purpose="roll-outs", max_new_tokens=most)
+        for place, ids in enumerate(found.responses()):
+            k = group[place // n]
+            texts[k].append(run.vocabulary.decode([*said[k], *ids[: left[k]]]))
     asked = [problems[int(rollout.prompt[row])] for row, _ in places for _ in range(n)]
-    return run.grade_texts(asked, texts).view(-1, n)
+    return run.grade_texts(asked, [text for each in texts for text in each]).view(-1, n)
 
 
 def labels(run, problems, rollout, steps, cfg, complete=roll_out):

@@ -29,7 +29,7 @@ from minipost.errors import Descent
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum
 from minipost.rollout import logprobs, minibatches, received
-from minipost.sampler import ends
+from minipost.sampler import ends, together
 
 TASK = "arithmetic"
 KNOBS = {"hurried": True}
@@ -92,19 +92,16 @@ def mean_rewards(run, problems, states, branches, temperature):
     run.max_new_tokens tokens in all.
     """
     asked = [run.prompt_ids(problem.prompt) for problem in problems]
-    found, groups = [0.0] * len(states), {}
-    longest = max(run.max_new_tokens - len(ids) for _, ids in states)
-    for k, (p, ids) in enumerate(states):     # in one batch, but where the context is too short
-        room = run.policy.module.context - len(asked[p]) - len(ids)
-        groups.setdefault(min(longest, room), []).append(k)
-    for most, group in groups.items():
-        drawn = run.complete([asked[states[k][0]] + states[k][1] for k in group], branches,
-                             temperature=temperature, purpose="branches", max_new_tokens=most)
+    begun, found = [asked[p] + ids for p, ids in states], [0.0] * len(states)
+    left = [run.max_new_tokens - len(ids) for _, ids in states]
+    for most, group in together(begun, left, run.policy.module.context).items():
+        drawn = run.complete([begun[k] for k in group], branches, temperature=temperature,
+                             purpose="branches", max_new_tokens=most)
         rows = []
         for place, ids in enumerate(answers(drawn)):
-            p, begun = states[group[place // branches]]
-            left = run.max_new_tokens - len(begun)
-            rows.append((p, begun + ids[:left]))
+            k = group[place // branches]
+            p, said = states[k]
+            rows.append((p, said + ids[: left[k]]))
         whole = received([asked[p] for p, _ in rows], [(ids, [0.0] * len(ids)) for _, ids in rows],
                          run.vocabulary.eos, run.vocabulary.pad).to(drawn.tokens.device)
         reward = run.score([problems[p] for p, _ in rows], whole)
