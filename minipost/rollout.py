@@ -6,9 +6,9 @@
 
 One alignment rule: column t of a (B, T) tensor is about the token it predicts, tokens[:, t+1].
 Only `Sequences.inputs` and `.targets` shift by one.  Rows are [BOS prompt response EOS], padded on
-the right.  The mask is true on the response and its EOS, but for what
-a user or a tool wrote in it.  The buffer knows what was sampled, never
-what was learned from it: rewards and advantages belong to the methods.
+the right.  The mask is true on the response and its EOS, but for what a user or a tool wrote in it.
+The buffer knows what was sampled, never what was learned from it: rewards and advantages belong to
+the methods.
 """
 
 import zlib

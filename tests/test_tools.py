@@ -14,7 +14,7 @@ from minipost.chat import Turns
 from minipost.datasets.tools import observation, observations, with_tool
 from minipost.errors import MinipostError
 from minipost.measure.results import evaluate
-from minipost.methods import grpo, oreo, r1, reinforce_pp, rft
+from minipost.methods import grpo, math_shepherd, oreo, r1, reinforce_pp, rft, vineppo
 from minipost.ops import gae
 from minipost.rollout import Rollout, pack, readings
 from minipost.tasks.base import Problem
@@ -386,7 +386,13 @@ def test_actions_begin_at_the_policys_own_tokens():
         assert set(begun[row].nonzero()[:, 0].tolist()) == wanted
 
 
-@pytest.mark.parametrize("module", [rft, r1])
-def test_methods_that_learn_whole_texts_refuse_a_tool(module):
-    with pytest.raises(MinipostError, match="of the task caller a tool has a say; choose tool-use"):
+@pytest.mark.parametrize("module, why", [
+    (rft, "rft learns every token"), (r1, "r1 learns every token"),
+    (vineppo, "vineppo goes on from the middle of answers"),
+    (math_shepherd, "math-shepherd goes on from the middle of answers")])
+def test_methods_that_a_tool_would_mislead_refuse_it(module, why):
+    with pytest.raises(MinipostError,
+                       match=f"{why}.*of the task caller a tool has a say; choose tool-use"):
         module.check(calling(), module.Config())
+    if "middle" in why:
+        module.check(make_run(Echo()), module.Config())

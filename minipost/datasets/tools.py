@@ -90,9 +90,13 @@ def observations(seqs):
     return (seqs.mask[:, :-1] & ~seqs.mask[:, 1:]).sum(1) + seqs.mask[:, -1] - 1
 
 
-def refuse(run, method):
-    """MinipostError where the task's answers hold observations, which `method` would learn."""
+LEARNS = "learns every token of an answer, and"
+GOES_ON = "goes on from the middle of answers, where no tool is asked, and"
+
+
+def refuse(run, method, why=LEARNS):
+    """MinipostError where the task's answers hold observations, for which `method` is not made."""
     if run.task.acts:
-        raise MinipostError(f"{method} learns every token of an answer, and in those of the task "
-                            f"{run.task.name} a tool has a say; choose tool-use, or another method "
-                            "that learns from its own rollouts, such as grpo")
+        raise MinipostError(f"{method} {why} in those of the task {run.task.name} a tool has a "
+                            "say; choose tool-use, or another method that learns from its own "
+                            "rollouts, such as grpo")

@@ -30,6 +30,7 @@ from typing import Literal
 
 import torch
 
+from minipost.datasets.tools import GOES_ON, refuse
 from minipost.errors import Descent, Schedule
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
@@ -71,6 +72,11 @@ class Config(Descent):
     max_grad_norm: float = 1.0  # the gradient is clipped to this norm
 
     LIMITS = {"hot": "> 0"}
+
+
+def check(run, cfg):
+    """MinipostError where a tool has a say in answers."""
+    refuse(run, "math-shepherd", GOES_ON)
 
 
 def step_ends(run, rollout):

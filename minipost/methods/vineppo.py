@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 
 from minipost import ops
+from minipost.datasets.tools import GOES_ON, refuse
 from minipost.errors import Descent
 from minipost.measure.meter import Meter, describe
 from minipost.ops import masked_sum
@@ -73,10 +74,9 @@ def loss_grad(logp, logp_old, adv, mask, *, clip, count):
     return {"logp": -gain * mask / count}
 
 
-def answers(rollout):
-    """The ids of each answer, EOS included: B lists."""
-    return [[token for token, chosen in zip(tokens, mask) if chosen]
-            for tokens, mask in zip(rollout.targets.tolist(), rollout.mask.tolist())]
+def check(run, cfg):
+    """MinipostError where a tool has a say in answers."""
+    refuse(run, "vineppo", GOES_ON)
 
 
 def step_starts(run, ids):
@@ -98,7 +98,7 @@ def mean_rewards(run, problems, states, branches, temperature):
         drawn = run.complete([begun[k] for k in group], branches, temperature=temperature,
                              purpose="branches", max_new_tokens=most)
         rows = []
-        for place, ids in enumerate(answers(drawn)):
+        for place, ids in enumerate(drawn.written()):
             k = group[place // branches]
             p, said = states[k]
             rows.append((p, said + ids[: left[k]]))
@@ -112,7 +112,7 @@ def mean_rewards(run, problems, states, branches, temperature):
 
 def advantages(run, cfg, problems, rollout, reward):
     """A of every token (B, T), and V of the states that the rollout passes, a list."""
-    said = answers(rollout)
+    said = rollout.written()
     starts = [step_starts(run, ids) for ids in said]
     states = [[(p, tuple(ids[:k])) for k in begun]
               for p, ids, begun in zip(rollout.prompt.tolist(), said, starts)]
