@@ -18,8 +18,8 @@ P turned by N positions, since attention depends on differences alone.
 
 At first P and R are N(0, 0.02^2): the prefix gets the attention of a score of 0 and adds next to
 nothing.  The paper begins with what the model computes of real words (sec. 7.4), and learns P and R
-through an MLP that it then drops.  Such a prefix ruins a small model that has seen no text behind
-another: of 0.38 of checkpoints/thinker's hurried sums 0.03 are right then.
+through an MLP that it then drops.  Such a beginning ruins a small model that has seen no text
+behind another.
 """
 
 import torch
