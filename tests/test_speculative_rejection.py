@@ -14,12 +14,15 @@ from minipost.test_time import speculative_rejection as spec
 
 
 class Writers:
-    """Answers of `length` steps; each step is a number within 0..1, its own chance."""
+    """Answers of `length` steps; each step is a number within 0..1, its own chance.
+
+    The first steps differ, since a writer is known by them.
+    """
 
     def __init__(self, seed, n, length):
         rng = random.Random(seed)
         self.length, self.sampled = length, 0
-        self.lines = [[f"{rng.random():.3f}" for _ in range(length)] for _ in range(n)]
+        self.lines = [[f"{rng.random():.3f}{w:02}" for _ in range(length)] for w in range(n)]
 
     def step(self, texts, n):
         """Each text goes on as the writer whose lines it holds; who begins is next in turn."""

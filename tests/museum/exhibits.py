@@ -430,9 +430,9 @@ def _(ours, prompts, copies, *rest):
     "shape, only every output is wrong.",
     "minipost.engine.functions:attention",
     "test_gpt.py::test_explicit_attention_equals_the_fused_one")
-def _(ours, q, k, v, bias, explicit):
+def _(ours, q, k, v, bias, explicit, *prefix):
     share = q.shape[1] // k.shape[1] if explicit else 1
-    return ours(q, k.repeat(1, share, 1, 1), v.repeat(1, share, 1, 1), bias, explicit)
+    return ours(q, k.repeat(1, share, 1, 1), v.repeat(1, share, 1, 1), bias, explicit, *prefix)
 
 
 @exhibit(
