@@ -44,6 +44,7 @@ METHODS = {  # command: seeds; greedy answers are the same with every seed
     "uct --n 100": SEEDS,
     "graph-of-thoughts --n 200": SEEDS,
     "self-feedback --n 400": SEEDS,
+    "react --n 400": SEEDS,
     "memory --n 400": (0,),
 }
 WANTED = {

@@ -67,6 +67,7 @@ METHODS = {  # name: (its file, its settings that are not the defaults); 64 answ
     "sft": ("answers", {"lr": 2e-4, "batch-size": 64}),
     "rft": ("answers", {"batch-size": 64}),
     "dpo": ("pairs", {"pairs": 32, "beta": 1.0, "lr": 5e-5}),
+    "rpo": ("pairs", {"pairs": 32, "beta": 1.0, "lr": 5e-5}),
     "kto": ("answers", {"batch-size": 64, "beta": 1.0, "lr": 2e-5}),
     "oreo": ("answers", {"batch-size": 64}),
 }
@@ -228,11 +229,12 @@ def report(args, found, given):
         "## Learning from one fixed set of answers", "", machine(), "",
         f"`{call}`.  Per seed ({args.seeds}) {args.group_size} answers of {args.model} to each of "
         f"{args.prompts} training problems, right and wrong; every method makes the same number of "
-        "gradient steps on 64 of those answers each (dpo on 32 pairs).  sft learns all answers, "
-        "rft the right ones, dpo pairs of a right and a wrong one, kto and oreo all answers with "
-        "whether they are right.  Settings that are not the defaults stand in METHODS of the "
-        "script; those of dpo and kto were chosen on training problems of arithmetic, oreo's on "
-        "those of countdown.  Held out, one answer per problem; intervals are over seeds, never "
+        "gradient steps on 64 of those answers each (dpo and rpo on 32 pairs).  sft learns all "
+        "answers, rft the right ones, dpo and rpo pairs of a right and a wrong one, kto and oreo "
+        "all answers with whether they are right.  rpo teaches a reward model from the same pairs "
+        "first.  Settings that are not the defaults stand in METHODS of the script; those of dpo "
+        "and kto were chosen on training problems of arithmetic, rpo has dpo's, oreo's were chosen "
+        "on those of countdown.  Held out, one answer per problem; intervals are over seeds, never "
         "narrower than the evaluations' own put together; differences are paired by seed.  No "
         "interval is widened for the number of comparisons.", "",
     ]

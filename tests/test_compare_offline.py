@@ -48,6 +48,9 @@ def test_every_method_is_given_the_same_answers(args, tmp_path, monkeypatch):
     assert offline.digest(tmp_path) != before
 
 
+PAIRED = ("dpo", "rpo")
+
+
 @pytest.mark.parametrize("algo", offline.METHODS)
 def test_every_method_makes_as_many_steps_on_as_many_answers(args, tmp_path, algo):
     for kind in ("answers", "pairs"):
@@ -59,9 +62,9 @@ def test_every_method_makes_as_many_steps_on_as_many_answers(args, tmp_path, alg
     given = offline.flags(args, offline.SETTINGS["countdown"], tmp_path, algo, 1)
     found = train.settings_of(given)
     config, task = found.config, found.task
-    count = 2 * config.pairs if algo == "dpo" else config.batch_size
+    count = 2 * config.pairs if algo in PAIRED else config.batch_size
     assert (config.steps, count, found.options.seed) == (200, 64, 1)
-    assert task.data.endswith("pairs.jsonl" if algo == "dpo" else "answers.jsonl")
+    assert task.data.endswith("pairs.jsonl" if algo in PAIRED else "answers.jsonl")
     if algo == "sft":
         assert task.demonstrate(task.training()[0]) == "b"
 
