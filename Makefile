@@ -5,7 +5,7 @@
 #   make demo-grpo-long     the same on sums twice as long, six minutes
 #   make demo-dialogue      dialogues of several turns, by SFT on the assistant's turns alone
 #   make demo-tot           a test-time method, before and after (N=20: on so many problems)
-#   make demos              every method's demo and one table; LINES=10 trims what each one prints
+#   make demos              every method's demo and one table; LINES=10 trims what each one prints, SEEDS=3
 #   make test               the whole suite
 #   make quick              what a change needs before a commit: lint, types, its own tests; seconds
 #   make lint               ruff and mypy
@@ -79,7 +79,7 @@ demo-%: $(VENV)/.core
 	@$(BIN)/python -m minipost.train --algo $* --out runs/demo-$* --overwrite $(if $(STEPS),--steps $(STEPS))
 
 demos: $(VENV)/.core
-	@$(BIN)/python -m scripts.demos $(if $(LINES),--lines $(LINES)) $(if $(STEPS),--steps $(STEPS)) $(if $(N),--n $(N))
+	@$(BIN)/python -m scripts.demos $(if $(SEEDS),--seeds $(SEEDS)) $(if $(LINES),--lines $(LINES)) $(if $(STEPS),--steps $(STEPS)) $(if $(N),--n $(N))
 
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest

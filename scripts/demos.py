@@ -1,7 +1,13 @@
 """Run every method's demo, one after another, and print one table: `make demos`.
 
-    python -m scripts.demos --report METHODS.md           and fill in the effects there
-    python -m scripts.demos --made --report METHODS.md    of the demos that lie in runs, run none
+    python -m scripts.demos grpo tot                      these two alone
+    python -m scripts.demos --seeds 3 --report METHODS.md      and fill in the effects there
+    python -m scripts.demos --seeds 3 --keep              what lies in runs is not run again
+    python -m scripts.demos --made --report METHODS.md    run none, read what lies in runs
+
+Over several seeds a figure is the mean.  Its interval is Student's over the seeds, but at neither
+end nearer than the mean of the seeds' own ends: all seeds answer the same held-out problems, so
+that their chance does not average out.
 """
 
 import argparse
@@ -11,17 +17,22 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from statistics import fmean, median
 
 from minipost import methods, test_time
-from minipost.measure.stats import Score
+from minipost.measure.stats import Score, t_interval
 
 # Demos of tasks, by their name: the method that teaches each, and its flags.
 TASKS = {"dialogue": ("sft", "--task dialogue --turns 4 --max-new-tokens 8 --steps 300")}
 
 
-def demo(name, args):
+def place(name, seed):
+    return Path("runs") / (f"demo-{name}-seed{seed}" if seed else f"demo-{name}")
+
+
+def demo(name, seed, args):
     """Run one demo, show the last lines of what it prints, and return its summary or None."""
-    out = Path("runs") / f"demo-{name}"
+    out = place(name, seed)
     if name in test_time.names():
         command = [sys.executable, "-m", "minipost.evaluate", "--method", name, "--out", str(out)]
         command += ["--n", str(args.n)] if args.n else []
@@ -30,13 +41,42 @@ def demo(name, args):
         command = [sys.executable, "-m", "minipost.train", "--algo", algo, "--out", str(out),
                    "--overwrite", *flags.split()]
         command += cut(algo, args.steps) if args.steps else []
-    print(f"== {name}", flush=True)
+    command += ["--seed", str(seed)] if seed else []
+    print(f"== {name}" + (f", seed {seed}" if args.seeds > 1 else ""), flush=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines = done.stdout.splitlines()
     print("\n".join(lines[-args.lines :] if args.lines else lines), flush=True)
-    if done.returncode:
-        return None
-    return json.loads((out / "summary.json").read_text())
+    return None if done.returncode else made(name, seed)
+
+
+def made(name, seed):
+    """The summary of a demo that was run before, or None."""
+    path = place(name, seed) / "summary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def ended(name, args):
+    """The summary of a demo over its seeds, or None where one of them failed."""
+    seen = []
+    for seed in range(args.seeds):
+        old = made(name, seed) if args.made or args.keep else None
+        seen.append(old if old or args.made else demo(name, seed, args))
+    return pooled(seen) if all(seen) else None
+
+
+def pooled(seen):
+    """One summary of several seeds': means, and intervals as the head of this file has them."""
+    if len(seen) == 1:
+        return seen[0]
+    whole = {**seen[0], "seconds": median(s["seconds"] for s in seen)}
+    for part in ("before", "after", "gain"):
+        if part in seen[0]:
+            each = [s[part] for s in seen]
+            over = t_interval([s["value"] for s in each])
+            whole[part] = {"value": over.value, "n": each[0]["n"],
+                           "low": min(over.low, fmean(s["low"] for s in each)),
+                           "high": max(over.high, fmean(s["high"] for s in each))}
+    return whole
 
 
 def cut(name, steps):
@@ -54,12 +94,6 @@ def gained(summary):
     return f"{gain:+}" + (" (no effect seen)" if gain.low <= 0 <= gain.high else "")
 
 
-def made(name):
-    """The summary of a demo that was run before, or None."""
-    path = Path("runs") / f"demo-{name}" / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
 def filled(page, found):
     """The page, in which rows with `make demo-NAME` end with before, after and the paired gain."""
     lines = page.splitlines(keepends=True)
@@ -73,16 +107,22 @@ def filled(page, found):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    every = (*methods.names(), *TASKS, *test_time.names())
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of a demo; all if none is given")
     parser.add_argument("--lines", type=int, default=0, help="show only the last so many lines")
     parser.add_argument("--steps", type=int, default=0,
                         help="cut each training demo to so many steps, in each stage")
     parser.add_argument("--n", type=int, default=0, help="problems of each test-time demo")
+    parser.add_argument("--seeds", type=int, default=1, help="how many, from 0 on")
+    parser.add_argument("--keep", action="store_true", help="run only those that runs lacks")
     parser.add_argument("--made", action="store_true", help="run none, read those in runs")
     parser.add_argument("--report", type=Path, help="page whose table of methods gets the effects")
     args = parser.parse_args()
-    every = (*methods.names(), *TASKS, *test_time.names())
-    found = {name: made(name) if args.made else demo(name, args) for name in every}
+    for name in set(args.names) - {*every}:
+        parser.error(f"there is no demo {name}; there are {', '.join(every)}")
+    found = {name: ended(name, args) for name in args.names or every}
     print("\n| method | task | metric | before [95%] | after [95%] | gain, paired [95%] | seconds |"
           "\n|---|---|---|---|---|---|---|")
     for name, s in found.items():

@@ -1,0 +1,49 @@
+"""What `make demos` makes of several seeds."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from scripts import demos
+
+
+def summary(value, low, high, seconds=1.0):
+    gain = {"value": value, "low": low, "high": high, "n": 400}
+    return {"task": "t", "metric": "m", "before": gain, "after": gain, "gain": gain,
+            "seconds": seconds}
+
+
+def test_one_seed_is_as_it_is():
+    one = summary(0.5, 0.4, 0.6)
+    assert demos.pooled([one]) is one
+
+
+def test_seeds_that_agree_are_as_sure_as_one_of_them():
+    """The problems are the same, so three seeds do not make them three times as many."""
+    whole = demos.pooled([summary(0.5, 0.4, 0.7, s) for s in (1, 5, 2)])
+    assert whole["gain"] == pytest.approx({"value": 0.5, "low": 0.4, "high": 0.7, "n": 400})
+    assert whole["seconds"] == 2
+
+
+def test_seeds_that_differ_widen_the_interval():
+    """Student's: 4.303 of 2 degrees of freedom, a deviation of 0.1 over the root of 3."""
+    whole = demos.pooled([summary(v, v - 0.01, v + 0.01) for v in (0.1, 0.2, 0.3)])
+    half = 4.3027 * 0.1 / 3**0.5
+    assert whole["gain"]["value"] == pytest.approx(0.2)
+    assert whole["gain"]["low"] == pytest.approx(0.2 - half, abs=1e-4)
+    assert whole["gain"]["high"] == pytest.approx(0.2 + half, abs=1e-4)
+    assert demos.gained(whole).endswith("(no effect seen)")
+
+
+@pytest.mark.parametrize("keep, made, ran", [(False, False, [0, 1, 2]), (True, False, [1, 2]),
+                                             (False, True, [])])
+def test_what_lies_in_runs_is_kept_where_it_is_asked_for(tmp_path, monkeypatch, keep, made, ran):
+    monkeypatch.chdir(tmp_path)
+    demos.place("grpo", 0).mkdir(parents=True)
+    (demos.place("grpo", 0) / "summary.json").write_text(json.dumps(summary(0.5, 0.4, 0.6)))
+    seen = []
+    monkeypatch.setattr(demos, "demo",
+                        lambda name, seed, args: seen.append(seed) or summary(0.5, 0.4, 0.6))
+    found = demos.ended("grpo", SimpleNamespace(seeds=3, keep=keep, made=made))
+    assert seen == ran and (found is None) == made
