@@ -284,7 +284,16 @@ def load_weights(model, table, sources, directory):
 
 
 def weights(model):
-    """Hugging Face's names and tensors of a GPT or a ValueHead; a tied head is left out."""
+    """Hugging Face's names and tensors of a GPT or a ValueHead; a tied head is left out.
+
+    MinipostError where it has parts without such a name, which would be lost without a word.
+    """
+    if length_of(model) or width_of(model):
+        raise MinipostError("the model has a prefix or bottlenecks, which cannot be added to its "
+                            "weights, so a file of whole weights would leave them out")
+    if adapters(model):
+        raise MinipostError("the model has adapters beside its weights, which a file of whole "
+                            "weights would leave out; take lora.merged(model)")
     state, found = model.state_dict(), {}
     critic = isinstance(model, ValueHead)
     table = value_names(model.trunk.config) if critic else names(model.config)

@@ -738,6 +738,12 @@ def open_run(options, task, device):
             raise MinipostError(f"{options.model}: has a prefix or bottlenecks, which learn alone; "
                                 "leave out --lora, --prefix and --bottleneck to train those on, or "
                                 "begin from the model beneath")
+        for name, given in (("--merge", options.merge), ("--shard", shard),
+                            ("--sampler vllm", options.sampler == "vllm")):
+            if there and given:
+                raise MinipostError(f"{options.model}: has a prefix or bottlenecks, with which "
+                                    f"{name} is not supported; leave out {name}, or begin from "
+                                    "the model beneath")
         if size or there:
             part.attach(model, size, options.seed)
     if options.lora:

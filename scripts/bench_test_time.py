@@ -34,6 +34,7 @@ METHODS = {  # command: seeds; greedy answers are the same with every seed
     "best-of-n --n 400 --hurried False": SEEDS,
     f"{BEST_24} --n 100": SEEDS,
     "beam --n 400": SEEDS,
+    "beam --n 400 --aggregate value": SEEDS,
     "speculative-rejection --n 100": SEEDS,
     "particles --n 400": SEEDS,
     "adaptive-consistency --n 400": SEEDS,

@@ -21,6 +21,8 @@ import torch
 from minipost import checkpoint, files
 from minipost.checkpoint import spoken
 from minipost.cli.options import fail_in_one_sentence
+from minipost.engine.bottleneck import width_of
+from minipost.engine.prefix import length_of
 from minipost.errors import MinipostError
 from minipost.layout import tensor_file
 from minipost.layout.lora_file import base_of
@@ -179,6 +181,10 @@ def write(directory, out):
     """Write a GGUF file of a model directory, or of an adapter with its model, in float32."""
     gguf, directory = library(), Path(directory)
     model, name = checkpoint.load(directory)[0], directory.resolve().parent.name
+    if length_of(model) or width_of(model):
+        raise MinipostError(f"{directory}: has a prefix or bottlenecks, which cannot be added to "
+                            "the weights and for which a GGUF file has no place; train with --lora "
+                            "or all weights for llama.cpp")
     raw, directory = files.read_json(base_of(directory) / "config.json"), spoken(directory)
     if raw.get("model_type") != "llama":
         raise MinipostError(f"{directory}: model_type is {raw.get('model_type')!r}; expected "

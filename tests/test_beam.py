@@ -3,14 +3,17 @@
 import itertools
 import random
 
+import pytest
 import torch
-from fakes import Echo, Letters, make_run, small
+from fakes import Babble, Echo, Letters, make_run, small
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minipost.measure.results import evaluate
+from minipost.measure.stats import beginnings
 from minipost.measure.texts import Texts
 from minipost.run import Run
+from minipost.tasks.base import Problem
 from minipost.test_time import beam
 
 
@@ -32,6 +35,12 @@ class Tree:
         return [self.worth.setdefault(text, self.rng.random()) for text in texts]
 
 
+def found_by(prompts, sample, value, **options):
+    """The search by a value of the whole text."""
+    return beam.beam(prompts, sample, lambda rows: value([
+        prompts[k] + text for k, text, _ in rows]), **options)
+
+
 def leaves(tree):
     return [",".join(map(str, path)) for path in
             itertools.product(range(tree.width), repeat=tree.depth)]
@@ -40,7 +49,7 @@ def leaves(tree):
 @given(st.integers(0, 10_000))
 def test_without_bounds_it_is_exhaustive_search(seed):
     tree = Tree(seed)
-    found, = beam.beam(["?"], tree.sample, tree.value, mark=",", width=99, branching=3, depth=9)
+    found, = found_by(["?"], tree.sample, tree.value, mark=",", width=99, branching=3, depth=9)
     assert found == max(leaves(tree), key=lambda text: tree.worth["?" + text])
     assert len(tree.judged) == len(set(tree.judged)) == 3 + 9 + 27
 
@@ -48,7 +57,7 @@ def test_without_bounds_it_is_exhaustive_search(seed):
 @given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 5))
 def test_it_keeps_the_best_and_spends_what_it_says(seed, width, branching):
     tree = Tree(seed, width=4)
-    found, = beam.beam(["?"], tree.sample, tree.value, mark=",", width=width, branching=branching,
+    found, = found_by(["?"], tree.sample, tree.value, mark=",", width=width, branching=branching,
                        depth=9)
     kept, spent, asked = [""], 0, tree.asked
     for _ in range(3):
@@ -68,21 +77,21 @@ def test_finished_answers_wait_for_better_ones_and_win_over_unfinished():
     def value(texts):
         return [worth[text] for text in texts]
 
-    assert beam.beam([""], sample, value, mark=",", width=2, branching=2, depth=5) == ["b,c"]
-    assert beam.beam([""], sample, value, mark=",", width=1, branching=2, depth=5) == ["a"]
+    assert found_by([""], sample, value, mark=",", width=2, branching=2, depth=5) == ["b,c"]
+    assert found_by([""], sample, value, mark=",", width=1, branching=2, depth=5) == ["a"]
 
     worth["b,c"] = 2.0
-    assert beam.beam([""], sample, value, mark=",", width=2, branching=2, depth=5) == ["a"]
+    assert found_by([""], sample, value, mark=",", width=2, branching=2, depth=5) == ["a"]
     worth |= {"a": 0.5, "b,": 8.0}
-    assert beam.beam([""], sample, value, mark=",", width=2, branching=2, depth=1) == ["a"]
+    assert found_by([""], sample, value, mark=",", width=2, branching=2, depth=1) == ["a"]
 
     def endless(texts, n):
         return [["x,"] * n for _ in texts]
 
-    assert beam.beam(["", ""], endless, lambda texts: [1.0] * len(texts), mark=",", width=2,
+    assert found_by(["", ""], endless, lambda texts: [1.0] * len(texts), mark=",", width=2,
                      branching=2,
                 depth=3) == ["x,x,x,"] * 2
-    nothing = beam.beam([""], lambda texts, n: [[""] * n for _ in texts],
+    nothing = found_by([""], lambda texts, n: [[""] * n for _ in texts],
                         lambda texts: [0.0] * len(texts),
                    mark=",", width=2, branching=2, depth=3)
     assert nothing == [""]
@@ -121,3 +130,60 @@ def test_searching_with_an_exact_value_finds_better_answers(monkeypatch):
     texts = beam.measure(problems, Texts(run, verifier=GoOn(), stream="search"), 3, 9).texts
     assert seen[0] == (40, 9, {3 + Letters.letters.index("c")}) and len(seen) > 2
     assert sum(text.endswith("c") for text in texts) > 30 and max(map(len, texts)) <= 5
+
+
+class Prm(Babble):
+    """A process reward model: of a step it says whether that one is right, whatever came before.
+
+    A step is one digit, an odd one is wrong; three of them make an answer.
+    """
+
+    def __init__(self):
+        super().__init__(None, [""])
+        self.mark, self.seen = ",", []
+
+    def step(self, texts, n):
+        return [[f"{k}" + ("," if text.count(",") < 2 else "") for k in range(n)] for text in texts]
+
+    def verified(self, prompts, answers):
+        """Of a finished answer the whole has a chance too, that of its last step."""
+        self.seen += answers
+        steps = [[0.2 if int(digit) % 2 else 0.9 - int(digit) / 100
+                  for digit in answer.strip(",").split(",")] for answer in answers]
+        return [[*found, found[-1]] for found in steps]
+
+    def value(self, texts):
+        """After the last token alone, which thinks most of a 4."""
+        return [float(text.strip(",").endswith("4")) for text in texts]
+
+
+@pytest.mark.parametrize("how, answer", [("min", "0,0,0"), ("product", "0,0,0"),
+                                         ("last", "0,0,0"), ("value", "4,4,4")])
+def test_what_a_beginning_is_worth(how, answer):
+    tools = Prm()
+    (found,), (working,) = beam.solve([Problem("?")], tools, beam.Config(
+        width=2, branching=5, aggregate=how))
+    assert found == answer
+    assert working["value"] == pytest.approx({"min": 0.9, "last": 0.9, "product": 0.9**4,
+                                              "value": 1.0}[how])
+    assert bool(tools.seen) == (how != "value")
+
+
+def test_the_least_and_the_product_remember_a_wrong_step_and_the_last_does_not():
+    """After a wrong step a model that errs no more is worth what the wrong step is worth."""
+    chances = Prm().verified(["?"] * 4, ["1,0,", "0,2,", "1,0,0", "0,2,2"])
+    going = [True, True, False, False]
+    wrong, right, *whole = beginnings(chances, going, "min")
+    assert (wrong, right) == (0.2, 0.88) and whole == [0.2, 0.88]
+    assert beginnings(chances, going, "product") == pytest.approx(
+        [0.18, 0.792, 0.2 * 0.9**3, 0.9 * 0.88**3])
+    wrong, right, *_ = beginnings(chances, going, "last")
+    assert wrong == 0.9 > right
+    assert beginnings([[0.3]], [True]) == [0.3]     # a beginning without a step has the whole's
+    assert beam.Config().aggregate == "min"
+
+
+def test_a_search_by_a_value_goes_by_the_value(monkeypatch):
+    tools = Prm()
+    monkeypatch.setattr(tools, "right", lambda problems, answers: [1.0] * len(answers))
+    assert beam.measure([Problem("?")], tools, 2, 5).texts == ["4,4,4"] and not tools.seen

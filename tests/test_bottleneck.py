@@ -133,6 +133,8 @@ def test_they_are_saved_and_opened_and_go_on(tmp_path, words):
         attach(checkpoint.load(tmp_path / "p")[0], 5)
     with pytest.raises(MinipostError, match="cannot be added to the weights"):
         checkpoint.save(tmp_path / "whole", model, tmp_path / "base", merge=True)
+    with pytest.raises(MinipostError, match="would leave them out"):
+        checkpoint.weights(found)
     path = tmp_path / "p" / lora_file.CONFIG
     good = json.loads(path.read_text())
     for key, value, said in [("width", 0, "expected a whole number from 1"),

@@ -24,8 +24,8 @@ def test_the_step_is_the_papers_with_every_policys_own_reward(monkeypatch):
             stood.append(run.policy.flat.clone())
             return sample(problems, size, **options)
 
-        def scored(problems, rollout, *, score=score, earned=earned):
-            earned.append(score(problems, rollout))
+        def scored(problems, rollout, *, score=score, earned=earned, **how):
+            earned.append(score(problems, rollout, **how))
             return earned[-1]
 
         monkeypatch.setattr(run, "sample", sampled)

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from minipost import checkpoint
+from minipost.engine import bottleneck, prefix
 from minipost.errors import MinipostError
+from minipost.gpt import RewardModel
 from scripts import gguf_model
 
 STUDENT = Path(__file__).resolve().parents[1] / "checkpoints" / "student"
@@ -68,6 +70,24 @@ def test_what_llama_cpp_does_not_know_is_refused(tmp_path):
     (tmp_path / "no.gguf").write_bytes(b"GGUX" + bytes(60))
     with pytest.raises(MinipostError, match="not readable as GGUF"):
         gguf_model.read(tmp_path / "no.gguf", tmp_path / "out")
+
+
+@pytest.mark.parametrize("part, size", [(prefix, 3), (bottleneck, 2)])
+def test_what_cannot_be_added_to_the_weights_is_refused(monkeypatch, tmp_path, part, size):
+    """A GGUF file without it would be another model."""
+    monkeypatch.setattr(gguf_model, "library", lambda: None)
+    model = part.attach(checkpoint.load(STUDENT)[0], size)
+    checkpoint.save(tmp_path / "p", model, STUDENT)
+    with pytest.raises(MinipostError, match="p: has a prefix or bottlenecks, .* train with --lora"):
+        gguf_model.write(tmp_path / "p", tmp_path / "x.gguf")
+    assert not (tmp_path / "x.gguf").exists()
+
+
+def test_a_reward_model_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(gguf_model, "library", lambda: None)
+    checkpoint.save(tmp_path / "r", RewardModel(checkpoint.load(STUDENT)[0]), STUDENT)
+    with pytest.raises(MinipostError, match="is a reward model; expected a language model"):
+        gguf_model.write(tmp_path / "r", tmp_path / "x.gguf")
 
 
 def test_without_the_package_one_sentence_says_so(monkeypatch, capsys, tmp_path):

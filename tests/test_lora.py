@@ -76,6 +76,8 @@ def test_the_equation(targets):
     assert torch.allclose(merged(model).layers[0].self_attn.qkv_proj.weight,
                           torch.cat([q, k, v]) + 2 * low)
     assert torch.allclose(logprobs(merged(model), seqs), logprobs(model, seqs), atol=1e-12)
+    with pytest.raises(MinipostError, match="adapters beside its weights"):
+        checkpoint.weights(model)
     assert (logprobs(plain, seqs) - logprobs(model, seqs)).abs().max() > 1e-2
 
 

@@ -228,6 +228,8 @@ FLAT = [0.5] * 20
     ("entropy", {"entropy": falls(1, -0.05), "reward": falls(0.1, 1)}, OK, "nearly solved"),
     ("entropy", {"entropy": falls(1, -0.05), "reward": falls(0.1, 3)}, WARNING, "alike"),
     ("entropy", {"entropy": falls(1, 0.8)}, OK, "went from"),
+    ("rewards", {"unscored_ratio": falls(0.1, 1)}, WARNING, "applies to 95% of the answers"),
+    ("rewards", {"unscored_ratio": falls(0.1, 0.3)}, OK, "of the answers"),
     ("tied groups", {"frac_reward_zero_std": falls(0.2, 1)}, WARNING, "dapo"),
     ("tied groups", {"frac_reward_zero_std": falls(0.2, 1), "reward": falls(0, 1)}, OK, "solved"),
     ("cut-off answers", {"completions/clipped_ratio": falls(0, 0.6)}, WARNING, "--max-new-tokens"),

@@ -374,7 +374,7 @@ def test_the_hidden_reward_never_reaches_ppo(monkeypatch):
     another ordering makes others."""
     real, finals, gold = Run.grade, [], []
     for garbage in ((), (4, 5), (2, 3)):
-        def grade(run, problems, rollout):
+        def grade(run, problems, rollout, none=False):
             found = real(run, problems, rollout)
             return found.flip(0) * 7 - 100 if run.step in garbage else found
 

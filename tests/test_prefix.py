@@ -217,6 +217,8 @@ def test_a_prefix_is_saved_and_opened_and_goes_on(tmp_path, words):
         attach(checkpoint.load(tmp_path / "p")[0], 5)
     with pytest.raises(MinipostError, match="cannot be added to the weights"):
         checkpoint.save(tmp_path / "whole", model, tmp_path / "base", merge=True)
+    with pytest.raises(MinipostError, match="would leave them out"):
+        checkpoint.weights(found)
 
 
 def test_a_reward_model_with_a_prefix(tmp_path, tiny):
@@ -302,3 +304,10 @@ def test_a_run_trains_a_prefix_that_answers(command, tmp_path, rows, capsys):
     assert len(trained(run.policy.module)) == 2 * len(attentions(run.policy.module))
     with pytest.raises(MinipostError, match="which learn alone; leave out --lora"):
         minipost.open(out / "model", data=str(rows), lora=2)
+    for given in ({"merge": True}, {"sampler": "vllm"}):
+        with pytest.raises(MinipostError, match="is not supported; leave out --"):
+            minipost.open(out / "model", data=str(rows), **given)
+    capsys.readouterr()
+    assert train.main(["--algo", "sft", "--model", str(out / "model"), "--data", str(rows),
+                       "--out", str(tmp_path / "parts"), "--steps", "1", "--shard"]) == 1
+    assert "prefix or bottlenecks, with which --shard is not supported" in capsys.readouterr().err

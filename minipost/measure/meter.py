@@ -49,6 +49,13 @@ def describe(rollout, reward, group_size):
     return {**found, **described(rollout)}
 
 
+def averaged(name, reward):
+    """{name: the mean of the rewards that are there}, {} where none is.  For what is only logged.
+    """
+    known = reward[~reward.isnan()]
+    return {name: float(known.mean())} if len(known) else {}
+
+
 def described(rollout):
     """What can be said of answers without their rewards."""
     return {

@@ -84,7 +84,11 @@ def evaluate(run, problems, temperature, module=None, purpose="evaluation"):
     """
     with run.aside():
         rollout = run.sample(problems, 1, temperature=temperature, module=module, purpose=purpose)
-    rewards, texts = run.grade(problems, rollout, none=True).tolist(), run.texts(rollout)
+    return of_known(run, run.grade(problems, rollout, none=True).tolist(), run.texts(rollout))
+
+
+def of_known(run, rewards, texts):
+    """The Result of those answers that have a reward.  MinipostError where none has one."""
     rows = [row for row, reward in enumerate(rewards) if reward == reward]
     if not rows:
         raise MinipostError(f"the reward function {run.reward.__qualname__} applies to none of the "

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 Z = 1.959963984540054  # two-sided 95%
@@ -56,6 +57,21 @@ def winner(answers, weights=None):
     """(the index of the first of the answers that won, the votes); 0 where nobody voted."""
     count = vote(answers, weights)
     return (answers.index(count[0][0]) if count else 0), count
+
+
+# A solution's chance, from those of its steps.
+AGGREGATES: dict[str, Callable] = {
+    "min": min, "last": lambda chances: chances[-1], "product": math.prod}
+
+
+def beginnings(chances, going, how="min"):
+    """One chance for each beginning of an answer, by a process reward model's chances of it.
+
+    chances: of each a list of its steps' and, last, that of the whole, as Texts.verified gives
+    them.  The whole's counts where the answer is finished.  going: whether it is not.
+    """
+    return [AGGREGATES[how](found[:-1] or found if on else found)
+            for found, on in zip(chances, going, strict=True)]
 
 
 def pass_at_k(n, c, k):

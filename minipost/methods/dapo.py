@@ -89,9 +89,9 @@ def mixed_groups(run, cfg):
         problems = run.problems(cfg.prompts, again=k)
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature,
                               purpose=f"rollout {k}")
-        reward = run.score(problems, rollout)                               # (B,)
+        reward = run.score(problems, rollout, none=True)                    # (B,)
         first = first or describe(rollout, reward, cfg.group_size)
-        mixed = (reward.view(-1, cfg.group_size) != reward.view(-1, cfg.group_size)[:, :1]).any(1)
+        mixed = ops.group_centred(reward, cfg.group_size).any(1)            # (P,)
         rows = mixed.repeat_interleave(cfg.group_size).nonzero()[
             : (cfg.prompts - groups) * cfg.group_size, 0]
         penalty = soft_overlong(rollout.lengths, run.max_new_tokens, cfg.overlong)

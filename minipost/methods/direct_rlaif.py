@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
+from minipost.measure.meter import averaged
 from minipost.methods import grpo, rlaif, sft
 
 TASK = "wording"
@@ -80,16 +81,16 @@ class Verdicts:
         at = torch.tensor(rows, device=lead.device).unbind(1)
         lead[at] = said[[distinct[row] for row in asked]]
         found = mean_lead(lead, size).to(rollout.logp)
-        self.watch(lead, self.run.grade(problems, rollout).view(-1, size))
+        self.watch(lead, self.run.grade(problems, rollout, none=True).view(-1, size))
         return found
 
     def watch(self, lead, gold):
         """Note how often the judge orders two answers as gold does, and says the first."""
         both, apart = lead - lead.transpose(1, 2), gold[:, :, None] - gold[:, None, :]
-        clear, others = apart != 0, ~torch.eye(lead.shape[1], dtype=torch.bool, device=lead.device)
+        clear = apart.nan_to_num(0.0) != 0
+        others = ~torch.eye(lead.shape[1], dtype=torch.bool, device=lead.device)
         agreed = (both > 0) == (apart > 0)
-        self.seen = {"gold": float(gold.mean()),
-                     "agreement": float(agreed[clear].double().mean()),
+        self.seen = {**averaged("gold", gold), **averaged("agreement", agreed[clear].double()),
                      "position_bias": float((lead > 0)[:, others].double().mean())}
 
 

@@ -62,10 +62,14 @@ def noise_of(run, n):
 
 
 def normalised(reward):
-    """z: less the mean, over the deviation; exactly 0 where all are equal.  (N,) -> (N,)"""
-    if (reward == reward[0]).all():
+    """z: less the mean, over the deviation; exactly 0 where all are equal.  (N,) -> (N,)
+
+    NaN, a policy of whose answers none has a reward, has 0 and does not count.
+    """
+    known = reward[~reward.isnan()]
+    if not len(known) or (known == known[0]).all():
         return torch.zeros_like(reward)
-    return (reward - reward.mean()) / (reward.std(correction=0) + 1e-8)
+    return ((reward - known.mean()) / (known.std(correction=0) + 1e-8)).nan_to_num(0.0)
 
 
 def check(run, cfg):
@@ -80,17 +84,24 @@ def train(run, cfg):
     policy = run.policy
     while True:
         problems, start, earned = run.problems(cfg.prompts), policy.master.clone(), []
+        without = 0                                                         # answers, no reward
         for n in range(cfg.population):
             policy.assign(torch.add(start, noise_of(run, n).to(start), alpha=cfg.sigma))
             rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature,
                                  purpose="population")
-            earned.append(float(run.score(problems, rollout).mean()))
+            found = run.score(problems, rollout, none=True)
+            earned.append(float(found[~found.isnan()].mean()))             # NaN: none has one
+            without += int(found.isnan().sum())
         reward = torch.tensor(earned, dtype=torch.float64)                  # (N,)
         moved = start.clone()
         for n, z in enumerate(normalised(reward).tolist()):
             moved.add_(noise_of(run, n).to(start), alpha=cfg.alpha * z / cfg.population)
         policy.assign(moved)
         policy.updates += 1
-        yield {"reward": float(reward.mean()), "reward_std": float(reward.std()),
-               "reward_best": float(reward.max()), "moved": float((moved - start).norm()),
+        known = reward[~reward.isnan()]
+        worth = {"reward": float(known.mean()), "reward_std": float(known.std()),
+                 "reward_best": float(known.max())} if len(known) > 1 else {}
+        if without:
+            worth["unscored_ratio"] = without / (cfg.population * len(rollout))
+        yield {**worth, "moved": float((moved - start).norm()),
                "completions/mean_length": float(rollout.lengths.float().mean())}

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 
 from minipost.errors import Schedule
+from minipost.measure.meter import averaged
 from minipost.methods import grpo
 from minipost.ops import row_means, spread
 from minipost.rollout import distribution
@@ -67,7 +68,9 @@ def train(run, cfg):
     seen = {}
 
     def score(problems, rollout):
-        seen["accuracy"] = float(run.grade(problems, rollout).mean())       # learns nothing
+        gold = run.grade(problems, rollout, none=True)                      # learns nothing
+        seen.clear()
+        seen.update(averaged("accuracy", gold))
         return self_certainty(run, rollout, cfg.temperature).to(rollout.logp)
 
     for metrics in grpo.train(run, cfg, score):

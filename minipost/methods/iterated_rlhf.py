@@ -140,4 +140,5 @@ def renew(run, first):
 def gap(run, metrics):
     """The proxy's gain less gold's, in deviations of the reference's answers; 0 if none."""
     mean, std = run.carried["gold/mean"], run.carried["gold/std"]
-    return metrics["reward"] - (metrics["gold"] - mean) / std if std > 0 else 0.0
+    known = std > 0 and "gold" in metrics  # which is not there where no reward function applies
+    return metrics["reward"] - (metrics["gold"] - mean) / std if known else 0.0

@@ -25,6 +25,7 @@ import torch
 
 from minipost.datasets import preferences
 from minipost.measure import scorers
+from minipost.measure.meter import averaged
 from minipost.methods import grpo, reward, sft
 from minipost.rollout import Sequences, stacked
 from minipost.run import REWARD_MODEL
@@ -156,7 +157,8 @@ def learning(run, cfg, first, steps):
     seen = {}
 
     def score(problems, rollout):
-        seen["gold"] = float(run.grade(problems, rollout).mean())
+        seen.clear()
+        seen.update(averaged("gold", run.grade(problems, rollout, none=True)))
         return run.score(problems, rollout)
 
     for metrics in grpo.train(run, replace(cfg, steps=steps, iterations=1), score, first):

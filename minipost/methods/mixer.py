@@ -97,7 +97,7 @@ def written(run, cfg, problems, shown, k):
     size = torch.tensor([len(ids) for ids in begun], device=first.device)[ends.prompt]
     given = (column < first[:, None]) & (column >= (first - size)[:, None])
     whole = replace(ends, mask=ends.mask | given)
-    reward = run.score(problems, whole)
+    reward = run.score(problems, whole, none=True)
     return whole, given, reward, describe(ends, reward, cfg.group_size)
 
 
@@ -111,8 +111,9 @@ def train(run, cfg):
         given, adv, seen = batch.mask, torch.zeros(len(batch), device=batch.mask.device), {}
         if k:
             batch, given, reward, seen = written(run, cfg, problems, batch, k)
-            gap = group_centred(reward, cfg.group_size).flatten()
-            adv = gap * (cfg.group_size / (cfg.group_size - 1))             # (B,)
+            n = (~reward.isnan()).view(-1, cfg.group_size).sum(1, keepdim=True).to(reward)
+            gap = group_centred(reward, cfg.group_size)                     # (P, G)
+            adv = (gap * (n / (n - 1).clamp(min=1))).flatten()              # (B,)
             run.keep(problems, batch, reward, adv)
         else:
             run.tokens += int(batch.mask.sum())

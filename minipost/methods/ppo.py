@@ -34,7 +34,7 @@ from minipost.datasets import preferences
 from minipost.errors import Descent
 from minipost.gpt import ValueHead
 from minipost.measure import scorers
-from minipost.measure.meter import Meter, describe
+from minipost.measure.meter import Meter, averaged, describe
 from minipost.methods import reward, sft
 from minipost.ops import masked_sum
 from minipost.rollout import logprobs, minibatches, readings, values
@@ -201,7 +201,7 @@ def optimise(run, cfg, first=0):
         metrics = {"beta": beta, "kl": float(masked_sum(kl, mask) / mask.sum()),
                    "kl_per_answer": per_answer}
         if run.reward_model is not None:
-            metrics["gold"] = float(run.grade(problems, rollout).mean())
+            metrics |= averaged("gold", run.grade(problems, rollout, none=True))
         if cfg.control == "adaptive":
             beta = run.carried["beta"] = adapted(beta, per_answer, len(rollout), cfg)
         yield {**meter.means(len(norms)), **metrics, **describe(rollout, score, 1),

@@ -34,7 +34,7 @@ from functools import partial
 
 from minipost import checkpoint, ops
 from minipost.errors import Descent, MinipostError
-from minipost.measure.meter import Meter, describe
+from minipost.measure.meter import Meter, averaged, describe
 from minipost.methods import prm
 from minipost.ops import masked_sum
 from minipost.rollout import minibatches, readings, step_scores
@@ -165,6 +165,6 @@ def train(run, cfg, rewards=None):
             updates.append(policy.step(rate, cfg.max_grad_norm, cfg.weight_decay))
         found = {"step_reward": float(earned[ends].mean())}
         if cfg.verifier:
-            found["gold"] = float(run.grade(problems, rollout).mean())
+            found |= averaged("gold", run.grade(problems, rollout, none=True))
         yield {**meter.means(len(updates)), **found, **describe(rollout, reward, cfg.group_size),
                "grad_norm": sum(updates) / len(updates), "learning_rate": rate}

@@ -23,6 +23,7 @@ import torch
 
 from minipost import checkpoint
 from minipost.errors import MinipostError
+from minipost.measure.meter import averaged
 from minipost.methods import dpo, ppo, sft
 from minipost.rollout import check_context, distribution, pack
 from minipost.tasks.base import question
@@ -105,12 +106,12 @@ class Judge:
         first, second = texts[::2], texts[1::2]
         forth = self.lead(run, prompts, first, second)
         back = self.lead(run, prompts, second, first)
-        gold = run.grade(problems, rollout).view(-1, 2)
-        gold = gold[:, 0] - gold[:, 1]
+        gold = run.grade(problems, rollout, none=True).view(-1, 2)
+        gold = (gold[:, 0] - gold[:, 1]).nan_to_num(0.0)    # without a reward nothing is better
         clear = gold != 0
         lead = forth - back
         self.seen = {
-            "agreement": float(((lead > 0) == (gold > 0))[clear].double().mean()),
+            **averaged("agreement", ((lead > 0) == (gold > 0))[clear].double()),
             "position_bias": float(((forth > 0) == (back > 0)).double().mean()),
         }
         return lead

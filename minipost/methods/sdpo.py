@@ -88,7 +88,7 @@ def train(run, cfg):
         rate = cfg.rate(cfg.lr, run.step)
         problems = run.problems(cfg.prompts)
         rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
-        reward = run.grade(problems, rollout)                               # learns nothing
+        reward = run.grade(problems, rollout, none=True)                    # learns nothing
         rows, told = informed(run, problems, rollout)
         run.keep(problems, rollout, reward, torch.zeros_like(reward))
 

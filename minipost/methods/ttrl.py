@@ -22,6 +22,7 @@ and learns from 32 of them.  The KL's weight is 0 by default.
 from dataclasses import dataclass
 
 from minipost.errors import Schedule
+from minipost.measure.meter import averaged
 from minipost.measure.stats import winner
 from minipost.methods import grpo
 
@@ -64,8 +65,8 @@ class Majority:
             first.append(start + best)
             for k, ballot in enumerate(group):
                 score[start + k] = float(bool(votes) and ballot == group[best])
-        true = self.run.grade(problems, rollout)                            # learns nothing
-        self.seen = {"accuracy": float(true.mean()), "label_accuracy": float(true[first].mean())}
+        true = self.run.grade(problems, rollout, none=True)                 # learns nothing
+        self.seen = averaged("accuracy", true) | averaged("label_accuracy", true[first])
         return score
 
 

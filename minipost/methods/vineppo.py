@@ -88,6 +88,7 @@ def step_starts(run, ids):
 def mean_rewards(run, problems, states, branches, temperature):
     """V of each state: the mean reward of answers that go on from it.  -> list of float
 
+    NaN where none of them has a reward.
     states: (number of the problem, ids of the answer so far) of each.  An answer has at most
     run.max_new_tokens tokens in all.
     """
@@ -104,14 +105,19 @@ def mean_rewards(run, problems, states, branches, temperature):
             rows.append((p, said + ids[: left[k]]))
         whole = received([asked[p] for p, _ in rows], [(ids, [0.0] * len(ids)) for _, ids in rows],
                          run.vocabulary.eos, run.vocabulary.pad).to(drawn.tokens.device)
-        reward = run.score([problems[p] for p, _ in rows], whole)
-        for k, value in zip(group, reward.double().view(-1, branches).mean(1).tolist()):
+        reward = run.score([problems[p] for p, _ in rows], whole, none=True)
+        each = reward.double().view(-1, branches)
+        means = each.nanmean(1) if each.isnan().any() else each.mean(1)
+        for k, value in zip(group, means.tolist()):
             found[k] = value
     return found
 
 
 def advantages(run, cfg, problems, rollout, reward):
-    """A of every token (B, T), and V of the states that the rollout passes, a list."""
+    """A of every token (B, T), and V of the states that the rollout passes, a list.
+
+    A step between two values of which one is not known (NaN) has no advantage: 0.
+    """
     said = rollout.written()
     starts = [step_starts(run, ids) for ids in said]
     states = [[(p, tuple(ids[:k])) for k in begun]
@@ -126,7 +132,7 @@ def advantages(run, cfg, problems, rollout, reward):
         for j, k in enumerate(begun):
             end = begun[j + 1] if j + 1 < len(begun) else len(said[row])
             adv[row, first[row] + k : first[row] + end] = worth[j + 1] - worth[j]
-    return adv, list(known.values())
+    return adv.nan_to_num(0.0), [value for value in known.values() if value == value]
 
 
 def train(run, cfg):
@@ -136,7 +142,7 @@ def train(run, cfg):
         rate = cfg.rate(cfg.lr, run.step)
         problems = run.problems(cfg.prompts)
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
-        reward = run.score(problems, rollout)                               # (B,)
+        reward = run.score(problems, rollout, none=True)                    # (B,)
         adv, values = advantages(run, cfg, problems, rollout, reward)       # (B, T)
         run.keep(problems, rollout, reward, adv)
 
@@ -153,5 +159,5 @@ def train(run, cfg):
                 meter.add(**stats)
             updates.append(policy.step(rate, cfg.max_grad_norm, cfg.weight_decay))
         yield {**meter.means(len(updates)), **describe(rollout, reward, cfg.group_size),
-               "states": len(values), "value": math.fsum(values) / len(values),
+               "states": len(values), "value": math.fsum(values) / max(1, len(values)),
                "grad_norm": sum(updates) / len(updates), "learning_rate": rate}

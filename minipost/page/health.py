@@ -11,6 +11,7 @@ from minipost.checks.finding import FAULT, NATS, OK, WARNING, Finding
 
 LARGE_KL = 0.5      # nats per token; beyond, an answer of 20 tokens is 20,000 times as likely
 FLAT = 0.05         # nats per token; below, answers to a prompt are nearly all the same
+UNSCORED = 0.5      # share of answers to which no reward function applies
 TIED = 0.8          # share of groups without an advantage
 CUT = 0.2           # share of answers that end at the length limit
 CLIPPED = 0.3       # share of tokens whose ratio is held
@@ -19,8 +20,8 @@ SOLVED = 0.9        # mean reward, within 0..1; beyond, little is left to learn
 
 def examine(run):
     """The Findings on a RunData, faults and warnings first."""
-    found = [check(run) for check in (finite, skipped, gain, gold, kl, entropy, ties, cut, apart,
-                                      clip, longer, critic)]
+    found = [check(run) for check in (finite, skipped, gain, unscored, gold, kl, entropy, ties, cut,
+                                      apart, clip, longer, critic)]
     order = {FAULT: 0, WARNING: 1, OK: 2}
     return sorted((f for f in found if f), key=lambda f: order[f.status])
 
@@ -89,6 +90,13 @@ def gain(run):
                    "these problems cannot tell whether anything changed",
                    f"measure more than {found['n']} problems "
                    + ("(--eval-n), or train longer" if run.config else "(--n)"))
+
+
+def unscored(run):
+    return at_the_end(run, "unscored_ratio", lambda x: x > UNSCORED, "rewards",
+                      "no reward function applies to {:.0%} of the answers at the end",
+                      "they teach nothing and are not measured",
+                      "let a function of --reward return a number for every row")
 
 
 def gold(run):

@@ -6,14 +6,28 @@ sampled ways.  Of the up to B K continuations the B with the highest values are 
 ends when none of those goes on or `depth` steps are made.  The answer is the finished one with the
 highest value.
 
+What a beginning is worth (`--aggregate`) is
+
+    min, last, product      made of a process reward model's chances of its steps, and of the whole
+                            once it is finished
+    value                   the score after its last token, as it is: of a value, such as OREO's
+
+A process reward model says of a step whether it is right, given what stands before it, not whether
+what stands before it was.  So with `last`, and with the score as it is, the search forgets a wrong
+step as soon as it has made a further one; with the least chance and with the product it does not.
+On 100 training problems of the demo (seed 0) that makes 0.45 and 0.48 of answers right, or 0.80 and
+0.80.
+
 With B = K = 1 this is sampling.  With unbounded B and K and every continuation sampled, it is an
 exhaustive search for the highest value.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from minipost.errors import Bounded, MinipostError
 from minipost.measure.results import Result
+from minipost.measure.stats import beginnings
 
 TASK, KNOBS = "arithmetic", {"hurried": True}
 VERIFIER = "checkpoints/verifier"
@@ -25,15 +39,16 @@ class Config(Bounded):
     """A search for the answer that a reward model scores highest."""
 
     width: int = 4              # beginnings that are kept (B)
-    branching: int = 4             # samples that continue each beginning (K)
+    branching: int = 4          # samples that continue each beginning (K)
     depth: int = 32             # steps of an answer, at most
+    aggregate: Literal["min", "last", "product", "value"] = "min"  # a beginning's worth; see above
 
 
-def beam(prompts, sample, value, *, mark, width, branching, depth):
+def beam(prompts, sample, worth, *, mark, width, branching, depth):
     """One answer to each prompt.
 
     sample(texts, n) -> n one-step continuations of each text; one without `mark` ends the answer.
-    value(texts) -> a number for each text, which includes the prompt and may be unfinished.
+    worth(rows) -> a number for each (k, text, going): an answer to prompt k, unfinished if going.
     """
     beams = [[("", 0.0, True)] for _ in prompts]            # (answer so far, its value, goes on)
     for _ in range(depth):
@@ -45,10 +60,10 @@ def beam(prompts, sample, value, *, mark, width, branching, depth):
                                                    branching), strict=True):
             for more in nexts:
                 found[row, text + more] = mark in more
-        values = value([prompts[row] + text for row, text in found])
+        values = worth([(row, text, on) for (row, text), on in found.items()])
         beams = [[b for b in kept if not b[2]] for kept in beams]
-        for ((row, text), on), worth in zip(found.items(), values, strict=True):
-            beams[row].append((text, worth, on))
+        for ((row, text), on), value in zip(found.items(), values, strict=True):
+            beams[row].append((text, value, on))
         beams = [sorted(kept, key=lambda b: -b[1])[:width] for kept in beams]
     return [max(kept, key=lambda b: (not b[2], b[1]))[0] for kept in beams]
 
@@ -57,15 +72,23 @@ def solve(problems, tools, cfg):
     """The answer that each problem's search ends with: (answers, workings)."""
     if tools.verifier is None:
         raise MinipostError("beam search needs a value or a reward model to go by: --verifier DIR")
-    answers = beam([p.prompt for p in problems], tools.step, tools.value, mark=tools.mark,
-                   **vars(cfg))
-    worth = tools.value([p.prompt + text for p, text in zip(problems, answers)])
-    return answers, [{"answer": text, "value": v} for text, v in zip(answers, worth)]
+
+    def worth(rows):
+        if cfg.aggregate == "value":
+            return tools.value([problems[k].prompt + text for k, text, _ in rows])
+        return beginnings(tools.verified([problems[k].prompt for k, _, _ in rows],
+                                         [text for _, text, _ in rows]),
+                          [on for *_, on in rows], cfg.aggregate)
+
+    answers = beam([p.prompt for p in problems], tools.step, worth, mark=tools.mark,
+                   width=cfg.width, branching=cfg.branching, depth=cfg.depth)
+    final = worth([(k, text, False) for k, text in enumerate(answers)])
+    return answers, [{"answer": text, "value": v} for text, v in zip(answers, final)]
 
 
 def measure(problems, tools, width, branching):
-    """The Result of the search on these problems."""
-    answers, _ = solve(problems, tools, Config(width, branching))
+    """The Result of the search by a value, such as OREO's, on these problems."""
+    answers, _ = solve(problems, tools, Config(width, branching, aggregate="value"))
     return Result.of(tools.right(problems, answers), answers)
 
 

@@ -25,19 +25,16 @@ is unbiased.  Choosing among n samples moves the policy by at most KL = log n - 
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from minipost.errors import Bounded, MinipostError
 from minipost.measure.results import Arm
-from minipost.measure.stats import pass_at_k, vote
+from minipost.measure.stats import AGGREGATES, pass_at_k, vote
 
 TASK, KNOBS = "arithmetic", {"hurried": True}
 VERIFIER = "checkpoints/verifier"
 BEFORE, AFTER = "vote", "verifier"
-AGGREGATES: dict[str, Callable] = {
-    "min": min, "last": lambda chances: chances[-1], "product": math.prod}
 
 
 @dataclass(frozen=True)

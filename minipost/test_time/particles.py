@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from minipost.errors import Bounded, MinipostError
+from minipost.measure.stats import beginnings
 
 TASK, KNOBS = "arithmetic", {"hurried": True}
 VERIFIER = "checkpoints/verifier"
@@ -96,10 +97,8 @@ def solve(problems, tools, cfg):
                             "as --algo prm saves")
 
     def chance(rows):
-        found = tools.verified([problems[k].prompt for k, _, _ in rows],
-                               [text for _, text, _ in rows])
-        return [min(steps[:-1] or steps) if on else min(steps)
-                for steps, (_, _, on) in zip(found, rows, strict=True)]
+        return beginnings(tools.verified([problems[k].prompt for k, _, _ in rows],
+                                         [text for _, text, _ in rows]), [on for *_, on in rows])
 
     swarms, rounds = search([p.prompt for p in problems], tools.step, chance, mark=tools.mark,
                             **vars(cfg))

@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from minipost.errors import Bounded, MinipostError
+from minipost.measure.stats import beginnings
 
 TASK, KNOBS = "countdown", {"numbers": 4, "target": 24}
 BEFORE, AFTER = "best of n, tokens of rejection", "speculative rejection"
@@ -106,10 +107,8 @@ def solve(problems, tools, cfg):
         return tools.worth([(problems[k], text) for k, text, _ in rows], cfg.votes, known)
 
     def verifier(rows):
-        chances = tools.verified([problems[k].prompt for k, _, _ in rows],
-                                 [text for _, text, _ in rows])
-        return [min(found[:-1] or found) if going else min(found)
-                for found, (_, _, going) in zip(chances, rows, strict=True)]
+        return beginnings(tools.verified([problems[k].prompt for k, _, _ in rows],
+                                         [text for _, text, _ in rows]), [on for *_, on in rows])
 
     drawn = search([p.prompt for p in problems], tools.step,
                    {"verdicts": verdicts, "verifier": verifier}[cfg.score], mark=tools.mark,
