@@ -38,8 +38,7 @@ CURVES = {  # panel: (task, {curve: [(command, arm)]})
                                  for t in (0.8, 0.95)],
         "particles, PRM": [(f"particles {SUMS} --particles {n}", "particles")
                            for n in (4, 8, 16, 32)],
-        "beam, PRM": [(f"beam {SUMS} --width {b} --branching {b} --aggregate value", "beam")
-                      for b in (2, 4)],
+        "beam, PRM": [(f"beam {SUMS} --width {b} --branching {b}", "beam") for b in (2, 4, 6)],
         "retry": [(f"self-feedback {SUMS} --attempts {k}", "retry") for k in (2, 4)],
         "self-feedback": [(f"self-feedback {SUMS} --attempts {k}", "self-feedback")
                           for k in (2, 3, 4, 6)],
