@@ -107,9 +107,9 @@ def learn(command):
 
 
 def measured(command, seeds=SEEDS):
-    """{arm: (each problem's mean reward over seeds, tokens per problem)}, (first, last), seconds.
+    """{arm: (each problem's mean reward over seeds, tokens per problem)}, pairs, seconds.
 
-    first, last: the arms that the command compares.
+    pairs: (first, last), the arms that the command compares, and others that it also compares.
     """
     learn(command)
     if (command, seeds) not in _done:
@@ -124,8 +124,9 @@ def measured(command, seeds=SEEDS):
             rewards = zip(*(run["arms"][arm]["rewards"] for run in runs), strict=True)
             tokens = sum(run["all"][arm]["tokens per problem"] for run in runs) / len(runs)
             arms[arm] = [sum(row) / len(row) for row in rewards], tokens
-        first, last = runs[0]["metric"].partition(": ")[2].split(" -> ")
-        _done[command, seeds] = arms, (first, last), [run["seconds"] for run in runs]
+        pairs = [runs[0]["metric"].partition(": ")[2], *runs[0]["pairs"]]
+        _done[command, seeds] = (arms, [pair.split(" -> ") for pair in pairs],
+                                 [run["seconds"] for run in runs])
     return _done[command, seeds]
 
 
@@ -142,7 +143,7 @@ def test_time(args, machine, table, write):
     lines = []
     for command, seeds in METHODS.items():
         seeds = seeds[:1] if args.quick else seeds
-        arms, (first, last), seconds = measured(command, seeds)
+        arms, ((first, last), *pairs), seconds = measured(command, seeds)
         rows = [[f"**{arm}**" if arm in (first, last) else arm, str(share(rewards)),
                  f"{tokens:,.0f}", gain(rewards, arms[first][0])]
                 for arm, (rewards, tokens) in arms.items()]
@@ -151,6 +152,9 @@ def test_time(args, machine, table, write):
                   f"{', '.join(map(str, seeds))}; {min(seconds):.0f}-{max(seconds):.0f} s each", "",
                   *table(["way to answer", "accuracy [95%]", "tokens per problem", f"less {first}"],
                          rows), ""]
+        if said := [f"{after} less {before}, {gain(arms[after][0], arms[before][0])}"
+                    for before, after in pairs]:
+            lines += [f"Paired: {'; '.join(said)}.", ""]
         if command in WANTED:
             lines += [WANTED[command], ""]
         write(args.out, "test-time", [
@@ -169,7 +173,7 @@ def game24(args, machine, table, write):
     """Write the table of the Game of 24."""
     rows, seeds = [], SEEDS[:1] if args.quick else SEEDS
     for name, (command, top, among, paper) in GAME_ROWS.items():
-        arms, _, _ = measured(f"{command} --n 100", seeds)
+        arms, *_ = measured(f"{command} --n 100", seeds)
         tokens = arms[top or among][1]
         rows.append([name, *(str(share(arms[arm][0])) if arm else "" for arm in (top, among)),
                      f"{tokens:,.0f}", paper])

@@ -92,9 +92,10 @@ def test_seeds_are_averaged_by_problem(monkeypatch, tmp_path):
     class Done:
         def __init__(self, command, **options):
             first = next(runs)
-            arms = {"1 sample": [0.0] * 4, "mcts": first}
+            arms = {"1 sample": [0.0] * 4, "mcts": first, "other": [1.0, 0.0, 1.0, 1.0]}
             self.stdout = json.dumps({
                 "metric": "accuracy, held-out: 1 sample -> mcts", "seconds": 3.0,
+                "pairs": {"mcts -> other": {}},
                 "all": {arm: {"tokens per problem": 50.0} for arm in arms},
                 "arms": {arm: {"rewards": rewards} for arm, rewards in arms.items()}})
 
@@ -106,6 +107,7 @@ def test_seeds_are_averaged_by_problem(monkeypatch, tmp_path):
                               lambda out, part, lines: written.append("\n".join(lines)))
     assert f"| **mcts** | {share([0.5, 0.0, 1.0, 1.0])} | 50 | +0.625" in written[-1]
     assert "n 4, seeds 0, 1; 3-3 s each" in written[-1]
+    assert "Paired: other less mcts, +0.125 [" in written[-1]
 
 
 def test_a_model_is_trained_anew_if_what_it_starts_from_has_changed(monkeypatch, tmp_path):
