@@ -32,7 +32,6 @@ text here.  Only beginnings are used that are the ids that were sampled when the
 import copy
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -195,14 +194,17 @@ class Score:
 
     def __call__(self, problems, rollout):
         """(B,)"""
-        rows, asked, texts, began = [problems[i] for i in rollout.prompt.tolist()], [], [], []
-        for problem, text in zip(rows, self.run.texts(rollout), strict=True):
-            again = isinstance(problem, Restart)
-            asked.append(problem.of if again else problem)
-            texts.append(problem.begun + text if again else text)
-            began.append((1 if problem.right else -1) if again else 0)
-        reward, began = self.run.grade_texts(asked, texts), torch.tensor(began)
-        right = reward >= 1
+        asked, texts, sides = [], [], []
+        for i, text in zip(rollout.prompt.tolist(), self.run.texts(rollout), strict=True):
+            problem, side = problems[i], 0
+            if isinstance(problem, Restart):
+                text, side = problem.begun + text, 1 if problem.right else -1
+                problem = problem.of
+            asked.append(problem)
+            texts.append(text)
+            sides.append(side)
+        reward, began = self.run.grade_texts(asked, texts), torch.tensor(sides)
+        right = torch.ge(reward, 1)
         self.seen = {name: float(right[began == which].double().mean())
                      for name, which in (("accuracy", 0), ("mended", -1), ("kept", 1))
                      if (began == which).any()}
@@ -224,11 +226,10 @@ def train(run, cfg):
             yield next(stage)
     if run.step == cfg.cold_steps:
         run.policy.reset_optimizer()
-    score, within = Score(run, cfg.bonus), nullcontext
-    if cfg.share:
-        within = partial(run.on, Starts(run, collected(run, cfg, cfg.cold_steps), cfg.share))
+    score = Score(run, cfg.bonus)
+    starts = Starts(run, collected(run, cfg, cfg.cold_steps), cfg.share) if cfg.share else None
     stage = grpo.train(run, cfg, score, cfg.cold_steps, advantages)
     while True:
-        with within():
+        with run.on(starts) if starts else nullcontext():
             metrics = next(stage)
         yield {**metrics, **score.seen}
