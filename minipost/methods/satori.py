@@ -65,8 +65,8 @@ class Config(grpo.Config):
     backtrack: int = 2          # steps that are taken off the end of an answer, at most (T)
     restarts: int = 128         # problems whose answers are looked at for restarts
     tries: int = 8              # answers to each of them
-    cold_start: int = 500       # demonstrations of format tuning
-    cold_steps: int = 20        # gradient steps of format tuning
+    cold_start: int = 200       # demonstrations of format tuning
+    cold_steps: int = 8         # gradient steps of format tuning
     sft_lr: float = 5e-4        # peak learning rate of format tuning
 
     LIMITS = {"share": ">= 0, <= 1", "backtrack": ">= 0", "tries": ">= 2, <= 10000"}
