@@ -126,7 +126,7 @@ def test_without_right_and_wrong_answers_there_is_no_restart():
 
 
 @pytest.mark.parametrize("share, each", [(0.0, (6, 0, 0)), (0.667, (2, 2, 2)), (0.5, (3, 2, 1)),
-                                         (1.0, (0, 3, 3))])
+                                         (0.8, (1, 3, 2)), (1.0, (0, 3, 3))])
 def test_each_kind_of_state_has_its_share(share, each):
     """The paper's: as many problems as z- and as z+."""
     run = run_of()

@@ -57,7 +57,7 @@ PROOF = "takes the steps of sft and grpo; only the states that it begins at and 
 class Config(grpo.Config):
     """Format tuning, then GRPO without a KL from problems and from the middle of answers."""
 
-    steps: int = 40             # rollouts to learn from
+    steps: int = 24             # rollouts to learn from
     beta: float = 0.0           # weight of the KL to the policy after format tuning (beta)
     lr: float = 1e-4            # learning rate (eta)
     share: float = 0.667        # share of the prompts that are restarts, half of them z-; 0: none
