@@ -97,11 +97,14 @@ def test_a_beginning_is_the_ids_that_were_sampled_and_leaves_room(words):
 
 
 def test_of_a_problem_one_right_and_one_wrong_answer_are_begun_anew():
-    """The beginnings are of answers that the module gave, and are graded as they were."""
-    run = run_of()
+    """The beginnings are of answers that the module gave, and are graded as they were.
+
+    The problems are others than those of the step."""
+    run, cfg = run_of(), satori.Config(**SMALL)
+    drawn, real = [], run.problems
+    run.problems = lambda n, again=0: drawn.append((n, again)) or real(n, again)
     found = pairs_of(run)
-    assert found
-    cfg = satori.Config(**SMALL)
+    assert found and drawn == [(12, 1)]
     problems = run.problems(cfg.restarts, again=1)
     rollout = run.sample(problems, cfg.tries, temperature=1.0, purpose="restarts")
     texts, reward = run.texts(rollout), run.grade(problems, rollout).tolist()
@@ -251,7 +254,7 @@ def plain(cfg, **options):
 @pytest.mark.parametrize("bonus", [0.0, 0.5])
 def test_without_restarts_it_is_sft_and_then_grpo(bonus):
     """To the last bit, whatever the bonus, on the reward that the run has."""
-    cfg = satori.Config(**SMALL, share=0.0, bonus=bonus)
+    cfg = satori.Config(**SMALL, share=0.0, bonus=bonus, schedule="linear")
     run = run_of()
     assert satori.total(run, cfg) == 4 and satori.milestones(run, cfg) == {2: "format tuning"}
     found = drive(run, satori.train(run, cfg), 4)
