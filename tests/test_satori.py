@@ -75,6 +75,15 @@ def test_so_many_steps_are_taken_off_each_as_often(most):
     assert satori.restart(run, Problem("e"), [ids[-1:]], True, most, rng) is None
 
 
+def test_of_several_answers_each_is_begun_anew_as_often():
+    run, rng, n = run_of(), random.Random(0), 2000
+    answers = [run.vocabulary.response(text)[:-1] for text in ("ah", "bh", "ccc", "dh")]
+    found = Counter(satori.restart(run, Problem("e"), answers, True, 2, rng).begun
+                    for _ in range(n))
+    assert set(found) == {"ah", "bh", "dh"}
+    assert all(abs(k / n - 1 / 3) < 4.5 * (1 / 3 / n) ** 0.5 for k in found.values())
+
+
 def test_a_beginning_is_the_ids_that_were_sampled_and_leaves_room(words):
     """One that would be encoded otherwise, or that fills the context, is none."""
     vocabulary = checkpoint.Vocabulary(words, words.before, [words.id("<eos>")], words.id("<pad>"))
