@@ -20,13 +20,14 @@ as PPO's is with an exact critic and gamma = lambda = 1.  From a restart the two
 its group, as GRPO has it, it would cancel.
 
 The actions here are those of the task's own text (`reflections` in minipost/tasks/base.py).  In
-search a verdict is a reflection, and the attempt behind a "no" explores.  A restart ends in front
-of a verdict, so what the policy does first is to reflect.
+search a verdict is a reflection, and the attempt behind a "no" explores.  A restart ends where a
+verdict may stand, so the policy first chooses whether to reflect.
 
-Where we differ: the paper has a token for each action, and ends a restart with <|reflect|>; its
-r is one less everywhere, which A does not see; it adds the score of a reward model, and after RL
-another round from the base.  A restart never holds an answer that was stated, since that ends the
-text here.  Only beginnings are used that are the ids that were sampled when they are encoded anew.
+Where we differ: the paper has a token for each action, and ends a restart with <|reflect|>, so its
+policy has to reflect.  Its r is one less everywhere, which A does not see.  It adds the score of a
+reward model, and after RL another round from the base.  Its x are those problems alone that had
+right and wrong answers.  A restart never holds an answer that was stated, since that ends the text
+here.  Only beginnings are used that are the ids that were sampled when they are encoded anew.
 """
 
 import copy
