@@ -31,7 +31,7 @@ SHORT = {"ppo": "--sft-steps 2 --reward-steps 2", "rlaif": "--sft-steps 2 --rewa
          "direct-rlaif": "--sft-steps 2", "rpo": "--reward-steps 2",
          "r1": "--cold-steps 2 --rejection-prompts 64 --rejection-steps 2 --reward-steps 2 "
                "--align-steps 2",
-         "tool-use": "--cold-steps 2"}
+         "tool-use": "--cold-steps 2", "satori": "--cold-steps 2"}
 ROWS = {  # files to learn from, by what their rows hold beside a prompt
     "pairs": [{"chosen": f" {n + 1}", "rejected": f" {n}"} for n in range(40)],
     "answers": [{"completion": f" {n}", "reward": n % 3 / 2} for n in range(40)],

@@ -44,7 +44,7 @@ MADE_OF = {
     "methods.gdpo": {"grpo", "r1_zero"}, "methods.math_shepherd": {"prm"},
     "methods.iterated_rlhf": {"sft", "reward", "ppo"},
     "methods.direct_rlaif": {"sft", "grpo", "rlaif"},
-    "methods.tool_use": {"sft", "grpo"},
+    "methods.tool_use": {"sft", "grpo"}, "methods.satori": {"sft", "grpo"},
     **{f"methods.{name}": {"dpo"} for name in ("ipo", "simpo", "orpo", "mdpo")},
     "methods.rpo": {"dpo", "reward"},
 }

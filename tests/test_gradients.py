@@ -39,7 +39,7 @@ PIPELINES = {  # have no loss of their own: whose they use
     "rlaif": ("sft", "reward", "ppo", "dpo"), "r1_zero": ("grpo",), "tool_use": ("sft", "grpo"),
     "r1": ("sft", "grpo", "reward"), "iterative_grpo": ("sft", "reward", "grpo"),
     "math_shepherd": ("prm",), "gdpo": ("grpo",), "iterated_rlhf": ("sft", "reward", "ppo"),
-    "direct_rlaif": ("sft", "grpo"), "sdpo": ("distill",),
+    "direct_rlaif": ("sft", "grpo"), "satori": ("sft", "grpo"), "sdpo": ("distill",),
     "ttrl": ("grpo",), "intuitor": ("grpo",), "es": ()}  # the last has none
 LEARNT = ("logp", "logp_w", "logp_l", "kl", "entropy", "value", "score", "score_w", "score_l",
           "scores", "logits")

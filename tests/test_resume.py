@@ -13,6 +13,7 @@ from minipost.cli import session
 from minipost.datasets.rows import File
 from minipost.layout import tensor_file
 from minipost.methods import a2c, ppo, reinforce, sft, trpo
+from minipost.tasks.search import Search
 
 STEPS = 4
 GROUPS = ("--prompts", 3, "--group-size", 4, "--minibatch-size", 8, "--epochs", 2)
@@ -125,16 +126,25 @@ def test_stopped_in_every_stage(command, tmp_path, wide, capsys, stopping, recip
                                      checkpoint.load(wide)[1])
 
 
-@pytest.mark.parametrize("algo, total", [("r1-zero", 2), ("r1", 10)])
-def test_stopped_in_every_stage_of_reasoning(command, tmp_path, wide, capsys, stopping, algo,
-                                             total):
-    """Cold start, reasoning, rejection sampling, reward model, alignment: two steps each."""
+@pytest.mark.parametrize("algo, total", [("r1-zero", 2), ("r1", 10), ("satori", 4)])
+def test_stopped_in_every_stage_of_reasoning(command, tmp_path, wide, capsys, stopping, monkeypatch,
+                                             algo, total):
+    """Cold start, reasoning, rejection sampling, reward model, alignment: two steps each.
+
+    Of Satori format tuning and RL.
+    """
     pays = tmp_path / "pays.py"
     pays.write_text("def even(completions, **columns):\n"
                     "    return [float(len(text) % 2 == 0) for text in completions]\n")
-    flags = ["--task", "search", "--model", wide, "--reward", f"{pays}:even", "--format", 0,
+    flags = ["--task", "search", "--model", wide, "--reward", f"{pays}:even",
              "--steps", 2, "--prompts", 4, "--group-size", 2, "--minibatch-size", 8,
              "--save-every", 0, "--max-new-tokens", 6]
+    if algo == "satori":
+        flags += ["--cold-start", 6, "--cold-steps", 2, "--restarts", 8, "--tries", 3]
+        # an untrained model makes no attempt
+        monkeypatch.setattr(Search, "reflections", lambda task, text: range(1, len(text)))
+    else:
+        flags += ["--format", 0]
     if algo == "r1":
         flags += ["--cold-start", 6, "--cold-steps", 2, "--rejection-prompts", 4,
                   "--rejection-steps", 2, "--reward-steps", 2, "--align-steps", 2]

@@ -83,6 +83,9 @@ class Task(Protocol):
     #: (r1_zero, r1)
     rules: Mapping[str, Callable] = {}
     thinking: Callable | None = None
+    #: reflections(text) -> the places in an answer where a step has ended and what stands there may
+    #: be reflected on  (satori)
+    reflections: Callable | None = None
     #: hint(problem) -> the prompt with its answer in it  (rft --hint)
     hint: Callable | None = None
     #: skipped() -> sentences on rows that were left out of a file

@@ -263,6 +263,15 @@ class Search(Task):
                          for each in checks),
         }
 
+    def reflections(self, text):
+        """Where an attempt ends, in front of its verdict if it has one: [place in the text]."""
+        found, start = [], 0
+        for line, match in zip(lines := text.split("\n"), matched(lines)):
+            if match:
+                found.append(start + match.end("moves"))
+            start += len(line) + 1
+        return found
+
     def parse(self, text):
         """The value of the expression behind "Answer:", or None."""
         found = stated(text)

@@ -284,6 +284,26 @@ def _(ours, complete, vocabulary, task, problems, prompts, group_size, room, sto
     return ours(anew, vocabulary, task, problems, prompts, group_size, room, stop)
 
 
+# ---- answers that are begun
+
+@exhibit(
+    "a given beginning is learnt", "modelscope/ms-swift#10106",
+    "A prefix of the response was prompt for the sampler and answer for training, so tokens that "
+    "the policy never chose were learnt; where they were unlikely, they decided the ratio.",
+    "minipost.run:Run.rollout",
+    "test_satori.py::test_the_mask_begins_behind_the_restart",
+    "test_satori.py::test_a_beginning_gets_no_gradient_of_its_own")
+def _(ours, run, problems, group_size, *, temperature, purpose, corrected):
+    rollout = ours(run, problems, group_size, temperature=temperature, purpose=purpose,
+                   corrected=corrected)
+    mask = rollout.mask.clone()
+    for row, k in enumerate(rollout.prompt.tolist()):
+        if begun := getattr(problems[k], "begun", ""):
+            first = mask[row].tolist().index(True)
+            mask[row, first - len(run.vocabulary.response(begun)) + 1 : first] = True
+    return replace(rollout, mask=mask)
+
+
 # ---- KL
 
 @exhibit(
