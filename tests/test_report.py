@@ -25,7 +25,7 @@ def rows(run, kind):
 
 
 def test_a_piece_is_what_the_text_grows_by():
-    """Of any ids, with a letter of several of them and EOS inside: as if each beginning was read."""
+    """Of any ids, also of parts of a letter and of EOS: as if each beginning was read."""
     vocabulary = checkpoint.load("checkpoints/base")[1]
     rng, size = random.Random(0), vocabulary.tokenizer.backend.get_vocab_size()
     texts = ["12+5-3=?\n", "\u00e9t\u00e9 \u65e5\u672c", "Answer: 4"]
