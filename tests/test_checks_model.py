@@ -188,33 +188,52 @@ def test_where_a_tool_has_a_say_the_last_part_alone_ends_in_eos():
     assert checkup.ends_in_eos(inside, {EOS}, each=False).tolist() == [False]
 
 
+def twice(run, rollout, temperature):
+    old = checkup.trainers(run, rollout, temperature)
+    return checkup.ratio_at_start(run, rollout, temperature, old)
+
+
+def compared(run, rollout, temperature):
+    return checkup.sampler_and_trainer(run, rollout, checkup.trainers(run, rollout, temperature))
+
+
 def test_a_trainer_that_agrees_with_itself_and_with_the_sampler():
     run = run_of()
     run.micro_batch_size = 3
     for temperature in (1.0, 0.6):
         rollout = sampled(run, temperature)
-        said(checkup.ratio_at_start(run, rollout, temperature), OK,
+        said(twice(run, rollout, temperature), OK,
              f"{int(rollout.mask.sum())} tokens")
-        said(checkup.sampler_and_trainer(run, rollout, temperature), OK)
+        said(compared(run, rollout, temperature), OK)
+
+
+def test_of_many_answers_some_are_read_a_second_time(monkeypatch):
+    monkeypatch.setattr(checkup, "SOME", 3)
+    run = run_of()
+    rollout = sampled(run)
+    some = checkup.few(rollout, 3)
+    assert 1 < len(some) <= 3 < len(rollout)
+    said(twice(run, rollout, 1.0), OK,
+         f"{int(rollout.mask[some].sum())} tokens")
 
 
 def test_a_forward_pass_that_is_random():
     torch.manual_seed(0)
     run = run_of(spoilt(model(), noisy))
     rollout = sampled(run)
-    said(checkup.ratio_at_start(run, rollout, 1.0), FAULT, "off 1 by", "dropout")
-    said(checkup.sampler_and_trainer(run, rollout, 1.0), FAULT)
+    said(twice(run, rollout, 1.0), FAULT, "off 1 by", "dropout")
+    said(compared(run, rollout, 1.0), FAULT)
 
 
 def test_samples_of_another_temperature_or_of_other_weights():
     run = run_of()
     rollout = sampled(run, temperature=0.5)
-    said(checkup.sampler_and_trainer(run, rollout, 1.0), FAULT, "start outside a clip",
+    said(compared(run, rollout, 1.0), FAULT, "start outside a clip",
          "same temperature")
     rollout = sampled(run_of(model(seed=5)))
-    said(checkup.sampler_and_trainer(run, rollout, 1.0), FAULT)
+    said(compared(run, rollout, 1.0), FAULT)
     broken = replace(rollout, logp=rollout.logp * float("nan"))
-    said(checkup.sampler_and_trainer(run, broken, 1.0), FAULT)
+    said(compared(run, broken, 1.0), FAULT)
 
 
 def test_rounding_that_eats_into_the_clip():
@@ -223,9 +242,9 @@ def test_rounding_that_eats_into_the_clip():
     rollout = sampled(run)
     with torch.no_grad():
         logp = logprobs(run.policy.module, rollout)
-    said(checkup.sampler_and_trainer(run, replace(rollout, logp=logp), 1.0), OK)
+    said(compared(run, replace(rollout, logp=logp), 1.0), OK)
     off = replace(rollout, logp=logp - 0.3 * rollout.mask)
-    said(checkup.sampler_and_trainer(run, off, 1.0), WARNING, "100.0% of", "--dtype float32")
+    said(compared(run, off, 1.0), WARNING, "100.0% of", "--dtype float32")
 
 
 def test_log_probs_that_padding_changes():

@@ -2,12 +2,13 @@
 
 import json
 import os
+import random
 import shutil
 
 import pytest
 import torch
 
-from minipost import evaluate, methods, report, test_time, train
+from minipost import checkpoint, evaluate, methods, report, test_time, train
 from minipost.cli import samples
 from minipost.measure.watch import pieces, steps_to_watch
 from minipost.run import Run
@@ -21,6 +22,27 @@ def table(path):
 
 def rows(run, kind):
     return [row for row in table(run / "report.jsonl") if row["kind"] == kind]
+
+
+def test_a_piece_is_what_the_text_grows_by():
+    """Of any ids, also of parts of a letter and of EOS: as if each beginning was read."""
+    vocabulary = checkpoint.load("checkpoints/base")[1]
+    rng, size = random.Random(0), vocabulary.tokenizer.backend.get_vocab_size()
+    texts = ["12+5-3=?\n", "\u00e9t\u00e9 \u65e5\u672c", "Answer: 4"]
+    for k in range(60):
+        ids = vocabulary.response(texts[k % 3]) if k % 4 else rng.choices(range(size), k=12)
+        ids = [*ids, *vocabulary.response(texts[k % 2])][: rng.randrange(1, 30)]
+        found, before = [], ""
+        for n, i in enumerate(ids):
+            text = vocabulary.decode(ids[: n + 1])
+            if i in vocabulary.eos:
+                found.append(vocabulary.tokenizer.control[i])
+            elif text.endswith("\ufffd") and n + 1 < len(ids):
+                found.append("")
+            else:
+                found.append(text[len(before):])
+                before = text
+        assert pieces(vocabulary, ids) == found
 
 
 # ---- which steps

@@ -135,27 +135,25 @@ def test_a_run_that_is_stopped_or_fails_closes_its_tracker(service, command, rew
     assert found.named("close") == [{"exit_code": 130}] and steps(found) == [0, 1, 2]
     monkeypatch.undo()
 
-    interrupted = Service()
-    monkeypatch.setitem(sys.modules, "wandb", interrupted.wandb())
+    def ended(method, error):
+        """The calls that close the tracker of a run in which this method raises."""
+        service = Service()
 
-    def interrupts(self):
-        raise KeyboardInterrupt
+        def raises(self):
+            raise error
 
-    monkeypatch.setattr(session.Session, "train", interrupts)
-    assert train.main([*flags, "--overwrite"]) == 130       # at once, before a step is made
-    assert interrupted.named("close") == [{"exit_code": 130}]
-    monkeypatch.undo()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "wandb", service.wandb())
+            patch.setattr(session.Session, method, raises)
+            if error is KeyboardInterrupt:
+                assert train.main([*flags, "--overwrite"]) == 130   # at once, before a step is made
+            else:
+                with pytest.raises(error):
+                    train.main([*flags, "--overwrite"])
+        return service.named("close")
 
-    failing = Service()
-    monkeypatch.setitem(sys.modules, "wandb", failing.wandb())
-
-    def fails(self):
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(session.Session, "finish", fails)
-    with pytest.raises(ZeroDivisionError):
-        train.main([*flags, "--overwrite"])
-    assert failing.named("close") == [{"exit_code": 1}]
+    assert ended("train", KeyboardInterrupt) == [{"exit_code": 130}]
+    assert ended("finish", ZeroDivisionError) == [{"exit_code": 1}]
 
 
 @pytest.mark.parametrize("name", trackers.KINDS)

@@ -32,7 +32,7 @@ def examine(options, task, device):
     found += [model.before_prompts(options.model, run.vocabulary),
               model.shown_tokens(run.vocabulary), model.unused_ids(run.policy.module),
               model.weights_as_written(options.model)]
-    problems = [p for p in run.problems(options.prompts) if not unusable(run, p, ())]
+    problems = [p for p in run.problems(options.prompts) if not usable(run, p, ())[0]]
     if problems:
         found += look_at_samples(run, problems, options, scorer)
     else:
@@ -42,16 +42,13 @@ def examine(options, task, device):
     return found
 
 
-def unusable(run, problem, reads=data.ANSWERS):
-    """Why a run cannot use a problem, or None.  reads: the answers that it would learn."""
+def usable(run, problem, reads=data.ANSWERS):
+    """(why a run cannot use a problem, or None; tokens that it has too many, 0 if it fits).
+
+    reads: the answers that it would learn; the longest counts.
+    """
     return looked_at(problem, run.policy.module, run.vocabulary, run.max_new_tokens, reads,
-                     run.control_tokens if run.task.name == "file" else "plain", run.task)[0]
-
-
-def too_many(run, problem):
-    """Tokens that a row has too many with its longest answer, 0 if it fits."""
-    return looked_at(problem, run.policy.module, run.vocabulary, run.max_new_tokens, data.ANSWERS,
-                     "tokens" if reading(run) else "plain", run.task)[1]
+                     run.control_tokens if run.task.name == "file" else "plain", run.task)
 
 
 def reading(run):
@@ -83,11 +80,11 @@ def look_at_texts(run, stated, options):
     file, heldout = task.name == "file", task.heldout(400)
     training = task.training() if file else task.sample(400, run.rng("problems"))
     problems = [*training, *task.sides[1]] if file else []
-    odd = [(p.place, said) for p in problems if (said := unusable(run, p))]
-    over, limit = [], run.policy.module.context
+    seen = [(p.place, *usable(run, p)) for p in problems]  # a chat takes a while to be read
+    odd = [(place, said) for place, said, _ in seen if said]
+    over, limit = [more for _, _, more in seen if more], run.policy.module.context
     if file:
         limit = task.longest(limit)
-        over = [more for p in problems if (more := too_many(run, p))]
         left = [place for place, said in odd if task.on_bad_row == "skip" or (
             task.on_long_row != "stop" and isinstance(said, TooLong))]
         odd = [(place, said) for place, said in odd if not isinstance(said, TooLong)
@@ -101,15 +98,15 @@ def look_at_texts(run, stated, options):
         (row.prompt, text) for row, text in demonstrations(run, rows)]
     answers, pairs = [text for _, text in given], data.pairs_of(rows)
     prompts = {row.prompt: prompt_length(run, row.prompt) for row in [*rows, *heldout]}
-    turns = [written(vocabulary, *pair, **reading(run)) for pair in given
-             if isinstance(pair[1], Messages)]
+    answered = [written(vocabulary, *pair, **reading(run)) for pair in given]
+    turns = [each for each, pair in zip(answered, given) if isinstance(pair[1], Messages)]
     given_plain = [pair for pair in given if not isinstance(pair[0], Messages)]
     found = [
         model.control_ids(vocabulary, stated), model.eos_in_files(vocabulary, stated),
         model.empty_prompts(prompts.values()),
         model.context(list(prompts.values()), [
             min(n, limit) if file and task.on_long_row == "truncate" else n
-            for n in (length(run, *pair) for pair in given)],
+            for n in (len(before) + len(after) for before, after, _ in answered)],
                       run.max_new_tokens, run.policy.module.context),
         data.control_texts([*prompts, *answers], vocabulary,
                            options.control_tokens if file else "plain"),
@@ -142,13 +139,14 @@ def look_at_samples(run, problems, options, scorer):
     texts, asked = run.texts(rollout), [problems[i] for i in rollout.prompt.tolist()]
     shown = [(problem, text) for problem, text in demonstrations(run, problems)
              if fits(run.policy.module, 0, length(run, problem.prompt, text))]
+    logp = model.trainers(run, rollout, temperature)  # read once for both checks
     imitated = run.encode(*zip(*((p.prompt, text) for p, text in shown))) if shown else None
     found = [
         # Where a tool or a user has a say, the policy's parts before the last end as they do.
         model.eos_in_loss(imitated, rollout, run.vocabulary.eos,
                           not any(isinstance(text, Turns) for _, text in shown)),
-        model.ratio_at_start(run, rollout, temperature),
-        model.sampler_and_trainer(run, rollout, temperature),
+        model.ratio_at_start(run, rollout, temperature, logp),
+        model.sampler_and_trainer(run, rollout, logp),
         model.padding(run.policy.module, rollout, run.vocabulary.pad, temperature),
         model.micro_batches(run.policy, rollout, policy_gradient, temperature),
         data.cut_answers(rollout.finished.tolist(),

@@ -23,6 +23,7 @@ NATS = {getattr(torch, name): nats for name, nats in finding.NATS.items()}
 # Measured on checkpoints/base: gradients and scores differ by at most 1e-5 and 0.04 of their size.
 SHARE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.2}
 ROWS = 12  # at most so many sequences are looked at one by one
+SOME = 48  # at most so many answers are read a second time
 
 
 def of(n, whole, noun):
@@ -251,11 +252,19 @@ def eos_in_loss(answers, rollout, eos, each=True):
 
 # ---- the sampler and the trainer
 
-def ratio_at_start(run, rollout, temperature):
-    """Two passes of the trainer agree on the same tokens, with rows in different micro-batches."""
+def trainers(run, rollout, temperature):
+    """The log-probs of a rollout as training computes them before the first step.  (B, T)"""
+    return run.for_all(
+        lambda batch: [logprobs(run.policy.module, batch, temperature)], rollout)[0]
+
+
+def ratio_at_start(run, rollout, temperature, old):
+    """Two passes of the trainer agree on the same tokens, with rows in different micro-batches.
+
+    old: what `trainers` gave.
+    """
     name, model = "ratio 1 at the start", run.policy.module
-    old, = run.for_all(lambda batch: [logprobs(model, batch, temperature)], rollout)
-    order, gaps = list(range(len(rollout))), []
+    order, gaps = few(rollout, SOME).tolist(), []
     run.rng("order").shuffle(order)
     for i in (order[k : k + run.micro_batch_size]
               for k in range(0, len(order), run.micro_batch_size)):
@@ -273,10 +282,12 @@ def ratio_at_start(run, rollout, temperature):
     return Finding(name, OK, f"off by at most {ratio:.1g} over {len(gap)} tokens")
 
 
-def sampler_and_trainer(run, rollout, temperature):
-    """The sampler records the same log-prob of a token as training computes."""
+def sampler_and_trainer(run, rollout, logp):
+    """The sampler records the same log-prob of a token as training computes.
+
+    logp: what `trainers` gave.
+    """
     name, dtype = "sampler and trainer", run.policy.flat.dtype
-    logp, = run.for_all(lambda batch: [logprobs(run.policy.module, batch, temperature)], rollout)
     gap = (logp - rollout.logp)[rollout.mask]
     ratio, most = gap.expm1().abs(), gap.abs().max()
     outside = float((ratio > CLIP).float().mean())
@@ -292,9 +303,9 @@ def sampler_and_trainer(run, rollout, temperature):
     return Finding(name, OK, f"log-probs differ by at most {most:.1g} nats over {len(gap)} tokens")
 
 
-def few(seqs):
-    """Indices of at most ROWS rows, spread over a batch."""
-    return torch.arange(0, len(seqs), -(-len(seqs) // ROWS))
+def few(seqs, most=ROWS):
+    """Indices of at most so many rows, spread over a batch."""
+    return torch.arange(0, len(seqs), -(-len(seqs) // most))
 
 
 def widened(seqs, pad, limit):

@@ -43,6 +43,12 @@ def short(x):
 
 def pieces(vocabulary, ids):
     """The text that each id adds.  One that only begins a letter adds nothing, the last adds it."""
+    # Usually an id says the same alone; to decode every beginning takes a fifth of a watched step.
+    alone = {i: vocabulary.tokenizer.control.get(i, "<end>") if i in vocabulary.eos
+             else vocabulary.decode([i]) for i in {*ids}}
+    said = "".join(alone[i] for i in ids if i not in vocabulary.eos)
+    if "\ufffd" not in said and said == vocabulary.decode(ids):
+        return [alone[i] for i in ids]
     found, before = [], ""
     for k, number in enumerate(ids):
         if number in vocabulary.eos:

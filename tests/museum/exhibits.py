@@ -1034,6 +1034,107 @@ def _(ours, x, bits, block):
     return codes, scales
 
 
+# ---- answering at test time
+
+@exhibit(
+    "an article has no vote", "stanfordnlp/dspy#10066",
+    "Answers were normalised before they voted, which takes articles away; so of multiple choices "
+    "the answer A had no vote, and B won by one to three.",
+    "minipost.measure.stats:vote",
+    "test_stats.py::test_a_vote_counts_what_is_stated_in_any_order")
+def _(ours, answers, weights):
+    return ours([None if answer in ("a", "an", "the") else answer for answer in answers], weights)
+
+
+@exhibit(
+    "a vote for each spelling", "facebookresearch/deepconf#15",
+    "Votes were counted by the text of the answer, so 0.5 and 1/2 stood against each other.",
+    "minipost.tasks.base:Task.ballot",
+    "test_tasks_answers.py::test_a_right_answer_is_right_in_every_spelling")
+def _(ours, self, text):
+    return None if ours(self, text) is None else text
+
+
+@exhibit(
+    "best of k drawn again and again", "verl-project/verl#7240",
+    "The best of k was estimated with replacement, so with k of k samples one right answer of four "
+    "counted 0.68 instead of 1.",
+    "minipost.measure.stats:pass_at_k",
+    "test_stats.py::test_pass_at_k_is_unbiased_and_rises_with_k")
+def _(ours, n, c, k):
+    return 1 - (1 - c / n) ** k
+
+
+@exhibit(
+    "only the leaf learns", "bcollazo/deckgym-core#275",
+    "A simulation's value was added to the leaf and to nothing above it, so the move at the root "
+    "knew nothing of what was found below.",
+    "minipost.test_time.mcts:select",
+    "test_mcts.py::test_visits_add_up_and_values_stay_within_the_worths",
+    "test_searches_anew.py::test_the_tree_is_the_one_that_the_rule_grows")
+def _(ours, node, c):
+    return ours(node, c)[-1:]
+
+
+@exhibit(
+    "a mean over the parent's visits", "zxqfl/mcts#2",
+    "The value of a child was divided by the visits of its parent, so it fell with every visit to "
+    "a sibling.",
+    "minipost.test_time.uct:select",
+    "test_searches_anew.py::test_roll_outs_grow_the_tree_that_the_rule_grows")
+def _(ours, root, c):
+    way = [root]
+    while way[-1].children:
+        n = way[-1].visits
+        way.append(max(way[-1].children, key=lambda child: child.total / n + c * math.sqrt(
+            2 * math.log(n) / child.visits) if child.visits else math.inf))
+    return way
+
+
+@exhibit(
+    "a visit that nobody made", "gc-os-ai/pyaptamer#483",
+    "A new node began with one visit, so the first value that it got counted half.",
+    "minipost.test_time.uct:Node.__init__",
+    "test_uct.py::test_visits_add_up_and_the_answer_is_the_best_that_was_written")
+def _(ours, self, *values):
+    ours(self, *values)
+    self.visits += 1
+
+
+@exhibit(
+    "a budget that begins too late", "simplescaling/s1#120",
+    "What the first thought took was subtracted from the budget only behind the question whether "
+    "any was left, so a thought went on for one round beyond it.",
+    "minipost.test_time.budget_forcing:search",
+    "test_budget_forcing.py::test_the_budget_is_kept_and_then_the_answer_is_asked_for_at_once",
+    "test_searches_anew.py::test_a_thought_is_as_long_as_it_is_forced_to_be")
+def _(ours, prompts, step, sample, *, budget, **options):
+    return ours(prompts, step, sample, budget=budget + 1, **options)
+
+
+@exhibit(
+    "a thought that is cut and not answered", "simplescaling/s1#127",
+    "A user saw thoughts end at the budget, and behind them no answer.",
+    "minipost.test_time.budget_forcing:search",
+    "test_budget_forcing.py::test_the_budget_is_kept_and_then_the_answer_is_asked_for_at_once")
+def _(ours, prompts, step, sample, *, end, **options):
+    def silent(texts, n):
+        return [[""] * n for _ in texts]
+
+    return [(text.removesuffix(end), lines, put)
+            for text, lines, put in ours(prompts, step, silent, end=end, **options)]
+
+
+@exhibit(
+    "what reaches the depth is lost", "maitrix-org/llm-reasoners#31",
+    "A beam that had made its last allowed step was not among the answers to choose from.",
+    "minipost.test_time.beam:beam",
+    "test_beam.py::test_finished_answers_wait_for_better_ones_and_win_over_unfinished")
+def _(ours, prompts, sample, worth, *, mark, **options):
+    found = ours(prompts, sample, worth, mark=mark, **options)
+    return ["" if text.endswith(mark) else text for text in found]
+
+
 # ---- what the gallery itself is tested with
 
 CONTROLS = (
