@@ -1,0 +1,111 @@
+"""Choose: forms of a number, lists of them, and what a right reply to a list is."""
+
+import random
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minipost.errors import MinipostError
+from minipost.tasks.arithmetic import LIMIT
+from minipost.tasks.base import is_held_out
+from minipost.tasks.choose import (
+    LARGEST,
+    MOST,
+    NOTHING,
+    Choose,
+    agreed,
+    drawn,
+    formed,
+    listed,
+    reply,
+    spelt,
+    value,
+)
+
+
+@given(st.integers(0, LIMIT), st.integers(0, 999))
+def test_a_form_has_its_value_and_numbers_of_at_most_two_digits(total, seed):
+    form = formed(total, random.Random(seed))
+    assert value(form) == total and re.fullmatch("[0-9]{1,2}[+-][0-9]{1,2}", form)
+    assert min(int(n) for n in re.findall("[0-9]+", form)) <= LARGEST
+
+
+def test_a_number_has_many_forms():
+    forms = {formed(40, random.Random(k)) for k in range(2000)}
+    assert len(forms) > 60
+
+
+@pytest.mark.parametrize("entry, found", [
+    ("17", 17), ("9+8", 17), ("9 + 8", 17), ("25-8", 17), ("3-9", -6), ("-3", -3), ("+3", 3),
+    ("", None), ("?", None), ("9+8+1", None), ("9*2", None), ("09+1", None), ("9+", None),
+    ("(9+8)", None), ("9+8=17", None), ("9+-8", None)])
+def test_what_an_answer_comes_to(entry, found):
+    assert value(entry) == found and Choose().parse(f"Answer: {entry}") == found
+    assert spelt(f"Answer: {entry}") == (NOTHING if found is None else entry.replace(" ", ""))
+
+
+def test_a_reply_works_out_counts_and_names_the_first():
+    entries = ["25-8", "4+12", "9+8", "16", NOTHING]
+    assert listed(entries) == "Choose:\n1: 25-8\n2: 4+12\n3: 9+8\n4: 16\n5: ?\nMost agree on:\n"
+    assert reply(entries) == ("1: 25-8=17\n2: 4+12=16\n3: 9+8=17\n4: 16\n5: ?\nMost: 17\n"
+                              "Answer: 1")
+    assert agreed(entries) == (17, (1, 2, 3, 4)) and agreed(["?", "3"]) == (3, (2,))
+    assert agreed(["?", "?"]) == (None, (1, 2)) and reply(["?", "?"]).endswith("Most: ?\nAnswer: 1")
+
+
+@given(st.integers(0, 9999))
+def test_a_list_and_its_reply_agree_with_a_count_by_hand(seed):
+    entries = drawn(random.Random(seed))
+    assert 2 <= len(entries) <= MOST
+    worked = [int(eval_(e)) for e in entries if e != NOTHING]       # by Python's own rules
+    task = Choose(lists=1.0)
+    problem, = task.sample(1, random.Random(seed))
+    number = task.chosen(task.demonstrate(problem))
+    assert number in problem.columns["good"] == agreed(problem.columns["list"])[1]
+    if worked:
+        most = max(worked.count(v) for v in worked)
+        assert set(agreed(entries)[1]) == {k for k, e in enumerate(entries, 1) if e != NOTHING
+                                           and worked.count(int(eval_(e))) == most}
+
+
+def eval_(entry):
+    a, sign, b = re.fullmatch("([0-9]+)(?:([+-])([0-9]+))?", entry).groups()
+    return int(a) + (int(b) * (1 if sign == "+" else -1) if b else 0)
+
+
+def test_sums_are_of_both_kinds_and_none_is_held_out():
+    task, rng = Choose(), random.Random(0)
+    found = task.sample(400, rng)
+    sums = [p for p in found if p.columns["chain"]]
+    assert 150 < len(sums) < 250
+    assert {p.prompt.rpartition("=? ")[2] for p in sums} == {"Any form:\n", "Think:\n"}
+    for p in sums:
+        assert not is_held_out([int(n) for n in re.findall("[0-9]+", p.columns["chain"])])
+    for p in task.heldout(50):
+        assert is_held_out([int(n) for n in re.findall("[0-9]+", p.columns["chain"])])
+        assert p.prompt.endswith("=? Any form:\n")
+    splits = task.splits(30)
+    assert [len(rows) for rows in splits.values()] == [30, 30]
+    assert all(p.prompt.startswith("Choose:") for p in splits["lists"])
+    plain, = Choose(forms=False).heldout(1)
+    assert plain == Choose(forms=False).like(task.heldout(1)[0])
+    assert plain.prompt.endswith("=? Think:\n")
+
+
+def test_a_demonstration_slips_as_often_as_it_is_told():
+    rng = random.Random(0)
+    for slip, low, high in ((0.0, 1.0, 1.0), (0.13, 0.4, 0.6)):
+        task = Choose(slip=slip, lists=0.0)
+        found = task.sample(400, rng)
+        right = [task.reward([""], [task.demonstrate(p, rng)], [p.columns["good"]])[0]
+                 for p in found]
+        assert low <= sum(right) / 400 <= high
+
+
+@pytest.mark.parametrize("knob", ["slip", "lists"])
+@pytest.mark.parametrize("bad", [-0.1, 1.1, "x", None, True, float("nan")])
+def test_a_share_out_of_bounds_is_refused(knob, bad):
+    with pytest.raises(MinipostError, match=knob):
+        Choose(**{knob: bad})
