@@ -16,7 +16,12 @@ from minipost import methods, test_time
 from minipost.measure.stats import Score
 
 # Demos of tasks, by their name: the method that teaches each, and its flags.
-TASKS = {"dialogue": ("sft", "--task dialogue --turns 4 --max-new-tokens 8 --steps 300")}
+# The last two make the models that universal-self-consistency and self-polish ask.
+TASKS = {
+    "dialogue": ("sft", "--task dialogue --turns 4 --max-new-tokens 8 --steps 300"),
+    "choose": ("sft", "--task choose --model checkpoints/thinker --max-new-tokens 160 --steps 300"),
+    "polish": ("sft", "--task polish --model checkpoints/thinker --max-new-tokens 110 --steps 300"),
+}
 
 
 def demo(name, args):

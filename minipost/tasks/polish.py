@@ -102,7 +102,8 @@ class Polish(Task):
         number = answers.whole(answers.stated(text))
         if number is not None:
             return number
-        return text.strip() if asked_for(text.strip()) is not None else None
+        words = answers.spell(text).strip()
+        return words if asked_for(words) is not None else None
 
     def reward(self, prompts, completions, words, answer, reworded, **columns):
         """1.0 for each answer, or rewording, that is right, else 0.0."""
