@@ -25,9 +25,9 @@ from minipost.test_time import (
     particles,
     self_consistency,
     self_feedback,
+    self_polish,
     speculative_rejection,
     tot,
-    self_polish,
     uct,
     universal_self_consistency,
 )

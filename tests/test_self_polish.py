@@ -66,8 +66,8 @@ def test_there_are_at_most_so_many_rewordings(most, settle):
 def test_without_rewordings_it_is_the_likeliest_answer():
     problem, = TASK.heldout(1)
     tools = Reader(only_sums)
-    assert self_polish.solve([problem], tools, self_polish.Config(rewordings=1))[1][0]["rounds"][0][
-        "words"] == problem.prompt
+    _, (working,) = self_polish.solve([problem], tools, self_polish.Config(rewordings=1))
+    assert working["wordings"][0]["words"] == problem.prompt
     found, = self_polish.refine([problem], tools.greedy, TASK, 0)
     assert found == [{"problem": problem, "answer": tools.greedy([problem.prompt])[0]}]
 

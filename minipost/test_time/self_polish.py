@@ -77,8 +77,8 @@ def taken(found, task, unsettled):
 
 def worked(rounds, task):
     """Plain data on each problem's rounds."""
-    return [{"rounds": [{"words": each["problem"].prompt, "answer": each["answer"],
-                         "kept": bool(task.keeps(each["problem"]))} for each in found]}
+    return [{"wordings": [{"words": each["problem"].prompt, "answer": each["answer"],
+                          "kept": bool(task.keeps(each["problem"]))} for each in found]}
             for found in rounds]
 
 
@@ -117,4 +117,4 @@ def show(working):
     """The working as lines."""
     return [f"{each['words'].strip()} {each['answer'].strip()!r}"
             + ("" if each["kept"] else "  (asks for another number)")
-            for each in working["rounds"]]
+            for each in working["wordings"]]

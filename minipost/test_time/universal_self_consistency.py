@@ -62,7 +62,7 @@ def choose(problems, drawn, greedy, task):
 def picked(drawn, places, replies=None):
     """(answers, workings) of the answer at each problem's place."""
     return [texts[k] for texts, k in zip(drawn, places, strict=True)], [
-        {"samples": texts, "chosen": k, "reply": replies[row] if replies else ""}
+        {"listed": texts, "chosen": k, "reply": replies[row] if replies else ""}
         for row, (texts, k) in enumerate(zip(drawn, places))]
 
 
@@ -118,4 +118,4 @@ def among(problems, tools, cfg, mode=""):
 def show(working):
     """The working as lines."""
     return [*(f"{'->' if k == working['chosen'] else '  '} {k + 1}: {text.strip()!r}"
-              for k, text in enumerate(working["samples"])), *working["reply"].split("\n")]
+              for k, text in enumerate(working["listed"])), *working["reply"].split("\n")]
