@@ -27,14 +27,15 @@ from minipost.tasks.choose import (
 
 @given(st.integers(0, LIMIT), st.integers(0, 999))
 def test_a_form_has_its_value_and_numbers_of_at_most_two_digits(total, seed):
-    form = formed(total, random.Random(seed))
+    n, form = formed(total, random.Random(seed))
+    assert total + n == int(re.findall("[0-9]+", form)[0]) or n <= 0
     assert value(form) == total and re.fullmatch("[0-9]{1,2}[+-][0-9]{1,2}", form)
     assert min(int(n) for n in re.findall("[0-9]+", form)) <= LARGEST
 
 
 def test_a_number_has_many_forms():
-    forms = {formed(40, random.Random(k)) for k in range(2000)}
-    assert len(forms) > 60
+    forms = {formed(40, random.Random(k))[1] for k in range(2000)}
+    assert len(forms) > 50
 
 
 @pytest.mark.parametrize("entry, found", [
@@ -49,10 +50,11 @@ def test_what_an_answer_comes_to(entry, found):
 def test_a_reply_works_out_counts_and_names_the_first():
     entries = ["25-8", "4+12", "9+8", "16", NOTHING]
     assert listed(entries) == "Choose:\n1: 25-8\n2: 4+12\n3: 9+8\n4: 16\n5: ?\nMost agree on:\n"
-    assert reply(entries) == ("1: 25-8=17\n2: 4+12=16\n3: 9+8=17\n4: 16\n5: ?\nMost: 17\n"
-                              "Answer: 1")
+    assert reply(entries) == ("1: 25-8=17 is 1\n2: 4+12=16 is 2\n3: 9+8=17 is 3\n4: 16 is 4\n"
+                              "5: ? is 5\nMost: 17 is 1\nAnswer: 1")
     assert agreed(entries) == (17, (1, 2, 3, 4)) and agreed(["?", "3"]) == (3, (2,))
-    assert agreed(["?", "?"]) == (None, (1, 2)) and reply(["?", "?"]).endswith("Most: ?\nAnswer: 1")
+    assert agreed(["?", "?"]) == (None, (1, 2))
+    assert reply(["?", "?"]).endswith("Most: ? is 1\nAnswer: 1")
 
 
 @given(st.integers(0, 9999))
@@ -79,7 +81,7 @@ def test_sums_are_of_both_kinds_and_none_is_held_out():
     task, rng = Choose(), random.Random(0)
     found = task.sample(400, rng)
     sums = [p for p in found if p.columns["chain"]]
-    assert 150 < len(sums) < 250
+    assert 120 < len(sums) < 200
     assert {p.prompt.rpartition("=? ")[2] for p in sums} == {"Any form:\n", "Think:\n"}
     for p in sums:
         assert not is_held_out([int(n) for n in re.findall("[0-9]+", p.columns["chain"])])

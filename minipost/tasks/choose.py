@@ -4,17 +4,17 @@
     7+5=12                      1: 25-8
     12-3=9                      2: 4+12
     9+8=17                      3: 9+8
-    Answer: 25-8                Most agree on:
-                                1: 25-8=17
-                                2: 4+12=16
-                                3: 9+8=17
-                                Most: 17
+    17+8=25                     Most agree on:
+    Answer: 25-8                1: 25-8=17 is 1
+                                2: 4+12=16 is 2
+                                3: 9+8=17 is 3
+                                Most: 17 is 1
                                 Answer: 1
 
 A sum is worked in steps, of which `slip` go wrong at random, and what it comes to is stated as a
-sum or a difference of two numbers.  One number has about sixty such forms, so answers that agree
-seldom agree to the letter.  Without `forms` an answer is the number and the cue is "Think:", as in
-arithmetic.
+sum or a difference of two numbers, found by one step more.  One number has up to sixty such forms,
+so answers that agree seldom agree to the letter.  Without `forms` an answer is the number and the
+cue is "Think:", as in arithmetic.
 
 A list is numbered and names no problem.  The reply works every answer out, says on what most agree,
 the first such of equals, and names the first answer that comes to that.  Any answer on which as
@@ -34,8 +34,8 @@ from minipost.tasks import answers
 from minipost.tasks.arithmetic import LIMIT, Arithmetic
 from minipost.tasks.base import Problem, Task, switches
 
-MOST = 9        # answers in a list
-LARGEST = 30    # the smaller number of a form is 1..LARGEST
+MOST = 8        # answers in a list
+LARGEST = 20    # the smaller number of a form is 1..LARGEST
 NOTHING = "?"   # stands in a list for an answer that states nothing
 FORM = re.compile(rf"({answers.NATURAL})(?: *([+-]) *({answers.NATURAL}))?")
 
@@ -48,7 +48,7 @@ class Choose(Task):
     largest: int = 9            # largest operand; operands are 1..largest
     forms: bool = True          # answers may take any form; False: the number alone
     slip: float = 0.13          # chance that a worked step of a demonstration goes wrong
-    lists: float = 0.5          # share of training problems that are lists to choose from
+    lists: float = 0.6          # share of training problems that are lists to choose from
 
     name = "choose"
 
@@ -66,7 +66,7 @@ class Choose(Task):
     def sample(self, n, rng):
         """Draw n training problems with `rng`, lists among them.  None has held-out operands.
 
-        Sums are asked for in either way, also without `forms`: one model learns both.
+        Sums are asked for in both ways, three in four in any form, also without `forms`.
         """
         found = []
         for _ in range(n):
@@ -74,7 +74,7 @@ class Choose(Task):
                 found.append(self._list(drawn(rng)))
             else:
                 problem, = self.sums.sample(1, rng)
-                found.append(self._sum(problem, rng.random() < 0.5))
+                found.append(self._sum(problem, rng.random() < 0.75))
         return found
 
     def heldout(self, n):
@@ -82,9 +82,9 @@ class Choose(Task):
         return [self._sum(p, self.forms) for p in self.sums.heldout(n)]
 
     def splits(self, n):
-        """What a run reports: held-out sums, and lists that were not drawn for training."""
+        """What a run reports: lists that were not drawn for training, and held-out sums."""
         rng = random.Random("held-out lists")
-        return {"held-out": self.heldout(n), "lists": [self._list(drawn(rng)) for _ in range(n)]}
+        return {"lists": [self._list(drawn(rng)) for _ in range(n)], "held-out": self.heldout(n)}
 
     def demonstrate(self, problem, rng=None):
         """A completion, with slips in the steps of a sum; a list is never misread."""
@@ -94,8 +94,9 @@ class Choose(Task):
         text = self.sums.demonstrate(problem, rng, self.slip)
         if not problem.columns["any_form"]:
             return text
-        steps, _, answer = text.rpartition(" ")
-        return f"{steps} {formed(int(answer), rng)}"
+        steps, _, answer = text.rpartition("Answer: ")
+        total, n, form = int(answer), *formed(int(answer), rng)
+        return f"{steps}{total}{n:+d}={total + n}\nAnswer: {form}"
 
     def like(self, problem):
         """The same sum in this task's wording."""
@@ -165,19 +166,21 @@ def reply(entries):
     """The reply to a list: every entry worked out, on what most agree, the first such entry."""
     lines = []
     for k, entry in enumerate(entries, 1):
-        lines.append(f"{k}: {entry}" + (f"={value(entry)}" if set("+-") & set(entry) else ""))
+        result = f"={value(entry)}" if set("+-") & set(entry) else ""
+        lines.append(f"{k}: {entry}{result} is {k}")
     most, good = agreed(entries)
-    return "\n".join([*lines, f"Most: {NOTHING if most is None else most}", f"Answer: {good[0]}"])
+    return "\n".join([*lines, f"Most: {NOTHING if most is None else most} is {good[0]}",
+                      f"Answer: {good[0]}"])
 
 
 def formed(total, rng):
-    """A number from 0 to LIMIT as a sum or a difference of two."""
+    """A number from 0 to LIMIT as a sum or a difference of two: (what is added to it, form)."""
     n = rng.randint(1, LARGEST)
     if total + n <= LIMIT and (n > total or rng.random() < 0.5):
-        return f"{total + n}-{n}"
+        return n, f"{total + n}-{n}"
     pair = [min(n, total), total - min(n, total)]
     rng.shuffle(pair)
-    return f"{pair[0]}+{pair[1]}"
+    return -min(n, total), f"{pair[0]}+{pair[1]}"
 
 
 def drawn(rng):
@@ -193,6 +196,6 @@ def drawn(rng):
     any_form = rng.random() < 0.75
     entries = []
     for number in rng.choices(values, weights, k=rng.randint(2, MOST)):
-        entry = formed(number, rng) if any_form else str(number)
+        entry = formed(number, rng)[1] if any_form else str(number)
         entries.append(NOTHING if rng.random() < 0.02 else entry)
     return entries
