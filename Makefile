@@ -5,7 +5,7 @@
 #   make demo-grpo-long     the same on sums twice as long, six minutes
 #   make demo-dialogue      dialogues of several turns, by SFT on the assistant's turns alone
 #   make demo-choose        answers in any form, and on which most agree; what the test-time demo asks
-#   make demo-polish        sums in cluttered words, and in clearer ones; the same
+#   make demo-polish        cluttered sums, and the same in clearer words; the same
 #   make demo-tot           a test-time method, before and after (N=20: on so many problems)
 #   make demos              every method's demo and one table; LINES=10 trims what each one prints
 #   make test               the whole suite
@@ -84,7 +84,7 @@ demo-choose: $(VENV)/.core
 
 demo-polish: $(VENV)/.core
 	@$(BIN)/python -m minipost.train --algo sft --task polish --model checkpoints/thinker \
-	  --max-new-tokens 110 --steps $(or $(STEPS),300) --out runs/demo-polish --overwrite
+	  --max-new-tokens 64 --steps $(or $(STEPS),400) --out runs/demo-polish --overwrite
 
 runs/demo-choose/model runs/demo-polish/model: runs/demo-%/model:
 	@$(MAKE) --no-print-directory demo-$*

@@ -1,4 +1,4 @@
-"""Polish: stories, their stages, and that a rewording keeps what is asked for."""
+"""Polish: cluttered sums, their stages, and that a rewording keeps what is asked for."""
 
 import random
 import re
@@ -8,56 +8,56 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minipost.errors import MinipostError
+from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.base import is_held_out
 from minipost.tasks.polish import (
     STAGES,
     Polish,
-    amount,
     asked_for,
-    counted,
-    read,
+    clear,
+    cluttered,
     reworded,
     stage,
-    told,
 )
 
-STORY = ("Ida has 9. Emma gets twice 4. Emma has 12. Max gets 5. Emma loses 2 and 1. "
-         "How many has Emma?")
-STAGED = [STORY, "Emma gets twice 4. Emma has 12. Emma loses 2 and 1. How many has Emma?",
-          "Emma has 12. Emma gets 8. Emma loses 3. How many has Emma?", "12+8-3=?"]
+GIVEN = "7 (3)+twice 4+6-6-3 (8)=?"
+STAGED = [GIVEN, "7+twice 4+6-6-3=?", "7+8+6-6-3=?", "7+8-3=?"]
 
 
-def test_the_stages_of_a_story():
-    assert [stage(STORY, k) for k in range(4)] == STAGED and STAGES == 3
-    assert stage(STORY, 9) == STAGED[-1]
-    assert [asked_for(words) for words in STAGED] == [17] * 4
-    plain = "Emma has 12. Emma gets 8. How many has Emma?"
-    assert reworded(plain) == "12+8=?"                      # a rewording without effect is none
+def test_the_stages_of_a_problem():
+    assert [stage(GIVEN, k) for k in range(4)] == STAGED and STAGES == 3
+    assert stage(GIVEN, 9) == STAGED[-1] == reworded(STAGED[-1])
+    assert [asked_for(words) for words in STAGED] == [12] * 4
+    assert reworded("7+2-2=?") == "7=?"                     # a rewording without effect is none
+    assert reworded("7-7+3+5-5-3+1=?") == "7-7+3-3+1=?"     # the first term stays
+    assert clear("7-7 (2)+3+5-5-3+1=?") == "7-7+1=?" and reworded("7+3-3+3=?") == "7+3=?"
+    assert reworded("what 7=?") == "what 7=?"
 
 
 @given(st.integers(0, 9999))
 def test_every_stage_asks_for_the_same_number(seed):
     rng = random.Random(seed)
-    numbers = [rng.randint(10, 40), *(rng.choice([-1, 1]) * rng.randint(1, 9) for _ in range(3))]
-    words = told(numbers, rng.randint(0, 5), rng)
+    problem, = Arithmetic(terms=4).sample(1, rng)
+    words = cluttered(problem.columns["chain"], rng.randint(0, 4), rng.randint(0, 4), rng)
     stages = [stage(words, k) for k in range(STAGES + 1)]
-    assert [asked_for(each) for each in stages] == [sum(numbers)] * 4
+    assert [asked_for(each) for each in stages] == [problem.columns["answer"]] * 4
     assert all(len(b) <= len(a) for a, b in zip(stages, stages[1:]))
-    assert reworded(stages[-1]) == stages[-1]
-    name, _ = read(words)
-    assert "has" not in stages[-1] and stages[2].count(name) in (0, 5)
+    last = clear(words)
+    assert asked_for(last) == problem.columns["answer"] and reworded(last) == last
+    assert re.fullmatch("[0-9]+([+-][0-9]+)*=[?]", last) and clear(stages[-1]) == last
 
 
-@given(st.integers(1, 99), st.integers(0, 999))
-def test_an_amount_is_its_number(n, seed):
-    assert counted(amount(n, random.Random(seed))) == n
+def test_clutter_is_as_much_as_is_asked_for():
+    for remarks, pairs in ((0, 0), (2, 0), (0, 3), (3, 1)):
+        words = cluttered("7+5-3", remarks, pairs, random.Random(1))
+        assert words.count("(") == remarks and len(re.findall("[+-]", words)) == 2 + 2 * pairs
+    assert "twice" in cluttered("8+6-4+2+8", 0, 0, random.Random(0))
 
 
 @pytest.mark.parametrize("words, number", [
-    ("12+8-3=?", 17), ("3-5=?", -2), ("7=?", 7), ("Emma has 12. How many has Emma?", 12),
-    ("Emma has half of 12. How many has Emma?", 6), ("Emma has 12. How many has Ida?", 0),
-    ("Emma has 12.", None), ("", None), ("17", None), ("12+8", None), ("How many has Emma?", None),
-    ("Emma has twelve. How many has Emma?", None), ("Emma has 12. How many has Emma? 5", None)])
+    ("12+8-3=?", 17), ("3-5=?", -2), ("7=?", 7), ("twice 7=?", 14), ("9-twice 4 (5)=?", 1),
+    ("", None), ("17", None), ("12+8", None), ("+3=?", None), ("(3)+4=?", None), ("3 +4=?", None),
+    ("3+4 (x)=?", None), ("thrice 4=?", None), ("3+4=? 7", None), ("3++4=?", None)])
 def test_what_words_ask_for(words, number):
     assert asked_for(words) == number
 
@@ -67,46 +67,53 @@ def test_problems_of_both_kinds_and_all_stages_and_none_held_out():
     found = task.sample(400, random.Random(0))
     ends = [p.prompt.rpartition(" ")[2] for p in found]
     assert set(ends) == {"Polish:", "Answer:"} and 150 < ends.count("Polish:") < 250
-    assert 60 < sum(p.columns["words"].endswith("=?") for p in found) < 240
+    assert 60 < sum(reworded(p.columns["words"]) == p.columns["words"] for p in found) < 240
     for p in found:
         text = task.demonstrate(p)
         assert task.reward([""], [text], **{k: [v] for k, v in p.columns.items()}) == [1.0]
-        assert not is_held_out(own_numbers(p))
-    for p in task.heldout(60):
-        assert is_held_out(own_numbers(p)) and p.prompt.endswith("? Answer:")
-        assert p.prompt.count(".") == 4 + 4
-    clear = Polish(clutter=0, rewording=0.0).sample(50, random.Random(1))
-    assert all(p.prompt.endswith("Answer:") and p.prompt.count(".") in (0, 4) for p in clear)
+    chains = {p.columns["chain"]: p for p in task.sums.heldout(60)}
+    for p, (chain, own) in zip(task.heldout(60), chains.items(), strict=True):
+        assert is_held_out([int(n) for n in re.findall("[0-9]+", chain)])
+        assert p.prompt.endswith("=? Answer:") and p.columns["answer"] == own.columns["answer"]
+        assert p.prompt.count("(") == 3 and len(re.findall("[+-]", p.prompt)) == 3 + 2 * 3
+    plain = Polish(clutter=0, rewording=0.0).sample(50, random.Random(1))
+    assert all(p.prompt.endswith("Answer:") and "(" not in p.prompt for p in plain)
 
 
-def own_numbers(problem):
-    return [int(n) for n in re.findall("[0-9]+", stage(problem.columns["words"], STAGES))]
+def test_no_training_problem_has_held_out_operands():
+    """Of clear ones, which show their operands, unless some cancelled."""
+    found = Polish(clutter=0).sample(300, random.Random(2))
+    numbers = [[int(n) * (2 if double else 1) for double, n in
+                re.findall("(twice )?([0-9]+)", p.columns["words"])] for p in found]
+    whole = [each for each in numbers if len(each) == 4]
+    assert len(whole) > 200 and not any(is_held_out(each) for each in whole)
 
 
-def test_splits_are_stories_the_sums_that_they_are_and_rewordings():
-    held, sums, rewordings = Polish().splits(6).values()
-    assert [p.columns["answer"] for p in held] == [p.columns["answer"] for p in sums]
-    assert all(p.columns["words"].endswith("=?") for p in sums)
+def test_splits_are_problems_clear_ones_and_rewordings():
+    held, plain, rewordings = Polish().splits(6).values()
+    assert [p.columns["answer"] for p in held] == [p.columns["answer"] for p in plain]
+    assert all(reworded(p.columns["words"]) == p.columns["words"] for p in plain)
+    assert all(p.prompt.endswith("Answer:") for p in (*held, *plain))
     assert all(p.prompt.endswith("Polish:") for p in rewordings)
-    assert [p.columns["words"].endswith("=?") for p in rewordings] == [False] * 6
+    assert ["(" in p.prompt for p in rewordings] == [True, False, False] * 2
 
 
 def test_a_number_answers_and_a_problem_rewords_and_neither_does_both():
-    task, columns = Polish(), dict(words=[STORY] * 4, answer=[17] * 4)
-    texts = [" 17", " 12+8-3=?", f" {STAGED[1]}", " 12+8=?"]
+    task, columns = Polish(), dict(words=[GIVEN] * 4, answer=[12] * 4)
+    texts = [" 12", " 7+8-3=?", f" {STAGED[1]}", " 7+8=?"]
     assert task.reward([""] * 4, texts, reworded=[False] * 4, **columns) == [1, 0, 0, 0]
     assert task.reward([""] * 4, texts, reworded=[True] * 4, **columns) == [0, 1, 1, 0]
     problem = Polish().heldout(1)[0]
     assert task.polish(problem).prompt == f"{problem.columns['words']} Polish:"
-    fresh = task.polished(problem, f" {STAGED[2]}\nmore")
-    assert fresh.prompt == f"{STAGED[2]} Answer:"
-    assert fresh.columns["answer"] == problem.columns["answer"]
-    assert task.keeps(problem) and task.keeps(fresh) == (problem.columns["answer"] == 17)
-    assert not task.keeps(task.polished(problem, "")) and not task.keeps(task.polished(problem,
-                                                                                      " 17"))
+    right = problem.columns["answer"]
+    fresh = task.polished(problem, f" {right}+0=?\nmore")
+    assert fresh.prompt == f"{right}+0=? Answer:" and fresh.columns["answer"] == right
+    assert task.keeps(problem) and task.keeps(fresh)
+    for text in ("", f" {right}", f"{right}+1=?"):
+        assert not task.keeps(task.polished(problem, text))
 
 
-@pytest.mark.parametrize("knob, bad", [("changes", 0), ("changes", 7), ("clutter", -1),
+@pytest.mark.parametrize("knob, bad", [("terms", 1), ("largest", 0), ("clutter", -1),
                                        ("clutter", 9), ("clutter", True), ("rewording", 2),
                                        ("rewording", None), ("rewording", float("nan"))])
 def test_a_knob_out_of_bounds_is_refused(knob, bad):

@@ -1,18 +1,20 @@
-"""Polish: sums told in cluttered words, and the same sums in clearer words.
+"""Polish: sums written in a cluttered way, and the same sums more clearly.
 
-    Ida has 9. Emma gets twice 4. Emma has 12. Max gets 5. Emma loses 3. How many has Emma? Answer:
+    7 (3)+twice 4+6-6-3 (8)=? Answer:
 
-A story may hold what is not asked for, what others have, get and lose; numbers in words ("twice 4",
-"half of 6", "2 and 5"); and sentences in any order.  Three rewordings, one after another, follow
-what the paper of Self-Polish (arxiv.org/abs/2305.14497, sec. 3.1) asks of a problem:
+A number in brackets is a remark and does not count, "twice 4" is 8, and terms side by side may
+cancel.  Three rewordings, one after another, go by what the paper of Self-Polish asks of a problem
+(arxiv.org/abs/2305.14497, sec. 3.1):
 
-    focus      Emma gets twice 4. Emma has 12. Emma loses 3. How many has Emma?
-    clarity    Emma has 12. Emma gets 8. Emma loses 3. How many has Emma?
-    concision  12+8-3=?
+    focus      7+twice 4+6-6-3=?        without remarks
+    clarity    7+8+6-6-3=?              amounts as numbers
+    concision  7+8-3=?                  without pairs that cancel; the first term stays
 
-A problem as it is told, or at any stage, is answered at once, " 17", or asks to be reworded, with
-the cue "Polish:"; the reply is the next stage and no more.  Training problems are of both kinds and
-of all stages.  Held-out problems are stories as they are told.
+A problem, as it is given or at any stage, is answered at once, " 12", or asks to be reworded, with
+the cue "Polish:".  The reply is the next stage and no more.  A rewording without effect is passed
+over; the last is made again where a pair stood within a pair; a clear sum stays as it is.  Training
+problems are of both kinds and of all stages.  Held-out problems are to be answered as they are
+given.
 
 An answer is one whole number and nothing else (tasks/answers.py has the grammar).  A rewording is
 right if it asks for the same number.
@@ -21,68 +23,74 @@ right if it asks for the same number.
 import random
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 from minipost.errors import MinipostError
 from minipost.tasks import answers
-from minipost.tasks.arithmetic import LIMIT, PATIENCE, distinct
-from minipost.tasks.base import MOST_HELD_OUT, Problem, Task, is_held_out, within
-from minipost.tasks.wording import NAMES
+from minipost.tasks.arithmetic import Arithmetic, distinct
+from minipost.tasks.base import MOST_HELD_OUT, Problem, Task, within
 
-STAGES = 3      # rewordings from a story to a sum
+STAGES = 3      # rewordings of a training problem, at most
 CUE, ANSWER = " Polish:", " Answer:"
-VERBS = {"has": 1, "gets": 1, "loses": -1}
-NUMBER = r"[0-9]{1,3}"
-AMOUNT = rf"(?:twice {NUMBER}|half of {NUMBER}|{NUMBER} and {NUMBER}|{NUMBER})"
-SENTENCE = re.compile(rf"([A-Z][a-z]+) (has|gets|loses) ({AMOUNT})\.")
-STORY = re.compile(rf"((?:[A-Z][a-z]+ (?:has|gets|loses) {AMOUNT}\. ){{1,40}})"
-                   r"How many has ([A-Z][a-z]+)\?")
-CHAIN = re.compile(rf"{NUMBER}(?:[+-]{NUMBER}){{0,40}}=\?")
+NUMBER = "[0-9]{1,3}"
+TERM = re.compile(rf"([+-]?)(twice )?({NUMBER})( \({NUMBER}\))?")
+PROBLEM = re.compile(rf"(?:twice )?{NUMBER}(?: \({NUMBER}\))?"
+                     rf"(?:[+-](?:twice )?{NUMBER}(?: \({NUMBER}\))?){{0,40}}=\?")
 
 
 @dataclass(frozen=True)
 class Polish(Task):
-    """Answer a sum told in cluttered words, or say it in clearer words; a number, 0..99."""
+    """Answer a cluttered sum at once, or write it more clearly; the answer is a number, 0..99."""
 
-    changes: int = 3            # what the one who is asked about gets or loses
-    clutter: int = 4            # sentences on others in a held-out story; in training 0 to so many
+    terms: int = 4              # how many numbers count
+    largest: int = 9            # largest of them
+    clutter: int = 3            # remarks, and pairs that cancel; in training 0 to so many
     rewording: float = 0.5      # share of training problems that ask to be reworded
 
     name = "polish"
 
     def __post_init__(self):
-        within(1, 6, changes=self.changes)
+        Arithmetic(self.terms, self.largest)  # which knows the bounds of its knobs
         within(0, 8, clutter=self.clutter)
         if type(self.rewording) not in (int, float) or not 0 <= self.rewording <= 1:
             raise MinipostError(f"rewording is {repr(self.rewording)[:40]}; expected 0 to 1")
 
+    @cached_property
+    def sums(self):
+        return Arithmetic(self.terms, self.largest)
+
     def sample(self, n, rng):
-        """Draw n training problems with `rng`, of all stages.  None has held-out numbers."""
+        """Draw n training problems with `rng`, of all stages.  None has held-out operands."""
         found = []
-        for text, answer in islice(self._draws(rng, held=False), n):
-            if rng.random() < self.rewording:
-                found.append(posed(stage(text, rng.randrange(STAGES)), answer, CUE))
-            else:
-                found.append(posed(stage(text, rng.randint(0, STAGES)), answer))
+        for problem in self.sums.sample(n, rng):
+            words = cluttered(problem.columns["chain"], rng.randint(0, self.clutter),
+                              rng.randint(0, self.clutter), rng)
+            cue = CUE if rng.random() < self.rewording else ANSWER
+            found.append(posed(stage(words, rng.randint(0, STAGES)), problem.columns["answer"],
+                               cue))
         return found
 
     def heldout(self, n):
-        """The first n held-out stories of at most MOST_HELD_OUT, in a fixed order."""
-        draws = self._draws(random.Random(f"held-out {self.changes} {self.clutter}"), held=True)
-        return list(islice(distinct(posed(*each) for each in draws), min(n, MOST_HELD_OUT)))
+        """The first n held-out problems of at most MOST_HELD_OUT, in a fixed order."""
+        rng = random.Random(f"cluttered {self.clutter}")
+        made = (posed(cluttered(p.columns["chain"], self.clutter, self.clutter, rng),
+                      p.columns["answer"]) for p in self.sums.heldout(n))
+        return list(islice(distinct(made), min(n, MOST_HELD_OUT)))
 
     def splits(self, n):
-        """What a run reports: held-out stories, the sums that they are, and rewordings of them."""
+        """What a run reports: held-out problems, the clear ones that they are, and rewordings."""
         found = self.heldout(n)
-        return {"held-out": found,
-                "as sums": [self._stage(p, STAGES) for p in found],
-                "rewordings": [self.polish(self._stage(p, k % STAGES))
-                               for k, p in enumerate(found)]}
+
+        words = [(p, p.columns["words"]) for p in found]
+        return {"held-out": found, "clear": [self.polished(p, clear(text)) for p, text in words],
+                "rewordings": [self.polish(self.polished(p, stage(text, k % STAGES)))
+                               for k, (p, text) in enumerate(words)]}
 
     def demonstrate(self, problem, rng=None):
         """The answer, or the next stage of the problem's words."""
-        if problem.prompt.endswith(CUE):
-            return f" {stage(problem.columns['words'], 1)}"
+        if problem.columns["reworded"]:
+            return f" {reworded(problem.columns['words'])}"
         return f" {problem.columns['answer']}"
 
     def polish(self, problem):
@@ -105,32 +113,15 @@ class Polish(Task):
         words = answers.spell(text).strip()
         return words if asked_for(words) is not None else None
 
-    def reward(self, prompts, completions, words, answer, reworded, **columns):
+    def reward(self, prompts, completions, answer, reworded, **columns):
         """1.0 for each answer, or rewording, that is right, else 0.0."""
         found = []
         for text, right, asked in zip(completions, answer, reworded, strict=True):
             read = self.parse(text)
-            found.append(float((asked_for(read) if isinstance(read, str) else None) == right
-                               if asked else read == right))
+            if asked:
+                read = asked_for(read) if isinstance(read, str) else None
+            found.append(float(read == right))
         return found
-
-    def _stage(self, problem, k):
-        return posed(stage(problem.columns["words"], k), problem.columns["answer"])
-
-    def _draws(self, rng, held):
-        """Yield (words, answer) of one split.  End after PATIENCE draws of the other in a row."""
-        misses = 0
-        while misses < PATIENCE:
-            numbers = [rng.randint(2, 40)]
-            while len(numbers) <= self.changes:
-                low, high = -min(9, sum(numbers)), min(9, LIMIT - sum(numbers))
-                n = rng.randint(low, high - 1)
-                numbers.append(n + (n >= 0))
-            misses += 1
-            if is_held_out([abs(n) for n in numbers]) == held:
-                misses = 0
-                clutter = self.clutter if held else rng.randint(0, self.clutter)
-                yield told(numbers, clutter, rng), sum(numbers)
 
 
 def posed(words, answer, cue=ANSWER):
@@ -138,72 +129,75 @@ def posed(words, answer, cue=ANSWER):
     return Problem(words + cue, {"words": words, "answer": answer, "reworded": cue == CUE})
 
 
-def told(numbers, clutter, rng):
-    """A story of these numbers, the first what there is, the others changes, in cluttered words."""
-    name, *others = rng.sample(NAMES, 3)
-    verbs = ["has", *("gets" if n > 0 else "loses" for n in numbers[1:])]
-    sentences = [f"{name} {verb} {amount(abs(n), rng)}." for verb, n in zip(verbs, numbers)]
-    for _ in range(clutter):
-        who, verb = rng.choice(others), rng.choice(list(VERBS))
-        sentences.append(f"{who} {verb} {amount(rng.randint(1, 40), rng)}.")
-    rng.shuffle(sentences)
-    return f"{' '.join(sentences)} How many has {name}?"
+def cluttered(chain, remarks, pairs, rng):
+    """The sum with so many remarks and pairs that cancel; half of its even terms as doubles."""
+    terms = [[int(n), False, None] for n in re.findall("[+-]?[0-9]+", chain)]
+    for _ in range(pairs):
+        at, n = rng.randint(1, len(terms)), rng.choice((-1, 1)) * rng.randint(1, 9)
+        terms[at:at] = [[n, False, None], [-n, False, None]]
+    for term in terms:
+        term[1] = term[0] % 2 == 0 and rng.random() < 0.5
+    for term in rng.sample(terms, min(remarks, len(terms))):
+        term[2] = rng.randint(1, 9)
+    return spelt(terms)
 
 
-def amount(n, rng):
-    """A number, as a number or in words."""
-    ways = [str(n), str(n), f"half of {2 * n}"]
-    if n % 2 == 0:
-        ways.append(f"twice {n // 2}")
-    if n > 1:
-        a = rng.randint(1, n - 1)
-        ways.append(f"{a} and {n - a}")
-    return rng.choice(ways)
-
-
-def counted(words):
-    """The number that an amount is."""
-    numbers = [int(n) for n in re.findall("[0-9]+", words)]
-    if words.startswith("twice"):
-        return 2 * numbers[0]
-    if words.startswith("half"):
-        return numbers[0] // 2
-    return sum(numbers)
+def spelt(terms):
+    """Terms [(number, whether as a double, remark or None)] as a problem's words."""
+    text = ""
+    for n, double, remark in terms:
+        text += "-" if n < 0 else "+" if text else ""
+        text += f"twice {abs(n) // 2}" if double else str(abs(n))
+        text += "" if remark is None else f" ({remark})"
+    return f"{text}=?"
 
 
 def read(words):
-    """(name, [(who, verb, amount)]) of a story; None if the words are none."""
-    found = STORY.fullmatch(words)
-    return found and (found[2], SENTENCE.findall(found[1]))
+    """The terms of a problem, as `spelt` takes them; None if the words are no problem."""
+    if not PROBLEM.fullmatch(words):
+        return None
+    return [(int(n) * (2 if double else 1) * (-1 if sign == "-" else 1), bool(double),
+             int(remark[2:-1]) if remark else None)
+            for sign, double, n, remark in TERM.findall(words)]
 
 
 def asked_for(words):
-    """The number that a problem in words, or a sum, asks for; None if it is neither."""
-    if CHAIN.fullmatch(words):
-        return sum(int(n) for n in re.findall("[+-]?[0-9]+", words))
-    if (story := read(words)) is None:
-        return None
-    return sum(VERBS[verb] * counted(words) for who, verb, words in story[1] if who == story[0])
+    """The number that a problem asks for; None if the words are no problem."""
+    terms = read(words)
+    return None if terms is None else sum(n for n, _, _ in terms)
 
 
 def stage(words, k):
-    """The words after k rewordings; a rewording that changes nothing is passed over."""
+    """The words after k rewordings."""
     for _ in range(k):
         words = reworded(words)
     return words
 
 
+def clear(words):
+    """The words after all rewordings."""
+    while (better := reworded(words)) != words:
+        words = better
+    return words
+
+
 def reworded(words):
-    """The words of a problem, one rewording clearer; a sum stays as it is."""
-    if (story := read(words)) is None:
+    """The words of a problem, one rewording clearer."""
+    if (terms := read(words)) is None:
         return words
-    name, sentences = story
-    focused = [each for each in sentences if each[0] == name]
-    clear = [(who, verb, str(counted(n)))
-             for who, verb, n in sorted(focused, key=lambda each: each[1] != "has")]
-    for better in (focused, clear):
-        if better != sentences:
-            return " ".join(f"{who} {verb} {n}." for who, verb, n in better) + \
-                f" How many has {name}?"
-    chain = "".join(f"{'-' if verb == 'loses' else '+'}{n}" for _, verb, n in clear)
-    return f"{chain.removeprefix('+')}=?"
+    focused = [(n, double, None) for n, double, _ in terms]
+    plain = [(n, False, None) for n, _, _ in terms]
+    for better in (focused, plain):
+        if better != terms:
+            return spelt(better)
+    return spelt(shortened(plain))
+
+
+def shortened(terms):
+    """Terms without pairs side by side that cancel, from the left; the first term stays."""
+    kept, k = terms[:1], 1
+    while k < len(terms):
+        pair = k + 1 < len(terms) and terms[k][0] == -terms[k + 1][0]
+        kept += [] if pair else [terms[k]]
+        k += 2 if pair else 1
+    return kept
