@@ -60,6 +60,8 @@ def test_a_problem_is_reworded_until_two_answers_agree():
         assert found == stages[: stages.index(clear(words)) + 2] and len(found) > 4
     knows = self_polish.refine(problems, Reader(asked_for).greedy, TASK, 9)
     assert [len(found) for found in knows] == [2] * 5       # settled after the first rewording
+    goes_on = self_polish.refine(problems, Reader(asked_for).greedy, TASK, 4, settle=False)
+    assert [len(found) for found in goes_on] == [5] * 5
 
 
 @given(st.integers(0, 6), st.booleans())

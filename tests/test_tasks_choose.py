@@ -106,6 +106,16 @@ def test_a_demonstration_slips_as_often_as_it_is_told():
         assert low <= sum(right) / 400 <= high
 
 
+def test_the_last_step_finds_the_form_that_is_stated():
+    task, rng = Choose(slip=0.0, lists=0.0), random.Random(0)
+    for p in task.sample(100, rng):
+        if p.columns["any_form"]:
+            *_, before, step, answer = task.demonstrate(p, rng).split("\n")
+            a, b, result = map(int, re.fullmatch("([0-9]+)([+-][0-9]+)=([0-9]+)", step).groups())
+            assert a + b == result and before.endswith(f"={a}") and value(answer[8:]) == a
+            assert {result, abs(b)} == set(map(int, re.findall("[0-9]+", answer)))
+
+
 @pytest.mark.parametrize("knob", ["slip", "lists"])
 @pytest.mark.parametrize("bad", [-0.1, 1.1, "x", None, True, float("nan")])
 def test_a_share_out_of_bounds_is_refused(knob, bad):
