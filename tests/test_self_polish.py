@@ -1,17 +1,22 @@
 """Self-Polish: rounds, when they end, whose answer counts, and what the words still ask for."""
 
+from pathlib import Path
+
 import pytest
-from fakes import Echo
+from fakes import Echo, drive
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minipost import evaluate
+from minipost import checkpoint, evaluate
 from minipost.errors import MinipostError
 from minipost.measure.texts import Texts
+from minipost.methods import sft
+from minipost.optim import Learner
+from minipost.run import Run
 from minipost.tasks.polish import Polish, asked_for, clear, reworded, stage
 from minipost.test_time import self_polish
 
-TASK = Polish()
+ROOT, TASK = Path(__file__).parents[1], Polish()
 
 
 class Reader:
@@ -130,3 +135,16 @@ def test_a_task_without_a_form_and_a_missing_model_are_sentences(capsys, monkeyp
     assert evaluate.main(["--method", "self-polish", "--n", "2"]) == 1
     said = capsys.readouterr().err
     assert "runs/demo-polish/model is not there" in said and "make demo-polish makes it" in said
+
+
+@pytest.mark.parametrize("share, low, high", [(1.0, 0.2, 1.0), (0.0, 0.0, 0.1)])
+def test_a_model_learns_to_reword_and_one_that_learns_to_answer_does_not(share, low, high):
+    """A small part of the demo's lesson: three numbers, one remark and one pair at most."""
+    model, words = checkpoint.load(ROOT / "checkpoints/thinker")
+    task = Polish(terms=3, clutter=1, rewording=share)
+    run = Run(Learner(model), words, task, task.reward, max_new_tokens=40)
+    drive(run, sft.train(run, sft.Config(steps=70, batch_size=16, lr=2e-3, warmup_steps=5)), 70)
+    problems = task.splits(30)["rewordings"]
+    tools = Texts(run)
+    right = tools.right(problems, tools.greedy([p.prompt for p in problems]))
+    assert low <= sum(right) / len(right) <= high
