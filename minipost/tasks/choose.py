@@ -95,7 +95,8 @@ class Choose(Task):
         if not problem.columns["any_form"]:
             return text
         steps, _, answer = text.rpartition("Answer: ")
-        total, n, form = int(answer), *formed(int(answer), rng)
+        total = int(answer)
+        n, form = formed(total, rng)
         return f"{steps}{total}{n:+d}={total + n}\nAnswer: {form}"
 
     def like(self, problem):

@@ -131,15 +131,15 @@ def posed(words, answer, cue=ANSWER):
 
 def cluttered(chain, remarks, pairs, rng):
     """The sum with so many remarks and pairs that cancel; half of its even terms as doubles."""
-    terms = [[int(n), False, None] for n in re.findall("[+-]?[0-9]+", chain)]
+    numbers = [int(n) for n in re.findall("[+-]?[0-9]+", chain)]
     for _ in range(pairs):
-        at, n = rng.randint(1, len(terms)), rng.choice((-1, 1)) * rng.randint(1, 9)
-        terms[at:at] = [[n, False, None], [-n, False, None]]
-    for term in terms:
-        term[1] = term[0] % 2 == 0 and rng.random() < 0.5
-    for term in rng.sample(terms, min(remarks, len(terms))):
-        term[2] = rng.randint(1, 9)
-    return spelt(terms)
+        at, n = rng.randint(1, len(numbers)), rng.choice((-1, 1)) * rng.randint(1, 9)
+        numbers[at:at] = [n, -n]
+    doubles = [n % 2 == 0 and rng.random() < 0.5 for n in numbers]
+    remarked = rng.sample(range(len(numbers)), min(remarks, len(numbers)))
+    notes = {k: rng.randint(1, 9) for k in remarked}
+    return spelt([(n, double, notes.get(k))
+                  for k, (n, double) in enumerate(zip(numbers, doubles))])
 
 
 def spelt(terms):

@@ -14,9 +14,10 @@ begins with its choice; ours works the answers out first.  And a large model cho
 a nano model is taught to, by SFT (minipost/tasks/choose.py).  The choice is greedy.  A reply that
 names no answer counts as the first.
 
-The arms: one sample, the votes by text and by value, the choice, and the choice from the list
-turned round, whose answers need not be the same (the paper's check for a bias of places).  If the
-task's answers may take any form, all are measured on plain answers too, where a vote is at home.
+The arms: one sample, the votes by text and by value, the choice, the choice from the list turned
+round, and how often the two come to the same value.  A choice that goes by places does not; nor
+does a perfect one where two values tie.  If the task's answers may take any form, all are measured
+on plain answers too, where a vote is at home.
 """
 
 from dataclasses import dataclass, replace
