@@ -72,6 +72,16 @@ def test_a_list_and_its_reply_agree_with_a_count_by_hand(seed):
                                            and worked.count(int(eval_(e))) == most}
 
 
+def test_no_place_of_a_list_is_right_much_more_often_than_another():
+    """So that who always names one place is right no more than about half of the time."""
+    found = [agreed(drawn(random.Random(seed)))[1] for seed in range(3000)]
+    share = [sum(place in good for good in found) / 3000 for place in (1, 2, 3, 4)]
+    assert max(share) < 0.6 and share[0] < 0.45
+    long = [drawn(random.Random(seed)) for seed in range(3000)]
+    starts = [agreed(entries)[1][0] for entries in long if len(entries) == MOST]
+    assert all(0.08 < starts.count(place) / len(starts) < 0.25 for place in range(1, MOST))
+
+
 def eval_(entry):
     a, sign, b = re.fullmatch("([0-9]+)(?:([+-])([0-9]+))?", entry).groups()
     return int(a) + (int(b) * (1 if sign == "+" else -1) if b else 0)

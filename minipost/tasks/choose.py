@@ -185,18 +185,25 @@ def formed(total, rng):
 
 
 def drawn(rng):
-    """Answers of 2 to MOST, from a distribution that is drawn too: a commonest and some others.
+    """Answers of 2 to MOST, of which most agree on one value; one list in twenty has all apart.
 
-    One list in four is of numbers alone.  One answer in fifty states nothing.
+    The place where that value comes first is drawn, and any but the last is as likely: were it the
+    first as often as among samples, who always says 1 would be right of most lists.  One list in
+    four is of numbers alone.  One answer in fifty, but not of those that agree, states nothing.
     """
-    near = rng.random() < 0.7
-    centre = rng.randint(0, LIMIT)
-    low, high = (max(0, centre - 6), min(LIMIT, centre + 6)) if near else (0, LIMIT)
-    values = rng.sample(range(low, high + 1), rng.randint(1, 6))
-    weights = [rng.expovariate(1) * (3 if k == 0 else 1) for k in range(len(values))]
-    any_form = rng.random() < 0.75
-    entries = []
-    for number in rng.choices(values, weights, k=rng.randint(2, MOST)):
+    k, centre = rng.randint(2, MOST), rng.randint(0, LIMIT)
+    near = [v for v in range(LIMIT + 1) if abs(v - centre) <= 6 or rng.random() < 0.05]
+    first, *others = rng.sample(near, min(len(near), MOST))
+    places = {0}
+    if k > 2 and rng.random() < 0.95:
+        start = rng.randrange(k - 1)
+        later = range(start + 1, k)
+        places = {start, *rng.sample(later, rng.randint(1, len(later)))}
+    pool = [v for v in others for _ in range(max(1, len(places) - 1))]
+    rest = rng.sample(pool, len(pool)) if rng.random() < 0.5 else pool    # few others, or many
+    any_form, entries = rng.random() < 0.75, []
+    for place in range(k):
+        number = first if place in places else rest.pop(0)
         entry = formed(number, rng)[1] if any_form else str(number)
-        entries.append(NOTHING if rng.random() < 0.02 else entry)
+        entries.append(NOTHING if place not in places and rng.random() < 0.02 else entry)
     return entries

@@ -1,13 +1,14 @@
 """Polish: sums written in a cluttered way, and the same sums more clearly.
 
-    7 (3)+twice 4+6-6-3 (8)=? Answer:
+    7 (3)+twice 4+61-61-3 (8)=? Answer:
 
 A number in brackets is a remark and does not count, "twice 4" is 8, and terms side by side may
-cancel.  Three rewordings, one after another, go by what the paper of Self-Polish asks of a problem
-(arxiv.org/abs/2305.14497, sec. 3.1):
+cancel.  Pairs that were put in have two digits and no number twice: a small model copies by what
+stands before, and that is not to be ambiguous.  Three rewordings, one after another, go by what the
+paper of Self-Polish asks of a problem (arxiv.org/abs/2305.14497, sec. 3.1):
 
-    focus      7+twice 4+6-6-3=?        without remarks
-    clarity    7+8+6-6-3=?              amounts as numbers
+    focus      7+twice 4+61-61-3=?      without remarks
+    clarity    7+8+61-61-3=?            amounts as numbers
     concision  7+8-3=?                  without pairs that cancel; the first term stays
 
 A problem, as it is given or at any stage, is answered at once, " 12", or asks to be reworded, with
@@ -130,12 +131,13 @@ def posed(words, answer, cue=ANSWER):
 
 
 def cluttered(chain, remarks, pairs, rng):
-    """The sum with so many remarks and pairs that cancel; half of its even terms as doubles."""
+    """The sum with so many remarks and pairs that cancel; half of its even digits as doubles."""
     numbers = [int(n) for n in re.findall("[+-]?[0-9]+", chain)]
-    for _ in range(pairs):
-        at, n = rng.randint(1, len(numbers)), rng.choice((-1, 1)) * rng.randint(1, 9)
+    for n in rng.sample(range(10, 100), pairs):
+        at, n = rng.randint(1, len(numbers)), rng.choice((-1, 1)) * n
+        at += at < len(numbers) and numbers[at - 1] == -numbers[at]  # not within another pair
         numbers[at:at] = [n, -n]
-    doubles = [n % 2 == 0 and rng.random() < 0.5 for n in numbers]
+    doubles = [abs(n) < 10 and n % 2 == 0 and rng.random() < 0.5 for n in numbers]
     remarked = rng.sample(range(len(numbers)), min(remarks, len(numbers)))
     notes = {k: rng.randint(1, 9) for k in remarked}
     return spelt([(n, double, notes.get(k))
