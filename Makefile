@@ -4,6 +4,8 @@
 #   make demo-grpo STEPS=5  the same, cut short
 #   make demo-grpo-long     the same on sums twice as long, six minutes
 #   make demo-dialogue      dialogues of several turns, by SFT on the assistant's turns alone
+#   make demo-choose        answers in any form, and on which most agree; what the test-time demo asks
+#   make demo-polish        cluttered sums, and the same in clearer words; the same
 #   make demo-tot           a test-time method, before and after (N=20: on so many problems)
 #   make demos              every method's demo and one table; LINES=10 trims what each one prints, SEEDS=3
 #   make test               the whole suite
@@ -74,6 +76,21 @@ demo-grpo-long: $(VENV)/.core
 demo-dialogue: $(VENV)/.core
 	@$(BIN)/python -m minipost.train --algo sft --task dialogue --turns 4 --max-new-tokens 8 \
 	  --steps $(or $(STEPS),300) --out runs/demo-dialogue --overwrite
+
+# Tasks whose models a test-time method asks, which makes them first where they are not there.
+demo-choose: $(VENV)/.core
+	@$(BIN)/python -m minipost.train --algo sft --task choose --model checkpoints/thinker \
+	  --max-new-tokens 160 --steps $(or $(STEPS),400) --lr 2e-3 --out runs/demo-choose --overwrite
+
+demo-polish: $(VENV)/.core
+	@$(BIN)/python -m minipost.train --algo sft --task polish --model checkpoints/thinker \
+	  --max-new-tokens 64 --steps $(or $(STEPS),400) --lr 2e-3 --out runs/demo-polish --overwrite
+
+runs/demo-choose/model runs/demo-polish/model: runs/demo-%/model:
+	@$(MAKE) --no-print-directory demo-$*
+
+demo-universal-self-consistency: runs/demo-choose/model
+demo-self-polish: runs/demo-polish/model
 
 demo-%: $(VENV)/.core
 	@$(BIN)/python -m minipost.train --algo $* --out runs/demo-$* --overwrite $(if $(STEPS),--steps $(STEPS))

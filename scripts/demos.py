@@ -23,7 +23,14 @@ from minipost import methods, test_time
 from minipost.measure.stats import Score, t_interval
 
 # Demos of tasks, by their name: the method that teaches each, and its flags.
-TASKS = {"dialogue": ("sft", "--task dialogue --turns 4 --max-new-tokens 8 --steps 300")}
+# The last two make the models that universal-self-consistency and self-polish ask.
+TASKS = {
+    "dialogue": ("sft", "--task dialogue --turns 4 --max-new-tokens 8 --steps 300"),
+    "choose": ("sft", "--task choose --model checkpoints/thinker --max-new-tokens 160 --steps 400 "
+               "--lr 2e-3"),
+    "polish": ("sft", "--task polish --model checkpoints/thinker --max-new-tokens 64 --steps 400 "
+               "--lr 2e-3"),
+}
 
 
 def place(name, seed):

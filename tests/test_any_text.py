@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from minipost.errors import MinipostError
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.base import Problem, Task
+from minipost.tasks.choose import Choose
 from minipost.tasks.countdown import Countdown
+from minipost.tasks.polish import Polish
 from minipost.tasks.recall import Recall
 from minipost.tasks.search import Search
 from minipost.test_time import (
@@ -23,9 +25,11 @@ from minipost.test_time import (
     particles,
     self_consistency,
     self_feedback,
+    self_polish,
     speculative_rejection,
     tot,
     uct,
+    universal_self_consistency,
 )
 
 SUM = Arithmetic().pose("7+5-3")
@@ -53,6 +57,9 @@ SETTINGS = [
     (by_difficulty, Arithmetic(), dict(budget=3, attempts=2, probes=2, training=7)),
     (adaptive_consistency, GAME, dict(group_size=5)),
     (adaptive_consistency, Arithmetic(), dict(group_size=5, stop="own", sure=0.001)),
+    (universal_self_consistency, Choose(), dict(group_size=3)),
+    (self_polish, Polish(), dict(rewordings=2)),
+    (self_polish, Polish(), dict(unsettled="vote")),
     (memory, Recall(), dict(length=6, things=3, lives=2, keys=3, trials=3)),
 ]
 

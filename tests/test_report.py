@@ -246,6 +246,7 @@ def test_every_test_time_method_has_a_page(name, wide, tmp_path, capsys):
              "uct": ["--branching", "2", "--simulations", "3", "--votes", "1"],
              "self-consistency": ["--group-size", "3", "--curve", "1"],
              "adaptive-consistency": ["--group-size", "3"],
+             "universal-self-consistency": ["--group-size", "3"],
              "by-difficulty": ["--budget", "2", "--attempts", "2", "--training", "5"],
              "budget-forcing": ["--budget", "2", "--curve", "1", "--cuts", "1"],
              "best-of-n": ["--group-size", "2"], "beam": ["--width", "1", "--branching", "2"],

@@ -28,9 +28,11 @@ from minipost.test_time import (
     mcts,
     memory,
     self_feedback,
+    self_polish,
     speculative_rejection,
     tot,
     uct,
+    universal_self_consistency,
 )
 
 
@@ -225,6 +227,12 @@ WORKINGS = {
                             "1 votes for 2"]),
     budget_forcing: ({"text": "a\nAnswer: b\n", "lines of thought": 1, "waits": 0},
                      ["a", "Answer: b", "1 lines of thought, 0 waits put in"]),
+    universal_self_consistency: (
+        {"listed": [" a\n", "b"], "chosen": 1, "reply": "1: a\nAnswer: 2"},
+        ["   1: 'a'", "-> 2: 'b'", "1: a", "Answer: 2"]),
+    self_polish: ({"wordings": [{"words": "x? Answer:", "answer": " 1", "kept": True},
+                              {"words": "y? Answer:", "answer": "2", "kept": False}]},
+                  ["x? Answer: '1'", "y? Answer: '2'  (asks for another number)"]),
     memory: ({"episodes": [{"question": "red box", "said": " 1", "right": "1", "good": True,
                             "recalled": []},
                            {"question": "hut", "said": "2", "right": "3", "good": False,

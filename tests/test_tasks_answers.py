@@ -13,15 +13,18 @@ from minipost.errors import MinipostError
 from minipost.tasks import answers
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.calculator import Calculator
+from minipost.tasks.choose import Choose
 from minipost.tasks.countdown import Countdown
 from minipost.tasks.dialogue import Dialogue
 from minipost.tasks.facts import Facts
+from minipost.tasks.polish import Polish
 from minipost.tasks.recall import Recall
 from minipost.tasks.search import Search
 from minipost.tasks.wording import Wording
 
 TASKS = [Arithmetic(), Arithmetic(direct=True), Countdown(), Countdown(numbers=4, target=24),
-         Countdown(direct=True), Facts(), Recall(), Wording(), Search(), Calculator(), Dialogue()]
+         Countdown(direct=True), Facts(), Recall(), Wording(), Search(), Calculator(), Dialogue(),
+         Choose(slip=0.0), Polish()]
 IDS = [f"{task.name}{', direct' * task.direct} {k}" for k, task in enumerate(TASKS)]
 WRAPPING = [("", ""), ("**", "**"), ("$", "$"), ("$$", "$$"), ("`", "`"), (r"\(", r"\)"),
             (r"\[", r"\]"), (r"\boxed{", "}"), (r"\text{", "}"), ("**Answer:** ", ""),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from minipost import test_time
 from minipost.cli import options as command
+from minipost.errors import MinipostError
 from minipost.measure.stats import paired
 
 
@@ -56,9 +57,12 @@ def tools_for(settings):
     from minipost.rollout import check_context
     from minipost.run import Run
 
-    options, task = settings.options, settings.task
+    options, task, method = settings.options, settings.task, settings.method
+    if method.MADE_BY and options.model == method.MODEL and not Path(options.model).exists():
+        raise MinipostError(f"{options.model} is not there, the model that {method.name} asks; "
+                            f"{method.MADE_BY} makes it, or name another with --model")
     model, vocabulary = checkpoint.load(options.model)
-    directory = options.verifier or settings.method.VERIFIER
+    directory = options.verifier or method.VERIFIER
     verifier = checkpoint.load_reward_model(directory, vocabulary) if directory else None
     check_context(model, 1, options.max_new_tokens)
     run = Run(Learner(model), vocabulary, task, task.reward, seed=options.seed,

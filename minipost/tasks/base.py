@@ -119,6 +119,18 @@ class Task(Protocol):
     stream: Callable | None = None
     asked: Callable | None = None
     lock: Callable | None = None
+    #: choosing(problem, texts) -> the prompt that lists answers and asks on which most agree;
+    #: chosen(text) -> the number of the one that a reply names, from 1 on, or None; forms: whether
+    #: an answer may take any form, which is a mode as direct is  (universal_self_consistency)
+    choosing: Callable | None = None
+    chosen: Callable | None = None
+    forms: bool = False
+    #: polish(problem) -> the prompt that asks for the problem in clearer words;
+    #: polished(problem, text) -> the problem in the words of a reply;
+    #: keeps(problem) -> whether the words of a problem still ask for its answer  (self_polish)
+    polish: Callable | None = None
+    polished: Callable | None = None
+    keeps: Callable | None = None
     #: call_end: the text that ends a call of the tool; tool(problem, text) -> what the tool writes
     #: behind an answer that ends so; acts: whether every answer of a run is made with it  (react)
     call_end: str = ""

@@ -1,0 +1,209 @@
+"""Choose: sums whose answers may take any form, and lists of such answers of which most agree.
+
+    7+5-3+8=? Any form:         Choose:
+    7+5=12                      1: 25-8
+    12-3=9                      2: 4+12
+    9+8=17                      3: 9+8
+    17+8=25                     Most agree on:
+    Answer: 25-8                1: 25-8=17 is 1
+                                2: 4+12=16 is 2
+                                3: 9+8=17 is 3
+                                Most: 17 is 1
+                                Answer: 1
+
+A sum is worked in steps, of which `slip` go wrong at random, and what it comes to is stated as a
+sum or a difference of two numbers, found by one step more.  One number has up to sixty such forms,
+so answers that agree seldom agree to the letter.  Without `forms` an answer is the number and the
+cue is "Think:", as in arithmetic.
+
+A list is numbered and names no problem.  The reply works every answer out, says on what most agree,
+the first such of equals, and names the first answer that comes to that.  Any answer on which as
+many agree is right.  Lists are drawn from many distributions and not from answers to sums.
+
+An answer is one whole number, or a + b or a - b of two, with or without spaces, and nothing else
+(tasks/answers.py has the grammar).  A vote counts what it comes to.
+"""
+
+import random
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+from minipost.errors import MinipostError
+from minipost.tasks import answers
+from minipost.tasks.arithmetic import LIMIT, Arithmetic
+from minipost.tasks.base import Problem, Task, switches
+
+MOST = 8        # answers in a list
+LARGEST = 20    # the smaller number of a form is 1..LARGEST
+NOTHING = "?"   # stands in a list for an answer that states nothing
+FORM = re.compile(rf"({answers.NATURAL})(?: *([+-]) *({answers.NATURAL}))?")
+
+
+@dataclass(frozen=True)
+class Choose(Task):
+    """Add and subtract a chain of numbers, state the answer in any form; choose among answers."""
+
+    terms: int = 6              # how many numbers are in a chain
+    largest: int = 9            # largest operand; operands are 1..largest
+    forms: bool = True          # answers may take any form; False: the number alone
+    slip: float = 0.13          # chance that a worked step of a demonstration goes wrong
+    lists: float = 0.6          # share of training problems that are lists to choose from
+
+    name = "choose"
+
+    def __post_init__(self):
+        switches(forms=self.forms)
+        Arithmetic(self.terms, self.largest)  # which knows the bounds of its knobs
+        for name in ("slip", "lists"):
+            if type(value := getattr(self, name)) not in (int, float) or not 0 <= value <= 1:
+                raise MinipostError(f"{name} is {repr(value)[:40]}; expected 0 to 1")
+
+    @cached_property
+    def sums(self):
+        return Arithmetic(self.terms, self.largest)
+
+    def sample(self, n, rng):
+        """Draw n training problems with `rng`, lists among them.  None has held-out operands.
+
+        Sums are asked for in both ways, three in four in any form, also without `forms`.
+        """
+        found = []
+        for _ in range(n):
+            if rng.random() < self.lists:
+                found.append(self._list(drawn(rng)))
+            else:
+                problem, = self.sums.sample(1, rng)
+                found.append(self._sum(problem, rng.random() < 0.75))
+        return found
+
+    def heldout(self, n):
+        """Return the first n held-out sums in a fixed order, fewer if there are fewer."""
+        return [self._sum(p, self.forms) for p in self.sums.heldout(n)]
+
+    def splits(self, n):
+        """What a run reports: lists that were not drawn for training, and held-out sums."""
+        rng = random.Random("held-out lists")
+        return {"lists": [self._list(drawn(rng)) for _ in range(n)], "held-out": self.heldout(n)}
+
+    def demonstrate(self, problem, rng=None):
+        """A completion, with slips in the steps of a sum; a list is never misread."""
+        rng = rng or random.Random(0)
+        if not problem.columns["chain"]:
+            return reply(problem.columns["list"])
+        text = self.sums.demonstrate(problem, rng, self.slip)
+        if not problem.columns["any_form"]:
+            return text
+        steps, _, answer = text.rpartition("Answer: ")
+        total = int(answer)
+        n, form = formed(total, rng)
+        return f"{steps}{total}{n:+d}={total + n}\nAnswer: {form}"
+
+    def like(self, problem):
+        """The same sum in this task's wording."""
+        return self._sum(problem, self.forms)
+
+    def choosing(self, problem, texts):
+        """The prompt that lists these answers, at most MOST, and asks on what most agree."""
+        if len(texts) > MOST:
+            raise MinipostError(f"a list of the task choose has at most {MOST} answers, not "
+                                f"{len(texts)}; choose a smaller --group-size")
+        return listed([spelt(text) for text in texts])
+
+    def chosen(self, text):
+        """The number that a reply to `choosing` names, from 1 on; None if it names none."""
+        return answers.whole(answers.stated(text)) if answers.marked(text) else None
+
+    def parse(self, text):
+        """Return the whole number that the text states in any form, or None."""
+        return value(answers.stated(text))
+
+    def reward(self, prompts, completions, good, **columns):
+        """Return 1.0 for each completion that states what is good, else 0.0."""
+        return [float(self.parse(text) in right)
+                for text, right in zip(completions, good, strict=True)]
+
+    def _sum(self, problem, any_form):
+        chain = problem.columns["chain"]
+        total = sum(int(n) for n in re.findall("[+-]?[0-9]+", chain))
+        return Problem(f"{chain}=? {'Any form' if any_form else 'Think'}:\n",
+                       {"chain": chain, "any_form": any_form, "list": (), "good": (total,)})
+
+    def _list(self, entries):
+        return Problem(listed(entries), {"chain": "", "any_form": True, "list": tuple(entries),
+                                         "good": agreed(entries)[1]})
+
+
+def value(entry):
+    """What an answer, as `stated` gives it or as it stands in a list, comes to; None if nothing."""
+    found = FORM.fullmatch(entry)
+    if found is None:
+        return answers.whole(entry)             # which may have a sign
+    a, sign, b = found.groups()
+    return int(a) + int((sign or "+") + (b or "0"))
+
+
+def spelt(text):
+    """An answer as a list shows it."""
+    entry = answers.stated(text).replace(" ", "")
+    return NOTHING if value(entry) is None else entry
+
+
+def listed(entries):
+    """The prompt of a list."""
+    lines = [f"{k}: {entry}" for k, entry in enumerate(entries, 1)]
+    return "\n".join(["Choose:", *lines, "Most agree on:\n"])
+
+
+def agreed(entries):
+    """(the value that most entries have, the numbers of all entries of which none has more)."""
+    values = [value(entry) for entry in entries]
+    counts = [-1 if v is None else values.count(v) for v in values]
+    return values[counts.index(max(counts))], tuple(
+        k for k, count in enumerate(counts, 1) if count == max(counts))
+
+
+def reply(entries):
+    """The reply to a list: every entry worked out, on what most agree, the first such entry."""
+    lines = []
+    for k, entry in enumerate(entries, 1):
+        result = f"={value(entry)}" if set("+-") & set(entry) else ""
+        lines.append(f"{k}: {entry}{result} is {k}")
+    most, good = agreed(entries)
+    return "\n".join([*lines, f"Most: {NOTHING if most is None else most} is {good[0]}",
+                      f"Answer: {good[0]}"])
+
+
+def formed(total, rng):
+    """A number from 0 to LIMIT as a sum or a difference of two: (what is added to it, form)."""
+    n = rng.randint(1, LARGEST)
+    if total + n <= LIMIT and (n > total or rng.random() < 0.5):
+        return n, f"{total + n}-{n}"
+    pair = [min(n, total), total - min(n, total)]
+    rng.shuffle(pair)
+    return -min(n, total), f"{pair[0]}+{pair[1]}"
+
+
+def drawn(rng):
+    """Answers of 2 to MOST, of which most agree on one value; one list in twenty has all apart.
+
+    The place where that value comes first is drawn, and any but the last is as likely: were it the
+    first as often as among samples, who always says 1 would be right of most lists.  One list in
+    four is of numbers alone.  One answer in fifty, but not of those that agree, states nothing.
+    """
+    k, centre = rng.randint(2, MOST), rng.randint(0, LIMIT)
+    near = [v for v in range(LIMIT + 1) if abs(v - centre) <= 6 or rng.random() < 0.05]
+    first, *others = rng.sample(near, min(len(near), MOST))
+    places = {0}
+    if k > 2 and rng.random() < 0.95:
+        start = rng.randrange(k - 1)
+        later = range(start + 1, k)
+        places = {start, *rng.sample(later, rng.randint(1, len(later)))}
+    pool = [v for v in others for _ in range(max(1, len(places) - 1))]
+    rest = rng.sample(pool, len(pool)) if rng.random() < 0.5 else pool    # few others, or many
+    any_form, entries = rng.random() < 0.75, []
+    for place in range(k):
+        number = first if place in places else rest.pop(0)
+        entry = formed(number, rng)[1] if any_form else str(number)
+        entries.append(NOTHING if place not in places and rng.random() < 0.02 else entry)
+    return entries

@@ -1,0 +1,133 @@
+"""Choose: forms of a number, lists of them, and what a right reply to a list is."""
+
+import random
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minipost.errors import MinipostError
+from minipost.tasks.arithmetic import LIMIT
+from minipost.tasks.base import is_held_out
+from minipost.tasks.choose import (
+    LARGEST,
+    MOST,
+    NOTHING,
+    Choose,
+    agreed,
+    drawn,
+    formed,
+    listed,
+    reply,
+    spelt,
+    value,
+)
+
+
+@given(st.integers(0, LIMIT), st.integers(0, 999))
+def test_a_form_has_its_value_and_numbers_of_at_most_two_digits(total, seed):
+    n, form = formed(total, random.Random(seed))
+    assert total + n == int(re.findall("[0-9]+", form)[0]) or n <= 0
+    assert value(form) == total and re.fullmatch("[0-9]{1,2}[+-][0-9]{1,2}", form)
+    assert min(int(n) for n in re.findall("[0-9]+", form)) <= LARGEST
+
+
+def test_a_number_has_many_forms():
+    forms = {formed(40, random.Random(k))[1] for k in range(2000)}
+    assert len(forms) > 50
+
+
+@pytest.mark.parametrize("entry, found", [
+    ("17", 17), ("9+8", 17), ("9 + 8", 17), ("25-8", 17), ("3-9", -6), ("-3", -3), ("+3", 3),
+    ("", None), ("?", None), ("9+8+1", None), ("9*2", None), ("09+1", None), ("9+", None),
+    ("(9+8)", None), ("9+8=17", None), ("9+-8", None)])
+def test_what_an_answer_comes_to(entry, found):
+    assert value(entry) == found and Choose().parse(f"Answer: {entry}") == found
+    assert spelt(f"Answer: {entry}") == (NOTHING if found is None else entry.replace(" ", ""))
+
+
+def test_a_reply_works_out_counts_and_names_the_first():
+    entries = ["25-8", "4+12", "9+8", "16", NOTHING]
+    assert listed(entries) == "Choose:\n1: 25-8\n2: 4+12\n3: 9+8\n4: 16\n5: ?\nMost agree on:\n"
+    assert reply(entries) == ("1: 25-8=17 is 1\n2: 4+12=16 is 2\n3: 9+8=17 is 3\n4: 16 is 4\n"
+                              "5: ? is 5\nMost: 17 is 1\nAnswer: 1")
+    assert agreed(entries) == (17, (1, 2, 3, 4)) and agreed(["?", "3"]) == (3, (2,))
+    assert agreed(["?", "?"]) == (None, (1, 2))
+    assert reply(["?", "?"]).endswith("Most: ? is 1\nAnswer: 1")
+
+
+@given(st.integers(0, 9999))
+def test_a_list_and_its_reply_agree_with_a_count_by_hand(seed):
+    entries = drawn(random.Random(seed))
+    assert 2 <= len(entries) <= MOST
+    worked = [int(eval_(e)) for e in entries if e != NOTHING]       # by Python's own rules
+    task = Choose(lists=1.0)
+    problem, = task.sample(1, random.Random(seed))
+    number = task.chosen(task.demonstrate(problem))
+    assert number in problem.columns["good"] == agreed(problem.columns["list"])[1]
+    if worked:
+        most = max(worked.count(v) for v in worked)
+        assert set(agreed(entries)[1]) == {k for k, e in enumerate(entries, 1) if e != NOTHING
+                                           and worked.count(int(eval_(e))) == most}
+
+
+def test_no_place_of_a_list_is_right_much_more_often_than_another():
+    """So that who always names one place is right no more than about half of the time."""
+    found = [agreed(drawn(random.Random(seed)))[1] for seed in range(3000)]
+    share = [sum(place in good for good in found) / 3000 for place in (1, 2, 3, 4)]
+    assert max(share) < 0.6 and share[0] < 0.45
+    long = [drawn(random.Random(seed)) for seed in range(3000)]
+    starts = [agreed(entries)[1][0] for entries in long if len(entries) == MOST]
+    assert all(0.08 < starts.count(place) / len(starts) < 0.25 for place in range(1, MOST))
+
+
+def eval_(entry):
+    a, sign, b = re.fullmatch("([0-9]+)(?:([+-])([0-9]+))?", entry).groups()
+    return int(a) + (int(b) * (1 if sign == "+" else -1) if b else 0)
+
+
+def test_sums_are_of_both_kinds_and_none_is_held_out():
+    task, rng = Choose(), random.Random(0)
+    found = task.sample(400, rng)
+    sums = [p for p in found if p.columns["chain"]]
+    assert 120 < len(sums) < 200
+    assert {p.prompt.rpartition("=? ")[2] for p in sums} == {"Any form:\n", "Think:\n"}
+    for p in sums:
+        assert not is_held_out([int(n) for n in re.findall("[0-9]+", p.columns["chain"])])
+    for p in task.heldout(50):
+        assert is_held_out([int(n) for n in re.findall("[0-9]+", p.columns["chain"])])
+        assert p.prompt.endswith("=? Any form:\n")
+    splits = task.splits(30)
+    assert [len(rows) for rows in splits.values()] == [30, 30]
+    assert all(p.prompt.startswith("Choose:") for p in splits["lists"])
+    plain, = Choose(forms=False).heldout(1)
+    assert plain == Choose(forms=False).like(task.heldout(1)[0])
+    assert plain.prompt.endswith("=? Think:\n")
+
+
+def test_a_demonstration_slips_as_often_as_it_is_told():
+    rng = random.Random(0)
+    for slip, low, high in ((0.0, 1.0, 1.0), (0.13, 0.4, 0.6)):
+        task = Choose(slip=slip, lists=0.0)
+        found = task.sample(400, rng)
+        right = [task.reward([""], [task.demonstrate(p, rng)], [p.columns["good"]])[0]
+                 for p in found]
+        assert low <= sum(right) / 400 <= high
+
+
+def test_the_last_step_finds_the_form_that_is_stated():
+    task, rng = Choose(slip=0.0, lists=0.0), random.Random(0)
+    for p in task.sample(100, rng):
+        if p.columns["any_form"]:
+            *_, before, step, answer = task.demonstrate(p, rng).split("\n")
+            a, b, result = map(int, re.fullmatch("([0-9]+)([+-][0-9]+)=([0-9]+)", step).groups())
+            assert a + b == result and before.endswith(f"={a}") and value(answer[8:]) == a
+            assert {result, abs(b)} == set(map(int, re.findall("[0-9]+", answer)))
+
+
+@pytest.mark.parametrize("knob", ["slip", "lists"])
+@pytest.mark.parametrize("bad", [-0.1, 1.1, "x", None, True, float("nan")])
+def test_a_share_out_of_bounds_is_refused(knob, bad):
+    with pytest.raises(MinipostError, match=knob):
+        Choose(**{knob: bad})
