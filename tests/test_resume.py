@@ -23,6 +23,7 @@ STUDENT = ("--task", "arithmetic", "--terms", 3, "--max-new-tokens", 32,
            "--model", "checkpoints/student")
 RECIPES = {
     "sft": ("--batch-size", 7, "--weight-decay", 0.1, "--warmup-steps", 2),
+    "sft --replay dialogue --replay-share 0.3": ("--batch-size", 7),
     "grpo": GROUPS, "grpo --optimizer muon": (*GROUPS, "--schedule", "linear", "--warmup-steps", 2),
     "grpo --kl k3": GROUPS, "grpo --mean answers": GROUPS,
     "grpo --lag 2 --correct truncated": GROUPS, "ppo --lag 1": ("--prompts", 9),
@@ -105,7 +106,7 @@ def test_stopped_after_every_step(command, tmp_path, tiny, wide, reward, capsys,
 
 @pytest.mark.parametrize("recipe, total", [
     ("ppo", 6), ("rlaif", 6), ("rlaif --learner dpo", 4), ("iterated-rlhf --rounds 2", 6),
-    ("direct-rlaif", 4), ("iterative-grpo --iterations 2 --replay 0.5", 6)])
+    ("direct-rlaif", 4), ("iterative-grpo --iterations 2 --replay-share 0.5", 6)])
 def test_stopped_in_every_stage(command, tmp_path, wide, capsys, stopping, recipe, total):
     """Fine-tuning, reward model, PPO: two steps each, stopped within and between them."""
     algo, *flags = recipe.split()
