@@ -76,7 +76,7 @@ LEARNT = 0.9  # greedy accuracy on the new task
 
 
 def runs(seeds):
-    return {run_of(algo, rate, seed): [
+    return {run_of(arm, rate, seed): [
         "--algo", algo, "--task", "arithmetic", "--hurried", "True", "--model", BASE,
         "--seed", seed, "--lr", rate, "--eval-n", N, *given, *teacher_of(algo, seed)]
         for seed in seeds for arm, (algo, given, rates) in ARMS.items() for rate in rates}
