@@ -89,13 +89,16 @@ def replay_of(run, cfg):
     if cfg.replay not in TASKS and not Path(cfg.replay).exists():
         raise MinipostError(f"--replay {cfg.replay}: there is no such file, nor such a task; tasks "
                             f"are {', '.join(TASKS)}")
-    task = load(cfg.replay)() if cfg.replay in TASKS else File(cfg.replay)
     chat, = (isinstance(p.prompt, Messages) for p in run.problems(1))
-    if not chat and any(isinstance(p.prompt, Messages) for p in task.heldout(1)):
-        raise MinipostError(f"--replay {cfg.replay}: its prompts are messages, and those of "
-                            f"{run.task.name} are strings; add --chat")
-    return fitted(as_asked(task, run.vocabulary, chat), run.policy.module, run.vocabulary,
-                  run.max_new_tokens, READS, task.heldout(16), run.control_tokens)
+    try:
+        task = load(cfg.replay)() if cfg.replay in TASKS else File(cfg.replay)
+        if not chat and any(isinstance(p.prompt, Messages) for p in task.heldout(1)):
+            raise MinipostError(f"its prompts are messages, and those of {run.task.name} are "
+                                "strings; add --chat")
+        return fitted(as_asked(task, run.vocabulary, chat), run.policy.module, run.vocabulary,
+                      run.max_new_tokens, READS, task.heldout(16), run.control_tokens)
+    except MinipostError as error:
+        raise MinipostError(f"--replay {cfg.replay}: {error}") from None
 
 
 def replayed(run, cfg, task, first=0):
