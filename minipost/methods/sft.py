@@ -84,7 +84,7 @@ def replay_of(run, cfg):
 
     MinipostError where there is none of this name, or where the forms cannot be the same.
     """
-    if not cfg.replay or not cfg.replay_share:
+    if not cfg.replay:
         return None
     if cfg.replay not in TASKS and not Path(cfg.replay).exists():
         raise MinipostError(f"--replay {cfg.replay}: there is no such file, nor such a task; tasks "

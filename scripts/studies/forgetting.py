@@ -17,8 +17,8 @@ not reproduced  Anything else; also where GRPO or SFT learns at no rate.
 No verdict rests on the remedies beside them: SFT that replays the old tasks in a tenth of each
 step's answers, and GRPO with its default price on the KL.  A remedy helps at a rate where it
 forgets less than the method without it, beyond the 95% interval of the difference paired by seed.
-Replay of the new task itself is the control, which should not help.  Remedies are not tried at the
-smallest rate, at which little is forgotten.
+Replay of the new task itself is the control, which should not help.  Remedies are tried at the
+middle rate alone: at the smallest little is forgotten, at the largest GRPO breaks.
 """
 
 import json
@@ -51,7 +51,8 @@ LIMITS = ("What a nano model can tell: the KL is exact, the old tasks are known,
           "are many and are measured by a few benchmarks.")
 TRIED = ("The rule compared bare means over rates that differed between methods, and there was no "
          "distillation; both were changed before the runs that are shown, the other settings were "
-         "not.  The remedies came later; they were not tried before.")
+         "not. The remedies came later, at the settings that were tried first; three rates were "
+         "meant, and two were left out before any result, for want of time.")
 BASE, FOLDER = "checkpoints/thinker", "runs/studies/forgetting"
 NEW = Arithmetic(hurried=True)
 OLD = {"in steps": Arithmetic(), "at once": Arithmetic(direct=True),
@@ -66,9 +67,9 @@ METHODS = {
 }
 ROWS = {name: f"{FOLDER}/{name}.jsonl" for name in ("old", "new")}  # what is replayed
 REMEDIES = {  # {name: (method, its arguments, rates)}
-    "sft-replay": ("sft", [*METHODS["sft"], "--replay", ROWS["old"]], RATES[1:]),
+    "sft-replay": ("sft", [*METHODS["sft"], "--replay", ROWS["old"]], RATES[1:2]),
     "sft-replay-new": ("sft", [*METHODS["sft"], "--replay", ROWS["new"]], RATES[1:2]),
-    "grpo-kl": ("grpo", METHODS["grpo"][:2], RATES[1:]),
+    "grpo-kl": ("grpo", METHODS["grpo"][:2], RATES[1:2]),
 }
 ARMS = {algo: (algo, given, RATES) for algo, given in METHODS.items()} | REMEDIES
 N, EACH = 200, 500  # held-out problems of a task, rows of it to replay
