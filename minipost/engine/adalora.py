@@ -2,18 +2,18 @@
 
 Zhang et al. 2023, arxiv.org/abs/2303.10512.  What is added to a matrix is s P diag(e) Q (`Pruned`
 in lora.py).  Its r triplets (P_i, e_i, Q_i) should be singular vectors and values, so the loss gets
-gamma R more (eq. 4), summed over the matrices:
+gamma R more (sec. 3.1), summed over the matrices:
 
     R = |P^T P - I|^2 + |Q Q^T - I|^2        dR/dP = 4 P (P^T P - I),   dR/dQ = 4 (Q Q^T - I) Q
 
 A number w is important where the loss would change without it, I = |w dL/dw|, and where that is
-uncertain (eq. 8-11).  Both are smoothed over the updates, and a triplet's importance is (eq. 7)
+uncertain (sec. 3.2).  Both are smoothed over the updates, and a triplet's importance is
 
     I' <- b1 I' + (1 - b1) I,   U <- b2 U + (1 - b2) |I - I'|,   s(w) = I' U
     S_i = s(e_i) + mean of s over P_i + mean of s over Q_i
 
 After an update all e_i are set to 0 but those of the b most important triplets of the model.  With
-b_0 triplets, b_T = budget x matrices, and t the share of the run that is behind it (eq. 12):
+b_0 triplets, b_T = budget x matrices, and t the share of the run that is behind it (sec. 3.3):
 
     b = b_0                                              t < t_i
         b_T + (b_0 - b_T) (1 - (t - t_i) / (1 - t_i - t_f))^3
@@ -21,8 +21,8 @@ b_0 triplets, b_T = budget x matrices, and t the share of the run that is behind
 
 A triplet that lost its e keeps its P and Q, and may have e again.  Once b_T are left, these stay.
 Where we differ from the paper: each update prunes, not one in Delta_T; P and Q begin
-orthonormal, not small and random, so that the penalty does not decide what is pruned first.  Its
-code takes the mean of the norms |...|, not the sum of their squares.
+orthonormal, not small and random, so that the penalty does not decide what is pruned first.  peft
+takes the mean of the norms |...|, not the sum of their squares.
 """
 
 import torch
