@@ -9,7 +9,9 @@ from conftest import tiny_model
 from fakes import Echo, Letters, sequences, tiny
 from test_lora import theirs
 
+import minipost
 from minipost import checkpoint, train
+from minipost.cli.defaults import for_adapters
 from minipost.engine.adalora import B1, B2, BEGIN, END, GAMMA, Allocator, allowed, penalty_grad
 from minipost.engine.lora import adapt, adapters, merged, off, trained
 from minipost.errors import MinipostError
@@ -298,6 +300,17 @@ def test_what_does_not_go_together_is_refused():
     for method in (es, trpo):
         with pytest.raises(MinipostError, match="--lora-budget shares out ranks in an optimiser"):
             method.check(run, method.Config())
+
+
+def test_the_rate_is_fifty_times_that_of_all_weights_unless_it_is_given():
+    cfg = sft.Config()
+    found, said = for_adapters(16, 0, cfg, set(), 4)
+    assert found.lr == pytest.approx(50 * cfg.lr) and "a budget, fifty times the rates" in said
+    assert for_adapters(16, 0, cfg, {"lr"}, 4) == (cfg, "")
+    assert for_adapters(16, 0, cfg, set())[0].lr == pytest.approx(10 * cfg.lr)
+    run = minipost.open("checkpoints/base", task="facts", lora=4, lora_budget=2)
+    assert next(minipost.train(run, "sft", steps=9, warmup_steps=0, batch_size=2))[
+        "learning_rate"] == pytest.approx(50 * cfg.lr)
 
 
 def test_a_run_ends_with_the_ranks_of_its_budget(command, tmp_path, rows, capsys):
