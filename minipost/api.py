@@ -138,7 +138,7 @@ def train(run, algo, **settings):
     config, _ = for_sampler("vllm" if run.server else "own", config, settings)
     module = run.policy.module
     config, _ = for_adapters(bool(adapters(module) or width_of(module)), length_of(module), config,
-                             settings)
+                             settings, run.policy.allocator)
     known = run.task.training() if run.task.training else run.problems(16)
     run.task = fitted(run.task, run.policy.module, run.vocabulary, run.max_new_tokens, method.READS,
                       known, run.control_tokens)

@@ -25,7 +25,8 @@ from typing import Literal
 import torch
 
 from minipost import parallel
-from minipost.engine.lora import Adapter, trained
+from minipost.engine.adalora import Allocator
+from minipost.engine.lora import Adapter, Pruned, trained
 from minipost.errors import MinipostError
 
 PIECE = 2**17      # weights that are updated at once: they fit a CPU's cache
@@ -106,7 +107,12 @@ class Learner:
     With weights below float32 the update runs on a float32 copy, and gradients of micro-batches add
     up in float32: a small one would be lost beside a large one in bfloat16.  An update is made in
     place and in pieces: nothing of the length of all weights is made for it.
+
+    gone(): the share of the run that this step ends, by which an `Allocator` lowers its budget.
     """
+
+    gone = staticmethod(lambda: 0.0)
+    allocator = None        # of a module with adapters whose ranks have a budget
 
     def __init__(self, module, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,
                  optimizer: Optimizer = "adamw"):
@@ -119,9 +125,9 @@ class Learner:
         layers = layer_matrices(module) if optimizer == "muon" else {}
         self.muon = []     # (where in the vectors, shape) of each matrix that Muon moves
         self.adam = []     # where AdamW's stretches are
-        start = 0
+        start, places = 0, {}
         for p in self.params:
-            part = slice(start, start := start + p.numel())
+            part = places[p] = slice(start, start := start + p.numel())
             if p in layers:
                 at = part.start
                 for rows in layers[p]:
@@ -135,6 +141,10 @@ class Learner:
                 p.grad = grad
             else:
                 p.register_post_accumulate_grad_hook(partial(add_up, grad))
+        if any(isinstance(part, Pruned) for part in module.modules()):
+            self.allocator = Allocator(module, *(
+                {p: x[part].view_as(p) for p, part in places.items()}
+                for x in (self.master, self.grad)))
         self.m = torch.zeros_like(self.master)
         self.v = self.master.new_zeros(sum(part.stop - part.start for part in self.adam))
         self.updates = self.skipped = self.skips_in_a_row = 0
@@ -177,6 +187,9 @@ class Learner:
         norm = self.collect()
         if not norm < float("inf"):
             return norm
+        if self.allocator:
+            self.allocator.weigh()
+            norm = float(self.grad.norm())
         self.updates += 1
         decay = self.weight_decay if weight_decay is None else weight_decay
         self.update(lr, decay, max_grad_norm / norm if norm > max_grad_norm else 1.0)
@@ -193,6 +206,8 @@ class Learner:
                   self.updates, lr, clipped)
         for part, shape in self.muon:
             self.orthogonal(part, shape, lr, clipped)
+        if self.allocator:
+            self.allocator.prune(self.gone())
         self.assign(self.master)
 
     def orthogonal(self, part, shape, lr, clipped):
@@ -220,6 +235,8 @@ class Learner:
         """Forget the moments, for another loss."""
         self.m.zero_()
         self.v.zero_()
+        for mean in self.allocator.state().values() if self.allocator else ():
+            mean.zero_()
         self.updates = 0
 
     def finite(self):
@@ -229,10 +246,11 @@ class Learner:
     def state(self):
         """Tensors and numbers that `restore` needs to continue exactly."""
         tensors = {"weights": self.master, "m": self.m, "v": self.v}
+        tensors |= self.allocator.state() if self.allocator else {}
         return tensors, [self.updates, self.skipped, self.skips_in_a_row]
 
     def restore(self, tensors, numbers):
-        for mine, saved in ((self.master, "weights"), (self.m, "m"), (self.v, "v")):
-            mine.copy_(tensors[saved])
+        for name, mine in self.state()[0].items():
+            mine.copy_(tensors[name])
         self.assign(self.master)
         self.updates, self.skipped, self.skips_in_a_row = numbers

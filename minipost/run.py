@@ -170,6 +170,7 @@ class Run:
         self.sampled_at, self.difference = None, -1.0  # updates at the last rollout; see `compare`
         # By key, "learner/NAME" or "frozen/NAME".  `saved` is for parts that are asked for later.
         self.parts: dict[str, Any] = {"learner/policy": self.policy}
+        self.policy.gone = self.gone
         self.holders: dict[str, set] = {}       # of each mark, see `holding`
         self.saved: dict[str, tuple] = {}
 
@@ -186,7 +187,13 @@ class Run:
     def learner(self, name, make, **options):
         """The learner of this name; make() gives the module that it trains."""
         options = {"optimizer": self.optimizer, **options}
-        return self.part(f"learner/{name}", lambda: learner(make(), self.shard, **options))
+        made = self.part(f"learner/{name}", lambda: learner(make(), self.shard, **options))
+        made.gone = self.gone
+        return made
+
+    def gone(self):
+        """The share of the run's steps that are made when this one is; 0 before there are any."""
+        return (self.step + 1) / self.total if self.total else 0.0
 
     def frozen(self, name, make):
         """The frozen module of this name; make() gives it."""
@@ -753,7 +760,7 @@ def open_run(options, task, device):
         if options.base_bits:
             code(model, options.base_bits)
         adapt(model, options.lora, options.lora_alpha, options.lora_targets, options.seed,
-              options.lora_numbers)
+              options.lora_numbers, options.lora_budget)
     task = as_asked(task, vocabulary, options.chat)
     return Run(learner(model, shard, optimizer=options.optimizer), vocabulary, task,
                load_reward(options.reward, task), optimizer=options.optimizer, shard=shard,

@@ -1503,7 +1503,7 @@ OREO = dict(PARTS, beta=0.4, alpha=0.3, critic_lr=0.07)
 SEARCH, TEACHER, OTHER = ("width", "branching"), ("teacher",), ("reference",)
 
 OFF_POLICY = {
-    "sft": Case(sft, dict(LEARN, batch_size=5), sft_anew),
+    "sft": Case(sft, dict(LEARN, batch_size=5), sft_anew, same=("replay", "replay_share")),
     "dpo": Case(dpo, dict(PAIRS, beta=0.3, label_smoothing=0.2, likeliest=0.7), dpo_anew, Noisy,
                 same=("robust",), who=OTHER),
     "dpo, robust": Case(dpo, dict(PAIRS, beta=0.3, label_smoothing=0.2, likeliest=0.7,

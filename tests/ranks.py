@@ -78,7 +78,7 @@ def rounds():
     run, lines = toy(Hidden()), []
     run.reward = run.task.reward = Mixed().reward
     learn = iterative_grpo.train(run, iterative_grpo.Config(
-        steps=2, reward_steps=2, sft_steps=0, iterations=2, replay=0.5, **ODD))
+        steps=2, reward_steps=2, sft_steps=0, iterations=2, replay_share=0.5, **ODD))
     for run.step in range(4):
         lines.append(next(learn))
     return {**flat(run), **run.parts["frozen/history"].state()[0], "lines": lines}

@@ -29,7 +29,7 @@ def test_the_steps_and_labels_are_divided_among_the_rounds():
 
 
 def test_settings_out_of_bounds_are_refused():
-    for name, value in (("replay", 0.6), ("replay", -0.1), ("iterations", 0)):
+    for name, value in (("replay_share", 0.6), ("replay_share", -0.1), ("iterations", 0)):
         with pytest.raises(MinipostError, match=f"{name} is {value}; expected at (least|most)"):
             Config(**{name: value})
 
@@ -140,7 +140,7 @@ def test_a_share_of_a_steps_pairs_is_of_earlier_rounds(monkeypatch, replay, many
 
     monkeypatch.setattr(reward, "train", watched)
     run = toy(Hidden())
-    learn, known = iterative_grpo.train(run, replace(SMALL, replay=replay)), []
+    learn, known = iterative_grpo.train(run, replace(SMALL, replay_share=replay)), []
     for _ in range(10):
         drive(run, learn, 1)
         if run.step == 4:

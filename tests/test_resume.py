@@ -24,10 +24,12 @@ STUDENT = ("--task", "arithmetic", "--terms", 3, "--max-new-tokens", 32,
            "--model", "checkpoints/student")
 RECIPES = {
     "sft": ("--batch-size", 7, "--weight-decay", 0.1, "--warmup-steps", 2),
+    "sft --replay facts --replay-share 0.3": ("--batch-size", 7),
     "grpo": GROUPS, "grpo --optimizer muon": (*GROUPS, "--schedule", "linear", "--warmup-steps", 2),
     "grpo --kl k3": GROUPS, "grpo --mean answers": GROUPS,
     "grpo --lag 2 --correct truncated": GROUPS, "ppo --lag 1": ("--prompts", 9),
     "grpo --lora 4": GROUPS, "grpo --lora 4 --lag 2": GROUPS, "ppo --lora 4": ("--prompts", 9),
+    "grpo --lora 4 --lora-budget 2 --lag 1": GROUPS,
     "grpo --prefix 3 --lag 2": GROUPS, "ppo --bottleneck 2": GROUPS[:2],
     "grpo --lora 2 --base-bits 4": GROUPS,
     "grpo --lora 4 --merge --optimizer muon": GROUPS, "ppo --lora 2 --lora-numbers 9": GROUPS[:2],
@@ -106,7 +108,7 @@ def test_stopped_after_every_step(command, tmp_path, tiny, wide, reward, capsys,
 
 @pytest.mark.parametrize("recipe, total", [
     ("ppo", 6), ("rlaif", 6), ("rlaif --learner dpo", 4), ("iterated-rlhf --rounds 2", 6),
-    ("direct-rlaif", 4), ("iterative-grpo --iterations 2 --replay 0.5", 6)])
+    ("direct-rlaif", 4), ("iterative-grpo --iterations 2 --replay-share 0.5", 6)])
 def test_stopped_in_every_stage(command, tmp_path, wide, capsys, stopping, recipe, total):
     """Fine-tuning, reward model, PPO: two steps each, stopped within and between them."""
     algo, *flags = recipe.split()

@@ -114,7 +114,8 @@ def test_rlhf_is_fine_tuning_then_a_reward_model_then_ppo(monkeypatch, labeller)
 def test_iterative_grpo_is_rounds_of_a_reward_model_and_grpo():
     """In the second round a quarter of the pairs is of the first; Adam remembers both networks."""
     (run, mirror), exact = fresh(Secret()), Secret().reward
-    cfg = iterative_grpo.Config(steps=2, reward_steps=2, sft_steps=1, iterations=2, replay=0.25,
+    cfg = iterative_grpo.Config(steps=2, reward_steps=2, sft_steps=1, iterations=2,
+                                replay_share=0.25,
                                 prompts=4, group_size=3, temperature=0.8, minibatch_size=5,
                                 epochs=2, clip=0.07, beta=0.3, lr=0.02, max_grad_norm=0.35)
     judged = reward.Config(steps=1, group_size=2, temperature=0.8, warmup_steps=0)

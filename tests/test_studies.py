@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from minipost import checkpoint, train
+from minipost.datasets.rows import File
 from minipost.errors import MinipostError
 from minipost.files import write_json
 from minipost.gpt import RewardModel
@@ -397,6 +398,48 @@ def test_distillation_has_the_policy_of_grpo_for_a_teacher_that_is_made_before()
         assert order.index(f"grpo-2e-4-{seed}") < order.index(f"distill-5e-5-{seed}")
 
 
+def test_remedies_are_runs_beside_those_of_the_methods_which_stay_as_they_are():
+    runs = forgetting.runs(range(3))
+    assert len(runs) == 3 * (5 * 3 + 3)
+    replaying = {name.rpartition("-")[0] for name, given in runs.items() if "--replay" in given}
+    assert replaying == {"sft-replay-2e-4", "sft-replay-new-2e-4"}
+    assert {name.rpartition("-")[0] for name, given in runs.items()
+            if "grpo" in given and "--beta" not in given} == {"grpo-kl-2e-4"}
+    for name, given in runs.items():        # the same but for the remedy
+        if name.startswith("sft-replay"):
+            plain = runs[f"sft-{name.partition('replay-')[2].removeprefix('new-')}"]
+            assert given[: len(plain)] == plain and len(given) == len(plain) + 2
+
+
+def test_a_remedy_is_held_to_the_method_without_it_at_the_same_rate_and_seed():
+    def of(arm, lr, forgotten, new=1.0):
+        return [{"method": arm, "lr": lr, "seed": k, "new": new, "forgotten": x, "kl": 1.0}
+                for k, x in enumerate(forgotten)]
+
+    found = [*of("sft", "5e-5", [0.2, 0.3, 0.4]), *of("sft", "2e-4", [0.2, 0.3, 0.4]),
+             *of("grpo", "5e-5", [0.2, 0.3, 0.4]), *of("sft-replay", "5e-5", [0.1, 0.21, 0.3], 0.9),
+             *of("sft-replay", "2e-4", [0.1, 0.4, 0.4]), *of("sft-replay-new", "2e-4", [0.3] * 3),
+             *of("grpo-kl", "5e-5", [0.25, 0.36, 0.45])]
+    less, new = forgetting.remedied(found)["sft-replay", "5e-5"]
+    assert less.value == pytest.approx(-0.29 / 3) and less.high < 0
+    assert new.value == pytest.approx(-0.1)
+    assert forgetting.helped(found) == (
+        "Less is forgotten by sft-replay at 5e-5, by sft-replay-new at no rate, by grpo-kl at no "
+        "rate.")
+
+
+def test_what_is_replayed_is_of_training_problems(tmp_path, monkeypatch):
+    monkeypatch.setattr(forgetting, "ROOT", tmp_path)
+    forgetting.prepare(Made(tmp_path, range(2)))
+    known = {name: File(str(tmp_path / path)) for name, path in forgetting.ROWS.items()}
+    prompts = {name: {row["prompt"] for row in file.rows} for name, file in known.items()}
+    assert len(known["old"].rows) == 4 * forgetting.EACH
+    assert len(known["new"].rows) == forgetting.EACH
+    for name, tasks in (("old", forgetting.OLD.values()), ("new", [forgetting.NEW])):
+        for task in tasks:
+            assert not prompts[name] & {p.prompt for p in task.heldout(200)}
+
+
 def test_a_quadratic_explains_a_parabola_and_no_noise():
     x = np.linspace(0, 3, 30)
     assert forgetting.fit(x, 1 + 2 * x - x**2) == pytest.approx(1)
@@ -416,9 +459,9 @@ def forgot(tmp_path, monkeypatch, model=forgetting.BASE):
 def test_a_model_that_has_not_moved_has_forgotten_nothing(tmp_path, monkeypatch):
     far = forgetting.divergence
     found = forgot(tmp_path, monkeypatch)
-    assert [p["method"] for p in found.data[::2]] == list(forgetting.METHODS)
+    assert [p["method"] for p in found.data[::2]] == list(forgetting.ARMS)
     assert {(p["kl"], p["forgotten"]) for p in found.data} == {(0.0, 0.0)}
-    assert found.verdict == "not reproduced" and len(found.rows) == len(forgetting.METHODS) == 5
+    assert found.verdict == "not reproduced" and len(found.rows) == len(forgetting.ARMS) == 8
     moved = forgot(tmp_path, monkeypatch, "checkpoints/base")  # another model in the same place
     kl = far(ROOT / "checkpoints/base", ROOT / forgetting.BASE, 4)
     assert {p["kl"] for p in moved.data} == {kl} and kl > 0.1

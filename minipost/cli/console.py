@@ -172,7 +172,7 @@ class Console:
         size = count(model) / 1e6
         learn = sum(p.numel() for p in trained(model))
         knobs = ", ".join(f"{k} {v}" for k, v in asdict(task).items() if v != "")
-        recipe = ", ".join(f"{k} {v}" for k, v in asdict(config).items())
+        recipe = ", ".join(f"{k} {v}" for k, v in asdict(config).items() if v != "")
         said = f"{size:.2f}M parameters"
         if adapters(model):
             many = f"{learn} numbers" if options.lora_numbers else f"{learn / 1e6:.2f}M"

@@ -20,6 +20,7 @@ ANSWER, HELD_OUT = 256, 64   # tokens of an answer, held-out problems
 CRITIC_LR = 1e-5     # of a value head on a copy of the policy
 RATES = ("dpo_lr", "sft_lr", "critic_lr")  # beside lr
 ADAPTER_RATE = 10    # of adapters, times that of all weights
+BUDGET_RATE = 50     # of adapters whose ranks have a budget, the same
 PREFIX_RATE = 100    # of a prefix, the same
 STEPS = 100          # at most, where there are no rows to go through
 
@@ -124,18 +125,21 @@ def for_run(settings, argv, device):
     given = given_in(argv, [settings.options, settings.config])
     settings, note = for_size(settings, argv, device)
     config, more = for_adapters(settings.options.lora or settings.options.bottleneck,
-                                settings.options.prefix, settings.config, given)
+                                settings.options.prefix, settings.config, given,
+                                settings.options.lora_budget)
     config, last = for_sampler(settings.options.sampler, config, given)
     return replace(settings, config=config), "\n".join(filter(None, (note, more, last)))
 
 
-def for_adapters(adapters, prefix, config, given):
+def for_adapters(adapters, prefix, config, given, budget=0):
     """(the Config with the rates that adapters or a prefix want, a line that says so, or "").
 
     Ten times the rate of all weights is about right for adapters, whatever the size of the model
-    (Schulman 2025, thinkingmachines.ai/blog/lora).  A prefix wants more, of what was tried here.
+    (Schulman 2025, thinkingmachines.ai/blog/lora).  A prefix wants more, of what was tried here,
+    and so do adapters with a budget of ranks, whose singular values begin at 0.
     """
-    factor, words = ((ADAPTER_RATE, "adapters, ten") if adapters else
+    factor, words = ((BUDGET_RATE, "adapters with a budget, fifty") if budget else
+                     (ADAPTER_RATE, "adapters, ten") if adapters else
                      (PREFIX_RATE, "a prefix, a hundred"))
     names = [f.name for f in fields(config)
              if f.name in ("lr", *RATES) and f.name not in given] if adapters or prefix else []

@@ -34,6 +34,7 @@ from minipost.files import read_bytes
 from minipost.layout import tensor_file
 from minipost.layout.lora_file import CONFIG, base_of
 from minipost.run import sharding
+from minipost.tasks import TASKS
 
 ENDING = ".safetensors"  # of a state's name, unless it is sharded
 # Of any method's run.
@@ -49,7 +50,9 @@ MOST_LOG = 2**31  # bytes of the longest log that is read
 def made_from(settings):
     """{what: its version or SHA-256}: minipost, torch, the data, reward files, models."""
     options, task = settings.options, settings.task
-    named = filter(None, (getattr(task, "data", ""), getattr(task, "eval_data", "")))
+    replay = getattr(settings.config, "replay", "")
+    named = filter(None, (getattr(task, "data", ""), getattr(task, "eval_data", ""),
+                          "" if replay in TASKS else replay))
     paths = [*(part for name in named for part in formats.parts(name)), *sources(options.reward)]
     paths += filter(None, [options.chat_template])
     models = list(filter(None, (options.model, options.reward_model)))

@@ -69,19 +69,27 @@ class SetUp(Options):
     lora_alpha: float = 0.0     # what the adapters add is times alpha / rank; 0: twice the rank
     lora_targets: tuple[str, ...] = ()  # matrices with an adapter, such as q_proj v_proj; none: all
     lora_numbers: int = 0       # how many numbers learn in all adapters together, below a rank of 1
+    lora_budget: int = 0        # mean rank that is left where ranks are shared out; 0: all of them
     base_bits: int = 0          # 8 or 4, of a weight of the layers beside adapters; 0: as --dtype
     prefix: int = 0             # keys and values that learn before each layer's own; 0: none
     bottleneck: int = 0         # width of adapters that learn behind each sublayer; 0: none
     merge: bool = False         # save whole models, adapters added, instead of the adapters alone
 
-    LIMITS = {"lora": ">= 0, <= 4096", "lora_numbers": ">= 0", "base_bits": ">= 0",
-              "prefix": ">= 0, <= 4096", "bottleneck": ">= 0, <= 4096"}
+    LIMITS = {"lora": ">= 0, <= 4096", "lora_numbers": ">= 0", "lora_budget": ">= 0",
+              "base_bits": ">= 0", "prefix": ">= 0, <= 4096", "bottleneck": ">= 0, <= 4096"}
 
     def __post_init__(self):
         super().__post_init__()
         if self.lora_numbers and not self.lora:
             raise MinipostError(f"--lora-numbers {self.lora_numbers}: goes with --lora, the rank "
                                 "of the directions on which they act; 2 is usual")
+        if self.lora_budget and not self.lora_budget <= self.lora:
+            raise MinipostError(f"--lora-budget {self.lora_budget}: goes with a --lora of at least "
+                                f"as much, the rank at first; it is {self.lora}")
+        if self.lora_budget and (self.lora_numbers or self.optimizer == "muon"):
+            raise MinipostError(f"--lora-budget {self.lora_budget}: shares out ranks by the "
+                                "gradients of AdamW's adapters; leave out --lora-numbers and "
+                                "--optimizer muon")
         if self.base_bits not in (0, 4, 8):
             raise MinipostError(f"base_bits is {self.base_bits}; expected 8, 4, or 0 for none")
         if self.base_bits and (not self.lora or self.merge or self.sampler == "vllm"):

@@ -5,6 +5,7 @@
     block         a layer with its derivative by hand
     packed        where tokens stand: in padded rows, or packed, what rows share once
     lora          low-rank matrices that learn beside fixed ones
+    adalora       a budget of ranks, shared out while adapters learn
     prefix        keys and values that learn before those of the text
     bottleneck    adapters of their own behind each sublayer
     coded         fixed weights in 8 or 4 bits

@@ -24,6 +24,11 @@ after LoRA-XS): A = V^T and U S are the first r singular vectors of W, fixed, wi
 The paper shares v among groups of matrices.  Here all share it, so u is what a model learns.  It
 does not say what P is; N(0, 1/r) here, as in peft.  Such an adapter is saved as any other, A and B.
 
+With ranks that are shared out while they learn (AdaLoRA, adalora.py): A = e Q and B = P, where e
+(r,) stand for singular values, P (V, r) and Q (r, D) for singular vectors; all learn.  `Pruned`
+
+    dQ = e dA,   de_i = <Q_i, dA_i>,   dP = dB        e zero at first;  P and Q random, orthonormal
+
 The sampler multiplies W + s B A out before it decodes (`whole`), so a token costs what it did.
 Products with A and B are PyTorch's own: oneDNN takes a hundred times as long for some of them.
 
@@ -57,6 +62,8 @@ class Adapter(nn.Module):
 
     adapted: which of them have a part in it.  a (k r, D), b (rows of those k, r).
     """
+
+    fixed_a = False     # whether A does not learn
 
     def __init__(self, weight, rows, adapted, rank, alpha):
         super().__init__()
@@ -102,7 +109,7 @@ class Adapter(nn.Module):
         low, db = F.linear(x, self.a).flatten(0, -2), torch.empty_like(self.b)
         for at, of_b, of_a in self.parts():
             torch.mul(dy[..., at].flatten(0, -2).t() @ low[:, of_a], self.scale, out=db[of_b])
-        return t.flatten(0, -2).t() @ x.flatten(0, -2) if self.a.requires_grad else None, db
+        return t.flatten(0, -2).t() @ x.flatten(0, -2) if not self.fixed_a else None, db
 
     @torch.no_grad()
     def matrix(self, weight):
@@ -120,6 +127,7 @@ class Tied(Adapter):
     p (k, u, r r).
     """
 
+    fixed_a = True
     left: torch.Tensor
     p: torch.Tensor
 
@@ -140,6 +148,33 @@ class Tied(Adapter):
         mixed = (self.v @ self.p).view(-1, self.rank, self.rank)            # (k, r, r)
         return torch.cat([self.left[of_b] @ each
                           for (_, of_b, _), each in zip(self.parts(), mixed)])
+
+
+class Pruned(Adapter):
+    """s P diag(e) Q, of whose e all but the most important are 0 (adalora.py).
+
+    p (rows of the k adapted matrices, r), e (k r,), q (k r, D).  budget: the mean number of e that
+    a matrix keeps.
+    """
+
+    def __init__(self, weight, rows, adapted, rank, alpha, budget, generator):
+        nn.Module.__init__(self)
+        self.rank, self.scale, self.rows, self.adapted = rank, alpha / rank, rows, adapted
+        self.budget = budget
+        p, q = (torch.cat([nn.init.orthogonal_(torch.empty(*shape), generator=generator)
+                           for shape in shapes]) for shapes in (
+            [(n, rank) for n, has in zip(rows, adapted) if has],
+            [(rank, weight.shape[1])] * sum(adapted)))
+        self.p, self.q = nn.Parameter(p.to(weight)), nn.Parameter(q.to(weight))
+        self.e = nn.Parameter(weight.new_zeros(len(q)))
+
+    @property
+    def a(self):  # type: ignore[override]  # which is no parameter here
+        return self.e[:, None] * self.q
+
+    @property
+    def b(self):  # type: ignore[override]
+        return self.p
 
 
 @torch.no_grad()
@@ -186,11 +221,12 @@ def fix(module, but=()):
                 setattr(part, name, Fixed(weight.data, requires_grad=False))
 
 
-def adapt(module, rank, alpha=0.0, targets=(), seed=0, numbers=0):
+def adapt(module, rank, alpha=0.0, targets=(), seed=0, numbers=0, budget=0):
     """Fix all weights of a module and give its layers adapters.  -> the module
 
     alpha: if 0, 2 rank, and with `numbers` the rank.  targets: of TARGETS, all if none.  numbers:
-    how many learn in all, `Tied`; 0: A and B learn.  MinipostError for other names.
+    how many learn in all, `Tied`; 0: A and B learn.  budget: the mean rank that is left at the end,
+    `Pruned`; 0: all of it.  MinipostError for other names.
     """
     if unknown := [name for name in targets if name not in TARGETS]:
         raise MinipostError(f"--lora-targets {unknown[0]:.40}: there is no such matrix; choose "
@@ -203,6 +239,9 @@ def adapt(module, rank, alpha=0.0, targets=(), seed=0, numbers=0):
         adapted = [not targets or kind in targets for kind in kinds]
         if any(adapted) and numbers:
             linear.adapter = Tied(linear.weight, rows, adapted, rank, alpha or rank, v, generator)
+        elif any(adapted) and budget:
+            linear.adapter = Pruned(linear.weight, rows, adapted, rank, alpha or 2 * rank, budget,
+                                    generator)
         elif any(adapted):
             linear.adapter = Adapter(linear.weight, rows, adapted, rank, alpha or 2 * rank)
             bound = 1 / math.sqrt(linear.weight.shape[1])
@@ -250,7 +289,7 @@ def fill(module, tensors):
 def off(module):
     """Take away the adapters that change nothing.  -> the module"""
     for _, linear, adapter in adapters(module):
-        if not adapter.b.any():
+        if not (adapter.a.any() and adapter.b.any()):
             linear.adapter = None
     return module
 

@@ -76,6 +76,9 @@ def check(run, cfg):
     """MinipostError where no rank has all weights."""
     if run.shard:
         raise MinipostError("es moves all weights at once; leave out --shard")
+    if run.policy.allocator:
+        raise MinipostError("es moves the weights by itself, and --lora-budget shares out ranks in "
+                            "an optimiser's steps; leave it out, or take another method")
 
 
 @torch.no_grad()

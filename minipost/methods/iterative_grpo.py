@@ -49,10 +49,10 @@ class Config(grpo.Config):
     beta: float = 0.1           # weight of the KL to the policy as the round began (beta)
     iterations: int = 3         # rounds, each with a renewed reward model and reference (I)
     reward_steps: int = 150     # gradient steps of the reward model, in all rounds
-    replay: float = 0.1         # share of its pairs that are from earlier rounds
+    replay_share: float = 0.1   # share of its pairs that are from earlier rounds
     sft_steps: int = 60         # steps of supervised fine-tuning before the first round
 
-    LIMITS = {**grpo.Config.LIMITS, "replay": ">= 0, <= 0.5", "sft_steps": ">= 0"}
+    LIMITS = {**grpo.Config.LIMITS, "replay_share": ">= 0, <= 0.5", "sft_steps": ">= 0"}
 
 
 def rounds(cfg):
@@ -131,7 +131,7 @@ class History:
 def judging(run, cfg, first, steps):
     """The reward model goes on learning, from fresh pairs and some of those before the round."""
     history = run.part("frozen/history", History)
-    many = round(cfg.replay * PAIRS) if first > cfg.sft_steps else 0
+    many = round(cfg.replay_share * PAIRS) if first > cfg.sft_steps else 0
 
     def mix(sides, wins):
         history.add(run.step, sides, wins)

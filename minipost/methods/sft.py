@@ -7,14 +7,25 @@
 The mean is over the tokens of the whole gradient step, so an answer counts by its length, and
 micro-batches or ranks change nothing.  EOS is an answer token, else the model never learns to stop.
 The prompt's tokens are not.
+
+What is not in the data any more is forgotten (survey sec. 7).  `--replay` names a task, or a file
+of rows, from which each step learns too (rehearsal, as in Scialom et al. 2022,
+arxiv.org/abs/2205.12393).  A step has B answers as ever, and so many more that s of all are
+replayed: B s / (1 - s), in the mean over the steps.  Each is drawn anew, by seed and step.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from minipost.errors import Descent, Schedule
+from minipost.chat import Messages
+from minipost.datasets.fitting import fitted
+from minipost.datasets.rows import File
+from minipost.errors import Descent, MinipostError, Schedule
 from minipost.measure.meter import Meter
 from minipost.ops import masked_sum, shapes
-from minipost.rollout import logprobs
+from minipost.rollout import logprobs, stacked
+from minipost.run import as_asked
+from minipost.tasks import TASKS, load
 
 TASK = "facts"
 METRIC = "greedy"
@@ -35,6 +46,10 @@ class Config(Descent):
     schedule: Schedule = "cosine"  # of the learning rate after the warm-up
     warmup_steps: int = 20      # steps over which the learning rate climbs to its peak
     max_grad_norm: float = 1.0  # the gradient is clipped to this norm
+    replay: str = ""            # a task, or a file of rows, that is not to be forgotten
+    replay_share: float = 0.1   # share of a step's answers that are replayed (s)
+
+    LIMITS = {"replay_share": ">= 0, < 1"}
 
 
 @shapes(logp="B T", mask="B T")
@@ -52,8 +67,10 @@ def loss_grad(logp, mask, *, count):
 def check(run, cfg):
     """MinipostError where a problem has no answer to learn."""
     rng = run.rng("demonstrations")
-    for problem in run.task.training() if run.task.training else ():
-        run.task.demonstrate(problem, rng)
+    old = replay_of(run, cfg) if isinstance(cfg, Config) else None  # other methods ask too
+    for task in filter(None, (run.task, old)):
+        for problem in task.training() if task.training else ():
+            task.demonstrate(problem, rng)
 
 
 def demonstrations(run, n):
@@ -62,16 +79,48 @@ def demonstrations(run, n):
     return [(p, run.task.demonstrate(p, rng)) for p in run.problems(n)]
 
 
+def replay_of(run, cfg):
+    """The Task that is replayed, asked in the form of the run's own; None where none is.
+
+    MinipostError where there is none of this name, or where the forms cannot be the same.
+    """
+    if not cfg.replay:
+        return None
+    if cfg.replay not in TASKS and not Path(cfg.replay).exists():
+        raise MinipostError(f"--replay {cfg.replay}: there is no such file, nor such a task; tasks "
+                            f"are {', '.join(TASKS)}")
+    chat, = (isinstance(p.prompt, Messages) for p in run.problems(1))
+    try:
+        task = load(cfg.replay)() if cfg.replay in TASKS else File(cfg.replay)
+        if not chat and any(isinstance(p.prompt, Messages) for p in task.heldout(1)):
+            raise MinipostError(f"its prompts are messages, and those of {run.task.name} are "
+                                "strings; add --chat")
+        return fitted(as_asked(task, run.vocabulary, chat), run.policy.module, run.vocabulary,
+                      run.max_new_tokens, READS, task.heldout(16), run.control_tokens)
+    except MinipostError as error:
+        raise MinipostError(f"--replay {cfg.replay}: {error}") from None
+
+
+def replayed(run, cfg, task, first=0):
+    """The step's replayed problems of this task, each with its answer."""
+    each, step, rng = cfg.replay_share / (1 - cfg.replay_share), run.step - first, run.rng("replay")
+    n = round(each * cfg.batch_size * (step + 1)) - round(each * cfg.batch_size * step)
+    return [(p, task.demonstrate(p, rng)) for p in task.sample(n, rng)]
+
+
 def train(run, cfg, rows=None, first=0):
     """problems -> demonstrations -> log-probs -> loss -> update.  Yields metrics per step.
 
     rows: (problem, answer) pairs to learn, in epochs, instead of the task's demonstrations.
     first: the step of the run at which this begins, where other stages come before.
     """
-    policy = run.policy
+    policy, old = run.policy, replay_of(run, cfg)
     while True:
         batch = run.encode(*zip(*(run.deal(rows, cfg.batch_size, first) if rows else
                                   demonstrations(run, cfg.batch_size))))
+        if old and (again := replayed(run, cfg, old, first)):
+            with run.on(old):
+                batch = stacked([batch, run.encode(*zip(*again))])
         count = int(batch.mask.sum())
         run.tokens += count
         meter = Meter("loss")

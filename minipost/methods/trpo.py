@@ -194,6 +194,9 @@ def check(run, cfg):
     if run.shard:
         raise MinipostError("trpo multiplies vectors of all weights, of which --shard leaves a "
                             "part in each rank; leave out --shard, or take grpo or ppo")
+    if run.policy.allocator:
+        raise MinipostError("trpo moves the weights by itself, and --lora-budget shares out ranks "
+                            "in an optimiser's steps; leave it out, or take another method")
 
 
 def train(run, cfg):
