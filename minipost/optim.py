@@ -235,8 +235,8 @@ class Learner:
         """Forget the moments, for another loss."""
         self.m.zero_()
         self.v.zero_()
-        for mean in self.allocator.state().values() if self.allocator else ():
-            mean.zero_()
+        if self.allocator:
+            self.allocator.forget()
         self.updates = 0
 
     def finite(self):

@@ -250,6 +250,16 @@ def test_a_state_holds_what_the_next_steps_depend_on():
     assert not whole.allocator.importance().any()
 
 
+def test_another_loss_forgets_the_importance_and_not_what_is_pruned():
+    """A pipeline's next stage: r1, satori."""
+    learner, seqs = Learner(pruned()), sequences(4)
+    descend(learner, seqs, 12, lambda k: k / 11)
+    gone = values(learner.module) == 0
+    learner.reset_optimizer()
+    descend(learner, seqs, 1, lambda k: 1.0)
+    assert torch.equal(values(learner.module) == 0, gone) and not gone.all()
+
+
 def test_a_critic_has_a_budget_of_its_own():
     learner = Learner(ValueHead(copy.deepcopy(pruned())))
     assert learner.allocator.last == 28

@@ -81,6 +81,11 @@ class Allocator:
         return {"kept": self.kept} | {f"{name}/{k}": x for name, found in means
                                       for k, x in enumerate(found.values())}
 
+    def forget(self):
+        """Forget how important each number was, for another loss.  What is pruned stays so."""
+        for x in (*self.mean.values(), *self.spread.values()):
+            x.zero_()
+
     def importance(self):
         """S of all triplets, of one adapter after the other.  (b_0,)"""
         found = []
