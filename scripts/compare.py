@@ -55,7 +55,7 @@ FACTORS = (0.5, 1, 2, 4)  # of the default step, tried for every method
 FARTHEST = 32       # the largest factor that is tried, and one over the smallest
 SWEEP_SEED = 1000   # of the runs that choose
 PARSING = Lock()    # the parser of options reads source, which Python 3.11 cannot in two threads
-STEP = {"trpo": "delta"}  # the setting that is a method's step; lr elsewhere
+STEP = {"trpo": "delta", "es": "alpha"}  # the setting that is a method's step; lr elsewhere
 
 
 @dataclass(frozen=True)
