@@ -206,7 +206,8 @@ def findings(made):
         ["arm", "lr", f"GFLOPs to {ENOUGH}, of each seed", "GFLOPs in all",
          "sampled accuracy at the end"], rows, judge(times),
         said_of(times, dear, needs, price), curves,
-        [f"{len(made.seeds)} seeds; {N} held-out problems each, sampled after every step. At equal "
+        [f"{len(made.seeds)} seeds; {N} held-out problems each, sampled after every step. A step has "
+         f"{PROMPTS[GRPO] * GROUP} answers of GRPO, {PROMPTS[OWN]} of distillation. At equal "
          f"FLOPs, all of those of distillation, it is ahead of GRPO by {lead:+}. The teacher took "
          f"{price / UNIT:.0f} GFLOPs and is right on {teacher} of the same problems."])
 
