@@ -43,7 +43,7 @@ SETTINGS = {
 }
 MEASURED = {"sft": "loss", "grpo": "reward"}
 USUAL = 2e-4    # the learning rate about which others are tried
-N, LARGE = 150, 1 / 3
+N, LARGE = 100, 1 / 3
 
 
 def runs(seeds):

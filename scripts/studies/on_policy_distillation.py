@@ -66,7 +66,7 @@ TASK = Arithmetic(hurried=True)
 LABELS = {GRPO: "GRPO", OWN: "on-policy distillation"}
 UNIT = 1e9
 HELD_OUT = "eval/held-out/sampled"
-N, ENOUGH, TIMES = 150, 0.9, 5
+N, ENOUGH, TIMES = 100, 0.9, 5
 
 
 def runs(seeds):
@@ -206,8 +206,8 @@ def findings(made):
         ["arm", "lr", f"GFLOPs to {ENOUGH}, of each seed", "GFLOPs in all",
          "sampled accuracy at the end"], rows, judge(times),
         said_of(times, dear, needs, price), curves,
-        [f"{len(made.seeds)} seeds; {N} held-out problems each, sampled after every step. A step has "
-         f"{PROMPTS[GRPO] * GROUP} answers of GRPO, {PROMPTS[OWN]} of distillation. At equal "
+        [f"{len(made.seeds)} seeds; {N} held-out problems each, sampled after every step. A step "
+         f"has {PROMPTS[GRPO] * GROUP} answers of GRPO, {PROMPTS[OWN]} of distillation. At equal "
          f"FLOPs, all of those of distillation, it is ahead of GRPO by {lead:+}. The teacher took "
          f"{price / UNIT:.0f} GFLOPs and is right on {teacher} of the same problems."])
 
