@@ -893,7 +893,8 @@ class Here:
 def made_of(runs, folder):
     """(whether all runs are there, {run: the bytes of its model}, what was started or resumed)"""
     runner, made = Here(), Made(folder, range(1))
-    study = SimpleNamespace(name="x", prepare=lambda made: None, runs=lambda seeds: runs)
+    study = SimpleNamespace(name="x", prepare=lambda made: None, runs=lambda seeds: runs,
+                            then=lambda made, done: {})
     whole = __main__.make(study, made, runner)
     models = {run: (made.model(run) / "model.safetensors").read_bytes() for run in runs} if (
         whole) else {}
