@@ -177,6 +177,13 @@ def reached(points, level=ENOUGH):
     return None
 
 
+def steps(curves):
+    """The step by whose end each curve first has that accuracy, as words."""
+    found = [next((k for k, (_, y) in enumerate(points) if y >= ENOUGH), None)
+             for points in curves]
+    return ", ".join("none" if k is None else str(k) for k in found)
+
+
 def ratio(above, below):
     """The geometric mean over seeds of above / below, with its interval; None if one is unknown."""
     if None in (*above, *below):
@@ -199,16 +206,17 @@ def findings(made):
         spent = fmean(points[-1][0] for points in curves[arm]) / UNIT
         after = average(ends(made, [run_of(arm, seed) for seed in made.seeds]))
         rows.append([LABELS[arm], f"{best(choices(made, arm)[0]):g}", ", ".join(said),
-                     f"{spent:.0f}", f"{after}"])
+                     steps(curves[arm]), f"{spent:.0f}", f"{after}"])
     teacher, = ends(made, ["teacher"])
     lead = equal(curves)
     return Finding(
-        ["arm", "lr", f"GFLOPs to {ENOUGH}, of each seed", "GFLOPs in all",
+        ["arm", "lr", f"GFLOPs to {ENOUGH}, of each seed", "steps", "GFLOPs in all",
          "sampled accuracy at the end"], rows, judge(times),
         said_of(times, dear, needs, price), curves,
         [f"{len(made.seeds)} seeds; {N} held-out problems each, sampled after every step. A step "
-         f"has {PROMPTS[GRPO] * GROUP} answers of GRPO, {PROMPTS[OWN]} of distillation. At equal "
-         f"FLOPs, all of those of distillation, it is ahead of GRPO by {lead:+}. The teacher took "
+         f"has {PROMPTS[GRPO] * GROUP} answers of GRPO, {PROMPTS[OWN]} of distillation; where "
+         "few are enough, one of them is much of the figure. At equal FLOPs, all of those of "
+         f"distillation, distillation is ahead of GRPO by {lead:+}. The teacher took "
          f"{price / UNIT:.0f} GFLOPs and is right on {teacher} of the same problems."])
 
 
@@ -234,9 +242,9 @@ def said_of(times, dear, needs, price):
         reach = {arm: sum(one is not None for one in needs[arm]) for arm in (GRPO, OWN)}
         return (f"Of {len(needs[GRPO])} seeds GRPO reaches {ENOUGH} in {reach[GRPO]}, on-policy "
                 f"distillation in {reach[OWN]}.")
-    saved = fmean(needs[GRPO]) - fmean(needs[OWN])
+    saved, holds = fmean(needs[GRPO]) - fmean(needs[OWN]), times.low <= 1 <= times.high
     return (f"To reach {ENOUGH} GRPO takes {times} times the FLOPs of on-policy distillation (in "
-            f"the paper 10 times the hours, to less), and with the teacher's own training {dear} "
+            f"the paper 10 times the hours, to less){', no difference' * holds}; with the teacher's own training {dear} "
             "times"
             + (f"; a teacher pays for itself from {ceil(price / saved)} students on."
                if saved > 0 else "."))
