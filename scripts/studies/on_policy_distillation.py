@@ -242,12 +242,13 @@ def said_of(times, dear, needs, price):
         reach = {arm: sum(one is not None for one in needs[arm]) for arm in (GRPO, OWN)}
         return (f"Of {len(needs[GRPO])} seeds GRPO reaches {ENOUGH} in {reach[GRPO]}, on-policy "
                 f"distillation in {reach[OWN]}.")
-    saved, holds = fmean(needs[GRPO]) - fmean(needs[OWN]), times.low <= 1 <= times.high
-    return (f"To reach {ENOUGH} GRPO takes {times} times the FLOPs of on-policy distillation (in "
-            f"the paper 10 times the hours, to less){', no difference' * holds}; with the teacher's own training {dear} "
-            "times"
-            + (f"; a teacher pays for itself from {ceil(price / saved)} students on."
-               if saved > 0 else "."))
+    saved = fmean(needs[GRPO]) - fmean(needs[OWN])
+    return (f"To reach {ENOUGH} GRPO takes {times} times the FLOPs of on-policy distillation"
+            + (", no difference" if times.low <= 1 <= times.high else "")
+            + f" (in the paper 10 times the hours, to less), and {dear} times with the teacher's "
+            "own training"
+            + (f", which pays for itself from {ceil(price / saved)} students on."
+               if times.low > 1 else "."))
 
 
 def draw(figure, found):
