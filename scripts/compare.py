@@ -11,8 +11,9 @@ smallest.  The one is taken whose answers to training problems earned most over 
 its steps.  Held-out problems have no part in the choice.
 
 Held-out accuracy is measured during training.  All samples that serve learning count, including the
-greedy answers of self-critical and the groups that dapo discards.  Samples that serve measurement
-do not count.  The result is a part of BENCHMARKS.md and a plot.
+greedy answers of self-critical, the groups that dapo discards, the branches of vineppo and the
+answers of all policies of es.  Samples that serve measurement do not count.  The result is a part
+of BENCHMARKS.md and a plot.
 
 Ctrl-C stops after the step in progress, and the same command continues from there.  A run is not
 made again if runs/compare holds it with the same settings and from the same weights.  The command
@@ -55,7 +56,7 @@ FACTORS = (0.5, 1, 2, 4)  # of the default step, tried for every method
 FARTHEST = 32       # the largest factor that is tried, and one over the smallest
 SWEEP_SEED = 1000   # of the runs that choose
 PARSING = Lock()    # the parser of options reads source, which Python 3.11 cannot in two threads
-STEP = {"trpo": "delta"}  # the setting that is a method's step; lr elsewhere
+STEP = {"trpo": "delta", "es": "alpha"}  # the setting that is a method's step; lr elsewhere
 
 
 @dataclass(frozen=True)
@@ -481,7 +482,8 @@ def report(args, found, given):
     notes = [
         f"A run ends with the step that reaches {args.budget:,} response tokens, so it samples up "
         "to one step more.  Everything sampled to learn from counts: self-critical's greedy "
-        "answers and the groups that dapo drops are in it, evaluations are not.  Seconds are the "
+        "answers, the groups that dapo drops and the branches of vineppo are in it, evaluations "
+        "are not.  Seconds are the "
         "median over seeds, of training and saving alone"
         + (f", {args.jobs} runs at a time." if args.jobs > 1 else "."),
         "",

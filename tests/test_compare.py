@@ -4,11 +4,13 @@ import json
 import os
 import signal
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import pytest
+from fakes import Steps, drive, toy
 
-from minipost import train
+import minipost.run
+from minipost import methods, train
 from minipost.measure.stats import interval, weighted
 from scripts import compare, looks
 
@@ -74,6 +76,19 @@ def test_how_often_the_bound_was_broken(tmp_path):
             json.dumps({"accepted": accepted, "kl": kl}) + "\n" for accepted, kl in steps))
     assert compare.bound([tmp_path / "a"]) == "TRPO broke its KL bound in 1 of 2 accepted steps."
     assert compare.bound([tmp_path / "a", tmp_path / "b"]).endswith("in 2 of 4 accepted steps.")
+
+
+@pytest.mark.parametrize("algo", ["self-critical", "dapo", "vineppo", "prime", "gspo", "maxrl",
+                                  "ttrl", "es"])
+def test_all_tokens_that_a_method_samples_to_learn_count(algo, spy):
+    """Greedy answers, dropped groups, branches, votes and the answers of perturbed weights too."""
+    method, run, drawn = methods.load(algo), toy(Steps()), spy(minipost.run, "generate")
+    few = {"prompts": 2, "group_size": 2, "population": 3, "branches": 2, "minibatch_size": 4}
+    known = {field.name for field in fields(method.Config)}
+    cfg = method.Config(**{name: value for name, value in few.items() if name in known})
+    drive(run, method.train(run, cfg), 2)
+    assert run.tokens == sum(int(rollout.mask.sum()) for _, rollout in drawn) > 0
+    assert compare.default_step(algo) > 0  # it has a step, which the comparison may size
 
 
 # ---- which runs are made

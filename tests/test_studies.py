@@ -32,7 +32,9 @@ from scripts.studies import (
     label_free,
     length_bias,
     max_likelihood,
+    muon,
     off_policy,
+    on_policy_distillation,
     over_optimisation,
     pass_at_k,
     priming,
@@ -934,7 +936,8 @@ class Here:
 def made_of(runs, folder):
     """(whether all runs are there, {run: the bytes of its model}, what was started or resumed)"""
     runner, made = Here(), Made(folder, range(1))
-    study = SimpleNamespace(name="x", prepare=lambda made: None, runs=lambda seeds: runs)
+    study = SimpleNamespace(name="x", prepare=lambda made: None, runs=lambda seeds: runs,
+                            then=lambda made, done: {})
     whole = __main__.make(study, made, runner)
     models = {run: (made.model(run) / "model.safetensors").read_bytes() for run in runs} if (
         whole) else {}
@@ -1059,6 +1062,190 @@ def test_trained_parameters_are_judged_by_the_smallest_size_that_is_enough(
         assert found.rows[1][-1] == "0.98" and found.rows[6][-1] == "1.00"
 
 
+# ---- learning rates that are chosen first
+
+def test_rates_are_tried_until_the_best_is_not_at_an_edge():
+    """Beyond the edge, not past what is there, and the runs come one after another."""
+    there = set()
+
+    def peak(best_rate):
+        return studies.swept(lambda rate: -abs(np.log(rate / best_rate)), 1e-3, there.__contains__)
+
+    assert peak(1.6e-2) == ({}, [5e-4, 1e-3, 2e-3, 4e-3]) and studies.firsts(1e-3) == peak(1)[1]
+    there |= {5e-4, 1e-3, 2e-3}
+    assert peak(1.6e-2) == ({}, [4e-3])
+    for rate in (4e-3, 8e-3, 1.6e-2):
+        earned, missing = peak(1.6e-2) if rate > 4e-3 else ({}, [4e-3])
+        assert missing == [rate]
+        there.add(rate)
+    earned, missing = peak(1.6e-2)
+    assert missing == [3.2e-2] and studies.best(earned) == 1.6e-2
+    there.add(3.2e-2)
+    assert peak(1.6e-2)[1] == [] and peak(1e-3)[1] == [] and peak(1e-5)[1] == [2.5e-4]
+
+
+def test_runs_that_follow_from_others_are_made_once_these_are_there(tmp_path, monkeypatch):
+    """And a study that is stopped goes on where it was."""
+    made_runs, given = [], ["--algo", "sft", "--task", "arithmetic", "--model"]
+    monkeypatch.setattr(__main__, "fingerprint", lambda path: path.name)
+    monkeypatch.setattr(__main__, "complete", lambda runner, place, given, origin: (
+        made_runs.append(place.name), ("start", None))[1])
+
+    def then(made, done):
+        return {"b": [*given, "2"], **({"c": [*given, "3"]} if "b" in done else {})}
+
+    study = replace(studies.load("muon"), prepare=lambda made: None, then=then,
+                    runs=lambda seeds: {"a": [*given, "1"]})
+    made = Made(tmp_path, range(2))
+    assert __main__.make(study, made, SimpleNamespace(stopped=False))
+    assert made_runs == ["a", "b", "c"]
+    assert not __main__.make(study, made, SimpleNamespace(stopped=True)) and made_runs[3:] == ["a"]
+
+
+# ---- on-policy distillation
+
+def lines_of(algo, accuracies, tokens=1000):
+    return [{"num_tokens": tokens * (k + 1), on_policy_distillation.HELD_OUT: x,
+             **({"frac_reward_zero_std": 0.25} if algo == "grpo" else {})}
+            for k, x in enumerate(accuracies)]
+
+
+def distilled(tmp_path, monkeypatch, slow=0.035, fast=0.5):
+    """The whole of the study's own work: accuracy grows by so much in each step of an arm."""
+    module = on_policy_distillation
+
+    def climb(run):
+        gain = slow if run.startswith("grpo") else fast
+        more = 0.001 * (run[-1] == "1")
+        return [min(0.95, 0.4 + gain * (k + 1) + more) for k in range(16)]
+
+    def metrics(self, run):
+        return lines_of("distill" if run.startswith("distill") else "grpo", climb(run))
+
+    def summary(self, run):
+        first = {"value": 0.4, "low": 0.35, "high": 0.45, "n": 150}
+        return {"all": {"sampled, held-out": {"before": first, "after": {**first, "value": 0.9}}}}
+
+    monkeypatch.setattr(Made, "metrics", metrics)
+    monkeypatch.setattr(Made, "summary", summary)
+    monkeypatch.setattr(Made, "once", lambda self, name, f, model, n: -abs(
+        np.log(float(name.split("-", 3)[-1]) / 2e-4)))
+    monkeypatch.setattr(module, "sizes", lambda made: (1000, 2000))
+    return module.findings(Made(tmp_path, range(2)))
+
+
+@pytest.mark.parametrize("slow, fast, verdict", [
+    (0.035, 0.5, "reproduced"), (0.5, 0.035, "reversed"), (0.04, 0.1, "not reproduced"),
+    (0.01, 0.5, "not reproduced"), (0.035, 0.01, "not reproduced")])
+def test_distillation_is_judged_by_the_flops_to_nine_tenths(tmp_path, monkeypatch, slow, fast,
+                                                            verdict):
+    found = distilled(tmp_path, monkeypatch, slow, fast)
+    assert found.verdict == verdict and [row[1] for row in found.rows] == ["0.0002"] * 2
+    if min(slow, fast) < 0.02:
+        assert "of 2 seeds" in found.sentence.lower() and "not reached" in str(found.rows)
+    else:
+        assert "in the paper 10 times the hours" in found.sentence
+
+
+def test_what_a_step_costs_against_a_count_by_hand():
+    """Ten tokens and three of each prompt: 2N + 6N with a quarter of the groups tied; 8N + 2N_T."""
+    module = on_policy_distillation
+    read = 10 + 3 * module.PROMPTS["grpo"]
+    lines = lines_of("grpo", [0.5, 0.6], 10)
+    assert module.flops(lines, "grpo", 3, 100, 7) == pytest.approx(
+        [read * (200 + 450), 2 * read * (200 + 450)])
+    read = 10 + 3 * module.PROMPTS["distill"]
+    assert module.flops(lines_of("distill", [0.5], 10), "distill", 3, 100, 7) == pytest.approx(
+        [read * (200 + 14 + 600)])
+    lines[1]["frac_reward_zero_std"] = 1.0
+    assert module.flops(lines, "teacher", 0, 100, 7)[1] == pytest.approx(10 * (650 + 200))
+
+
+def test_flops_to_a_level_are_read_on_the_line_between_points():
+    module = on_policy_distillation
+    assert module.reached([(0, 0.4), (10, 0.8), (30, 1.0), (40, 0.5), (50, 0.95)]) == (
+        pytest.approx(20))
+    assert module.reached([(0, 0.4), (10, 0.8)]) is None
+    assert module.ratio([1.0, None], [1.0, 1.0]) is None
+    found = module.ratio([4.0, 16.0], [1.0, 2.0])
+    assert found.value == pytest.approx(32 ** 0.5) and found.low < 4 < 8 < found.high
+    curves = {"distill": [[(0, 0.4), (5, 0.9)]] * 2, "grpo": [[(0, 0.4), (10, 0.8)]] * 2}
+    assert module.equal(curves).value == pytest.approx(0.3)
+
+
+def test_the_flops_of_a_token_are_those_of_the_models_products():
+    assert on_policy_distillation.weights(ROOT / "checkpoints/thinker") == 4 * (
+        4 * 128 * 128 + 3 * 128 * 344) + 128 * 512
+    assert on_policy_distillation.asked() > 10
+
+
+def test_accuracy_on_training_problems_is_of_no_run_and_of_nothing_held_out():
+    module = on_policy_distillation
+    run, held = module.opened(ROOT / module.START), {p.prompt for p in module.TASK.heldout(400)}
+    with run.at(10**6):
+        drawn = [p.prompt for p in run.problems(50)]
+    assert not held & set(drawn) and drawn != [p.prompt for p in run.problems(50)]
+    assert 0 < module.accuracy(ROOT / module.START, 24) < 1
+
+
+# ---- Muon
+
+def moved(tmp_path, monkeypatch, sft=0.5, grpo=0.0, off=0.0):
+    """The whole of the study's own work: Muon saves a share of the loss, and adds reward."""
+    def metrics(self, run):
+        *name, last = run.split("-", 2)[:2] if not run.startswith("try") else run.split("-")[1:3]
+        muons = last == "muon"
+        tried = run.startswith("try")
+        seed = 0 if tried else int(run[-1])
+        bad = abs(np.log(float(run.split("-", 3)[3]) / (4e-4 if muons else 2e-4))) if tried else 0
+        loss = 0.2 * (1 - (sft + off * seed) * muons)
+        return [{"loss": loss + bad, "reward": 0.5 + (grpo + 0.001 * seed) * muons - bad}] * 4
+
+    def summary(self, run):
+        score = {"value": 0.9, "low": 0.85, "high": 0.95, "n": 150}
+        return {"seconds": 3.0, "all": {"sampled, held-out": {"before": score, "after": score}}}
+
+    monkeypatch.setattr(Made, "metrics", metrics)
+    monkeypatch.setattr(Made, "summary", summary)
+    return muon.findings(Made(tmp_path, range(2)))
+
+
+@pytest.mark.parametrize("sft, off, verdict", [
+    (0.5, 0.001, "reversed"), (0.0, 0.001, "reproduced"), (-0.2, 0.001, "reproduced"),
+    (0.1, 0.2, "not reproduced")])
+def test_muon_is_judged_by_the_loss_that_it_saves_in_sft(tmp_path, monkeypatch, sft, off, verdict):
+    found = moved(tmp_path, monkeypatch, sft, 0.1, off)
+    assert found.verdict == verdict and [row[2] for row in found.rows] == [
+        "0.0002", "0.0004"] * 2
+    assert ("in GRPO it is ahead by +0.1" in found.sentence
+            and ("in SFT and GRPO" if sft == 0.5 else "in GRPO") in found.sentence)
+    assert ("is behind in SFT" in found.sentence) == (sft < 0)
+
+
+@pytest.mark.parametrize("study", [muon, on_policy_distillation])
+def test_what_is_shown_is_at_the_best_rate_of_another_seed(study, tmp_path, monkeypatch):
+    """Widened first; each arm has its own rate, and the same command but for that."""
+    (moved if study is muon else distilled)(tmp_path, monkeypatch)
+    made, done, rounds = Made(tmp_path, range(2)), set(study.runs(range(2))), []
+    while more := {name: given for name, given in study.then(made, done).items()
+                   if name not in done}:
+        rounds.append(more)
+        done |= more.keys()
+        for given in more.values():
+            train.settings_of(list(map(str, given)))
+    shown = list(rounds[-1].values())
+    assert all("try-" not in name for name in rounds[-1]) and len(shown) == (8 if study is muon
+                                                                             else 4)
+    assert {given[given.index("--seed") + 1] for given in shown} == {0, 1}
+    tried = [given for name, given in study.runs(range(2)).items() if "try-" in name]
+    assert {given[given.index("--seed") + 1] for given in tried} == {1000}
+    assert all(given[given.index("--eval-n") + 1] == 1 for given in tried)
+    rates = {name: given[given.index("--lr") + 1] for name, given in rounds[-1].items()}
+    if study is muon:
+        assert {rate for name, rate in rates.items() if "muon" in name} == {4e-4}
+    assert 2e-4 in rates.values()
+
+
 FOUND = {  # study: its whole work on a tiny setting
     "compute-curve": lambda *at: followed(compute_curve, *at),
     "edge-of-competence": lambda *at: at_the_edge(*at, can=0.3, edge=0.9, cannot=0.0),
@@ -1068,6 +1255,8 @@ FOUND = {  # study: its whole work on a tiny setting
     "length-bias": lambda *at: lengthened(*at, MANY, FEW, FEW),
     "off-policy": lambda *at: bounded(*at, [0.9, 0.8, 0.9], [0.6, 0.6, 0.7], [0.7, 0.7, 0.6]),
     "max-likelihood": lambda *at: likeliest(*at),
+    "muon": lambda *at: moved(*at),
+    "on-policy-distillation": lambda *at: distilled(*at),
     "over-optimisation": lambda *at: optimised(*at),
     "pass-at-k": lambda *at: at_pass_k(*at),
     "priming": lambda folder, _: priming.findings(primed(

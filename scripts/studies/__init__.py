@@ -15,6 +15,11 @@ and, where its runs start from more than a checkpoint,
 
     prepare(made) makes what is not there yet of models and data, before the runs
 
+and, where some runs follow from the results of others,
+
+    then(made, done) -> more runs, like `runs`, once those named in `done` are there; asked again
+                        until it has none that is new.  `swept` chooses a learning rate so.
+
 The verdict is `reproduced`, `not reproduced`, or `reversed`.  What decides it stands in the study's
 docstring, and was written before the runs that are shown.
 """
@@ -31,7 +36,7 @@ from types import ModuleType
 from typing import Any
 
 from minipost import contract, files
-from scripts.compare import fingerprint, over_seeds
+from scripts.compare import FACTORS, farther, fingerprint, over_seeds
 
 ROOT = Path(__file__).resolve().parents[2]
 VERDICTS = ("reproduced", "not reproduced", "reversed")
@@ -50,6 +55,7 @@ class Study:
     findings: Callable
     draw: Callable
     prepare: Callable = lambda made: None
+    then: Callable = lambda made, done: {}
     TRIED: str = ""
 
 
@@ -116,6 +122,31 @@ def combined(*parts):
     return over_seeds(each, [score for _, scores in parts for score in scores],
                       [weight / n for weight, scores in parts for _ in scores],
                       -math.inf, math.inf)
+
+
+def firsts(usual):
+    """The learning rates that are tried first."""
+    return [float(f"{usual * factor:.6g}") for factor in FACTORS]
+
+
+def swept(score, usual, done):
+    """Runs that choose a learning rate, as in compare.py: more beyond the best one at an edge.
+
+    score(rate) -> what is to be high.  usual: the rate about which they lie.  done(rate): whether
+    its run is there.  -> {rate: score}, the rates that are still to be run, a list
+    """
+    earned, wanted = {}, firsts(usual)
+    while wanted:
+        if missing := [rate for rate in wanted if not done(rate)]:
+            return earned, missing
+        earned |= {rate: score(rate) for rate in wanted}
+        wanted = farther(earned, usual)
+    return earned, []
+
+
+def best(earned):
+    """The rate of the highest score."""
+    return max(earned, key=earned.__getitem__)
 
 
 def names():

@@ -37,25 +37,30 @@ tries.
 def make(study, made, runner):
     """All runs of a study.  -> whether they are all there"""
     study.prepare(made)
-    runs = study.runs(made.seeds)
-    for k, (name, given) in enumerate(runs.items(), 1):
-        given = list(map(str, given))
-        print(f"{study.name} {k}/{len(runs)}  {name}: ", end="", flush=True)
-        settings, start = train.settings_of(given), time.perf_counter()
-        origin = [fingerprint(ROOT / each) for each in (
-            settings.options.model, settings.options.reward_model,
-            getattr(settings.config, "teacher", ""), getattr(settings.config, "verifier", ""))
-            if each]
-        needs, failed = complete(runner, made.place(name), given, "".join(origin))
-        if runner.stopped:
-            print("stopped")
-            return False
-        print(f"failed: {failed} (see {made.place(name)}/log.txt)" if failed else
-              "made earlier" if needs == "nothing" else f"{time.perf_counter() - start:.0f} s",
-              flush=True)
-        if failed:
-            return False
+    runs, done = study.runs(made.seeds), set()
+    while runs:
+        for k, (name, given) in enumerate(runs.items(), 1):
+            print(f"{study.name} {k}/{len(runs)}  {name}: ", end="", flush=True)
+            if not one(made.place(name), list(map(str, given)), runner):
+                return False
+        done |= runs.keys()
+        runs = {name: given for name, given in study.then(made, done).items() if name not in done}
     return True
+
+
+def one(directory, given, runner):
+    """A run, with a word on how it went.  -> whether it is there"""
+    settings, start = train.settings_of(given), time.perf_counter()
+    origin = [fingerprint(ROOT / each) for each in (
+        settings.options.model, settings.options.reward_model,
+        getattr(settings.config, "teacher", ""), getattr(settings.config, "verifier", ""))
+        if each]
+    needs, failed = complete(runner, directory, given, "".join(origin))
+    print("stopped" if runner.stopped else
+          f"failed: {failed} (see {directory}/log.txt)" if failed else
+          "made earlier" if needs == "nothing" else f"{time.perf_counter() - start:.0f} s",
+          flush=True)
+    return not (runner.stopped or failed)
 
 
 def report(study, found, picture):
