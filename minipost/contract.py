@@ -41,7 +41,7 @@ def titles(package):
     for name in names(package):
         source = (Path(package.__path__[0]) / f"{name.replace('-', '_')}.py").read_text("utf-8")
         first = source.removeprefix('"""').partition('"""')[0].partition("\n\n")[0]
-        title = " ".join(first.partition(" (")[0].split()).rstrip(".:")
+        title = " ".join(first.split()).partition(" (")[0].rstrip(".:")
         head, _, rest = title.partition(": ")
         found[name] = rest if rest and bare(head) == bare(name) else title
     return found
