@@ -84,7 +84,7 @@ demo-choose: $(VENV)/.core
 
 demo-polish: $(VENV)/.core
 	@$(BIN)/python -m minipost.train --algo sft --task polish --model checkpoints/thinker \
-	  --max-new-tokens 64 --steps $(or $(STEPS),400) --lr 2e-3 --out runs/demo-polish --overwrite
+	  --max-new-tokens 64 --steps $(or $(STEPS),1500) --lr 2e-3 --out runs/demo-polish --overwrite
 
 runs/demo-choose/model runs/demo-polish/model: runs/demo-%/model:
 	@$(MAKE) --no-print-directory demo-$*

@@ -28,7 +28,7 @@ TASKS = {
     "dialogue": ("sft", "--task dialogue --turns 4 --max-new-tokens 8 --steps 300"),
     "choose": ("sft", "--task choose --model checkpoints/thinker --max-new-tokens 160 --steps 400 "
                "--lr 2e-3"),
-    "polish": ("sft", "--task polish --model checkpoints/thinker --max-new-tokens 64 --steps 400 "
+    "polish": ("sft", "--task polish --model checkpoints/thinker --max-new-tokens 64 --steps 1500 "
                "--lr 2e-3"),
 }
 

@@ -183,6 +183,6 @@ def test_what_cannot_be_replayed_is_said_in_a_sentence(tmp_path):
     with pytest.raises(MinipostError, match=r"--replay .*: .*rows.jsonl, line 2: "):
         rows.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": 3}\n')
         sft.check(run, sft.Config(replay=str(rows)))
-    sft.check(run, SimpleNamespace(replay="none.jsonl"))  # another method
+    sft.check(run, SimpleNamespace(steps=3))   # another method, which replays nothing
     with pytest.raises(MinipostError, match="replay_share is 1.0; expected less than 1"):
         sft.Config(replay_share=1.0)
