@@ -259,6 +259,6 @@ def draw(figure, found):
             axes.plot([one / UNIT for one in x], y, color=looks.colour(arm), marker="o",
                       markersize=3, label="_" if k else LABELS[arm])
     axes.axhline(ENOUGH, color="black", linewidth=0.8, linestyle=":")
-    axes.set(xscale="symlog", xlabel="GFLOPs, the teacher's training left out",
+    axes.set(xscale="symlog", xlim=(0, None), xlabel="GFLOPs, the teacher's training left out",
              ylabel="sampled accuracy, held out")
     axes.legend(frameon=False, loc="lower right")
