@@ -5,10 +5,10 @@
     12-3=9                      2: 4+12
     9+8=17                      3: 9+8
     17+8=25                     Most agree on:
-    Answer: 25-8                1: 25-8=17 is 1
-                                2: 4+12=16 is 2
-                                3: 9+8=17 is 3
-                                Most: 17 is 1
+    Answer: 25-8                1: 25-8=17 x1
+                                2: 4+12=16 x1
+                                3: 9+8=17 x2
+                                Most: 17 x2 first 1
                                 Answer: 1
 
 A sum is worked in steps, of which `slip` go wrong at random, and what it comes to is stated as a
@@ -16,9 +16,10 @@ sum or a difference of two numbers, found by one step more.  One number has up t
 so answers that agree seldom agree to the letter.  Without `forms` an answer is the number and the
 cue is "Think:", as in arithmetic.
 
-A list is numbered and names no problem.  The reply works every answer out, says on what most agree,
-the first such of equals, and names the first answer that comes to that.  Any answer on which as
-many agree is right.  Lists are drawn from many distributions and not from answers to sums.
+A list is numbered and names no problem.  The reply works every answer out and counts how often its
+value has come so far, so that a count is always one more than another that stands there.  Then it
+says on what most agree, the first such of equals, and names the first answer that comes to that.
+Any answer on which as many agree is right.  Lists are drawn from many distributions and not from answers to sums.
 
 An answer is one whole number, or a + b or a - b of two, with or without spaces, and nothing else
 (tasks/answers.py has the grammar).  A vote counts what it comes to.
@@ -34,7 +35,7 @@ from minipost.tasks import answers
 from minipost.tasks.arithmetic import LIMIT, Arithmetic
 from minipost.tasks.base import Problem, Task, switches
 
-MOST = 8        # answers in a list
+MOST = 6        # answers in a list
 LARGEST = 20    # the smaller number of a form is 1..LARGEST
 NOTHING = "?"   # stands in a list for an answer that states nothing
 FORM = re.compile(rf"({answers.NATURAL})(?: *([+-]) *({answers.NATURAL}))?")
@@ -48,7 +49,7 @@ class Choose(Task):
     largest: int = 9            # largest operand; operands are 1..largest
     forms: bool = True          # answers may take any form; False: the number alone
     slip: float = 0.13          # chance that a worked step of a demonstration goes wrong
-    lists: float = 0.6          # share of training problems that are lists to choose from
+    lists: float = 0.7          # share of training problems that are lists to choose from
 
     name = "choose"
 
@@ -165,13 +166,15 @@ def agreed(entries):
 
 def reply(entries):
     """The reply to a list: every entry worked out, on what most agree, the first such entry."""
-    lines = []
+    lines, values = [], []
     for k, entry in enumerate(entries, 1):
-        result = f"={value(entry)}" if set("+-") & set(entry) else ""
-        lines.append(f"{k}: {entry}{result} is {k}")
+        values.append(value(entry))
+        result = f"={values[-1]}" if set("+-") & set(entry) else ""
+        count = 0 if values[-1] is None else values.count(values[-1])
+        lines.append(f"{k}: {entry}{result} x{count}")
     most, good = agreed(entries)
-    return "\n".join([*lines, f"Most: {NOTHING if most is None else most} is {good[0]}",
-                      f"Answer: {good[0]}"])
+    name, count = (NOTHING, 0) if most is None else (most, values.count(most))
+    return "\n".join([*lines, f"Most: {name} x{count} first {good[0]}", f"Answer: {good[0]}"])
 
 
 def formed(total, rng):

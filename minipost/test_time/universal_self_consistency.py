@@ -39,7 +39,7 @@ PAIRS = (("1 sample", "universal"), ("vote by value", "universal"),
 class Config(Bounded):
     """Sampled answers, and the model's own choice of the most consistent."""
 
-    group_size: int = 8         # answers to a problem (n)
+    group_size: int = 5         # answers to a problem (n)
 
 
 def choose(problems, drawn, greedy, task):
