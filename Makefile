@@ -80,7 +80,7 @@ demo-dialogue: $(VENV)/.core
 # Tasks whose models a test-time method asks, which makes them first where they are not there.
 demo-choose: $(VENV)/.core
 	@$(BIN)/python -m minipost.train --algo sft --task choose --model checkpoints/thinker \
-	  --max-new-tokens 160 --steps $(or $(STEPS),400) --lr 2e-3 --out runs/demo-choose --overwrite
+	  --max-new-tokens 160 --steps $(or $(STEPS),600) --lr 2e-3 --out runs/demo-choose --overwrite
 
 demo-polish: $(VENV)/.core
 	@$(BIN)/python -m minipost.train --algo sft --task polish --model checkpoints/thinker \

@@ -11,6 +11,7 @@ the number of steps made, and a resumed run repeats the uninterrupted one bit fo
 
 import copy
 import random
+import weakref
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -170,7 +171,7 @@ class Run:
         self.sampled_at, self.difference = None, -1.0  # updates at the last rollout; see `compare`
         # By key, "learner/NAME" or "frozen/NAME".  `saved` is for parts that are asked for later.
         self.parts: dict[str, Any] = {"learner/policy": self.policy}
-        self.policy.gone = self.gone
+        self.counted(self.policy)
         self.holders: dict[str, set] = {}       # of each mark, see `holding`
         self.saved: dict[str, tuple] = {}
 
@@ -188,7 +189,13 @@ class Run:
         """The learner of this name; make() gives the module that it trains."""
         options = {"optimizer": self.optimizer, **options}
         made = self.part(f"learner/{name}", lambda: learner(make(), self.shard, **options))
-        made.gone = self.gone
+        return self.counted(made)
+
+    def counted(self, made):
+        """A learner, which is told how far the run is where its ranks have a budget."""
+        if getattr(made, "allocator", None):
+            me = weakref.proxy(self)    # no circle, which would keep a run's memory after its end
+            made.gone = lambda: me.gone()
         return made
 
     def gone(self):

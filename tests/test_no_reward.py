@@ -58,7 +58,7 @@ def test_answers_without_a_reward_teach_nothing(name):
 
 # These need a task, a judge, a teacher or rules of their own.
 ELSEWHERE = {"r1-zero", "r1", "gdpo", "tool-use", "rlaif", "direct-rlaif", "distill",
-             "step-by-step", "sdpo"}
+             "step-by-step", "sdpo", "satori"}
 # Nobody's reward is learnt from: it is logged, or nobody asks for it.
 UNPAID = {"sft", "ttrl", "intuitor"}
 

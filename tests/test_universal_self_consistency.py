@@ -44,7 +44,8 @@ def always(text):
 
 FORMS = st.builds(lambda total, seed: lists.formed(total, random.Random(seed))[1],
                   st.integers(10, 14), st.integers(0, 99))
-SAMPLES = st.lists(st.one_of(FORMS, st.sampled_from(["12", "none", "-3"])), min_size=1, max_size=lists.MOST)
+SAMPLES = st.lists(st.one_of(FORMS, st.sampled_from(["12", "none", "-3"])), min_size=1,
+                   max_size=lists.MOST)
 CFG = universal.Config(group_size=4)
 
 

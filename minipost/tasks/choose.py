@@ -19,7 +19,8 @@ cue is "Think:", as in arithmetic.
 A list is numbered and names no problem.  The reply works every answer out and counts how often its
 value has come so far, so that a count is always one more than another that stands there.  Then it
 says on what most agree, the first such of equals, and names the first answer that comes to that.
-Any answer on which as many agree is right.  Lists are drawn from many distributions and not from answers to sums.
+Any answer on which as many agree is right.  Lists are drawn from many distributions and not from
+answers to sums.
 
 An answer is one whole number, or a + b or a - b of two, with or without spaces, and nothing else
 (tasks/answers.py has the grammar).  A vote counts what it comes to.
