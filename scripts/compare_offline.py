@@ -65,7 +65,7 @@ SETTINGS = {
 }
 METHODS = {  # name: (its file, its settings that are not the defaults); 64 answers per step
     "sft": ("answers", {"lr": 2e-4, "batch-size": 64}),
-    "rft": ("answers", {"batch-size": 64}),
+    "rft": ("answers", {"batch-size": 64, "eval-n": 128}),  # all, or none of 8 may be a right one
     "dpo": ("pairs", {"pairs": 32, "beta": 1.0, "lr": 5e-5}),
     "rpo": ("pairs", {"pairs": 32, "beta": 1.0, "lr": 5e-5}),
     "kto": ("answers", {"batch-size": 64, "beta": 1.0, "lr": 2e-5}),
