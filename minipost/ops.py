@@ -91,6 +91,16 @@ def group_centred(reward, group_size):
     return gap.where(~none & (low < high), 0.0)  # the mean of equals may round off
 
 
+def leave_one_out(reward, group_size):
+    """Reward less the mean of its siblings; exactly 0 when all tie (RLOO).  (P*G,) -> (P*G,)
+
+    NaN is no reward: its row has 0, and no sibling counts it.
+    """
+    n = (~reward.view(-1, group_size).isnan()).sum(1, keepdim=True).to(reward)   # (P, 1)
+    gap = group_centred(reward, group_size) * (n / (n - 1).clamp(min=1))
+    return gap.flatten()
+
+
 def group_normalised(reward, group_size):
     """`group_centred` over the group's standard deviation (GRPO, sec. 4.1.2).  (P*G,) -> (P*G,)"""
     gap = group_centred(reward, group_size)                                      # (P, G)

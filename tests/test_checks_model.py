@@ -207,16 +207,6 @@ def test_a_trainer_that_agrees_with_itself_and_with_the_sampler():
         said(compared(run, rollout, temperature), OK)
 
 
-def test_of_many_answers_some_are_read_a_second_time(monkeypatch):
-    monkeypatch.setattr(checkup, "SOME", 3)
-    run = run_of()
-    rollout = sampled(run)
-    some = checkup.few(rollout, 3)
-    assert 1 < len(some) <= 3 < len(rollout)
-    said(twice(run, rollout, 1.0), OK,
-         f"{int(rollout.mask[some].sum())} tokens")
-
-
 def test_a_forward_pass_that_is_random():
     torch.manual_seed(0)
     run = run_of(spoilt(model(), noisy))

@@ -13,7 +13,7 @@ from minipost.errors import MinipostError
 from minipost.measure.asked import asked
 from minipost.measure.results import evaluate
 from minipost.methods import direct_rlaif
-from minipost.methods.rloo import leave_one_out
+from minipost.ops import leave_one_out
 
 SETTINGS = {"mixer": {"start": 0, "delta": 2, "every": 1}, "iterated-rlhf": {"rounds": 1},
             "es": {"temperature": 1.0, "sigma": 0.3}}

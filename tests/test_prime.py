@@ -9,7 +9,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as entropy
 
 from minipost.errors import MinipostError
 from minipost.methods import prime
-from minipost.methods.rloo import leave_one_out
+from minipost.ops import leave_one_out
 
 seeds = st.integers(0, 10_000)
 MASK = torch.arange(5) < torch.tensor([[5], [3], [1], [4], [2], [5]])

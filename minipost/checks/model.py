@@ -23,7 +23,6 @@ NATS = {getattr(torch, name): nats for name, nats in finding.NATS.items()}
 # Measured on checkpoints/base: gradients and scores differ by at most 1e-5 and 0.04 of their size.
 SHARE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.2}
 ROWS = 12  # at most so many sequences are looked at one by one
-SOME = 48  # at most so many answers are read a second time
 
 
 def of(n, whole, noun):
@@ -264,7 +263,7 @@ def ratio_at_start(run, rollout, temperature, old):
     old: what `trainers` gave.
     """
     name, model = "ratio 1 at the start", run.policy.module
-    order, gaps = few(rollout, SOME).tolist(), []
+    order, gaps = list(range(len(rollout))), []
     run.rng("order").shuffle(order)
     for i in (order[k : k + run.micro_batch_size]
               for k in range(0, len(order), run.micro_batch_size)):
@@ -303,9 +302,9 @@ def sampler_and_trainer(run, rollout, logp):
     return Finding(name, OK, f"log-probs differ by at most {most:.1g} nats over {len(gap)} tokens")
 
 
-def few(seqs, most=ROWS):
-    """Indices of at most so many rows, spread over a batch."""
-    return torch.arange(0, len(seqs), -(-len(seqs) // most))
+def few(seqs):
+    """Indices of at most ROWS rows, spread over a batch."""
+    return torch.arange(0, len(seqs), -(-len(seqs) // ROWS))
 
 
 def widened(seqs, pad, limit):

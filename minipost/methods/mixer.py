@@ -25,7 +25,7 @@ import torch
 
 from minipost.errors import Descent
 from minipost.measure.meter import Meter, describe
-from minipost.ops import group_centred, masked_sum, shapes
+from minipost.ops import leave_one_out, masked_sum, shapes
 from minipost.rollout import logprobs
 
 TASK = "countdown"
@@ -111,9 +111,7 @@ def train(run, cfg):
         given, adv, seen = batch.mask, torch.zeros(len(batch), device=batch.mask.device), {}
         if k:
             batch, given, reward, seen = written(run, cfg, problems, batch, k)
-            n = (~reward.isnan()).view(-1, cfg.group_size).sum(1, keepdim=True).to(reward)
-            gap = group_centred(reward, cfg.group_size)                     # (P, G)
-            adv = (gap * (n / (n - 1).clamp(min=1))).flatten()              # (B,)
+            adv = leave_one_out(reward, cfg.group_size)                     # (B,)
             run.keep(problems, batch, reward, adv)
         else:
             run.tokens += int(batch.mask.sum())

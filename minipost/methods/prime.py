@@ -95,7 +95,7 @@ def advantages(reward, process, mask, group_size):
     """A of each token, from outcomes (B,) and process rewards (B, T).  -> (B, T)"""
     base = less_siblings(ops.row_means(process, mask), group_size)          # (B,)
     paid = (process - base[:, None]).where(mask, 0.0)
-    outcome = ops.group_centred(reward, group_size).flatten() * (group_size / (group_size - 1))
+    outcome = ops.leave_one_out(reward, group_size)                         # (B,)
     ahead = paid.flip(1).cumsum(1).flip(1)                                  # from the token on
     return (ahead + outcome[:, None]).where(mask, 0.0)
 

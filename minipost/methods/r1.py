@@ -132,9 +132,7 @@ def train(run, cfg):
 
 def cold_start(run, cfg, rules, base, first):
     """SFT on a fixed set of demonstrations."""
-    with run.at(first):
-        rows = sft.demonstrations(run, cfg.cold_start)
-    yield from sft.train(run, sft.Config(cfg.cold_steps, lr=cfg.sft_lr), rows, first)
+    yield from sft.cold_start(run, sft.Config(cfg.cold_steps, lr=cfg.sft_lr), cfg.cold_start, first)
 
 
 def reasoning(run, cfg, rules, base, first):

@@ -52,16 +52,6 @@ class Config(Descent):
     LIMITS = {"group_size": ">= 2"}
 
 
-def leave_one_out(reward, group_size):
-    """Reward less the mean of its siblings; exactly 0 when all tie.  (P*G,) -> (P*G,)
-
-    NaN is no reward: its row has 0, and no sibling counts it.
-    """
-    n = (~reward.view(-1, group_size).isnan()).sum(1, keepdim=True).to(reward)   # (P, 1)
-    gap = ops.group_centred(reward, group_size) * (n / (n - 1).clamp(min=1))
-    return gap.flatten()
-
-
 def alike(rollout, group_size):
     """Which rows are in a group whose answers are all the same.  (P*G,) bool
 
@@ -85,7 +75,7 @@ def train(run, cfg):
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout, none=True)                    # (B,)
         ratio = run.log_ratio(rollout, reference, cfg.temperature)          # (B, T)
-        adv = leave_one_out(reward - cfg.beta * ratio.sum(1), cfg.group_size)    # (B,)
+        adv = ops.leave_one_out(reward - cfg.beta * ratio.sum(1), cfg.group_size)    # (B,)
         adv = adv.where(~alike(rollout, cfg.group_size), 0.0)
         run.keep(problems, rollout, reward, adv)
 

@@ -132,3 +132,15 @@ def train(run, cfg, rows=None, first=0):
         rate = cfg.rate(cfg.lr, run.step - first)
         norm = policy.step(rate, cfg.max_grad_norm, cfg.weight_decay)
         yield {**meter.means(), "grad_norm": norm, "learning_rate": rate}
+
+
+def cold_start(run, cfg, n, first=0):
+    """The first stage of a pipeline: cfg.steps of SFT on n demonstrations, the same in each epoch.
+
+    first: the step of the run at which it begins.  Yields metrics per step, and ends.
+    """
+    with run.at(first):
+        rows = demonstrations(run, n)
+    stage = train(run, cfg, rows, first)
+    while run.step < first + cfg.steps:
+        yield next(stage)

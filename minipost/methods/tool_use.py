@@ -65,11 +65,7 @@ def check(run, cfg):
 def train(run, cfg):
     """Demonstrations first, then rollouts with the tool.  Yields metrics per step."""
     if run.step < cfg.cold_steps:
-        with run.at(0):
-            rows = sft.demonstrations(run, cfg.cold_start)
-        stage = sft.train(run, sft.Config(cfg.cold_steps, lr=cfg.sft_lr), rows)
-        while run.step < cfg.cold_steps:
-            yield next(stage)
+        yield from sft.cold_start(run, sft.Config(cfg.cold_steps, lr=cfg.sft_lr), cfg.cold_start)
     if run.step == cfg.cold_steps:
         run.policy.reset_optimizer()
     seen = {}

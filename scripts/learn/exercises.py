@@ -306,7 +306,7 @@ EXERCISES = {e.name: e for e in (
              bug="mean per micro-batch of SFT"),
     Exercise("reinforce", "minipost.methods.reinforce:loss", of_reinforce, learnt=("logp",),
              measure=mean_step("reinforce", "loss", as_loss(reinforce.loss))),
-    Exercise("rloo", "minipost.methods.rloo:leave_one_out", of_rloo, ("the advantage",),
+    Exercise("rloo", "minipost.ops:leave_one_out", of_rloo, ("the advantage",),
              measure=mean_step("rloo", "leave_one_out", lambda theirs: theirs)),
     Exercise("kl", "minipost.ops:kl_k3", of_kl, ("the estimate",), ("logp",),
              over_the_vocabulary, bug="k1 as a loss"),

@@ -88,7 +88,7 @@ def _(ours, logp, logp_old, adv, mask, *, longest, **options):
     "own reward in the baseline", "thinking-machines-lab/tinker-cookbook#135",
     "The group's mean holds the answer itself, so the gradient shrinks by (G-1)/G and the right "
     "learning rate depends on G.",
-    "minipost.methods.rloo:leave_one_out",
+    "minipost.ops:leave_one_out",
     "test_proof.py::test_the_mean_step_is_what_it_is_proved_to_be[rloo]",
     "test_rloo.py::test_rloo_is_unbiased_and_a_group_mean_shrinks_the_gradient",
     "test_rloo.py::test_leaving_one_out_by_a_loop")
