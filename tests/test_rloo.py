@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from torch.func import jacrev
 
 from minipost import ops
-from minipost.methods import rloo
 
 rewards = st.lists(st.floats(-3, 3, width=32), min_size=8, max_size=8)
 

@@ -26,6 +26,7 @@ import torch
 from minipost import ops
 from minipost.errors import Descent
 from minipost.measure.meter import Meter, describe
+from minipost.ops import leave_one_out
 from minipost.rollout import logprobs
 
 TASK = "arithmetic"
@@ -75,7 +76,7 @@ def train(run, cfg):
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout, none=True)                    # (B,)
         ratio = run.log_ratio(rollout, reference, cfg.temperature)          # (B, T)
-        adv = ops.leave_one_out(reward - cfg.beta * ratio.sum(1), cfg.group_size)    # (B,)
+        adv = leave_one_out(reward - cfg.beta * ratio.sum(1), cfg.group_size)    # (B,)
         adv = adv.where(~alike(rollout, cfg.group_size), 0.0)
         run.keep(problems, rollout, reward, adv)
 
