@@ -129,6 +129,8 @@ def main():
     args = parser.parse_args()
     for name in set(args.names) - {*every}:
         parser.error(f"there is no demo {name}; there are {', '.join(every)}")
+    if args.seeds < 1:
+        parser.error(f"--seeds {args.seeds}: expected at least 1")
     found = {name: ended(name, args) for name in args.names or every}
     print("\n| method | task | metric | before [95%] | after [95%] | gain, paired [95%] | seconds |"
           "\n|---|---|---|---|---|---|---|")
