@@ -87,7 +87,7 @@ class Arithmetic(Task):
         The result is then one too small.
         """
         rng = rng or random.Random(0)
-        operands = _operands(problem.columns["chain"])
+        operands = operands_of(problem.columns["chain"])
         totals = [sum(operands[:k]) for k in range(1, len(operands) + 1)]
         if self.direct:
             return f" {totals[-1] + _slip(0, totals[-1:], rng, slip)}"
@@ -114,7 +114,7 @@ class Arithmetic(Task):
         A result is wrong by 1..3 with probability `slip`.  A wrong step is written again.
         """
         chain = problem.columns["chain"]
-        total, *rest = _operands(chain)
+        total, *rest = operands_of(chain)
         lines = []
         for term in rest:
             off = 1
@@ -149,7 +149,7 @@ class Arithmetic(Task):
         It writes every step as it should be and whether the draft has it so, up to the first wrong
         step.
         """
-        total, *rest = _operands(problem.columns["chain"])
+        total, *rest = operands_of(problem.columns["chain"])
         lines = []
         for line, term in zip(self.steps(draft), rest):
             right = f"{total}{term:+d}={total + term}"
@@ -178,7 +178,7 @@ class Arithmetic(Task):
         from the right total.
         """
         done = self.check_steps(problem, draft).index(False) + 1
-        operands = _operands(problem.columns["chain"])
+        operands = operands_of(problem.columns["chain"])
         total = sum(operands[: done + 1])
         lines = self.steps(draft)[: done - 1]
         lines.append(f"{total - operands[done]}{operands[done]:+d}={total}")
@@ -192,7 +192,7 @@ class Arithmetic(Task):
 
         -> problems, signs
         """
-        operands, found, signs = _operands(problem.columns["chain"]), [], []
+        operands, found, signs = operands_of(problem.columns["chain"]), [], []
         for sign in (1, -1):
             same = [abs(n) for n in operands if n * sign > 0]
             for k in range(0, len(same), size):
@@ -226,11 +226,11 @@ class Arithmetic(Task):
         if not CHAIN.fullmatch(chain):
             raise MinipostError(f"--problem {text[:40]!r}: expected a chain of 2 to {MOST_TERMS} "
                                 "numbers of one or two digits, such as 7+5-3")
-        return self._problem(_operands(chain.replace(" ", "")))
+        return self._problem(operands_of(chain.replace(" ", "")))
 
     def like(self, problem):
         """The same problem in this task's wording."""
-        return self._problem(_operands(problem.columns["chain"]))
+        return self._problem(operands_of(problem.columns["chain"]))
 
     def tool(self, problem, text):
         """What a calculator writes behind an answer that ends in a step without its result."""
@@ -262,7 +262,7 @@ class Arithmetic(Task):
         The total before is the one that the previous line states, right or wrong.  So a step that
         continues correctly from an earlier error is right.
         """
-        total, *rest = _operands(problem.columns["chain"])
+        total, *rest = operands_of(problem.columns["chain"])
         right = []
         for k, line in enumerate(self.steps(text)):
             right.append(k < len(rest) and total is not None
@@ -295,8 +295,8 @@ class Arithmetic(Task):
         return Problem(prompt, {"chain": chain, "answer": sum(operands)})
 
 
-def _operands(chain):
-    """Return the signed numbers of a chain: 7+5-3 gives [7, 5, -3]."""
+def operands_of(chain):
+    """The signed numbers of a chain: 7+5-3 gives [7, 5, -3]."""
     return [int(n) for n in re.findall("[+-]?[0-9]+", chain)]
 
 

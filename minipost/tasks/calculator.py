@@ -21,7 +21,7 @@ from itertools import islice
 from minipost.chat import Turns
 from minipost.errors import MinipostError
 from minipost.tasks import answers
-from minipost.tasks.arithmetic import PATIENCE, calculate, distinct
+from minipost.tasks.arithmetic import PATIENCE, calculate, distinct, operands_of
 from minipost.tasks.base import MOST_HELD_OUT, Problem, Task, is_held_out, within
 
 CALL = re.compile(r"\[([^\[\]\n]*)\][^\[\]\n]*\Z")
@@ -56,7 +56,7 @@ class Calculator(Task):
     def demonstrate(self, problem, rng=None):
         """Write a completion, as Turns of the model and of the calculator."""
         rng = rng or random.Random(0)
-        total, *rest = map(int, re.findall("[+-]?[0-9]+", problem.columns["chain"]))
+        total, *rest = operands_of(problem.columns["chain"])
         parts = [""]
         for term in rest:
             made, total = f"{total}{term:+d}", total + term

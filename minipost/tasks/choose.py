@@ -33,7 +33,7 @@ from functools import cached_property
 
 from minipost.errors import MinipostError
 from minipost.tasks import answers
-from minipost.tasks.arithmetic import LIMIT, Arithmetic
+from minipost.tasks.arithmetic import LIMIT, Arithmetic, operands_of
 from minipost.tasks.base import Problem, Task, switches
 
 MOST = 6        # answers in a list
@@ -127,7 +127,7 @@ class Choose(Task):
 
     def _sum(self, problem, any_form):
         chain = problem.columns["chain"]
-        total = sum(int(n) for n in re.findall("[+-]?[0-9]+", chain))
+        total = sum(operands_of(chain))
         return Problem(f"{chain}=? {'Any form' if any_form else 'Think'}:\n",
                        {"chain": chain, "any_form": any_form, "list": (), "good": (total,)})
 

@@ -29,7 +29,7 @@ from itertools import islice
 
 from minipost.errors import MinipostError
 from minipost.tasks import answers
-from minipost.tasks.arithmetic import Arithmetic, distinct
+from minipost.tasks.arithmetic import Arithmetic, distinct, operands_of
 from minipost.tasks.base import MOST_HELD_OUT, Problem, Task, within
 
 STAGES = 3      # rewordings of a training problem, at most
@@ -132,7 +132,7 @@ def posed(words, answer, cue=ANSWER):
 
 def cluttered(chain, remarks, pairs, rng):
     """The sum with so many remarks and pairs that cancel; half of its even digits as doubles."""
-    numbers = [int(n) for n in re.findall("[+-]?[0-9]+", chain)]
+    numbers = operands_of(chain)
     for n in rng.sample(range(10, 100), pairs):
         at, n = rng.randint(1, len(numbers)), rng.choice((-1, 1)) * n
         at += at < len(numbers) and numbers[at - 1] == -numbers[at]  # not within another pair
