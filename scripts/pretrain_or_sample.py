@@ -94,7 +94,7 @@ def main():
     parser.add_argument("--out", type=Path, default=ROOT / "BENCHMARKS.md", help="report to write")
     args = parser.parse_args()
     found, times = rows(args)
-    write(args.out, "pretrain-or-sample", [
+    write(args.out, "scripts.pretrain_or_sample", [
         "## Pre-training or sampling", "", machine(), "",
         f"`python -m scripts.pretrain_or_sample`, {args.n} held-out problems of each task, seeds 0 "
         f"to {args.seeds - 1}. The base (checkpoints/base) has {times:.1f} times the parameters of "
@@ -102,7 +102,8 @@ def main():
         "tokens trained on; n answers of the student make up for the difference in compute, and "
         "vote. \"any\" is what an exact checker would find among them.", "",
         *table(["task", "R", "n", "base, greedy [95%]", "student, greedy [95%]",
-                "student, vote of n [95%]", "vote less base", "any of n [95%]"], found)])
+                "student, vote of n [95%]", "vote less base", "any of n [95%]"], found)],
+        "python -m")
 
 
 if __name__ == "__main__":
