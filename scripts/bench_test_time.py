@@ -24,13 +24,14 @@ LEARNT = {   # model: how it is trained; the reward models stand beside checkpoi
     "searcher": f"--algo sft --model checkpoints/thinker {TEXT} --steps 1500 --lr 2e-3",
     "reasoner": f"--algo r1-zero --model runs/test-time/searcher/model {TEXT} --steps 100",
 }
-ORM, PRM_24 = (f"--verifier runs/test-time/{name}/model" for name in ("orm", "prm-24"))
-BEST_24 = f"best-of-n {GAME} --group-size 32 {PRM_24}"
+ORM, PRM_24 = (f"verifier runs/test-time/{name}/model" for name in ("orm", "prm-24"))
+BEST = f"best-of-n --n 400 --outcome-{ORM}"
+BEST_24 = f"best-of-n {GAME} --group-size 32 --{PRM_24}"
 METHODS = {  # command: seeds; greedy answers are the same with every seed
     "cot --n 400": (0,),
     "self-consistency --n 400": SEEDS,
-    "best-of-n --n 400": SEEDS,
-    f"best-of-n --n 400 {ORM} --aggregate last": SEEDS,
+    BEST: SEEDS,
+    f"best-of-n --n 400 --{ORM} --aggregate last": SEEDS,
     "best-of-n --n 400 --hurried False": SEEDS,
     f"{BEST_24} --n 100": SEEDS,
     "beam --n 400": SEEDS,
@@ -51,13 +52,14 @@ METHODS = {  # command: seeds; greedy answers are the same with every seed
 WANTED = {
     "cot --n 400": "Wanted: worked at least 60 points above direct.",
     "self-consistency --n 400": "Wanted: n=17 at least 15 points above n=1.  In a hurry it falls.",
-    "best-of-n --n 400": "Wanted: verifier above vote, beyond the interval.",
+    BEST: "Wanted: verifier above vote, beyond the interval.",
     "tot --n 100": "Wanted: above best of n at equal tokens, for b=1 and for b=5.",
     "self-feedback --n 400": "Wanted: self-feedback above retry.",
     "memory --n 400": "Wanted: nearest at least 80 points above no memory.  Locks: k of n keys, "
                       "and 1 - (1 - 1/n)^k, are what a perfect agent reaches with memory and "
                       "without.",
 }
+FURTHER = {BEST: [["verifier", "both verifiers"]]}  # pairs beside those of the method's file
 GAME_ROWS = {  # row: (command, arm, arm of any of 5, the paper's row)
     "direct (IO)": (f"self-consistency {GAME} --direct True --curve 1 5 32 --group-size 32", "n=1",
                     "any of n=5", "7.3"),
@@ -153,7 +155,7 @@ def test_time(args, machine, table, write):
                   *table(["way to answer", "accuracy [95%]", "tokens per problem", f"less {first}"],
                          rows), ""]
         if said := [f"{after} less {before}, {gain(arms[after][0], arms[before][0])}"
-                    for before, after in pairs]:
+                    for before, after in [*pairs, *FURTHER.get(command, [])]]:
             lines += [f"Paired: {'; '.join(said)}.", ""]
         if command in WANTED:
             lines += [WANTED[command], ""]
