@@ -33,7 +33,7 @@ from minipost.engine.lora import adapters
 from minipost.engine.prefix import length_of
 from minipost.errors import LARGEST, MinipostError
 from minipost.measure.results import results, splits
-from minipost.run import open_run
+from minipost.opening import open_run
 from minipost.tasks import TASKS
 
 

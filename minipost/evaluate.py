@@ -137,8 +137,9 @@ def rows(options, tasks, device="cpu"):
     from minipost.measure import passes
     from minipost.measure.results import results, splits
     from minipost.measure.texts import Texts
+    from minipost.opening import as_asked
     from minipost.optim import Learner
-    from minipost.run import Run, as_asked
+    from minipost.run import Run
     from minipost.test_time import beam
 
     model, vocabulary = checkpoint.load(options.model, device, options.dtype,

@@ -16,28 +16,22 @@ import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.utils import vector_to_parameters
 
 from minipost import checkpoint, parallel
 from minipost.chat import Messages
-from minipost.datasets.chats import in_chat
-from minipost.datasets.rewards import Said, Told, TrainerState, ask, load_reward
-from minipost.datasets.rows import File, is_chat
+from minipost.datasets.rewards import Said, Told, TrainerState, ask
+from minipost.datasets.rows import File
 from minipost.datasets.tools import with_tool
-from minipost.engine import bottleneck, prefix
-from minipost.engine.block import recompute
-from minipost.engine.coded import code
 from minipost.engine.head import COPIES, WHOLE
-from minipost.engine.lora import adapt, fill, off, own, trained
+from minipost.engine.lora import off
 from minipost.engine.packed import alike
 from minipost.engine.shares import by_prompt, share_out
-from minipost.engine.vllm import Server
 from minipost.errors import MinipostError
 from minipost.optim import Learner, Optimizer
+from minipost.parts import Frozen, Past, learner, rounded, sharding
 from minipost.rollout import (
     NO_TOKENS,
     Rollout,
@@ -57,7 +51,6 @@ from minipost.tokenizer import written
 ROWS = 1024  # most sequences that a rank samples at once
 CPU_BYTES = 2**30          # most that a training pass keeps, or the caches of sampling
 GPU_SHARE = 0.35           # the same, of the memory of a GPU
-NOTHING = "nothing"        # the tensor in a state of what has none
 REWARD_MODEL = "reward model"  # the name of the part that learns, or gives, the score
 
 
@@ -67,70 +60,6 @@ def shuffled(n, name):
     order = list(range(n))
     random.Random(name).shuffle(order)
     return order
-
-
-def sharding():
-    """The code of sharding, which takes a second to import."""
-    from minipost import shard
-
-    return shard
-
-
-def learner(module, shard="", **options):
-    """The Learner of a module, where `shard` names a device the sharded one."""
-    if shard:
-        return sharding().ShardedLearner(module, device=shard, **options)
-    return Learner(module, **options)
-
-
-class Frozen:
-    """A module that no longer learns, as a part of a run.  shard: as in Run."""
-
-    def __init__(self, module, shard=""):
-        module.requires_grad_(False)
-        self.module = sharding().sharded(module, shard) if shard else module
-
-    def state(self):
-        # A reference without adapters has nothing of its own, and its state must be there.
-        return own(self.module) or {NOTHING: torch.zeros(1)}, []
-
-    def restore(self, tensors, numbers):
-        fill(self.module, {name: x for name, x in tensors.items() if name != NOTHING})
-
-
-@torch.no_grad()
-def rounded(module, bits):
-    """A frozen copy whose matrices are rounded, as a server that samples with few bits has them.
-
-    Each row is rounded to multiples of a step of its own: its largest size over 2^(bits-1) - 1.
-    """
-    found = copy.deepcopy(module).requires_grad_(False)
-    for weight in found.parameters():
-        if weight.dim() >= 2:
-            step = weight.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
-            weight.copy_(torch.where(step > 0, (weight / step).round() * step, weight))
-    return found
-
-
-class Past:
-    """The policy as it was up to `lag` steps ago, as a part of a run."""
-
-    def __init__(self, policy, lag):
-        self.module = copy.deepcopy(policy.module).requires_grad_(False)
-        self.weights = [policy.flat.clone() for _ in range(lag + 1)]  # of a step: step % (lag + 1)
-
-    def at(self, step, policy):
-        """The module of `lag` steps before this one, or of the first step that asked."""
-        self.weights[step % len(self.weights)] = policy.flat.clone()
-        vector_to_parameters(self.weights[(step + 1) % len(self.weights)], trained(self.module))
-        return self.module
-
-    def state(self):
-        return {str(k): weights for k, weights in enumerate(self.weights)}, []
-
-    def restore(self, tensors, numbers):
-        for k, weights in enumerate(self.weights):
-            weights.copy_(tensors[str(k)])
 
 
 @dataclass
@@ -714,67 +643,3 @@ def gather(part, start, rows, prompts, max_new_tokens, vocabulary, device):
     prompt = torch.arange(len(prompts)).repeat_interleave(rows // len(prompts))
     return Rollout(tokens.long(), mask.bool(), logp.float(), prompt,
                    finished[:, 0].bool())[torch.arange(rows)].to(device)
-
-
-def as_asked(task, vocabulary, chat):
-    """The task, in chats if `chat`, or if it is a file of messages.
-
-    Answers then end as the model's template ends them.  MinipostError where there is no template.
-    """
-    if isinstance(task, File):
-        task = task.chatting() if chat else task
-        chat = is_chat(task.rows)
-    elif chat:
-        task = in_chat(task)
-    if chat:
-        vocabulary.begin_chat()
-    return task
-
-
-def without_template(run):
-    """The sentence on a model's chat template that the prompts do without, or ""."""
-    if run.vocabulary.template is None or isinstance(next(iter(run.problems(1))).prompt, Messages):
-        return ""
-    return ("the model has a chat template, and prompts that are strings are used as they are, "
-            "without it; --chat makes each the message of a user")
-
-
-def open_run(options, task, device):
-    """The Run of a command line's settings: its model, task and reward."""
-    shard = device if getattr(options, "shard", False) else ""
-    model, vocabulary = checkpoint.load(options.model, "cpu" if shard else device, options.dtype,
-                                        options.chat_template)
-    if options.gradient_checkpointing:
-        recompute(model)  # and what is copied from it, such as a critic
-    for part, size, there in ((prefix, options.prefix, prefix.length_of(model)),
-                              (bottleneck, options.bottleneck, bottleneck.width_of(model))):
-        if there and (options.lora or options.prefix + options.bottleneck > size):
-            raise MinipostError(f"{options.model}: has a prefix or bottlenecks, which learn alone; "
-                                "leave out --lora, --prefix and --bottleneck to train those on, or "
-                                "begin from the model beneath")
-        for name, given in (("--merge", options.merge), ("--shard", shard),
-                            ("--sampler vllm", options.sampler == "vllm")):
-            if there and given:
-                raise MinipostError(f"{options.model}: has a prefix or bottlenecks, with which "
-                                    f"{name} is not supported; leave out {name}, or begin from "
-                                    "the model beneath")
-        if size or there:
-            part.attach(model, size, options.seed)
-    if options.lora:
-        if not options.merge and checkpoint.base_of(options.model) != Path(options.model):
-            raise MinipostError(f"{options.model}: is an adapter itself; with --lora add --merge, "
-                                "which saves the whole model, or begin from a whole one")
-        if options.base_bits:
-            code(model, options.base_bits)
-        adapt(model, options.lora, options.lora_alpha, options.lora_targets, options.seed,
-              options.lora_numbers, options.lora_budget)
-    task = as_asked(task, vocabulary, options.chat)
-    return Run(learner(model, shard, optimizer=options.optimizer), vocabulary, task,
-               load_reward(options.reward, task), optimizer=options.optimizer, shard=shard,
-               hidden=task.hidden and not options.reward,
-               reward_timeout=options.reward_timeout, seed=options.seed,
-               micro_batch_size=options.micro_batch_size, max_new_tokens=options.max_new_tokens,
-               recompute=options.dtype != "float32", control_tokens=options.control_tokens,
-               origin=options.model, dtype=options.dtype, merge=options.merge,
-               keep_rollouts=getattr(options, "keep_rollouts", 0),
-               server=Server(options.sampler_url) if options.sampler == "vllm" else None)

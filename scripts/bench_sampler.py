@@ -11,7 +11,7 @@ from minipost import parallel
 from minipost.measure.results import evaluate
 from minipost.measure.stats import Score, t_interval
 from minipost.methods import grpo
-from minipost.run import open_run
+from minipost.opening import open_run
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.train import Options
 

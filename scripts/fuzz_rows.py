@@ -23,7 +23,7 @@ from minipost.datasets.fitting import fitted
 from minipost.datasets.formats import table_of
 from minipost.datasets.rows import File, read
 from minipost.errors import MinipostError
-from minipost.run import as_asked
+from minipost.opening import as_asked
 from minipost.tokenizer import BOS, EOS, PAD, Tokenizer, Vocabulary
 
 try:

@@ -13,7 +13,7 @@ from minipost.chat import Messages, Template
 from minipost.datasets.chats import conversation, in_chat
 from minipost.datasets.rows import File, Row, read
 from minipost.errors import MinipostError
-from minipost.run import as_asked
+from minipost.opening import as_asked
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tokenizer import Tokenizer
 from tests.conftest import TEXTS, tiny_model

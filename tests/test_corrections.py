@@ -9,9 +9,9 @@ from fakes import Echo, f64, old_and_new, toy
 from minipost import train
 from minipost.errors import MinipostError
 from minipost.methods import grpo
+from minipost.parts import rounded
 from minipost.proof import corrections
 from minipost.proof.oracle import World
-from minipost.run import rounded
 
 
 def slopes(correct, *given, cap=2.0):

@@ -16,8 +16,8 @@ from minipost.gpt import RewardModel, ValueHead
 from minipost.layout import lora_file
 from minipost.methods.trpo import product_hessian, product_jacobian
 from minipost.optim import Learner, layer_matrices
+from minipost.parts import Frozen
 from minipost.rollout import distribution, generate, logprobs
-from minipost.run import Frozen
 
 SOME = ("q_proj", "v_proj", "up_proj", "o_proj")
 

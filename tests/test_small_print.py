@@ -15,8 +15,8 @@ from minipost.errors import MinipostError
 from minipost.layout import tensor_file
 from minipost.measure.results import Arm
 from minipost.methods import distill, oreo, trpo
+from minipost.opening import open_run
 from minipost.rollout import Pairs
-from minipost.run import open_run
 from minipost.tasks.base import Problem
 from minipost.tasks.countdown import Countdown
 from minipost.tasks.recall import Recall

@@ -9,9 +9,9 @@ from minipost.chat import Messages, Turns
 from minipost.checks import chats, data, model
 from minipost.datasets.fitting import TooLong, looked_at
 from minipost.datasets.preferences import file_pairs
+from minipost.opening import open_run
 from minipost.ops import policy_gradient
 from minipost.rollout import fits
-from minipost.run import open_run
 from minipost.tokenizer import written
 
 SMALL = 50_000_000  # one thread runs a model of fewer parameters as fast as several do

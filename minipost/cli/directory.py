@@ -33,7 +33,7 @@ from minipost.errors import MinipostError
 from minipost.files import read_bytes
 from minipost.layout import tensor_file
 from minipost.layout.lora_file import CONFIG, base_of
-from minipost.run import sharding
+from minipost.parts import sharding
 from minipost.tasks import TASKS
 
 ENDING = ".safetensors"  # of a state's name, unless it is sharded

@@ -22,7 +22,8 @@ from minipost.measure.asked import asked
 from minipost.measure.results import TEMPERATURES, as_data, forecast, from_data, splits
 from minipost.measure.stats import paired
 from minipost.measure.watch import Example
-from minipost.run import open_run, sharding, without_template
+from minipost.opening import open_run, without_template
+from minipost.parts import sharding
 
 PROG = "python -m minipost.train"
 

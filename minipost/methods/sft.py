@@ -22,9 +22,9 @@ from minipost.datasets.fitting import fitted
 from minipost.datasets.rows import File
 from minipost.errors import Descent, MinipostError, Schedule
 from minipost.measure.meter import Meter
+from minipost.opening import as_asked
 from minipost.ops import masked_sum, shapes
 from minipost.rollout import logprobs, stacked
-from minipost.run import as_asked
 from minipost.tasks import TASKS, load
 
 TASK = "facts"

@@ -20,9 +20,9 @@ import torch
 
 from minipost.methods import cispo, grpo, gspo, sapo
 from minipost.optim import Learner
+from minipost.parts import rounded
 from minipost.proof.oracle import divergence, weights_of
 from minipost.rollout import chosen_logprobs, distribution
-from minipost.run import rounded
 
 FREE = 1e9      # a bound that nothing reaches
 BITS, TOP, FAR = 3, 2, 0.25  # of the samplers below

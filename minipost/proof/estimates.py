@@ -25,10 +25,11 @@ from minipost import methods
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
 from minipost.methods import clicks, distill, math_shepherd, rft
+from minipost.parts import Frozen
 from minipost.proof import exact
 from minipost.proof.exact import Exact
 from minipost.proof.oracle import Dealer, Recorder, divergence, relative
-from minipost.run import REWARD_MODEL, Frozen
+from minipost.run import REWARD_MODEL
 
 EXACT = 1e-9    # up to this relative distance, two float64 vectors are the same
 SURE = 5.0      # beyond so many standard errors, a sampled mean is a different one
