@@ -133,7 +133,7 @@ def rows(options, tasks, device="cpu"):
     """([(name, split, {metric: Score})] of some tasks, {name: task}; sentences on their rows)."""
     from minipost import checkpoint
     from minipost.datasets.fitting import fitted
-    from minipost.datasets.rewards import load_reward
+    from minipost.datasets.named import load_reward
     from minipost.measure import passes
     from minipost.measure.results import results, splits
     from minipost.measure.texts import Texts

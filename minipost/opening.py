@@ -5,7 +5,7 @@ from pathlib import Path
 from minipost import checkpoint
 from minipost.chat import Messages
 from minipost.datasets.chats import in_chat
-from minipost.datasets.rewards import load_reward
+from minipost.datasets.named import load_reward
 from minipost.datasets.rows import File, is_chat
 from minipost.engine import bottleneck, prefix
 from minipost.engine.block import recompute

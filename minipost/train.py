@@ -184,7 +184,7 @@ def resumed(argv):
                             "--model, --reward-model, --sampler-url, --workers and "
                             f"--anyway{found}; every other setting is read from the run's "
                             "config.json")
-    from minipost.datasets.rewards import absolute
+    from minipost.datasets.named import absolute
 
     given.reward = [absolute(name) for name in given.reward]
     given.resume = return_to_folder(given.resume)

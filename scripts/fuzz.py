@@ -27,9 +27,10 @@ from minipost.cli.directory import as_written, check_facts
 from minipost.errors import MinipostError
 from minipost.gpt import GPT, GPTConfig
 from minipost.layout import tensor_file
+from minipost.layout.vocabulary_file import read_vocabulary
 from minipost.rollout import generate
 from minipost.tasks import TASKS
-from minipost.tokenizer import Tokenizer
+from minipost.tokenizer import Tokenizer, Vocabulary
 from scripts.bench import ROOT, machine, table, write
 from scripts.fuzz_rows import fuzz_rows
 
@@ -186,7 +187,7 @@ def fuzz_generation(n, seed=0):
         Tokenizer.load = lambda path: tokenizer             # it is the same file each time
         try:
             return look("generation_config.json", path, json_files(value, n, random.Random(seed)),
-                        lambda: use(checkpoint.read_vocabulary(directory, raw, config.vocab_size)))
+                        lambda: use(read_vocabulary(directory, raw, config.vocab_size)))
         finally:
             Tokenizer.load = load
 
@@ -237,7 +238,7 @@ def fuzz_tokenizer(n, seed=0):
 
         def read():
             tokenizer = Tokenizer.load(path)
-            use(checkpoint.Vocabulary(tokenizer, tokenizer.before, [2], 0))
+            use(Vocabulary(tokenizer, tokenizer.before, [2], 0))
 
         return look("tokenizer.json", path, files(), read)
 

@@ -42,8 +42,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FOLDER = Path("runs/mutate")
 EXPLAINED = Path("tests/survivors.json")
-PLACES = ("methods", "test_time", "tasks", "measure", "datasets", "run.py", "parts.py", "rollout.py",
-          "ops.py", "optim.py", "parallel.py", "checkpoint.py", "files.py")
+PLACES = ("methods", "test_time", "tasks", "measure", "datasets", "run.py", "parts.py",
+          "rollout.py", "ops.py", "optim.py", "parallel.py", "checkpoint.py", "files.py")
 SLOW = ("test_cli.py", "test_doctor.py", "test_resume.py", "test_learning.py", "test_interop.py",
         "test_compare.py", "test_compare_offline.py", "test_floors.py", "test_mutate.py")
 WHOLE = ("test_cli.py", "test_resume.py")

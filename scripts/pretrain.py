@@ -51,7 +51,7 @@ from minipost.tasks.facts import hold_out as facts_hold_out
 from minipost.tasks.facts import rows
 from minipost.tasks.search import Search
 from minipost.tasks.wording import PRINCIPLES, Wording
-from minipost.tokenizer import EOS, PAD, Tokenizer
+from minipost.tokenizer import EOS, PAD, Tokenizer, Vocabulary
 from scripts.thoughts import Thoughts
 
 SLIP = 0.13     # chance that a worked step goes wrong, so 5 steps in a row are right half the time
@@ -252,7 +252,7 @@ def pretrain(args):
         words = tokenizer()
         model = GPT(GPTConfig(words.vocab_size, max_position_embeddings=512, **SHAPES[args.shape]))
         model.initialise(args.seed)
-        vocabulary = checkpoint.Vocabulary(words, words.before, [words.id(EOS)], words.id(PAD))
+        vocabulary = Vocabulary(words, words.before, [words.id(EOS)], words.id(PAD))
     learner, start, made, tokens = Learner(model, betas=(0.9, 0.95)), time.perf_counter(), 0, 0
     for teach, cfg, task in lessons(args):
         run = Run(learner, vocabulary, task, None, seed=args.seed + made,

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
-from minipost import checkpoint, files
+from minipost import files
 from minipost.chat import Messages, Template, marked
 from minipost.errors import MinipostError
+from minipost.layout.vocabulary_file import read_vocabulary
 from minipost.tokenizer import Tokenizer, Vocabulary
 from tests import foreign
 
@@ -60,7 +61,7 @@ def directory_of(name, folder, **said):
 
 def vocabulary_of(folder):
     raw = files.read_json(folder / "config.json")
-    found = checkpoint.read_vocabulary(folder, raw, raw["vocab_size"])
+    found = read_vocabulary(folder, raw, raw["vocab_size"])
     found.begin_chat()
     return found
 
@@ -165,11 +166,11 @@ def test_of_several_eos_ids_the_one_that_the_tokenizer_names_is_written(tmp_path
     folder = foreign.write(tmp_path, foreign.llama3())
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2]}))
     raw = files.read_json(folder / "config.json")
-    words = checkpoint.read_vocabulary(folder, raw, 400)
+    words = read_vocabulary(folder, raw, 400)
     assert words.response("x")[-1] == 2 and words.eos == {1, 2}
     (folder / "tokenizer_config.json").write_text("{}")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 1]}))
-    assert checkpoint.read_vocabulary(folder, raw, 400).response("x")[-1] == 2  # the first
+    assert read_vocabulary(folder, raw, 400).response("x")[-1] == 2  # the first
 
 
 def test_turns_of_the_prompt_are_not_learnt(known):
@@ -304,7 +305,7 @@ def test_a_template_stands_in_either_file(tmp_path):
     def read(template):
         side.write_text(json.dumps({"eos_token": {"content": "</s>"}, "bos_token": "<s>",
                                     "chat_template": template}))
-        return checkpoint.read_vocabulary(folder, raw, raw["vocab_size"]).template
+        return read_vocabulary(folder, raw, raw["vocab_size"]).template
 
     assert read(None) is None
     assert read("{{ eos_token }}").render(ASKED)[0] == "</s>"

@@ -8,7 +8,7 @@ from fakes import explained, helped, names
 
 from minipost import checkpoint, evaluate, methods, train
 from minipost.cli.console import Console
-from minipost.datasets.rewards import load_reward
+from minipost.datasets.named import load_reward
 from minipost.datasets.rows import File
 from minipost.tasks import TASKS
 

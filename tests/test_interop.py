@@ -12,6 +12,7 @@ from conftest import tiny_model
 from minipost import checkpoint, files, rollout
 from minipost.checks.model import OK, before_prompts
 from minipost.gpt import RewardModel
+from minipost.layout.vocabulary_file import read_vocabulary
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tokenizer import BOS, EOS, PAD
 
@@ -192,7 +193,7 @@ def texts(n=200):
 def test_other_tools_read_a_prompt_as_the_same_ids(directory):
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     config, raw = checkpoint.read_config(directory)
-    ours = checkpoint.read_vocabulary(directory, raw, config.vocab_size)
+    ours = read_vocabulary(directory, raw, config.vocab_size)
     for text in texts():
         assert tokenizer(text).input_ids == ours.prompt(text)
     # The one difference, on purpose: they take what a text spells out for the control token.
@@ -211,7 +212,7 @@ def test_we_read_a_prompt_as_other_tools_do(tmp_path, name, kind, said):
     backend = (foreign.PREFIXED | foreign.PLAIN)[name]()
     foreign.write(tmp_path, backend, kind, **said)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    ours = checkpoint.read_vocabulary(tmp_path, files.read_json(tmp_path / "config.json"), 400)
+    ours = read_vocabulary(tmp_path, files.read_json(tmp_path / "config.json"), 400)
     for text in texts():
         assert tokenizer(text).input_ids == ours.prompt(text), text
 
@@ -223,7 +224,7 @@ def test_we_read_a_prompt_as_other_tools_do(tmp_path, name, kind, said):
 def test_the_doctor_knows_which_classes_build_another_tokenizer(tmp_path, name, kind, said):
     """Its warning is there wherever some text gets other ids in transformers."""
     foreign.write(tmp_path, (foreign.PREFIXED | foreign.PLAIN)[name](), kind, **said)
-    ours = checkpoint.read_vocabulary(tmp_path, files.read_json(tmp_path / "config.json"), 400)
+    ours = read_vocabulary(tmp_path, files.read_json(tmp_path / "config.json"), 400)
     fine = before_prompts(tmp_path, ours).status == OK
     try:
         other = transformers.AutoTokenizer.from_pretrained(tmp_path)

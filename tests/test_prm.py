@@ -96,7 +96,7 @@ def test_steps_of_a_toy_are_labelled_by_hand():
 
 def test_steps_of_arithmetic_are_labelled_by_hand(words):
     """Lines behind the answer are no steps; a line that is cut off has no end."""
-    from minipost.checkpoint import Vocabulary
+    from minipost.tokenizer import Vocabulary
 
     vocabulary = Vocabulary(words, [BOS], {EOS}, PAD)
     task = Arithmetic(terms=3)

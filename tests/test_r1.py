@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from minipost import checkpoint, train
+from minipost import train
 from minipost.errors import MinipostError
 from minipost.methods import grpo, r1, r1_zero, sft
 from minipost.optim import Learner
@@ -15,6 +15,7 @@ from minipost.run import Run
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.search import Search
 from minipost.tasks.wording import Wording
+from minipost.tokenizer import Vocabulary
 from scripts import demos
 
 SMALL = r1.Config(steps=2, cold_start=6, cold_steps=2, rejection_prompts=4, rejection_steps=2,
@@ -23,7 +24,7 @@ SMALL = r1.Config(steps=2, cold_start=6, cold_steps=2, rejection_prompts=4, reje
 
 def opened(words, reward=None, task=None):
     model = tiny_model(context=512).double()
-    vocabulary = checkpoint.Vocabulary(words, words.before, [words.id("<eos>")], words.id("<pad>"))
+    vocabulary = Vocabulary(words, words.before, [words.id("<eos>")], words.id("<pad>"))
     task = task or Search()
     return Run(Learner(model), vocabulary, task, reward or task.reward, max_new_tokens=4)
 

@@ -13,17 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minipost import ops
-from minipost.datasets.rewards import (
-    Said,
-    Told,
-    TrainerState,
-    absolute,
-    ask,
-    columns,
-    load_reward,
-    reward_files,
-    sources,
-)
+from minipost.datasets.named import absolute, load_reward, reward_files, sources
+from minipost.datasets.rewards import Said, Told, TrainerState, ask, columns
 from minipost.datasets.usercode import TimeIsUp
 from minipost.errors import MinipostError
 from minipost.methods import grpo, reinforce_pp
@@ -394,7 +385,8 @@ def test_a_call_into_c_that_does_not_return_ends_the_process(python, tmp_path):
         "def reward(**columns):\n    return [sum(range(10**13))] * 2\n")
     done = python("-c", f"""
 from minipost.datasets import usercode
-from minipost.datasets.rewards import ask, load_reward
+from minipost.datasets.named import load_reward
+from minipost.datasets.rewards import ask
 from minipost.tasks.base import Problem
 usercode.GRACE = 0.2
 ask(load_reward(["{tmp_path}/mine.py:reward"], None), [Problem("a")] * 2, ["", ""], limit=0.1)
@@ -413,7 +405,8 @@ def stubborn(**columns):
 """)
     done = python("-c", f"""
 from minipost.datasets import usercode
-from minipost.datasets.rewards import ask, load_reward
+from minipost.datasets.named import load_reward
+from minipost.datasets.rewards import ask
 from minipost.tasks.base import Problem
 usercode.GRACE = 0.2
 ask(load_reward(["{tmp_path}/mine.py:stubborn"], None), [Problem("a")] * 2, ["", ""], limit=0.1)

@@ -11,13 +11,14 @@ from conftest import tiny_model
 from fakes import Echo, Hidden, drive, f64, make_run, tiny, toy
 from test_tools import Caller
 
-from minipost import checkpoint, methods, ops
+from minipost import methods, ops
 from minipost.errors import MinipostError
 from minipost.methods import grpo, satori, sft
 from minipost.optim import Learner
 from minipost.run import Run
 from minipost.tasks.base import Problem
 from minipost.tasks.search import Search
+from minipost.tokenizer import Vocabulary
 
 TEXT = "1+2=3 3+4=7 no\n2*4=8 8-1=7 nein\nand so on\n4*2=8 8+1=9 yes\nAnswer: 4*2+1"
 
@@ -86,7 +87,7 @@ def test_of_several_answers_each_is_begun_anew_as_often():
 
 def test_a_beginning_is_the_ids_that_were_sampled_and_leaves_room(words):
     """One that would be encoded otherwise, or that fills the context, is none."""
-    vocabulary = checkpoint.Vocabulary(words, words.before, [words.id("<eos>")], words.id("<pad>"))
+    vocabulary = Vocabulary(words, words.before, [words.id("<eos>")], words.id("<pad>"))
     run = Run(Learner(tiny_model(context=64)), vocabulary, Search(), None, max_new_tokens=20)
     problem, text = Problem("Reach 7"), "1+2=3 3+4=7 no\n2+1=3 3+4=7"
     ids = vocabulary.response(text)[:-1]

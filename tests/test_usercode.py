@@ -21,7 +21,8 @@ import pytest
 import torch
 
 from minipost.datasets import usercode
-from minipost.datasets.rewards import ask, load_reward
+from minipost.datasets.named import load_reward
+from minipost.datasets.rewards import ask
 from minipost.datasets.usercode import guarded
 from minipost.errors import MinipostError
 from minipost.tasks.base import Problem
@@ -282,7 +283,8 @@ def test_process_pools(write, python):
     """A child finds what it is given by the module's name: as a copy of us, and as a fresh one."""
     names = [write(f"pool_{way}.py", POOL.format(way=way)) + ":reward" for way in ("fork", "spawn")]
     done = python("-c", f"""
-from minipost.datasets.rewards import ask, load_reward
+from minipost.datasets.named import load_reward
+from minipost.datasets.rewards import ask
 from minipost.tasks.base import Problem
 if __name__ == "__main__":
     print(ask(load_reward({names}, None), [Problem("a")] * 2, ["x", "yyy"]))
@@ -407,7 +409,8 @@ def test_an_error_without_a_place_or_words():
 # ---- the end of the process
 
 ENDING = """import atexit, os, posix, sys, threading, time
-from minipost.datasets.rewards import ask, load_reward
+from minipost.datasets.named import load_reward
+from minipost.datasets.rewards import ask
 from minipost.tasks.base import Problem
 from pathlib import Path
 Path("mine.py").write_text(f'''import atexit, os, posix, threading, time

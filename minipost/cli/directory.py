@@ -28,7 +28,7 @@ import torch
 
 from minipost import __version__, checkpoint, files
 from minipost.datasets import formats
-from minipost.datasets.rewards import sources
+from minipost.datasets.named import sources
 from minipost.errors import MinipostError
 from minipost.files import read_bytes
 from minipost.layout import tensor_file

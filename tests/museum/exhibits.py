@@ -668,7 +668,7 @@ def _(ours, seqs):
     "BOS between prompt and answer", "axolotl-ai-cloud/axolotl#1616",
     "The tokenizer put BOS before chosen and rejected answers, which stand behind a prompt that "
     "has its own.",
-    "minipost.checkpoint:Vocabulary.response",
+    "minipost.tokenizer:Vocabulary.response",
     "test_checkpoint.py::test_a_prompt_begins_with_bos_and_an_answer_ends_with_eos_and_nowhere_else")
 def _(ours, vocabulary, text, control=False):
     return [*vocabulary.before, *ours(vocabulary, text, control)]
