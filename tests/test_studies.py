@@ -52,7 +52,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_a_studys_file_says_what_decides_and_its_runs_are_commands(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     study = studies.load(name)
-    assert all(f"\n{verdict}  " in study.module.__doc__ for verdict in VERDICTS)
+    assert tuple(studies.rule(study.module.__doc__)) == VERDICTS
     assert study.LIMITS.count(". ") == 2 and study.LIMITS.endswith(".")
     assert study.PAPER.startswith("arxiv.org/abs/") and study.CLAIM.endswith(".")
     assert study.TRIED.endswith(".")
@@ -338,7 +338,7 @@ def test_the_edge_is_judged_by_the_share_of_mistakes_that_are_mended(tmp_path, m
     assert [row[1] for row in found.rows[:3]] == ["can", "can", "edge"]
     share = found.data[6]["mended"]
     assert share.value == pytest.approx(edge + 0.001 / 0.6)
-    assert f"{share:+} (edge)" in found.sentence and f"{share:+}" == found.rows[2][5]
+    assert f"{share:+} at the edge" in found.sentence and f"{share:+}" == found.rows[2][5]
     assert share.value - share.low > 0.02 * 2**0.5 / 0.6 / 2**0.5 - 1e-9  # of 2 seeds' 2 ends
 
 
@@ -349,7 +349,18 @@ def test_a_class_has_all_of_its_lengths_and_may_have_no_mistakes():
     whole = [(of_seeds(1.0, 1.0), of_seeds(1.0, 1.0))]
     assert edge_of_competence.mended(whole) is None is edge_of_competence.mended([])
     verdict, sentence = edge_of_competence.judge({"can": whole, "edge": ends, "cannot": []})
-    assert verdict == "not reproduced" and sentence.count("none to mend") == 2
+    assert verdict == "not reproduced"
+    assert sentence.endswith("There are none to mend on lengths that the base can do and on lengths "
+                             "that it cannot do. So the classes cannot be compared.")
+
+
+def test_the_interval_of_shares_ends_where_they_do():
+    """Two seeds far apart: Student's interval alone would pass 1."""
+    before, after = of_seeds(0.1, 0.1), of_seeds(0.2, 1.0)
+    lead = studies.combined((1, after), (-1, before))
+    assert (lead.low, lead.high) == (-1, 1) and lead.value == pytest.approx(0.5)
+    mended = edge_of_competence.mended([(before, after)])
+    assert mended.high == 1 and mended.value == pytest.approx(0.5 / 0.9)
 
 
 def test_every_accuracy_has_a_class():
@@ -1217,8 +1228,9 @@ def test_muon_is_judged_by_the_loss_that_it_saves_in_sft(tmp_path, monkeypatch, 
     found = moved(tmp_path, monkeypatch, sft, 0.1, off)
     assert found.verdict == verdict and [row[2] for row in found.rows] == [
         "0.0002", "0.0004"] * 2
-    assert ("in GRPO it is ahead by +0.1" in found.sentence
-            and ("in SFT and GRPO" if sft == 0.5 else "in GRPO") in found.sentence)
+    place = "SFT and GRPO" if sft == 0.5 else "GRPO"
+    assert "of AdamW's mean loss in SFT and +0.1" in found.sentence
+    assert f"It earns its place in {place}" in found.sentence
     assert ("is behind in SFT" in found.sentence) == (sft < 0)
 
 
@@ -1318,8 +1330,11 @@ def test_a_report_has_the_verdict_its_figures_and_the_limits():
     found = Finding(["a"], [["1"]], "reversed", "So it went.", notes=["Note."])
     text = "\n".join(__main__.report(study, found, "pictures/x.svg"))
     for part in ("## Does RL reach beyond", "`make study-pass-at-k`", "**Reversed.** So it went.",
+                 "The rule ([pass_at_k.py](../scripts/studies/pass_at_k.py)). *Reproduced:* GRPO's",
+                 "outside by chance in at most 5% of cases. *Reversed:* Its pass@k is above",
                  "| 1 |", "![pass-at-k](pictures/x.svg)", "Note.", study.LIMITS):
         assert part in text
+    assert "Anything else" not in text
 
 
 def test_the_table_of_verdicts_stands_once_at_the_head_of_the_page():

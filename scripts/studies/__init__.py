@@ -20,14 +20,16 @@ and, where some runs follow from the results of others,
     then(made, done) -> more runs, like `runs`, once those named in `done` are there; asked again
                         until it has none that is new.  `swept` chooses a learning rate so.
 
-The verdict is `reproduced`, `not reproduced`, or `reversed`.  What decides it stands in the study's
-docstring, and was written before the runs that are shown.
+The verdict is `reproduced`, `reversed`, or `not reproduced`.  What decides it stands in the study's
+docstring, in three lines that begin with these words, and was written before the runs that are
+shown.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +41,7 @@ from minipost import contract, files
 from scripts.compare import FACTORS, farther, fingerprint, over_seeds
 
 ROOT = Path(__file__).resolve().parents[2]
-VERDICTS = ("reproduced", "not reproduced", "reversed")
+VERDICTS = ("reproduced", "reversed", "not reproduced")
 
 
 @dataclass(frozen=True)
@@ -112,16 +114,18 @@ class Made:
         return files.read_json(path)["found"]
 
 
-def combined(*parts):
-    """A weighted sum of means over seeds, paired by seed, as a Score.
+def combined(*parts, most=math.inf):
+    """A weighted sum of means over seeds of shares, paired by seed, as a Score.
 
-    parts: (weight, Scores), the Scores one of each seed, in the same order everywhere.
+    parts: (weight, Scores), the Scores one of each seed, in the same order everywhere.  The
+    interval ends where shares between 0 and 1 end, and at `most`.
     """
     n = len(parts[0][1])
     each = [sum(weight * scores[k].value for weight, scores in parts) for k in range(n)]
     return over_seeds(each, [score for _, scores in parts for score in scores],
                       [weight / n for weight, scores in parts for _ in scores],
-                      -math.inf, math.inf)
+                      sum(min(0, weight) for weight, _ in parts),
+                      min(most, sum(max(0, weight) for weight, _ in parts)))
 
 
 def firsts(usual):
@@ -152,6 +156,13 @@ def best(earned):
 def names():
     """The studies by their command-line name."""
     return [name for name in contract.names(sys.modules[__name__]) if not name.startswith("--")]
+
+
+def rule(doc):
+    """{verdict: when it is given} of a study's docstring, in the order of VERDICTS."""
+    found = {verdict: re.search(rf"^{verdict}  +(.*(?:\n  +.*)*)", doc, flags=re.MULTILINE)
+             for verdict in VERDICTS}
+    return {verdict: " ".join(match[1].split()) for verdict, match in found.items() if match}
 
 
 def load(name):

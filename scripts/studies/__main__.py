@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from importlib.util import find_spec
+from pathlib import Path
 
 from minipost import train
 from minipost.cli.options import fail_in_one_sentence
@@ -28,9 +29,9 @@ PAGE = ROOT / "docs" / "studies.md"
 HEAD = """# Findings of papers, tried at nano scale
 
 Each part is made by the command that it names, by the code as it was then; the date says when.  A
-verdict follows from a rule that stands in the study's file.  The rule was written before the runs
-that are shown, the settings were chosen on shorter tries.  Each part says what was changed after
-tries.
+verdict follows from a rule, which was written before the runs that are shown; the settings were
+chosen on shorter tries.  Each part says what was changed after tries.  "Not reproduced" says that
+the rule was not met.  Where an interval is wide, three seeds do not tell whether the finding holds.
 """
 
 
@@ -69,11 +70,20 @@ def report(study, found, picture):
     return [
         f"## {first}", "", machine(), "", f"`make study-{study.name}`. {study.CLAIM} "
         f"([{study.PAPER}](https://{study.PAPER}))", "",
-        f"**{found.verdict.capitalize()}.** {found.sentence}", "",
+        f"**{found.verdict.capitalize()}.** {found.sentence}", "", ruled(study), "",
         *table(found.columns, found.rows), "", f"![{study.name}]({picture})", "",
         *(line for note in (*found.notes, study.TRIED) if note for line in (note, "")),
         study.LIMITS,
     ]
+
+
+def ruled(study):
+    """What decides the verdict, and the file that has it."""
+    file = Path(study.module.__file__)
+    said = " ".join(f"*{verdict.capitalize()}:* {when}"
+                    for verdict, when in studies.rule(study.module.__doc__).items()
+                    if when != "Anything else.")
+    return f"The rule ([{file.name}](../scripts/studies/{file.name})). {said}"
 
 
 def draw(study, found, path):

@@ -12,6 +12,7 @@ reversed        It is below either, beyond that interval.
 not reproduced  Anything else.
 """
 
+from math import inf
 from statistics import fmean
 
 from minipost.measure.stats import Score
@@ -31,6 +32,8 @@ TRIED = ("The rule compared the largest gains in accuracy of each class, and one
          "no large one; it was replaced before the runs that are shown, the settings were not.")
 TERMS = (2, 4, 6, 8, 12, 16, 24)
 SETTINGS = ["--steps", "40", "--max-new-tokens", "240"]
+WHERE = {"can": "on lengths that the base can do", "edge": "at the edge",
+         "cannot": "on lengths that it cannot do"}
 CLASSES = {"can": (0.7, 1.01), "edge": (0.02, 0.7), "cannot": (0.0, 0.02)}
 
 
@@ -81,7 +84,7 @@ def mended(*classes):
             return None
         parts += [part for before, after in lengths
                   for part in ((sign / wrong, after), (-sign / wrong, before))]
-    return combined(*parts)
+    return combined(*parts, most=1 if len(classes) == 1 else inf)
 
 
 def judge(lengths):
@@ -92,11 +95,13 @@ def judge(lengths):
     verdict = ("reproduced" if len(leads) == 2 and min(lead.low for lead in leads) > 0 else
                "reversed" if len(leads) == 2 and max(lead.high for lead in leads) < 0 else
                "not reproduced")
-    return verdict, ("Of the greedy mistakes RL mends a share of "
-                     + "; ".join(f"{show(share)} ({name})" for name, share in shares.items())
-                     + "; the edge is ahead by "
-                     + (" and ".join(f"{lead:+}" for lead in leads) or "nothing that is known")
-                     + ".")
+    some = [f"{share:+} {WHERE[name]}" for name, share in shares.items() if share]
+    none = [WHERE[name] for name, share in shares.items() if not share]
+    return verdict, (
+        f"Of the greedy mistakes RL mends {', '.join(some) or 'none'}."
+        + (f" There are none to mend {' and '.join(none)}." if none else "")
+        + (f" The edge is ahead by {' and '.join(f'{lead:+}' for lead in leads)}." if leads else
+           " So the classes cannot be compared."))
 
 
 def show(share):

@@ -36,7 +36,7 @@ LIMITS = ("What a nano model can tell: both kinds of error were taught, so it is
 TRIED = ("A first set of runs kept GRPO's rate of 2e-4 to the end. It cured slips in three steps, "
          "and then went astray where nobody said what is right: certainty lost +0.542 [+0.337, "
          "+0.746] of sampled accuracy, the majority of one seed in three nearly all (gain +0.048 "
-         "[-1.156, +1.253]). The rate was lowered, to end at zero, by the accuracy on training "
+         "[-1.000, +1.000]). The rate was lowered, to end at zero, by the accuracy on training "
          "problems of the model that slips; the rule was not changed.")
 MODEL = "checkpoints/thinker"
 KINDS = {"slips": {}, "fault": {"hurried": True}}

@@ -137,9 +137,9 @@ def judge(leads):
     earned = [algo.upper() for algo, lead in leads.items() if lead.low > 0]
     lost = [algo.upper() for algo, lead in leads.items() if lead.high < 0]
     return verdict, (
-        f"In SFT Muon saves {tuned:+} of AdamW's mean loss, in GRPO it is ahead by "
-        f"{leads['grpo']:+} of mean reward (in the paper's pre-training it saves half of the "
-        "FLOPs, in SFT nothing clear). It earns its place "
+        f"Muon's lead is {tuned:+} of AdamW's mean loss in SFT and {leads['grpo']:+} of mean "
+        "reward in GRPO (in the paper's pre-training it saves half of the FLOPs, in SFT nothing "
+        "clear). It earns its place "
         + (f"in {listed(earned)}" if earned else "in neither")
         + (f" and is behind in {listed(lost)}." if lost else "."))
 

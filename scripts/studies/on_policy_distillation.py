@@ -245,8 +245,8 @@ def said_of(times, dear, needs, price):
     saved = fmean(needs[GRPO]) - fmean(needs[OWN])
     return (f"To reach {ENOUGH} GRPO takes {times} times the FLOPs of on-policy distillation"
             + (", no difference" if times.low <= 1 <= times.high else "")
-            + f" (in the paper 10 times the hours, to less), and {dear} times with the teacher's "
-            "own training"
+            + " (in the paper it takes 10 times the hours and ends lower), and "
+            f"{dear} times with the teacher's own training"
             + (f", which pays for itself from {ceil(price / saved)} students on."
                if times.low > 1 else "."))
 

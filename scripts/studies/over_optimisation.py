@@ -257,7 +257,7 @@ def judge(data):
         said.append(f"{form[0].upper()}{form[1:]}: the form explains {fit:.2f} of the variance of "
                     f"the points left out and foretells the farther half better than the other in "
                     f"{better} of {len(seeds)} seeds; R with the smallest reward model peaks at "
-                    f"{top:.3f} and ends at {end:.3f}, nine tenths of the peak less the end are "
+                    f"{top:.3f} and ends at {end:.3f}, below nine tenths of the peak by "
                     f"{fall:+}, and the peak grows by {slopes[-1]:+} with ten times the size.")
     verdict = ("reproduced" if all(held) and all(s.low > 0 for s in slopes) else
                "reversed" if all(s.high < 0 for s in slopes) else "not reproduced")

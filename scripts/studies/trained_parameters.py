@@ -144,9 +144,8 @@ def judge(data):
     return verdict, (
         f"The smallest size that gains nine tenths of what all weights gain: {few} "
         f"({numbers[0]:,}) for GRPO on sums, {many} ({numbers[1]:,}) for SFT on the same sums. "
-        f"Nine tenths of the gain of all "
-        f"weights exceed that of {'GRPO' if backward else 'SFT'} at the smaller of the two "
-        f"by {lag:+}, and that of GRPO with rank 1 by {short:+}.")
+        f"At the smaller of the two {'GRPO' if backward else 'SFT'} is behind nine tenths of what "
+        f"all weights gain by {lag:+}, and GRPO with rank 1 by {short:+}.")
 
 
 def draw(figure, found):
