@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from fakes import drive, f64, length, toy
+from fakes import drive, f64, length, tiny, toy
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minipost.errors import MinipostError
-from minipost.methods import es
+from minipost.methods import es, trpo
+from minipost.optim import Learner
 
 
 def test_the_step_is_the_papers_with_every_policys_own_reward(monkeypatch):
@@ -85,3 +86,12 @@ def test_a_sharded_run_is_refused():
     run.shard = "cpu"
     with pytest.raises(MinipostError, match="^es moves all weights at once; leave out --shard$"):
         es.check(run, es.Config())
+
+
+@pytest.mark.parametrize("method", [es, trpo], ids=["es", "trpo"])
+def test_an_optimizer_is_refused_where_none_is_used(method):
+    run = toy()
+    method.check(run, method.Config())
+    run.policy = Learner(tiny(), optimizer="muon")
+    with pytest.raises(MinipostError, match="without an optimiser; leave out --optimizer muon"):
+        method.check(run, method.Config())

@@ -73,12 +73,15 @@ def normalised(reward):
 
 
 def check(run, cfg):
-    """MinipostError where no rank has all weights."""
+    """MinipostError where no rank has all weights, or an optimiser is asked for."""
     if run.shard:
         raise MinipostError("es moves all weights at once; leave out --shard")
     if run.policy.allocator:
         raise MinipostError("es moves the weights by itself, and --lora-budget shares out ranks in "
                             "an optimiser's steps; leave it out, or take another method")
+    if run.policy.muon:
+        raise MinipostError("es moves the weights by itself, without an optimiser; leave out "
+                            "--optimizer muon, or take another method")
 
 
 @torch.no_grad()

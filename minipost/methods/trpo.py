@@ -190,13 +190,16 @@ def line_search(evaluate, old, step, delta, shrink, tries):
 # ---- the method
 
 def check(run, cfg):
-    """MinipostError where a rank does not hold the whole vectors of weights."""
+    """MinipostError where a rank has not the whole vectors, or an optimiser is asked for."""
     if run.shard:
         raise MinipostError("trpo multiplies vectors of all weights, of which --shard leaves a "
                             "part in each rank; leave out --shard, or take grpo or ppo")
     if run.policy.allocator:
         raise MinipostError("trpo moves the weights by itself, and --lora-budget shares out ranks "
                             "in an optimiser's steps; leave it out, or take another method")
+    if run.policy.muon:
+        raise MinipostError("trpo moves the weights by itself, without an optimiser; leave out "
+                            "--optimizer muon, or take another method")
 
 
 def train(run, cfg):
