@@ -17,6 +17,7 @@ from hostile import TEXTS
 
 from minipost import checkpoint, methods, parallel, solve, train
 from minipost.checks.model import Finding
+from minipost.cli import session
 from minipost.cli.console import Console, broken, line
 from minipost.errors import MinipostError, visible_json
 from minipost.measure.results import Arm, Result
@@ -53,6 +54,21 @@ def shows(console, text):
                   "b": Arm.of("b", 8, [1.0], [text], [{}])}, text)
     console.findings([Finding(text, "ok", text), Finding(text, "fault", text, text, text)], 1.0)
     console.result(summary, text)
+
+
+def test_side_by_side_stands_what_is_of_one_problem(capsys):
+    """Before, the third problem has no reward, after, the first has none."""
+    problems = [Problem(name) for name in "abc"]
+    before = Result.of([0.0, 1.0], ["old a", "old b"], [0, 1])
+    after = Result.of([0.0, 1.0], ["new b", "new c"], [1, 2])
+    Console().side_by_side(problems, before, after, "held-out", 3)
+    said = capsys.readouterr().out
+    assert "of 1 answers 0 got better and 1 got worse" in said
+    assert "old b" in said and "new b" in said and "old a" not in said and "new c" not in said
+    assert session.gain(before, after)["gain"]["value"] == -1
+    assert session.gain(before, Result.of([1.0], ["new c"], [2])) == {}
+    whole = Result.of([1.0, 1.0, 1.0], ["new a", "new b", "new c"])
+    assert session.gain(before, whole)["gain"]["value"] == 0.5
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -31,6 +31,30 @@ def test_the_win_rate_is_half_at_the_reference_and_knows_who_is_better():
     assert sum(better) / 200 > sum(wins) / 200 + 0.1
 
 
+def test_an_answer_without_a_reward_is_left_out_with_its_pair():
+    """Which have one depends on the answer, so that it differs between the two models."""
+    def reward(prompts, completions, **columns):
+        return [None if len(text) == 3 else float(len(text)) for text in completions]
+
+    run, problems = make(Echo()), Echo().sample(40, random.Random(1))
+    run.reward = reward
+    opponent = run.reference()
+    answers = []
+    for purpose in ("reference", "evaluation"):
+        with run.aside():
+            answers.append(run.texts(run.sample(problems, 1, temperature=1.0, purpose=purpose)))
+    theirs, ours = (reward(None, texts) for texts in answers)
+    rows = [k for k in range(40) if None not in (ours[k], theirs[k])]
+    assert 5 < len(rows) < 39 and ours != theirs
+    found = scorers.win_rate(run, problems, opponent)
+    assert found.rows == rows and found.texts == [answers[1][k] for k in rows]
+    assert found.rewards == [(ours[k] > theirs[k]) + 0.5 * (ours[k] == theirs[k]) for k in rows]
+    left = iter([[1.0, None], [None, 1.0]])                 # each of the two knows another problem
+    run.reward = lambda prompts, completions, **columns: next(left)
+    with pytest.raises(MinipostError, match="of 2 held-out problems there is none where both"):
+        scorers.win_rate(run, problems[:2], opponent)
+
+
 def test_scores_that_are_not_finite_are_refused():
     run, splits = make(max_new_tokens=5), {"held-out": Echo().heldout(4)}
     for broken in (math.nan, math.inf):

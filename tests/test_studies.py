@@ -350,8 +350,9 @@ def test_a_class_has_all_of_its_lengths_and_may_have_no_mistakes():
     assert edge_of_competence.mended(whole) is None is edge_of_competence.mended([])
     verdict, sentence = edge_of_competence.judge({"can": whole, "edge": ends, "cannot": []})
     assert verdict == "not reproduced"
-    assert sentence.endswith("There are none to mend on lengths that the base can do and on lengths "
-                             "that it cannot do. So the classes cannot be compared.")
+    assert sentence.endswith(
+        "There are none to mend on lengths that the base can do and on lengths that it cannot do. "
+        "So the classes cannot be compared.")
 
 
 def test_the_interval_of_shares_ends_where_they_do():

@@ -26,6 +26,7 @@ from minipost.engine.coded import count
 from minipost.engine.lora import adapters, trained
 from minipost.engine.prefix import length_of
 from minipost.errors import visible
+from minipost.measure.results import on_both
 from minipost.measure.stats import Score, paired
 
 MOST_TEXT, MOST_ROWS = 160, 8  # characters of an answer of a group, and its rows
@@ -231,9 +232,10 @@ class Console:
         First come problems with a higher reward, then problems with a lower one, then others, each
         kind in the split's fixed order.  The title counts all, so the choice hides nothing.
         """
+        before, after = on_both(before, after)
         if after.rows is not None:
             problems = [problems[i] for i in after.rows]
-        change = [new - old for old, new in zip(before.rewards, after.rewards)]
+        change = [new - old for old, new in zip(before.rewards, after.rewards, strict=True)]
         rose, fell = (sum(sign * c > 0 for c in change) for sign in (1, -1))
         better = sorted(range(len(change)), key=lambda i: change[i] <= 0)[: show - min(1, fell)]
         worse = [i for i, c in enumerate(change) if c < 0 and i not in better]

@@ -19,6 +19,7 @@ import torch
 
 from minipost import __version__, files, page, parallel
 from minipost.errors import MinipostError
+from minipost.measure.results import on_both
 from minipost.measure.watch import Watch, judged
 from minipost.run import REWARD_MODEL
 
@@ -98,7 +99,8 @@ class Samples:
     def finish(self, split, metric, before, after):
         """Add the held-out problems before and after, and what a trained scorer says of answers."""
         problems = self.session.splits[split]
-        if before.rows == after.rows and len(before.texts) == len(after.texts):
+        before, after = on_both(before, after)
+        if len(before.texts) == len(after.texts):
             self.rows.append(pairs(problems, before, after, split, metric))
         for name in (REWARD_MODEL, "critic"):
             scorer = self.run.learners.get(name)

@@ -19,7 +19,7 @@ from minipost.datasets import formats
 from minipost.datasets.fitting import fitted
 from minipost.errors import MinipostError
 from minipost.measure.asked import asked
-from minipost.measure.results import TEMPERATURES, as_data, forecast, from_data, splits
+from minipost.measure.results import TEMPERATURES, as_data, forecast, from_data, on_both, splits
 from minipost.measure.stats import paired
 from minipost.measure.watch import Example
 from minipost.opening import open_run, without_template
@@ -39,8 +39,12 @@ def pick_device(name):
 
 
 def gain(before, after):
-    """{"gain": the paired difference} of two Results of the same problems, {} if they are not."""
-    if before.rows != after.rows or len(before.rewards) != len(after.rewards):
+    """{"gain": the paired difference} of the problems that both Results have, {} if there is none.
+
+    Neither is there one of Results that count other things.
+    """
+    before, after = on_both(before, after)
+    if not before.rewards or len(before.rewards) != len(after.rewards):
         return {}
     return {"gain": asdict(paired(before.rewards, after.rewards))}
 

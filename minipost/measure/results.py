@@ -46,6 +46,18 @@ class Result:
         return found
 
 
+def on_both(one, other):
+    """Two Results, each of the problems that both have measured; their scores stay those of all."""
+    if one.rows == other.rows:
+        return one, other
+    places = [{row: k for k, row in enumerate(range(len(found.rewards)) if found.rows is None else
+                                              found.rows)} for found in (one, other)]
+    rows = sorted(places[0].keys() & places[1].keys())
+    return tuple(Result(found.score, [found.rewards[at[row]] for row in rows],
+                        [found.texts[at[row]] for row in rows], rows)
+                 for found, at in zip((one, other), places, strict=True))
+
+
 @dataclass(frozen=True)
 class Arm:
     """One way to answer some problems at test time.

@@ -12,7 +12,7 @@ import torch
 from minipost.datasets.preferences import file_pairs, starting_policy
 from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
-from minipost.measure.results import Result, evaluate, results
+from minipost.measure.results import Result, evaluate, on_both, results
 from minipost.measure.stats import bootstrap
 from minipost.ops import row_means, row_sums
 from minipost.run import REWARD_MODEL
@@ -98,10 +98,14 @@ def win_rate(run, problems, opponent):
 
     A tie counts half.
     """
-    theirs = evaluate(run, problems, 1.0, module=opponent, purpose="reference")
-    ours = evaluate(run, problems, 1.0)
-    return Result.of([float(a > b) + 0.5 * (a == b) for a, b in zip(ours.rewards, theirs.rewards)],
-                     ours.texts)
+    theirs, ours = on_both(evaluate(run, problems, 1.0, module=opponent, purpose="reference"),
+                           evaluate(run, problems, 1.0))
+    if not ours.rewards:
+        raise MinipostError(f"of {len(problems)} held-out problems there is none where both "
+                            "answers have a reward, so nothing says how often one is better")
+    return Result.of([float(a > b) + 0.5 * (a == b)
+                      for a, b in zip(ours.rewards, theirs.rewards, strict=True)],
+                     ours.texts, ours.rows)
 
 
 def report_policy(run, splits, scale):
