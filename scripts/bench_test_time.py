@@ -65,6 +65,8 @@ GAME_ROWS = {  # row: (command, arm, arm of any of 5, the paper's row)
                     "any of n=5", "7.3"),
     "worked steps (CoT)": (f"self-consistency {GAME} --curve 1 5 32 --group-size 32", "n=1",
                            "any of n=5", "4.0"),
+    "worked steps, greedy": (f"self-consistency {GAME} --temperature 0 --curve 1 --group-size 1",
+                             "n=1", None, ""),
     "self-consistency of 32": (f"self-consistency {GAME} --curve 1 5 32 --group-size 32", "n=32",
                                None, "9.0 (of 100)"),
     "best of 32, PRM": (BEST_24, "verifier", None, ""),
