@@ -74,8 +74,8 @@ def ended(name, args):
 def pooled(seen):
     """One summary of several seeds': means, and intervals as the head of this file has them."""
     if len(seen) == 1:
-        return seen[0]
-    whole = {**seen[0], "seconds": median(s["seconds"] for s in seen)}
+        return {**seen[0], "seeds": 1}
+    whole = {**seen[0], "seeds": len(seen), "seconds": median(s["seconds"] for s in seen)}
     for part in ("before", "after", "gain"):
         if part in seen[0]:
             each = [s[part] for s in seen]
@@ -102,14 +102,15 @@ def gained(summary):
 
 
 def filled(page, found):
-    """The page, in which rows with `make demo-NAME` end with before, after and the paired gain."""
+    """The page, in which rows with `make demo-NAME` end with before, after, gain, n, seeds."""
     lines = page.splitlines(keepends=True)
     for k, line in enumerate(lines):
         shown = re.search(r"`make demo-([a-z0-9-]+)`", line)
         if shown and line.startswith("|") and found.get(shown[1]):
             s = found[shown[1]]
-            effect = f"{s['before']['value']:.3f} | {s['after']['value']:.3f} | {gained(s)}"
-            lines[k] = f"{'|'.join(line.split('|')[:-4])}| {effect} |\n"
+            effect = (f"{s['before']['value']:.3f} | {s['after']['value']:.3f} | {gained(s)} | "
+                      f"{s['after']['n']}, {s['seeds']}")
+            lines[k] = f"{'|'.join(line.split('|')[:-5])}| {effect} |\n"
     return "".join(lines)
 
 

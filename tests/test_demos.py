@@ -16,14 +16,14 @@ def summary(value, low, high, seconds=1.0):
 
 def test_one_seed_is_as_it_is():
     one = summary(0.5, 0.4, 0.6)
-    assert demos.pooled([one]) is one
+    assert demos.pooled([one]) == {**one, "seeds": 1}
 
 
 def test_seeds_that_agree_are_as_sure_as_one_of_them():
     """The problems are the same, so three seeds do not make them three times as many."""
     whole = demos.pooled([summary(0.5, 0.4, 0.7, s) for s in (1, 5, 2)])
     assert whole["gain"] == pytest.approx({"value": 0.5, "low": 0.4, "high": 0.7, "n": 400})
-    assert whole["seconds"] == 2
+    assert whole["seconds"] == 2 and whole["seeds"] == 3
 
 
 def test_seeds_that_differ_widen_the_interval():
@@ -47,3 +47,11 @@ def test_what_lies_in_runs_is_kept_where_it_is_asked_for(tmp_path, monkeypatch, 
                         lambda name, seed, args: seen.append(seed) or summary(0.5, 0.4, 0.6))
     found = demos.ended("grpo", SimpleNamespace(seeds=3, keep=keep, made=made))
     assert seen == ran and (found is None) == made
+
+
+def test_a_row_of_the_page_gets_its_figures_and_no_other_cell_changes():
+    page = ("text\n| 1 | a | [f](f) | `make demo-grpo` | sums | 0.1 | 0.2 | +0.1 | 9, 1 |\n"
+            "| 2 | b | [f](f) | `x` | y | 0.3 | 0.4 |  | 8, 2 |\n")
+    found = demos.filled(page, {"grpo": demos.pooled([summary(0.5, -0.1, 0.6)] * 3), "x": None})
+    assert found == page.replace("0.1 | 0.2 | +0.1 | 9, 1", "0.500 | 0.500 | +0.500 [-0.100, "
+                                 "+0.600] (no effect seen) | 400, 3")
