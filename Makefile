@@ -27,7 +27,7 @@
 #   make compute-optimal    accuracy against tokens, all test-time methods: table and plot (matplotlib)
 #   make study-pass-at-k    try a paper's finding at nano scale: table, plot, verdict (docs/studies.md)
 #   make studies            all of them, and one table of verdicts
-#   make compare-offline    SFT, RFT, DPO, KTO and OREO on one fixed set of answers: table
+#   make compare-offline    SFT, RFT, DPO, RPO, KTO and OREO on one fixed set of answers: table
 
 PYTHON ?= python3
 VENV ?= .venv
