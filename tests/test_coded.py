@@ -143,6 +143,14 @@ def test_the_way_back_keeps_no_matrix():
     assert len(shapes & {*kept["plain"]}) == 4 and not shapes & {*kept["coded"]}
 
 
+def test_finding_the_adapters_makes_no_matrix(monkeypatch):
+    model, plain = coded(), tiny()
+    monkeypatch.setattr(Coded, "weight", property(lambda self: pytest.fail("decoded")))
+    assert [rows for _, _, rows in linears(model)] == [rows for _, _, rows in linears(plain)]
+    assert all(sum(rows) == len(linear.weight) for _, linear, rows in linears(plain))
+    assert len(adapters(model)) == 8
+
+
 def test_copies_share_the_codes_and_only_adapters_learn():
     model = coded()
     critic = ValueHead(copy.deepcopy(model))

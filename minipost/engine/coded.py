@@ -92,6 +92,7 @@ class Coded(nn.Module):
         for name, part in zip(HELD, (codes, scale_codes, steps, mean, least)):
             setattr(self, name, Fixed(part, requires_grad=False))
         self.adapter, self.bias, self.whole = linear.adapter, linear.bias, None
+        self.out_features = self.shape[0]       # of which `linears` asks, without making the matrix
 
     @property
     def weight(self):
