@@ -108,7 +108,7 @@ class Learner:
     up in float32: a small one would be lost beside a large one in bfloat16.  An update is made in
     place and in pieces: nothing of the length of all weights is made for it.
 
-    gone(): the share of the run that this step ends, by which an `Allocator` lowers its budget.
+    gone(): the share of its steps that this one ends, by which an `Allocator` lowers its budget.
     """
 
     gone = staticmethod(lambda: 0.0)

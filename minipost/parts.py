@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from torch import nn
 from torch.nn.utils import vector_to_parameters
 
 from minipost.engine.lora import fill, own, trained
@@ -47,10 +48,13 @@ def rounded(module, bits):
     Each row is rounded to multiples of a step of its own: its largest size over 2^(bits-1) - 1.
     """
     found = copy.deepcopy(module).requires_grad_(False)
-    for weight in found.parameters():
-        if weight.dim() >= 2:
-            step = weight.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
-            weight.copy_(torch.where(step > 0, (weight / step).round() * step, weight))
+    for part in found.modules():
+        for name, weight in part.named_parameters(recurse=False):
+            if weight.dim() >= 2:
+                step = weight.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+                near = torch.where(step > 0, (weight / step).round() * step, weight)
+                # A new one, since the module itself has a Fixed one too.
+                setattr(part, name, nn.Parameter(near, requires_grad=False))
     return found
 
 

@@ -121,15 +121,18 @@ class Run:
         return self.counted(made)
 
     def counted(self, made):
-        """A learner, which is told how far the run is where its ranks have a budget."""
-        if getattr(made, "allocator", None):
+        """A learner, which is told how far it is where its ranks have a budget."""
+        if allocator := getattr(made, "allocator", None):
             me = weakref.proxy(self)    # no circle, which would keep a run's memory after its end
-            made.gone = lambda: me.gone()
+            made.gone = lambda: me.gone(allocator.since(me.step))
         return made
 
-    def gone(self):
-        """The share of the run's steps that are made when this one is; 0 before there are any."""
-        return (self.step + 1) / self.total if self.total else 0.0
+    def gone(self, since):
+        """The share of the run's steps from `since` on that are made when this one is.
+
+        0 where the run has no end.
+        """
+        return (self.step + 1 - since) / max(1, self.total - since) if self.total else 0.0
 
     def frozen(self, name, make):
         """The frozen module of this name; make() gives it."""

@@ -260,6 +260,72 @@ def test_another_loss_forgets_the_importance_and_not_what_is_pruned():
     assert torch.equal(values(learner.module) == 0, gone) and not gone.all()
 
 
+def late(total=250, step=210):
+    """A run that is at this step, whose policy has learnt nothing yet."""
+    task = Echo()
+    run = Run(Learner(pruned()), Letters(), task, task.reward)
+    run.total, run.step = total, step
+    return run
+
+
+def learn(run, learner, steps, seqs):
+    """So many steps of a run.  -> how many triplets each leaves"""
+    left = []
+    for _ in range(steps):
+        logprobs(learner.module, seqs).sum().backward()
+        learner.step(0.01)
+        run.step += 1
+        left.append(int(learner.allocator.kept.sum()))
+    return left
+
+
+def test_a_learner_that_begins_late_has_the_rest_of_the_run():
+    """A critic, or PPO's policy after other stages: t is the share of the steps from its first."""
+    run, seqs = late(), sequences(4)
+    critic = run.learner("critic", lambda: copy.deepcopy(run.policy.module))
+    want = [allowed((k + 1) / 40, 56, 28) for k in range(40)]
+    assert want[0] == 56 and want[8] == 42 and want[-1] == 28
+    assert learn(run, critic, 40, seqs) == want
+
+
+def test_the_budget_of_another_loss_falls_from_what_is_left():
+    run, seqs = late(20, 0), sequences(4)
+    assert learn(run, run.policy, 8, seqs) == [allowed((k + 1) / 20, 56, 28) for k in range(8)]
+    left = int(run.policy.allocator.kept.sum())
+    assert left == 32
+    run.step += 2                                           # a stage in which others learn
+    run.policy.reset_optimizer()
+    assert learn(run, run.policy, 10, seqs) == [allowed((k + 1) / 10, 32, 28) for k in range(10)]
+
+
+def test_a_late_learner_resumes_bit_for_bit():
+    def begun(at=210):
+        run = late(step=at)
+        return run, run.learner("critic", lambda: copy.deepcopy(run.policy.module))
+
+    seqs = sequences(4)
+    whole, critic = begun()
+    learn(whole, critic, 15, seqs)
+    critic.reset_optimizer()
+    learn(whole, critic, 10, seqs)
+    for at in (3, 15, 18):
+        first, stopped = begun()
+        learn(first, stopped, min(at, 15), seqs)
+        if at >= 15:
+            stopped.reset_optimizer()
+            learn(first, stopped, at - 15, seqs)
+        tensors, facts = first.state()
+        second = late(step=0)
+        second.restore({name: x.clone() for name, x in tensors.items()}, facts)
+        again = second.learner("critic", lambda run=second: copy.deepcopy(run.policy.module))
+        if at < 15:
+            learn(second, again, 15 - at, seqs)
+            again.reset_optimizer()
+        learn(second, again, 225 + 10 - second.step, seqs)
+        assert torch.equal(again.flat, critic.flat)
+        assert torch.equal(again.allocator.kept, critic.allocator.kept)
+
+
 def test_a_critic_has_a_budget_of_its_own():
     learner = Learner(ValueHead(copy.deepcopy(pruned())))
     assert learner.allocator.last == 28

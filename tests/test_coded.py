@@ -87,6 +87,32 @@ def test_bits_of_a_weight_and_how_near_it_comes(bits, most):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
+def test_a_scale_is_never_negative_however_large_another_is(bits):
+    """Small rows beside one large weight keep their signs, and roughly their size."""
+    linear = torch.nn.Linear(64, 256, bias=False)
+    linear.adapter = None
+    generator = torch.Generator().manual_seed(0)
+    deviation = torch.tensor([0.001, 0.02]).repeat_interleave(128)[:, None]
+    linear.weight.data = deviation * torch.randn(256, 64, generator=generator)
+    linear.weight.data[200, 5] = 1.5
+    linear.weight.data[7] = 0
+    one = Coded(linear, bits)
+    scales = linear.weight.detach().abs().amax(1)
+    assert (one.scales() >= scales[scales > 0].min() / 2).all()
+    found, small = one.weight, torch.arange(256) < 128
+    assert not found[7].any()
+    cosine = torch.cosine_similarity(found, linear.weight.detach())
+    small[7] = False
+    assert cosine[small].min() > 0.97
+    ratio = (found.norm(dim=1) / linear.weight.norm(dim=1))[small]
+    assert 0.4 < ratio.min() and ratio.max() < 2.5
+    zero = torch.nn.Linear(64, 4, bias=False)
+    zero.adapter = None
+    torch.nn.init.zeros_(zero.weight)
+    assert not Coded(zero, bits).weight.any()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_training_is_that_beside_the_matrices_that_the_codes_stand_for(bits, recompute):
     from minipost.engine.block import recompute as again
@@ -115,6 +141,14 @@ def test_the_way_back_keeps_no_matrix():
                 lambda x, found=found: (found.append(tuple(x.shape)), x)[1], lambda x: x):
             logprobs(model, sequences(6))
     assert len(shapes & {*kept["plain"]}) == 4 and not shapes & {*kept["coded"]}
+
+
+def test_finding_the_adapters_makes_no_matrix(monkeypatch):
+    model, plain = coded(), tiny()
+    monkeypatch.setattr(Coded, "weight", property(lambda self: pytest.fail("decoded")))
+    assert [rows for _, _, rows in linears(model)] == [rows for _, _, rows in linears(plain)]
+    assert all(sum(rows) == len(linear.weight) for _, linear, rows in linears(plain))
+    assert len(adapters(model)) == 8
 
 
 def test_copies_share_the_codes_and_only_adapters_learn():

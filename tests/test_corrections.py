@@ -7,6 +7,7 @@ import torch
 from fakes import Echo, f64, old_and_new, toy
 
 from minipost import train
+from minipost.engine import bottleneck, prefix
 from minipost.errors import MinipostError
 from minipost.methods import grpo
 from minipost.parts import rounded
@@ -136,6 +137,20 @@ def test_rounded_weights_are_within_half_a_step_and_the_policy_stays():
     zero = torch.nn.Linear(3, 2)
     torch.nn.init.zeros_(zero.weight)
     assert not rounded(zero, 4).weight.any()
+
+
+@pytest.mark.parametrize("part, size", [(prefix, 4), (bottleneck, 4)])
+def test_rounding_leaves_weights_that_copies_share(part, size):
+    """Beside a prefix or bottlenecks the other weights are fixed, and a copy has the same ones."""
+    model = part.attach(toy(Echo()).policy.module, size)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    copied = rounded(model, 3)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    for name, weight in copied.named_parameters():
+        if weight.dim() >= 2 and before[name].any():
+            rows = weight.flatten(0, -2)
+            assert not torch.equal(weight, before[name])
+            assert all(len(row.unique()) <= 7 for row in rows)
 
 
 def test_the_rounded_policy_samples_and_its_log_probs_are_recorded():

@@ -3,6 +3,7 @@
 import pytest
 
 from minipost import checkpoint
+from minipost.layout import vocabulary_file
 from minipost.tokenizer import Tokenizer
 from scripts import fuzz
 
@@ -16,7 +17,7 @@ def test_a_reader_opens_or_refuses(name):
 
 
 @pytest.mark.parametrize("name, owner, reader", [
-    ("config", checkpoint, "read_config"), ("generation", checkpoint, "is_id"),
+    ("config", checkpoint, "read_config"), ("generation", vocabulary_file, "is_id"),
     ("tokenizer", Tokenizer, "load"), ("weights", checkpoint, "check_tensor"),
 ])
 def test_the_fuzzer_sees_a_reader_that_crashes(monkeypatch, name, owner, reader):

@@ -331,6 +331,35 @@ def test_what_is_not_plain_is_refused(tmp_path, tiny):
                           atol=1e-6)
 
 
+def test_every_key_that_changes_the_function_is_refused(tmp_path, tiny):
+    """The keys of peft 0.21, and what may stand there where they change nothing."""
+    checkpoint.save(tmp_path / "a", adapted(SOME, checkpoint.load(tiny)[0]), tiny)
+    path = tmp_path / "a" / lora_file.CONFIG
+    good = json.loads(path.read_text())
+    for key, value in [
+            *(("init_lora_weights", how) for how in (
+                "pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "unheard-of")),
+            ("alora_invocation_tokens", [5, 6]), ("use_qalora", True),
+            ("arrow_config", {"top_k": 3}), ("use_bdlora", {"nblocks": 2}),
+            ("kasa_config", {"beta": 1e-4}), ("monteclora_config", {"num_samples": 4}),
+            ("lora_bias", True), ("fan_in_fan_out", True), ("rank_pattern", {"q_proj": 8}),
+            ("alpha_pattern", {"q_proj": 8}), ("layer_replication", [[0, 2], [1, 2]]),
+            ("trainable_token_indices", [3]), ("layers_to_transform", [0]),
+            ("exclude_modules", ["q_proj"]), ("target_parameters", ["experts.gate_up_proj"])]:
+        path.write_text(json.dumps({**good, key: value}))
+        with pytest.raises(MinipostError, match=f"{key} is .*; minipost opens plain LoRA"):
+            checkpoint.load(tmp_path / "a")
+    for key, value in [
+            *(("init_lora_weights", how) for how in (
+                None, True, False, "gaussian", "eva", "orthogonal", "mica")),
+            ("alora_invocation_tokens", None), ("use_qalora", False), ("qalora_group_size", 16),
+            ("arrow_config", None), ("use_bdlora", None), ("kasa_config", None),
+            ("monteclora_config", None), ("loftq_config", {}), ("rank_pattern", {}),
+            ("ensure_weight_tying", False), ("peft_version", "0.21.2")]:
+        path.write_text(json.dumps({**good, key: value}))
+        checkpoint.load(tmp_path / "a")
+
+
 def test_a_directory_holds_one_of_the_two(tmp_path, tiny):
     model = adapted(model=checkpoint.load(tiny)[0])
     checkpoint.save(tmp_path / "a", model, tiny)

@@ -13,13 +13,16 @@ uncertain (sec. 3.2).  Both are smoothed over the updates, and a triplet's impor
     S_i = s(e_i) + mean of s over P_i + mean of s over Q_i
 
 After an update all e_i are set to 0 but those of the b most important triplets of the model.  With
-b_0 triplets, b_T = budget x matrices, and t the share of the run that is behind it (sec. 3.3):
+b_0 triplets, b_T = budget x matrices, and t the share of its steps that is behind it (sec. 3.3):
 
     b = b_0                                              t < t_i
         b_T + (b_0 - b_T) (1 - (t - t_i) / (1 - t_i - t_f))^3
         b_T                                              t >= 1 - t_f
 
 A triplet that lost its e keeps its P and Q, and may have e again.  Once b_T are left, these stay.
+The steps of a learner are those of the run from its first update on; after `forget`, from the next
+one on, and b_0 is what is left then.  One that stops before the run ends, such as the reward model
+of --algo ppo, may keep more than its budget.
 Where we differ from the paper: each update prunes, not one in Delta_T; P and Q begin
 orthonormal, not small and random, so that the penalty does not decide what is pruned first.  peft
 takes the mean of the norms |...|, not the sum of their squares.
@@ -30,11 +33,11 @@ import torch
 from minipost.engine.lora import Pruned
 
 GAMMA, B1, B2 = 0.1, 0.85, 0.85
-BEGIN, END = 0.1, 0.3     # t_i and t_f, shares of the run
+BEGIN, END = 0.1, 0.3     # t_i and t_f, shares of a learner's steps
 
 
 def allowed(t, first, last):
-    """b, of `first` triplets and `last` at the end, when a share t of the run is behind it."""
+    """b, of `first` triplets and `last` at the end, when a share t of the steps is behind it."""
     left = min(1.0, max(0.0, 1 - (t - BEGIN) / (1 - BEGIN - END)))
     return round(last + (first - last) * left**3)
 
@@ -58,9 +61,10 @@ class Allocator:
         self.mean, self.spread = ({p: torch.zeros_like(slopes[p])
                                    for each in self.adapters for p in each.parameters()}
                                   for _ in range(2))
-        self.first = sum(len(each.e) for each in self.adapters)
         self.last = sum(each.budget * sum(each.adapted) for each in self.adapters)
         self.kept = torch.ones_like(torch.cat([slopes[each.e] for each in self.adapters]))
+        # The run's step of the first update, -1 before there is one; how many triplets there were.
+        self.start = torch.tensor([-1, len(self.kept)])
 
     @torch.no_grad()
     def weigh(self):
@@ -76,15 +80,27 @@ class Allocator:
             self.spread[x].lerp_((now - mean).abs(), 1 - B2)
 
     def state(self):
-        """Which triplets are left, and the two means of each number, by name."""
+        """Which triplets are left, since when, and the two means of each number, by name."""
         means = (("sensitivity", self.mean), ("uncertainty", self.spread))
-        return {"kept": self.kept} | {f"{name}/{k}": x for name, found in means
-                                      for k, x in enumerate(found.values())}
+        return {"kept": self.kept, "start": self.start} | {
+            f"{name}/{k}": x for name, found in means for k, x in enumerate(found.values())}
 
     def forget(self):
         """Forget how important each number was, for another loss.  What is pruned stays so."""
         for x in (*self.mean.values(), *self.spread.values()):
             x.zero_()
+        self.start.copy_(torch.tensor([-1, int(self.kept.sum())]))
+
+    @property
+    def first(self):
+        """b_0."""
+        return int(self.start[1])
+
+    def since(self, step):
+        """The run's step of the first update: this one if there was none."""
+        if self.start[0] < 0:
+            self.start[0] = step
+        return int(self.start[0])
 
     def importance(self):
         """S of all triplets, of one adapter after the other.  (b_0,)"""

@@ -12,6 +12,11 @@ The scales of 4 bits would take half a bit a weight more.  So they are coded too
 in 8 bits and blocks of 256 (double quantisation; the paper's second code is a float of 8 bits,
 ours the 8 bits above): 4.13 bits a weight, and 8.13.
 
+Beside a scale that is far larger, small ones may be decoded as anything within half a level, even
+as negative numbers, which would turn the signs of their weights.  So a matrix keeps its smallest
+scale, and what is decoded as less than half of it is taken for it.  (The paper's code, which is
+bitsandbytes, adds the mean back without such a bound; its float is finer near the mean.)
+
 A product makes its matrix anew, forwards and backwards, and drops it; the way back keeps no matrix
 (block.py).  Nothing is differentiated by a code.  Embedding, head and norms stay as they are.  The
 sampler holds whole matrices while it answers.
@@ -28,6 +33,7 @@ from minipost.engine.functions import product
 from minipost.engine.lora import Fixed, linears
 
 BLOCK, SCALES = 64, 256  # weights of a block; scales of a block
+HELD = "codes", "scale_codes", "steps", "mean", "least"     # of a coded matrix
 # The outermost quantile: halfway between what 15 and what 16 levels on a side would leave beyond.
 OFFSET = (2 - 1 / 30 - 1 / 32) / 2
 
@@ -72,6 +78,7 @@ class Coded(nn.Module):
     scale_codes: Fixed
     steps: Fixed
     mean: Fixed
+    least: Fixed
 
     def __init__(self, linear, bits):
         super().__init__()
@@ -81,18 +88,24 @@ class Coded(nn.Module):
         codes, scales = encode(wide, bits, BLOCK)
         mean = scales.mean()
         scale_codes, steps = encode(scales - mean, 8, SCALES)
-        for name, part in (("codes", codes), ("scale_codes", scale_codes), ("steps", steps),
-                           ("mean", mean)):
+        least = torch.where(scales > 0, scales, scales.amax()).amin()
+        for name, part in zip(HELD, (codes, scale_codes, steps, mean, least)):
             setattr(self, name, Fixed(part, requires_grad=False))
         self.adapter, self.bias, self.whole = linear.adapter, linear.bias, None
+        self.out_features = self.shape[0]       # of which `linears` asks, without making the matrix
 
     @property
     def weight(self):
         if self.whole is not None:
             return self.whole
-        count = math.prod(self.shape)
-        scales = decode(self.scale_codes, self.steps, 8, -(-count // BLOCK)) + self.mean
-        return decode(self.codes, scales, self.bits, count).view(self.shape).to(self.kind)
+        found = decode(self.codes, self.scales(), self.bits, math.prod(self.shape))
+        return found.view(self.shape).to(self.kind)
+
+    def scales(self):
+        """The scale of each block, none below half of the least."""
+        blocks = -(-math.prod(self.shape) // BLOCK)
+        found = decode(self.scale_codes, self.steps, 8, blocks) + self.mean
+        return torch.where(found < self.least / 2, self.least, found)
 
     def become(self, weight):
         """Be this matrix from now on."""
@@ -121,7 +134,7 @@ def is_coded(module):
 def count(module):
     """How many parameters a module has; a coded matrix has as many as it stands for."""
     coded = [part for part in module.modules() if isinstance(part, Coded)]
-    held = [p for part in coded for p in (part.codes, part.scale_codes, part.steps, part.mean)]
+    held = [getattr(part, name) for part in coded for name in HELD]
     return (sum(p.numel() for p in module.parameters()) - sum(p.numel() for p in held)
             + sum(math.prod(part.shape) for part in coded))
 

@@ -209,7 +209,7 @@ def linears(module):
             yield name, part, [attention.heads * attention.head_dim, one, one]
         elif kind in STACKED:
             n = len(STACKED[kind])
-            yield name, part, [len(part.weight) // n] * n
+            yield name, part, [part.out_features // n] * n
 
 
 def fix(module, but=()):

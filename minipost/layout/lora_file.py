@@ -28,7 +28,12 @@ PLAIN = {"bias": ("none",), "use_dora": (None, False), "fan_in_fan_out": (None, 
          "rank_pattern": (None, {}), "alpha_pattern": (None, {}), "layer_replication": (None,),
          "trainable_token_indices": (None,), "lora_bias": (None, False),
          "layers_to_transform": (None,), "exclude_modules": (None,),
-         "target_parameters": (None, [])}
+         "target_parameters": (None, []), "alora_invocation_tokens": (None,),
+         "use_qalora": (None, False), "use_bdlora": (None,), "arrow_config": (None,),
+         "kasa_config": (None,), "monteclora_config": (None,),
+         # With others ("pissa", "olora", "corda", "loftq", "lora_ga") peft changes the weights
+         # beneath.
+         "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal", "mica")}
 
 
 def base_of(directory):
@@ -97,7 +102,7 @@ def settings(directory, task):
         if key in raw and raw[key] not in values:
             raise MinipostError(f"{path}: {key} is {raw[key]!r:.60}; minipost opens plain LoRA on "
                                 "the matrices of the layers; merge it with peft first "
-                                "(merge_and_unload)")
+                                "(merge_and_unload), if that can be merged")
     rank, alpha, targets = raw.get("r"), raw.get("lora_alpha"), raw.get("target_modules")
     if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
         raise MinipostError(f"{path}: r is {rank!r:.40} and lora_alpha {alpha!r:.40}; expected a "
