@@ -45,18 +45,21 @@ class Added:
 
     parts: a Part of each function.
     changed: names of all that they changed in the process, which is put back after each call.
+    latest: where there are several, what each returned when they were last asked, a list each.
     """
 
     def __init__(self, parts):
         self.parts = [Part(*part) for part in parts]
         self.changed = {what for part in self.parts for what in part.own}
         self.__qualname__ = " + ".join(part.name for part in self.parts)
+        self.latest: list[list[float | None]] = []
 
     def __call__(self, prompts, completions, **columns):
         given = {"prompts": prompts, "completions": completions, **columns}
         return self.total([settled(part.function, copied(given)) for part in self.parts])
 
     def total(self, lists):
+        self.latest = lists
         rows = [[part.weight * value for part, value in zip(self.parts, row) if value is not None]
                 for row in zip(*lists, strict=True)]
         return [sum(row) if row else None for row in rows]
