@@ -146,7 +146,7 @@ class Told(NamedTuple):
 
 # The methods that leave out an answer without a reward.  Others need a number for each.
 NONE = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "sapo", "entropy", "maxrl", "minimum-risk",
-        "reinforce", "rloo", "self-critical", "trpo", "vineppo", "mixer", "es")
+        "reinforce", "rloo", "self-critical", "trpo", "vineppo", "mixer", "es", "gdpo", "tool-use")
 EXTRAS = ("completion_ids", "trainer_state", "log_extra", "log_metric")
 
 
