@@ -204,6 +204,22 @@ class Run:
             self.step = now
 
     @contextmanager
+    def once(self, step):
+        """Inside the block is the work of one step, which a run that is resumed later does again.
+
+        Then its tokens are not counted again, and what reward functions log is no part of the step.
+        """
+        tokens, said, again = self.tokens, self.said, self.step != step
+        if again:
+            self.said = Said()
+        try:
+            with self.at(step):
+                yield
+        finally:
+            if again:
+                self.tokens, self.said = tokens, said
+
+    @contextmanager
     def aside(self):
         """Inside the block answers are measured and not learnt from: their tokens are not counted.
 
