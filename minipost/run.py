@@ -143,6 +143,10 @@ class Run:
         """
         return self.frozen("reference", lambda: off(copy.deepcopy(self.policy.module)))
 
+    def knows(self, key):
+        """Whether there is a part of this name, be it in a saved state that nobody asked yet."""
+        return key in self.parts or key in self.saved
+
     def forget(self, key):
         """Drop a part, so that the next call that asks for it makes it anew."""
         self.parts.pop(key, None)
@@ -549,9 +553,9 @@ class Run:
         shifted and scaled to mean 0 and deviation 1 (Ziegler et al. 2019, arxiv.org/abs/1909.08593,
         sec. 2.1).
         """
-        saved = f"frozen/{REWARD_MODEL}" in self.saved
+        known = self.knows(f"frozen/{REWARD_MODEL}")     # normalised before it was saved
         self.reward_model = self.frozen(REWARD_MODEL, lambda: copy.deepcopy(model))
-        if not saved:
+        if not known:
             rollout = self.sample(self.problems(128, again=1), 2, temperature=1.0,
                                   purpose="normalise", module=module)
             scores = self.finite_scores(rollout)

@@ -24,6 +24,7 @@ Where we differ: Bai et al. begin each round anew, the reward model with all lab
 policy from its start, and they mix several policies' answers.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -85,7 +86,9 @@ def check(run, cfg):
 
 def measure(run, splits, cfg):
     """The policy's answers, and how the reward model orders them, if it has learnt anything yet."""
-    model, found = run.reward_model, results(run, splits)
+    model, found = None, results(run, splits)
+    if run.knows(f"frozen/{REWARD_MODEL}"):     # run.reward_model is not set yet after a resume
+        model = run.frozen(REWARD_MODEL, lambda: copy.deepcopy(scorers.scorer(run).module))
 
     def score(rollout):
         return torch.zeros(len(rollout)) if model is None else run.final_scores(model, rollout)
