@@ -79,6 +79,11 @@ def check(run, cfg):
     refuse(run, "math-shepherd", GOES_ON)
 
 
+def rows(run, cfg):
+    """The answers that are labelled, and how many a step takes."""
+    return cfg.prompts * cfg.group_size, cfg.batch_size
+
+
 def step_ends(run, rollout):
     """True at every token in which a step ends, but at an answer's last.  (B, T)"""
     mask = torch.zeros_like(rollout.mask)
