@@ -101,9 +101,7 @@ def measure(run, splits, cfg):
 def train(run, cfg, label=preferences.by_reward):
     """Fine-tune; then rounds of labels, reward model, PPO.  Yields metrics per step."""
     if run.step < cfg.sft_steps:
-        stage = sft.train(run, sft.Config(steps=cfg.sft_steps, lr=5e-4, warmup_steps=5))
-        while run.step < cfg.sft_steps:
-            yield next(stage)
+        yield from sft.cold_start(run, sft.Config(steps=cfg.sft_steps, lr=5e-4, warmup_steps=5))
     judging, acting = shares(cfg.reward_steps, cfg.rounds), shares(cfg.steps, cfg.rounds)
     begin = cfg.sft_steps
     for k in range(cfg.rounds):
