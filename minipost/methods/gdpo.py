@@ -9,8 +9,8 @@ says little.  GDPO normalises each rule within the group, adds up, and normalise
     A_i  = sum_k w_k A_ik,     A_i <- A_i / (std(A) + 1e-4)  over all answers; their mean is 0
 
 The rest is methods/grpo.py, which has the loss and its gradient.  With one rule A is GRPO's but for
-the last scale.  Every rule is logged apart, under its name.  An answer to which a rule does not
-apply (None) has no part in that rule.
+the last scale.  Every rule is logged apart: one of the task under its name, a function as in other
+methods.  An answer to which a rule does not apply (None) has no part in that rule.
 """
 
 import math
