@@ -146,6 +146,10 @@ class Run:
         """
         return self.frozen("reference", lambda: off(copy.deepcopy(self.policy.module)))
 
+    def knows(self, key):
+        """Whether there is a part of this name, be it in a saved state that nobody asked yet."""
+        return key in self.parts or key in self.saved
+
     def forget(self, key):
         """Drop a part, so that the next call that asks for it makes it anew."""
         self.parts.pop(key, None)
@@ -205,6 +209,22 @@ class Run:
             yield
         finally:
             self.step = now
+
+    @contextmanager
+    def once(self, step):
+        """Inside the block is the work of one step, which a run that is resumed later does again.
+
+        Then its tokens are not counted again, and what reward functions log is no part of the step.
+        """
+        tokens, said, again = self.tokens, self.said, self.step != step
+        if again:
+            self.said = Said()
+        try:
+            with self.at(step):
+                yield
+        finally:
+            if again:
+                self.tokens, self.said = tokens, said
 
     @contextmanager
     def aside(self):
@@ -536,9 +556,9 @@ class Run:
         shifted and scaled to mean 0 and deviation 1 (Ziegler et al. 2019, arxiv.org/abs/1909.08593,
         sec. 2.1).
         """
-        saved = f"frozen/{REWARD_MODEL}" in self.saved
+        known = self.knows(f"frozen/{REWARD_MODEL}")     # normalised before it was saved
         self.reward_model = self.frozen(REWARD_MODEL, lambda: copy.deepcopy(model))
-        if not saved:
+        if not known:
             rollout = self.sample(self.problems(128, again=1), 2, temperature=1.0,
                                   purpose="normalise", module=module)
             scores = self.finite_scores(rollout)

@@ -150,10 +150,11 @@ def answers(n):
 @pytest.mark.parametrize("algo, data, rows, each", [
     ("kto", [{"prompt": f"{k}=?", "chosen": " a", "rejected": " b"} for k in range(20)], 18, 4),
     ("oreo", answers(20), 36, 8), ("rft", answers(20), 18, 8), ("rft", [], 32, 8),
-    ("dpo", [], 20, 6), ("grpo", [], 20, 5), ("rlaif", [], 20, 5),
+    ("math-shepherd", [], 10, 8), ("dpo", [], 20, 6), ("grpo", [], 20, 5), ("rlaif", [], 20, 5),
 ])
 def test_what_a_step_takes_of_the_rows(tiny, tmp_path, algo, data, rows, each):
-    """KTO takes pairs apart, RFT learns from right answers alone."""
+    """KTO takes pairs apart, RFT learns from right answers alone, Math-Shepherd from sampled ones.
+    """
     path = tmp_path / "rows.jsonl"
     data = data or [{"prompt": f"{k}=?", "completion": " 1"} for k in range(22)]
     path.write_text("".join(json.dumps(row) + "\n" for row in data))

@@ -1,13 +1,15 @@
 """GDPO: what rules that are normalised apart tell that their sum does not."""
 
+import math
+
 import pytest
 import torch
-from fakes import Echo, f64, randn, toy
+from fakes import EOS, Echo, f64, randn, toy
 
 from minipost import ops
 from minipost.datasets.rewards import Added, Part
 from minipost.errors import MinipostError
-from minipost.methods import gdpo, grpo
+from minipost.methods import gdpo, grpo, r1_zero
 
 
 def test_with_one_rule_it_is_grpo_up_to_a_scale():
@@ -68,9 +70,65 @@ def test_functions_of_a_user_are_rules_with_their_weights():
     score, plain = rules(problems, rollout), run.grade(problems, rollout)
     assert torch.allclose(score, plain)
     assert set(rules.found) == {"own", "length"} and rules.weights == {"own": 2.0, "length": 0.5}
-    metrics = next(gdpo.train(several(2.0, 0.5), cfg))
-    assert metrics["own"] == pytest.approx(float(rules.found["own"].mean()))
-    assert metrics["reward"] == pytest.approx(2 * metrics["own"] + 0.5 * metrics["length"])
+    run = several(2.0, 0.5)
+    metrics = next(gdpo.train(run, cfg))
+    own, length = (run.said.metrics()[f"rewards/{name}"] for name in ("own", "length"))
+    assert own == pytest.approx(float(rules.found["own"].mean()))
+    assert metrics["reward"] == pytest.approx(2 * own + 0.5 * length)
+
+
+def test_functions_are_asked_as_in_other_methods():
+    """They get TRL's further arguments, once a step, and their columns go to rows that are kept.
+
+    Here their names are those of the run's own metrics, which they do not overwrite.
+    """
+    asked = []
+
+    def step(completions, trainer_state, completion_ids, log_metric, log_extra, **columns):
+        asked.append((trainer_state.global_step, completion_ids))
+        log_metric("texts", len(completions))
+        log_extra("size", [len(text) for text in completions])
+        return [50.0 + len(text) for text in completions]
+
+    def loss(completions, log_extra, **columns):
+        log_extra("first", [text[:1] for text in completions])
+        return [None] * len(completions)
+
+    run = toy(Echo(), keep_rollouts=1)
+    run.reward, run.step = Added([Part("step", step, {}), Part("loss", loss, {})]), 3
+    metrics = next(gdpo.train(run, gdpo.Config(prompts=4, group_size=4, minibatch_size=16)))
+    (step_, ids), = asked
+    assert step_ == 3 and len(ids) == 16 and any(row[-1] == EOS for row in ids)
+    said = run.said.metrics()
+    assert said["texts"] == 16 and said["rewards/step"] > 50 and "rewards/loss" not in said
+    assert "step" not in metrics and abs(metrics["loss"]) < 1
+    assert all(map(math.isfinite, metrics.values()))
+    assert len(run.kept) == 16
+    for row in run.kept:
+        assert (row["size"], row["first"]) == (len(row["completion"]), row["completion"][:1])
+
+
+@pytest.mark.parametrize("method", [gdpo, r1_zero])
+def test_the_only_function_is_told_the_ids_that_were_sampled(method):
+    """Of answers that were cut they have no EOS."""
+    found = []
+
+    def mine(completions, completion_ids, **columns):
+        found.extend(completion_ids)
+        return [0.0] * len(completions)
+
+    run = toy(Echo())
+    run.reward = Added([Part("mine", mine, {})])
+    next(method.train(run, method.Config(prompts=4, group_size=4, format=0.0)))
+    assert len(found) == 16 and not all(ids[-1] == EOS for ids in found)
+
+
+def test_a_rule_of_the_task_that_applies_to_no_answer_is_not_logged():
+    run = toy(Echo())
+    run.reward = Added([Part("mine", lambda completions, **columns: [None] * len(completions), {})])
+    metrics = next(gdpo.train(run, gdpo.Config(prompts=4, group_size=4, format=0.0)))
+    assert "accuracy" not in metrics and metrics["unscored_ratio"] == 1
+    assert all(map(math.isfinite, metrics.values()))
 
 
 def test_its_step_is_grpos_with_other_advantages(monkeypatch):

@@ -1,5 +1,6 @@
 """Iterated RLHF: whose answers each round labels, and what stays as it was."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -118,3 +119,19 @@ def test_before_anything_is_learnt_the_reward_model_knows_nothing():
     after = iterated_rlhf.measure(run, splits, CONFIG)["held-out"]
     assert set(after) <= set(before)
     assert after["pair accuracy"].texts != before["pair accuracy"].texts
+
+
+@pytest.mark.parametrize("step", [1, 5, 7, 10])
+def test_a_resumed_run_measures_as_the_uninterrupted_one(step):
+    """In round 2's reward stage too, and where nothing is left to do: by the latest scorer."""
+    splits, whole, again = {"held-out": Hidden().heldout(4)}, toy(Hidden()), toy(Hidden(), seed=9)
+    learn = iterated_rlhf.train(whole, CONFIG)
+    drive(whole, learn, step)
+    again.restore(*copy.deepcopy(whole.state()))
+    ours, theirs = (iterated_rlhf.measure(run, splits, CONFIG)["held-out"]["pair accuracy"]
+                    for run in (again, whole))
+    assert ours.texts == theirs.texts and ours.rewards == theirs.rewards
+    assert (set(ours.texts) == {"better answer ahead by 0.00"}) == (step == 1)
+    goes_on = iterated_rlhf.train(again, CONFIG)    # as if nobody had measured
+    assert drive(again, goes_on, 10 - step) == drive(whole, learn, 10 - step)
+    assert again.tokens == whole.tokens

@@ -56,6 +56,22 @@ def test_certainty_is_the_divergence_from_uniform(seed, shift):
     assert torch.allclose(intuitor.certainty(unused), found)
 
 
+def test_a_group_of_equal_answers_ties(monkeypatch):
+    """Rounding, which differs between micro-batches, must not tell them apart."""
+    run = toy(seed=2, max_new_tokens=2)
+    rollout = run.sample([Problem("a"), Problem("b")], 30, temperature=0.5)
+    noise = 1e-9 * torch.arange(60, dtype=torch.float64)[:, None]
+    plain, real = intuitor.self_certainty(run, rollout, 1.0), run.for_all
+    monkeypatch.setattr(run, "for_all", lambda *args, **options: [
+        x + noise for x in real(*args, **options)])
+    found, seen = intuitor.self_certainty(run, rollout, 1.0), {}
+    for value, number, ids in zip(found.tolist(), rollout.prompt.tolist(), rollout.written()):
+        seen.setdefault((number, *ids), set()).add(value)
+    assert len(seen) < 50 and all(len(values) == 1 for values in seen.values())
+    assert len(set.union(*seen.values())) == len(seen)
+    assert torch.allclose(found, plain, atol=1e-6)
+
+
 def test_an_answers_certainty_is_the_mean_over_its_own_tokens():
     run = toy(seed=2)
     rollout = run.sample(run.problems(6), 4, temperature=1.5)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fakes import expected, f64, logp_of, randn, rollout_of
+from fakes import Echo, expected, f64, logp_of, randn, rollout_of, toy
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import jacrev
@@ -70,3 +70,24 @@ def test_an_answer_that_is_drawn_twice_is_one_candidate():
     first = torch.tensor([True, True, False, False])
     assert risk(logp, reward, first) == pytest.approx(float(risk(logp[:2], reward[:2], ALL[:2])))
     assert risk(logp, reward, ALL[:4]) < risk(logp, reward, first) - 0.01       # if each counted
+
+
+def test_an_answer_that_has_a_reward_only_where_it_is_drawn_again_is_a_candidate(monkeypatch):
+    """A, A, B, B with rewards None, 1, None, 0; and a problem whose answers have none."""
+    none, kept = float("nan"), []
+    run = toy(Echo())
+    asked = [[1, 3]] * 4 + [[1, 5]] * 4
+    drawn = rollout_of(asked, [[4, 2], [4, 2], [5, 2], [5, 2]] * 2)
+    object.__setattr__(drawn, "prompt", torch.tensor([0] * 4 + [1] * 4))
+    reward = torch.tensor([none, 1, none, 0, none, none, none, none])
+    assert minimum_risk.candidates(drawn, reward).tolist() == [False, True, False, True] + 4 * [
+        False]
+    monkeypatch.setattr(run, "rollout", lambda *args, **options: drawn)
+    monkeypatch.setattr(run, "score", lambda *args, **options: reward)
+    monkeypatch.setattr(run, "keep", lambda *args: kept.append(args[-1]))
+    before = run.policy.flat.clone()
+    metrics = next(minimum_risk.train(run, minimum_risk.Config(prompts=2, group_size=4, alpha=1.0)))
+    assert metrics["grad_norm"] > 0 and run.policy.flat.isfinite().all()
+    assert not torch.equal(run.policy.flat, before) and metrics["candidates"] == 1.0
+    assert kept[0].isfinite().all() and not kept[0][[0, 2, 4, 5, 6, 7]].any()
+    assert kept[0][1] > 0 > kept[0][3]

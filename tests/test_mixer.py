@@ -4,12 +4,16 @@ import itertools
 
 import pytest
 import torch
-from fakes import ANSWERS, Echo, f64, logp_of, randn, toy
+from fakes import ANSWERS, Echo, drive, f64, logp_of, make_run, randn, tiny, toy
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import jacrev
 
+from minipost.chat import Turns
+from minipost.errors import MinipostError
 from minipost.methods import mixer, reinforce, sft
+from minipost.tasks.base import Problem
+from minipost.tasks.calculator import Calculator
 
 seeds = st.integers(0, 10_000)
 
@@ -80,3 +84,55 @@ def test_the_policy_goes_on_from_what_is_known_and_is_paid_for_the_whole():
     everything, none, *_ = mixer.written(run, cfg, problems, shown, 99)
     assert not none.any() and torch.equal(
         everything.tokens, run.sample(problems, 4, temperature=1.0).tokens)
+
+
+class Uneven(Echo):
+    """Known answers of 21, 5 and 31 tokens in turn, EOS included."""
+
+    sizes = {"a": 20, "b": 4, "c": 30}
+
+    def sample(self, n, rng):
+        return [Problem("abc"[k % 3], {"letter": "abc"[k % 3]}) for k in range(n)]
+
+    def demonstrate(self, problem, rng):
+        return problem.prompt * self.sizes[problem.prompt]
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_no_answer_is_longer_than_the_longest_response(k):
+    """In a context that has no room for the longest beginning with the shortest one's end."""
+    run = make_run(Uneven(), tiny(context=40), max_new_tokens=24)
+    problems = run.problems(5)
+    shown = run.encode(problems, [run.task.demonstrate(p, None) for p in problems])
+    cfg = mixer.Config(prompts=5, group_size=3)
+    whole, known, _, seen = mixer.written(run, cfg, problems, shown, k)
+    assert whole.prompt.tolist() == [p for p in range(5) for _ in range(3)]
+    assert int(whole.lengths.max()) == 24 and (whole.logp[~whole.mask] == 0).all()
+    assert (whole.lengths > known.sum(1)).all()                 # each goes on, by a token or more
+    answers, done = whole.written(), whole.finished.tolist()
+    assert done == [ids[-1] in run.vocabulary.eos for ids in answers] and not all(done)
+    assert seen["completions/clipped_ratio"] == pytest.approx(1 - sum(done) / 15)
+    for p in range(3):      # as if it were alone; later problems are the same ones again
+        told = shown.targets[p][shown.mask[p]].tolist()[:24]
+        begun = told[: max(0, len(told) - k)]
+        alone = run.sample([problems[p]], 3, temperature=1.0, begun=[begun],
+                           max_new_tokens=24 - len(begun))
+        assert answers[3 * p : 3 * p + 3] == [begun + ids for ids in alone.written()]
+        assert known[3 * p : 3 * p + 3].sum(1).tolist() == [len(begun)] * 3
+    cfg = mixer.Config(prompts=5, group_size=3, start=0, delta=k)
+    assert drive(run, mixer.train(run, cfg), 2)[-1]["end"] == k
+
+
+def test_known_answers_in_which_somebody_else_has_a_say_are_refused():
+    """A tool's or a user's turns cannot be gone on from, and were lost."""
+    cfg = mixer.Config()
+    with pytest.raises(MinipostError, match="mixer goes on .* of the task calculator a tool"):
+        mixer.check(make_run(Calculator()), cfg)
+
+    class Talk(Echo):
+        def demonstrate(self, problem, rng):
+            return Turns(["a", "b", "c"])
+
+    with pytest.raises(MinipostError, match="mixer goes on .* somebody else has turns .'abc'"):
+        mixer.check(make_run(Talk()), cfg)
+    mixer.check(make_run(Echo()), cfg)

@@ -1,6 +1,8 @@
 """None from every reward function: the answer has no reward, and teaches nothing."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from minipost.methods import direct_rlaif
 from minipost.ops import leave_one_out
 
 SETTINGS = {"mixer": {"start": 0, "delta": 2, "every": 1}, "iterated-rlhf": {"rounds": 1},
-            "es": {"temperature": 1.0, "sigma": 0.3}}
+            "es": {"temperature": 1.0, "sigma": 0.3}, "gdpo": {"format": 0.0}}
 
 
 def stepped(name, applies):
@@ -36,11 +38,11 @@ def stepped(name, applies):
     run.total = 2
     settings = {"steps": 2, "prompts": 6, "group_size": 4, "lr": 1e-2, "fisher": 8,
                 "least": 0.2, "branches": 2, "sft_steps": 0, "reward_steps": 1, "population": 4,
-                "cold_steps": 0, "warmup_steps": 0, "beta": 0.0 if name in NONE else 0.1,
+                "cold_steps": 1, "warmup_steps": 0, "beta": 0.0 if name in NONE else 0.1,
                 **SETTINGS.get(name, {})}
     known = method.Config.__dataclass_fields__
     config = method.Config(**{k: v for k, v in settings.items() if k in known})
-    before = run.policy.master.clone()
+    run.step, before = getattr(config, "cold_steps", 0), run.policy.master.clone()
     metrics = drive(run, method.train(run, config), 2)[-1]
     return metrics, float((run.policy.master - before).abs().max())
 
@@ -57,8 +59,7 @@ def test_answers_without_a_reward_teach_nothing(name):
 
 
 # These need a task, a judge, a teacher or rules of their own.
-ELSEWHERE = {"r1-zero", "r1", "gdpo", "tool-use", "rlaif", "direct-rlaif", "distill",
-             "step-by-step", "sdpo", "satori"}
+ELSEWHERE = {"r1-zero", "r1", "rlaif", "direct-rlaif", "distill", "step-by-step", "sdpo", "satori"}
 # Nobody's reward is learnt from: it is logged, or nobody asks for it.
 UNPAID = {"sft", "ttrl", "intuitor"}
 
@@ -76,6 +77,12 @@ def test_what_is_only_logged_is_left_out(name):
     assert moved > 0 and "accuracy" not in metrics and all(map(math.isfinite, metrics.values()))
     metrics, _ = stepped(name, lambda prompt, text: ord(prompt[0]) % 2)
     assert all(map(math.isfinite, metrics.values())) and ("accuracy" in metrics) == (name != "sft")
+
+
+def test_the_documentation_names_the_same_methods():
+    text = (Path(__file__).parents[1] / "docs/own-data.md").read_text()
+    listed = text.partition("against its siblings leave it out (")[2].partition(")")[0]
+    assert re.findall("`([a-z0-9-]+)`", listed) == [*NONE]
 
 
 def test_a_judge_is_compared_with_the_answers_that_have_a_reward():

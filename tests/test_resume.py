@@ -3,16 +3,31 @@
 import json
 import os
 import shlex
+from dataclasses import replace
+from functools import partial
 
 import pytest
+import test_r1
+import test_satori
 import torch
-from fakes import RLHF, Echo, Hidden, drive, given_model, toy
+from fakes import RLHF, Echo, Hidden, Steps, drive, given_model, make_run, toy
 
 from minipost import checkpoint, train
 from minipost.cli import session
+from minipost.datasets.rewards import Added, Part
 from minipost.datasets.rows import File
 from minipost.layout import tensor_file
-from minipost.methods import a2c, ppo, reinforce, sft, trpo
+from minipost.methods import (
+    a2c,
+    math_shepherd,
+    ppo,
+    r1,
+    reinforce,
+    rft,
+    satori,
+    sft,
+    trpo,
+)
 from minipost.tasks.search import Search
 
 STEPS = 4
@@ -319,6 +334,54 @@ def test_a_run_resumed_after_any_step_ends_with_the_same_bits(name):
         found, numbers = saved(run)
         assert numbers == facts and found.keys() == tensors.keys(), k
         assert all(torch.equal(found[key], tensors[key]) for key in tensors), k
+
+
+def labelling(name, words):
+    """(a run whose reward function logs a metric, what trains it, when it labels, steps)"""
+    run = make_run(Steps(), max_new_tokens=5)
+    if name == "r1":
+        run, method, first, steps = test_r1.opened(words, task=test_r1.Ruled()), r1, 4, 7
+        cfg = replace(test_r1.SMALL, language=0.0, rejection_steps=3)
+    elif name == "satori":
+        run, method, first, steps = test_satori.run_of(), satori, 2, 5
+        cfg = satori.Config(**{**test_satori.SMALL, "steps": 3})
+    elif name == "rft":
+        method, first, steps = rft, 0, 3
+        cfg = rft.Config(steps=3, prompts=5, group_size=3, least=0.0, batch_size=4)
+    else:
+        method, first, steps = math_shepherd, 0, 3
+        cfg = math_shepherd.Config(prompts=4, group_size=2, rollouts=2, batch_size=4)
+
+    def mine(completions, log_metric, trainer_state, **columns):
+        log_metric("answers", len(completions))
+        log_metric("at", trainer_state.global_step)
+        return [float(len(text) % 2 == 0) for text in completions]
+
+    run.reward = Added([Part("mine", mine, {})])
+    return run, partial(method.train, run, cfg), first, steps
+
+
+@pytest.mark.parametrize("name", ["math-shepherd", "satori", "rft", "r1"])
+def test_what_a_function_logs_while_it_labels_is_of_one_step(name, words):
+    """Not of the step that a resumed run begins with, which labels the same answers again."""
+    def logged(run, learn, steps):
+        found, learn = [], learn()
+        for _ in range(steps):
+            run.said.clear()
+            found.append((drive(run, learn, 1), run.said.metrics(), run.tokens))
+        return found
+
+    run, learn, first, steps = labelling(name, words)
+    whole, state = [], []
+    learn = learn()
+    for _ in range(steps):
+        whole += logged(run, lambda: learn, 1)
+        state.append(saved(run))
+    assert whole[first][1]["at"] == first and whole[first][1] != whole[first + 1][1]
+    for k in range(first + 1, steps):
+        again, learn, *_ = labelling(name, words)
+        again.restore(*state[k - 1])
+        assert logged(again, learn, steps - k) == whole[k:], k
 
 
 def test_a_finished_run_goes_on_to_more_steps(command, tmp_path, reward, capsys):

@@ -47,6 +47,8 @@ def returns(values):
     ((1.0, 0, 1), "returned 3 values for 2 rows"),
     ([1.0, float("nan")], "returned nan for row 1 .*'yy'.* expected a finite number$"),
     (torch.tensor([1.0, float("inf")]), "returned inf for row 1"),
+    ([1.0, 1e39], "returned 1e.39 for row 1 .*'yy'.* expected a number of at most 1e.18 in size$"),
+    ([-1e19, 1.0], "returned -1e.19 for row 0 .* at most 1e.18 in size$"),
     ([10**400, 1.0], "returned 1000000000.* for row 0"),
     ([None, 1.0], "returned None for row 0"),
     (["1", 1.0], "returned '1' for row 0"),
@@ -151,6 +153,9 @@ def boom(completions, **columns):
                            ("boom", r"boom raised ZeroDivisionError.* for row 1 \(compl.* 'yy'")]:
         with pytest.raises(MinipostError, match=f"the reward function {message}"):
             ask(reward_of(code, "one", wrong), PROBLEMS, TEXTS)
+    large = code + "def large(**columns):\n    return [0.0, -9e17]\n"
+    with pytest.raises(MinipostError, match="large returned -1.8e.18 for row 1 .*at most 1e"):
+        ask(reward_of(large, "large", "large"), PROBLEMS, TEXTS)
     with pytest.raises(MinipostError, match=r"two \+ two returned None for row 0 .* at least one"):
         ask(reward_of(code, "two", "two"), PROBLEMS, TEXTS)
     with pytest.raises(MinipostError, match="function two returned None for row 0.*number [(]grpo, "

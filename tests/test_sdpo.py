@@ -1,6 +1,7 @@
 """SDPO: where the credit falls, who is learnt from, and what is refused."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -21,11 +22,11 @@ def scene(seed=3, problems=8):
 
 def test_the_teacher_reads_the_same_answer_behind_its_fault():
     run, asked, rollout = scene()
-    rows, told = sdpo.informed(run, asked, rollout)
+    rows, told, long = sdpo.informed(run, asked, rollout)
     texts = run.texts(rollout)
     assert rows == [k for k, text in enumerate(texts)
                     if asked[k // 2].columns["letter"] not in text]
-    assert 0 < len(rows) < 16 and torch.equal(told.lengths, rollout.lengths[rows])
+    assert long == 0 and 0 < len(rows) < 16 and torch.equal(told.lengths, rollout.lengths[rows])
     for k, row in enumerate(rows):
         letter, said = asked[row // 2].columns["letter"], rollout.targets[row][rollout.mask[row]]
         ahead = run.vocabulary.prompt(letter + texts[row] + "h" + letter)
@@ -61,6 +62,22 @@ def test_the_teacher_stays_or_moves(spy, who):
         first = torch.cat([p.flatten() for p in start.parameters()])
         assert torch.equal(now, first) == (who == "start")
         assert not torch.equal(run.policy.flat, before)
+
+
+def test_an_answer_that_does_not_fit_behind_its_fault_is_left_out():
+    """The context has room for every answer, and for some a second time."""
+    run, asked, rollout = scene()
+    rows, told, _ = sdpo.informed(run, asked, rollout)
+    needed = (told.spans()[1] + 1).tolist()
+    size = max(needed) - 1
+    run.policy.module.config = dataclasses.replace(run.policy.module.config,
+                                                   max_position_embeddings=size)
+    some, again, long = sdpo.informed(run, asked, rollout)
+    assert some == [row for row, need in zip(rows, needed) if need <= size]
+    assert 0 < long == len(rows) - len(some) < len(rows) and len(again) == len(some)
+    metrics = next(sdpo.train(run, sdpo.Config(prompts=8, group_size=2)))
+    assert metrics["too_long"] > 0 and metrics["faults"] > metrics["too_long"]
+    assert metrics["grad_norm"] > 0
 
 
 def test_a_tasks_critic_points_at_the_first_wrong_step():

@@ -45,18 +45,21 @@ class Added:
 
     parts: a Part of each function.
     changed: names of all that they changed in the process, which is put back after each call.
+    latest: where there are several, what each returned when they were last asked, a list each.
     """
 
     def __init__(self, parts):
         self.parts = [Part(*part) for part in parts]
         self.changed = {what for part in self.parts for what in part.own}
         self.__qualname__ = " + ".join(part.name for part in self.parts)
+        self.latest: list[list[float | None]] = []
 
     def __call__(self, prompts, completions, **columns):
         given = {"prompts": prompts, "completions": completions, **columns}
         return self.total([settled(part.function, copied(given)) for part in self.parts])
 
     def total(self, lists):
+        self.latest = lists
         rows = [[part.weight * value for part, value in zip(self.parts, row) if value is not None]
                 for row in zip(*lists, strict=True)]
         return [sum(row) if row else None for row in rows]
@@ -141,9 +144,10 @@ class Told(NamedTuple):
                 if any(takes(part.function, name) for part in parts)}
 
 
+LARGEST = 1e18  # a run has rewards in float32, in which the squares of larger ones overflow
 # The methods that leave out an answer without a reward.  Others need a number for each.
 NONE = ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "sapo", "entropy", "maxrl", "minimum-risk",
-        "reinforce", "rloo", "self-critical", "trpo", "vineppo", "mixer", "es")
+        "reinforce", "rloo", "self-critical", "trpo", "vineppo", "mixer", "es", "gdpo", "tool-use")
 EXTRAS = ("completion_ids", "trainer_state", "log_extra", "log_metric")
 
 
@@ -182,7 +186,7 @@ def copied(value):
 
 
 def ask(reward, problems, completions, limit=0.0, more=None, none=False):
-    """Call a reward function and enforce its contract: one finite float per row.
+    """Call a reward function and enforce its contract: one finite float per row, within 1e18.
 
     limit: seconds that a call of each function may take, 0 for no limit; see usercode.within.
     more: TRL's further arguments, as Told, or None.  none: whether a row may have no reward at all;
@@ -190,8 +194,8 @@ def ask(reward, problems, completions, limit=0.0, more=None, none=False):
 
     MinipostError names the function if it takes other arguments, raises, ends the process, takes
     too long, returns anything but a list, a tuple or an array of one dimension with a number for
-    each row, or returns a value that is no finite number.  Where it can be known, it also names the
-    row, and the line of the user's file.
+    each row, or returns a value that is no finite number or too large.  Where it can be known, it
+    also names the row, and the line of the user's file.
     """
     own = not isinstance(reward, Added)  # a task's
     if own:
@@ -217,10 +221,11 @@ def ask(reward, problems, completions, limit=0.0, more=None, none=False):
     several = len(lists) > 1 or reward.parts[0].weight != 1
     values = reward.total(lists) if several else lists[0]
     for i, value in enumerate(values):
-        if not (none and value is None) and (value is None or not math.isfinite(value)):
+        wanted = not_fit(math.nan if value is None else value)
+        if wanted and not (none and value is None):
             raise MinipostError(
                 f"the reward function {reward.__qualname__} returned {value} for {row(i)}; "
-                "expected a finite number" + (" from at least one" if len(lists) > 1 else "")
+                f"{wanted}" + (" from at least one" if len(lists) > 1 else "")
                 + ("" if none or value is not None else
                    f" ({', '.join(NONE)} leave an answer without a reward out)"))
     if more and (several or extra):
@@ -428,10 +433,16 @@ def numbers(name, values, row, n):
         raise MinipostError(f"{name} returned {len(values)} values for {n} rows; {wanted}")
     found = [number(value) for value in values]
     for i, value in enumerate(found):
-        if value is not None and not math.isfinite(value):
-            raise MinipostError(
-                f"{name} returned {shown(values[i])} for {row(i)}; expected a finite number")
+        if value is not None and (wanted := not_fit(value)):
+            raise MinipostError(f"{name} returned {shown(values[i])} for {row(i)}; {wanted}")
     return found
+
+
+def not_fit(value):
+    """What was expected in place of this value of a reward, or "" where it can be learnt from."""
+    if not math.isfinite(value):
+        return "expected a finite number"
+    return f"expected a number of at most {LARGEST:g} in size" if abs(value) > LARGEST else ""
 
 
 def number(value):

@@ -80,13 +80,11 @@ class Trajectories:
 
         Their tokens count once, however often a run is resumed.
         """
-        run, cfg, counted = self.run, self.cfg, self.run.tokens
-        with run.at(self.since):
+        run, cfg = self.run, self.cfg
+        with run.once(self.since):
             rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature,
                                  module=self.sampler, purpose=purpose)
-        if run.step != self.since:
-            run.tokens = counted
-        return rollout, run.score(problems, rollout)
+            return rollout, run.score(problems, rollout)
 
 
 def stated(problem):

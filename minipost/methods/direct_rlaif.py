@@ -98,9 +98,7 @@ def train(run, cfg):
     """Fine-tune, then GRPO on the judge's verdicts.  Yields metrics per step."""
     verdicts = Verdicts(run, rlaif.Judge(run, cfg.judge, cfg.principle), cfg.group_size)
     if run.step < cfg.sft_steps:
-        stage = sft.train(run, sft.Config(steps=cfg.sft_steps, lr=5e-4, warmup_steps=5))
-        while run.step < cfg.sft_steps:
-            yield next(stage)
+        yield from sft.cold_start(run, sft.Config(steps=cfg.sft_steps, lr=5e-4, warmup_steps=5))
     if run.step == cfg.sft_steps:
         run.policy.reset_optimizer()    # Adam's moments are about another loss
     for metrics in grpo.train(run, cfg, verdicts, cfg.sft_steps):

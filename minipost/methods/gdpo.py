@@ -9,17 +9,19 @@ says little.  GDPO normalises each rule within the group, adds up, and normalise
     A_i  = sum_k w_k A_ik,     A_i <- A_i / (std(A) + 1e-4)  over all answers; their mean is 0
 
 The rest is methods/grpo.py, which has the loss and its gradient.  With one rule A is GRPO's but for
-the last scale.  Every rule is logged apart, under its name.  An answer to which a rule does not
-apply (None) has no part in that rule.
+the last scale.  Every rule is logged apart: one of the task under its name, a function as in other
+methods.  An answer to which a rule does not apply (None) has no part in that rule.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 
-from minipost import ops
+from minipost import ops, parallel
 from minipost.datasets.rewards import Added
 from minipost.errors import MinipostError
+from minipost.measure.meter import averaged
 from minipost.methods import grpo, r1_zero
 
 TASK = "search"
@@ -47,27 +49,39 @@ class Rules:
     """
 
     def __init__(self, run, cfg):
-        self.run, self.found = run, {}
+        self.run, self.rules, self.found = run, {}, {}
         parts = run.reward.parts if isinstance(run.reward, Added) else []
         if len(parts) > 1:
-            names = run.reward.labels()
-            self.rules = {name: Added([part._replace(weight=1.0)])
-                          for name, part in zip(names, parts)}
-            self.weights = {name: part.weight for name, part in zip(names, parts)}
+            weights = {name: part.weight for name, part in zip(run.reward.labels(), parts)}
         else:
             known = r1_zero.Rules(run, r1_zero.weights(cfg))    # which refuses what is not there
-            self.rules, self.weights = known.rules, known.weights
-        self.weights = {name: weight for name, weight in self.weights.items() if weight}
+            self.rules, weights = known.rules, known.weights
+        self.weights = {name: weight for name, weight in weights.items() if weight}
         if not self.weights:
             raise MinipostError("no rule has a weight; there is nothing to learn from")
 
     def __call__(self, problems, rollout):
         """(B,), NaN where no rule applies."""
-        rows, texts = [problems[i] for i in rollout.prompt.tolist()], self.run.texts(rollout)
-        self.found = {name: self.run.grade_texts(rows, texts, self.rules[name], none=True).to(
-            rollout.logp) for name in self.weights}
+        if self.rules:
+            rows, texts = [problems[i] for i in rollout.prompt.tolist()], self.run.texts(rollout)
+            found = {name: self.run.grade_texts(rows, texts, self.rules[name], rollout, none=True)
+                     for name in self.weights}
+        else:
+            found = self.functions(problems, rollout)
+        self.found = {name: values.to(rollout.logp) for name, values in found.items()}
         each = torch.stack([w * self.found[name] for name, w in self.weights.items()])
         return each.nansum(0).where(~each.isnan().all(0), torch.nan)
+
+    def functions(self, problems, rollout):
+        """What each --reward function with a weight gives: {name: (B,)}.  They are asked as one."""
+        reward = self.run.reward
+        self.run.grade(problems, rollout, none=True)
+        values = torch.zeros(len(reward.parts), len(rollout), dtype=torch.float64)
+        if parallel.rank() == 0:    # which asks, and tells the others
+            values = torch.tensor([[math.nan if value is None else value for value in given]
+                                   for given in reward.latest], dtype=torch.float64)
+        parallel.all_reduce(values)
+        return {name: given for name, given in zip(reward.labels(), values) if name in self.weights}
 
     def advantages(self, reward, group_size):
         """(B,)"""
@@ -75,8 +89,11 @@ class Rules:
 
     @property
     def seen(self):
-        """The mean of each rule."""
-        return {name: float(value.nanmean()) for name, value in self.found.items()}
+        """The mean of each rule of the task.  Those of functions are logged as `rewards/NAME`."""
+        means = {}
+        for name in self.rules and self.found:
+            means |= averaged(name, self.found[name])
+        return means
 
 
 def apart(found, weights, group_size):

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import torch
 
+from minipost.engine.packed import alike
 from minipost.errors import Schedule
 from minipost.measure.meter import averaged
 from minipost.methods import grpo
@@ -55,12 +56,16 @@ def certainty(logp_all):
 
 
 def self_certainty(run, rollout, temperature):
-    """The mean certainty along each answer.  (B,)"""
+    """The mean certainty along each answer.  (B,)
+
+    Equal answers have equal ones, as in Run.finite_scores: micro-batches would round them apart.
+    """
     def of(batch):
         return [spread(certainty(distribution(run.policy.module, batch, temperature)), batch.mask)]
 
     found, = run.for_all(of, rollout, whole=True)
-    return row_means(found, rollout.mask)
+    which, first = alike(rollout.tokens, rollout.spans()[1] + 1)
+    return row_means(found, rollout.mask)[first][which]
 
 
 def train(run, cfg):

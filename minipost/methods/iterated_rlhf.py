@@ -24,6 +24,7 @@ Where we differ: Bai et al. begin each round anew, the reward model with all lab
 policy from its start, and they mix several policies' answers.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -85,7 +86,9 @@ def check(run, cfg):
 
 def measure(run, splits, cfg):
     """The policy's answers, and how the reward model orders them, if it has learnt anything yet."""
-    model, found = run.reward_model, results(run, splits)
+    model, found = None, results(run, splits)
+    if run.knows(f"frozen/{REWARD_MODEL}"):     # run.reward_model is not set yet after a resume
+        model = run.frozen(REWARD_MODEL, lambda: copy.deepcopy(scorers.scorer(run).module))
 
     def score(rollout):
         return torch.zeros(len(rollout)) if model is None else run.final_scores(model, rollout)
@@ -98,9 +101,7 @@ def measure(run, splits, cfg):
 def train(run, cfg, label=preferences.by_reward):
     """Fine-tune; then rounds of labels, reward model, PPO.  Yields metrics per step."""
     if run.step < cfg.sft_steps:
-        stage = sft.train(run, sft.Config(steps=cfg.sft_steps, lr=5e-4, warmup_steps=5))
-        while run.step < cfg.sft_steps:
-            yield next(stage)
+        yield from sft.cold_start(run, sft.Config(steps=cfg.sft_steps, lr=5e-4, warmup_steps=5))
     judging, acting = shares(cfg.reward_steps, cfg.rounds), shares(cfg.steps, cfg.rounds)
     begin = cfg.sft_steps
     for k in range(cfg.rounds):

@@ -171,9 +171,7 @@ def train(run, cfg):
     run.step says which stage it is.
     """
     if run.step < cfg.sft_steps:
-        stage = sft.train(run, sft.Config(steps=cfg.sft_steps, lr=5e-4, warmup_steps=5))
-        while run.step < cfg.sft_steps:
-            yield next(stage)
+        yield from sft.cold_start(run, sft.Config(steps=cfg.sft_steps, lr=5e-4, warmup_steps=5))
     for k, (start, judged, end) in enumerate(rounds(cfg)):
         if run.step < judged:
             stage = judging(run, cfg, start, judged - start)

@@ -79,6 +79,11 @@ def check(run, cfg):
     refuse(run, "math-shepherd", GOES_ON)
 
 
+def rows(run, cfg):
+    """The answers that are labelled, and how many a step takes."""
+    return cfg.prompts * cfg.group_size, cfg.batch_size
+
+
 def step_ends(run, rollout):
     """True at every token in which a step ends, but at an answer's last.  (B, T)"""
     mask = torch.zeros_like(rollout.mask)
@@ -151,11 +156,9 @@ def annotated(run, cfg, complete):
 
 def train(run, cfg, complete=roll_out):
     """answers -> completions from each step -> labels; then scores -> loss -> update."""
-    model, tokens = scorers.scorer(run), run.tokens
-    with run.at(0):     # a resumed run labels the same answers again
+    model = scorers.scorer(run)
+    with run.once(0):
         rollout, mask, right, known = annotated(run, cfg, complete)
-    if run.step:
-        run.tokens = tokens     # it has counted them
     while True:
         rows = run.deal(range(len(rollout)), cfg.batch_size)
         count, meter = int(mask[rows].sum()), Meter("loss", "accuracy")

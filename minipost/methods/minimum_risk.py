@@ -72,7 +72,7 @@ def pull(logp, reward, first, mask, alpha, group_size):
 def loss(logp, reward, first, mask, *, alpha, group_size, count):
     """logp, mask (B, T); reward, first (B,), G rows of each prompt side by side; count = P
 
-    first: which rows are candidates, that is, repeat no earlier answer of their group
+    first: which rows are candidates, that is, repeat no earlier scored answer of their group
     ->  scalar loss, metrics that add up
     """
     q = weights(logp, first, mask, alpha, group_size)
@@ -86,13 +86,15 @@ def loss_grad(logp, reward, first, mask, *, alpha, group_size, count):
 
 
 def candidates(rollout, reward):
-    """Which rows repeat no earlier answer to their prompt, and have a reward.  (B,) bool"""
+    """Which rows have a reward, and repeat no earlier answer to their prompt that has one.  (B,)"""
     seen, first = set(), []
-    for number, ids, mask in zip(rollout.prompt.tolist(), rollout.targets, rollout.mask):
+    for number, ids, mask, worth in zip(rollout.prompt.tolist(), rollout.targets, rollout.mask,
+                                        reward.tolist()):
         answer = number, tuple(ids[mask].tolist())
-        first.append(answer not in seen)
-        seen.add(answer)
-    return torch.tensor(first, device=reward.device) & ~reward.isnan()
+        first.append(worth == worth and answer not in seen)     # NaN is no reward
+        if first[-1]:
+            seen.add(answer)
+    return torch.tensor(first, device=reward.device)
 
 
 def train(run, cfg):

@@ -23,14 +23,18 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from minipost.errors import Descent
+from minipost.chat import Messages, Turns
+from minipost.datasets.tools import GOES_ON, observations, refuse
+from minipost.errors import Descent, MinipostError
 from minipost.measure.meter import Meter, describe
 from minipost.ops import leave_one_out, masked_sum, shapes
-from minipost.rollout import logprobs
+from minipost.rollout import concat, logprobs
+from minipost.sampler import together
 
 TASK = "countdown"
 METRIC = "sampled"
 MODEL = "checkpoints/student"
+READS = ("completion",)
 PROOF = [
     dict(variant="--start 1", config=dict(prompts=1, start=1), rows=1, loss="maximum_likelihood",
          factor=1.0, divisor="tokens"),
@@ -77,10 +81,43 @@ def end(cfg, step):
 
 
 def check(run, cfg):
-    """MinipostError where a problem has no answer to learn."""
+    """MinipostError where a problem has no answer to learn, or somebody else has a say in it."""
+    refuse(run, "mixer", GOES_ON)
     rng = run.rng("demonstrations")
-    for problem in run.task.training() if run.task.training else ():
-        run.task.demonstrate(problem, rng)
+    for problem in run.task.training() if run.task.training else run.problems(16):
+        answer = run.task.demonstrate(problem, rng)
+        if isinstance(answer, Turns | Messages) and observations(run.encode([problem], [answer])):
+            raise MinipostError(f"{problem.place and problem.place + ': '}mixer goes on from the "
+                                "middle of known answers, and in this one somebody else has turns "
+                                f"({answer[:40]!r}); choose sft, or leave such rows out")
+
+
+def beginnings(run, shown, k):
+    """The ids of each known answer without its last k, counted within --max-new-tokens."""
+    known = [ids[mask].tolist()[: run.max_new_tokens]
+             for ids, mask in zip(shown.targets, shown.mask)]
+    return [ids[: max(0, len(ids) - k)] for ids in known]
+
+
+def continued(run, cfg, problems, begun):
+    """What the policy writes behind these ids, until EOS or --max-new-tokens with them.  -> Rollout
+    """
+    left = [run.max_new_tokens - len(ids) for ids in begun]
+    asked = [run.prompt_ids(problem.prompt) + ids for problem, ids in zip(problems, begun)]
+    parts, order = [], []
+    for most, group in together(asked, left, run.policy.module.context).items():
+        parts.append(run.sample([problems[i] for i in group], cfg.group_size,
+                                temperature=cfg.temperature, begun=[begun[i] for i in group],
+                                max_new_tokens=most))
+        order += group
+    found = concat(parts, run.vocabulary.pad)
+    rows = torch.tensor(order).argsort()[:, None] * cfg.group_size + torch.arange(cfg.group_size)
+    found = found[rows.flatten()]
+    prompt = torch.arange(len(problems), device=found.prompt.device)
+    prompt = prompt.repeat_interleave(cfg.group_size)
+    mask = found.mask & (found.mask.cumsum(1) <= torch.tensor(left).to(prompt)[prompt, None])
+    return replace(found, mask=mask, logp=found.logp.where(mask, 0.0), prompt=prompt,
+                   finished=found.finished & (mask.sum(1) == found.lengths))[range(len(prompt))]
 
 
 def written(run, cfg, problems, shown, k):
@@ -88,17 +125,15 @@ def written(run, cfg, problems, shown, k):
 
     -> Rollout of P*G rows with the known tokens in its mask, (P*G, T) bool, (P*G,), metrics
     """
-    known = [ids[mask].tolist() for ids, mask in zip(shown.targets, shown.mask)]
-    begun = [ids[: max(0, len(ids) - k)] for ids in known]
-    ends = run.sample(problems, cfg.group_size, temperature=cfg.temperature, begun=begun,
-                      max_new_tokens=max(1, run.max_new_tokens - min(map(len, begun))))
-    column = torch.arange(ends.mask.shape[1], device=ends.mask.device)
-    first = ends.mask.int().argmax(1)                                       # (B,)
-    size = torch.tensor([len(ids) for ids in begun], device=first.device)[ends.prompt]
+    begun = beginnings(run, shown, k)
+    own = continued(run, cfg, problems, begun)
+    column = torch.arange(own.mask.shape[1], device=own.mask.device)
+    first = own.mask.int().argmax(1)                                        # (B,)
+    size = torch.tensor([len(ids) for ids in begun], device=first.device)[own.prompt]
     given = (column < first[:, None]) & (column >= (first - size)[:, None])
-    whole = replace(ends, mask=ends.mask | given)
+    whole = replace(own, mask=own.mask | given)
     reward = run.score(problems, whole, none=True)
-    return whole, given, reward, describe(ends, reward, cfg.group_size)
+    return whole, given, reward, describe(own, reward, cfg.group_size)
 
 
 def train(run, cfg):

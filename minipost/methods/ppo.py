@@ -138,9 +138,7 @@ def rlhf(run, cfg, label):
     """Fine-tune, learn a reward from labels, optimise it.  run.step says which stage it is."""
     tuned, judged = cfg.sft_steps, cfg.sft_steps + cfg.reward_steps
     if run.step < tuned:
-        stage = sft.train(run, sft.Config(steps=cfg.sft_steps, lr=5e-4, warmup_steps=5))
-        while run.step < tuned:
-            yield next(stage)
+        yield from sft.cold_start(run, sft.Config(steps=cfg.sft_steps, lr=5e-4, warmup_steps=5))
     if run.step < judged:
         stage = reward.train(run, reward.Config(
             steps=cfg.reward_steps, prompts=64, group_size=2, temperature=cfg.temperature),

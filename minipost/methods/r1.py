@@ -146,8 +146,7 @@ def reasoning(run, cfg, rules, base, first):
 def rejection(run, cfg, rules, base, first):
     """The base learns the policy's answers that keep every rule, and other tasks' answers."""
     teacher = run.frozen("teacher", lambda: copy.deepcopy(run.policy.module))
-    tokens = run.tokens
-    with run.at(first):
+    with run.once(first):
         problems = run.problems(cfg.rejection_prompts)
         rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature, module=teacher,
                              purpose="rejection")
@@ -163,8 +162,6 @@ def rejection(run, cfg, rules, base, first):
                      for p in task.sample(len(kept) // len(OTHERS), rng)]
     if run.step == first:
         run.policy.become(base)
-    else:
-        run.tokens = tokens  # a resumed run has counted these samples
     for metrics in sft.train(run, sft.Config(cfg.rejection_steps, lr=cfg.sft_lr), rows, first):
         yield {**metrics, "kept": len(kept), **rules.seen}
 

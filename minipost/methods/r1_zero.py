@@ -71,8 +71,9 @@ class Rules:
         """(B,)"""
         rows = [problems[i] for i in rollout.prompt.tolist()]
         texts = self.run.texts(rollout)
-        found = self.found = {name: self.run.grade_texts(rows, texts, rule).to(rollout.logp)
-                              for name, rule in self.rules.items()}
+        found = self.found = {
+            name: self.run.grade_texts(rows, texts, rule, rollout).to(rollout.logp)
+            for name, rule in self.rules.items()}
         self.seen = {name: float(value.mean()) for name, value in found.items()}
         if self.thinking:
             self.seen |= thought(self.thinking, rows, texts)

@@ -146,9 +146,7 @@ def train(run, cfg):
 def preferred(run, cfg, judge):
     """Fine-tune, then DPO on the judge's labels."""
     if run.step < cfg.sft_steps:
-        stage = sft.train(run, sft.Config(steps=cfg.sft_steps, lr=5e-4, warmup_steps=5))
-        while run.step < cfg.sft_steps:
-            yield next(stage)
+        yield from sft.cold_start(run, sft.Config(steps=cfg.sft_steps, lr=5e-4, warmup_steps=5))
     if run.step == cfg.sft_steps:
         run.policy.reset_optimizer()
     yield from dpo.train(run, dpo.Config(

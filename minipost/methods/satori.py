@@ -154,12 +154,9 @@ def pairs(run, cfg, module):
 
 def collected(run, cfg, first):
     """The pairs of the policy as it is at step `first`, the first of RL."""
-    tuned, tokens = run.frozen("tuned", lambda: copy.deepcopy(run.policy.module)), run.tokens
-    with run.at(first):
-        found = pairs(run, cfg, tuned)
-    if run.step > first:
-        run.tokens = tokens  # a resumed run has counted these samples
-    return found
+    tuned = run.frozen("tuned", lambda: copy.deepcopy(run.policy.module))
+    with run.once(first):
+        return pairs(run, cfg, tuned)
 
 
 class Starts:

@@ -18,7 +18,8 @@ moving average; here it is the policy as it began, the limit of that (`--teacher
 `--teacher policy` shows the other end: it learns as fast, and then loses all.
 
 Where we differ from the paper besides: answers without a fault are left out, as there is no
-feedback on them.  A sibling that solved the problem is not shown.
+feedback on them.  So is one that the context has no room for a second time, behind its fault: such
+are counted as `too_long`.  A sibling that solved the problem is not shown.
 """
 
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ import torch
 from minipost.errors import Descent, MinipostError, Schedule
 from minipost.measure.meter import Meter, describe
 from minipost.methods import distill
-from minipost.rollout import check_context, distribution, pack
+from minipost.rollout import distribution, fits, pack
 
 TASK = "arithmetic"
 KNOBS = {"hurried": True}
@@ -64,20 +65,23 @@ def check(run, cfg):
 def informed(run, problems, rollout):
     """The same answers behind prompts that tell their fault, of those rows that have one.
 
-    -> rows, Sequences of as many
+    -> rows, Sequences of as many, how many more do not fit the context with their fault
     """
-    rows, prompts, answers = [], [], []
+    rows, prompts, answers, long = [], [], [], 0
     for row, (number, text) in enumerate(zip(rollout.prompt.tolist(), run.texts(rollout))):
         critique = run.task.criticise(problems[number], text)
         if not run.task.approves(critique):
-            told = run.task.revise(problems[number], text, critique)
+            told = run.prompt_ids(run.task.revise(problems[number], text, critique))
+            said = rollout.targets[row][rollout.mask[row]].tolist()
+            if not fits(run.policy.module, len(told), len(said)):
+                long += 1
+                continue
             rows.append(row)
-            prompts.append(run.prompt_ids(told))
-            answers.append(rollout.targets[row][rollout.mask[row]].tolist())
-            check_context(run.policy.module, len(prompts[-1]), len(answers[-1]), told, text)
+            prompts.append(told)
+            answers.append(said)
     if not rows:
-        return rows, None
-    return rows, pack(prompts, answers, run.vocabulary.pad).to(rollout.tokens.device)
+        return rows, None, long
+    return rows, pack(prompts, answers, run.vocabulary.pad).to(rollout.tokens.device), long
 
 
 def train(run, cfg):
@@ -89,7 +93,7 @@ def train(run, cfg):
         problems = run.problems(cfg.prompts)
         rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.grade(problems, rollout, none=True)                    # learns nothing
-        rows, told = informed(run, problems, rollout)
+        rows, told, long = informed(run, problems, rollout)
         run.keep(problems, rollout, reward, torch.zeros_like(reward))
 
         meter, norm = Meter("loss"), 0.0
@@ -105,4 +109,6 @@ def train(run, cfg):
                 meter.add(**stats)
             norm = policy.step(rate, cfg.max_grad_norm, cfg.weight_decay)
         yield {**meter.means(), **describe(rollout, reward, cfg.group_size),
-               "faults": len(rows) / len(rollout), "grad_norm": norm, "learning_rate": rate}
+               "faults": (len(rows) + long) / len(rollout),
+               **({"too_long": long / len(rollout)} if long else {}),
+               "grad_norm": norm, "learning_rate": rate}

@@ -134,13 +134,14 @@ def train(run, cfg, rows=None, first=0):
         yield {**meter.means(), "grad_norm": norm, "learning_rate": rate}
 
 
-def cold_start(run, cfg, n, first=0):
+def cold_start(run, cfg, n=0, first=0):
     """The first stage of a pipeline: cfg.steps of SFT on n demonstrations, the same in each epoch.
 
-    first: the step of the run at which it begins.  Yields metrics per step, and ends.
+    With n = 0 they are new ones in every step.  first: the step of the run at which it begins.
+    Yields metrics per step, and ends.
     """
     with run.at(first):
-        rows = demonstrations(run, n)
+        rows = demonstrations(run, n) if n else None
     stage = train(run, cfg, rows, first)
     while run.step < first + cfg.steps:
         yield next(stage)

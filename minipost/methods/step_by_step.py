@@ -100,14 +100,12 @@ def taught(run, cfg, teacher):
 
     MinipostError where it never states an answer.
     """
-    thinking, tokens = worked(run.task), run.tokens
-    with run.at(0):
+    thinking = worked(run.task)
+    with run.once(0):
         problems = run.problems(cfg.examples)
         asked = [thinking.like(problem) for problem in problems]
         rollout = run.sample(asked, 1, temperature=cfg.temperature, module=teacher,
                              purpose="teacher")
-    if run.step:
-        run.tokens = tokens  # a resumed run has counted these
     found = [(problem, f" {thinking.parse(text)}", other, text)
              for problem, other, text in zip(problems, asked, run.texts(rollout))
              if thinking.parse(text) is not None]
