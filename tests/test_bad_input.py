@@ -132,7 +132,7 @@ def test_a_bad_row_is_named_by_file_and_line(command, fails, tmp_path, line, par
 
 
 @pytest.mark.parametrize("content, part", [(b"", "no rows"), (b"\n \n", "no rows"),
-                                           (GOOD, "too few rows")])
+                                           (GOOD, "its 1 row asks 1 question, too few")])
 def test_a_file_with_too_little(command, fails, tmp_path, content, part):
     path = tmp_path / "short.jsonl"
     path.write_bytes(content)

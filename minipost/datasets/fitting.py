@@ -158,13 +158,15 @@ def complaint(*arguments, **options):
     return looked_at(*arguments, **options)[0]
 
 
-def fitted(task, model, vocabulary, max_new_tokens, reads=(), others=(), control_tokens="plain"):
+def fitted(task, model, vocabulary, max_new_tokens, reads=(), others=(), control_tokens="plain",
+           paid=False):
     """The task, without the rows of a file that the run cannot use.
 
     reads: the keys of the rows that the method learns from.  others: problems to look at where
-    the task is no file.  control_tokens: as in `looked_at`.  MinipostError for the first problem
-    that the run cannot use, unless --on-bad-row is skip.  Of rows that are too long it says how
-    many there are, unless --on-long-row says what becomes of them.
+    the task is no file.  control_tokens: as in `looked_at`.  paid: whether an answer that equals a
+    row's completion counts as right.  MinipostError for the first problem that the run cannot use,
+    unless --on-bad-row is skip.  Of rows that are too long it says how many there are, unless
+    --on-long-row says what becomes of them.
     """
     if not isinstance(task, File):
         for problem in others:
@@ -184,7 +186,7 @@ def fitted(task, model, vocabulary, max_new_tokens, reads=(), others=(), control
         return last
 
     try:
-        found = task.fitted(reads, check)
+        found = task.fitted(reads, check, paid)
     except MinipostError as error:
         if isinstance(last, TooLong) and task.on_bad_row == task.on_long_row == "stop":
             said = too_long(task, look, task.longest(model.context))

@@ -31,6 +31,7 @@ from minipost.rollout import logprobs
 TASK = "countdown"
 METRIC = "sampled"
 MODEL = "checkpoints/student"
+READS = ("completion",)
 PROOF = [
     dict(variant="--start 1", config=dict(prompts=1, start=1), rows=1, loss="maximum_likelihood",
          factor=1.0, divisor="tokens"),
