@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from minipost import train
+from minipost.cli import options
 from minipost.cli.directory import made_from
 from minipost.datasets.rows import File, read
 from minipost.errors import MinipostError
@@ -191,6 +192,8 @@ def test_columns_have_other_names(tmp_path):
     ("answer:prompt", r"line 1: has both 'answer' and 'prompt'"),
     ("quest:completion", "no row has 'quest', which --columns quest:completion names; the keys "
      "are 'answer', 'prompt'"),
+    ("question:answer", "write --columns answer:question if the two are swapped, else leave "
+     "question:answer out"),
 ])
 def test_columns_that_cannot_be_renamed(tmp_path, columns, part):
     path = jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "answer": "b"}] * 3)
@@ -207,6 +210,20 @@ def test_the_command_line_renames_columns_of_both_files(tmp_path):
     assert {p.prompt for p in task.heldout(9)} == {"9?", "8?"}
     with pytest.raises(MinipostError, match="--columns goes with --data"):
         train.settings_of(["--algo", "grpo", "--columns", "question:prompt"])
+
+
+def test_one_of_two_files_may_have_the_new_name_already(tmp_path):
+    old = jsonl(tmp_path / "old.jsonl", [{"question": f"{k}?"} for k in range(40)])
+    new = jsonl(tmp_path / "new.jsonl", [{"prompt": f"{k}!"} for k in range(40)])
+    for pair in ((old, new), (new, old)):
+        assert File(*pair, columns="question:prompt").rows
+    for pair in ((new, ""), (new, new)):
+        with pytest.raises(MinipostError, match="no row has 'question'.*rows have 'prompt'"):
+            File(*pair, columns="question:prompt")
+
+
+def test_the_help_says_the_names_in_the_order_that_is_read():
+    assert [flag for flag in options.FIRST if "columns" in flag] == ["--columns OLD:NEW"]
 
 
 def test_a_run_knows_the_files_of_its_data_set(tmp_path, tiny):

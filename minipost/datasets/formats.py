@@ -322,10 +322,18 @@ def renamed(row, names):
 
 
 def check_columns(path, rows, names):
-    """MinipostError where no row (an object) has a column that --columns names."""
-    keys = {key for row in rows for key in row}
+    """{old name: a complaint} of columns that --columns names and no row (an object) has.
+
+    MinipostError where no row has the new name either.
+    """
+    keys, lacks = {key for row in rows for key in row}, {}
     for old, new in names.items():
+        if rows and old not in keys and new in keys:
+            lacks[old] = (f"{path}: no row has {old!r}, which --columns {old}:{new} names, and "
+                          f"rows have {new!r}; write --columns {new}:{old} if the two are swapped, else "
+                          f"leave {old}:{new} out")
         if rows and old not in keys and new not in keys:
             known = ", ".join(sorted(map(repr, keys))[:8])
             raise MinipostError(f"{path}: no row has {old!r}, which --columns {old}:{new} names; "
                                 f"the keys are {known or 'none'}")
+    return lacks

@@ -116,7 +116,7 @@ class Row(dict):
 # ---- reading
 
 def read(path, skip=False, reads=(), check=None, columns="", wrap=False, skip_long=False,
-         paid=False):
+         paid=False, absent=None):
     """The file's good rows, and complaints about the others: (rows, complaints), each a tuple.
 
     A complaint names file and line, or row, and says what was expected.  Unless `skip`, the first
@@ -124,6 +124,8 @@ def read(path, skip=False, reads=(), check=None, columns="", wrap=False, skip_lo
     `label` and `reward`.  check(problem): a further complaint about a row, or None.  columns: other
     names, OLD:NEW with commas between.  wrap: make chats of rows of strings.  skip_long: as `skip`,
     for rows that are too long.  paid: whether an answer that equals the completion counts as right.
+    absent: a list, to which {old name: a complaint} is added of columns that no row has; without
+    it the first complaint is raised.
     """
     contents, digest = formats.contents(path), sha256()
     for content in contents:
@@ -134,7 +136,11 @@ def read(path, skip=False, reads=(), check=None, columns="", wrap=False, skip_lo
         if len(KNOWN) > 7:
             KNOWN.clear()
         KNOWN[name] = found
-    rows, complaints, unit = KNOWN[name][0], [*KNOWN[name][1]], KNOWN[name][2]
+    rows, complaints, unit, lacks = KNOWN[name][0], [*KNOWN[name][1]], *KNOWN[name][2:]
+    if absent is not None:
+        absent.append(lacks)
+    elif lacks:
+        raise MinipostError(next(iter(lacks.values())))
     if wrap and not is_chat(rows):
         rows = [as_chat(row) for row in rows]
     if most_have(rows, ("completion",)):
@@ -157,12 +163,15 @@ KNOWN: dict[tuple, tuple] = {}  # what `parsed` gave, by path, skip, columns and
 
 
 def parsed(path, skip, contents, columns):
-    """(rows as they stand there, complaints: (line, sentence), what a line is called)."""
-    complaints, unit = [], formats.unit(path, contents)
+    """(rows as they stand there, complaints: (line, sentence), what a line is called, a complaint
+    for each name of a column that no row has).
+    """
+    complaints, lacks, unit = [], {}, formats.unit(path, contents)
     found = formats.values(path, contents)
     if columns:
         found = list(found)
-        formats.check_columns(path, [f.value for f in found if isinstance(f.value, dict)], columns)
+        objects = [each.value for each in found if isinstance(each.value, dict)]
+        lacks = formats.check_columns(path, objects, columns)
     rows = good((Item(path, unit, each) for each in found),
                 lambda item: parse(item, columns), complaints, skip)
     rows = good(rows, conversation, complaints, skip)
@@ -172,7 +181,7 @@ def parsed(path, skip, contents, columns):
     rows = good(rows, check_texts, complaints, skip)
     if most_have(rows, ("completion",)):
         rows = good(rows, check_completion, complaints, skip)
-    return rows, complaints, unit
+    return rows, complaints, unit, lacks
 
 
 def is_chat(rows):
@@ -240,7 +249,8 @@ def no_text(row, key):
     value, other = row.get(key), next((k for k in row if k != key == k.lower()), None)
     if type(value) in (int, float):
         return f"{shown(value)}; write it in quotes"
-    return shown(value) + (f"; rename {other} to {key}" if other and key not in row else "")
+    return shown(value) + (f"; rename it by --columns {other}:{key}" if other and key not in row
+                           else "")
 
 
 def check_texts(row):
@@ -270,7 +280,8 @@ def no_prompt(row):
             known[key] = name
     if {"prompt", "chosen"} & {*known.values()}:
         more = "; what stands under 'input' belongs to the prompt" if "input" in row else ""
-        return f"{found}; rename {', '.join(known)} to {', '.join(known.values())}{more}"
+        names = ",".join(f"{old}:{new}" for old, new in known.items() if old != new)
+        return f"{found}; rename by --columns {names}{more}"
     if "text" in row:
         return f"{found}; divide 'text' into 'prompt' and 'completion'"
     return found
@@ -411,10 +422,13 @@ class File(Task):
 
     def look(self, reads=(), check=None, paid=False):
         """Read the rows.  reads, check, paid: as in `read`."""
-        skip = self.on_bad_row == "skip"
+        skip, absent = self.on_bad_row == "skip", []
         files = [(path, *read(path, skip, reads, check, self.columns, self.wrap,
-                              self.on_long_row != "stop", paid))
+                              self.on_long_row != "stop", paid, absent))
                  for path in filter(None, (self.data, self.eval_data))]
+        for name in absent[0]:
+            if all(name in lacks for lacks in absent):  # one of two files may have the new name
+                raise MinipostError(absent[0][name])
         rows = files[0][1]
         if self.eval_data and is_chat(rows) != is_chat(files[1][1]):
             raise MinipostError(f"{self.eval_data}: of its rows and those of {self.data} one "
@@ -428,7 +442,8 @@ class File(Task):
             n = len({*questions(rows)})
             few = (f"{self.data}: its {len(rows)} {'row asks' if len(rows) == 1 else 'rows ask'} "
                    f"{n} question{'s' * (n > 1)}, too few to hold out one in ten; about "
-                   f"{ENOUGH} are enough; name --eval-data, or measure nothing and train on all by --eval-n 0")
+                   f"{ENOUGH} are enough; name --eval-data, or measure nothing and train on all "
+                   "by --eval-n 0")
         bad = [skipping(*file) for file in files if file[2]]
         held = files[-1][1]  # the rows of the file that is held out from
         unused = len(held) - len(heldout) - (0 if self.eval_data else len(training))
