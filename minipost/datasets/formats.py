@@ -330,8 +330,8 @@ def check_columns(path, rows, names):
     for old, new in names.items():
         if rows and old not in keys and new in keys:
             lacks[old] = (f"{path}: no row has {old!r}, which --columns {old}:{new} names, and "
-                          f"rows have {new!r}; write --columns {new}:{old} if the two are swapped, else "
-                          f"leave {old}:{new} out")
+                          f"rows have {new!r}; write --columns {new}:{old} if the two are "
+                          f"swapped, else leave {old}:{new} out")
         if rows and old not in keys and new not in keys:
             known = ", ".join(sorted(map(repr, keys))[:8])
             raise MinipostError(f"{path}: no row has {old!r}, which --columns {old}:{new} names; "
