@@ -173,6 +173,64 @@ def test_a_directory_that_is_no_data_set(tmp_path, name, text, part):
         read(str(tmp_path))
 
 
+# ---- what is nearly JSONL
+
+OBJECT = '{\n  "prompt": "a",\n  "completion": "b"\n}\n'
+
+
+@pytest.mark.parametrize("content, part", [
+    ("prompt,completion\na,b\n", "looks like CSV, not JSON; pandas.read_csv(FILE).to_json("),
+    ("prompt\tcompletion\na\tb\n", "pandas.read_csv(FILE, sep='\\t').to_json('rows.jsonl'"),
+    (OBJECT * 2, "holds objects over several lines; jq -c . FILE > rows.jsonl writes each on one"),
+    (OBJECT, "is one object over several lines; jq -c . FILE > rows.jsonl"),
+    ('{"data": [{"prompt": "a"}]}',
+     "is one object with rows under 'data'; jq -c '.\"data\"[]' FILE"),
+    ('{\n"data": [\n{"prompt": "a"},\n{"prompt": "b"}]}', "is one object with rows under 'data'"),
+    ('{"data": [\n{"prompt": "a"},\n{"prompt": "b"}]}', "is one object with rows under 'data'"),
+    ('{"prompt": ["a", "b"], "completion": ["c", "d"]}',
+     "holds a list for each column; pandas.read_json(FILE).to_json('rows.jsonl', orient='records'"),
+    ('{"question": {"0": "a"}, "answer": {"0": "c"}}', "holds a list for each column"),
+    ("{'prompt': 'a', 'x': None}\n" * 3,
+     "line 1: expected one JSON object, found \"{'prompt': 'a', 'x': None}\"; "
+     "it is written as Python, and json.dumps(row) writes JSON"),
+    ("[{'prompt': 'a'},\n{'prompt': 'b'}]", "it is written as Python"),
+    ('{"prompt": "a"},\n' * 3,
+     "line 1: expected one JSON object, found '{\"prompt\": \"a\"},'; take the comma behind it "
+     "away"),
+    ('{"prompt": "a", "x": ' + "[" * 9999 + "]" * 9999 + "}\n", "too deep in each other"),
+    ('{"prompt": "é"}\n',
+     "line 1: not UTF-8 text; if it is Latin-1, iconv -f LATIN1 -t UTF-8 FILE"),
+    ('[{"prompt": "é"},\n{"prompt": "a"}]', "at byte 13; if it is Latin-1, iconv"),
+])
+def test_what_is_nearly_jsonl_is_told_how_to_become_that(tmp_path, content, part):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(MinipostError) as caught:
+        read(str(path))
+    assert str(path) in str(caught.value) and part in str(caught.value)
+    assert " ... " not in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [
+    [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}],
+    [{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant",
+                                                                    "content": "b"}]}],
+    [{"prompt": "a", "data": [{"prompt": "b"}]}, {"prompt": "a", "x": ["y"]}],
+    [{"prompt": "a", "x": ["y"]}],
+    [{"prompt": {"role": "user", "content": "a"}, "completion": {"role": "assistant",
+                                                                 "content": "b"}}],
+])
+def test_a_row_that_stands_alone_is_a_row(tmp_path, rows):
+    assert len(read(jsonl(tmp_path / "rows.jsonl", rows))[0]) == len(rows)
+
+
+def test_rows_behind_a_line_of_something_else_are_read(tmp_path):
+    for first in ("prompt,completion", "{", '{"prompt": "a", "compl'):
+        path = tmp_path / "rows.jsonl"
+        path.write_text(first + '\n{"prompt": "a"}\n{"prompt": "b"}\n')
+        assert len(read(str(path), skip=True)[0]) == 2
+
+
 # ---- --columns
 
 def test_columns_have_other_names(tmp_path):

@@ -481,7 +481,7 @@ def test_what_is_no_file(path, part):
     (gzip.compress(b'{"prompt": "a"}'), "is compressed by gzip; unpack it"),
     ('{"prompt": "a"}'.encode("utf-16"), "is UTF-16; save it as UTF-8"),
     (b"[1]\n[2]", "line 1: expected a JSON object, found list"),
-    (b"prompt,completion\na,b", "line 1: expected one JSON object, found 'prompt,completion' ("),
+    (b"prompt,completion\na,b", "looks like CSV, not JSON; pandas.read_csv(FILE)"),
 ])
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_file_of_another_kind_is_told_apart(tmp_path, content, sentence, skip):
