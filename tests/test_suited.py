@@ -194,6 +194,36 @@ def test_a_resumed_run_says_that_its_data_has_changed(command, fails, tmp_path, 
     fails(["--resume", tmp_path / "run"], f"/{data.name} has changed since", "put it back")
 
 
+# ---- a flag that is at fault
+
+@pytest.mark.parametrize("algo", ["sft", "grpo", "reinforce"])
+@pytest.mark.parametrize("flags", [(), ("--on-bad-row", "skip"), ("--task", "facts")])
+def test_no_row_is_blamed_for_a_length_that_leaves_no_room(command, fails, algo, flags):
+    fails(command(algo, *STEP, "--max-new-tokens", 100000, *flags), "error: --max-new-tokens "
+          "100000 leaves no room for a prompt in the model's context of 64; lower it")
+
+
+def test_the_limit_of_a_sampled_answer_may_be_max_length(command, fails):
+    fails(command("grpo", *STEP, "--max-length", 9, "--max-new-tokens", 9), "error: "
+          "--max-new-tokens 9 leaves no room for a prompt in --max-length 9; lower it")
+
+
+def test_the_doctor_blames_the_flag_too(tiny, rows, capsys):
+    assert doctor.main(["--model", str(tiny), "--data", str(rows), "--max-new-tokens", "64",
+                        "--json"]) == 1
+    found = {each["check"]: each for each in json.loads(capsys.readouterr().out)["checks"]}
+    assert found["rows for this model"]["status"] == "ok"
+    assert "--max-new-tokens" in found["context"]["todo"]
+
+
+def test_a_prompt_that_is_too_long_by_itself_is_to_be_shortened(tiny):
+    run = minipost.open(str(tiny), task="facts", max_new_tokens=4)
+    with pytest.raises(MinipostError, match="the model's context of 64; shorten the prompt$"):
+        run.answer(["x" * 99])
+    with pytest.raises(MinipostError, match="; lower --max-new-tokens$"):
+        run.answer(["x" * 61])
+
+
 # ---- the file that lacks something
 
 def test_the_file_without_completions_is_named(command, fails, tmp_path):

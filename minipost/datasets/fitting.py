@@ -168,6 +168,12 @@ def fitted(task, model, vocabulary, max_new_tokens, reads=(), others=(), control
     unless --on-bad-row is skip.  Of rows that are too long it says how many there are, unless
     --on-long-row says what becomes of them.
     """
+    own = isinstance(task, File) and not reads  # as in `Setting`
+    most = task.longest(model.context) if own else model.context
+    if max_new_tokens >= most:  # whatever the prompts are
+        what = f"--max-length {most}" if most < model.context else f"the model's context of {most}"
+        raise MinipostError(f"--max-new-tokens {max_new_tokens} leaves no room for a prompt in "
+                            f"{what}; lower it")
     if not isinstance(task, File):
         for problem in others:
             if said := complaint(problem, model, vocabulary, max_new_tokens, reads):
