@@ -270,6 +270,12 @@ def test_the_command_line_renames_columns_of_both_files(tmp_path):
         train.settings_of(["--algo", "grpo", "--columns", "question:prompt"])
 
 
+def test_swapped_names_are_told_before_what_the_rows_then_lack(tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", [{"question": "a", "answer": "b"}] * 30)
+    with pytest.raises(MinipostError, match="write --columns question:prompt if the two are sw"):
+        read(path, columns="prompt:question")
+
+
 def test_one_of_two_files_may_have_the_new_name_already(tmp_path):
     old = jsonl(tmp_path / "old.jsonl", [{"question": f"{k}?"} for k in range(40)])
     new = jsonl(tmp_path / "new.jsonl", [{"prompt": f"{k}!"} for k in range(40)])

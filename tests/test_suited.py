@@ -120,9 +120,11 @@ def test_rows_without_pairs_are_refused(command, fails, tmp_path, algo, rows, ot
     assert not (tmp_path / "run").exists()
 
 
-def test_labels_are_no_pairs(command, fails, tmp_path):
-    data = write(tmp_path / "rows.jsonl", plain(label=True))
-    fails([*command("dpo", *STEP), "--data", data], "such rows are for kto, oreo and rft")
+@pytest.mark.parametrize("rows", [plain(label=True), judged(values=(False, True))])
+def test_labels_are_no_pairs(command, fails, tmp_path, rows):
+    data = write(tmp_path / "rows.jsonl", rows)
+    fails([*command("dpo", *STEP), "--data", data], f"{data}, line 1: the keys",
+          "such rows are for kto, oreo and rft")
 
 
 def test_with_a_reward_function_answers_are_sampled_aloud(command, tmp_path, reward, capsys):
@@ -233,3 +235,4 @@ def test_the_file_without_completions_is_named(command, fails, tmp_path):
     write(held, pairs(60))
     fails([*command("grpo", *STEP, *TWO), "--data", held, "--eval-data", good],
           f"/{held.name}, line ", "--reward", "dpo")
+    fails([*command("sft", *STEP), "--data", held], "no completion", "dpo and its like")

@@ -385,7 +385,8 @@ def renamed(row, names):
 def check_columns(path, rows, names):
     """{old name: a complaint} of columns that --columns names and no row (an object) has.
 
-    MinipostError where no row has the new name either.
+    MinipostError where no row has the new name either, or where the old one is read, and so no
+    other file of the run can have it instead.
     """
     keys, lacks = {key for row in rows for key in row}, {}
     for old, new in names.items():
@@ -393,6 +394,8 @@ def check_columns(path, rows, names):
             lacks[old] = (f"{path}: no row has {old!r}, which --columns {old}:{new} names, and "
                           f"rows have {new!r}; write --columns {new}:{old} if the two are "
                           f"swapped, else leave {old}:{new} out")
+            if old in READ:
+                raise MinipostError(lacks[old])
         if rows and old not in keys and new not in keys:
             known = ", ".join(sorted(map(repr, keys))[:8])
             raise MinipostError(f"{path}: no row has {old!r}, which --columns {old}:{new} names; "

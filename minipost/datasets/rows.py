@@ -499,8 +499,9 @@ class File(Task):
         """The row's completion; MinipostError if it has none."""
         completion = problem.columns.get("completion")
         if not isinstance(completion, str) or not completion:
+            pair = "; dpo and its like learn from pairs" if "chosen" in problem.columns else ""
             raise MinipostError(f"{problem.place}: the row has no completion to learn from "
-                                f"(its prompt is {problem.prompt[:40]!r})")
+                                f"(its prompt is {problem.prompt[:40]!r}){pair}")
         return completion
 
     def parse(self, text):

@@ -20,11 +20,12 @@ def for_method(run, name, reads, others=(), scored=False):
     MinipostError where the method cannot learn from such rows, or where there are too few.
     """
     paid = isinstance(getattr(run.reward, "__self__", None), File)
+    pairs = "chosen" in reads and "completion" not in reads  # else `sampled` says what it takes
     task = fitted(run.task, run.policy.module, run.vocabulary, run.max_new_tokens, reads, others,
-                  run.control_tokens, paid)
+                  run.control_tokens, paid and (scored or not pairs))
     if isinstance(task, File):
-        problems = [problem for side in task.sides for problem in side]
-        if said := sampled(task.data, name, reads, problems[0], paid and not scored):
+        first = task.rows[0].problem()
+        if said := sampled(task.data, name, reads, first, paid and not scored):
             task.notes.append(said)
         if task.few:
             raise MinipostError(task.few)
