@@ -302,7 +302,8 @@ class Directory:
                 check_facts(path, tensors, facts)
                 return tensors, facts, complaints
             except MinipostError as error:
-                complaints.append(str(error))
+                # A state is ours: there is nowhere to fetch it from.
+                complaints.append(str(error).removesuffix("; fetch it again"))
         if complaints:
             raise MinipostError(f"{complaints[0]}; there is no other state to resume from, begin "
                                 "again with --overwrite")
