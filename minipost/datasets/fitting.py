@@ -170,7 +170,7 @@ def fitted(task, model, vocabulary, max_new_tokens, reads=(), others=(), control
     """
     own = isinstance(task, File) and not reads  # as in `Setting`
     most = task.longest(model.context) if own else model.context
-    if max_new_tokens >= most:  # whatever the prompts are
+    if max_new_tokens >= most and (isinstance(task, File) or others):  # whatever is asked
         what = f"--max-length {most}" if most < model.context else f"the model's context of {most}"
         raise MinipostError(f"--max-new-tokens {max_new_tokens} leaves no room for a prompt in "
                             f"{what}; lower it")
