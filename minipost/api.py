@@ -25,9 +25,9 @@ from minipost import methods, tasks
 from minipost.cli.defaults import for_adapters, for_sampler, wanted, with_epochs
 from minipost.cli.options import SetUp, shipped_models
 from minipost.cli.session import pick_device
-from minipost.datasets.fitting import fitted
 from minipost.datasets.rewards import Added, Part
 from minipost.datasets.rows import File
+from minipost.datasets.suited import for_method
 from minipost.engine.bottleneck import width_of
 from minipost.engine.lora import adapters
 from minipost.engine.prefix import length_of
@@ -140,8 +140,7 @@ def train(run, algo, **settings):
     config, _ = for_adapters(bool(adapters(module) or width_of(module)), length_of(module), config,
                              settings, run.policy.allocator)
     known = run.task.training() if run.task.training else run.problems(16)
-    run.task = fitted(run.task, run.policy.module, run.vocabulary, run.max_new_tokens, method.READS,
-                      known, run.control_tokens)
+    run.task = for_method(run, algo, method.READS, known, run.reward_model is not None)
     if epochs:
         config, _ = with_epochs(run, method, config, epochs)
     method.check(run, config)
@@ -168,5 +167,7 @@ def evaluate(run, n=400):
 
     A Score has `value`, and the 95% interval from `low` to `high`.
     """
+    if isinstance(run.task, File) and run.task.few:
+        raise MinipostError(run.task.few)
     return {split: {name: found.score for name, found in measured.items()}
             for split, measured in results(run, splits(run.task, n)).items()}

@@ -81,6 +81,11 @@ def read_config(directory):
     if not Path(directory).is_dir():
         raise MinipostError(f"{directory}: no such model directory")
     raw = files.read_json(path)
+    if "algo" in raw and "model_type" not in raw:
+        there = [str(part) for name in ("model", "reward_model", "critic")
+                 if (part := Path(directory) / name).is_dir()]
+        raise MinipostError(f"{directory}: is a run" + (f"; name {' or '.join(there)}" if there else
+                                                        " that has saved no model"))
     row = row_of(raw, path)
     kinds = raw.get("architectures") or [f"{row.name}ForCausalLM"]
     if not isinstance(kinds, list) or not all(str(k).startswith(row.name) for k in kinds):
@@ -202,6 +207,9 @@ def shards(directory):
             f"{directory}: has its weights in {pickled[0]}, which is a program and is never run "
             "here; if you trust it, transformers converts it, with DIR for this directory: "
             "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR)")
+    if not path.exists() and not index.exists():
+        raise MinipostError(f"{directory}: has no weights; expected {WEIGHTS} in it, or the files "
+                            f"that {index.name} names")
     if not index.exists() or path.is_file():
         return dict.fromkeys(open_tensors(path).keys(), path)
     table = files.read_json(index).get("weight_map")
@@ -211,6 +219,10 @@ def shards(directory):
         if not isinstance(file, str) or Path(file).name != file:
             raise MinipostError(f"{index}: weight_map names {str(file)[:80]!r}, not a plain file "
                                 "beside it")
+    if missing := sorted(name for name in {*table.values()} if not (directory / name).exists()):
+        raise MinipostError(f"{directory}: {len(missing)} of the {len({*table.values()})} files of "
+                            f"weights that {index.name} names are not there, such as "
+                            f"{missing[0][:60]}; fetch them")
     return {name: directory / file for name, file in table.items()}
 
 

@@ -150,7 +150,7 @@ def rows(options, tasks, device="cpu"):
     for title, task in tasks.items():
         task = as_asked(task, vocabulary, options.chat)
         task = fitted(task, model, vocabulary, options.max_new_tokens, (), (),
-                      options.control_tokens)
+                      options.control_tokens, paid=not options.reward)
         run = Run(policy, vocabulary, task, load_reward(options.reward, task), seed=options.seed,
                   reward_timeout=options.reward_timeout, max_new_tokens=options.max_new_tokens,
                   control_tokens=options.control_tokens)

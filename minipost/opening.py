@@ -69,6 +69,8 @@ def open_run(options, task, device):
             code(model, options.base_bits)
         adapt(model, options.lora, options.lora_alpha, options.lora_targets, options.seed,
               options.lora_numbers, options.lora_budget)
+    if isinstance(task, File) and not task.eval_data and getattr(options, "eval_n", None) == 0:
+        task = task.undivided()  # nothing is measured
     task = as_asked(task, vocabulary, options.chat)
     return Run(learner(model, shard, optimizer=options.optimizer), vocabulary, task,
                load_reward(options.reward, task), optimizer=options.optimizer, shard=shard,

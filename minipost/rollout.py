@@ -357,7 +357,8 @@ def check_context(model, prompt, response, *texts):
         raise MinipostError(f"a prompt of {prompt} tokens{named[0]} and {known} "
                             f"{response}{named[1]} do not fit the model's context of "
                             f"{model.context}"
-                            + ("" if len(texts) == 2 else "; lower --max-new-tokens"))
+                            + ("" if len(texts) == 2 else "; lower --max-new-tokens"
+                               if prompt < model.context else "; shorten the prompt"))
 
 
 @torch.no_grad()

@@ -151,11 +151,14 @@ def saved_in(directory):
         raise MinipostError(f"{path}: not the settings of a run ({error!s:.100}); begin again with "
                             "--overwrite") from None
     parts[1].pop("name")
-    try:
-        options, task, config = (rebuild(cls, part)
-                                 for cls, part in zip((Options, task, method.Config), parts))
-    except MinipostError as error:
-        raise MinipostError(f"{path}: {error}") from None
+    from minipost.cli.directory import telling_changes
+
+    with telling_changes(directory):
+        try:
+            options, task, config = (rebuild(cls, part)
+                                     for cls, part in zip((Options, task, method.Config), parts))
+        except MinipostError as error:
+            raise MinipostError(f"{path}: {error}") from None
     return Settings(options, task, method, config), workers
 
 

@@ -52,8 +52,13 @@ def fails(capsys):
 # ---- models
 
 @pytest.mark.parametrize("damage, part", [
-    ("missing", "no such model directory"), ("no weights", "model.safetensors"),
-    ("truncated", "model.safetensors"), ("not JSON", "config.json"),
+    ("missing", "no such model directory"), ("a run", "broken: is a run; name"),
+    ("no weights", "has no weights; expected model.safetensors in it"),
+    ("truncated", "model.safetensors: is cut short: it has 5,000 of its"),
+    ("truncated list", "is cut short, in its list of tensors; fetch it again"),
+    ("truncated length", "is cut short, to 7 bytes; fetch it again"),
+    ("pointer", "is a pointer of Git LFS"), ("part", "1 of the 1 files of weights that model.saf"),
+    ("not JSON", "config.json"),
     ("no tokenizer", "tokenizer.json"),
 ])
 def test_model_directory(command, fails, tiny, tmp_path, damage, part):
@@ -62,8 +67,18 @@ def test_model_directory(command, fails, tiny, tmp_path, damage, part):
         shutil.copytree(tiny, broken)
     if damage == "no weights":
         (broken / "model.safetensors").unlink()
-    if damage == "truncated":
-        os.truncate(broken / "model.safetensors", 5000)
+    if damage.startswith("truncated"):
+        os.truncate(broken / "model.safetensors", {"truncated list": 99, "truncated length": 7}.get(
+            damage, 5000))
+    if damage == "pointer":
+        (broken / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    if damage == "part":
+        (broken / "model.safetensors").unlink()
+        (broken / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b"}}')
+    if damage == "a run":
+        (broken / "model").mkdir()
+        (broken / "config.json").write_text('{"algo": "sft"}')
+        part = f"{part} {broken / 'model'}"
     if damage == "not JSON":
         (broken / "config.json").write_text('{"model_type": "llama", ')
     if damage == "no tokenizer":
@@ -132,7 +147,7 @@ def test_a_bad_row_is_named_by_file_and_line(command, fails, tmp_path, line, par
 
 
 @pytest.mark.parametrize("content, part", [(b"", "no rows"), (b"\n \n", "no rows"),
-                                           (GOOD, "too few rows")])
+                                           (GOOD, "its 1 row asks 1 question, too few")])
 def test_a_file_with_too_little(command, fails, tmp_path, content, part):
     path = tmp_path / "short.jsonl"
     path.write_bytes(content)

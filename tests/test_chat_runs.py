@@ -10,7 +10,7 @@ import torch
 
 from minipost import checkpoint, doctor, evaluate, files, solve, train
 from minipost.chat import Messages, Template
-from minipost.datasets.chats import conversation, in_chat
+from minipost.datasets.chats import ROLES, conversation, in_chat
 from minipost.datasets.rows import File, Row, read
 from minipost.errors import MinipostError
 from minipost.opening import as_asked
@@ -239,6 +239,11 @@ def test_a_conversation_is_divided_before_the_first_turn_of_the_assistant():
     ({"prompt": [USER(1)], "completion": [USER(1)]}, "under 'completion' begin or end with"),
     ({"completion": [SAID(1)]}, "under 'completion' has no prompt"),
     ({"messages": [{"content": "x"}]}, "message 1 under 'messages' has no role"),
+    ({"messages": [{"role": "User", "content": "x"}]}, "has the role 'User'; expected 'user'"),
+    ({"prompt": [USER(1)], "completion": [{"role": "gpt", "content": "x"}]},
+     "message 1 under 'completion' has the role 'gpt'; expected 'assistant'"),
+    ({"messages": [{"role": "usr", "content": "x"}]},
+     "has the role 'usr'; expected system, developer, user, assistant, tool or another"),
     ({"messages": [USER(1), "x"]}, "message 2 under 'messages' is no object"),
     ({"messages": [USER(1), {"role": "assistant", "content": ""}]}, "is an empty answer"),
     ({"messages": [{"role": "user", "content": 5}]}, "has '5' under 'content'"),
@@ -258,6 +263,15 @@ def test_what_is_wrong_with_a_chat_is_said(tmp_path, columns, said):
     with pytest.raises(MinipostError, match=re.escape(f"{path}, line 1: ")) as caught:
         read(str(path))
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_roles_that_templates_know_are_kept(tmp_path, role):
+    turns = [USER(1), {"role": role, "content": "x"}, USER(2), SAID(1)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": turns}) + "\n")
+    row, = read(str(path))[0]
+    assert [*row["prompt"].turns, *row["completion"].turns] == turns
 
 
 def test_rows_of_two_kinds_do_not_mix(tmp_path):

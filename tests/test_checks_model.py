@@ -139,6 +139,7 @@ def test_prompts_without_a_token():
 def test_context_that_holds_prompts_and_answers():
     said(checkup.context([10, 16], [40, 64], 48, 64), OK, "16 of 64")
     said(checkup.context([10, 17], [], 48, 64), FAULT, "1 of 2 prompts", "--max-new-tokens 47")
+    said(checkup.context([10, 70], [], 99, 64), FAULT, "use a lower --max-new-tokens than 64")
     said(checkup.context([10, 80], [], 48, 64), FAULT, "leave out prompts of more than 16 tokens")
     said(checkup.context([10], [64, 65, 70], 48, 64), FAULT, "2 of 3 given answers",
          "the longest with 70")

@@ -386,8 +386,9 @@ def test_a_directory_in_the_place_of_the_log_costs_no_state(command, stopped, sa
 def test_a_state_of_any_length_is_one_sentence(stopped, says, size):
     run, resume = stopped
     os.truncate(run / "state/state.safetensors", size)
-    said = says(resume, 1, "state.safetensors: not ", "begin again with --overwrite")
-    assert size > 7 or f"(it has {size} bytes)" in said
+    said = says(resume, 1, "state.safetensors: is cut short", "begin again with --overwrite")
+    assert size > 7 or f"cut short, to {size} bytes; there is no other state" in said
+    assert "fetch" not in said
 
 
 def test_a_model_that_has_moved_is_named_again(stopped, says, tmp_path):

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from minipost import train
+from minipost.cli import options
 from minipost.cli.directory import made_from
 from minipost.datasets.rows import File, read
 from minipost.errors import MinipostError
@@ -172,6 +173,64 @@ def test_a_directory_that_is_no_data_set(tmp_path, name, text, part):
         read(str(tmp_path))
 
 
+# ---- what is nearly JSONL
+
+OBJECT = '{\n  "prompt": "a",\n  "completion": "b"\n}\n'
+
+
+@pytest.mark.parametrize("content, part", [
+    ("prompt,completion\na,b\n", "looks like CSV, not JSON; pandas.read_csv(FILE).to_json("),
+    ("prompt\tcompletion\na\tb\n", "pandas.read_csv(FILE, sep='\\t').to_json('rows.jsonl'"),
+    (OBJECT * 2, "holds objects over several lines; jq -c . FILE > rows.jsonl writes each on one"),
+    (OBJECT, "is one object over several lines; jq -c . FILE > rows.jsonl"),
+    ('{"data": [{"prompt": "a"}]}',
+     "is one object with rows under 'data'; jq -c '.\"data\"[]' FILE"),
+    ('{\n"data": [\n{"prompt": "a"},\n{"prompt": "b"}]}', "is one object with rows under 'data'"),
+    ('{"data": [\n{"prompt": "a"},\n{"prompt": "b"}]}', "is one object with rows under 'data'"),
+    ('{"prompt": ["a", "b"], "completion": ["c", "d"]}',
+     "holds a list for each column; pandas.read_json(FILE).to_json('rows.jsonl', orient='records'"),
+    ('{"question": {"0": "a"}, "answer": {"0": "c"}}', "holds a list for each column"),
+    ("{'prompt': 'a', 'x': None}\n" * 3,
+     "line 1: expected one JSON object, found \"{'prompt': 'a', 'x': None}\"; "
+     "it is written as Python, and json.dumps(row) writes JSON"),
+    ("[{'prompt': 'a'},\n{'prompt': 'b'}]", "it is written as Python"),
+    ('{"prompt": "a"},\n' * 3,
+     "line 1: expected one JSON object, found '{\"prompt\": \"a\"},'; take the comma behind it "
+     "away"),
+    ('{"prompt": "a", "x": ' + "[" * 9999 + "]" * 9999 + "}\n", "too deep in each other"),
+    ('{"prompt": "é"}\n',
+     "line 1: not UTF-8 text; if it is Latin-1, iconv -f LATIN1 -t UTF-8 FILE"),
+    ('[{"prompt": "é"},\n{"prompt": "a"}]', "at byte 13; if it is Latin-1, iconv"),
+])
+def test_what_is_nearly_jsonl_is_told_how_to_become_that(tmp_path, content, part):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(MinipostError) as caught:
+        read(str(path))
+    assert str(path) in str(caught.value) and part in str(caught.value)
+    assert " ... " not in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [
+    [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}],
+    [{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant",
+                                                                    "content": "b"}]}],
+    [{"prompt": "a", "data": [{"prompt": "b"}]}, {"prompt": "a", "x": ["y"]}],
+    [{"prompt": "a", "x": ["y"]}],
+    [{"prompt": {"role": "user", "content": "a"}, "completion": {"role": "assistant",
+                                                                 "content": "b"}}],
+])
+def test_a_row_that_stands_alone_is_a_row(tmp_path, rows):
+    assert len(read(jsonl(tmp_path / "rows.jsonl", rows))[0]) == len(rows)
+
+
+def test_rows_behind_a_line_of_something_else_are_read(tmp_path):
+    for first in ("prompt,completion", "{", '{"prompt": "a", "compl'):
+        path = tmp_path / "rows.jsonl"
+        path.write_text(first + '\n{"prompt": "a"}\n{"prompt": "b"}\n')
+        assert len(read(str(path), skip=True)[0]) == 2
+
+
 # ---- --columns
 
 def test_columns_have_other_names(tmp_path):
@@ -191,6 +250,8 @@ def test_columns_have_other_names(tmp_path):
     ("answer:prompt", r"line 1: has both 'answer' and 'prompt'"),
     ("quest:completion", "no row has 'quest', which --columns quest:completion names; the keys "
      "are 'answer', 'prompt'"),
+    ("question:answer", "write --columns answer:question if the two are swapped, else leave "
+     "question:answer out"),
 ])
 def test_columns_that_cannot_be_renamed(tmp_path, columns, part):
     path = jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "answer": "b"}] * 3)
@@ -207,6 +268,26 @@ def test_the_command_line_renames_columns_of_both_files(tmp_path):
     assert {p.prompt for p in task.heldout(9)} == {"9?", "8?"}
     with pytest.raises(MinipostError, match="--columns goes with --data"):
         train.settings_of(["--algo", "grpo", "--columns", "question:prompt"])
+
+
+def test_swapped_names_are_told_before_what_the_rows_then_lack(tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", [{"question": "a", "answer": "b"}] * 30)
+    with pytest.raises(MinipostError, match="write --columns question:prompt if the two are sw"):
+        read(path, columns="prompt:question")
+
+
+def test_one_of_two_files_may_have_the_new_name_already(tmp_path):
+    old = jsonl(tmp_path / "old.jsonl", [{"question": f"{k}?"} for k in range(40)])
+    new = jsonl(tmp_path / "new.jsonl", [{"prompt": f"{k}!"} for k in range(40)])
+    for pair in ((old, new), (new, old)):
+        assert File(*pair, columns="question:prompt").rows
+    for pair in ((new, ""), (new, new)):
+        with pytest.raises(MinipostError, match="no row has 'question'.*rows have 'prompt'"):
+            File(*pair, columns="question:prompt")
+
+
+def test_the_help_says_the_names_in_the_order_that_is_read():
+    assert [flag for flag in options.FIRST if "columns" in flag] == ["--columns OLD:NEW"]
 
 
 def test_a_run_knows_the_files_of_its_data_set(tmp_path, tiny):

@@ -398,21 +398,24 @@ def test_the_answer_of_a_row_is_read_without_outer_spaces(tmp_path):
 
 @pytest.mark.parametrize("row, part", [
     ({"question": "0?", "answer": "4"},
-     "the keys are question, answer); rename question, answer to prompt, completion"),
-    ({"instruction": "Add", "input": "1 2", "output": "3"}, "rename instruction, output to prompt, "
-     "completion; what stands under 'input' belongs to the prompt"),
+     "the keys are question, answer); rename by --columns question:prompt,answer:completion"),
+    ({"instruction": "Add", "input": "1 2", "output": "3"},
+     "rename by --columns instruction:prompt,output:completion; what stands under "
+     "'input' belongs to the prompt"),
     ({"text": "Q: 0? A: 4"}, "divide 'text' into 'prompt' and 'completion'"),
     ({"messages": ["0?", "4"]}, "a list under 'messages' that holds no messages"),
     ({"conversations": []}, "a list under 'conversations' that holds no messages"),
     ({"prompt": ["0?"], "completion": "4"}, "a list under 'prompt' that holds no messages"),
-    ({"question": "0?", "chosen": "a b", "rejected": "a c"}, "rename question to prompt"),
+    ({"question": "0?", "chosen": "a b", "rejected": "a c"}, "rename by --columns question:prompt"),
     ({"x": "0?", "completion": "a c"}, "found None (the keys are x, completion)"),
-    ({"Prompt": "0?", "COMPLETION": "4"}, "rename Prompt, COMPLETION to prompt, completion"),
+    ({"Prompt": "0?", "COMPLETION": "4"},
+     "rename by --columns Prompt:prompt,COMPLETION:completion"),
     ({"Question": "0?", "Chosen": "a b", "Rejected": "a c"},
-     "rename Question, Chosen, Rejected to prompt, chosen, rejected"),
-    ({"Chosen": "0? b", "Rejected": "0? c"}, "rename Chosen, Rejected to chosen, rejected"),
-    ({"Prompt": "0?", "chosen": "a b", "rejected": "a c"}, "rename Prompt to prompt"),
-    ({"chosen": "0? b", "Rejected": "0? c"}, "found None; rename Rejected to rejected"),
+     "rename by --columns Question:prompt,Chosen:chosen,Rejected:rejected"),
+    ({"Chosen": "0? b", "Rejected": "0? c"}, "rename by --columns Chosen:chosen,Rejected:rejected"),
+    ({"Prompt": "0?", "chosen": "a b", "rejected": "a c"}, "rename by --columns Prompt:prompt"),
+    ({"chosen": "0? b", "Rejected": "0? c"},
+     "found None; rename it by --columns Rejected:rejected"),
     ({"prompt": "0?", "completion": 12}, "under 'completion', found 12; write it in quotes"),
     ({"prompt": 0.5, "completion": "4"}, "under 'prompt', found 0.5; write it in quotes"),
     ({"prompt": "0?", "completion": True}, "under 'completion', found True"),
@@ -478,7 +481,7 @@ def test_what_is_no_file(path, part):
     (gzip.compress(b'{"prompt": "a"}'), "is compressed by gzip; unpack it"),
     ('{"prompt": "a"}'.encode("utf-16"), "is UTF-16; save it as UTF-8"),
     (b"[1]\n[2]", "line 1: expected a JSON object, found list"),
-    (b"prompt,completion\na,b", "line 1: expected one JSON object, found 'prompt,completion' ("),
+    (b"prompt,completion\na,b", "looks like CSV, not JSON; pandas.read_csv(FILE)"),
 ])
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_file_of_another_kind_is_told_apart(tmp_path, content, sentence, skip):

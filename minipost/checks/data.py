@@ -192,7 +192,10 @@ def stated_rewards(problems):
                        "KTO and OREO have nothing to tell apart",
                        "add answers that are worth more or less, or use --algo sft on good ones")
     return Finding(name, OK, f"{len(values)} rows state {len(set(values))} different values of "
-                   f"mean {sum(values) / len(values):.3f}")
+                   f"mean {sum(values) / len(values):.3f}" + (
+                       "; kto, oreo and rft read labels, and without a --reward other methods stop "
+                       "at one that is false" if any(p.columns.get("label") is False
+                                                     for p in problems) else ""))
 
 
 # ---- answers
@@ -434,13 +437,16 @@ def long_rows(over, rows, most, choice):
                    "say --on-long-row truncate" + ("" if choice == "skip" else " or skip"))
 
 
-def held_out_prompts(training, heldout, dropped=0, unused=0):
+def held_out_prompts(training, heldout, dropped=0, unused=0, few=""):
     """No held-out prompt is trained on, not even in another spelling.
 
     dropped: rows left out of training because --eval-data holds their question out.
     unused: rows on neither side because a held-out question counts once.
+    few: why there are none on one side.
     """
     name, known = "held-out prompts", {alike(p.prompt) for p in training}
+    if few:
+        return Finding(name, FAULT, few, "a run stops", "add rows")
     leaked = [p.prompt for p in heldout if alike(p.prompt) in known]
     if leaked:
         return Finding(

@@ -20,6 +20,9 @@ SMALL = 50_000_000  # one thread runs a model of fewer parameters as fast as sev
 def examine(options, task, device):
     """The Findings of all checks: on files and texts, on samples, on a reward model."""
     run = open_run(options, task, device)
+    few = getattr(run.task, "few", "")
+    if few:
+        run.task = run.task.undivided()  # to look at the rows in any case
     if run.control_tokens == "stop":
         run.control_tokens = "plain"  # `control_texts` speaks of the rows at which a run stops
     if device == "cpu" and sum(p.numel() for p in run.policy.module.parameters()) < SMALL:
@@ -28,7 +31,7 @@ def examine(options, task, device):
     if options.reward_model:
         scorer = checkpoint.load_reward_model(
             options.reward_model, run.vocabulary, device, options.dtype)
-    found = look_at_texts(run, model.stated_ids(options.model, tokenizer), options)
+    found = look_at_texts(run, model.stated_ids(options.model, tokenizer), options, few)
     found += [model.before_prompts(options.model, run.vocabulary),
               model.shown_tokens(run.vocabulary), model.unused_ids(run.policy.module),
               model.weights_as_written(options.model)]
@@ -74,8 +77,11 @@ def demonstrations(run, problems):
     return [(problem, text) for problem, text in found if text is not None]
 
 
-def look_at_texts(run, stated, options):
-    """The findings that need no model: on the problems, on a file's first `options.rows` rows."""
+def look_at_texts(run, stated, options, few=""):
+    """The findings that need no model: on the problems, on a file's first `options.rows` rows.
+
+    few: why a run would have nothing to learn or to measure.
+    """
     task, vocabulary, encode = run.task, run.vocabulary, run.vocabulary.tokenizer.encode
     file, heldout = task.name == "file", task.heldout(400)
     training = task.training() if file else task.sample(400, run.rng("problems"))
@@ -83,6 +89,8 @@ def look_at_texts(run, stated, options):
     seen = [(p.place, *usable(run, p)) for p in problems]  # a chat takes a while to be read
     odd = [(place, said) for place, said, _ in seen if said]
     over, limit = [more for _, _, more in seen if more], run.policy.module.context
+    if run.max_new_tokens >= limit:
+        odd = []  # no row is to blame; the finding on the context says what is
     if file:
         limit = task.longest(limit)
         left = [place for place, said in odd if task.on_bad_row == "skip" or (
@@ -121,7 +129,7 @@ def look_at_texts(run, stated, options):
     return [
         *found, data.held_out_prompts(training, heldout,
                                       len(whole) - len(task.training()) if task.eval_data else 0,
-                                      task.unused),
+                                      task.unused, few),
         data.skipped_rows(task.bad),
         data.long_rows(over, len(problems), limit, task.on_long_row),
         data.unusable_rows(odd, len(problems), task.on_bad_row == "skip"),

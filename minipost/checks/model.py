@@ -200,6 +200,7 @@ def context(prompts, answers, max_new_tokens, limit):
             f"{max_new_tokens} tokens do not fit the model's context of {limit}",
             "minipost.train refuses to start",
             f"use --max-new-tokens {left} or leave out longer prompts" if left > 0 else
+            f"use a lower --max-new-tokens than {limit}" if max_new_tokens >= limit else
             f"leave out prompts of more than {limit - max_new_tokens} tokens")
     over = sum(n > limit for n in answers)
     if over:

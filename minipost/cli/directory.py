@@ -21,6 +21,7 @@ import json
 import math
 import os
 import shutil
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -83,6 +84,29 @@ def flat(settings):
         found |= {f"{part}.{name}": value for name, value in settings[part].items()
                   if part != "options" or name not in FREE}
     return found
+
+
+@contextmanager
+def telling_changes(directory):
+    """Where a resumed run fails in here and its data has changed, the error says that first."""
+    try:
+        yield
+    except MinipostError as error:
+        if changed := changed_data(directory):
+            raise MinipostError(f"{changed} has changed since the run began; put it back, or begin "
+                                f"again ({error})") from None
+        raise
+
+
+def changed_data(directory):
+    """The first file of rows that is not what it was when the run in a directory began, or ""."""
+    with suppress(MinipostError, OSError, KeyError, TypeError, AttributeError):
+        saved = files.read_json(Path(directory) / "config.json")
+        for name in filter(None, (saved["task"].get("data"), saved["task"].get("eval_data"))):
+            for part in formats.parts(name):
+                if not part.exists() or saved["made_from"].get(str(part)) != files.sha256(part):
+                    return str(part)
+    return ""
 
 
 class Directory:
@@ -278,7 +302,8 @@ class Directory:
                 check_facts(path, tensors, facts)
                 return tensors, facts, complaints
             except MinipostError as error:
-                complaints.append(str(error))
+                # A state is ours: there is nowhere to fetch it from.
+                complaints.append(str(error).removesuffix("; fetch it again"))
         if complaints:
             raise MinipostError(f"{complaints[0]}; there is no other state to resume from, begin "
                                 "again with --overwrite")

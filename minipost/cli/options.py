@@ -27,7 +27,7 @@ FIRST: Mapping[str, str] = {  # flag and kind: the options that decide which oth
     f"--task {{{','.join(TASKS)}}}": "problems of ours, whose knobs are listed below",
     "--data FILE": "problems of yours: JSONL, JSON, Parquet, or a data set of save_to_disk",
     "--eval-data FILE": "rows to hold out; without it, one prompt in ten of --data",
-    "--columns NEW:OLD": "other names for columns: question:prompt,answer:solution",
+    "--columns OLD:NEW": "other names for columns: question:prompt,answer:solution",
     "--on-bad-row {stop,skip}": "rows that are not as they should be: stop at the first, or leave "
                                 "them out (default: stop)",
     "--max-length INT": "longest prompt with its answer, in tokens; 0: what the model holds",

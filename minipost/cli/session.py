@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from itertools import chain
 
@@ -12,11 +12,11 @@ from minipost import checkpoint, files, parallel
 from minipost.checks.model import FAULT, WARNING, before_prompts, weights_as_written
 from minipost.cli.console import Console
 from minipost.cli.defaults import LARGE, with_epochs
-from minipost.cli.directory import Directory, as_written, made_from
+from minipost.cli.directory import Directory, as_written, made_from, telling_changes
 from minipost.cli.samples import Samples, write_page
 from minipost.cli.trackers import Trackers
 from minipost.datasets import formats
-from minipost.datasets.fitting import fitted
+from minipost.datasets.suited import for_method
 from minipost.errors import MinipostError
 from minipost.measure.asked import asked
 from minipost.measure.results import TEMPERATURES, as_data, forecast, from_data, on_both, splits
@@ -110,7 +110,8 @@ class Session:
         self.made = made_from(self.settings) if self.lead else {}
         if self.options.keep_rollouts and self.options.rollout_format == "parquet":
             formats.arrow("--rollout-format parquet")
-        self.check_prompts()
+        with telling_changes(self.directory) if self.resume else nullcontext():
+            self.check_prompts()
         length = self.lengths()
         self.method.check(self.run, self.config)
         self.console.header(self.method.name, self.task, self.config, self.options,
@@ -161,9 +162,9 @@ class Session:
         What the run cannot use is an error, or is left out where rows of a file may be skipped.
         """
         known = self.task.training() if self.task.training else self.run.problems(16)
-        self.task = self.run.task = fitted(
-            self.task, self.run.policy.module, self.vocabulary, self.options.max_new_tokens,
-            self.method.READS, chain(known, *self.splits.values()), self.options.control_tokens)
+        self.task = self.run.task = for_method(
+            self.run, self.method.name, self.method.READS, chain(known, *self.splits.values()),
+            bool(self.options.reward_model))
         self.splits = self.held_out()
 
     def lengths(self):

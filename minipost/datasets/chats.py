@@ -28,6 +28,10 @@ SPEAKERS = {"human": "user", "user": "user", "gpt": ROLE, "chatgpt": ROLE, "bot"
             "model": ROLE, ROLE: ROLE, "system": "system", "tool": "tool", "function": "tool",
             "observation": "tool", "function_call": ROLE}
 
+# What templates know as roles: those of all, and what some call a tool's or a document's words.
+ROLES = ("system", "developer", "user", ROLE, "tool", "function", "observation", "ipython",
+         "environment", "tool_call", "tool_response", "document", "documents", "context", "control")
+
 
 def conversation(row):
     """The row, with Messages for its prompt and answers if it is a chat.
@@ -89,6 +93,12 @@ def turn_of(turn, name):
     if not isinstance(turn.get("role"), str):
         raise ValueError(f"{name} has no role; expected a string under 'role', found the keys "
                          f"{', '.join(map(str, turn))[:80] or 'none'}")
+    if turn["role"] not in ROLES:
+        meant = turn["role"].strip().lower()
+        known = {**SPEAKERS, **{role: role for role in ROLES}}
+        raise ValueError(f"{name} has the role {turn['role'][:40]!r}; expected " + (
+            repr(known[meant]) if meant in known else
+            f"{', '.join(ROLES[:5])} or another that templates know"))
     content = turn.get("content", "")
     if isinstance(content, list):
         if not all(isinstance(part, dict) and isinstance(part.get("text"), str)

@@ -158,14 +158,22 @@ def complaint(*arguments, **options):
     return looked_at(*arguments, **options)[0]
 
 
-def fitted(task, model, vocabulary, max_new_tokens, reads=(), others=(), control_tokens="plain"):
+def fitted(task, model, vocabulary, max_new_tokens, reads=(), others=(), control_tokens="plain",
+           paid=False):
     """The task, without the rows of a file that the run cannot use.
 
     reads: the keys of the rows that the method learns from.  others: problems to look at where
-    the task is no file.  control_tokens: as in `looked_at`.  MinipostError for the first problem
-    that the run cannot use, unless --on-bad-row is skip.  Of rows that are too long it says how
-    many there are, unless --on-long-row says what becomes of them.
+    the task is no file.  control_tokens: as in `looked_at`.  paid: whether an answer that equals a
+    row's completion counts as right.  MinipostError for the first problem that the run cannot use,
+    unless --on-bad-row is skip.  Of rows that are too long it says how many there are, unless
+    --on-long-row says what becomes of them.
     """
+    own = isinstance(task, File) and not reads  # as in `Setting`
+    most = task.longest(model.context) if own else model.context
+    if max_new_tokens >= most and (isinstance(task, File) or others):  # whatever is asked
+        what = f"--max-length {most}" if most < model.context else f"the model's context of {most}"
+        raise MinipostError(f"--max-new-tokens {max_new_tokens} leaves no room for a prompt in "
+                            f"{what}; lower it")
     if not isinstance(task, File):
         for problem in others:
             if said := complaint(problem, model, vocabulary, max_new_tokens, reads):
@@ -184,7 +192,7 @@ def fitted(task, model, vocabulary, max_new_tokens, reads=(), others=(), control
         return last
 
     try:
-        found = task.fitted(reads, check)
+        found = task.fitted(reads, check, paid)
     except MinipostError as error:
         if isinstance(last, TooLong) and task.on_bad_row == task.on_long_row == "stop":
             said = too_long(task, look, task.longest(model.context))

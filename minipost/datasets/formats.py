@@ -26,6 +26,8 @@ READ = frozenset({"prompt", "completion", "chosen", "rejected", "label", "reward
                   "conversations"})  # keys whose nulls mean that a row lacks them
 DECODER = json.JSONDecoder(object_pairs_hook=once, parse_constant=no_constant)
 LENIENT = json.JSONDecoder(parse_int=str, parse_float=str)  # finds the end of any value
+PYTHON = re.compile(r"\{\s*'[^']*'\s*:")  # how a dict begins that Python prints
+INDENTED = re.compile(rb'\{\s*\n\s*"')  # how an object over several lines begins
 SPACE = re.compile(r"[ \t\n\r]*")
 OTHERS = {  # how files of other kinds begin
     b"\x1f\x8b": "is compressed by gzip; unpack it", b"PK\x03\x04": "is a zip file; unpack it",
@@ -138,10 +140,59 @@ def values(path, contents):
 
 
 def lines(path, content):
-    """The values of JSONL.  Blank lines are none."""
+    """The values of JSONL.  Blank lines are none.  MinipostError where it is another format."""
+    if said := other_format(path, content):
+        raise MinipostError(f"{path}: {said}")
     rows = content.split(b"\n")
     rows[0] = rows[0].removeprefix(BOM_UTF8)  # some editors put it before the first line
     return (decoded(at, line) for at, line in enumerate(rows, 1) if line and not line.isspace())
+
+
+LATIN = "if it is Latin-1, iconv -f LATIN1 -t UTF-8 FILE > rows.jsonl converts it"
+OFTEN = ("question", "instruction", "query", "problem", "text")  # what prompts are called too
+JSONL = "to_json('rows.jsonl', orient='records', lines=True)"
+
+
+def other_format(path, content):
+    """What a file is that holds no JSONL at all, and how to convert it, or ""."""
+    content = content.removeprefix(BOM_UTF8).strip()
+    first = content.partition(b"\n")[0].strip()
+    if first[:1] not in (b"{", b"[") and b"\n{" not in content:
+        names = {name.strip(b' "') for name in re.split(rb"[,;\t]", first)}
+        if len(names) > 1 and (Path(path).suffix in (".csv", ".tsv")
+                               or names & {key.encode() for key in READ}):
+            tabs = ", sep='\\t'" if b"\t" in first else ""
+            return f"looks like CSV, not JSON; pandas.read_csv(FILE{tabs}).{JSONL} converts it"
+    if first == content or first.startswith(b"{") and not first.endswith(b"}"):
+        return one_object(content)
+    return ""
+
+
+def one_object(content):
+    """What a file is that begins as one object, if that is no row, and how to convert it, or ""."""
+    try:
+        value = DECODER.decode(content.decode())
+    except (ValueError, RecursionError):
+        return "holds objects over several lines; jq -c . FILE > rows.jsonl writes each on one" \
+            if INDENTED.match(content) else ""
+    parts = [*value.values()] if isinstance(value, dict) else []
+    if parts and all(map(column, parts)):
+        return f"holds a list for each column; pandas.read_json(FILE).{JSONL} converts it"
+    for key, part in value.items() if parts else ():
+        if isinstance(part, list) and part and isinstance(part[0], dict) and \
+                {*READ, *OFTEN} & part[0].keys():
+            return (f"is one object with rows under {key[:40]!r}; jq -c '.\"{key[:40]}\"[]' FILE > "
+                    "rows.jsonl writes them")
+    return "" if b"\n" not in content else (
+        "is one object over several lines; jq -c . FILE > rows.jsonl writes it on one")
+
+
+def column(value):
+    """Whether a value is a column of texts or numbers: a list, or what pandas makes of one."""
+    if isinstance(value, dict) and all(map(str.isdigit, value)):
+        value = [*value.values()]
+    return isinstance(value, list) and value != [] and not any(
+        isinstance(each, list | dict) for each in value)
 
 
 def decoded(at, line):
@@ -149,7 +200,7 @@ def decoded(at, line):
     try:
         text = line.decode()
     except UnicodeDecodeError:
-        return Found(at, None, "not UTF-8 text")
+        return Found(at, None, f"not UTF-8 text; {LATIN}")
     try:
         if text.startswith("\ufeff"):
             raise ValueError("a byte order mark (BOM) stands before it")
@@ -159,7 +210,17 @@ def decoded(at, line):
 
 
 def unread(text, error):
-    return f"expected one JSON object, found {text[:40].rstrip()!r} ({str(error)[:80]})"
+    """The sentence on a text that is no JSON, and what to do where it is nearly such."""
+    text = text.strip()
+    if isinstance(error, RecursionError):
+        what = "; lists and objects stand too deep in each other"
+    elif text.endswith(",") and is_json(text[:-1]):
+        what = "; take the comma behind it away, or write one list: [ before all rows and ] behind"
+    elif PYTHON.match(text):
+        what = "; it is written as Python, and json.dumps(row) writes JSON"
+    else:
+        what = f" ({str(error)[:80]})"
+    return f"expected one JSON object, found {text[:40].rstrip()!r}{what}"
 
 
 def listed(path, content):
@@ -170,7 +231,7 @@ def listed(path, content):
     try:
         text = content.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise MinipostError(f"{path}: not UTF-8 text at byte {error.start}") from None
+        raise MinipostError(f"{path}: not UTF-8 text at byte {error.start}; {LATIN}") from None
     place, found = behind(text, behind(text, 0) + 1), []
     while found or text[place : place + 1] != "]":
         at = len(found) + 1
@@ -322,10 +383,21 @@ def renamed(row, names):
 
 
 def check_columns(path, rows, names):
-    """MinipostError where no row (an object) has a column that --columns names."""
-    keys = {key for row in rows for key in row}
+    """{old name: a complaint} of columns that --columns names and no row (an object) has.
+
+    MinipostError where no row has the new name either, or where the old one is read, and so no
+    other file of the run can have it instead.
+    """
+    keys, lacks = {key for row in rows for key in row}, {}
     for old, new in names.items():
+        if rows and old not in keys and new in keys:
+            lacks[old] = (f"{path}: no row has {old!r}, which --columns {old}:{new} names, and "
+                          f"rows have {new!r}; write --columns {new}:{old} if the two are "
+                          f"swapped, else leave {old}:{new} out")
+            if old in READ:
+                raise MinipostError(lacks[old])
         if rows and old not in keys and new not in keys:
             known = ", ".join(sorted(map(repr, keys))[:8])
             raise MinipostError(f"{path}: no row has {old!r}, which --columns {old}:{new} names; "
                                 f"the keys are {known or 'none'}")
+    return lacks

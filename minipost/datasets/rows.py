@@ -20,11 +20,13 @@ datasets/chats.py.  Methods need further keys:
     OREO and RFT        a `completion` with a `label`, or with a `reward` within 0..1
 
 All rows must have the texts that most rows have.  `label` and `reward` are held to this only for
-methods that read them (READS of a method's file).  All keys except `prompt` are columns and reach
-the reward function as lists.  Blank lines are ignored.  A bad row is an error.  With `--on-bad-row
-skip` it is left out, counted and reported.  A row that is longer than --max-length or than the
-model's context is a bad row too, unless --on-long-row says skip, or truncate, which cuts the ends
-of answers (datasets/fitting.py).
+methods that read them (READS of a method's file).  For other methods a row whose `label` is false
+is a bad row, where they learn its completion or pay for an answer that equals it.
+
+All keys except `prompt` are columns and reach the reward function as lists.  Blank lines are
+ignored.  A bad row is an error.  With `--on-bad-row skip` it is left out, counted and reported.  A
+row that is longer than --max-length or than the model's context is a bad row too, unless
+--on-long-row says skip, or truncate, which cuts the ends of answers (datasets/fitting.py).
 
 Files may be JSONL as above, one JSON list, Parquet, or a saved Hugging Face data set: formats.py.
 `--columns question:prompt,answer:completion` gives columns other names before anything is looked
@@ -49,6 +51,7 @@ from minipost.datasets.prompts import (
     NEARLY_ALL,
     divided,
     end_of_prompt,
+    questions,
     repeats,
     repetition,
     split,
@@ -60,6 +63,9 @@ RENAMED = {**{key: key for key in ("prompt", *ANSWERS)},  # what is read, in sma
            "question": "prompt", "instruction": "prompt", "query": "prompt", "problem": "prompt",
            "answer": "completion", "output": "completion", "response": "completion",
            "solution": "completion"}
+
+
+ENOUGH = 30  # questions of which nearly always one in ten at least is held out
 
 
 class Item(NamedTuple):
@@ -109,14 +115,17 @@ class Row(dict):
 
 # ---- reading
 
-def read(path, skip=False, reads=(), check=None, columns="", wrap=False, skip_long=False):
+def read(path, skip=False, reads=(), check=None, columns="", wrap=False, skip_long=False,
+         paid=False, absent=None):
     """The file's good rows, and complaints about the others: (rows, complaints), each a tuple.
 
     A complaint names file and line, or row, and says what was expected.  Unless `skip`, the first
     complaint is raised as a MinipostError.  reads: the keys beside the texts that are looked at,
     `label` and `reward`.  check(problem): a further complaint about a row, or None.  columns: other
     names, OLD:NEW with commas between.  wrap: make chats of rows of strings.  skip_long: as `skip`,
-    for rows that are too long.
+    for rows that are too long.  paid: whether an answer that equals the completion counts as right.
+    absent: a list, to which {old name: a complaint} is added of columns that no row has; without
+    it the first complaint is raised.
     """
     contents, digest = formats.contents(path), sha256()
     for content in contents:
@@ -127,13 +136,19 @@ def read(path, skip=False, reads=(), check=None, columns="", wrap=False, skip_lo
         if len(KNOWN) > 7:
             KNOWN.clear()
         KNOWN[name] = found
-    rows, complaints, unit = KNOWN[name][0], [*KNOWN[name][1]], KNOWN[name][2]
+    rows, complaints, unit, lacks = KNOWN[name][0], [*KNOWN[name][1]], *KNOWN[name][2:]
+    if absent is not None:
+        absent.append(lacks)
+    elif lacks:
+        raise MinipostError(next(iter(lacks.values())))
     if wrap and not is_chat(rows):
         rows = [as_chat(row) for row in rows]
     if most_have(rows, ("completion",)):
         for key, look in (("label", check_label), ("reward", check_reward)):
             if key in reads:
                 rows = good(rows, demand(rows, (key,), look), complaints, skip)
+    if ("completion" in reads or paid) and "label" not in reads:
+        rows = good(rows, lambda row: check_right(row, reads), complaints, skip)
     if check:
         rows = good(rows, lambda row: fitting(row, check), complaints, skip, skip_long)
     said = [f", {unit} {line}: {sentence}" for line, sentence in sorted(complaints)]
@@ -148,12 +163,15 @@ KNOWN: dict[tuple, tuple] = {}  # what `parsed` gave, by path, skip, columns and
 
 
 def parsed(path, skip, contents, columns):
-    """(rows as they stand there, complaints: (line, sentence), what a line is called)."""
-    complaints, unit = [], formats.unit(path, contents)
+    """(rows as they stand there, complaints: (line, sentence), what a line is called, a complaint
+    for each name of a column that no row has).
+    """
+    complaints, lacks, unit = [], {}, formats.unit(path, contents)
     found = formats.values(path, contents)
     if columns:
         found = list(found)
-        formats.check_columns(path, [f.value for f in found if isinstance(f.value, dict)], columns)
+        objects = [each.value for each in found if isinstance(each.value, dict)]
+        lacks = formats.check_columns(path, objects, columns)
     rows = good((Item(path, unit, each) for each in found),
                 lambda item: parse(item, columns), complaints, skip)
     rows = good(rows, conversation, complaints, skip)
@@ -163,7 +181,7 @@ def parsed(path, skip, contents, columns):
     rows = good(rows, check_texts, complaints, skip)
     if most_have(rows, ("completion",)):
         rows = good(rows, check_completion, complaints, skip)
-    return rows, complaints, unit
+    return rows, complaints, unit, lacks
 
 
 def is_chat(rows):
@@ -231,7 +249,8 @@ def no_text(row, key):
     value, other = row.get(key), next((k for k in row if k != key == k.lower()), None)
     if type(value) in (int, float):
         return f"{shown(value)}; write it in quotes"
-    return shown(value) + (f"; rename {other} to {key}" if other and key not in row else "")
+    return shown(value) + (f"; rename it by --columns {other}:{key}" if other and key not in row
+                           else "")
 
 
 def check_texts(row):
@@ -254,15 +273,15 @@ def no_prompt(row):
         return f"a list under {chat!r} that holds no messages"
     if "prompt" in row or not row:
         return no_text(row, "prompt")
-    keys = [key[:20] if key.isprintable() else repr(key[:20]) for key in row]
-    found = f"None (the keys are {', '.join(keys[:6])}{' ...' if len(keys) > 6 else ''})"
+    found = f"None (the keys are {listed(row)})"
     known = {}                                              # the first key for each new name
     for key in row:
         if (name := RENAMED.get(key.lower(), key)) not in {*row, *known.values()}:
             known[key] = name
     if {"prompt", "chosen"} & {*known.values()}:
         more = "; what stands under 'input' belongs to the prompt" if "input" in row else ""
-        return f"{found}; rename {', '.join(known)} to {', '.join(known.values())}{more}"
+        names = ",".join(f"{old}:{new}" for old, new in known.items() if old != new)
+        return f"{found}; rename by --columns {names}{more}"
     if "text" in row:
         return f"{found}; divide 'text' into 'prompt' and 'completion'"
     return found
@@ -318,6 +337,18 @@ def check_reward(row):
     return row
 
 
+def check_right(row, reads):
+    """The row, if it does not call wrong the completion that is learnt or counts as right."""
+    learnt, pair = "completion" in reads, "chosen" in reads and "chosen" in row
+    if row.get("label") is False and "completion" in row and (learnt or not pair):
+        what = "it would be learnt" if learnt else "an answer that equals it would count as right"
+        raise ValueError(f"the label is false, so the completion is wrong, and {what}; leave such "
+                         "rows out by --on-bad-row skip, or take " + (
+                             "kto, oreo or rft, which read labels" if learnt else
+                             "a --reward, or kto, oreo or rft, which read labels"))
+    return row
+
+
 def fitting(row, check):
     complaint = check(row.problem())
     if complaint:
@@ -350,12 +381,14 @@ class File(Task):
 
     name = "file"
     trains: ClassVar[bool] = True  # whether some rows are to be trained on
+    holds: ClassVar[bool] = True   # whether some rows are to be held out
     divide = staticmethod(split)   # (rows, those of --eval-data or None) -> to train on, held out
     wrap: ClassVar[bool] = False  # whether rows of strings are made chats
     rows: ClassVar[Sequence[Row]]
     bad: ClassVar[list[str]]    # sentences on rows that were skipped
     notes: ClassVar[list[str]]  # sentences on others that are not what they seem
     unused: ClassVar[int]       # rows that are on neither side, beside those left out of --data
+    few: ClassVar[str]          # why there is nothing to train on, or to measure; "" if there is
     sides: ClassVar[tuple[list[Problem], list[Problem]]]  # to train on, held out
 
     def __post_init__(self):
@@ -380,22 +413,37 @@ class File(Task):
         found.look()
         return found
 
-    def look(self, reads=(), check=None):
-        """Read the rows.  reads, check: as in `read`."""
-        skip = self.on_bad_row == "skip"
+    def undivided(self):
+        """This file with all of its rows to train on, and none held out of them."""
+        found = copy(self)
+        vars(found).update(divide=undivided, holds=False)
+        found.look()
+        return found
+
+    def look(self, reads=(), check=None, paid=False):
+        """Read the rows.  reads, check, paid: as in `read`."""
+        skip, absent = self.on_bad_row == "skip", []
         files = [(path, *read(path, skip, reads, check, self.columns, self.wrap,
-                              self.on_long_row != "stop"))
+                              self.on_long_row != "stop", paid, absent))
                  for path in filter(None, (self.data, self.eval_data))]
+        for name in absent[0]:
+            if all(name in lacks for lacks in absent):  # one of two files may have the new name
+                raise MinipostError(absent[0][name])
         rows = files[0][1]
         if self.eval_data and is_chat(rows) != is_chat(files[1][1]):
             raise MinipostError(f"{self.eval_data}: of its rows and those of {self.data} one "
                                 "are messages and the others strings; expected one kind")
         training, heldout = self.divide(rows, files[1][1] if self.eval_data else None)
-        if not heldout or not training and self.trains:
-            raise MinipostError(
-                f"{self.data}: each of its questions is held out in {self.eval_data}; expected "
-                "others to train on" if self.eval_data else
-                f"{self.data}: too few rows to hold some out; name --eval-data")
+        few = ""
+        if not training and self.trains and self.eval_data:
+            few = (f"{self.data}: each of its questions is held out in {self.eval_data}; expected "
+                   "others to train on")
+        elif (not heldout and self.holds) or not training and self.trains:
+            n = len({*questions(rows)})
+            few = (f"{self.data}: its {len(rows)} {'row asks' if len(rows) == 1 else 'rows ask'} "
+                   f"{n} question{'s' * (n > 1)}, too few to hold out one in ten; about "
+                   f"{ENOUGH} are enough; name --eval-data, or measure nothing and train on all "
+                   "by --eval-n 0")
         bad = [skipping(*file) for file in files if file[2]]
         held = files[-1][1]  # the rows of the file that is held out from
         unused = len(held) - len(heldout) - (0 if self.eval_data else len(training))
@@ -407,18 +455,18 @@ class File(Task):
                          "neither trained on nor held out: they ask a held-out question again, "
                          "which counts once")
         vars(self).update(  # no fields: asdict gives the settings alone
-            rows=rows, bad=bad, notes=notes, unused=unused,
+            rows=rows, bad=bad, notes=notes, unused=unused, few=few,
             sides=tuple([row.problem() for row in part] for part in (training, heldout)))
 
-    def fitted(self, reads, check):
-        """This file for a method that reads these keys of its rows.
+    def fitted(self, reads, check, paid=False):
+        """This file for a method that reads these keys of its rows.  paid: as in `read`.
 
         check(problem): why the run cannot use a row, or None.  Such rows are left out if on_bad_row
         is skip.  Else MinipostError for the first of them, and in any case if nearly all answers
         that are read begin with their prompts.
         """
         found = copy(self)
-        found.look(reads, check)
+        found.look(reads, check, paid)
         keys = [key for key in ANSWERS if key in reads]
         repeated = [row for row in found.rows if repeats(row, keys)]
         if repeated:
@@ -428,7 +476,7 @@ class File(Task):
                     ", or the key 'prompt' out of the rows" if "chosen" in repeated[0] else ""
                     ) + "; if answers should say it, end prompts with a line break")
             found.notes.append(sentence)
-        found.notes.extend(filter(None, [divided(found.rows)]))
+        found.notes.extend(filter(None, [divided(found.rows), unread(found.rows, reads, paid)]))
         return found
 
     def training(self):
@@ -451,8 +499,9 @@ class File(Task):
         """The row's completion; MinipostError if it has none."""
         completion = problem.columns.get("completion")
         if not isinstance(completion, str) or not completion:
+            pair = "; dpo and its like learn from pairs" if "chosen" in problem.columns else ""
             raise MinipostError(f"{problem.place}: the row has no completion to learn from "
-                                f"(its prompt is {problem.prompt[:40]!r})")
+                                f"(its prompt is {problem.prompt[:40]!r}){pair}")
         return completion
 
     def parse(self, text):
@@ -460,14 +509,53 @@ class File(Task):
         return text.strip() or None
 
     def reward(self, prompts, completions, completion=None, **columns):
-        """1.0 if the completion equals the row's own, except for outer spaces, else 0.0."""
-        if completion is None or not all(completion):
-            raise MinipostError(
-                f"{self.data}: rows without a completion need a reward function, --reward"
-            )
-        known = [right.first if isinstance(right, Messages) else right for right in completion]
-        return [float(text.strip() == right.strip())
-                for text, right in zip(completions, known, strict=True)]
+        """1.0 if the completion equals the row's own, except for outer spaces, else 0.0.
+
+        None where the row's `label` is false: nothing says what would be right.
+        """
+        rights = completion or [None] * len(completions)
+        if not all(rights):
+            raise MinipostError(self.unanswered(prompts[[not r for r in rights].index(True)]))
+        known = [right.first if isinstance(right, Messages) else right for right in rights]
+        wrong = [label is False for label in columns.get("label") or [None] * len(completions)]
+        return [None if bad else float(text.strip() == right.strip())
+                for text, right, bad in zip(completions, known, wrong, strict=True)]
+
+    def unanswered(self, prompt):
+        """The sentence on a row with this prompt that has no completion to compare answers with."""
+        row = next((p for side in self.sides for p in side if p.prompt == prompt
+                    and not p.columns.get("completion")), None)
+        place, keys = (row.place, ["prompt", *row.columns]) if row else (self.data, ["prompt"])
+        rows = self.training()
+        if row in self.sides[1] and rows and {*rows[0].columns} - {*row.columns}:
+            hint = f"hold out rows with the keys of {self.data}, or measure nothing by --eval-n 0"
+        else:
+            hint = "name a reward function by --reward, or add completions" + (
+                "; dpo and its like learn from pairs without one" if "chosen" in keys else "")
+        return (f"{place}: a row without a completion, with which answers would be compared (the "
+                f"keys are {listed(keys)}); {hint}")
+
+
+def undivided(rows, tests):
+    """(all rows, none held out)."""
+    return list(rows), []
+
+
+def listed(keys):
+    """The first keys of a row, for a sentence."""
+    shown = [key[:20] if key.isprintable() else repr(key[:20]) for key in keys]
+    return f"{', '.join(shown[:6])}{' ...' if len(shown) > 6 else ''}"
+
+
+def unread(rows, reads, paid):
+    """The sentence on numbers under `reward` or `label` that nothing reads, or ""."""
+    learnt = "completion" in reads
+    key = next((key for key in ("reward", "label") for row in rows if key not in reads
+                and type(row.get(key)) in (int, float) and "completion" in row), None)
+    if not key or not (learnt or paid):
+        return ""
+    return (f"the numbers under {key!r} are not read: every completion "
+            + ("is learnt" if learnt else "counts as right"))
 
 
 class Whole(File):

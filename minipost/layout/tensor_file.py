@@ -6,6 +6,7 @@ the usual mode.
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -44,21 +45,43 @@ def header(file, path):
     size = file.read(8)
     length = int.from_bytes(size, "little")
     if len(size) < 8:
-        raise MinipostError(f"{path}: not a whole safetensors file (it has {len(size)} bytes)")
+        raise MinipostError(f"{path}: is cut short, to {len(size)} bytes; fetch it again")
+    if size == b"version ":
+        raise MinipostError(f"{path}: is a pointer of Git LFS and not the file; fetch it by git "
+                            "lfs pull")
     if length > HEADER:
         raise MinipostError(f"{path}: not a whole safetensors file (its list of tensors has "
                             f"{length:,} bytes; at most {HEADER:,} are read)")
-    return size + file.read(length)
+    names = file.read(length)
+    if len(names) < length:
+        raise MinipostError(f"{path}: is cut short, in its list of tensors; fetch it again")
+    return size + names
 
 
 def open_tensors(path):
     """An open safetensors file; MinipostError where it is not one."""
     with opened(path) as file:
-        parse_json(header(file, path)[8:], path)  # the library takes the last of repeated names
+        begin = header(file, path)
+        found = parse_json(begin[8:], path)  # the library takes the last of repeated names
+        check_whole(path, len(begin), found, os.fstat(file.fileno()).st_size)
     try:
         return safe_open(str(path), "pt")
     except (OSError, ValueError, SafetensorError) as error:
         raise MinipostError(f"{path}: not a whole safetensors file ({str(error)[:80]})") from None
+
+
+def check_whole(path, begin, found, size):
+    """MinipostError where a file of this size ends before its tensors.
+
+    begin: bytes before them.  found: the list of tensors, of which nothing is known yet.
+    """
+    ends = [each.get("data_offsets") for each in found.values() if isinstance(each, dict)] \
+        if isinstance(found, dict) else []
+    last = max((end[-1] for end in ends if isinstance(end, list) and end
+                and type(end[-1]) is int), default=0)
+    if size < begin + last:
+        raise MinipostError(f"{path}: is cut short: it has {size:,} of its {begin + last:,} bytes; "
+                            "fetch it again")
 
 
 def check_tensor(file, path, part, shape, letters):

@@ -92,6 +92,8 @@ def replay_of(run, cfg):
     chat, = (isinstance(p.prompt, Messages) for p in run.problems(1))
     try:
         task = load(cfg.replay)() if cfg.replay in TASKS else File(cfg.replay)
+        if isinstance(task, File) and task.few:
+            task = task.undivided()
         if not chat and any(isinstance(p.prompt, Messages) for p in task.heldout(1)):
             raise MinipostError(f"its prompts are messages, and those of {run.task.name} are "
                                 "strings; add --chat")
