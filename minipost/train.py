@@ -65,6 +65,12 @@ class Options(SetUp):
                             "budget"), ">= 0") | {
         "lag": ">= 0, <= 1000", "sampler_bits": ">= 0, <= 16"}
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rollout_format != Options.rollout_format and not self.keep_rollouts:
+            raise MinipostError("--rollout-format goes with --keep-rollouts, the steps between "
+                                "those that are kept; without it none are")
+
 
 def settings_of(argv):
     """The Settings of a command line."""

@@ -80,6 +80,13 @@ class SetUp(Options):
 
     def __post_init__(self):
         super().__post_init__()
+        for name in ("lora_alpha", "lora_targets"):
+            if getattr(self, name) and not self.lora:
+                raise MinipostError(f"--{name.replace('_', '-')} goes with --lora, the rank of the "
+                                    "adapters; without it all weights learn")
+        if self.sampler_url != SetUp.sampler_url and self.sampler == "own":
+            raise MinipostError("--sampler-url goes with --sampler vllm; without it minipost "
+                                "samples by itself")
         if self.lora_numbers and not self.lora:
             raise MinipostError(f"--lora-numbers {self.lora_numbers}: goes with --lora, the rank "
                                 "of the directions on which they act; 2 is usual")
@@ -140,7 +147,7 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
     for name in ("eval_data", "on_bad_row", "columns", "max_length", "on_long_row"):
         if getattr(known, name) and not known.data:
             raise MinipostError(f"--{name.replace('_', '-')} goes with --data")
-    parts = {"config": method.Config()} if method else {}
+    parts: dict[str, Any] = {"config": method.Config()} if method else {}
     if known.task:
         parts["task"] = tasks.load(known.task)()
     elif method and not known.data:
@@ -156,6 +163,7 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
     if asked:
         show_help(f"{prog} {flag} {known.method}" if method else prog, parts, others,
                   method.module.__doc__ if method else description)
+    once(argv, parts.values())
     refuse(rest, parts.values(), {each.split()[0][2:].replace("-", "_") for each in others})
     import tyro
 
@@ -189,6 +197,21 @@ def show_help(prog, parts, others, description):
                             ("-h, --help", "show this and end")])
     print(help.page(f"{prog} [options]", description, sections))
     raise SystemExit(0)
+
+
+def once(argv, parts):
+    """MinipostError where a flag is repeated of which only the last would count, unlike others.
+
+    Those are flags that take several values, and the files and the task.  A number that stands
+    twice is as usual the last one.
+    """
+    given = [argument.partition("=")[0] for argument in argv]
+    several = {"--" + f.name.replace("_", "-") for part in parts for f in fields(part)
+               if str(f.type).startswith("tuple")}
+    for flag in sorted(several | {"--task", "--data", "--eval-data"}):
+        if given.count(flag) > 1:
+            raise MinipostError(f"{flag} is given {given.count(flag)} times; give it once" + (
+                ", with all its values behind it" if flag in several else ", with one value"))
 
 
 def dashed(argument):
