@@ -89,6 +89,10 @@ class Session:
             raise
         finally:
             self.trackers.close(code)
+            with suppress(MinipostError, OSError):  # the next start in this directory does it
+                if self.files.began and self.files.settle():
+                    self.console.say(f"{self.directory}: the new run has saved nothing, so the "
+                                     "one that was here is back")
             self.files.release()
 
     def work(self):
@@ -382,6 +386,8 @@ class Session:
         self.files.save(tensors, {**facts, "before": as_data(self.before),
                                   "seconds": self.seconds()},
                         self.settings, self.made, self.workers, bool(self.run.shard))
+        if self.lead:
+            self.files.settle()
         self.saving, self.saved = False, self.run.step
 
     def restore(self):
