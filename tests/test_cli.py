@@ -267,7 +267,7 @@ def test_a_bound_of_ratios_goes_with_what_uses_it(flags, said):
 
 
 def test_merge_goes_with_adapters(tiny, rows):
-    with pytest.raises(MinipostError, match="--merge adds adapters .* there are none: .* is a "
+    with pytest.raises(MinipostError, match="merge adds adapters .* there are none: .* is a "
                                             "whole model"):
         minipost.open(tiny, data=str(rows), merge=True)
     minipost.open(tiny, data=str(rows), merge=True, lora=2)

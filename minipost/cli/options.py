@@ -14,12 +14,12 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from minipost import tasks
 from minipost.cli.trl import refuse
 from minipost.datasets.rows import File
-from minipost.errors import Bounded, MinipostError
+from minipost.errors import Bounded, MinipostError, check_type
 from minipost.files import shipped
 from minipost.tasks import TASKS
 
@@ -312,25 +312,12 @@ def rebuild(cls, saved):
     MinipostError names a setting that the dataclass does not have or that has another type.
     """
     values = {new_name(name, [cls]): value for name, value in saved.items()}
-    kinds, names = get_type_hints(cls), {f.name for f in fields(cls)}
+    names = {f.name for f in fields(cls)}
     for name, value in values.items():
         if name not in names:
             raise MinipostError(f"there is no setting {name[:40]!r} here")
-        if not is_of(value, kinds[name]):
-            raise MinipostError(f"{name} is {value!r:.40}; expected {kinds[name]}")
+        check_type(cls, name, value)
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
-
-def is_of(value, kind):
-    """Whether a value from JSON has the type of a setting."""
-    if get_origin(kind) is Literal:
-        return value in get_args(kind) and isinstance(value, str)
-    if get_origin(kind) is tuple:
-        return isinstance(value, list) and all(isinstance(v, str) for v in value)
-    if kind in (int, float):
-        return isinstance(value, int if kind is int else int | float) and value is not True \
-            and value is not False
-    return isinstance(value, kind)
 
 
 def fail_in_one_sentence(work):
