@@ -162,3 +162,12 @@ class Descent(Bounded):
         if self.schedule == "linear":
             return peak * (1 - gone)
         return peak if self.schedule == "constant" else peak * (1 + math.cos(math.pi * gone)) / 2
+
+    def slow_start(self):
+        """A line that says so where the warm-up takes more than half of the steps; else ""."""
+        if 2 * self.warmup_steps <= self.steps:
+            return ""
+        return (f"--warmup-steps {self.warmup_steps}: the learning rate climbs in "
+                f"{min(self.steps, self.warmup_steps)} of the {self.steps} steps" + (
+                    f" and ends at {self.rate(1, self.steps - 1):.0%} of its peak; a lower number "
+                    "lets it get there" if self.warmup_steps > self.steps else ""))

@@ -12,7 +12,7 @@ from minipost.cli.console import Console
 from minipost.cli.defaults import for_run
 from minipost.datasets.named import load_reward
 from minipost.datasets.rows import File
-from minipost.errors import MinipostError
+from minipost.errors import Descent, MinipostError
 from minipost.tasks import TASKS
 
 GRPO = ("--steps", 2, "--prompts", 2, "--group-size", 4)
@@ -278,3 +278,46 @@ def test_what_guides_no_search_is_refused():
                         (("--samples", "8"), "--samples goes with --pass-at")):
         with pytest.raises(MinipostError, match=said):
             evaluate.table(["--task", "facts", *flags])
+
+
+# ---- what a run says that teaches nothing
+
+REWARDS = {"none": "None", "constant": "0.5", "of the prompt": "float(len(prompts[k]) % 7)",
+           "right": "float(k)"}
+
+
+@pytest.mark.parametrize("algo, kind, said", [
+    ("grpo", "none", "no reward function applies to any answer of this run, so they taught"),
+    ("grpo", "constant", "in no step did the rewards tell answers apart"),
+    ("grpo", "of the prompt", "in no step did the rewards tell answers apart"),
+    ("reinforce", "constant", "in no step did the rewards tell answers apart"),
+    ("ppo", "constant", "in no step did the rewards tell answers apart"),
+    ("grpo", "right", ""), ("ppo", "right", ""), ("reinforce", "of the prompt", ""),
+])
+def test_a_run_that_can_learn_nothing_says_so(command, tmp_path, capsys, algo, kind, said):
+    """Also where nothing is measured before and after; it ended like any other."""
+    path, size = tmp_path / "r.py", [] if algo == "ppo" else ["--group-size", 2]
+    path.write_text("def f(prompts, completions, **columns):\n"
+                    f"    return [{REWARDS[kind]} for k in range(len(prompts))]\n")
+    assert train.main(command(algo, "--steps", 2, "--prompts", 3, *size, "--eval-n", 0,
+                              "--reward", f"{path}:f")) == 0
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    assert any(line.startswith(said) for line in lines) if said else not any(
+        "so they " in line for line in lines)
+
+
+@pytest.mark.parametrize("algo, steps, said", [
+    ("sft", 10, "--warmup-steps 20: the learning rate climbs in 10 of the 10 steps and ends at 50% "
+     "of its peak"),
+    ("sft", 30, "--warmup-steps 20: the learning rate climbs in 20 of the 30 steps"),
+    ("sft", 40, ""), ("grpo", 1, ""), ("rft", 10, ""), ("trpo", 1, "")])
+def test_a_warm_up_of_most_of_the_steps_is_said(algo, steps, said):
+    config = methods.load(algo).Config(steps=steps)
+    found = config.slow_start() if isinstance(config, Descent) else ""
+    assert found.startswith(said) and bool(found) == bool(said)
+
+
+def test_a_long_warm_up_is_said_when_a_run_begins(command, capsys):
+    for steps, told in ((3, True), (40, False)):
+        assert train.main(command("sft", "--steps", steps, "--batch-size", 1, "--overwrite")) == 0
+        assert ("--warmup-steps 20: the learning" in capsys.readouterr().out) == told
