@@ -77,7 +77,7 @@ def expected(value, kind):
         inner = get_args(kind)[0]
         if isinstance(value, list | tuple) and not any(expected(each, inner) for each in value):
             return ""
-        return "a list of texts" if inner is str else f"a list, each {expected(None, inner)}"
+        return "a list of texts" if inner is str else f"some of {', '.join(get_args(inner))}"
     if kind in (int, float):
         right = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
         return "" if right else "a whole number" if kind is int else "a number"
