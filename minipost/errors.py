@@ -8,7 +8,9 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from functools import cache
+from numbers import Integral, Real
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 LONGEST = 300  # characters of a message
 
@@ -60,9 +62,39 @@ MOST = {  # of whole numbers: what comes one after another, and what is multipli
                      "simulations", "expansions", "length", "lives", "size"), 10**4)}
 
 
-class Bounded:
-    """The base of every Config and Options: numbers must be finite and within bounds.
+hints = cache(get_type_hints)
 
+
+def expected(value, kind):
+    """What a setting of this type has to be, in words; "" where the value is of it.
+
+    A whole number passes for any number, a list for a tuple.  True and False are no numbers.
+    """
+    if get_origin(kind) is Literal:
+        return "" if isinstance(value, str) and value in get_args(kind) else \
+            f"one of {', '.join(get_args(kind))}"
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)[0]
+        if isinstance(value, list | tuple) and not any(expected(each, inner) for each in value):
+            return ""
+        return "a list of texts" if inner is str else f"some of {', '.join(get_args(inner))}"
+    if kind in (int, float):
+        right = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+        return "" if right else "a whole number" if kind is int else "a number"
+    return "" if isinstance(value, kind) else {bool: "True or False", str: "a text"}.get(
+        kind, f"a {kind.__name__}")
+
+
+def check_type(cls, name, value):
+    """MinipostError unless a value has the type of this field of a dataclass."""
+    if words := expected(value, hints(cls)[name]):
+        raise MinipostError(f"{name} is {value!r:.40}; expected {words}")
+
+
+class Bounded:
+    """The base of every Config and Options: values must have the types of their fields.
+
+    Numbers must be finite and within bounds.
     A whole number is at least 1 and any other at least 0.  USUAL and LIMITS set other bounds, such
     as {"group_size": ">= 2", "gamma": ">= 0, <= 1"}; "" is no bound.  Without an upper bound of its
     own a whole number is at most what MOST says or 1e6, any other at most 1e9.  One that is not 0
@@ -81,6 +113,8 @@ class Bounded:
             limits |= vars(base).get("LIMITS", {})
         for field in fields(self):  # type: ignore[arg-type]  # of a dataclass
             value = getattr(self, field.name)
+            if value is not field.default:  # an outline (contract.py) may not know all types
+                check_type(type(self), field.name, value)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
             whole = field.type in (int, "int")
@@ -128,3 +162,12 @@ class Descent(Bounded):
         if self.schedule == "linear":
             return peak * (1 - gone)
         return peak if self.schedule == "constant" else peak * (1 + math.cos(math.pi * gone)) / 2
+
+    def slow_start(self):
+        """A line that says so where the warm-up takes more than half of the steps; else ""."""
+        if 2 * self.warmup_steps <= self.steps:
+            return ""
+        return (f"--warmup-steps {self.warmup_steps}: the learning rate climbs in "
+                f"{min(self.steps, self.warmup_steps)} of the {self.steps} steps" + (
+                    f" and ends at {self.rate(1, self.steps - 1):.0%} of its peak; a lower number "
+                    "lets it get there" if self.warmup_steps > self.steps else ""))

@@ -57,6 +57,10 @@ class Measured(Options):
         if not all(re.fullmatch("[1-9][0-9]{0,8}", k) for k in numbers):
             raise MinipostError(f"--pass-at is {self.pass_at!r:.40}; expected whole numbers from 1 "
                                 "on with commas between them, such as 1,8,64")
+        for name, other in (("width", "value"), ("branching", "value"), ("samples", "pass_at")):
+            if getattr(self, name) != getattr(Measured, name) and not getattr(self, other):
+                raise MinipostError(f"--{name} goes with --{other.replace('_', '-')}; alone it "
+                                    "does nothing")
 
     @property
     def ks(self):

@@ -10,7 +10,7 @@ from minipost.datasets.rows import File, is_chat
 from minipost.engine import bottleneck, prefix
 from minipost.engine.block import recompute
 from minipost.engine.coded import code
-from minipost.engine.lora import adapt
+from minipost.engine.lora import adapt, adapters
 from minipost.engine.vllm import Server
 from minipost.errors import MinipostError
 from minipost.parts import learner
@@ -69,6 +69,10 @@ def open_run(options, task, device):
             code(model, options.base_bits)
         adapt(model, options.lora, options.lora_alpha, options.lora_targets, options.seed,
               options.lora_numbers, options.lora_budget)
+    if options.merge and not adapters(model):
+        raise MinipostError("--merge adds adapters to the weights that are saved, and there are "
+                            f"none: {options.model} is a whole model; leave out --merge, or add "
+                            "--lora")
     if isinstance(task, File) and not task.eval_data and getattr(options, "eval_n", None) == 0:
         task = task.undivided()  # nothing is measured
     task = as_asked(task, vocabulary, options.chat)

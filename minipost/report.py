@@ -50,6 +50,9 @@ def report(argv):
     if given.follow:
         return follow(Path(given.runs[0]), out)
     runs = [page.load(name) for name in given.runs]
+    for run in runs:
+        if run.complaint:
+            print(visible(f"warning: {health.log(run).sentence}"), file=sys.stderr)
     if given.json:
         print(json.dumps([as_data(run) for run in runs], indent=2))
         return 0

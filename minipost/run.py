@@ -10,18 +10,23 @@ the number of steps made, and a resumed run repeats the uninterrupted one bit fo
 """
 
 import copy
+import math
+import os
 import random
 import weakref
 import zlib
+from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from minipost import checkpoint, parallel
+from minipost import checkpoint, files, parallel
 from minipost.chat import Messages
+from minipost.datasets.chats import turns_of
 from minipost.datasets.rewards import Said, Told, TrainerState, ask
 from minipost.datasets.rows import File
 from minipost.datasets.tools import with_tool
@@ -29,7 +34,7 @@ from minipost.engine.head import COPIES, WHOLE
 from minipost.engine.lora import off
 from minipost.engine.packed import alike
 from minipost.engine.shares import by_prompt, share_out
-from minipost.errors import MinipostError
+from minipost.errors import MinipostError, expected
 from minipost.optim import Learner, Optimizer
 from minipost.parts import Frozen, Past, learner, rounded, sharding
 from minipost.rollout import (
@@ -187,7 +192,14 @@ class Run:
         """Write a model directory: of the policy, or of another learner, such as "reward model".
 
         merge: add adapters to the weights instead of writing them alone; the run's own if None.
+        MinipostError where a run of the command line is in the directory.
         """
+        if not isinstance(directory, str | os.PathLike) or not os.fspath(directory):
+            raise MinipostError(f"directory is {directory!r:.40}; expected the name of a folder to "
+                                "save the model in")
+        if is_run(directory):
+            raise MinipostError(f"{directory}: holds a run of minipost.train, whose config.json "
+                                "would be lost; choose another folder")
         if part not in self.learners:
             raise MinipostError(f"the run has trained no {part!r:.40}; it has "
                                 f"{', '.join(self.learners)}")
@@ -451,9 +463,20 @@ class Run:
     def answer(self, prompts, temperature=0.0):
         """The policy's answer to each prompt, a text each.  Temperature 0 is greedy.
 
-        prompts: texts, or lists of messages {"role": ..., "content": ...}.
+        prompts: a list of texts, or of lists of messages {"role": ..., "content": ...}.
+        MinipostError where it is a single one, or something else.
         """
-        asked = [text if isinstance(text, str) else Messages(text) for text in prompts]
+        single = isinstance(prompts, str | dict) or not isinstance(prompts, Iterable)
+        prompts = prompts if single else list(prompts)
+        if single or any(isinstance(one, dict) for one in prompts):
+            raise MinipostError(f"prompts is {prompts!r:.40}; expected a list of texts, or of "
+                                "lists of messages; a single prompt stands in a list too")
+        if expected(temperature, float) or not 0 <= temperature < math.inf:
+            raise MinipostError(f"temperature is {temperature!r:.40}; expected a number of at "
+                                "least 0")
+        asked = [as_prompt(k, prompt) for k, prompt in enumerate(prompts, 1)]
+        if not asked:
+            return []
         if any(isinstance(text, Messages) for text in asked):
             self.vocabulary.begin_chat()
         with self.aside():
@@ -627,6 +650,30 @@ class Run:
         if self.shard:
             cut += [[]] * (int(parallel.largest(len(cut))) - len(cut))
         return cut
+
+
+def is_run(directory):
+    """Whether a directory holds a run of the command line (cli/directory.py)."""
+    directory = Path(directory)
+    if (directory / "metrics.jsonl").exists() or (directory / "state").exists():
+        return True
+    try:
+        return "algo" in files.read_json(directory / "config.json")
+    except MinipostError:  # there is none, or it is damaged
+        return False
+
+
+def as_prompt(number, prompt):
+    """A prompt of `answer` as a text or as Messages.  MinipostError names its number."""
+    if isinstance(prompt, str):
+        return prompt
+    if not isinstance(prompt, list | tuple) or not prompt:
+        raise MinipostError(f"prompt {number} is {prompt!r:.40}; expected a text or a list of "
+                            "messages")
+    try:
+        return Messages(turns_of(prompt, "prompt"))
+    except ValueError as error:
+        raise MinipostError(f"prompt {number}: {error}") from None
 
 
 def rows_at_once(model, tokens):

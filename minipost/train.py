@@ -13,7 +13,9 @@ Ctrl-C stops after the step in progress, with everything saved, and says what it
 or before the first step is made, it stops at once.  --resume DIR goes on from there and
 ends with the same bytes as a run that was never stopped (on the same machine).  It stops if the
 data, the reward, the model, the settings or minipost have changed since; --anyway goes on.  A run
-that is in the directory is replaced only by --overwrite.  --resume DIR --steps 500 goes on longer.
+that is in the directory is replaced only by --overwrite, with the first save of the new one; until
+then it lies in DIR/replaced-run, and a new run that fails before puts it back.  --resume DIR
+--steps 500 goes on longer.
 
 --shard leaves a part of each weight, gradient and moment in each rank, those of --workers or of
 torchrun.  It goes with every method but trpo, not with --optimizer muon nor with --lag.  --resume
@@ -64,6 +66,12 @@ class Options(SetUp):
     LIMITS = dict.fromkeys(("eval_n", "ask", "show", "save_every", "eval_every", "keep_rollouts",
                             "budget"), ">= 0") | {
         "lag": ">= 0, <= 1000", "sampler_bits": ">= 0, <= 16"}
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rollout_format != Options.rollout_format and not self.keep_rollouts:
+            raise MinipostError("--rollout-format goes with --keep-rollouts, the steps between "
+                                "those that are kept; without it none are")
 
 
 def settings_of(argv):
@@ -187,8 +195,13 @@ def resumed(argv):
                             "--model, --reward-model, --sampler-url, --workers and "
                             f"--anyway{found}; every other setting is read from the run's "
                             "config.json")
+    from minipost.cli.directory import Directory
     from minipost.datasets.named import absolute
 
+    directory = Directory(given.resume, PROG)
+    if directory.unsettled():  # a run was killed here that was to replace another
+        directory.hold()
+        directory.release()
     given.reward = [absolute(name) for name in given.reward]
     given.resume = return_to_folder(given.resume)
     settings, workers = saved_in(given.resume)

@@ -92,10 +92,10 @@ def reward(tmp_path):
 def command(tiny, rows, tmp_path):
     """command(algo, *flags) -> the arguments of a short run into tmp_path/run on one worker.
 
-    The problems are those of `rows`, unless the flags name a task.
+    The problems are those of `rows`, unless the flags name a task or a file.
     """
     def arguments(algo, *flags):
-        problems = [] if "--task" in flags else ["--data", str(rows)]
+        problems = [] if {"--task", "--data"} & {*map(str, flags)} else ["--data", str(rows)]
         return ["--algo", algo, "--model", str(tiny), *problems, "--out", str(tmp_path / "run"),
                 "--workers", "1", "--max-new-tokens", "4", "--eval-n", "3", "--show", "1",
                 *map(str, flags)]

@@ -1,6 +1,6 @@
 """minipost from Python, and from a wheel in any folder."""
 
-import gc
+import copy
 import json
 import os
 import subprocess
@@ -9,6 +9,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
@@ -142,15 +143,11 @@ def test_rows_of_a_list_and_functions_in_a_list():
     line = next(minipost.train(run, "grpo", steps=1, prompts=4, group_size=2, minibatch_size=8))
     assert line["seen"] == 8 and line["rewards/one"] == 1.0
     assert line["reward"] == pytest.approx(line["rewards/late"] + 1)
-    folder = Path(run.task.data).parent
-    assert folder.is_dir()
-    del run
-    gc.collect()
-    assert not folder.exists()
-    before = set(folder.parent.glob("minipost-rows-*"))
-    with pytest.raises(MinipostError):
-        minipost.open(ROOT / "checkpoints" / "student", data=[{"answer": 3}])
-    assert set(folder.parent.glob("minipost-rows-*")) == before
+    held = [{"prompt": "8+8=?", "answer": 16}]
+    run = minipost.open(ROOT / "checkpoints" / "student", data=rows, eval_data=held, reward=late,
+                        max_new_tokens=4, device="cpu")
+    assert minipost.evaluate(run)["held-out"]["greedy"].n == 1
+    assert copy.deepcopy(run.task).training() == run.task.training()
 
 
 @pytest.mark.parametrize("work, said", [
@@ -159,8 +156,8 @@ def test_rows_of_a_list_and_functions_in_a_list():
     (lambda: minipost.open(task="sums"), "there is no task 'sums'; there are arithmetic"),
     (lambda: opened(term=3), "there is no setting 'term'"),
     (lambda: opened(reward=[len, "a.py:f"]), "reward holds functions and names"),
-    (lambda: minipost.open(data=[{"prompt": "a"}, 3]), "data, row 1: expected a dict, found int"),
-    (lambda: minipost.open(data=[{"prompt": {1}}]), "data, row 0: not writable as JSON"),
+    (lambda: minipost.open(data=[{"prompt": "a"}, 3]), "data, row 2: expected a dict, found int"),
+    (lambda: minipost.open(data=[{"prompt": {1}}]), "data, row 1: not writable as JSON"),
     (lambda: minipost.open("nowhere", task="facts"), "nowhere: no such model directory"),
     (lambda: minipost.train(opened(), "gpro"), "there is no method 'gpro'; there are a2c"),
     (lambda: minipost.train(opened(), "grpo", step=1), "grpo has no setting 'step'; it has beta"),
@@ -170,6 +167,143 @@ def test_what_is_wrong_is_said(work, said):
     with pytest.raises(MinipostError) as error:
         work()
     assert str(error.value).startswith(said)
+
+
+# ---- values of another kind
+
+@pytest.fixture(scope="module")
+def run():
+    return opened()
+
+
+@pytest.mark.parametrize("settings, said", [
+    (dict(steps="1"), "steps is '1'; expected a whole number"),
+    (dict(steps=1.5), "steps is 1.5; expected a whole number"),
+    (dict(steps=True), "steps is True; expected a whole number"),
+    (dict(lr="1e-4"), "lr is '1e-4'; expected a number"),
+    (dict(lr=True), "lr is True; expected a number"),
+    (dict(schedule="line"), "schedule is 'line'; expected one of constant, linear, cosine"),
+    (dict(replay=3), "replay is 3; expected a text"),
+    (dict(data_epochs="1"), "data_epochs is '1'; expected a number above 0"),
+    (dict(learning_rate=1), "learning_rate is a name of TRL's; use lr"),
+    (dict(max_steps=3), "max_steps is a name of TRL's; use steps"),
+    (dict(num_train_epochs=3), "num_train_epochs is a name of TRL's; use data_epochs for passes "
+     "over data, steps for steps"),
+    (dict(max_completion_length=9), "max_completion_length is a name of TRL's; here it is "
+     "max_new_tokens, a setting of minipost.open"),
+    (dict(seed=3), "seed is a setting of minipost.open"),
+    (dict(eval_strategy="steps"), "sft has no setting 'eval_strategy'; it has batch_size"),
+])
+def test_a_setting_of_another_kind_is_named(run, settings, said):
+    with pytest.raises(MinipostError) as error:
+        minipost.train(run, "sft", **settings)
+    assert str(error.value).startswith(said)
+
+
+def test_a_whole_number_passes_for_any_number(run):
+    for line in minipost.train(run, "sft", steps=1, batch_size=numpy.int64(2), lr=1):
+        assert line["loss"] > 0
+
+
+@pytest.mark.parametrize("settings, said", [
+    (dict(max_new_tokens="12"), "max_new_tokens is '12'; expected a whole number"),
+    (dict(max_new_tokens=12.5), "max_new_tokens is 12.5; expected a whole number"),
+    (dict(seed=True), "seed is True; expected a whole number"),
+    (dict(device="gpu"), "device is 'gpu'; expected one of auto, cpu, cuda, mps"),
+    (dict(chat=1), "chat is 1; expected True or False"),
+    (dict(terms="3"), "terms is '3'; expected a whole number"),
+    (dict(lora_targets="q_proj"), "lora_targets is 'q_proj'; expected a list of texts"),
+    (dict(lora_targets=["q_proj"]), "lora_targets goes with lora, the rank of the adapters"),
+    (dict(reward=5), "reward is 5; expected a function, a name, or a list"),
+    (dict(reward=[len, 5]), "reward is [<built-in function len>, 5]; expected"),
+    (dict(learning_rate=1), "learning_rate is a name of TRL's; here it is lr, a setting of "
+     "minipost.train"), (dict(lr=1), "lr is a setting of minipost.train"),
+    (dict(lora_r=4), "lora_r is a name of TRL's; use lora"),
+    (dict(use_peft=True), "use_peft is a name of TRL's; use lora 16, or another rank"),
+])
+def test_an_option_of_another_kind_is_named(settings, said):
+    with pytest.raises(MinipostError) as error:
+        opened(**settings)
+    assert str(error.value).startswith(said)
+
+
+@pytest.mark.parametrize("work", [minipost.evaluate, lambda run: minipost.train(run, "sft")])
+@pytest.mark.parametrize("run", ["checkpoints/base", None])
+def test_what_is_no_run_is_named(work, run):
+    with pytest.raises(MinipostError, match=f"run is {run!r}; expected a run from minipost.open"):
+        work(run)
+
+
+@pytest.mark.parametrize("n", [0, -1, "4", 2.5, True, None])
+def test_how_many_problems_is_a_whole_number(run, n):
+    with pytest.raises(MinipostError, match="expected a whole number of at least 1"):
+        minipost.evaluate(run, n=n)
+
+
+@pytest.mark.parametrize("prompts, said", [
+    ("1+2=?", "prompts is '1+2=?'; expected a list of texts"), (None, "prompts is None"),
+    (5, "prompts is 5"), ({"role": "user"}, "prompts is {'role': 'user'}"),
+    ([{"role": "user", "content": "a"}], "prompts is [{'role': 'user', 'content': 'a'}]"),
+    ([5], "prompt 1 is 5; expected a text or a list of messages"),
+    (["a", None], "prompt 2 is None"), ([[]], "prompt 1 is []"),
+    (["a", ["b"]], "prompt 2: message 1 under 'prompt' is no object"),
+    ([[{"role": "user", "content": 3}]], "prompt 1: message 1 under 'prompt' has '3' under"),
+])
+def test_prompts_stand_in_a_list(run, prompts, said):
+    with pytest.raises(MinipostError) as error:
+        run.answer(prompts)
+    assert str(error.value).startswith(said)
+
+
+def test_prompts_may_be_none_or_come_one_by_one(run):
+    assert run.answer([]) == [] == run.answer(())
+    assert run.answer(text for text in ["1+2=?"]) == run.answer(["1+2=?"])
+    for temperature in ("1", -1, float("nan"), True):
+        with pytest.raises(MinipostError, match="temperature is .*; expected a number of at"):
+            run.answer(["1+2=?"], temperature=temperature)
+
+
+def test_a_run_is_saved_over_no_run(run, tmp_path, monkeypatch):
+    """Over a model of ours it may be."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text('{"algo": "sft"}')
+    for left in ("metrics.jsonl", "state"):
+        (tmp_path / "run" / left).mkdir()
+        with pytest.raises(MinipostError, match="run: holds a run of minipost.train, whose "):
+            run.save(tmp_path / "run")
+        (tmp_path / "run" / left).rmdir()
+    with pytest.raises(MinipostError, match="run: holds a run of minipost.train, whose "):
+        run.save(tmp_path / "run")
+    assert (tmp_path / "run/config.json").read_text() == '{"algo": "sft"}'
+    monkeypatch.chdir(tmp_path)
+    for name in ("", None, 5):
+        with pytest.raises(MinipostError, match="expected the name of a folder"):
+            run.save(name)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    run.save("model")
+    run.save("model")
+
+
+def test_rows_of_a_list_are_named_by_their_number():
+    """And no sentence tells of a file or of a flag."""
+    rows = [{"prompt": f"1+{k}=?", "completion": " 1"} for k in range(40)]
+    student = ROOT / "checkpoints" / "student"
+
+    def said(rows, **settings):
+        with pytest.raises(MinipostError) as error:
+            run = minipost.open(student, data=rows, device="cpu", **settings)
+            next(minipost.train(run, "sft", steps=1, batch_size=2))
+        assert "/" not in str(error.value) and "--" not in str(error.value)
+        return str(error.value)
+
+    assert said([*rows[:30], {"prompt": 3}]).startswith("data, row 31: expected a string under")
+    assert said(rows[:1]) == "data: too few rows to hold some out; name eval_data"
+    assert said([]).startswith("data: holds no rows")
+    assert said(5).startswith("data is 5; expected the path of a file or a list of dicts")
+    assert said(rows, eval_data=[{}]).startswith("eval_data, row 1: expected a string under")
+    long = {"prompt": "1 " * 300, "completion": "2"}
+    assert said([*rows, long]).startswith("data, row 41: a prompt of")
+    assert "on_long_row skip leaves them out" in said([*rows, long, {**long, "prompt": "2 " * 400}])
 
 
 def test_the_package_offers_what_it_says():
@@ -240,3 +374,11 @@ def test_a_wheel_works_in_an_empty_folder(tmp_path):
          "print(len(countdown._hands_24()), len(facts.rows()) > 0, facts.PATH)"], cwd=empty,
         env=env, capture_output=True, text=True)
     assert asked.stdout.split() == ["100", "True", str(site / "minipost/data/simple_tasks.jsonl")]
+
+
+def test_rows_may_come_one_by_one():
+    run = minipost.open("checkpoints/base", data=({"prompt": f"{k}+1=?", "completion": f" {k + 1}"}
+                                                  for k in range(40)))
+    assert len(run.task.training()) > 25 and run.problems(1)[0].prompt.endswith("+1=?")
+    with pytest.raises(MinipostError, match="^data is .*expected the path of a file or a list"):
+        minipost.open("checkpoints/base", data={"prompt": "1+1=?"})

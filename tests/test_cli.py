@@ -6,10 +6,13 @@ import re
 import pytest
 from fakes import explained, helped, names
 
+import minipost
 from minipost import checkpoint, evaluate, methods, train
 from minipost.cli.console import Console
+from minipost.cli.defaults import for_run
 from minipost.datasets.named import load_reward
 from minipost.datasets.rows import File
+from minipost.errors import Descent, MinipostError
 from minipost.tasks import TASKS
 
 GRPO = ("--steps", 2, "--prompts", 2, "--group-size", 4)
@@ -214,3 +217,107 @@ def test_the_cards_table_leaves_room_for_its_longest_answers(monkeypatch, tiny, 
         evaluate.table(["--model", str(tiny), "--workers", "1", *flags])
     assert {run.max_new_tokens for run in seen} == {expected}
     assert evaluate.Measured().max_new_tokens == train.Options().max_new_tokens == 48
+
+
+# ---- flags that do nothing alone
+
+@pytest.mark.parametrize("flags, said", [
+    ("sft --lora-targets q_proj", "--lora-targets goes with --lora, the rank of the adapters; "
+     "without it all weights learn"),
+    ("sft --lora-alpha 8", "--lora-alpha goes with --lora"),
+    ("sft --sampler-url http://x", "--sampler-url goes with --sampler vllm"),
+    ("sft --replay-share 0.2", "--replay-share goes with --replay"),
+    ("grpo --rollout-format parquet", "--rollout-format goes with --keep-rollouts"),
+    ("grpo --reward a.py:f --reward b.py:g", "--reward is given 2 times; give it once, with all "
+     "its values behind it"),
+    ("grpo --log wandb --log=trackio", "--log is given 2 times"),
+    ("sft --data a --data b", "--data is given 2 times; give it once, with one value"),
+    ("sft --task facts --task polish", "--task is given 2 times"),
+])
+def test_a_flag_that_would_do_nothing_is_refused(flags, said):
+    with pytest.raises(MinipostError) as error:
+        train.settings_of(["--algo", *flags.split()])
+    assert str(error.value).startswith(said)
+
+
+def test_a_flag_beside_the_one_that_it_goes_with_is_taken():
+    for flags in ("sft --lora 2 --lora-targets q_proj v_proj --lora-alpha 8", "sft --replay facts "
+                  "--replay-share 0.2", "grpo --keep-rollouts 2 --rollout-format parquet",
+                  "grpo --sampler vllm --sampler-url http://x", "grpo --steps 3 --steps 4"):
+        train.settings_of(["--algo", *flags.split()])
+
+
+@pytest.mark.parametrize("flags, said", [
+    ("--cap 3", "--cap goes with --correct truncated or masked; with --correct clip it does"),
+    ("--correct none --clip 0.1", "--clip goes with --correct clip; with --correct none it does"),
+    ("--correct masked --clip 0.1", "--clip goes with --correct clip"),
+    ("--correct none --cap 3", "--cap goes with --correct truncated or masked"),
+    ("--correct masked-answers --cap 3", ""), ("--correct truncated --cap 3", ""),
+    ("--clip 0.1", ""), ("--sampler vllm --cap 3", ""), ("--correct clip --clip 0.1", ""),
+])
+def test_a_bound_of_ratios_goes_with_what_uses_it(flags, said):
+    argv = ["--algo", "gdpo", *flags.split()]
+    settings = train.settings_of(argv)
+    if not said:
+        for_run(settings, argv, "cpu")
+        return
+    with pytest.raises(MinipostError) as error:
+        for_run(settings, argv, "cpu")
+    assert str(error.value).startswith(said)
+
+
+def test_merge_goes_with_adapters(tiny, rows):
+    with pytest.raises(MinipostError, match="merge adds adapters .* there are none: .* is a "
+                                            "whole model"):
+        minipost.open(tiny, data=str(rows), merge=True)
+    minipost.open(tiny, data=str(rows), merge=True, lora=2)
+
+
+def test_what_guides_no_search_is_refused():
+    for flags, said in ((("--width", "8"), "--width goes with --value"),
+                        (("--samples", "8"), "--samples goes with --pass-at")):
+        with pytest.raises(MinipostError, match=said):
+            evaluate.table(["--task", "facts", *flags])
+
+
+# ---- what a run says that teaches nothing
+
+REWARDS = {"none": "None", "constant": "0.5", "of the prompt": "float(len(prompts[k]) % 7)",
+           "right": "float(k)"}
+
+
+@pytest.mark.parametrize("algo, kind, said", [
+    ("grpo", "none", "no reward function applies to any answer of this run, so they taught"),
+    ("grpo", "constant", "in no step did the rewards tell answers apart"),
+    ("grpo", "of the prompt", "in no step did the rewards tell answers apart"),
+    ("reinforce", "constant", "in no step did the rewards tell answers apart"),
+    ("ppo", "constant", "in no step did the rewards tell answers apart"),
+    ("grpo", "right", ""), ("ppo", "right", ""), ("reinforce", "of the prompt", ""),
+])
+def test_a_run_that_can_learn_nothing_says_so(command, tmp_path, capsys, algo, kind, said):
+    """Also where nothing is measured before and after; it ended like any other."""
+    path, size = tmp_path / "r.py", [] if algo == "ppo" else ["--group-size", 2]
+    path.write_text("def f(prompts, completions, **columns):\n"
+                    f"    return [{REWARDS[kind]} for k in range(len(prompts))]\n")
+    assert train.main(command(algo, "--steps", 2, "--prompts", 3, *size, "--eval-n", 0,
+                              "--reward", f"{path}:f")) == 0
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    assert any(line.startswith(said) for line in lines) if said else not any(
+        "so they " in line for line in lines)
+
+
+@pytest.mark.parametrize("algo, steps, said", [
+    ("sft", 10, "--warmup-steps 20: the learning rate climbs in 10 of the 10 steps and ends at 50% "
+     "of its peak"),
+    ("sft", 30, "--warmup-steps 20: the learning rate climbs in 20 of the 30 steps"),
+    ("sft", 40, ""), ("grpo", 1, ""), ("rft", 10, ""), ("trpo", 1, "")])
+def test_a_warm_up_of_most_of_the_steps_is_said(algo, steps, said):
+    config = methods.load(algo).Config(steps=steps)
+    found = config.slow_start() if isinstance(config, Descent) else ""
+    assert found.startswith(said) and bool(found) == bool(said)
+
+
+def test_a_long_warm_up_is_said_when_a_run_begins(command, capsys):
+    for steps, told in ((3, True), (40, False)):
+        assert train.main(command("sft", "--steps", steps, "--batch-size", 1, "--overwrite")) == 0
+        assert ("--warmup-steps 20: the learning" in capsys.readouterr().out) == told

@@ -105,18 +105,94 @@ def test_a_model_directory_is_no_run_directory(command, says, tiny, tmp_path):
     says(command("sft", *STEPS, "--out", tmp_path / "file"), 1, "is a file")
 
 
-def test_states_go_before_settings_change(command, finished, monkeypatch):
-    """Killed while it begins, a run never has old weights with new settings."""
-    class Killed(BaseException):
-        pass
+class Killed(BaseException):
+    """A process that ends at once: nothing is put back."""
 
-    def kill(*arguments):
+
+def killed(monkeypatch, owner, name, arguments, before=True):
+    """A run that is killed when it calls this function, before or after that does its work."""
+    real = getattr(owner, name)
+
+    def kill(*given, **options):
+        if not before:
+            real(*given, **options)
         raise Killed
 
-    monkeypatch.setattr(files, "write_json", kill)
-    with pytest.raises(Killed):
-        train.main(command("sft", *STEPS, "--lr", "0.5", "--overwrite"))
-    assert not (finished / "state").exists() and not (finished / "config.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, kill)
+        patch.setattr(Directory, "settle", lambda of: None)
+        with pytest.raises(Killed):
+            train.main(arguments)
+
+
+@pytest.mark.parametrize("owner, name, before", [
+    (files, "write_json", True), (Directory, "move", False), (Directory, "write_config", False),
+    (session.Session, "train", True), (session.checkpoint, "save", False)])
+def test_a_killed_run_leaves_no_mixture(command, says, finished, monkeypatch, owner, name, before):
+    """Killed before its first save, a run that replaces another never has its weights."""
+    whole = contents(finished)
+    again = command("sft", *STEPS, "--lr", "0.5", "--overwrite")
+    killed(monkeypatch, owner, name, again, before)
+    assert not (finished / "state").exists()
+    says(command("sft", *STEPS), 1, "holds a finished run; go on with it by")
+    one = Directory(finished, "")
+    one.hold()      # as the next start does
+    one.release()
+    assert contents(finished) == whole
+    killed(monkeypatch, owner, name, again, before)
+    says(["--resume", finished], 0)
+    weights = finished / "model/model.safetensors"
+    assert weights.read_bytes() == whole[weights] and (finished / "summary.json").exists()
+    says(again, 0)
+    assert weights.read_bytes() != whole[weights]
+    assert not Directory(finished, "").unsettled()
+
+
+@pytest.mark.parametrize("k", [0, 1, 6, 7, 8, 9, 12, 15])
+def test_a_kill_between_two_moves_loses_nothing(command, finished, monkeypatch, k):
+    """While the old run is moved aside, and while it is put back."""
+    whole, real, count = contents(finished), Path.replace, []
+
+    def replace(path, to):
+        count.append(path)
+        if len(count) == k + 1:
+            raise Killed
+        return real(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        patch.setattr(files, "publish", lambda *given, **options: None)
+        with pytest.raises(Killed):
+            train.main(command("sft", *STEPS, "--overwrite"))
+    assert Directory(finished, "").unsettled() or contents(finished) == whole
+    Directory(finished, "").settle()
+    assert contents(finished) == whole
+
+
+def test_the_old_run_goes_with_the_first_save(command, finished, monkeypatch):
+    """A run that is killed after it is the new one, even where the old one was still there."""
+    calls = []
+
+    def kill(of):
+        if of.has_state() and of.began and not calls:
+            calls.append(of)
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Directory, "settle", kill)
+        with pytest.raises(Killed):
+            train.main(command("sft", *STEPS, "--lr", "0.5", "--overwrite"))
+    assert (finished / "replaced-run/state").exists()
+    assert train.main(["--resume", str(finished)]) == 0
+    assert not Directory(finished, "").unsettled()
+    assert json.loads((finished / "config.json").read_text())["method"]["lr"] == 0.5
+
+
+def test_ctrl_c_before_the_first_step_puts_the_old_run_back(command, says, finished, monkeypatch):
+    whole = contents(finished)
+    monkeypatch.setattr(session.Session, "train", lambda of: os.kill(os.getpid(), signal.SIGINT))
+    says(command("sft", *STEPS, "--overwrite"), 130, "has saved nothing", "is back")
+    assert contents(finished) == whole
 
 
 # ---- two processes

@@ -130,3 +130,11 @@ def test_help_names_every_method_and_every_knob(capsys):
             solve.main(["--method", method, "--help"])
         shown = capsys.readouterr().out
         assert "--temperature" in shown and "--index" in shown
+
+
+def test_the_directory_of_a_training_run_is_refused(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"algo": "grpo"}')
+    (tmp_path / "summary.json").write_text("{}")
+    assert evaluate.main(["--method", "cot", "--out", str(tmp_path), "--n", "1"]) == 1
+    assert "holds a run of minipost.train" in capsys.readouterr().err
+    assert (tmp_path / "summary.json").read_text() == "{}"

@@ -379,7 +379,7 @@ def test_an_adapter_of_an_adapter_is_not_saved_as_one_of_the_model(tmp_path, tin
     second = adapted(model=checkpoint.load(tmp_path / "a")[0])
     with pytest.raises(MinipostError, match="is an adapter itself.*--merge"):
         checkpoint.save(tmp_path / "b", second, tmp_path / "a")
-    with pytest.raises(MinipostError, match="is an adapter itself; with --lora add --merge"):
+    with pytest.raises(MinipostError, match="is an adapter itself; with lora add merge"):
         minipost.open(tmp_path / "a", data=str(rows), lora=2)
     run = minipost.open(tmp_path / "a", data=str(rows), lora=2, merge=True)
     run.save(tmp_path / "whole")

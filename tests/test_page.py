@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import hostile
 import pytest
 
-from minipost import page
+from minipost import page, report
 from minipost.checks.finding import OK, WARNING
 from minipost.errors import MinipostError
 from minipost.page import health, plots, view
@@ -345,3 +345,40 @@ def test_what_is_no_run_gets_one_sentence(tmp_path, spoil, part):
     spoil(run)
     with pytest.raises(MinipostError, match=part):
         page.render([page.load(run)])
+
+
+# ---- a log that is not what a run wrote
+
+@pytest.mark.parametrize("harm, said", [
+    ("gone", "is not there, and holds a line for each step of a run"),
+    ("empty", "is empty, although the run is finished"),
+    ("junk", "2 of 2 lines are not the metrics of a step"),
+    ("one", "1 of 3 lines are not the metrics of a step"),
+])
+def test_a_broken_log_is_named(tmp_path, capsys, harm, said):
+    """The page is written, and says it too."""
+    run = made(tmp_path / "run")
+    log, text = run / "metrics.jsonl", (run / "metrics.jsonl").read_text()
+    log.unlink() if harm == "gone" else log.write_text({
+        "empty": "", "junk": "x\n[]\n", "one": "{" + text}[harm])
+    assert report.main([str(run)]) == 0
+    told = capsys.readouterr()
+    assert told.err.startswith(f"warning: {log}: {said}, so curves and checks lack those steps")
+    assert said in (run / "report.html").read_text()
+    assert report.main([str(run), "--json"]) == 0
+    assert said in json.loads(capsys.readouterr().out)[0]["health"][0]["finding"]
+
+
+@pytest.mark.parametrize("left", ["", '{"step": 1, "loss": 0.1}\n{"step": 2, "lo'])
+def test_the_log_of_a_run_that_goes_on_is_not_complained_of(tmp_path, left):
+    run = made(tmp_path / "run")
+    (run / "metrics.jsonl").write_text(left)
+    (run / "summary.json").unlink()
+    assert page.load(run).complaint == ""
+
+
+def test_a_test_time_run_has_no_log(tmp_path):
+    run = made(tmp_path / "run")
+    for name in ("config.json", "metrics.jsonl"):
+        (run / name).unlink()
+    assert page.load(run).complaint == ""

@@ -152,7 +152,8 @@ def test_replay_of_the_old_keeps_it_and_replay_of_the_new_does_not(tmp_path):
     for name, replay in (("none", ""), ("old", old.data), ("new", str(new))):
         run = make_run(Echo(), small())
         run.policy.assign(start.policy.flat)
-        cfg = sft.Config(steps=60, replay=replay, replay_share=0.2, **common)
+        again = dict(replay=replay, replay_share=0.2) if replay else {}
+        cfg = sft.Config(steps=60, **again, **common)
         drive(run, sft.train(run, cfg), 60)
         costs = {}
         for task in (old, Echo()):

@@ -220,7 +220,7 @@ def test_a_tracker_of_another_name_is_refused(command, tmp_path, capsys):
     config["options"]["log"] = ["mlflow"]
     path.write_text(json.dumps(config))
     assert train.main(["--resume", str(tmp_path / "run")]) == 1
-    assert "log is 'mlflow'; expected some of tensorboard, wandb" in capsys.readouterr().err
+    assert "log is ['mlflow']; expected some of tensorboard, wandb" in capsys.readouterr().err
 
 
 def test_tensorboard_itself_reads_what_is_written(command, reward, tmp_path):

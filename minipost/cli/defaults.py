@@ -158,10 +158,23 @@ def for_sampler(sampler, config, given):
     see Run.rollout.
     """
     if sampler != "vllm" or "correct" in given or not hasattr(config, "correct"):
+        heeded(config, given)
         return config, ""
     return replace(config, correct="truncated"), (
         f"--sampler vllm: --correct truncated --cap {config.cap:g}, since the server's log-probs "
         "are not those of training; any flag wins")
+
+
+def heeded(config, given):
+    """MinipostError where a bound of ratios is given that the Config's `correct` does not use."""
+    if not {"correct", "cap"} <= {f.name for f in fields(config)}:
+        return
+    used = {"clip": "clip", "none": ""}.get(config.correct, "cap")
+    for name in ("clip", "cap"):
+        if name in given and name != used:
+            other = f"--correct {'clip' if name == 'clip' else 'truncated or masked'}"
+            raise MinipostError(f"--{name} goes with {other}; with --correct {config.correct} it "
+                                "does nothing")
 
 
 def with_epochs(run, method, config, epochs):

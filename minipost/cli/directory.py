@@ -10,6 +10,7 @@
     summary.json     before and after
     report.jsonl     samples for the report (measure/watch.py)
     report.html      the report
+    replaced-run/    the run that was here, until the one that replaces it has saved something
 
 A state holds its own digest, the settings and digests of config.json, and length and digest of the
 log.  So a resumed run takes the newest state that is whole, and knows whether anything that it was
@@ -41,6 +42,7 @@ ENDING = ".safetensors"  # of a state's name, unless it is sharded
 # Of any method's run.
 FOLDERS = ("state", "model", "critic", "reward_model", "rollouts", "trackers")
 FILES = ("summary.json", "metrics.jsonl", "config.json", "report.jsonl", "report.html")
+REPLACED, MOVING = "replaced-run", "replaced-run.partly"  # hold an earlier run, a part of one
 MODEL_FILES = ("config.json", CONFIG, *checkpoint.SIDE_FILES, f"{checkpoint.WEIGHTS}.index.json")
 # Options that do not act on what is made; what the models are is in `made_from`.
 FREE = {"out", "report", "show", "save_every", "merge", "model", "reward_model", "keep_rollouts",
@@ -114,6 +116,7 @@ class Directory:
 
     def __init__(self, path, prog):
         self.path, self.prog, self.lock = Path(path), prog, None
+        self.began = False  # whether a new run has taken it
         self.log_digest, self.log_bytes = hashlib.sha256(), 0
 
     def __truediv__(self, name):
@@ -137,6 +140,7 @@ class Directory:
                                 "or choose another --out") from None
         for folder in (self.path, *(self / name for name in FOLDERS)):
             files.sweep(folder)
+        self.settle()
 
     def release(self):
         if self.lock is not None:
@@ -163,10 +167,11 @@ class Directory:
         if (self / "config.json").exists() and not self.is_run():
             raise MinipostError(f"{self.path}: has a config.json that is not of a run; choose "
                                 "another --out")
-        held = [name for name in (*FOLDERS, "summary.json") if (self / name).exists()]
+        held = [name for there in (self.path, self / REPLACED)
+                for name in (*FOLDERS, "summary.json") if (there / name).exists()]
         if held and not overwrite:
             what = "a finished run" if "summary.json" in held else "an unfinished run"
-            saved = any((self / "state").glob("[!.]*"))
+            saved = self.has_state() or any((self / REPLACED / "state").glob("[!.]*"))
             more = f"; go on with it by {self.prog} --resume {self.path}," if saved else \
                 " without a state to go on from;"
             raise MinipostError(f"{self.path}: holds {what}{more} choose another --out, or replace "
@@ -179,20 +184,62 @@ class Directory:
             return any((self / name).exists() for name in ("metrics.jsonl", "state"))
 
     def begin(self, settings, made, workers, overwrite):
-        """Take the directory, delete the run that is in it, states first, and write config.json."""
+        """Take the directory, move the run that is in it aside, and write config.json."""
         files.make_directory(self.path)
         self.hold()
         self.check_new(settings, overwrite)  # another process may have begun since it was asked
-        for name in {**dict.fromkeys(FOLDERS), **dict.fromkeys(settings.method.EXPORTS.values())}:
-            if (self / name).is_symlink():
-                (self / name).unlink()
-            shutil.rmtree(self / name, ignore_errors=True)
-            if (self / name).exists():
-                raise MinipostError(f"{self / name}: could not be deleted; choose another --out")
-        for name in FILES:
-            (self / name).unlink(missing_ok=True)
+        self.began = True
+        self.move(self.path, self / MOVING, self.parts(settings.method.EXPORTS.values()))
+        if (self / MOVING).exists():
+            (self / MOVING).replace(self / REPLACED)
         self.write_config(settings, made, workers)
         files.publish(self / "metrics.jsonl", lambda path: path.write_text(""))
+
+    # ---- the run that is replaced
+    #
+    # It lies in REPLACED, whole, until the new run has a state, and then it is deleted.  Where the
+    # new run ends without one, or was killed, the old one is put back.  MOVING holds a part of it:
+    # the other part is in its place, and nothing of the new run is there.
+
+    def parts(self, exports=()):
+        """The names of what a run has written here, states first."""
+        return [name for name in dict.fromkeys((*FOLDERS, *exports, *FILES))
+                if (self / name).exists() or (self / name).is_symlink()]
+
+    def has_state(self):
+        return any((self / "state").glob("[!.]*"))
+
+    def move(self, source, to, names):
+        """Move these from one folder to another, each in one step."""
+        if names:
+            files.make_directory(to)
+        for name in names:
+            try:
+                (source / name).replace(to / name)
+            except OSError as error:
+                raise MinipostError(f"{source / name}: could not be moved ({error.strerror}); "
+                                    "choose another --out") from None
+
+    def unsettled(self):
+        return (self / REPLACED).exists() or (self / MOVING).exists()
+
+    def settle(self):
+        """Delete the run that was replaced if the new one has a state, else put it back.
+
+        -> whether it was put back
+        """
+        replaced, moving = self / REPLACED, self / MOVING
+        if replaced.exists() and self.has_state():
+            shutil.rmtree(replaced, ignore_errors=True)
+        elif replaced.exists():
+            for name in self.parts(path.name for path in replaced.iterdir()):
+                delete(self / name)
+            replaced.replace(moving)
+        if not moving.exists():
+            return False
+        self.move(moving, self.path, sorted(path.name for path in moving.iterdir()))
+        moving.rmdir()
+        return True
 
     def write_config(self, settings, made, workers):
         files.write_json(self / "config.json", {
@@ -338,6 +385,14 @@ class Directory:
                 found.append(f"{what} " + ("is new" if what not in known else "is gone"
                                            if what not in made else "has changed since"))
         return found
+
+
+def delete(path):
+    """Delete a file, a link, or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def as_json(value):

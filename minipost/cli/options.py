@@ -14,12 +14,12 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from minipost import tasks
 from minipost.cli.trl import refuse
 from minipost.datasets.rows import File
-from minipost.errors import Bounded, MinipostError
+from minipost.errors import Bounded, MinipostError, check_type
 from minipost.files import shipped
 from minipost.tasks import TASKS
 
@@ -80,6 +80,13 @@ class SetUp(Options):
 
     def __post_init__(self):
         super().__post_init__()
+        for name in ("lora_alpha", "lora_targets"):
+            if getattr(self, name) and not self.lora:
+                raise MinipostError(f"--{name.replace('_', '-')} goes with --lora, the rank of the "
+                                    "adapters; without it all weights learn")
+        if self.sampler_url != SetUp.sampler_url and self.sampler == "own":
+            raise MinipostError("--sampler-url goes with --sampler vllm; without it minipost "
+                                "samples by itself")
         if self.lora_numbers and not self.lora:
             raise MinipostError(f"--lora-numbers {self.lora_numbers}: goes with --lora, the rank "
                                 "of the directions on which they act; 2 is usual")
@@ -140,7 +147,7 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
     for name in ("eval_data", "on_bad_row", "columns", "max_length", "on_long_row"):
         if getattr(known, name) and not known.data:
             raise MinipostError(f"--{name.replace('_', '-')} goes with --data")
-    parts = {"config": method.Config()} if method else {}
+    parts: dict[str, Any] = {"config": method.Config()} if method else {}
     if known.task:
         parts["task"] = tasks.load(known.task)()
     elif method and not known.data:
@@ -156,6 +163,7 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
     if asked:
         show_help(f"{prog} {flag} {known.method}" if method else prog, parts, others,
                   method.module.__doc__ if method else description)
+    once(argv, parts.values())
     refuse(rest, parts.values(), {each.split()[0][2:].replace("-", "_") for each in others})
     import tyro
 
@@ -189,6 +197,21 @@ def show_help(prog, parts, others, description):
                             ("-h, --help", "show this and end")])
     print(help.page(f"{prog} [options]", description, sections))
     raise SystemExit(0)
+
+
+def once(argv, parts):
+    """MinipostError where a flag is repeated of which only the last would count, unlike others.
+
+    Those are flags that take several values, and the files and the task.  A number that stands
+    twice is as usual the last one.
+    """
+    given = [argument.partition("=")[0] for argument in argv]
+    several = {"--" + f.name.replace("_", "-") for part in parts for f in fields(part)
+               if str(f.type).startswith("tuple")}
+    for flag in sorted(several | {"--task", "--data", "--eval-data"}):
+        if given.count(flag) > 1:
+            raise MinipostError(f"{flag} is given {given.count(flag)} times; give it once" + (
+                ", with all its values behind it" if flag in several else ", with one value"))
 
 
 def dashed(argument):
@@ -289,25 +312,12 @@ def rebuild(cls, saved):
     MinipostError names a setting that the dataclass does not have or that has another type.
     """
     values = {new_name(name, [cls]): value for name, value in saved.items()}
-    kinds, names = get_type_hints(cls), {f.name for f in fields(cls)}
+    names = {f.name for f in fields(cls)}
     for name, value in values.items():
         if name not in names:
             raise MinipostError(f"there is no setting {name[:40]!r} here")
-        if not is_of(value, kinds[name]):
-            raise MinipostError(f"{name} is {value!r:.40}; expected {kinds[name]}")
+        check_type(cls, name, value)
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
-
-def is_of(value, kind):
-    """Whether a value from JSON has the type of a setting."""
-    if get_origin(kind) is Literal:
-        return value in get_args(kind) and isinstance(value, str)
-    if get_origin(kind) is tuple:
-        return isinstance(value, list) and all(isinstance(v, str) for v in value)
-    if kind in (int, float):
-        return isinstance(value, int if kind is int else int | float) and value is not True \
-            and value is not False
-    return isinstance(value, kind)
 
 
 def fail_in_one_sentence(work):

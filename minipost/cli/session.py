@@ -17,11 +17,11 @@ from minipost.cli.samples import Samples, write_page
 from minipost.cli.trackers import Trackers
 from minipost.datasets import formats
 from minipost.datasets.suited import for_method
-from minipost.errors import MinipostError
+from minipost.errors import Descent, MinipostError
 from minipost.measure.asked import asked
 from minipost.measure.results import TEMPERATURES, as_data, forecast, from_data, on_both, splits
 from minipost.measure.stats import paired
-from minipost.measure.watch import Example
+from minipost.measure.watch import Example, Signal
 from minipost.opening import open_run, without_template
 from minipost.parts import sharding
 
@@ -89,6 +89,10 @@ class Session:
             raise
         finally:
             self.trackers.close(code)
+            with suppress(MinipostError, OSError):  # the next start in this directory does it
+                if self.files.began and self.files.settle():
+                    self.console.say(f"{self.directory}: the new run has saved nothing, so the "
+                                     "one that was here is back")
             self.files.release()
 
     def work(self):
@@ -116,7 +120,8 @@ class Session:
         self.method.check(self.run, self.config)
         self.console.header(self.method.name, self.task, self.config, self.options,
                             self.run.policy.module, parallel.world())
-        for line in filter(None, (self.note, length)):
+        slow = self.config.slow_start() if isinstance(self.config, Descent) else ""
+        for line in filter(None, (self.note, length, "" if self.resume else slow)):
             self.console.say(line)
         if self.lead:
             for found in (before_prompts(self.options.model, self.vocabulary),
@@ -139,7 +144,8 @@ class Session:
                 self.trackers.open(self.directory, as_written(self.settings))
                 self.trackers.results(0, self.before)
         self.example = Example(self.run)
-        self.run.watches.append(self.example)
+        self.signal = Signal()
+        self.run.watches += [self.example, self.signal]
         self.samples = Samples(self) if self.options.report else None
         if self.samples:
             if self.resume:
@@ -152,6 +158,8 @@ class Session:
         code = self.train()
         if code == 0:
             self.finish()
+            if not self.resume and (said := self.signal.sentence()):
+                self.console.say(said)
         if self.lead and self.options.report:
             write_page(self.directory, self.console, say=code == 0)  # else how to go on is last
         return code
@@ -383,6 +391,8 @@ class Session:
         self.files.save(tensors, {**facts, "before": as_data(self.before),
                                   "seconds": self.seconds()},
                         self.settings, self.made, self.workers, bool(self.run.shard))
+        if self.lead:
+            self.files.settle()
         self.saving, self.saved = False, self.run.step
 
     def restore(self):

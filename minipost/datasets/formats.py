@@ -38,6 +38,24 @@ SETS = ("expected a file of rows, or the directory of a data set that save_to_di
         "`datasets` wrote")
 
 
+class Given(str):
+    """Rows that were given as a list, under a name that stands where a path does."""
+
+    content: bytes  # JSONL, a line for each row
+
+    def __new__(cls, name, content):
+        found = super().__new__(cls, name)
+        found.content = content
+        return found
+
+    def __getnewargs__(self):
+        return str(self), self.content
+
+
+def is_folder(path):
+    return not isinstance(path, Given) and os.path.isdir(path)
+
+
 class Found(NamedTuple):
     """A value that stands where a row should, or a complaint instead.  `at` counts from 1 on."""
 
@@ -53,7 +71,7 @@ def parts(path):
 
     MinipostError where a directory is no saved data set, or one of several splits.
     """
-    if not os.path.isdir(path):
+    if not is_folder(path):
         return [Path(path)]
     path = Path(path)
     if (path / "dataset_dict.json").is_file():
@@ -90,6 +108,8 @@ def plain(name):
 
 def contents(path):
     """The bytes of each file of a path, MOST in all."""
+    if isinstance(path, Given):
+        return [path.content]
     found, left = [], MOST
     for part in parts(path):
         found.append(read_bytes(part, left))
@@ -101,7 +121,8 @@ def contents(path):
 
 def unit(path, contents):
     """What the rows of a file are counted in: "line" of JSONL, else "row"."""
-    return "row" if os.path.isdir(path) or kind(contents[0]) != "jsonl" else "line"
+    lines = not isinstance(path, Given) and not is_folder(path) and kind(contents[0]) == "jsonl"
+    return "line" if lines else "row"
 
 
 def kind(content):
@@ -127,7 +148,7 @@ def is_json(content):
 
 def values(path, contents):
     """Every Found of a path's contents, in order.  MinipostError where a file is no such thing."""
-    if os.path.isdir(path):
+    if is_folder(path):
         return [Found(at, *rest) for at, (_, *rest) in enumerate(
             (row for part, content in zip(parts(path), contents)
              for row in records(part, content)), 1)]

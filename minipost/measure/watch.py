@@ -2,6 +2,7 @@
 
     Watch     told by `run.keep` what a step learns from; it keeps a group or two of some steps
     Example   told the same; it keeps one group, for the console
+    Signal    told the same; it knows whether the rewards taught anything
     judged    a few held-out answers with what a reward model, or a value, says after each token
 
 A row is plain data for JSON.  An answer is {"text", "reward", "advantage", "finished", "tokens"}
@@ -102,6 +103,43 @@ class Example:
         self.rows = [{"step": self.run.step + 1, "prompt": prompt, "completion": text,
                       "reward": float(reward[row]), "advantage": float(gain[row])}
                      for row, text in zip(rows, texts)]
+
+
+class Signal:
+    """Whether the rewards of any step told its answers apart.
+
+    They do where those to a prompt differ.  Where they differ from prompt to prompt, or from step
+    to step, they do if the method gives an advantage for that.  A method without a critic that
+    gives advantages by token has them from elsewhere, such as the steps of an answer.
+    """
+
+    def __init__(self):
+        self.low, self.high, self.steps = math.inf, -math.inf, 0
+        self.apart = self.moved = False
+
+    def __call__(self, problems, rollout, reward, adv, value=None):
+        """As Watch."""
+        self.steps += 1
+        known = reward[~reward.isnan()]
+        if len(known):
+            self.low = min(self.low, float(known.min()))
+            self.high = max(self.high, float(known.max()))
+        some = bool((adv.nan_to_num() != 0).any())
+        self.moved |= some
+        self.apart |= some and adv.dim() == 2 and value is None or any(
+            len({x for x in reward[rows].tolist() if x == x}) > 1
+            for rows in groups_of(rollout).values())
+
+    def sentence(self):
+        """What to look at where the rewards of no step taught anything; else ""."""
+        if not self.steps or self.apart or self.moved and self.low < self.high:
+            return ""
+        if self.low > self.high:
+            return ("no reward function applies to any answer of this run, so they taught nothing; "
+                    "let a function of --reward return a number for every row")
+        return ("in no step did the rewards tell answers apart, so they have no advantage and "
+                "taught nothing; look at what the reward returns (python -m minipost.doctor shows "
+                "some), take harder or easier problems, or raise --group-size")
 
 
 class Watch:

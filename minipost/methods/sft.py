@@ -51,6 +51,12 @@ class Config(Descent):
 
     LIMITS = {"replay_share": ">= 0, < 1"}
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.replay_share != Config.replay_share and not self.replay:
+            raise MinipostError("--replay-share goes with --replay, a task or a file of rows; "
+                                "without it nothing is replayed")
+
 
 @shapes(logp="B T", mask="B T")
 def loss(logp, mask, *, count):

@@ -20,8 +20,8 @@ SOLVED = 0.9        # mean reward, within 0..1; beyond, little is left to learn
 
 def examine(run):
     """The Findings on a RunData, faults and warnings first."""
-    found = [check(run) for check in (finite, skipped, gain, unscored, gold, kl, entropy, ties, cut,
-                                      apart, clip, longer, critic)]
+    found = [check(run) for check in (log, finite, skipped, gain, unscored, gold, kl, entropy, ties,
+                                      cut, apart, clip, longer, critic)]
     order = {FAULT: 0, WARNING: 1, OK: 2}
     return sorted((f for f in found if f), key=lambda f: order[f.status])
 
@@ -51,6 +51,14 @@ def at_the_end(run, metric, wrong, name, said, why, remedy):
     if wrong(seen[1]):
         return Finding(name, WARNING, said.format(seen[1]), why, remedy)
     return Finding(name, OK, said.format(seen[1]))
+
+
+def log(run):
+    """Whether the numbers of all steps are there."""
+    if not run.complaint:
+        return None
+    return Finding("log", FAULT, run.complaint, "curves and checks lack those steps",
+                   "put the file back as the run wrote it, and write the page again")
 
 
 def finite(run):

@@ -19,6 +19,7 @@ class RunData:
     lines: list = field(default_factory=list)      # of metrics.jsonl: {metric: number or None}
     summary: dict = field(default_factory=dict)
     rows: list = field(default_factory=list)       # of report.jsonl
+    complaint: str = ""                            # what is wrong with metrics.jsonl
 
     @property
     def algo(self):
@@ -67,11 +68,26 @@ def load(path):
         raise MinipostError(f"{path}: is no run (its config.json names no method, and there is no "
                             "summary.json); name the --out of minipost.train or minipost.evaluate")
     summary = files.read_json(path / "summary.json") if "summary.json" in there else {}
-    lines = [line for line in json_lines(path / "metrics.jsonl")
-             if type(line.get("step")) is int] if "metrics.jsonl" in there else []
+    lines, complaint = read_log(path / "metrics.jsonl", bool(summary)) if "algo" in config \
+        or "metrics.jsonl" in there else ([], "")
+    return RunData(path, config, lines, summary, read_rows(path / "report.jsonl"), complaint)
+
+
+def read_log(path, finished):
+    """(the lines of a metrics.jsonl, what is wrong with it or "").
+
+    Half of a last line is no fault: the run may be writing it.  finished: whether the run is over.
+    """
+    if not path.exists():
+        return [], f"{path}: is not there, and holds a line for each step of a run"
+    whole = [line for line in json_lines(path) if type(line.get("step")) is int]
+    count = sum(not line.isspace() for line in files.read_bytes(path, MOST).split(b"\n")[:-1])
     lines = [{name: x for name, x in line.items() if x is None or type(x) in (int, float)}
-             for line in lines]
-    return RunData(path, config, lines, summary, read_rows(path / "report.jsonl"))
+             for line in whole]
+    if count > len(lines):
+        return lines, f"{path}: {count - len(lines)} of {count} lines are not the metrics of a step"
+    return lines, f"{path}: is empty, although the run is finished" if finished and not lines \
+        else ""
 
 
 def read_rows(path):
