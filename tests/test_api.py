@@ -297,7 +297,7 @@ def test_rows_of_a_list_are_named_by_their_number():
         return str(error.value)
 
     assert said([*rows[:30], {"prompt": 3}]).startswith("data, row 31: expected a string under")
-    assert said(rows[:1]) == "data: too few rows to hold some out; name eval_data"
+    assert said(rows[:1]).startswith("data: its 1 row asks 1 question, too few to hold out one")
     assert said([]).startswith("data: holds no rows")
     assert said(5).startswith("data is 5; expected the path of a file or a list of dicts")
     assert said(rows, eval_data=[{}]).startswith("eval_data, row 1: expected a string under")
