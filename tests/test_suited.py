@@ -56,7 +56,7 @@ TWO = ("--prompts", 2, "--group-size", 2)
 ])
 def test_a_completion_that_is_labelled_wrong_is_a_bad_row(command, fails, tmp_path, algo, part):
     data = write(tmp_path / "rows.jsonl", judged())
-    fails([*command(algo, *STEP), "--data", data], f"{data}, line 2: the label is false", part,
+    fails(command(algo, *STEP, "--data", data), f"{data}, line 2: the label is false", part,
           "--on-bad-row skip", "kto, oreo or rft")
     assert not (tmp_path / "run").exists()
 
@@ -77,8 +77,8 @@ def test_a_completion_that_is_labelled_wrong_is_no_right_answer_to_measure_by(
 
 def test_with_a_reward_function_no_label_matters(command, tmp_path, reward):
     data = write(tmp_path / "rows.jsonl", judged())
-    assert train.main([*command("grpo", *STEP, *TWO, "--reward", reward), "--data",
-                       str(data)]) == 0
+    assert train.main(command("grpo", *STEP, *TWO, "--reward", reward, "--data",
+                       str(data))) == 0
 
 
 def test_labels_are_read_by_those_that_read_them(tmp_path):
@@ -115,7 +115,7 @@ def test_numbers_that_are_not_read_are_told(tmp_path, key, reads, paid, said):
 def test_rows_without_pairs_are_refused(command, fails, tmp_path, algo, rows, others):
     data = write(tmp_path / "rows.jsonl", rows)
     wants = "chosen and rejected" + " or completion and label" * (algo == "kto")
-    fails([*command(algo, *STEP), "--data", data], f"{data}, line 1: the keys are prompt, "
+    fails(command(algo, *STEP, "--data", data), f"{data}, line 1: the keys are prompt, "
           "completion", f"{algo} reads {wants};", others, "--reward")
     assert not (tmp_path / "run").exists()
 
@@ -123,14 +123,14 @@ def test_rows_without_pairs_are_refused(command, fails, tmp_path, algo, rows, ot
 @pytest.mark.parametrize("rows", [plain(label=True), judged(values=(False, True))])
 def test_labels_are_no_pairs(command, fails, tmp_path, rows):
     data = write(tmp_path / "rows.jsonl", rows)
-    fails([*command("dpo", *STEP), "--data", data], f"{data}, line 1: the keys",
+    fails(command("dpo", *STEP, "--data", data), f"{data}, line 1: the keys",
           "such rows are for kto, oreo and rft")
 
 
 def test_with_a_reward_function_answers_are_sampled_aloud(command, tmp_path, reward, capsys):
     data = write(tmp_path / "rows.jsonl", plain())
-    assert train.main([*command("dpo", *STEP, "--pairs", 2, "--reward", reward), "--data",
-                       str(data)]) == 0
+    assert train.main(command("dpo", *STEP, "--pairs", 2, "--reward", reward, "--data",
+                       str(data))) == 0
     assert f"no row of {data} has chosen and rejected, so dpo samples answers: the reward" in \
         " ".join(capsys.readouterr().out.split())
 
@@ -156,7 +156,7 @@ def test_what_is_wrong_with_a_row_is_said_however_few_there_are(command, fails, 
     rows = [{**row, "label": True} for row in (few() if n == 8 else plain(n))]
     rows[2]["label"] = "yes"
     data = write(tmp_path / "rows.jsonl", rows)
-    fails([*command("kto", *STEP), "--data", data], f"{data}, line 3: expected true or false")
+    fails(command("kto", *STEP, "--data", data), f"{data}, line 3: expected true or false")
 
 
 def few():
@@ -166,7 +166,7 @@ def few():
 
 def test_too_few_rows_are_counted(command, fails, tiny, tmp_path, capsys):
     data = write(tmp_path / "rows.jsonl", few())
-    fails([*command("sft", *STEP), "--data", data], f"{data}: its 8 rows ask 8 questions", "30",
+    fails(command("sft", *STEP, "--data", data), f"{data}: its 8 rows ask 8 questions", "30",
           "--eval-data", "--eval-n 0")
     with pytest.raises(MinipostError, match="its 8 rows ask 8 questions"):
         minipost.evaluate(minipost.open(str(tiny), data=few(), max_new_tokens=4))
@@ -178,8 +178,8 @@ def test_too_few_rows_are_counted(command, fails, tiny, tmp_path, capsys):
 
 def test_where_nothing_is_measured_nothing_is_held_out(command, tmp_path, spy):
     data, found = write(tmp_path / "rows.jsonl", few()), spy(sft, "demonstrations")
-    assert train.main([*command("sft", *STEP, "--batch-size", 8, "--eval-n", 0), "--data",
-                       str(data)]) == 0
+    assert train.main(command("sft", *STEP, "--batch-size", 8, "--eval-n", 0, "--data",
+                       str(data))) == 0
     assert {p.prompt for p, _ in found[0][1]} == {row["prompt"] for row in few()}
 
 
@@ -191,7 +191,7 @@ def test_what_is_replayed_needs_nothing_held_out(command, tmp_path):
 @pytest.mark.parametrize("rows", [few(), [{"prompt": "a"}] * 2 + [[]]])
 def test_a_resumed_run_says_that_its_data_has_changed(command, fails, tmp_path, rows):
     data = write(tmp_path / "rows.jsonl", plain())
-    assert train.main([*command("sft", *STEP, "--batch-size", 4), "--data", str(data)]) == 0
+    assert train.main(command("sft", *STEP, "--batch-size", 4, "--data", str(data))) == 0
     write(data, rows)
     fails(["--resume", tmp_path / "run"], f"/{data.name} has changed since", "put it back")
 
@@ -230,9 +230,9 @@ def test_a_prompt_that_is_too_long_by_itself_is_to_be_shortened(tiny):
 
 def test_the_file_without_completions_is_named(command, fails, tmp_path):
     good, held = write(tmp_path / "good.jsonl", plain()), write(tmp_path / "held.jsonl", pairs(4))
-    fails([*command("sft", *STEP), "--data", good, "--eval-data", held], f"/{held.name}, line ",
+    fails(command("sft", *STEP, "--data", good, "--eval-data", held), f"/{held.name}, line ",
           "a row without a completion", "with the keys of", f"/{good.name}", "--eval-n 0")
     write(held, pairs(60))
-    fails([*command("grpo", *STEP, *TWO), "--data", held, "--eval-data", good],
+    fails(command("grpo", *STEP, *TWO, "--data", held, "--eval-data", good),
           f"/{held.name}, line ", "--reward", "dpo")
-    fails([*command("sft", *STEP), "--data", held], "no completion", "dpo and its like")
+    fails(command("sft", *STEP, "--data", held), "no completion", "dpo and its like")
