@@ -500,7 +500,9 @@ def report(args, found, given):
         "of comparisons.",
         "",
         "Other settings are the defaults of each method's file"
-        + (f"; those of {listed(away)} are for another task." if away else "."),
+        + (f"; those of {listed(away)} are for another task." if away else ".")
+        + ("  process-grpo is told which steps are right, the others only which answers."
+           if "process-grpo" in args.methods else ""),
     ]
     return [
         "## RL methods at an equal budget of tokens", "", machine(), "",
@@ -588,7 +590,8 @@ def draw(path, found, heading):
 def behind(axes, found):
     """How far each method's runs end from those of the best, at the same seeds and problems."""
     best, others = ranked(found)[:1], ranked(found)[1:]
-    axes.set_title(f"final accuracy less that of {'/'.join(best)} (95%)", loc="left", fontsize=10)
+    axes.set_title(f"final accuracy less that of\n{'/'.join(best)}, 95% intervals", loc="left",
+                   fontsize=10)
     for at, algo in enumerate(others):
         gap = gaps(found)[algo]
         axes.errorbar(gap.value, at, xerr=[[gap.value - gap.low], [gap.high - gap.value]],
