@@ -60,7 +60,8 @@ def test_a_methods_large_rate_is_one_of_the_fields_usual_ones():
 @pytest.mark.parametrize("algo, device, shape", [
     ("grpo", "cpu", {"prompts": 4, "group_size": 4, "steps": 40}),
     ("grpo", "cuda", {"prompts": 16, "group_size": 8}), ("ppo", "cpu", {"prompts": 16}),
-    ("dpo", "cpu", {"pairs": 4, "steps": 100}), ("dpo", "cuda", {"pairs": 32}),
+    ("dpo", "cpu", {"pairs": 4, "steps": 100, "beta": 0.1}), ("dpo", "cuda", {"pairs": 32}),
+    ("orpo", "cpu", {"lam": 0.1}), ("kto", "cpu", {"beta": 0.1}),
     ("sft", "cpu", {"batch_size": 8, "steps": 100}), ("kto", "cpu", {"batch_size": 8}),
     ("mdpo", "cpu", {"prompts": 8, "group_size": 2}), ("trpo", "cpu", {"prompts": 4}),
     ("rft", "cpu", {"prompts": 16, "group_size": 4, "batch_size": 8}),

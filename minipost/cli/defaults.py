@@ -85,8 +85,8 @@ def wanted(directory, device, method=None, config=None, given=()):
     group = getattr(config, "group_size", 1)
     group = group if "group_size" in given else min(step["group_size"], group)
     stock = STOCK if "batch_size" in names else 1
-    found |= {"pairs": step["pairs"], "batch_size": step["batch_size"], "group_size": group,
-              "prompts": max(1, stock * step["answers"] // group)}
+    found |= {**method.LARGE, "pairs": step["pairs"], "batch_size": step["batch_size"],
+              "group_size": group, "prompts": max(1, stock * step["answers"] // group)}
     return {name: value for name, value in found.items() if name in names or not hasattr(
         config, name)}
 

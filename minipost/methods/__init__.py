@@ -78,6 +78,8 @@ class Method:
     MODEL: str = "checkpoints/base"
     #: the learning rate by default of a model of more than 20M parameters (cli/defaults.py)
     LARGE_LR: float = 1e-6
+    #: other settings that such a model has by default
+    LARGE: Mapping[str, Any] = field(default_factory=dict)
     #: knobs of TASK, and options of the command line, that hold unless a task or a file is named
     KNOBS: Mapping[str, Any] = field(default_factory=dict)
     DEMO: Mapping[str, Any] = field(default_factory=dict)

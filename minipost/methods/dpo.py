@@ -45,6 +45,7 @@ TASK = "wording"
 METRIC = "win rate"
 SCORED = False
 READS = ("chosen", "rejected")
+LARGE = {"beta": 0.1}       # as its paper has it; the default below suits the nano model
 PROOF = [dict(config=dict(pairs=1, beta=0.3), rows=2, loss="dpo_loss", factor=1.0)]
 
 

@@ -33,6 +33,7 @@ TASK = "wording"
 METRIC = "win rate"
 SCORED = False
 READS = ("chosen", "rejected", "completion", "label")
+LARGE = {"beta": 0.1}       # as its paper has it; the default below suits the nano model
 PROOF = [dict(config=dict(batch_size=2, beta=0.3), rows=2, loss="kto_loss",
               why="its z0 is a mean over answers of ref, cut at 0; KL(pi || ref) is one over those "
                   "of pi")]

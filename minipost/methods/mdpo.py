@@ -25,6 +25,7 @@ from minipost.rollout import logprobs
 
 TASK = "wording"
 METRIC = "win rate"
+LARGE = {"beta": 0.1}       # as its paper has it; the default below suits the nano model
 SCORED = False
 PROOF = [dict(config=dict(prompts=1, group_size=1, beta=0.3), rows=2, loss="dpo_loss", factor=1.0)]
 

@@ -33,6 +33,7 @@ TASK = "wording"
 METRIC = "win rate"
 SCORED = False
 READS = ("chosen", "rejected")
+LARGE = {"lam": 0.1}       # as its paper has it; the default below suits the nano model
 CERTAIN = -1e-6  # a mean log-prob above this counts as this
 PROOF = [dict(config=dict(pairs=1), rows=2, loss="orpo_loss", factor=1.0)]
 
