@@ -317,7 +317,7 @@ class Run:
         """`sample` by the policy, with `lag` an older one, with `sampler_bits` rounded: to learn.
 
         The sampler decodes with other kernels than training, so its log-probs differ by rounding:
-        in float32 by some 1e-5 nats, in bfloat16 by up to 0.6.  With `recompute`, and where a
+        in float32 by some 1e-5 nats, in bfloat16 by up to 0.5.  With `recompute`, and where a
         server samples, logp is what training computes, so that the first ratios are 1.
         corrected: the method weighs tokens by what the sampler's log-probs differ, so those of a
         server stay.
