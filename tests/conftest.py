@@ -13,8 +13,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-from minipost import checkpoint
+from minipost import checkpoint, train
 from minipost.cli import session
+from minipost.errors import LONGEST
 from minipost.gpt import GPT, GPTConfig
 from minipost.tokenizer import Tokenizer
 
@@ -100,6 +101,19 @@ def command(tiny, rows, tmp_path):
                 "--workers", "1", "--max-new-tokens", "4", "--eval-n", "3", "--show", "1",
                 *map(str, flags)]
     return arguments
+
+
+@pytest.fixture
+def fails(capsys):
+    """fails(arguments, *parts): the command says one whole sentence that holds these parts."""
+    def check(arguments, *parts, main=train.main):
+        capsys.readouterr()
+        assert main([str(a) for a in arguments]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("\n") == 1 and len(said) < LONGEST + 9
+        for part in parts:
+            assert str(part) in said
+    return check
 
 
 @pytest.fixture

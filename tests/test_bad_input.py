@@ -36,19 +36,6 @@ from minipost.tokenizer import Tokenizer
 GRPO = ("--steps", 2, "--prompts", 2, "--group-size", 4)
 
 
-@pytest.fixture
-def fails(capsys):
-    """fails(arguments, *parts): the run says one sentence that holds these parts and returns 1."""
-    def check(arguments, *parts, main=train.main):
-        capsys.readouterr()
-        assert main([str(a) for a in arguments]) == 1
-        said = capsys.readouterr().err
-        assert said.startswith("error: ") and said.count("\n") == 1
-        for part in parts:
-            assert str(part) in said
-    return check
-
-
 # ---- models
 
 @pytest.mark.parametrize("damage, part", [

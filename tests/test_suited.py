@@ -8,22 +8,9 @@ import minipost
 from minipost import doctor, evaluate, methods, train
 from minipost.datasets.rows import File
 from minipost.datasets.suited import sampled
-from minipost.errors import LONGEST, MinipostError
+from minipost.errors import MinipostError
 from minipost.methods import sft
 from minipost.tasks.base import Problem, is_held_out
-
-
-@pytest.fixture
-def fails(capsys):
-    """fails(arguments, *parts): the command says one whole sentence that holds these parts."""
-    def check(arguments, *parts, main=train.main):
-        capsys.readouterr()
-        assert main([str(a) for a in arguments]) == 1
-        said = capsys.readouterr().err
-        assert said.startswith("error: ") and said.count("\n") == 1 and len(said) < LONGEST + 9
-        for part in parts:
-            assert str(part) in said
-    return check
 
 
 def write(path, rows):
