@@ -2,8 +2,8 @@
 
     python -m scripts.compare_offline --tasks countdown --seeds 3
 
-For each seed, the start checkpoint answers training problems several times.  The answers, and
-whether each is right, go into JSONL files.  Every method trains on those files and nothing else,
+For each seed, the start checkpoint answers training problems several times.  The answers go into
+JSONL files, with whether each is right, without it for sft, and as pairs.  Every method trains on those files and nothing else,
 with the same number of gradient steps on the same number of answers.  Each trained model is then
 measured on held-out problems of the task, with the same problems and random numbers for all.  The
 value that OREO learns also guides a beam search.
@@ -63,8 +63,9 @@ SETTINGS = {
     "arithmetic": Setting(Arithmetic(terms=8), ("--terms", "8"), 72, 100),
     "countdown": Setting(Countdown(), (), 48, 200),
 }
+KINDS = ("texts", "answers", "pairs")  # the files of a set
 METHODS = {  # name: (its file, its settings that are not the defaults); 64 answers per step
-    "sft": ("answers", {"lr": 2e-4, "batch-size": 64}),
+    "sft": ("texts", {"lr": 2e-4, "batch-size": 64}),
     "rft": ("answers", {"batch-size": 64, "eval-n": 128}),  # all, or none of 8 may be a right one
     "dpo": ("pairs", {"pairs": 32, "beta": 1.0, "lr": 5e-5}),
     "rpo": ("pairs", {"pairs": 32, "beta": 1.0, "lr": 5e-5}),
@@ -93,7 +94,7 @@ def answers(args, setting, seed):
 
 
 def collect(args, setting, seed, folder):
-    """Write the set: answers.jsonl and pairs.jsonl, and for each a file of spare problems."""
+    """Write the set: a file of each kind, and for each a file of spare problems."""
     found = parallel.launch(lambda: answers(args, setting, seed), args.workers)
     for name, part in (("", found[:-SPARE]), ("-spare", found[-SPARE:])):
         rows = [{"prompt": prompt, "completion": text, "label": right}
@@ -106,7 +107,8 @@ def collect(args, setting, seed, folder):
         if not pairs:
             raise MinipostError("no prompt of a set has a right and a wrong answer; ask for more "
                                 "with --prompts or --group-size")
-        for kind, lines in (("answers", rows), ("pairs", pairs)):
+        texts = [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows]
+        for kind, lines in zip(KINDS, (texts, rows, pairs)):
             text = "".join(json.dumps(line) + "\n" for line in lines)
             files.publish(folder / f"{kind}{name}.jsonl",
                           lambda path, text=text: path.write_text(text))
@@ -157,7 +159,7 @@ def make(args, runner, name):
         folder.mkdir(parents=True, exist_ok=True)
         start = fingerprint(ROOT / args.model)
         made = json.dumps({"prompts": args.prompts, "group_size": args.group_size, "model": start,
-                           "setting": repr(setting), "seed": seed})
+                           "setting": repr(setting), "seed": seed, "files": KINDS})
         if not (folder / "set.json").is_file() or (folder / "set.json").read_text() != made:
             collect(args, setting, seed, folder)
             files.publish(folder / "set.json", lambda path, made=made: path.write_text(made))

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import pytest
 
@@ -41,7 +42,8 @@ def test_every_method_is_given_the_same_answers(args, tmp_path, monkeypatch):
         assert (row["chosen"], True) in texts and (row["rejected"], False) in texts
     per = [row["chosen"] for row in rows["pairs"] if row["prompt"] == "1=? "]
     assert per == ["right 1", "too 1"]                      # each answer in one pair
-    for kind in ("answers", "pairs"):
+    assert [tuple(row.values()) for row in rows["texts"]] == [row[:2] for row in given]
+    for kind in offline.KINDS:
         File(str(tmp_path / f"{kind}.jsonl"), str(tmp_path / f"{kind}-spare.jsonl"))
     before = offline.digest(tmp_path)
     (tmp_path / "pairs.jsonl").write_text("{}")
@@ -52,19 +54,18 @@ PAIRED = ("dpo", "rpo")
 
 
 @pytest.mark.parametrize("algo", offline.METHODS)
-def test_every_method_makes_as_many_steps_on_as_many_answers(args, tmp_path, algo):
-    for kind in ("answers", "pairs"):
-        row = {"prompt": "a", "chosen": "b", "rejected": "c"} if kind == "pairs" else \
-            {"prompt": "a", "completion": "b", "label": True}
-        for part in ("", "-spare"):
-            (tmp_path / f"{kind}{part}.jsonl").write_text(
-                json.dumps({**row, "prompt": part or "a"}) + "\n")
+def test_every_method_makes_as_many_steps_on_as_many_answers(
+        args, tmp_path, algo, monkeypatch):
+    said = [(f"{k}=? ", [("b", True), ("wrong", False)]) for k in range(40)]
+    monkeypatch.setattr(offline, "answers", lambda *rest: said)
+    monkeypatch.setattr(parallel, "launch", lambda work, workers: work())
+    offline.collect(args, None, 0, tmp_path)
     given = offline.flags(args, offline.SETTINGS["countdown"], tmp_path, algo, 1)
     found = train.settings_of(given)
     config, task = found.config, found.task
     count = 2 * config.pairs if algo in PAIRED else config.batch_size
     assert (config.steps, count, found.options.seed) == (200, 64, 1)
-    assert task.data.endswith("pairs.jsonl" if algo in PAIRED else "answers.jsonl")
+    assert Path(task.data).stem == offline.METHODS[algo][0]
     if algo == "sft":
         assert task.demonstrate(task.training()[0]) == "b"
 
