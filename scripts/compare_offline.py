@@ -3,10 +3,10 @@
     python -m scripts.compare_offline --tasks countdown --seeds 3
 
 For each seed, the start checkpoint answers training problems several times.  The answers go into
-JSONL files, with whether each is right, without it for sft, and as pairs.  Every method trains on those files and nothing else,
-with the same number of gradient steps on the same number of answers.  Each trained model is then
-measured on held-out problems of the task, with the same problems and random numbers for all.  The
-value that OREO learns also guides a beam search.
+JSONL files: with whether each is right, without it for sft, and as pairs.  Every method trains on
+those files and nothing else, with the same number of gradient steps on the same number of answers.
+Each trained model is then measured on held-out problems of the task, with the same problems and
+random numbers for all.  The value that OREO learns also guides a beam search.
 
 The result is a part of BENCHMARKS.md.  Ctrl-C stops after the step in progress, and the same
 command continues from there.  Existing runs with the same settings and data are not made again.
