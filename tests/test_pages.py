@@ -1,4 +1,4 @@
-"""The pages: every link leads somewhere, and README stays one that is read."""
+"""The pages: links lead somewhere, tables are whole, and README stays one that is read."""
 
 import re
 from pathlib import Path
@@ -27,6 +27,20 @@ def test_every_link_leads_somewhere(page):
         assert there.exists(), f"{page.name}: {target}"
         if place and there.suffix == ".md":
             assert place in anchors(there), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_table_is_whole(page):
+    lines, cells = page.read_text(encoding="utf-8").splitlines(), 0
+    for k, line in enumerate(lines, 1):
+        if not line.startswith("|"):
+            cells = 0
+            continue
+        found = len(re.findall(r"(?<!\\)\|", line))
+        if not cells:                                       # a head, and the line below it
+            assert k < len(lines) and re.fullmatch(r"\|[-:| ]+\|", lines[k]), f"line {k}: no head"
+        assert found == (cells or found), f"line {k}: as many cells as the head"
+        cells = found
 
 
 def test_readme_is_short():
