@@ -88,11 +88,11 @@ answers
   to it at once, and whether some numbers can still make 24;
 - codes that only earlier episodes tell, and keys of a lock that have not been tried.
 
-Everything comes from training splits.  What a held-out hand leaves after a move may be what some \
-other
-hand leaves too; verdicts on three numbers are measured apart for those that the corpus can show \
-and those
-that it cannot.
+The corpus has no held-out hand.  But after one move a held-out hand may leave the same three \
+numbers as
+another hand.  So verdicts on three numbers are measured twice: for those that the corpus may \
+contain and
+for those that it cannot.
 
 Accuracy with 95% intervals, one answer per problem:
 

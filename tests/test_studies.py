@@ -1333,21 +1333,23 @@ def test_a_report_has_the_verdict_its_figures_and_the_limits():
     for part in ("## Does RL reach beyond", "`make study-pass-at-k`", "**Reversed.** So it went.",
                  "The rule ([pass_at_k.py](../scripts/studies/pass_at_k.py)). *Reproduced:* GRPO's",
                  "outside by chance in at most 5% of cases. *Reversed:* Its pass@k is above",
-                 "| 1 |", "![pass-at-k](pictures/x.svg)", "Note.", study.LIMITS):
+                 "| 1 |", "![Does RL reach beyond the base, or only sharpen it?](pictures/x.svg)",
+                 "Note.", study.LIMITS):
         assert part in text
     assert "Anything else" not in text
 
 
 def test_the_table_of_verdicts_stands_once_at_the_head_of_the_page():
     page = "# Title\n\nhead\n\n<!-- study-a-b: make study-a-b -->\n## Is A, or B?\n\ntext\n"
-    once = __main__.with_verdicts(page, [["a-b", "paper", "reproduced", "so it is"]])
-    row = "| [a-b](#is-a-or-b) | paper | reproduced | so it is |"
+    once = __main__.with_verdicts(page, [["a-b", "a.org/paper", "reproduced", "so it is"]])
+    row = "| [a-b](#is-a-or-b) | [paper](https://a.org/paper) | reproduced | so it is |"
     assert row in once and once.index("head") < once.index(row) < once.index("<!-- study-a-b")
     assert once.endswith(page[page.index("<!-- study"):])
-    again = __main__.with_verdicts(once, [["a-b", "paper", "reversed", "it is not"]])
+    again = __main__.with_verdicts(once, [["a-b", "a.org/paper", "reversed", "it is not"]])
     assert "so it is" not in again and "it is not" in again and again.count("verdicts:") == 1
     more = again + "\n<!-- study-a: make study-a -->\n## Why?\n\ntext\n"
-    both = __main__.with_verdicts(more, [["a", "other", "reproduced", "as it | was"]])
-    first, second = both.index("| [a](#why) | other | reproduced | as it"), both.index("| [a-b](")
-    assert first < second and "paper | reversed | it is not |" in both
+    both = __main__.with_verdicts(more, [["a", "a.org/x/other", "reproduced", "as it | was"]])
+    first = both.index("| [a](#why) | [other](https://a.org/x/other) | reproduced | as it")
+    second = both.index("| [a-b](")
+    assert first < second and "paper) | reversed | it is not |" in both
     assert __main__.with_verdicts(both, []) == both

@@ -71,10 +71,15 @@ def report(study, found, picture):
         f"## {first}", "", machine(), "", f"`make study-{study.name}`. {study.CLAIM} "
         f"([{study.PAPER}](https://{study.PAPER}))", "",
         f"**{found.verdict.capitalize()}.** {found.sentence}", "", ruled(study), "",
-        *table(found.columns, found.rows), "", f"![{study.name}]({picture})", "",
+        *table(found.columns, found.rows), "", f"![{asked(study)}]({picture})", "",
         *(line for note in (*found.notes, study.TRIED) if note for line in (note, "")),
         study.LIMITS,
     ]
+
+
+def asked(study):
+    """The question of a study, for those who do not see its picture."""
+    return study.module.__doc__.strip().partition("\n")[0].partition("  ")[0]
 
 
 def ruled(study):
@@ -154,7 +159,8 @@ def with_verdicts(page, verdicts):
     rows = re.findall(r"^\| \[([\w-]+)\]\(.*?\) \| (.*) \|$", table_of[0] if table_of else "",
                       flags=re.MULTILINE)
     every = {name: rest.split(" | ", 2) for name, rest in rows}
-    every |= {name: rest for name, *rest in verdicts}
+    every |= {name: [f"[{paper.rpartition('/')[2]}](https://{paper})", *rest]
+              for name, paper, *rest in verdicts}
     heads = dict(re.findall(r"<!-- study-([\w-]+): .*?-->\n## (.*)", page))
     place = {name: re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-")
              for name, head in heads.items()}

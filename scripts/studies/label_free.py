@@ -27,8 +27,8 @@ from scripts.studies import ROOT, Finding, combined
 PAPER = "arxiv.org/abs/2504.16084"
 CLAIM = ("Zuo et al. 2025: paid by the majority of its own answers a model gains nearly what "
          "labels would give it (Qwen2.5-Math-7B on AIME 2024 about 211% of what it had), and "
-         "passes its own majority of before; Zhao et al. 2025 (arxiv.org/abs/2505.19590) have the "
-         "like of its certainty.")
+         "passes its own majority of before; Zhao et al. 2025 "
+         "(<https://arxiv.org/abs/2505.19590>) have the like of its certainty.")
 LIMITS = ("What a nano model can tell: both kinds of error were taught, so it is known which one a "
           "model has, and the two differ in nothing else. What it cannot: a large model has both "
           "in every problem, and how much of each decides what a vote is worth. Twelve steps are "

@@ -37,8 +37,9 @@ from scripts.studies import ROOT, Finding, best, firsts, swept
 PAPER = "arxiv.org/abs/2505.09388"
 CLAIM = ("Yang et al. 2025 (Qwen3, table 21): from the same start an 8B model has 74.4 on AIME24 "
          "after on-policy distillation in 1,800 GPU hours, and 67.6 after RL in 17,920. Lu 2025 "
-         "(thinkingmachines.ai/blog/on-policy-distillation): a student of an RL-trained teacher of "
-         "its own size is level with it in a seventh to a tenth of the steps.")
+         "(<https://thinkingmachines.ai/blog/on-policy-distillation>): a student of "
+         "an RL-trained teacher of its own size is level with it in a seventh to a tenth of the "
+         "steps.")
 LIMITS = ("What a nano model can tell: what one number for an answer and a distribution for each "
           "token teach for the same FLOPs, from the same weights, with the teacher's price known. "
           "What it cannot: here the teacher is a student that RL has taught, so it is of the same "

@@ -24,8 +24,8 @@ from scripts.studies import ROOT, Finding, combined
 PAPER = "arxiv.org/abs/2602.04118"
 CLAIM = ("Morris et al. 2026: a model of 8B parameters learns to reason by GRPO in 13 trained "
          "numbers, and SFT needs 100 to 1,000 times as many for the same accuracy. Schulman 2025 "
-         "(thinkingmachines.ai/blog/lora): RL with LoRA of rank 1 is as good as with all weights, "
-         "while SFT falls behind once the data exceed what an adapter can hold.")
+         "(<https://thinkingmachines.ai/blog/lora>): RL with LoRA of rank 1 is as good as "
+         "with all weights, while SFT falls behind once the data exceed what an adapter can hold.")
 LIMITS = ("What a nano model can tell: how accuracy depends on what is trained, from one number to "
           "all, on the same problems by SFT and by RL. What it cannot: a large model knows much "
           "that it does not show, and a few numbers may bring it out; the thinker was taught one "
