@@ -15,11 +15,12 @@ COLOURS = {
     "retry": "#8c564b", "self-feedback": PURPLE, "tree of thoughts, b=1": "#e7298a",
     "tree of thoughts, b=5": "#8e0152", "tree, depth-first": "#f4a0c8",
     "tree, best-first": "#bcbd22", "MCTS": "#5b4a00", "after GRPO": "#17becf",
-    "process-grpo": "#e6ab02",
+    "process-grpo": "#e6ab02", "gspo": "#1b9e77", "maxrl": "#7570b3", "vineppo": "#66a61e",
+    "prime": "#a6761d",
     "adaptive consistency": "#6baed6", "speculative rejection": "#b15928",
     "particles, PRM": "#fb9a99", "tree, A*": "#cab2d6", "UCT": "#7a0177",
 }
-LATER = ("#444444", "#1b9e77", "#d95f02", "#7570b3", "#66a61e")  # of other names
+LATER = ("#444444", "#d95f02", "#c49c94", "#666699", "#b3de69")  # of other names
 LINE = 1.3   # least distance of two names, in heights of their letters
 
 

@@ -28,7 +28,7 @@ def test_grpo_looks_alike_among_training_and_test_time_methods():
 
 
 def test_a_method_that_is_new_has_a_colour_too():
-    assert looks.line("gspo") == looks.line("gspo") and looks.colour("gspo") in looks.LATER
+    assert looks.line("new") == looks.line("new") and looks.colour("new") in looks.LATER
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
