@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -166,3 +167,12 @@ def test_prm_reports_its_steps():
         assert {m.score.value for m in steps.values()} == {float(sign > 0)}
     assert "step accuracy" not in prm.measure(
         run, {"held-out": Echo().heldout(4)}, prm.Config(last_only=True))["held-out"]
+
+
+def test_the_interval_of_a_share_of_steps_ends_at_one():
+    right = torch.ones(9, 3)
+    score = right.clone()
+    score[0, 0] = -1.0                                                      # 26 of 27 steps told
+    run = SimpleNamespace(texts=lambda rollout: [""] * 9)
+    found = prm.on_steps(run, None, right > 0, right, score)["step accuracy"].score
+    assert found.value == pytest.approx(26 / 27) and found.low < found.value < found.high == 1.0

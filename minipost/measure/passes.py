@@ -10,10 +10,8 @@ What else the reward accepts is left out, so it errs to the low side, by as much
 from the spelling that it was taught.
 """
 
-from dataclasses import replace
-
 from minipost.errors import MinipostError
-from minipost.measure.stats import interval, pass_at, pass_at_k
+from minipost.measure.stats import pass_at, pass_at_k, share
 
 ROWS = 4096    # answers whose log-probs are taken together
 MOST = 10_000  # samples of a problem that are drawn unasked
@@ -70,9 +68,3 @@ def measure(run, problems, ks, samples=0):
                             "each problem")
     right = counts(run, problems, n)
     return {f"pass@{k}": share([pass_at_k(n, c, k) for c in right]) for k in ks}
-
-
-def share(values):
-    """The Score of values within 0..1."""
-    found = interval(values)
-    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))

@@ -32,6 +32,7 @@ from minipost.errors import Descent, MinipostError, Schedule
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.measure.results import Result
+from minipost.measure.stats import share
 from minipost.ops import at_last, masked_sum, shapes
 from minipost.rollout import step_scores
 from minipost.run import REWARD_MODEL
@@ -195,7 +196,8 @@ def on_steps(run, rollout, steps, right, score):
         rows = where.any(1).nonzero()[:, 0].tolist()
         values = [float(hit[row][where[row]].mean()) for row in rows]
         if rows:
-            found[name] = Result.of(values, [texts[row] for row in rows], rows)
+            found[name] = Result.of(values, [texts[row] for row in rows], rows,
+                                    share(values))
     return found
 
 
