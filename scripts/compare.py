@@ -346,6 +346,9 @@ def over_seeds(values, scores, weights, least, most):
     then it has no width.  So the second combines the evaluations' own intervals.  Summaries allow
     nothing sharper, since they keep no reward per problem.  For a difference the second interval is
     too wide, since it treats the methods' answers to the same problems as independent.
+
+    All seeds are measured on the same problems, so the interval speaks of other seeds on these
+    problems, not of other problems: what is hard for every seed does not average out.
     """
     found = weighted(scores, weights)
     both = [found, t_interval(values)] if len(values) > 1 else [found]
@@ -493,6 +496,7 @@ def report(args, found, given):
             "Intervals are for the mean over seeds, t over the seeds' values, but at neither end "
             "narrower than the evaluations' own intervals put together; the difference to the best "
             "is paired by seed, t over the seeds' differences, and likewise never narrower.  "
+            "They speak of other seeds on these problems, not of other problems.  "
             if args.seeds > 1 else
             "With one seed the intervals know the noise of the evaluation only, not that of "
             "training.  ") +

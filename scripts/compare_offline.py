@@ -237,8 +237,9 @@ def report(args, found, given):
         "first.  Settings that are not the defaults stand in METHODS of the script; those of dpo "
         "and kto were chosen on training problems of arithmetic, rpo has dpo's, oreo's were chosen "
         "on those of countdown.  Held out, one answer per problem; intervals are over seeds, never "
-        "narrower than the evaluations' own put together; differences are paired by seed.  No "
-        "interval is widened for the number of comparisons.", "",
+        "narrower than the evaluations' own put together, and speak of other seeds on these "
+        "problems, not of other problems; differences are paired by seed.  No interval is "
+        "widened for the number of comparisons.", "",
     ]
     for name, runs in found.items():
         setting = SETTINGS[name]

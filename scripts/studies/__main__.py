@@ -32,6 +32,7 @@ Each part is made by the command that it names, by the code as it was then; the 
 verdict follows from a rule, which was written before the runs that are shown; the settings were
 chosen on shorter tries.  Each part says what was changed after tries.  "Not reproduced" says that
 the rule was not met.  Where an interval is wide, three seeds do not tell whether the finding holds.
+An interval over seeds speaks of other seeds on the same problems, not of other problems.
 """
 
 
