@@ -103,6 +103,7 @@ def test_a_life_is_right_where_its_own_last_question_was_answered(said, tiny, ve
     (["--method", "tot", "--max-new-tokens", "500"], "context of"),
     (["--method", "tot", "--task", "recall"], "no question for a judge"),
     (["--method", "best-of-n", "--verifier", "nowhere"], "nowhere"),
+    (["--method", "self-consistency", "--task", "calculator"], "only react asks it"),
 ])
 def test_bad_input_is_one_sentence(command, sentence, tiny, capsys):
     assert solve.main([*command, "--model", str(tiny),
@@ -130,6 +131,14 @@ def test_help_names_every_method_and_every_knob(capsys):
             solve.main(["--method", method, "--help"])
         shown = capsys.readouterr().out
         assert "--temperature" in shown and "--index" in shown
+
+
+def test_a_search_by_a_value_refuses_a_task_whose_tool_it_does_not_ask(tiny, verifier, capsys,
+                                                                       monkeypatch):
+    monkeypatch.setattr("minipost.run.Run.sample", None)        # before anything is measured
+    command = ["--model", str(tiny), "--value", str(verifier), "--n", "2", "--workers", "1"]
+    assert evaluate.main([*command, "--task", "calculator"]) == 1
+    assert "of the task calculator a tool has a say" in capsys.readouterr().err
 
 
 def test_the_directory_of_a_training_run_is_refused(tmp_path, capsys):

@@ -67,7 +67,7 @@ def tools_for(settings):
     check_context(model, 1, options.max_new_tokens)
     run = Run(Learner(model), vocabulary, task, task.reward, seed=options.seed,
               max_new_tokens=options.max_new_tokens)
-    return Texts(run, options.temperature, verifier)
+    return Texts(run, options.temperature, verifier, asks_tool=method.TOOL)
 
 
 def measure(settings):

@@ -26,9 +26,16 @@ class Texts:
 
     temperature: for answers and steps.  verifier: a value head that scores a text at its last token
     and at the ends of its steps, or None.  stream: the name of the random stream of steps.
+    asks_tool: whether who samples here asks the task's tool; MinipostError where nobody does and
+    the task's answers are made with it.
     """
 
-    def __init__(self, run, temperature=1.0, verifier=None, stream="steps"):
+    def __init__(self, run, temperature=1.0, verifier=None, stream="steps", asks_tool=False):
+        if run.task.acts and not asks_tool:
+            raise MinipostError(f"in answers of the task {run.task.name} a tool has a say, and of "
+                                "the test-time methods only react asks it; choose --method react, "
+                                "or measure greedy and sampled answers without --method and "
+                                "--value")
         self.run, self.task, self.verifier, self.mark = run, run.task, verifier, run.task.step_end
         self.others = {}        # further reward models, by directory
         self.sample = Sampler(run, temperature=temperature, purpose="answers")

@@ -21,7 +21,7 @@ from minipost.errors import Bounded, MinipostError
 TASK, KNOBS = "arithmetic", {"hurried": True}
 BEFORE, AFTER = "no tool", "tool"
 PAIRS = (("no tool", "wrong tool"),)
-N = 400
+N, TOOL = 400, True
 
 
 @dataclass(frozen=True)
