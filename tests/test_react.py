@@ -37,6 +37,7 @@ class Adder:
 
     def heard(self, text, more):
         assert text.endswith("=") and more.endswith("\n")
+        return True
 
 
 SUM = Problem("7+5-3=? Think:\n", {"chain": "7+5-3", "answer": 9})
@@ -86,6 +87,13 @@ def test_after_its_calls_the_model_goes_on_alone():
     pieces = acting.act([SUM], tools, acting.right([SUM], tools.task), 1)
     assert pieces == [["7+5=", "12\n", "alone"]]
     assert acting.act([SUM], tools, acting.right([SUM], tools.task), 0) == [["alone"]]
+
+
+def test_an_observation_without_room_to_go_on_is_not_put_in():
+    tools = Adder("7+5=", "12-3=", "Answer: 9")
+    tools.heard = lambda text, more: "12-3=" not in text
+    pieces = acting.act([SUM, SUM], tools, acting.right([SUM, SUM], tools.task), 4)
+    assert pieces == 2 * [["7+5=", "12\n", "12-3="]]
 
 
 def test_a_tool_error_is_an_observation():

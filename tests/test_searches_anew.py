@@ -289,8 +289,8 @@ def test_a_thought_is_as_long_as_it_is_forced_to_be(said, waits, budget):
     words = iter(said)
     found, = budget_forcing.search(
         ["?"], lambda texts, n: [[next(words)] for _ in texts],
-        lambda texts, n: [[" forced"] for _ in texts], mark="\n", waits=waits, budget=budget,
-        wait=" no", end="Answer:")
+        lambda texts, n: [[" forced"] for _ in texts], heard=lambda *written: True, mark="\n",
+        waits=waits, budget=budget, wait=" no", end="Answer:")
     assert found == (text, lines, put)
 
 

@@ -38,10 +38,12 @@ class Texts:
                                 "--value")
         self.run, self.task, self.verifier, self.mark = run, run.task, verifier, run.task.step_end
         self.others = {}        # further reward models, by directory
-        self.sample = Sampler(run, temperature=temperature, purpose="answers")
-        self.step = Sampler(run, self.mark, temperature, stream)
-        self.turn = Sampler(run, run.task.call_end, temperature, "turns")  # to a call's end
-        self._greedy = Sampler(run, temperature=0.0)
+        made: dict[str, int] = {}   # whoever goes on with an answer, its length is bounded once
+        self.sample = Sampler(run, temperature=temperature, purpose="answers", made=made)
+        self.step = Sampler(run, self.mark, temperature, stream, made=made)
+        self.turn = Sampler(run, run.task.call_end, temperature, "turns", made=made)  # to its end
+        self._greedy = Sampler(run, temperature=0.0, made=made)
+        self.heard = self.sample.heard
         self._judge = Sampler(run, purpose="verdicts", max_new_tokens=VERDICT)
 
     @property

@@ -35,6 +35,7 @@ class Config(Bounded):
 def act(problems, tools, observe, calls):
     """Answer with a tool: for each problem the pieces of its answer, model and tool in turn.
 
+    Where an observation would leave no room to go on, the answer ends with its call, unfinished.
     observe(k, text) -> what the tool writes behind the answer `text` to problem k, which ends in a
     call.
     """
@@ -51,10 +52,12 @@ def act(problems, tools, observe, calls):
         going = [k for k in going if mark in pieces[k][-1]] if made < calls else []
         if not going:
             break
-        for k, text in zip(going, texts(going)):
+        called, going = going, []
+        for k, text in zip(called, texts(called)):
             more = observe(k, "".join(pieces[k]))
-            pieces[k].append(more)
-            tools.turn.heard(text, more)
+            if tools.heard(text, more):
+                pieces[k].append(more)
+                going.append(k)
     return pieces
 
 
