@@ -62,6 +62,14 @@ def test_evaluate_writes_a_summary_and_an_untrained_model_breaks_nothing(method,
     assert data["all"] == summary["all"] and set(data["arms"]) == set(summary["all"])
 
 
+def test_samples_that_arms_share_count_once(tiny, verifier, capsys):
+    command = arguments("best-of-n", tiny, verifier, "--n", "2", "--workers", "1", "--json")
+    assert evaluate.main(command) == 0
+    summary = json.loads(capsys.readouterr().out)
+    cost = [2 * row["tokens per problem"] for row in summary["all"].values()]
+    assert summary["tokens"] == max(cost) < sum(cost)
+
+
 @pytest.mark.parametrize("method", test_time.names())
 def test_solve_shows_the_working_as_text_and_as_data(method, tiny, verifier, capsys):
     command = arguments(method, tiny, verifier, "--index", "1")

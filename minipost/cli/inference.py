@@ -71,10 +71,13 @@ def tools_for(settings):
 
 
 def measure(settings):
-    """Every arm of the method on the held-out problems: (problems, {name: Arm})."""
+    """Every arm of the method on the held-out problems: (problems, {name: Arm}, sampled tokens).
+
+    Arms may share samples, so they may cost more together than was sampled.
+    """
     tools, problems = tools_for(settings), settings.task.heldout(settings.options.n)
-    return problems, {arm.name: arm
-                      for arm in settings.method.arms(problems, tools, settings.config)}
+    arms = {arm.name: arm for arm in settings.method.arms(problems, tools, settings.config)}
+    return problems, arms, tools.tokens
 
 
 def evaluate(argv, prog):
@@ -95,8 +98,8 @@ def evaluate(argv, prog):
                  f"({', '.join(f'{k} {v}' for k, v in asdict(task).items())})")
     console.tell(f"  {', '.join(f'{k} {v}' for k, v in asdict(cfg).items())}, "
                  f"temperature {options.temperature}, seed {options.seed}")
-    problems, arms = parallel.launch(lambda: measure(settings),
-                                     options.workers or parallel.default_workers("cpu"))
+    problems, arms, tokens = parallel.launch(
+        lambda: measure(settings), options.workers or parallel.default_workers("cpu"))
     seconds = time.perf_counter() - start
     (first, last), *pairs = ([name.format(**asdict(cfg)) for name in pair]
                              for pair in ((method.BEFORE, method.AFTER), *method.PAIRS))
@@ -105,7 +108,7 @@ def evaluate(argv, prog):
         "name": method.name, "task": task.name, "seed": options.seed,
         "metric": f"accuracy, held-out: {first} -> {last}",
         "before": asdict(before.score), "after": asdict(after.score), "seconds": round(seconds, 1),
-        "tokens": round(sum(arm.tokens for arm in arms.values())),
+        "tokens": tokens,
         "gain": asdict(paired(before.rewards, after.rewards)),
         "pairs": {f"{old} -> {new}": asdict(paired(arms[old].result.rewards,
                                                    arms[new].result.rewards))
