@@ -142,6 +142,15 @@ def test_the_arms_measure_what_they_name_and_the_vote_spends_as_much():
     assert vote.tokens >= arms["waits 2"].tokens > vote.tokens - len(problems)
 
 
+def test_without_waits_the_arms_that_are_compared_are_one():
+    tools = Babble(Search(), ["x\n", "Answer: 1", "y\n", "z\n", "Answer: 2"])
+    cfg = budget_forcing.Config(waits=0, curve=(0,), cuts=(1,))
+    found = list(budget_forcing.arms(Search().sample(3, random.Random(0)), tools, cfg))
+    assert [arm.name for arm in found] == ["as it ends", "waits 0", "waits 0, cut at 1",
+                                           "vote, tokens of waits 0"]
+    assert found[0].result == found[1].result and found[0].tokens == found[1].tokens
+
+
 @pytest.mark.parametrize("name, values", [("curve", (1, -1)), ("cuts", (10_001,))])
 def test_numbers_that_nobody_can_wait_for_are_refused(name, values):
     with pytest.raises(MinipostError, match=f"{name} is .*; expected numbers from 0 to 10000"):

@@ -52,6 +52,7 @@ def test_evaluate_writes_a_summary_and_an_untrained_model_breaks_nothing(method,
     assert {"name", "task", "seed", "metric", "before", "after", "seconds", "tokens",
             "all"} <= set(summary)
     assert summary["tokens"] > 0 and summary["name"] == method
+    assert len(summary["pairs"]) == len(test_time.load(method).PAIRS)
     assert summary["before"]["n"] == summary["after"]["n"] > 0
     assert all(0 <= row["score"]["low"] <= row["score"]["high"] <= 1
                and row["tokens per problem"] >= 0
@@ -68,6 +69,17 @@ def test_samples_that_arms_share_count_once(tiny, verifier, capsys):
     summary = json.loads(capsys.readouterr().out)
     cost = [2 * row["tokens per problem"] for row in summary["all"].values()]
     assert summary["tokens"] == max(cost) < sum(cost)
+
+
+@pytest.mark.parametrize("method, flags, pairs", [
+    ("budget-forcing", ["--waits", "0"], {"vote, tokens of waits 0 -> waits 0"}),
+    ("universal-self-consistency", ["--forms", "False"], {
+        "1 sample -> universal", "vote by value -> universal",
+        "universal -> universal, turned round"})])
+def test_pairs_are_of_the_arms_that_were_measured(method, flags, pairs, tiny, verifier, capsys):
+    command = arguments(method, tiny, verifier, "--n", "2", "--workers", "1", "--json", *flags)
+    assert evaluate.main(command) == 0
+    assert set(json.loads(capsys.readouterr().out)["pairs"]) == pairs
 
 
 @pytest.mark.parametrize("method", test_time.names())

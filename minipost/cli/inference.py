@@ -103,6 +103,7 @@ def evaluate(argv, prog):
     seconds = time.perf_counter() - start
     (first, last), *pairs = ([name.format(**asdict(cfg)) for name in pair]
                              for pair in ((method.BEFORE, method.AFTER), *method.PAIRS))
+    pairs = [pair for pair in pairs if {*pair} <= arms.keys()]  # some arms are of one mode alone
     before, after = arms[first].result, arms[last].result
     summary = {
         "name": method.name, "task": task.name, "seed": options.seed,

@@ -97,7 +97,11 @@ def arms(problems, tools, cfg):
         start = tools.tokens
         answers, workings = solve(problems, tools, replace(cfg, waits=waits))
         spent = tools.tokens - start if waits == cfg.waits else spent
-        yield tools.arm(f"waits {waits}" if waits else BEFORE, problems, answers, workings, start)
+        arm = tools.arm(BEFORE, problems, answers, workings, start)
+        if not waits:
+            yield arm
+        if waits or not cfg.waits:  # with --waits 0 the two that are compared are one
+            yield replace(arm, name=f"waits {waits}")
     for budget in sorted({*cfg.cuts} - {cfg.budget}):
         start = tools.tokens
         answers, workings = solve(problems, tools, replace(cfg, budget=budget))
