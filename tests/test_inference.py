@@ -71,6 +71,15 @@ def test_samples_that_arms_share_count_once(tiny, verifier, capsys):
     assert summary["tokens"] == max(cost) < sum(cost)
 
 
+@pytest.mark.parametrize("main, flags", [(evaluate.main, ["--n", "2", "--workers", "1"]),
+                                         (solve.main, [])])
+def test_a_task_without_held_out_problems_is_one_sentence(main, flags, tiny, verifier, capsys):
+    command = arguments("self-consistency", tiny, verifier, "--task", "facts", "--kinds", "capital")
+    assert main([*command, *flags]) == 1
+    error = capsys.readouterr().err
+    assert "facts has no held-out problem with these knobs" in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize("method, flags, pairs", [
     ("budget-forcing", ["--waits", "0"], {"vote, tokens of waits 0 -> waits 0"}),
     ("universal-self-consistency", ["--forms", "False"], {

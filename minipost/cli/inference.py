@@ -70,12 +70,22 @@ def tools_for(settings):
     return Texts(run, options.temperature, verifier, asks_tool=method.TOOL)
 
 
+def heldout(task, n):
+    """The first n held-out problems.  MinipostError where there is none."""
+    problems = task.heldout(n)
+    if not problems:
+        raise MinipostError(f"the task {task.name} has no held-out problem with these knobs; "
+                            "choose others")
+    return problems
+
+
 def measure(settings):
     """Every arm of the method on the held-out problems: (problems, {name: Arm}, sampled tokens).
 
     Arms may share samples, so they may cost more together than was sampled.
     """
-    tools, problems = tools_for(settings), settings.task.heldout(settings.options.n)
+    problems = heldout(settings.task, settings.options.n)
+    tools = tools_for(settings)
     arms = {arm.name: arm for arm in settings.method.arms(problems, tools, settings.config)}
     return problems, arms, tools.tokens
 
