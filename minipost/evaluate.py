@@ -163,11 +163,12 @@ def rows(options, tasks, device="cpu"):
             notes.append(f"{options.n} of {len(task.rows)} rows are measured; --n "
                          f"{len(task.rows)} measures all")
         parts = splits(task, options.n)
+        tools = {split: Texts(run, verifier=value, stream="search")
+                 for split in parts if value is not None}
         for split, metrics in results(run, parts).items():
-            if value is not None:
-                metrics["beam"] = beam.measure(
-                    parts[split], Texts(run, verifier=value, stream="search"), options.width,
-                    options.branching)
+            if split in tools:
+                metrics["beam"] = beam.measure(parts[split], tools[split], options.width,
+                                               options.branching)
             scores = {name: result.score for name, result in metrics.items()}
             if options.ks:
                 with run.aside():

@@ -53,13 +53,17 @@ class Sampler:
     left, or the context is full, the continuation is empty.  Every call draws new samples.  The
     same calls in another run of this seed draw the same.  `tokens` counts the sampled tokens, EOS
     included.
+
+    made: {text: how many tokens of it are an answer}, one dict for samplers that go on with each
+    other's texts.
     """
 
-    def __init__(self, run, mark="", temperature=1.0, purpose="search", max_new_tokens=None):
+    def __init__(self, run, mark="", temperature=1.0, purpose="search", max_new_tokens=None,
+                 made=None):
         self.run, self.mark, self.temperature, self.purpose = run, mark, temperature, purpose
         self.max_new_tokens = max_new_tokens or run.max_new_tokens
         self.stop = run.holding(mark) if mark else set()
-        self.made = {}          # text: how many of its tokens were made here
+        self.made = {} if made is None else made
         self.calls = self.tokens = 0
 
     def __call__(self, texts, n):
@@ -92,10 +96,16 @@ class Sampler:
                     self.made[texts[k] + more] = self.max_new_tokens - left[k] + made
         return found
 
-    def heard(self, text, more):
-        """Somebody else wrote `more` behind a text.  It counts towards the length of the answer."""
-        self.made[text + more] = (self.made.get(text, 0)
-                                  + len(self.run.vocabulary.response(more)) - 1)
+    def heard(self, text, more, over=""):
+        """Whether `more`, which somebody else wrote, fits behind a text with room to go on.
+
+        If so, it counts towards the length of the answer.  It stands over the text's end `over`.
+        """
+        kept, response = text.removesuffix(over), self.run.vocabulary.response
+        made = self.made.get(text, 0) - len(response(text[len(kept) :])) + len(response(more))
+        if made < self.max_new_tokens:
+            self.made[kept + more] = made
+        return made < self.max_new_tokens
 
     def cut(self, ids):
         """The ids up to the end of the first step if single steps are sampled, else all."""

@@ -108,7 +108,7 @@ def pick(options, task):
             raise MinipostError(f"the task {task.name} takes no --problem; choose a held-out one "
                                 "with --index")
         return task.pose(options.problem)
-    problems = task.heldout(options.index + 1)
+    problems = inference.heldout(task, options.index + 1)
     if options.index >= len(problems):
         raise MinipostError(f"index is {options.index}; expected 0 to {len(problems) - 1}")
     return problems[options.index]

@@ -15,6 +15,11 @@ from minipost.test_time import budget_forcing
 WAIT, END = " no", "Answer:"
 
 
+def always(text, more, over):
+    """There is room for whatever is put in."""
+    return True
+
+
 class Thinker:
     """A model whose next line follows from the text before it, as at temperature 0."""
 
@@ -43,8 +48,8 @@ class Thinker:
         return text + more
 
     def forced(self, waits, budget, prompts=("?",)):
-        return budget_forcing.search(list(prompts), self.step, self.sample, mark="\n", waits=waits,
-                                     budget=budget, wait=WAIT, end=END)
+        return budget_forcing.search(list(prompts), self.step, self.sample, heard=always, mark="\n",
+                                     waits=waits, budget=budget, wait=WAIT, end=END)
 
 
 SEEDS, WAITS, BUDGETS = st.integers(0, 10_000), st.integers(0, 4), st.integers(0, 6)
@@ -97,9 +102,28 @@ def test_an_end_is_known_by_how_its_line_begins_too():
     """"Answer:" with a mark behind it ends the thought, as one without does."""
     words = iter(["x\n", "Answer: 1\n", "y\n", "Answer: 2\n"])
     found = budget_forcing.search(["?"], lambda texts, n: [[next(words)] for _ in texts],
-                                  lambda texts, n: [], mark="\n", waits=1, budget=9, wait=WAIT,
-                                  end=END)
+                                  lambda texts, n: [], heard=always, mark="\n", waits=1, budget=9,
+                                  wait=WAIT, end=END)
     assert found == [("x no\ny\nAnswer: 2\n", 2, 1)]
+
+
+@pytest.mark.parametrize("room, text, put", [
+    (20, "x no\ny no\nz\nAnswer: forced", 2), (19, "x no\ny no\nz\n", 2),
+    (10, "x no\ny\nAnswer: 1", 1), (5, "x\nAnswer: 1", 0)])
+def test_what_leaves_no_room_to_go_on_is_not_put_in(room, text, put):
+    """Of a wait there is the text that it makes, with what it replaces taken away."""
+    words, seen = iter(["x\n", "Answer: 1", "y\n", "Answer: 1", "z\n"]), []
+
+    def heard(text, more, over):
+        seen.append(text.removesuffix(over) + more)
+        return len(text) + len(more) - len(over) <= room
+
+    found, = budget_forcing.search(
+        ["?"], lambda texts, n: [[next(words)] for _ in texts],
+        lambda texts, n: [[" forced"] for _ in texts], heard=heard, mark="\n", waits=2, budget=3,
+        wait=WAIT, end=END)
+    assert found[0] == text and found[2] == put
+    assert seen == ["?x no\n", "?x no\ny no\n", "?x no\ny no\nz\nAnswer:"][: len(seen)]
 
 
 def test_the_arms_measure_what_they_name_and_the_vote_spends_as_much():
@@ -116,6 +140,15 @@ def test_the_arms_measure_what_they_name_and_the_vote_spends_as_much():
     assert max(w["waits"] for w in arms["waits 2"].workings) == 2
     vote = arms["vote, tokens of waits 2"]
     assert vote.tokens >= arms["waits 2"].tokens > vote.tokens - len(problems)
+
+
+def test_without_waits_the_arms_that_are_compared_are_one():
+    tools = Babble(Search(), ["x\n", "Answer: 1", "y\n", "z\n", "Answer: 2"])
+    cfg = budget_forcing.Config(waits=0, curve=(0,), cuts=(1,))
+    found = list(budget_forcing.arms(Search().sample(3, random.Random(0)), tools, cfg))
+    assert [arm.name for arm in found] == ["as it ends", "waits 0", "waits 0, cut at 1",
+                                           "vote, tokens of waits 0"]
+    assert found[0].result == found[1].result and found[0].tokens == found[1].tokens
 
 
 @pytest.mark.parametrize("name, values", [("curve", (1, -1)), ("cuts", (10_001,))])

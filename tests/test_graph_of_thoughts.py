@@ -43,6 +43,18 @@ def test_a_graph_ends_with_the_thought_that_states_nothing():
     assert graph[-1]["answer"] is None and graph[-1]["text"] == "what?" and len(graph) == 2
 
 
+def test_the_thought_that_states_nothing_goes_last_and_parents_keep_their_names():
+    def sample(texts, n):
+        return [["what?"] * n if text.startswith("1+2=?") else sloppy([text], n)[0]
+                for text in texts]
+
+    problem = Arithmetic().pose("1+2-5-1")
+    graph, = graph_of_thoughts.search([problem], sample, Arithmetic(), 2, 2, 1)
+    assert [thought["answer"] is None for thought in graph] == [False, False, True]
+    assert [thought["of"] for thought in graph] == [[], [0], []]
+    assert graph[0]["answer"] == graph[1]["answer"] + 1
+
+
 def test_the_answer_that_most_state_is_kept():
     assert graph_of_thoughts.keep(["x", "Answer: 2", "Answer: 3", "Answer: 3"],
                                   Arithmetic().parse) == (3, "Answer: 3")

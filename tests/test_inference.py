@@ -52,6 +52,7 @@ def test_evaluate_writes_a_summary_and_an_untrained_model_breaks_nothing(method,
     assert {"name", "task", "seed", "metric", "before", "after", "seconds", "tokens",
             "all"} <= set(summary)
     assert summary["tokens"] > 0 and summary["name"] == method
+    assert len(summary["pairs"]) == len(test_time.load(method).PAIRS)
     assert summary["before"]["n"] == summary["after"]["n"] > 0
     assert all(0 <= row["score"]["low"] <= row["score"]["high"] <= 1
                and row["tokens per problem"] >= 0
@@ -60,6 +61,34 @@ def test_evaluate_writes_a_summary_and_an_untrained_model_breaks_nothing(method,
     assert evaluate.main([*command, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["all"] == summary["all"] and set(data["arms"]) == set(summary["all"])
+
+
+def test_samples_that_arms_share_count_once(tiny, verifier, capsys):
+    command = arguments("best-of-n", tiny, verifier, "--n", "2", "--workers", "1", "--json")
+    assert evaluate.main(command) == 0
+    summary = json.loads(capsys.readouterr().out)
+    cost = [2 * row["tokens per problem"] for row in summary["all"].values()]
+    assert summary["tokens"] == max(cost) < sum(cost)
+
+
+@pytest.mark.parametrize("main, flags", [(evaluate.main, ["--n", "2", "--workers", "1"]),
+                                         (solve.main, [])])
+def test_a_task_without_held_out_problems_is_one_sentence(main, flags, tiny, verifier, capsys):
+    command = arguments("self-consistency", tiny, verifier, "--task", "facts", "--kinds", "capital")
+    assert main([*command, *flags]) == 1
+    error = capsys.readouterr().err
+    assert "facts has no held-out problem with these knobs" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("method, flags, pairs", [
+    ("budget-forcing", ["--waits", "0"], {"vote, tokens of waits 0 -> waits 0"}),
+    ("universal-self-consistency", ["--forms", "False"], {
+        "1 sample -> universal", "vote by value -> universal",
+        "universal -> universal, turned round"})])
+def test_pairs_are_of_the_arms_that_were_measured(method, flags, pairs, tiny, verifier, capsys):
+    command = arguments(method, tiny, verifier, "--n", "2", "--workers", "1", "--json", *flags)
+    assert evaluate.main(command) == 0
+    assert set(json.loads(capsys.readouterr().out)["pairs"]) == pairs
 
 
 @pytest.mark.parametrize("method", test_time.names())
@@ -103,6 +132,7 @@ def test_a_life_is_right_where_its_own_last_question_was_answered(said, tiny, ve
     (["--method", "tot", "--max-new-tokens", "500"], "context of"),
     (["--method", "tot", "--task", "recall"], "no question for a judge"),
     (["--method", "best-of-n", "--verifier", "nowhere"], "nowhere"),
+    (["--method", "self-consistency", "--task", "calculator"], "only react asks it"),
 ])
 def test_bad_input_is_one_sentence(command, sentence, tiny, capsys):
     assert solve.main([*command, "--model", str(tiny),
@@ -130,6 +160,14 @@ def test_help_names_every_method_and_every_knob(capsys):
             solve.main(["--method", method, "--help"])
         shown = capsys.readouterr().out
         assert "--temperature" in shown and "--index" in shown
+
+
+def test_a_search_by_a_value_refuses_a_task_whose_tool_it_does_not_ask(tiny, verifier, capsys,
+                                                                       monkeypatch):
+    monkeypatch.setattr("minipost.run.Run.sample", None)        # before anything is measured
+    command = ["--model", str(tiny), "--value", str(verifier), "--n", "2", "--workers", "1"]
+    assert evaluate.main([*command, "--task", "calculator"]) == 1
+    assert "of the task calculator a tool has a say" in capsys.readouterr().err
 
 
 def test_the_directory_of_a_training_run_is_refused(tmp_path, capsys):

@@ -381,3 +381,7 @@ def test_what_a_search_is_measured_with(monkeypatch):
     assert seen == [(3, 7)]
     found = oreo.measure(run, splits, oreo.Config(level="response"))["x"]
     assert sorted(found) == ["greedy", "sampled"] and len(seen) == 1
+    monkeypatch.setattr(Echo, "acts", True)                 # the search asks no tool
+    monkeypatch.setattr(Echo, "call_end", "h")
+    monkeypatch.setattr(Echo, "tool", lambda self, problem, text: "a")
+    assert sorted(oreo.measure(run, splits, oreo.Config())["x"]) == ["greedy", "sampled"]

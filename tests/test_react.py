@@ -7,6 +7,7 @@ from fakes import Echo
 
 from minipost import evaluate, test_time
 from minipost.errors import MinipostError
+from minipost.measure.texts import Texts
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.base import Problem
 from minipost.test_time import react as acting
@@ -36,6 +37,7 @@ class Adder:
 
     def heard(self, text, more):
         assert text.endswith("=") and more.endswith("\n")
+        return True
 
 
 SUM = Problem("7+5-3=? Think:\n", {"chain": "7+5-3", "answer": 9})
@@ -50,28 +52,52 @@ def test_the_tool_writes_behind_each_call_and_the_model_goes_on():
     assert acting.show(working) == ["7+5= -> 12", "12-3= -> 9", "Answer: 9"]
 
 
-def test_the_control_hears_what_the_tool_said_to_others():
-    tools = Adder("7+5=", "12-3=", "Answer: 9")
-    problems = [SUM, OTHER]
+def test_the_control_answers_calls_as_those_of_the_next_problem_were():
+    """Whoever else has ended by then; of fewer calls the last is said again."""
+    found = [["7+5=", "12\n", "12-3=", "9\n", "Answer: 9"], ["none"], ["2+2=", "4\n", "Answer: 4"]]
+    control = acting.wrong(found)
+    assert [control(0, ""), control(0, ""), control(0, "")] == ["4\n", "4\n", "4\n"]
+    assert [control(2, ""), control(1, ""), control(2, "")] == ["12\n", "4\n", "9\n"]
+    assert acting.wrong([found[1], found[0]])(1, "") == ""
 
+
+def test_a_call_is_answered_wrong_whoever_else_goes_on():
     class Two(Adder):
-        def __call__(self, texts, n):
-            return [[("7+5=" if text.startswith("7") else "2+2=") if text.endswith("\n")
-                     and text.count("\n") == 1 else "Answer: 1"] for text in texts]
+        """It ends the answer to the second problem at once where the control is asked."""
 
-    pieces = acting.act(problems, Two(), acting.wrong(tools.task), 4)
-    assert ["".join(found) for found in pieces] == ["7+5=4\nAnswer: 1", "2+2=12\nAnswer: 1"]
+        def __call__(self, texts, n):
+            self.asked += texts
+            return [["Answer: 1" if text.count("\n") > 1 or (text[0] == "2" and len(self.asked) > 4)
+                     else "7+5=" if text[0] == "7" else "2+2="] for text in texts]
+
+        arm = Texts.arm
+
+        def right(self, problems, answers):
+            return [0.0] * len(answers)
+
+    arms = {arm.name: arm for arm in acting.arms([SUM, OTHER], Two(), acting.Config())}
+    assert arms["tool"].result.texts == ["7+5=12\nAnswer: 1", "2+2=4\nAnswer: 1"]
+    assert arms["wrong tool"].result.texts == ["7+5=4\nAnswer: 1", "Answer: 1"]
+    with pytest.raises(MinipostError, match="at least 2 problems"):
+        next(acting.arms([SUM], Two(), acting.Config()))
 
 
 def test_after_its_calls_the_model_goes_on_alone():
     tools = Adder("7+5=", "12-3=", "Answer: 9")
-    pieces = acting.act([SUM], tools, acting.right(tools.task), 1)
+    pieces = acting.act([SUM], tools, acting.right([SUM], tools.task), 1)
     assert pieces == [["7+5=", "12\n", "alone"]]
-    assert acting.act([SUM], tools, acting.right(tools.task), 0) == [["alone"]]
+    assert acting.act([SUM], tools, acting.right([SUM], tools.task), 0) == [["alone"]]
+
+
+def test_an_observation_without_room_to_go_on_is_not_put_in():
+    tools = Adder("7+5=", "12-3=", "Answer: 9")
+    tools.heard = lambda text, more: "12-3=" not in text
+    pieces = acting.act([SUM, SUM], tools, acting.right([SUM, SUM], tools.task), 4)
+    assert pieces == 2 * [["7+5=", "12\n", "12-3="]]
 
 
 def test_a_tool_error_is_an_observation():
-    pieces = acting.act([SUM], Adder("7+x=", "Answer: 9"), acting.right(Arithmetic()), 4)
+    pieces = acting.act([SUM], Adder("7+x=", "Answer: 9"), acting.right([SUM], Arithmetic()), 4)
     assert pieces == [["7+x=", "error\n", "Answer: 9"]]
 
 
@@ -90,7 +116,6 @@ def test_its_arms():
 def test_the_thinker_in_a_hurry_is_right_with_a_calculator():
     """On a few held-out sums; the control, a calculator that answers others' calls, is not."""
     from minipost import checkpoint
-    from minipost.measure.texts import Texts
     from minipost.optim import Learner
     from minipost.run import Run
 

@@ -98,8 +98,11 @@ def test_what_somebody_else_wrote_counts_towards_the_length_of_an_answer():
     sample = Sampler(run, mark="c")
     text = next(found for found, in (sample(["ab"], 1)[:1] for _ in range(99))
                 if found[0].endswith("c") and len(found[0]) < 4)[0]
-    sample.heard("ab" + text, "de")
+    assert sample.heard("ab" + text, "de")
     left = 6 - len(text) - 2
     for said, in sample(["ab" + text + "de"] * 40, 1):
         assert len(said) <= left
     assert max(len(said) for said, in sample(["ab" + text + "de"] * 40, 1)) == left
+    assert not sample.heard("ab" + text, "d" * (6 - len(text)))         # no room to go on
+    assert sample.heard("ab" + text, "d" * (6 - len(text)), over="c")   # over a letter there is
+    assert sample.made["ab" + text[:-1] + "d" * (6 - len(text))] == 5

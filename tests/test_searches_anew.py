@@ -186,11 +186,12 @@ def test_a_star_is_the_textbook_search_with_a_heap(seed, expansions, cost):
         ways = maze.children[text]
         drawn = [text + ways[k % len(ways)] for k in range(5)]
         for more in dict.fromkeys(drawn):
-            paid[more] = paid[text] - math.log(drawn.count(more) / 5)
             level = more.count(";") + (not more.endswith(";"))
-            g = paid[more] if cost == "log-prob" else level
+            paid[more] = level if cost == "depth" else (
+                paid[text] - math.log(drawn.count(more) / 5))
             if more.endswith(";"):
-                heapq.heappush(heap, (g - math.log(maze.worths[more]), -level, next(tick), more))
+                heapq.heappush(heap, (paid[more] - math.log(maze.worths[more]), -level, next(tick),
+                                      more))
     maze = Maze(seed)
     tree = maze.search("a-star", branching=5, expansions=expansions, cost=cost)
     assert [text.removeprefix("?") for text, _ in maze.asked] == order
@@ -289,8 +290,8 @@ def test_a_thought_is_as_long_as_it_is_forced_to_be(said, waits, budget):
     words = iter(said)
     found, = budget_forcing.search(
         ["?"], lambda texts, n: [[next(words)] for _ in texts],
-        lambda texts, n: [[" forced"] for _ in texts], mark="\n", waits=waits, budget=budget,
-        wait=" no", end="Answer:")
+        lambda texts, n: [[" forced"] for _ in texts], heard=lambda *written: True, mark="\n",
+        waits=waits, budget=budget, wait=" no", end="Answer:")
     assert found == (text, lines, put)
 
 

@@ -108,7 +108,7 @@ def test_the_arms_cost_what_they_ask_and_say_what_the_words_still_ask_for():
     assert right == {"as it stands": 0, "reworded once": 0, "reworded to the end": 1,
                      "until settled": 1, "rewordings that keep the answer": 1,
                      "vote, its tokens": 0}
-    cost = {name: arm.tokens / 4 for name, arm in found.items()}
+    cost = {name: arm.each for name, arm in found.items()}
     assert cost == {"as it stands": 1, "reworded once": 3, "reworded to the end": 7,
                     "until settled": 7, "rewordings that keep the answer": 7,
                     "vote, its tokens": 7}

@@ -79,6 +79,13 @@ def test_it_spends_less_and_keeps_what_begins_best(seed, n, length, alpha, memor
         assert a.score == min(map(float, a.text.split(";")))
 
 
+@pytest.mark.parametrize("alpha, n, gone", [(0.29, 100, 29), (0.7, 10, 7), (0.57, 100, 57),
+                                            (0.29, 99, 28)])
+def test_the_share_of_the_alpha_that_was_written_is_rejected(alpha, n, gone):
+    mine = Writers(0, n, 2).run(least, n, alpha=alpha, memory=n)
+    assert sum(a.rejected == 1 for a in mine) == gone
+
+
 @given(st.integers(0, 999), st.integers(2, 12))
 def test_a_score_that_the_beginning_settles_loses_nothing(seed, n):
     """If what begins better ends better, the answer is that of best of n."""

@@ -117,7 +117,17 @@ def test_a_verifier_is_read_where_steps_end_and_at_the_end():
 
 
 class Steps(Echo):
-    step_end = "c"
+    step_end = call_end = "c"
+
+
+@pytest.mark.parametrize("first, then", [("step", "sample"), ("turn", "sample"), ("turn", "step"),
+                                         ("step", "turn")])
+def test_an_answer_is_no_longer_than_it_may_be_whoever_goes_on(first, then):
+    tools = texts(Steps())
+    begun = ["ab" + more for more in getattr(tools, first)(["ab"], 60)[0] if more.endswith("c")]
+    whole = [text + more for text in begun for more in getattr(tools, then)([text], 20)[0]]
+    assert begun and max(map(len, whole)) == 2 + 6
+    assert tools.heard(begun[0], "d") == (len(begun[0]) < 2 + 5)
 
 
 def test_what_the_context_does_not_hold_is_cut_and_not_an_error():

@@ -1,10 +1,11 @@
 """Tree of thoughts on trees whose every step is known (invariant 46)."""
 
 import math
+import random
 from types import SimpleNamespace
 
 import pytest
-from fakes import Babble, Digits, Maze
+from fakes import Babble, Digits, Echo, Maze
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -147,6 +148,43 @@ def test_a_star_with_an_exact_heuristic_goes_straight_to_the_least_cost(seed):
     assert ways == ["", *("".join(part + ";" for part in least.split(";")[:k + 1])
                           for k in range(least.count(";")))] or any(
         math.isclose(cost[end], cost[least]) for end in endings if end != least)
+
+
+@given(st.integers(0, 999), st.sampled_from(["log-prob", "depth"]))
+def test_a_star_answers_with_the_least_cost_and_looks_no_further(seed, how):
+    """With a heuristic that is never more than the way left, on a tree."""
+    maze, rng = Priced(seed), random.Random(seed)
+    cost = maze.costs(8) if how == "log-prob" else {
+        text: len(text.replace(";", "")) for text in Priced(seed).costs(8)}
+    least = min(cost[end] for end in maze.endings)
+    maze.worths = {text: math.exp(-rng.random() * (min(
+        cost[end] for end in maze.endings if end.startswith(text)) - cost[text])) for text in cost}
+    tree = maze.search("a-star", branching=8, enough=1.0, cost=how)
+    assert math.isclose(cost[tot.answers(tree, "a-star")[0]], least)
+    assert all(tot.f(node) <= least + 1e-9 for node in tree[1:] if node.expanded)
+
+
+class Star(Babble):
+    """Of the two right answers the deeper one is found first, and is the dearer one."""
+
+    WAYS = {"": ["a;"] * 4 + ["b;"] * 4, "a;": ["x;"] * 8, "a;x;": ["e"] + ["f;"] * 7,
+            "b;": ["g"] * 8, "a;x;f;": ["h"] * 8}
+
+    def step(self, texts, n):
+        self.tokens += n * len(texts)
+        return [self.WAYS[text] for text in texts]
+
+    def worth(self, states, votes, known):
+        return [{"a;x;f;": 0.1, "b;": 0.9}.get(text, 1.0) for _, text in states]
+
+
+def test_a_star_does_not_stop_at_the_first_right_answer():
+    tools = Star(Echo(), ["e"])
+    tools.mark = ";"
+    cfg = tot.Config(strategy="a-star", branching=8)
+    assert tot.solve([Problem("")], tools, cfg)[0] == ["b;g"]
+    arms = {arm.name: arm for arm in tot.arms([Problem("", {"letter": "a"})], tools, cfg)}
+    assert arms["a-star"].result.texts == ["b;g"]
 
 
 def test_a_star_pays_for_its_way_by_likelihood_or_by_steps():

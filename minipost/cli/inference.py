@@ -67,14 +67,27 @@ def tools_for(settings):
     check_context(model, 1, options.max_new_tokens)
     run = Run(Learner(model), vocabulary, task, task.reward, seed=options.seed,
               max_new_tokens=options.max_new_tokens)
-    return Texts(run, options.temperature, verifier)
+    return Texts(run, options.temperature, verifier, asks_tool=method.TOOL)
+
+
+def heldout(task, n):
+    """The first n held-out problems.  MinipostError where there is none."""
+    problems = task.heldout(n)
+    if not problems:
+        raise MinipostError(f"the task {task.name} has no held-out problem with these knobs; "
+                            "choose others")
+    return problems
 
 
 def measure(settings):
-    """Every arm of the method on the held-out problems: (problems, {name: Arm})."""
-    tools, problems = tools_for(settings), settings.task.heldout(settings.options.n)
-    return problems, {arm.name: arm
-                      for arm in settings.method.arms(problems, tools, settings.config)}
+    """Every arm of the method on the held-out problems: (problems, {name: Arm}, sampled tokens).
+
+    Arms may share samples, so they may cost more together than was sampled.
+    """
+    problems = heldout(settings.task, settings.options.n)
+    tools = tools_for(settings)
+    arms = {arm.name: arm for arm in settings.method.arms(problems, tools, settings.config)}
+    return problems, arms, tools.tokens
 
 
 def evaluate(argv, prog):
@@ -95,17 +108,18 @@ def evaluate(argv, prog):
                  f"({', '.join(f'{k} {v}' for k, v in asdict(task).items())})")
     console.tell(f"  {', '.join(f'{k} {v}' for k, v in asdict(cfg).items())}, "
                  f"temperature {options.temperature}, seed {options.seed}")
-    problems, arms = parallel.launch(lambda: measure(settings),
-                                     options.workers or parallel.default_workers("cpu"))
+    problems, arms, tokens = parallel.launch(
+        lambda: measure(settings), options.workers or parallel.default_workers("cpu"))
     seconds = time.perf_counter() - start
     (first, last), *pairs = ([name.format(**asdict(cfg)) for name in pair]
                              for pair in ((method.BEFORE, method.AFTER), *method.PAIRS))
+    pairs = [pair for pair in pairs if {*pair} <= arms.keys()]  # some arms are of one mode alone
     before, after = arms[first].result, arms[last].result
     summary = {
         "name": method.name, "task": task.name, "seed": options.seed,
         "metric": f"accuracy, held-out: {first} -> {last}",
         "before": asdict(before.score), "after": asdict(after.score), "seconds": round(seconds, 1),
-        "tokens": round(sum(arm.tokens for arm in arms.values())),
+        "tokens": tokens,
         "gain": asdict(paired(before.rewards, after.rewards)),
         "pairs": {f"{old} -> {new}": asdict(paired(arms[old].result.rewards,
                                                    arms[new].result.rewards))

@@ -26,15 +26,24 @@ class Texts:
 
     temperature: for answers and steps.  verifier: a value head that scores a text at its last token
     and at the ends of its steps, or None.  stream: the name of the random stream of steps.
+    asks_tool: whether who samples here asks the task's tool; MinipostError where nobody does and
+    the task's answers are made with it.
     """
 
-    def __init__(self, run, temperature=1.0, verifier=None, stream="steps"):
+    def __init__(self, run, temperature=1.0, verifier=None, stream="steps", asks_tool=False):
+        if run.task.acts and not asks_tool:
+            raise MinipostError(f"in answers of the task {run.task.name} a tool has a say, and of "
+                                "the test-time methods only react asks it; choose --method react, "
+                                "or measure greedy and sampled answers without --method and "
+                                "--value")
         self.run, self.task, self.verifier, self.mark = run, run.task, verifier, run.task.step_end
         self.others = {}        # further reward models, by directory
-        self.sample = Sampler(run, temperature=temperature, purpose="answers")
-        self.step = Sampler(run, self.mark, temperature, stream)
-        self.turn = Sampler(run, run.task.call_end, temperature, "turns")  # to a call's end
-        self._greedy = Sampler(run, temperature=0.0)
+        made: dict[str, int] = {}   # whoever goes on with an answer, its length is bounded once
+        self.sample = Sampler(run, temperature=temperature, purpose="answers", made=made)
+        self.step = Sampler(run, self.mark, temperature, stream, made=made)
+        self.turn = Sampler(run, run.task.call_end, temperature, "turns", made=made)  # to its end
+        self._greedy = Sampler(run, temperature=0.0, made=made)
+        self.heard = self.sample.heard
         self._judge = Sampler(run, purpose="verdicts", max_new_tokens=VERDICT)
 
     @property

@@ -158,6 +158,7 @@ def learner(run):
 def measure(run, splits, cfg):
     """The policy's results, greedy, sampled and by a beam search that V guides.
 
+    The search asks no tool, so it is left out where the task's answers are made with one.
     On a file's rewards: how often V(s_0) + beta sum l, the reward that policy and value imply, is
     on the right side of 1/2.
     """
@@ -166,7 +167,8 @@ def measure(run, splits, cfg):
         return {split: outcomes(run, problems, cfg, critic)
                 for split, problems in splits.items()}
     found = results(run, splits)
-    for split, problems in splits.items() if cfg.level != "response" else ():
+    searched = cfg.level != "response" and not run.task.acts
+    for split, problems in splits.items() if searched else ():
         found[split]["value-guided beam"] = beam.measure(
             problems, Texts(run, verifier=critic, stream="search"), cfg.width, cfg.branching)
     return found

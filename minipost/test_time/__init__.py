@@ -48,6 +48,8 @@ class InferenceMethod:
     MADE_BY: str = ""
     #: the directory of its usual reward model, where it asks one
     VERIFIER: str = ""
+    #: whether it asks the tool of a task whose answers are made with one
+    TOOL: bool = False
     #: outcome(working) -> what was asked, whether the answer is right; where that is not the
     #: problem itself
     outcome: Callable | None = None

@@ -51,16 +51,19 @@ class Config(Bounded):
                                     "10000")
 
 
-def search(prompts, step, sample, *, mark, waits, budget, wait, end):
+def search(prompts, step, sample, *, heard, mark, waits, budget, wait, end):
     """[(answer, lines of thought, waits put in)] of each prompt.
 
     step(texts, n) -> n continuations by one line; one without `mark` ends the answer.
     sample(texts, n) -> n continuations to the end of the answer.
+    heard(text, more, over) -> whether `more` fits behind a text, over its end `over`.  Where it
+    does not, nothing is put in, and the answer ends.
     """
     found: list[list] = [["", 0, 0] for _ in prompts]       # answer so far, lines, waits
     going = list(range(len(prompts)))
     while going:
-        cut = [k for k in going if found[k][1] >= budget]
+        cut = [k for k in going if found[k][1] >= budget
+               and heard(prompts[k] + found[k][0], end, "")]
         for k, (more,) in zip(cut, sample([prompts[k] + found[k][0] + end for k in cut], 1)):
             found[k][0] += end + more
         going, still = [k for k in going if found[k][1] < budget], []
@@ -69,7 +72,7 @@ def search(prompts, step, sample, *, mark, waits, budget, wait, end):
             ends = more.startswith(end) or mark not in more
             if not ends:
                 found[k][:] = text + more, lines + 1, put
-            elif put < waits and lines:
+            elif put < waits and lines and heard(prompts[k] + text, wait + mark, mark):
                 found[k][:] = text.removesuffix(mark) + wait + mark, lines, put + 1
             else:
                 found[k][0] = text + more
@@ -81,8 +84,8 @@ def search(prompts, step, sample, *, mark, waits, budget, wait, end):
 
 def solve(problems, tools, cfg):
     """The answer after each forced thought: (answers, workings)."""
-    found = search([p.prompt for p in problems], tools.step, tools.sample, mark=tools.mark,
-                   waits=cfg.waits, budget=cfg.budget, wait=cfg.wait, end=cfg.end)
+    found = search([p.prompt for p in problems], tools.step, tools.sample, heard=tools.heard,
+                   mark=tools.mark, waits=cfg.waits, budget=cfg.budget, wait=cfg.wait, end=cfg.end)
     return [text for text, _, _ in found], [
         {"text": text, "lines of thought": lines, "waits": put} for text, lines, put in found]
 
@@ -94,7 +97,11 @@ def arms(problems, tools, cfg):
         start = tools.tokens
         answers, workings = solve(problems, tools, replace(cfg, waits=waits))
         spent = tools.tokens - start if waits == cfg.waits else spent
-        yield tools.arm(f"waits {waits}" if waits else BEFORE, problems, answers, workings, start)
+        arm = tools.arm(BEFORE, problems, answers, workings, start)
+        if not waits:
+            yield arm
+        if waits or not cfg.waits:  # with --waits 0 the two that are compared are one
+            yield replace(arm, name=f"waits {waits}")
     for budget in sorted({*cfg.cuts} - {cfg.budget}):
         start = tools.tokens
         answers, workings = solve(problems, tools, replace(cfg, budget=budget))

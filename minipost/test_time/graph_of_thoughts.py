@@ -77,11 +77,18 @@ def search(problems, sample, task, size, group_size, refine=0):
         for k, new in fresh.items():
             answers = [graphs[k][place]["answer"] for place, _ in new]
             if None in answers:
-                graphs[k].append(graphs[k].pop(new[answers.index(None)][0]))
+                to_end(graphs[k], new[answers.index(None)][0])
             elif len(new) > 1:
                 for thought, sign, of in task.joined(answers, [sign for _, sign in new], size):
                     asked.append((k, thought, sign, [new[j][0] for j in of]))
     return graphs
+
+
+def to_end(graph, place):
+    """Move a thought that no other names to the end.  `of` still names the same thoughts."""
+    graph.append(graph.pop(place))
+    for thought in graph:
+        thought["of"] = [k - (k > place) for k in thought["of"]]
 
 
 def refined(graphs, made, sample, task, rounds):

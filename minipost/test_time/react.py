@@ -9,11 +9,12 @@ the text, and generation goes on behind it.  The task says what a call is and wh
 (as in Cobbe et al. 2021, arxiv.org/abs/2110.14168).  The task calculator has calls of its own,
 which `--algo tool-use` teaches.
 
-The arms: the model alone, which writes the results itself, with the tool, and the control: the tool
-answers each call with its observation on another problem.  Where an answer has used up `max_calls`
-the model goes on alone.
+The arms: the model alone, which writes the results itself, with the tool, and the control: the
+calls of each problem are answered as those of another problem were.  Where an answer has used up
+`max_calls` the model goes on alone.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 from minipost.errors import Bounded, MinipostError
@@ -21,7 +22,7 @@ from minipost.errors import Bounded, MinipostError
 TASK, KNOBS = "arithmetic", {"hurried": True}
 BEFORE, AFTER = "no tool", "tool"
 PAIRS = (("no tool", "wrong tool"),)
-N = 400
+N, TOOL = 400, True
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Config(Bounded):
 def act(problems, tools, observe, calls):
     """Answer with a tool: for each problem the pieces of its answer, model and tool in turn.
 
-    observe(problems, texts) -> what the tool writes behind each of these answers, which end in a
+    Where an observation would leave no room to go on, the answer ends with its call, unfinished.
+    observe(k, text) -> what the tool writes behind the answer `text` to problem k, which ends in a
     call.
     """
     mark, pieces = tools.task.call_end, [[] for _ in problems]
@@ -50,11 +52,12 @@ def act(problems, tools, observe, calls):
         going = [k for k in going if mark in pieces[k][-1]] if made < calls else []
         if not going:
             break
-        before = texts(going)
-        said = observe([problems[k] for k in going], ["".join(pieces[k]) for k in going])
-        for k, text, more in zip(going, before, said, strict=True):
-            pieces[k].append(more)
-            tools.turn.heard(text, more)
+        called, going = going, []
+        for k, text in zip(called, texts(called)):
+            more = observe(k, "".join(pieces[k]))
+            if tools.heard(text, more):
+                pieces[k].append(more)
+                going.append(k)
     return pieces
 
 
@@ -64,37 +67,47 @@ def needed(task):
                             "arithmetic and calculator have one")
 
 
-def right(task):
+def right(problems, task):
     """The tool."""
-    return lambda problems, texts: [task.tool(p, text) for p, text in zip(problems, texts)]
+    return lambda k, text: task.tool(problems[k], text)
 
 
-def wrong(task):
-    """The control: each call is answered as the next problem's is."""
-    def observe(problems, texts):
-        said = right(task)(problems, texts)
-        return said[1:] + said[:1]
+def wrong(pieces):
+    """The control: a problem's calls are answered as the next problem's were, the last again.
+
+    pieces: of the answers with the tool.  The next problem is the next one with a call.  Where no
+    other problem has one, nothing is put in.
+    """
+    said, calls = [found[1::2] for found in pieces], Counter()
+
+    def observe(k, text):
+        others = next((each for each in said[k + 1 :] + said[:k] if each), [""])
+        calls[k] += 1
+        return others[min(calls[k], len(others)) - 1]
     return observe
 
 
 def solve(problems, tools, cfg):
     """The answers with the tool: (answers, workings)."""
     needed(tools.task)
-    pieces = act(problems, tools, right(tools.task), cfg.max_calls)
+    pieces = act(problems, tools, right(problems, tools.task), cfg.max_calls)
     return ["".join(found) for found in pieces], [{"pieces": found} for found in pieces]
 
 
 def arms(problems, tools, cfg):
     """Yield the Arms without the tool, with it, and with one that answers other questions."""
-    task = tools.task
-    needed(task)
+    needed(tools.task)
+    if len(problems) < 2:
+        raise MinipostError("the control of react answers a problem's calls as those of another "
+                            "one; measure at least 2 problems (--n 2)")
+    found: dict[str, list] = {}
     ways = {"no tool": lambda: tools.sample([p.prompt for p in problems], 1),
-            "tool": lambda: act(problems, tools, right(task), cfg.max_calls),
-            "wrong tool": lambda: act(problems, tools, wrong(task), cfg.max_calls)}
+            "tool": lambda: act(problems, tools, right(problems, tools.task), cfg.max_calls),
+            "wrong tool": lambda: act(problems, tools, wrong(found["tool"]), cfg.max_calls)}
     for name, way in ways.items():
-        start, pieces = tools.tokens, way()
-        yield tools.arm(name, problems, ["".join(found) for found in pieces],
-                        [{"pieces": found} for found in pieces], start)
+        start, found[name] = tools.tokens, way()
+        yield tools.arm(name, problems, ["".join(pieces) for pieces in found[name]],
+                        [{"pieces": pieces} for pieces in found[name]], start)
 
 
 def show(working):

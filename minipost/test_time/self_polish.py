@@ -101,7 +101,8 @@ def arms(problems, tools, cfg):
         yield tools.arm(name, problems, texts, worked(rounds, task), start)
     fresh = [(row, each) for row, found in enumerate(rounds) for each in found[1:]]
     kept = [float(task.keeps(each["problem"])) for _, each in fresh]
-    yield Arm.of("rewordings that keep the answer", spent[AFTER], kept,
+    cost = spent[AFTER] * len(kept) / len(problems)  # so that it is that arm's, of each problem
+    yield Arm.of("rewordings that keep the answer", cost, kept,
                  [each["problem"].prompt for _, each in fresh],
                  worked([rounds[row] for row, _ in fresh], task))
     start, n = tools.tokens, max(1, round(spent[AFTER] / max(1, spent[BEFORE])))

@@ -79,14 +79,19 @@ def search(prompts, step, score, *, mark, group_size, alpha, memory, depth):
             a.text, a.steps, a.going = a.text + more, a.steps + 1, mark in more
         left = {k: [a for a in mine if not a.rejected] for k, mine in enumerate(drawn)}
         full = {k: mine for k, mine in left.items() if any(a.going for a in mine)
-                and sum(a.steps for a in mine) >= memory and int(alpha * len(mine))}
+                and sum(a.steps for a in mine) >= memory and floor(alpha, len(mine))}
         scored(full, score)
         for k, mine in full.items():
             rounds[k] += 1
-            for a in sorted(mine, key=lambda a: a.score)[: int(alpha * len(mine))]:
+            for a in sorted(mine, key=lambda a: a.score)[: floor(alpha, len(mine))]:
                 a.rejected = rounds[k]
     scored({k: [a for a in mine if not a.rejected] for k, mine in enumerate(drawn)}, score)
     return drawn
+
+
+def floor(alpha, n):
+    """floor(alpha n) of the alpha that was written: 0.29 of 100 are 29, and not 28.999..."""
+    return int(alpha * n + 1e-9)
 
 
 def scored(parts, score):

@@ -16,15 +16,15 @@ The answer is the finished text of the highest worth.  Nothing outside the model
 answer is given.
 
 For A* a step is as likely as the share of the sampled steps that are the same.  So exp(-f) is the
-chance of the way times the chance that the goal can be reached from its end.  If h is never more
-than the true cost of the way left, the first answer that is taken is one of the least cost.  Worths
-are shares of a few verdicts, so here that is not promised.
+chance of the way times the chance that the goal can be reached from its end.  A* ends when no open
+state has an f below that of a finished answer, and takes that answer.  If h is consistent, nowhere
+more than the cost of a step and the h behind it, no answer costs less.  Worths are shares of a few
+verdicts, and the expansions may run out first, so here that is not promised.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 from minipost.errors import Bounded
@@ -59,7 +59,7 @@ class Node:
     parent: int | None
     depth: int
     worth: float = 0.0
-    cost: float = 0.0           # -log of how likely its steps were, by the shares of the samples
+    cost: float = 0.0           # g, by --cost; likely is what many of the samples share
     open: bool = True           # may be expanded: neither finished, nor expanded, nor pruned
     finished: bool = False
     expanded: bool = False
@@ -73,20 +73,24 @@ def search(prompts, propose, value, *, mark, strategy, width, branching, thresho
     value(states) -> a number for each (k, text): the beginning `text` of an answer to prompt k.
     state(k, text) -> a name that beginnings of prompt k share if they come to the same state.
     expansions: how many nodes may be expanded for a prompt, None for no bound.
-    enough: all but breadth-first search stop at a finished answer of this worth; None: never.
+    cost: what the way to a node costs, as in Config.
+    enough: all but breadth-first search stop at a finished answer of this worth; None: never.  A*
+    goes on while an open state is below it.
     """
     trees = [[Node("", state(k, ""), None, 0)] for k in range(len(prompts))]
     gone = [set() for _ in prompts]                         # states that have been expanded
     left = [float("inf") if expansions is None else expansions for _ in prompts]
     orders: dict[str, Callable] = {"breadth-first": _level, "depth-first": _deepest,
-                                   "best-first": _best, "a-star": partial(_least, cost=cost)}
+                                   "best-first": _best, "a-star": _least}
     choose = orders[strategy]
     while True:
         picked = []
         for k, tree in enumerate(trees):
-            done = enough is not None and any(n.finished and n.worth >= enough for n in tree)
+            picks = choose(tree, gone[k], width)
+            done = [n for n in tree if n.finished and enough is not None and n.worth >= enough]
+            if strategy == "a-star":
+                done = [n for n in done if all(f(n) <= f(tree[i]) for i in picks)]
             if strategy == "breadth-first" or not done:
-                picks = choose(tree, gone[k], width)
                 picked += [(k, i) for i in picks[: int(min(left[k], len(picks)))]]
         if not picked:
             return trees
@@ -100,9 +104,9 @@ def search(prompts, propose, value, *, mark, strategy, width, branching, thresho
             for more in dict.fromkeys(nexts):
                 text, finished, level = (trees[k][i].text + more, mark not in more,
                                          trees[k][i].depth + 1)
-                paid = trees[k][i].cost - math.log(nexts.count(more) / len(nexts))
-                trees[k].append(Node(text, state(k, text), i, level, cost=paid, finished=finished,
-                                     open=not finished and level < depth))
+                paid = 1 if cost == "depth" else -math.log(nexts.count(more) / len(nexts))
+                trees[k].append(Node(text, state(k, text), i, level, cost=trees[k][i].cost + paid,
+                                     finished=finished, open=not finished and level < depth))
                 fresh.append((k, trees[k][-1]))
         for (k, node), worth in zip(fresh, value([(k, node.text) for k, node in fresh]),
                                     strict=True):
@@ -133,21 +137,25 @@ def _best(tree, gone, width):
     return sorted(found, key=lambda i: (-tree[i].worth, -tree[i].depth))[:1]
 
 
-def _least(tree, gone, width, cost):
-    """The open state of the least f = g + h; of equals the deepest."""
+def f(node):
+    """f = g + h of A*: the cost of the way to a node, and -log worth for the way left."""
+    return node.cost - math.log(node.worth) if node.worth > 0 else math.inf
+
+
+def _least(tree, gone, width):
+    """The open state of the least f; of equals the deepest."""
     found = [i for i, node in enumerate(tree) if node.open and node.state not in gone]
-
-    def f(node):
-        left = -math.log(node.worth) if node.worth > 0 else math.inf
-        return (node.cost if cost == "log-prob" else node.depth) + left
-
     return sorted(found, key=lambda i: (f(tree[i]), -tree[i].depth))[:1]
 
 
-def answers(tree):
-    """The finished texts, the best first; of a tree without any, its beginnings."""
+def answers(tree, strategy=""):
+    """The finished texts, the best first; of a tree without any, its beginnings.
+
+    Of equals the deepest is before the others, in A* the cheapest.
+    """
     found = [node for node in tree if node.finished] or tree
-    return [node.text for node in sorted(found, key=lambda node: (-node.worth, -node.depth))]
+    return [node.text for node in sorted(found, key=lambda node: (
+        -node.worth, node.cost if strategy == "a-star" else -node.depth))]
 
 
 def grow(problems, tools, cfg, **changes):
@@ -165,7 +173,7 @@ def grow(problems, tools, cfg, **changes):
 def solve(problems, tools, cfg):
     """The best answer of each problem's tree: (answers, workings)."""
     trees = grow(problems, tools, cfg)
-    return [answers(tree)[0] for tree in trees], [{"tree": [vars(n) for n in tree]}
+    return [answers(tree, cfg.strategy)[0] for tree in trees], [{"tree": [vars(n) for n in tree]}
                                                   for tree in trees]
 
 
@@ -190,7 +198,7 @@ def arms(problems, tools, cfg):
     yield from sampled(problems, tools, cfg.votes, {
         EQUAL.format(width=b): spent[f"breadth-first, b={b}"] for b in (1, cfg.width)})
     start, trees = tools.tokens, grow(problems, tools, cfg, strategy="a-star")
-    yield from ranked("a-star", problems, [answers(tree) for tree in trees],
+    yield from ranked("a-star", problems, [answers(tree, "a-star") for tree in trees],
                       [{"tree": [vars(node) for node in tree]} for tree in trees], tools, start)
 
 
