@@ -53,12 +53,13 @@ def report(run, splits, score):
         if not rows:
             raise MinipostError(f"{split}: all answers to each prompt have the same reward, so no "
                                 "pair of them can be ranked")
-        picked, texts = gold.gather(1, guess.argmax(1, keepdim=True))[:, 0], run.texts(
-            rollout)[::BEST_OF]
-        found[split] = {**on_pairs(gaps, rows),
-                        f"best of {BEST_OF}": Result.of(picked.tolist(), texts),
-                        "one sample": Result.of(gold[:, 0].tolist(), texts),
-                        f"exact best of {BEST_OF}": Result.of(gold.amax(1).tolist(), texts)}
+        ways = {f"best of {BEST_OF}": guess.argmax(1).tolist(), "one sample": [0] * len(gold),
+                f"exact best of {BEST_OF}": gold.argmax(1).tolist()}
+        texts, values = run.texts(rollout), gold.flatten().tolist()
+        found[split] = on_pairs(gaps, rows)
+        for name, places in ways.items():
+            picked = [row * BEST_OF + place for row, place in enumerate(places)]
+            found[split][name] = Result.of([values[k] for k in picked], [texts[k] for k in picked])
     return found
 
 
