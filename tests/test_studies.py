@@ -193,6 +193,9 @@ def test_a_coin_is_fair_and_knows_nothing_of_the_answer():
     assert toss == spurious_rewards.coin(prompts, texts, answer=right)
     same = spurious_rewards.coin(prompts[:1] * 64, texts[:1] * 64)
     assert 16 < sum(same) < 48  # equal answers of a group do not tie
+    groups = {tuple(spurious_rewards.coin([f"{k}+1=? Think:\n"] * 8, texts[:8]))
+              for k in range(999)}
+    assert len(groups) > 200    # of 256: the coins of a group are independent
     assert spurious_rewards.wrong(prompts, texts, answer=right) == [k % 2 for k in range(300)]
     assert spurious_rewards.wrong(["x"], ["no number"], answer=[3]) == [0.0]
 
