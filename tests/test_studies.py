@@ -871,6 +871,7 @@ def test_a_filter_knows_lengths_and_votes_and_no_answers_to_long_sums():
         assert passed(*texts, chain=taught, reward=reward, answer=8) == [1, 0, 0, 0]
     mixed = [f"{long}=?", f"{long}=?", f"{long}-1=?", f"{long}-1=?"]  # each has its own vote
     texts = [right, right, *sums(f"{long}-1", 9, 3)]
+    assert self_improvement.filtered(["7+5-3=? Think:\n"], ["7+5-3=9\nAnswer: 9"], [9]) == [0]
     assert self_improvement.filtered(mixed, texts, answer=[9, 9, 8, 8]) == [1, 1, 0, 0]
 
 
