@@ -11,7 +11,8 @@ Without --task it measures every task that the base model was made for, greedy a
 --value it also measures a beam search over steps.  The value is what OREO saves beside its policy,
 or any reward model.  With --data it measures the rows of a file, --n of them, by --reward or by
 their completions.  --pass-at gives the chance of a right answer among k: exact for any k where a
-task can list its right answers (countdown, sums at once, facts), from samples elsewhere.
+task can list its right answers (countdown, sums at once, facts), from samples elsewhere and by
+--reward.
 """
 
 import json

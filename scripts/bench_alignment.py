@@ -116,8 +116,9 @@ def alignment(args, machine, table, write):
         "--seed SEED` with default settings and what the row says.  Held out, 95% intervals.", "",
         "Reward models: which of two different answers of the base model to a held-out prompt is "
         "better (noise-free), how far the stated chance is from the truth, and the exact reward of "
-        "one sample, of the best of 8 by the model, and of the truly best of the 8.  A resampled "
-        "calibration error is larger than the sample's, so its interval lies high.", "",
+        "one sample, of the best of 8 by the model, and of the truly best of the 8.  By chance "
+        "alone the calibration error of n pairs is about 1 / sqrt(n), where the stated chances are "
+        "the true ones.", "",
         *table(["method", "seed", "task", "pair accuracy", "calibration error", "one sample",
                 "best of 8", "exact best of 8", "training s"], rewards), "",
         "RLHF (`ppo`: labels from the hidden gold reward) and RLAIF (labels from the judge), with "

@@ -66,8 +66,9 @@ CURVES = {  # panel: (task, {curve: [(command, arm)]})
 
 
 def trained(task, args):
-    """The directory of the thinker after GRPO on the task.  It is trained if it does not exist."""
-    out = args.runs / f"grpo-{hashlib.sha256(task.encode()).hexdigest()[:8]}"
+    """The directory of the model after GRPO on the task.  It is trained if it does not exist."""
+    made_of = " ".join([task, GRPO[task], fingerprint(args.model)])
+    out = args.runs / f"grpo-{hashlib.sha256(made_of.encode()).hexdigest()[:8]}"
     if not (out / "summary.json").is_file():
         run(["-m", "minipost.train", "--algo", "grpo", "--model", str(args.model), *task.split(),
              *GRPO[task].split(), "--max-new-tokens", "64", "--out", str(out), "--overwrite"])

@@ -1,6 +1,7 @@
 """Beam search over steps against exhaustive search."""
 
 import itertools
+import math
 import random
 
 import pytest
@@ -183,7 +184,14 @@ def test_the_least_and_the_product_remember_a_wrong_step_and_the_last_does_not()
     assert beam.Config().aggregate == "min"
 
 
-def test_a_search_by_a_value_goes_by_the_value(monkeypatch):
+def test_a_search_by_a_value_goes_by_the_value():
     tools = Prm()
-    monkeypatch.setattr(tools, "right", lambda problems, answers: [1.0] * len(answers))
+    tools.run, tools.right = None, lambda problems, answers, none: [1.0] * len(answers)
     assert beam.measure([Problem("?")], tools, 2, 5).texts == ["4,4,4"] and not tools.seen
+
+
+def test_an_answer_without_a_reward_is_left_out():
+    tools = Prm()
+    tools.run, tools.right = None, lambda problems, answers, none: [math.nan, 1.0] if none else None
+    found = beam.measure([Problem("?"), Problem("!")], tools, 2, 5)
+    assert found.rows == [1] and found.rewards == [1.0]

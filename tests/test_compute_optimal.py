@@ -55,6 +55,9 @@ def test_every_command_of_the_plot_names_arms_that_its_method_has(monkeypatch, t
     for task, curves in compute_optimal.CURVES.values():
         compute_optimal.points(task, curves, args)
     assert len(asked) == before                                 # nor made again
+    (model / "config.json").write_text("another model")
+    compute_optimal.trained(task, args)
+    assert "minipost.train" in asked[-1] and len(asked) == before + 1
 
 
 def test_the_arms_that_the_tables_name_exist():

@@ -224,8 +224,9 @@ def test_groups_that_tie_say_so_and_long_ones_are_cut(capsys):
 
 def test_what_to_look_at_says_whether_it_is_chance(capsys):
     summary = {"before": SCORE, "after": {**SCORE, "value": 0.75}, "asked": {"vote of 3, x": SCORE}}
-    for low, said in ((0.01, "more than chance"), (-0.01, "may be chance")):
-        gain = {"value": 0.25, "low": low, "high": 0.5, "n": 4}
+    for low, n, said in ((0.01, 9, "more than chance"), (-0.01, 9, "may be chance"),
+                         (0.01, 4, "may be chance")):
+        gain = {"value": 0.25, "low": low, "high": 0.5, "n": n}
         Console().look("greedy, held-out", {**summary, "gain": gain})
         found = capsys.readouterr().out
         assert said in found and found.startswith("look at greedy, held-out: from 0.500 to 0.750")

@@ -76,17 +76,19 @@ def test_a_scorer_is_held_to_the_first_pair_of_each_prompt_and_to_its_best_of_ei
         rollout = run.sample(problems, 8, temperature=1.0, purpose="evaluation")
     rows, gold = rows_of(rollout), run.grade(problems, rollout).tolist()
     guess = plain(x[-1] for x in marks(run.learners[REWARD_MODEL].module, rows))
-    right, picked, asked = [], [], []
+    right, picked, asked, texts, best = [], [], [], run.texts(rollout), []
     for k in range(0, 48, 8):
         other = [j for j in range(k, k + 8) if gold[j] != gold[k]][:1]
         for j in other:
             right.append(float((guess[k] - guess[j]) * (gold[k] - gold[j]) > 0))
             asked.append(k // 8)
-        picked.append(gold[max(range(k, k + 8), key=lambda j: guess[j])])
+        picked.append(max(range(k, k + 8), key=lambda j: guess[j]))
+        best.append(max(range(k, k + 8), key=lambda j: gold[j]))
     assert found["pair accuracy"].rewards == right and found["pair accuracy"].rows == asked
-    assert found["best of 8"].rewards == picked
-    assert found["one sample"].rewards == gold[::8]
-    assert found["exact best of 8"].rewards == [max(gold[k : k + 8]) for k in range(0, 48, 8)]
+    for name, rows in (("best of 8", picked), ("one sample", range(0, 48, 8)),
+                       ("exact best of 8", best)):
+        assert found[name].rewards == [gold[j] for j in rows]
+        assert found[name].texts == [texts[j] for j in rows]
     assert 0 < sum(right) < len(right)
 
 

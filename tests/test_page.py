@@ -204,6 +204,16 @@ def test_the_verdict(low, high, tone, part):
     assert found[0] == tone and found[1].startswith(part)
 
 
+@pytest.mark.parametrize("low, high", [(0.1, 0.3), (-0.3, -0.1), (-0.1, 0.2)])
+def test_too_few_problems_have_no_verdict(low, high):
+    """Five gains of 0.25 have an interval of no width, and are no more than chance."""
+    gain = {"value": 0.1, "low": low, "high": high, "n": 5}
+    run = RunData(None, {"algo": "grpo"}, [], {"before": SCORE, "after": SCORE, "gain": gain})
+    assert view.verdict(run)[0] == "flat" and view.verdict(run)[1].startswith("Too few problems")
+    found, = [each for each in health.examine(run) if each.check == "result"]
+    assert found.status == WARNING and "5 problems are too few" in found.sentence
+
+
 def test_a_run_that_has_not_ended(tmp_path):
     run = made(tmp_path / "run", steps=5)
     (run / "summary.json").unlink()

@@ -6,8 +6,10 @@ import random
 import pytest
 import torch
 
+from minipost.datasets.rewards import Added, Part
 from minipost.errors import MinipostError
 from minipost.measure import passes
+from minipost.tasks.base import Problem
 from tests.fakes import BOS, EOS, Echo, make_run, tiny
 
 RIGHT = ("ab", "b", "", "abcde")  # the last is longer than the four tokens that a sample may have
@@ -82,6 +84,26 @@ def test_where_nothing_is_listed_samples_are_drawn():
         passes.measure(run, problems, [1, 20_000])
     listed = make_run(Listed())
     assert passes.measure(listed, problems, [6], samples=6)["pass@6"] == found["pass@6"]
+
+
+def test_another_reward_than_the_tasks_own_is_asked_of_samples():
+    run = make_run(Listed())
+    run.reward = lambda prompts, completions, **columns: [0.0] * len(completions)
+    assert passes.chances(run, run.task.heldout(2)) is None
+    assert passes.measure(run, run.task.heldout(2), [1, 8])["pass@8"].value == 0
+
+
+def test_a_problem_with_a_sample_without_a_reward_is_left_out():
+    run, none = make_run(Unlisted()), {"a"}
+    run.reward = Added([Part("mine", lambda prompts, completions: [
+        None if prompt in none else float(text in RIGHT)
+        for prompt, text in zip(prompts, completions)], {})])
+    problems = [Problem(prompt) for prompt in "abc"]
+    assert passes.counts(run, problems, 6) == passes.counts(make_run(Unlisted()), problems, 6)[1:]
+    assert passes.measure(run, problems, [6])["pass@6"].n == 2
+    none |= {"b", "c"}
+    with pytest.raises(MinipostError, match="of each of the 3 problems there is a sample without"):
+        passes.counts(run, problems, 6)
 
 
 def test_a_reward_between_0_and_1_has_no_pass():

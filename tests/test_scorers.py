@@ -12,6 +12,7 @@ from minipost.errors import MinipostError
 from minipost.gpt import RewardModel
 from minipost.measure import scorers
 from minipost.measure.results import Result
+from minipost.measure.stats import Score
 
 make = partial(make_run, max_new_tokens=5)
 
@@ -72,6 +73,22 @@ def test_calibration_error_of_known_cases():
     assert error([0.0, 1.0], [1, 0]) == 1
     assert error([0.95, 1.0], [1, 0]) == pytest.approx((1 - 0.05) / 2)      # one bin
     assert error([0.05, 0.95], [1, 1]) == pytest.approx((0.95 + 0.05) / 2)
+
+
+def test_the_interval_of_a_calibration_error_holds_it_and_mostly_the_true_one():
+    """Of a scorer that is twice as sure as it should be, the true error is 0.102."""
+    held = 0
+    for seed in range(20):
+        rng, gaps = random.Random(seed), []
+        for _ in range(100):
+            gap = abs(rng.gauss(0, 1.5))
+            gaps.append(2 * gap * (1 if rng.random() < 1 / (1 + math.exp(-gap)) else -1))
+        error = scorers.on_pairs(gaps, list(range(100)))["calibration error"].score
+        assert 0 <= error.low <= error.value <= error.high
+        held += error.low <= 0.102 <= error.high
+    assert held >= 17
+    assert scorers.unbiased(Score(0.05, 0.02, 0.2, 9)) == Score(0.05, 0.0, 0.05 + 0.03, 9)
+    assert scorers.unbiased(Score(0.05, 0.06, 0.2, 9)) == Score(0.05, 0.0, 0.05, 9)
 
 
 def test_report_of_no_perfect_and_reversed_scorers():

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from minipost.measure.stats import (
     Score,
     Z,
+    beyond_chance,
     bootstrap,
     clustered,
     interval,
@@ -39,12 +41,29 @@ def test_wilson_interval_as_published(right, n, low, high):
     assert (found.low, found.high) == pytest.approx((low, high), abs=6e-5)
 
 
-def test_normal_interval_of_other_rewards():
+def test_interval_of_other_rewards():
     """Of 0, 0.25, 0.5, 0.75 and 1 the mean is 0.5 and its standard error sqrt(0.15625 / 5)."""
-    found = interval([0.0, 0.25, 0.5, 0.75, 1.0])
-    assert found == Score(0.5, pytest.approx(0.5 - Z * 0.03125**0.5),
-                          pytest.approx(0.5 + Z * 0.03125**0.5), 5)
-    assert interval([0.5]) == Score(0.5, 0.5, 0.5, 1)
+    few = [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert interval(few) == t_interval(few)
+    assert interval(few).high == pytest.approx(0.5 + 2.7764 * 0.03125**0.5, abs=1e-4)
+    half = interval(few * 6).high - 0.5                 # of thirty values it is the normal one
+    assert half == pytest.approx(Z * (30 * 0.125 / 29 / 30) ** 0.5)
+
+
+def test_one_value_has_no_interval_without_width_in_a_text():
+    assert f"{interval([0.375])}" == "0.375 [of one value]"
+    assert f"{paired([0.25], [0.5]):+}" == "+0.250 [of one value]"
+    assert f"{interval([1.0])}" == "1.000 [0.207, 1.000]"
+    assert f"{interval([0.375] * 2)}" == "0.375 [0.375, 0.375]"
+
+
+def test_a_few_gains_are_never_more_than_chance():
+    """Not even equal ones: that five have the same sign has the chance 2 / 2^5, of six 2 / 2^6."""
+    for n, sign in ((1, 0), (2, 0), (5, 0), (6, 1), (400, 1)):
+        assert beyond_chance(asdict(paired([0.25] * n, [0.5] * n))) == sign
+        assert beyond_chance(asdict(paired([0.5] * n, [0.25] * n))) == -sign
+    assert beyond_chance(asdict(paired([0.0] * 5, [1.0] * 5))) == 0
+    assert beyond_chance(asdict(paired([0.5, 0.25] * 9, [0.25, 0.5] * 9))) == 0
 
 
 @pytest.mark.parametrize("first, second, low, high", [
@@ -160,7 +179,7 @@ def test_a_paired_gain_by_hand():
     assert (back.low, back.high) == pytest.approx((-found.high, -found.low))
 
 
-def test_other_rewards_have_the_normal_interval_of_their_gains():
+def test_other_rewards_have_the_interval_of_their_gains():
     before, after = [0.5, 0.0, 1.0], [1.0, 0.25, 0.5]
     assert paired(before, after) == interval([0.5, 0.25, -0.5])
 
@@ -223,7 +242,7 @@ def test_a_share_is_within_its_bounds():
     high, low = share([1.0] * 49 + [0.5]), share([0.0] * 49 + [0.5])
     assert high.value == 0.99 and high.high == 1.0 and high.low > 0.95
     assert low.low == 0.0 and low.value == 0.01
-    assert share([0.5, 0.25, 0.75]) == interval([0.5, 0.25, 0.75])
+    assert share([0.5, 0.25, 0.75] * 3) == interval([0.5, 0.25, 0.75] * 3)
 
 
 def test_a_gain_of_accuracy_is_at_most_one():

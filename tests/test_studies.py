@@ -193,6 +193,9 @@ def test_a_coin_is_fair_and_knows_nothing_of_the_answer():
     assert toss == spurious_rewards.coin(prompts, texts, answer=right)
     same = spurious_rewards.coin(prompts[:1] * 64, texts[:1] * 64)
     assert 16 < sum(same) < 48  # equal answers of a group do not tie
+    groups = {tuple(spurious_rewards.coin([f"{k}+1=? Think:\n"] * 8, texts[:8]))
+              for k in range(999)}
+    assert len(groups) > 200    # of 256: the coins of a group are independent
     assert spurious_rewards.wrong(prompts, texts, answer=right) == [k % 2 for k in range(300)]
     assert spurious_rewards.wrong(["x"], ["no number"], answer=[3]) == [0.0]
 
@@ -868,6 +871,7 @@ def test_a_filter_knows_lengths_and_votes_and_no_answers_to_long_sums():
         assert passed(*texts, chain=taught, reward=reward, answer=8) == [1, 0, 0, 0]
     mixed = [f"{long}=?", f"{long}=?", f"{long}-1=?", f"{long}-1=?"]  # each has its own vote
     texts = [right, right, *sums(f"{long}-1", 9, 3)]
+    assert self_improvement.filtered(["7+5-3=? Think:\n"], ["7+5-3=9\nAnswer: 9"], [9]) == [0]
     assert self_improvement.filtered(mixed, texts, answer=[9, 9, 8, 8]) == [1, 1, 0, 0]
 
 

@@ -101,6 +101,8 @@ def test_sums_are_of_both_kinds_and_none_is_held_out():
     splits = task.splits(30)
     assert [len(rows) for rows in splits.values()] == [30, 30]
     assert all(p.prompt.startswith("Choose:") for p in splits["lists"])
+    assert all(is_held_out(p.columns["list"]) for p in splits["lists"])
+    assert not any(is_held_out(p.columns["list"]) for p in found if p.columns["list"])
     plain, = Choose(forms=False).heldout(1)
     assert plain == Choose(forms=False).like(task.heldout(1)[0])
     assert plain.prompt.endswith("=? Think:\n")

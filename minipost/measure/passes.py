@@ -1,8 +1,9 @@
 """pass@k: the chance that at least one of k samples is right (Chen et al. 2021,
 arxiv.org/abs/2107.03374).
 
-    exact     Where a task lists its right completions y, a sample is right with the chance
-              p = sum_y pi(y | x), and pass@k = 1 - (1 - p)^k for any k, without a sample.
+    exact     Where a task lists its right completions y, and its own reward says what is right, a
+              sample is right with the chance p = sum_y pi(y | x), and pass@k = 1 - (1 - p)^k for
+              any k, without a sample.
     samples   Elsewhere n answers are drawn, c of them right: 1 - C(n - c, k) / C(n, k), k <= n.
 
 The exact chance is a sum over the task's own spelling, in the tokens that the tokenizer gives it.
@@ -20,10 +21,10 @@ MOST = 10_000  # samples of a problem that are drawn unasked
 def chances(run, problems):
     """The chance of a right sample at temperature 1, of each problem.  -> floats, or None
 
-    None where the task cannot list what is right.  An answer longer than a sample may be has no
-    chance.
+    None where the task cannot list what is right, or another reward than its own says so.  An
+    answer longer than a sample may be has no chance.
     """
-    if run.task.answers is None:
+    if run.task.answers is None or run.reward != run.task.reward:
         return None
     listed = [run.task.answers(problem) for problem in problems]
     if None in listed:
@@ -41,9 +42,16 @@ def chances(run, problems):
 
 
 def counts(run, problems, n):
-    """How many of n samples at temperature 1 are right, of each problem."""
+    """How many of n samples at temperature 1 are right, of each problem.
+
+    It leaves out a problem of which any sample has no reward.
+    """
     rollout = run.sample(problems, n, temperature=1.0, purpose="pass")
-    reward = run.grade(problems, rollout).view(len(problems), n)
+    reward = run.grade(problems, rollout, none=True).view(len(problems), n)
+    reward = reward[~reward.isnan().any(1)]
+    if not len(reward):
+        raise MinipostError(f"--pass-at: of each of the {len(problems)} problems there is a sample "
+                            "without a reward (None), so nothing says how many are right")
     if not set(reward.unique().tolist()) <= {0.0, 1.0}:
         raise MinipostError(f"--pass-at: the reward of {run.task.name} is not 0 or 1, so no answer "
                             "is right or wrong")

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 Z = 1.959963984540054  # two-sided 95%
+MANY = 30   # of so many values and more Z stands for Student's t, which is 4% larger at most
+FEWEST = 6  # with fewer gains even one sign of all is no more than chance: 2 / 2^5 > 0.05
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,9 @@ class Score:
     n: int
 
     def __format__(self, spec):
-        """With "+", signs are shown: it is a difference."""
+        """With "+", signs are shown: it is a difference.  A single value may have no interval."""
+        if self.n < 2 and self.low == self.high:
+            return f"{self.value:{spec}.3f} [of one value]"
         return " ".join((f"{self.value:{spec}.3f}",
                          f"[{self.low:{spec}.3f}, {self.high:{spec}.3f}]"))
 
@@ -27,15 +31,26 @@ class Score:
 
 
 def interval(rewards):
-    """Mean and 95% interval: Wilson's for right and wrong, the normal one for other rewards."""
+    """Mean and 95% interval: Wilson's for right and wrong, for other rewards the normal one.
+
+    That is Student's where they are fewer than MANY; of a single one it has no width.
+    """
     n, mean = len(rewards), sum(rewards) / len(rewards)
     if set(rewards) <= {0.0, 1.0}:
         middle = (mean + Z * Z / (2 * n)) / (1 + Z * Z / n)
         half = Z / (1 + Z * Z / n) * math.sqrt(mean * (1 - mean) / n + Z * Z / (4 * n * n))
         return Score(mean, max(0.0, middle - half), min(1.0, middle + half), n)
     variance = sum((r - mean) ** 2 for r in rewards) / max(1, n - 1)
-    half = Z * math.sqrt(variance / n)
+    half = (t_bound(n - 1) if 1 < n < MANY else Z) * math.sqrt(variance / n)
     return Score(mean, mean - half, mean + half, n)
+
+
+def beyond_chance(gain):
+    """1 or -1 where a gain, a dict like a Score, is above or below 0 by more than chance, else 0.
+
+    With fewer than FEWEST problems it is 0, whatever the interval.
+    """
+    return 0 if gain["n"] < FEWEST else (gain["low"] > 0) - (gain["high"] < 0)
 
 
 def share(values):
@@ -95,7 +110,7 @@ def paired(before, after):
 
     For right and wrong answers it is the interval of Agresti & Min 2005 (Statistics in Medicine
     24:729).  It adds half a problem to each cell of the table of before and after, so there is an
-    interval even if nothing changes.  For other rewards it is the normal interval.
+    interval even if nothing changes.  For other rewards it is that of `interval`.
     """
     gains = [b - a for a, b in zip(before, after, strict=True)]
     if not set(before) | set(after) <= {0.0, 1.0}:

@@ -77,9 +77,9 @@ class Texts:
         known.update(zip(fresh, self._judge(fresh, votes), strict=True))
         return [known[question].count(reply) / votes for question, reply in questions]
 
-    def right(self, problems, answers):
-        """The task's exact reward of one answer to each problem."""
-        return self.run.grade_texts(problems, answers).tolist() if problems else []
+    def right(self, problems, answers, none=False):
+        """The task's exact reward of one answer to each problem.  none: as in `Run.grade`."""
+        return self.run.grade_texts(problems, answers, none=none).tolist() if problems else []
 
     def arm(self, name, problems, answers, workings, since):
         """The Arm of one answer to each problem.  Its cost is the tokens sampled after `since`."""

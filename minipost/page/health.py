@@ -8,6 +8,7 @@ three of them; "at the start" is that over the first.
 from statistics import fmean
 
 from minipost.checks.finding import FAULT, NATS, OK, WARNING, Finding
+from minipost.measure.stats import FEWEST, beyond_chance
 
 LARGE_KL = 0.5      # nats per token; beyond, an answer of 20 tokens is 20,000 times as likely
 FLAT = 0.05         # nats per token; below, answers to a prompt are nearly all the same
@@ -86,9 +87,13 @@ def gain(run):
     found, before, after = (run.summary.get(name) for name in ("gain", "before", "after"))
     if not (found and before and after):
         return None
-    if found["low"] > 0:
+    more = f"measure more than {found['n']} problems ({'--eval-n' if run.config else '--n'})"
+    if found["n"] < FEWEST:
+        return Finding("result", WARNING, f"{found['n']} problems are too few to tell a gain from "
+                       "chance", f"with fewer than {FEWEST} a gain on each may be chance", more)
+    if (sign := beyond_chance(found)) > 0:
         return Finding("result", OK, "the gain is more than chance: its interval is above 0")
-    if found["high"] < 0:
+    if sign < 0:
         up = ends(run, "reward")
         why = ("training reward rose meanwhile, so the policy may exploit the reward"
                if up and up[1] > up[0] else "the model is worse on held-out problems than before")
@@ -96,8 +101,7 @@ def gain(run):
                        "stop earlier, lower --lr, or raise --beta")
     return Finding("result", WARNING, "the interval of the gain contains 0",
                    "these problems cannot tell whether anything changed",
-                   f"measure more than {found['n']} problems "
-                   + ("(--eval-n), or train longer" if run.config else "(--n)"))
+                   more + ", or train longer" * bool(run.config))
 
 
 def unscored(run):

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from minipost import __version__
 from minipost.errors import MinipostError, visible
+from minipost.measure.stats import FEWEST, beyond_chance
 from minipost.page import health, plots
 from minipost.page.reading import part
 
@@ -119,9 +120,11 @@ def verdict(run):
     if not gained:
         return "flat", f"{what}."
     by = "{}, 95% interval {} to {}".format(*(gain(gained[k]) for k in ("value", "low", "high")))
-    if gained["low"] > 0:
+    if gained["n"] < FEWEST:
+        return "flat", f"Too few problems to tell a difference from chance. {what}: {by}."
+    if (sign := beyond_chance(gained)) > 0:
         return "good", f"It got better. {what}: {by}."
-    if gained["high"] < 0:
+    if sign < 0:
         return "bad", f"It got worse. {what}: {by}."
     return "flat", f"No difference can be told from chance. {what}: {by}."
 

@@ -74,9 +74,13 @@ class Arithmetic(Task):
 
         There are at most MOST_HELD_OUT.
         """
+        return list(islice(self.held(), n))
+
+    def held(self):
+        """Yield the held-out problems in a fixed order, at most MOST_HELD_OUT."""
         name = f"held-out {self.terms} {self.largest}" + f" {self.fewest}" * (self.fewest > 0)
         draws = self._draws(random.Random(name), held=True)
-        return list(islice(distinct(draws), min(n, MOST_HELD_OUT)))
+        return islice(distinct(draws), MOST_HELD_OUT)
 
     def demonstrate(self, problem, rng=None, slip=0.0):
         """Write a completion.  Each result is wrong by 1..3 with probability `slip`.

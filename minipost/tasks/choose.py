@@ -20,7 +20,7 @@ A list is numbered and names no problem.  The reply works every answer out and c
 value has come so far, so that a count is always one more than another that stands there.  Then it
 says on what most agree, the first such of equals, and names the first answer that comes to that.
 Any answer on which as many agree is right.  Lists are drawn from many distributions and not from
-answers to sums.
+answers to sums.  One in ten is held out, by its answers in whatever order (base.is_held_out).
 
 An answer is one whole number, or a + b or a - b of two, with or without spaces, and nothing else
 (tasks/answers.py has the grammar).  A vote counts what it comes to.
@@ -30,11 +30,12 @@ import random
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 from minipost.errors import MinipostError
 from minipost.tasks import answers
 from minipost.tasks.arithmetic import LIMIT, Arithmetic, operands_of
-from minipost.tasks.base import Problem, Task, switches
+from minipost.tasks.base import Problem, Task, is_held_out, switches
 
 MOST = 6        # answers in a list
 LARGEST = 20    # the smaller number of a form is 1..LARGEST
@@ -66,14 +67,14 @@ class Choose(Task):
         return Arithmetic(self.terms, self.largest)
 
     def sample(self, n, rng):
-        """Draw n training problems with `rng`, lists among them.  None has held-out operands.
+        """Draw n training problems with `rng`, lists among them.  None is held out.
 
         Sums are asked for in both ways, three in four in any form, also without `forms`.
         """
         found = []
         for _ in range(n):
             if rng.random() < self.lists:
-                found.append(self._list(drawn(rng)))
+                found.append(self._list(next(draws(rng, held=False))))
             else:
                 problem, = self.sums.sample(1, rng)
                 found.append(self._sum(problem, rng.random() < 0.75))
@@ -84,9 +85,9 @@ class Choose(Task):
         return [self._sum(p, self.forms) for p in self.sums.heldout(n)]
 
     def splits(self, n):
-        """What a run reports: lists that were not drawn for training, and held-out sums."""
-        rng = random.Random("held-out lists")
-        return {"lists": [self._list(drawn(rng)) for _ in range(n)], "held-out": self.heldout(n)}
+        """What a run reports: held-out lists and held-out sums."""
+        found = islice(draws(random.Random("held-out lists"), held=True), n)
+        return {"lists": [self._list(entries) for entries in found], "held-out": self.heldout(n)}
 
     def demonstrate(self, problem, rng=None):
         """A completion, with slips in the steps of a sum; a list is never misread."""
@@ -186,6 +187,13 @@ def formed(total, rng):
     pair = [min(n, total), total - min(n, total)]
     rng.shuffle(pair)
     return -min(n, total), f"{pair[0]}+{pair[1]}"
+
+
+def draws(rng, held):
+    """Yield lists of one split."""
+    while True:
+        if is_held_out(entries := drawn(rng)) == held:
+            yield entries
 
 
 def drawn(rng):

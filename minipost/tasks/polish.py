@@ -15,7 +15,8 @@ A problem, as it is given or at any stage, is answered at once, " 12", or asks t
 the cue "Polish:".  The reply is the next stage and no more.  A rewording without effect is passed
 over; the last is made again where a pair stood within a pair; a clear sum stays as it is.  Training
 problems are of both kinds and of all stages.  Held-out problems are to be answered as they are
-given.
+given.  No held-out sum has neighbours that cancel: what is left of such a sum is left of sums that
+are not held out too, so training would draw it.
 
 An answer is one whole number and nothing else (tasks/answers.py has the grammar).  A rewording is
 right if it asks for the same number.
@@ -30,7 +31,7 @@ from itertools import islice
 from minipost.errors import MinipostError
 from minipost.tasks import answers
 from minipost.tasks.arithmetic import Arithmetic, distinct, operands_of
-from minipost.tasks.base import MOST_HELD_OUT, Problem, Task, within
+from minipost.tasks.base import Problem, Task, within
 
 STAGES = 3      # rewordings of a training problem, at most
 CUE, ANSWER = " Polish:", " Answer:"
@@ -53,6 +54,7 @@ class Polish(Task):
 
     def __post_init__(self):
         Arithmetic(self.terms, self.largest)  # which knows the bounds of its knobs
+        within(2, 24, terms=self.terms)       # PROBLEM has room for them and for all pairs
         within(0, 8, clutter=self.clutter)
         if type(self.rewording) not in (int, float) or not 0 <= self.rewording <= 1:
             raise MinipostError(f"rewording is {repr(self.rewording)[:40]}; expected 0 to 1")
@@ -73,11 +75,13 @@ class Polish(Task):
         return found
 
     def heldout(self, n):
-        """The first n held-out problems of at most MOST_HELD_OUT, in a fixed order."""
+        """The first n held-out problems in a fixed order, fewer if there are fewer."""
         rng = random.Random(f"cluttered {self.clutter}")
+        whole = (p for p in self.sums.held()
+                 if (words := f"{p.columns['chain']}=?") == reworded(words))
         made = (posed(cluttered(p.columns["chain"], self.clutter, self.clutter, rng),
-                      p.columns["answer"]) for p in self.sums.heldout(n))
-        return list(islice(distinct(made), min(n, MOST_HELD_OUT)))
+                      p.columns["answer"]) for p in whole)
+        return list(islice(distinct(made), n))
 
     def splits(self, n):
         """What a run reports: held-out problems, the clear ones that they are, and rewordings."""

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minipost.errors import Bounded, MinipostError
-from minipost.measure.results import Result
+from minipost.measure.results import of_known
 from minipost.measure.stats import beginnings
 
 TASK, KNOBS = "arithmetic", {"hurried": True}
@@ -87,9 +87,12 @@ def solve(problems, tools, cfg):
 
 
 def measure(problems, tools, width, branching):
-    """The Result of the search by a value, such as OREO's, on these problems."""
+    """The Result of the search by a value, such as OREO's, on these problems.
+
+    An answer without a reward is left out, as `evaluate` does.
+    """
     answers, _ = solve(problems, tools, Config(width, branching, aggregate="value"))
-    return Result.of(tools.right(problems, answers), answers)
+    return of_known(tools.run, tools.right(problems, answers, none=True), answers)
 
 
 def arms(problems, tools, cfg):

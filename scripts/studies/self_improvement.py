@@ -5,10 +5,10 @@ sampled: its rotary positions tie a step to its distance from its term.  The pap
 positions.  So the start has fewer: a rotary base of 10^8 makes half of them turn slowly, and it is
 taught anew, with right sums of 2 to 8 terms.  Each round adds a term.  The model answers sums of
 four lengths, the new one and three before it, eight times each, and learns the answers that pass.
-Sums as short as were taught pass if they are right.  Of longer ones nobody knows the truth: an
-answer passes if it has a step for each sign of the sum and if six of the eight state its result.
-In one control all answers to longer sums pass.  The other has as many steps on sums of 2 to 8
-terms alone.
+An answer passes only if it has a step for each sign of the sum, and to a sum as short as was taught
+only if it is right.  Of longer ones nobody knows the truth: there six of the eight have to state
+its result.  In one control all answers to longer sums pass.  The other has as many steps on sums of
+2 to 8 terms alone.
 
 The reach of a model is the longest of the tested lengths up to which it gets at least half right.
 Accuracy beyond 8 terms is the mean over the tested lengths above 8.
@@ -44,7 +44,8 @@ LIMITS = ("What a nano model can tell: whether mistakes or lengths grow faster w
           "the truth, with both counted. What it cannot: every step of these sums is alike, so "
           "length is all that is new; the paper's multiplication and mazes also grow in what a "
           "step has to find. A large model's next harder problem differs in kind, and no filter "
-          "as plain as a number of lines is known for it.")
+          "as plain as a number of lines is known for it; ours asks short sums for that number "
+          "too, so a right answer in other steps does not pass.")
 TRIED = ("The rounds, their steps and rate, the filter and the start were changed after tries; the "
          "rule has not changed.")
 BASE, FOLDER = "checkpoints/base", "runs/studies/self-improvement"
@@ -69,7 +70,8 @@ PARTS = 4         # of a round, each with new answers
 def filtered(prompts, completions, answer, **columns):
     """1 for a right answer to a sum as short as was taught; the truth of longer ones is not known.
 
-    There 1 for an answer of the due number of steps on which most answers to its prompt agree.
+    There 1 for an answer on which most answers to its prompt agree.  An answer with another number
+    of steps than the sum has signs has 0, even a right one to a short sum.
     """
     task, votes, asked = Arithmetic(), Counter[tuple](), Counter(prompts)
     said = [task.parse(text) if len(task.steps(text)) == signs(prompt) else None

@@ -13,7 +13,7 @@ reversed        The coin raises the other base's, and by more than the first's, 
 not reproduced  Anything else.
 """
 
-import zlib
+import hashlib
 from dataclasses import asdict
 from statistics import fmean
 
@@ -52,7 +52,7 @@ N = 400  # held-out problems
 
 def coin(prompts, completions, **columns):
     """1 or 0, whatever the answer is, and for a place in a batch of texts always the same."""
-    return [float(zlib.crc32(f"{k} {prompt} {text}".encode()) >> 16 & 1)
+    return [float(hashlib.blake2b(f"{k} {prompt} {text}".encode(), digest_size=1).digest()[0] & 1)
             for k, (prompt, text) in enumerate(zip(prompts, completions))]
 
 
