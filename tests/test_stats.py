@@ -240,9 +240,31 @@ def test_pass_at_a_known_chance():
 
 def test_a_share_is_within_its_bounds():
     high, low = share([1.0] * 49 + [0.5]), share([0.0] * 49 + [0.5])
-    assert high.value == 0.99 and high.high == 1.0 and high.low > 0.95
+    assert high.value == 0.99 and high.high == 1.0 and high.low > 0.9
     assert low.low == 0.0 and low.value == 0.01
     assert share([0.5, 0.25, 0.75] * 3) == interval([0.5, 0.25, 0.75] * 3)
+
+
+def test_a_share_near_one_is_no_surer_than_one_that_is_one():
+    """pass@k rises with k for each problem, and so do the mean and both ends."""
+    chances = [0.02, 0.1, 0.3] * 10
+    ends = [share([pass_at(p, k) for p in chances]) for k in (1, 8, 64, 512, 10**6)]
+    for name in ("low", "value", "high"):
+        assert (found := [getattr(end, name) for end in ends]) == sorted(found), name
+    assert ends[-1].low == pytest.approx(interval([1.0] * 30).low)
+    assert share([1e-9] * 30).high == pytest.approx(interval([0.0] * 30).high)
+
+
+def test_a_weight_of_a_reward_scales_its_intervals():
+    right, wrong = [1.0] * 7 + [0.0] * 3, [0.0] * 8 + [1.0] * 2
+    half, none = [[0.5 * r for r in side] for side in (right, wrong)]
+    for got, one in ((interval(half), interval(right)), (paired(none, half), paired(wrong, right)),
+                     (paired([0.0] * 9, [0.5] * 9), paired([0.0] * 9, [1.0] * 9))):
+        assert (got.value, got.low, got.high) == pytest.approx(
+            (one.value / 2, one.low / 2, one.high / 2))
+    below = interval([r - 1 for r in right])
+    assert (below.low, below.high) == pytest.approx((interval(right).low - 1,
+                                                     interval(right).high - 1))
 
 
 def test_a_gain_of_accuracy_is_at_most_one():

@@ -31,18 +31,34 @@ class Score:
 
 
 def interval(rewards):
-    """Mean and 95% interval: Wilson's for right and wrong, for other rewards the normal one.
-
-    That is Student's where they are fewer than MANY; of a single one it has no width.
-    """
+    """Mean and 95% interval: Wilson's for two levels, such as right and wrong, else `normal`."""
     n, mean = len(rewards), sum(rewards) / len(rewards)
+    if two_levels(levels := {*rewards}, n):
+        return scaled(interval([float(r == max(levels)) for r in rewards]), levels)
     if set(rewards) <= {0.0, 1.0}:
         middle = (mean + Z * Z / (2 * n)) / (1 + Z * Z / n)
         half = Z / (1 + Z * Z / n) * math.sqrt(mean * (1 - mean) / n + Z * Z / (4 * n * n))
         return Score(mean, max(0.0, middle - half), min(1.0, middle + half), n)
-    variance = sum((r - mean) ** 2 for r in rewards) / max(1, n - 1)
+    return normal(rewards)
+
+
+def normal(values):
+    """Mean and normal interval: Student's of fewer than MANY; of a single value without a width."""
+    n, mean = len(values), sum(values) / len(values)
+    variance = sum((v - mean) ** 2 for v in values) / max(1, n - 1)
     half = (t_bound(n - 1) if 1 < n < MANY else Z) * math.sqrt(variance / n)
     return Score(mean, mean - half, mean + half, n)
+
+
+def two_levels(levels, n):
+    """Whether n rewards are right and wrong with a weight or a penalty; few may be so by chance."""
+    return len(levels) == 2 and levels != {0.0, 1.0} and n >= FEWEST
+
+
+def scaled(found, levels):
+    """The Score of rewards of two levels, from that of how many have the higher one."""
+    low, size = min(levels), max(levels) - min(levels)
+    return Score(low + size * found.value, low + size * found.low, low + size * found.high, found.n)
 
 
 def beyond_chance(gain):
@@ -54,9 +70,15 @@ def beyond_chance(gain):
 
 
 def share(values):
-    """The mean of numbers within 0..1, such as problems' means over seeds, with its interval."""
-    found = interval(values)
-    return Score(found.value, max(0.0, found.low), min(1.0, found.high), found.n)
+    """The mean of numbers within 0..1, such as problems' means over seeds, with its interval.
+
+    Near 0 and 1 values hardly differ, and tell little of problems that were not asked.  So the
+    interval is no narrower than Wilson's would be for a mean of 0 or 1 at that end.
+    """
+    found = interval(values) if {*values} <= {0.0, 1.0} else normal(values)
+    kept = len(values) / (len(values) + Z * Z)
+    return Score(found.value, max(0.0, min(found.low, kept * found.value)),
+                 min(1.0, max(found.high, 1 - kept * (1 - found.value))), found.n)
 
 
 def vote(answers, weights=None):
@@ -108,13 +130,17 @@ def pass_at(chance, k):
 def paired(before, after):
     """The mean gain on the same problems, with its 95% interval.
 
-    For right and wrong answers it is the interval of Agresti & Min 2005 (Statistics in Medicine
-    24:729).  It adds half a problem to each cell of the table of before and after, so there is an
-    interval even if nothing changes.  For other rewards it is that of `interval`.
+    For right and wrong answers, and other rewards of two levels, it is the interval of Agresti &
+    Min 2005 (Statistics in Medicine 24:729).  It adds half a problem to each cell of the table of
+    before and after, so there is an interval even if nothing changes.  For others it is that of
+    `interval`.
     """
     gains = [b - a for a, b in zip(before, after, strict=True)]
-    if not set(before) | set(after) <= {0.0, 1.0}:
-        return interval(gains)
+    if not (levels := {*before, *after}) <= {0.0, 1.0}:
+        if not two_levels(levels, len(gains)):
+            return interval(gains)
+        found = paired(*([float(r == max(levels)) for r in side] for side in (before, after)))
+        return scaled(found, {0.0, max(levels) - min(levels)})
     n, rose, fell = len(gains) + 2, gains.count(1.0) + 0.5, gains.count(-1.0) + 0.5
     middle = (rose - fell) / n
     half = Z * math.sqrt(rose + fell - (rose - fell) ** 2 / n) / n
