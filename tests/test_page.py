@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 from html.parser import HTMLParser
+from pathlib import Path
 
 import hostile
 import pytest
@@ -202,6 +203,24 @@ def test_the_verdict(low, high, tone, part):
                "gain": {"value": 0.1, "low": low, "high": high, "n": 9}}
     found = view.verdict(RunData(None, {"algo": "grpo"}, [], summary))
     assert found[0] == tone and found[1].startswith(part)
+
+
+def test_a_headline_at_its_ceiling_does_not_hide_what_rose():
+    ones, gain = {**SCORE, "value": 1.0}, {"value": 0.0, "low": -0.1, "high": 0.1, "n": 9}
+    rose = {"before": {**SCORE, "value": 0.4}, "after": ones,
+            "gain": {"value": 0.6, "low": 0.319, "high": 0.772, "n": 9}}
+    flat = {"before": ones, "after": ones, "gain": gain}
+    run = RunData(Path("run"), {"algo": "grpo"}, [], {
+        "metric": "greedy reward, held-out", **flat, "all": {
+            "greedy, held-out": flat, "sampled, held-out": rose, "sampled, other": rose}})
+    said = view.verdict(run)[1]
+    assert said.startswith("No difference of the greedy reward can be told from chance.")
+    assert said.endswith("Sampled, held-out, rose from 0.400 to 1.000: +0.600, 95% interval "
+                         "+0.319 to +0.772.") and "other" not in said
+    found, = health.examine(run)
+    assert found.status == OK and "sampled, held-out does not" in found.sentence
+    labels = [row["label"] for row in view.scores([run, run])["rows"]]
+    assert labels == 2 * [f"run: {name}" for name in run.summary["all"]]
 
 
 def test_a_run_that_has_not_ended(tmp_path):

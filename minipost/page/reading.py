@@ -55,6 +55,18 @@ def part(data, name):
     return found if isinstance(found, dict) else {}
 
 
+def moved(summary):
+    """[(name, row)] of the results beside the headline, of its split, that changed beyond chance.
+
+    For a headline that did not: it may have been at its ceiling before.
+    """
+    headline, _, split = str(summary.get("metric", "")).partition(", ")
+    return [(name, row) for name, row in part(summary, "all").items()
+            if name.partition(", ")[2] == split
+            and name.partition(", ")[0] != headline.removesuffix(" reward")
+            and (gain := row.get("gain")) and (gain["low"] > 0 or gain["high"] < 0)]
+
+
 def load(path):
     """The RunData of a directory.  MinipostError where it is no run."""
     path = Path(path)

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from minipost import __version__
 from minipost.errors import MinipostError, visible
 from minipost.page import health, plots
-from minipost.page.reading import part
+from minipost.page.reading import moved, part
 
 HERE = Path(__file__).parent
 MOST_TOKENS = 14_000    # that a page shows with their numbers
@@ -123,7 +123,16 @@ def verdict(run):
         return "good", f"It got better. {what}: {by}."
     if gained["high"] < 0:
         return "bad", f"It got worse. {what}: {by}."
-    return "flat", f"No difference can be told from chance. {what}: {by}."
+    if not (others := moved(run.summary)):
+        return "flat", f"No difference can be told from chance. {what}: {by}."
+    more = " ".join(
+        f"{name[:1].upper()}{name[1:]}, {'rose' if row['gain']['low'] > 0 else 'fell'} from "
+        f"{row['before']['value']:.3f} to {row['after']['value']:.3f}: "
+        + "{}, 95% interval {} to {}.".format(*(gain(row["gain"][k])
+                                                for k in ("value", "low", "high")))
+        for name, row in others)
+    return "flat", (f"No difference of the {name.partition(', ')[0]} can be told from chance. "
+                    f"{what}: {by}. {more}")
 
 
 def metric(run):
@@ -168,22 +177,18 @@ def duration(seconds):
 
 
 def scores(runs):
-    """Before and after with intervals: of all that one run measured, or of each run's headline."""
+    """Before and after with intervals, of all that each run measured."""
     rows = []
     for run in runs:
-        if len(runs) > 1:
-            before, after = (part(run.summary, name) for name in ("before", "after"))
-            if before and after:
-                rows.append((f"{run.path.name}: {metric(run)}", before, after,
-                             part(run.summary, "gain")))
-            continue
+        of = f"{run.path.name}: " if len(runs) > 1 else ""
         for name, row in part(run.summary, "all").items():
+            name = f"{of}{name}"
             if "score" in row:  # an arm of a test-time method
                 rows.append((f"{name} ({plots.number(row['tokens per problem'])} tokens)", None,
                              row["score"], {}))
             else:
                 rows.append((name, row["before"], row["after"], row.get("gain") or {}))
-        rows += [(name, row, None, {}) for name, row in part(run.summary, "asked").items()]
+        rows += [(f"{of}{name}", row, None, {}) for name, row in part(run.summary, "asked").items()]
     return plots.intervals(rows)
 
 
