@@ -159,7 +159,8 @@ def train(run, algo, **settings):
     algo: the method, by the name of its file.  settings: of its Config, such as steps=28, lr=1e-4,
     and data_epochs=1 instead of steps: so many passes over the rows of the data.
     A run that was trained before goes on from its weights, with a new optimiser, as a run of the
-    next seed does: it draws other problems and other answers.
+    next seed does: it draws other problems and other answers.  With its first step an earlier
+    training of the same run is over, and MinipostError if it is asked for another step.
     """
     check_run(run)
     if algo not in methods.names():
@@ -201,7 +202,11 @@ def steps(run, method, config):
         run.step, run.seed = 0, run.seed + 1
     learn = method.train(run, config)
     run.total = method.total(run, config)
-    while run.step < run.total:
+    run.training = mine = object()
+    for _ in range(run.total):
+        if run.training is not mine:
+            raise MinipostError("another training of this run has begun, so this one is over; "
+                                "give each a run of its own by minipost.open")
         run.said.clear()  # what reward functions said of answers that were measured
         with in_python():
             metrics = {**next(learn), **run.differences()}

@@ -90,6 +90,19 @@ def test_a_second_training_goes_on_from_the_weights_with_other_problems(monkeypa
     assert set(run.learners) == {"policy"}
 
 
+def test_an_earlier_training_of_a_run_ends_where_another_begins():
+    """It shares the run's step and parts, so it would go on with those of the other."""
+    run = opened()
+    first = minipost.train(run, "grpo", **FEW | {"steps": 3})
+    done = minipost.train(run, "sft", steps=1, batch_size=2)
+    assert next(first)["step"] == 1
+    assert [line["step"] for line in minipost.train(run, "sft", steps=2, batch_size=2)] == [1, 2]
+    with pytest.raises(MinipostError, match="another training of this run has begun"):
+        next(first)
+    assert next(done)["step"] == 1
+    assert [*minipost.train(run, "sft", steps=1, batch_size=2)] and not [*done]
+
+
 def test_defaults_follow_the_size_of_the_model(monkeypatch):
     """As on the command line; what is named stands."""
     small = opened()
