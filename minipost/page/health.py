@@ -79,7 +79,9 @@ def skipped(run):
     if not n:
         return None
     return Finding("updates", WARNING, f"{n} updates were left out, since their gradient was not "
-                   "finite", "the run learnt less than its steps say", "lower --lr")
+                   "finite", "the run learnt less than its steps say",
+                   "look at the loss and the rewards" if run.summary.get("unchanged")
+                   else "lower --lr")
 
 
 def gain(run):

@@ -111,6 +111,8 @@ def verdict(run):
     if not run.summary:
         steps = run.about.get("steps") or part(run.config, "method").get("steps")
         return "flat", f"Not finished: {run.step} of {steps} steps have been made."
+    if run.summary.get("unchanged"):
+        return "bad", "No step changed the model: no update was made."
     if not before or not after:
         return "flat", "Finished. Nothing was measured before or after (--eval-n 0)."
     name = metric(run)
