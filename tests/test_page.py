@@ -315,6 +315,10 @@ def test_seeds_of_a_method_are_a_band(tmp_path):
     assert [(label, len(mine)) for label, mine in groups] == [
         ("grpo lr 0.0001 (2 seeds)", 2), ("grpo lr 0.0005", 1)]
     assert plots.merged([r.lines for r in runs], "reward") == [(1, 0.5, 0, 1)]
+    again = page.load(made(tmp_path / "again"))  # of seed 0, with settings that move no number
+    again.config["options"].update(save_every=3, workers=4, device="cpu")
+    for run, label in (([*runs, again], "3 runs, 2 seeds"), ([runs[0], again], "2 runs, 1 seed")):
+        assert [name for name, _ in view.seeds(run)] == [f"grpo ({label})"]
     assert "3 runs compared" in page.render([*runs, other])
 
 

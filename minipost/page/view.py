@@ -47,6 +47,9 @@ CARDS = {  # metric: (title, what to look for)
     "explained_variance": ("Explained variance", "of returns, by the critic; 1 is perfect"),
 }
 HIDDEN = {"step", "num_tokens", "seconds"}
+# Settings that move no number of a method's curve, and the seed, whose runs stand together.
+SAME = {"seed", "out", "report", "show", "workers", "device", "save_every", "eval_every", "merge",
+        "keep_rollouts", "rollout_format", "log", "reward_timeout", "sampler_url"}
 
 
 @lru_cache(maxsize=1)
@@ -197,13 +200,13 @@ def scores(runs):
 # ---- curves
 
 def seeds(runs):
-    """[(label, runs)]: runs that differ in nothing but their seed stand together."""
+    """[(label, runs)]: runs that differ in their seed, or in what is SAME, stand together."""
     found = {}
     for run in runs:
         settings = {name: value for name, value in {
             **run.options, **part(run.config, "method"),
             **{f"task {k}": v for k, v in part(run.config, "task").items()}}.items()
-            if name not in ("seed", "out", "report", "show", "workers")}
+            if name not in SAME}
         key = (run.algo, json.dumps(settings, sort_keys=True))
         found.setdefault(key, (settings, []))[1].append(run)
     named = []
@@ -212,7 +215,10 @@ def seeds(runs):
         apart = [f"{k} {settings.get(k)}" for k in settings
                  if any(other.get(k) != settings.get(k) for other in rivals)]
         label = " ".join([algo, *apart]) if len(" ".join(apart)) <= 24 else mine[0].path.name
-        named.append((f"{label} ({len(mine)} seeds)" if len(mine) > 1 else label, mine))
+        n = len({run.seed for run in mine})
+        many = f" ({n} seeds)" if n == len(mine) else (
+            f" ({len(mine)} runs, {n} seed{'s' * (n > 1)})")
+        named.append((label + many if len(mine) > 1 else label, mine))
     return named
 
 
