@@ -92,6 +92,8 @@ def open_model(model="checkpoints/base", task=None, data=None, reward=None, eval
     """
     if (task is None) == (data is None):
         raise MinipostError("give one of task and data: the problems to look at")
+    if task is not None and (eval_data or not isinstance(eval_data, str)):
+        raise MinipostError("eval_data goes with data; a task holds out problems of its own")
     if task is not None and task not in TASKS:
         raise MinipostError(f"there is no task {task!r:.40}; there are {', '.join(TASKS)}")
     kind = File if task is None else tasks.load(task)

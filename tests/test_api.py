@@ -166,6 +166,7 @@ def test_rows_of_a_list_and_functions_in_a_list():
 @pytest.mark.parametrize("work, said", [
     (lambda: minipost.open(), "give one of task and data"),
     (lambda: minipost.open(task="facts", data="x"), "give one of task and data"),
+    (lambda: minipost.open(task="facts", eval_data=[{"prompt": "x"}]), "eval_data goes with data"),
     (lambda: minipost.open(task="sums"), "there is no task 'sums'; there are arithmetic"),
     (lambda: opened(term=3), "there is no setting 'term'"),
     (lambda: opened(reward=[len, "a.py:f"]), "reward holds functions and names"),
