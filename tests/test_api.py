@@ -16,6 +16,7 @@ import torch
 import minipost
 from minipost import MinipostError, __main__, api, checkpoint
 from minipost.cli.options import SetUp, shipped_models
+from minipost.errors import LONGEST
 from minipost.methods import grpo
 from minipost.train import main
 
@@ -161,6 +162,27 @@ def test_rows_of_a_list_and_functions_in_a_list():
                         max_new_tokens=4, device="cpu")
     assert minipost.evaluate(run)["held-out"]["greedy"].n == 1
     assert copy.deepcopy(run.task).training() == run.task.training()
+
+
+def test_a_list_of_settings_is_whole():
+    with pytest.raises(MinipostError) as error:
+        opened(term=3)
+    said = str(error.value)
+    assert len(said) > LONGEST and api.OPENED - {"model", "reward"} <= {*said.replace(
+        ",", "").split()}
+
+
+def test_too_few_rows_name_only_what_python_has():
+    run = minipost.open(ROOT / "checkpoints" / "student", device="cpu",
+                        data=[{"prompt": "1+1=?", "completion": " 2"}] * 20)
+    with pytest.raises(MinipostError) as error:
+        minipost.train(run, "sft", steps=1)
+    assert str(error.value).endswith("are enough; name eval_data")
+
+
+def test_a_method_goes_by_either_name(run):
+    for name in ("dr_grpo", "dr-grpo"):
+        minipost.train(run, name, steps=1)
 
 
 @pytest.mark.parametrize("work, said", [

@@ -697,9 +697,16 @@ for work in (raises, dies):
     assert other.startswith("error: a worker process died")
 
 
+def test_out_goes_with_a_way_to_answer(fails):
+    fails(["--task", "facts", "--out", "x"], "--out goes with --method", main=evaluate.main)
+
+
 def test_a_task_without_held_out_problems_is_named(command, fails, monkeypatch):
     monkeypatch.setattr(Arithmetic, "heldout", lambda task, n: [])
     flags = command("grpo", "--task", "arithmetic", "--terms", 2, "--steps", 1, "--prompts", 2,
                     "--group-size", 2)
-    fails(flags, "the task arithmetic holds out no problems", "--eval-n 0")
+    said = "the task arithmetic holds out no problems"
+    fails(flags, said, "--eval-n 0")
+    for more in ((), ("--method", "self-consistency")):
+        fails([*more, "--task", "arithmetic", "--workers", 1], said, main=evaluate.main)
     assert train.main([*flags, "--eval-n", "0"]) == 0

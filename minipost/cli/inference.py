@@ -72,7 +72,11 @@ def tools_for(settings):
 
 def measure(settings):
     """Every arm of the method on the held-out problems: (problems, {name: Arm})."""
+    from minipost.measure.results import no_held_out
+
     tools, problems = tools_for(settings), settings.task.heldout(settings.options.n)
+    if not problems:
+        raise no_held_out(settings.task)
     return problems, {arm.name: arm
                       for arm in settings.method.arms(problems, tools, settings.config)}
 

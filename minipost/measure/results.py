@@ -90,9 +90,14 @@ def splits(task, n):
     found = {"held-out": task.heldout(n)} if task.splits is None else task.splits(n)
     found = {name: rows for name, rows in found.items() if rows}
     if not found and not getattr(task, "few", ""):
-        raise MinipostError(f"the task {task.name} holds out no problems, so nothing can be "
-                            "measured; let its heldout(n) return some, or train with --eval-n 0")
+        raise no_held_out(task)
     return found
+
+
+def no_held_out(task):
+    """The MinipostError on a task without held-out problems."""
+    return MinipostError(f"the task {task.name} holds out no problems, so nothing can be measured; "
+                         "let its heldout(n) return some, or train with --eval-n 0")
 
 
 def evaluate(run, problems, temperature, module=None, purpose="evaluation"):
