@@ -53,6 +53,8 @@ def in_python():
 
 
 def as_arguments(sentence):
+    """A sentence on flags as one on arguments, without the advice that only a command can take."""
+    sentence = re.sub(r", or [a-z ]* --eval-n 0", "", sentence)
     return re.sub(r"--([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), sentence)
 
 
@@ -71,7 +73,10 @@ def unknown(name, known, others, where, sentence):
     flags = re.findall("`--([a-z-]+)`", said := trl.INSTEAD.get(name, ""))
     if said and {flag.replace("-", "_") for flag in flags} <= known | others:
         return MinipostError(theirs + as_arguments(said.replace("`", "")))
-    return MinipostError(f"{sentence.format(repr(name)[:40])} {', '.join(sorted(known))}")
+    whole = f"{sentence.format(repr(name)[:40])} {', '.join(sorted(known))}"
+    error = MinipostError(whole)
+    error.args = (whole,)  # not cut to LONGEST: the name that one looks for may be in the middle
+    return error
 
 
 @in_python()
@@ -92,6 +97,8 @@ def open_model(model="checkpoints/base", task=None, data=None, reward=None, eval
     """
     if (task is None) == (data is None):
         raise MinipostError("give one of task and data: the problems to look at")
+    if task is not None and (eval_data or not isinstance(eval_data, str)):
+        raise MinipostError("eval_data goes with data; a task holds out problems of its own")
     if task is not None and task not in TASKS:
         raise MinipostError(f"there is no task {task!r:.40}; there are {', '.join(TASKS)}")
     kind = File if task is None else tasks.load(task)
@@ -156,12 +163,15 @@ def check_run(run):
 def train(run, algo, **settings):
     """Train the run's policy with a method: a generator of one dict of metrics per step.
 
-    algo: the method, by the name of its file.  settings: of its Config, such as steps=28, lr=1e-4,
-    and data_epochs=1 instead of steps: so many passes over the rows of the data.
+    algo: the method, by the name of its file, dr_grpo, or of its flag, dr-grpo.  settings: of its
+    Config, such as steps=28, lr=1e-4, and data_epochs=1 instead of steps: so many passes over the
+    rows of the data.
     A run that was trained before goes on from its weights, with a new optimiser, as a run of the
-    next seed does: it draws other problems and other answers.
+    next seed does: it draws other problems and other answers.  With its first step an earlier
+    training of the same run is over, and MinipostError if it is asked for another step.
     """
     check_run(run)
+    algo = algo.replace("_", "-") if isinstance(algo, str) else algo
     if algo not in methods.names():
         raise MinipostError(f"there is no method {algo!r:.40}; there are "
                             f"{', '.join(methods.names())}")
@@ -201,7 +211,11 @@ def steps(run, method, config):
         run.step, run.seed = 0, run.seed + 1
     learn = method.train(run, config)
     run.total = method.total(run, config)
-    while run.step < run.total:
+    run.training = mine = object()
+    for _ in range(run.total):
+        if run.training is not mine:
+            raise MinipostError("another training of this run has begun, so this one is over; "
+                                "give each a run of its own by minipost.open")
         run.said.clear()  # what reward functions said of answers that were measured
         with in_python():
             metrics = {**next(learn), **run.differences()}

@@ -97,6 +97,9 @@ def main(argv=None):
 
 def table(argv):
     """Measure and print."""
+    if any(argument.partition("=")[0] == "--out" for argument in argv):
+        raise MinipostError("--out goes with --method, whose results it keeps; without it the "
+                            "table is printed, or data by --json")
     settings = parse(argv, PROG, Measured, description=__doc__, task=False, data=True, json=True,
                      kind=Whole)
     from minipost import parallel

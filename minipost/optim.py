@@ -163,9 +163,10 @@ class Learner:
         self.clear()
         if self.skips_in_a_row >= SKIPS_ALLOWED:
             raise MinipostError(
-                f"the gradient was not finite {SKIPS_ALLOWED} steps in a row; lower the "
-                "learning rate or look at the rewards"
-            )
+                f"the gradient was not finite {SKIPS_ALLOWED} steps in a row" + (
+                    "; lower the learning rate or look at the rewards" if self.updates else
+                    " from its first on; look at the loss and the rewards, not at the learning "
+                    "rate"))
         return norm
 
     def summed_norm(self):

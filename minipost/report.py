@@ -46,6 +46,10 @@ def report(argv):
     if given.follow and (len(given.runs) > 1 or given.json):
         raise MinipostError("--follow rewrites the page of one run; leave out the others and "
                             "--json")
+    places = [os.path.realpath(name) for name in given.runs]
+    for name, place in zip(given.runs, places):
+        if places.count(place) > 1:
+            raise MinipostError(f"{name}: the run is named twice; name each run once")
     out = Path(given.out or Path(given.runs[0], "report.html"))
     if given.follow:
         return follow(Path(given.runs[0]), out)

@@ -100,6 +100,7 @@ class Run:
     def __post_init__(self):
         self.said, self.kept = Said(), []       # by reward functions; rows of a table, see `keep`
         self.watches: list[Any] = []            # what `keep` tells of every step (measure/watch.py)
+        self.training: Any = None               # which training of the API has begun last
         self.temperature = 1.0                  # of the last rollout
         self.epoch = 0.0                        # how often `deal` has gone through its rows
         self.sampled_at, self.difference = None, -1.0  # updates at the last rollout; see `compare`

@@ -12,10 +12,10 @@ One run writes one directory:
 Ctrl-C stops after the step in progress, with everything saved, and says what it waits for; twice,
 or before the first step is made, it stops at once.  --resume DIR goes on from there and
 ends with the same bytes as a run that was never stopped (on the same machine).  It stops if the
-data, the reward, the model, the settings or minipost have changed since; --anyway goes on.  A run
-that is in the directory is replaced only by --overwrite, with the first save of the new one; until
-then it lies in DIR/replaced-run, and a new run that fails before puts it back.  --resume DIR
---steps 500 goes on longer.
+data, the reward, the model, the settings, the version of minipost or the file of the method or of
+the task have changed since; --anyway goes on.  A run that is in the directory is replaced only by
+--overwrite, with the first save of the new one; until then it lies in DIR/replaced-run, and a new
+run that fails before puts it back.  --resume DIR --steps 500 goes on longer.
 
 --shard leaves a part of each weight, gradient and moment in each rank, those of --workers or of
 torchrun.  It goes with every method but trpo, not with --optimizer muon nor with --lag.  --resume

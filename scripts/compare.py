@@ -632,7 +632,7 @@ def parse(argv):
     parser.add_argument("--runs", type=Path, help="where the runs lie (runs/compare)")
     parser.add_argument("--out", type=Path, help="report to write (BENCHMARKS.md)")
     parser.add_argument("--plot", type=Path, help="plot to write (docs/pictures/compare-TASK.svg)")
-    parser.add_argument("--quick", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="a short trial in runs/compare-quick")
     args = parser.parse_args(argv)
     args.methods = list(dict.fromkeys(args.methods.split(",")))
     args.knobs = args.knobs or ("" if args.task else KNOBS)

@@ -16,6 +16,7 @@ import torch
 import minipost
 from minipost import MinipostError, __main__, api, checkpoint
 from minipost.cli.options import SetUp, shipped_models
+from minipost.errors import LONGEST
 from minipost.methods import grpo
 from minipost.train import main
 
@@ -90,6 +91,19 @@ def test_a_second_training_goes_on_from_the_weights_with_other_problems(monkeypa
     assert set(run.learners) == {"policy"}
 
 
+def test_an_earlier_training_of_a_run_ends_where_another_begins():
+    """It shares the run's step and parts, so it would go on with those of the other."""
+    run = opened()
+    first = minipost.train(run, "grpo", **FEW | {"steps": 3})
+    done = minipost.train(run, "sft", steps=1, batch_size=2)
+    assert next(first)["step"] == 1
+    assert [line["step"] for line in minipost.train(run, "sft", steps=2, batch_size=2)] == [1, 2]
+    with pytest.raises(MinipostError, match="another training of this run has begun"):
+        next(first)
+    assert next(done)["step"] == 1
+    assert [*minipost.train(run, "sft", steps=1, batch_size=2)] and not [*done]
+
+
 def test_defaults_follow_the_size_of_the_model(monkeypatch):
     """As on the command line; what is named stands."""
     small = opened()
@@ -150,9 +164,31 @@ def test_rows_of_a_list_and_functions_in_a_list():
     assert copy.deepcopy(run.task).training() == run.task.training()
 
 
+def test_a_list_of_settings_is_whole():
+    with pytest.raises(MinipostError) as error:
+        opened(term=3)
+    said = str(error.value)
+    assert len(said) > LONGEST and api.OPENED - {"model", "reward"} <= {*said.replace(
+        ",", "").split()}
+
+
+def test_too_few_rows_name_only_what_python_has():
+    run = minipost.open(ROOT / "checkpoints" / "student", device="cpu",
+                        data=[{"prompt": "1+1=?", "completion": " 2"}] * 20)
+    with pytest.raises(MinipostError) as error:
+        minipost.train(run, "sft", steps=1)
+    assert str(error.value).endswith("are enough; name eval_data")
+
+
+def test_a_method_goes_by_either_name(run):
+    for name in ("dr_grpo", "dr-grpo"):
+        minipost.train(run, name, steps=1)
+
+
 @pytest.mark.parametrize("work, said", [
     (lambda: minipost.open(), "give one of task and data"),
     (lambda: minipost.open(task="facts", data="x"), "give one of task and data"),
+    (lambda: minipost.open(task="facts", eval_data=[{"prompt": "x"}]), "eval_data goes with data"),
     (lambda: minipost.open(task="sums"), "there is no task 'sums'; there are arithmetic"),
     (lambda: opened(term=3), "there is no setting 'term'"),
     (lambda: opened(reward=[len, "a.py:f"]), "reward holds functions and names"),

@@ -31,6 +31,7 @@ from minipost.gpt import RewardModel
 from minipost.layout import tensor_file
 from minipost.methods import sft
 from minipost.tasks import TASKS
+from minipost.tasks.arithmetic import Arithmetic
 from minipost.tokenizer import Tokenizer
 
 GRPO = ("--steps", 2, "--prompts", 2, "--group-size", 4)
@@ -694,3 +695,18 @@ for work in (raises, dies):
     assert done.returncode == 0
     assert one == "error: the second half is broken"
     assert other.startswith("error: a worker process died")
+
+
+def test_out_goes_with_a_way_to_answer(fails):
+    fails(["--task", "facts", "--out", "x"], "--out goes with --method", main=evaluate.main)
+
+
+def test_a_task_without_held_out_problems_is_named(command, fails, monkeypatch):
+    monkeypatch.setattr(Arithmetic, "heldout", lambda task, n: [])
+    flags = command("grpo", "--task", "arithmetic", "--terms", 2, "--steps", 1, "--prompts", 2,
+                    "--group-size", 2)
+    said = "the task arithmetic holds out no problems"
+    fails(flags, said, "--eval-n 0")
+    for more in ((), ("--method", "self-consistency")):
+        fails([*more, "--task", "arithmetic", "--workers", 1], said, main=evaluate.main)
+    assert train.main([*flags, "--eval-n", "0"]) == 0

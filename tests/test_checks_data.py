@@ -235,15 +235,18 @@ def test_pairs_that_length_alone_tells_apart(chosen, rejected, word):
 
 def test_prompts_that_are_both_learnt_and_held_out():
     known = [Problem("Say two."), Problem("Say three.")]
-    said(data.held_out_prompts(known, [Problem("Say four.")]), OK)
+    ten = [Problem(f"Say {k}.") for k in range(10)]
+    said(data.held_out_prompts(known, ten), OK)
+    said(data.held_out_prompts(known, ten[1:]), WARNING, "there are 9")
+    said(data.held_out_prompts(known, []), FAULT, "there are none", "heldout(n)")
     said(data.held_out_prompts(known, [Problem("say  TWO."), Problem("Say four.")]), WARNING,
          "1 of 2",
          "'say  TWO.'")
-    said(data.held_out_prompts(known * 9, [Problem("Say four.")], dropped=2), OK,
+    said(data.held_out_prompts(known * 9, ten, dropped=2), OK,
          "2 rows of --data")
     said(data.held_out_prompts(known * 9, [Problem("Say four.")], dropped=3), WARNING,
          "3 of 21 rows")
-    said(data.held_out_prompts(known * 9, [Problem("Say four.")], unused=2), OK,
+    said(data.held_out_prompts(known * 9, ten, unused=2), OK,
          "2 rows, which ask one of them again, are on neither side")
     said(data.held_out_prompts(known * 9, [Problem("Say four.")], unused=3), WARNING,
          "3 of 22 rows are neither")

@@ -7,15 +7,36 @@ import pytest
 from fakes import explained, helped, names
 
 import minipost
-from minipost import checkpoint, evaluate, methods, train
+from minipost import checkpoint, evaluate, methods, page, train
 from minipost.cli.console import Console
 from minipost.cli.defaults import for_run
 from minipost.datasets.named import load_reward
 from minipost.datasets.rows import File
 from minipost.errors import Descent, MinipostError
+from minipost.optim import Learner
+from minipost.page import health
 from minipost.tasks import TASKS
 
 GRPO = ("--steps", 2, "--prompts", 2, "--group-size", 4)
+
+
+@pytest.mark.parametrize("name, made, said", [
+    ("step", lambda *given: 0.0, "no step changed the model: no update was made"),
+    ("summed_norm", lambda of: float("nan"), "no step changed the model: all 2 updates were left"),
+])
+def test_a_run_without_an_update_says_so(command, tmp_path, reward, capsys, monkeypatch, name,
+                                         made, said):
+    """A method that forgets its step, and a loss of NaN."""
+    flags = [*command("grpo", "--steps", 2, "--prompts", 2, "--group-size", 2), "--reward", reward]
+    assert train.main(flags) == 0
+    assert "no step changed" not in capsys.readouterr().out
+    monkeypatch.setattr(Learner, name, made)
+    assert train.main([*flags, "--overwrite"]) == 0
+    found = capsys.readouterr().out
+    assert said in found and found.count("not at --lr") == 2 * (name == "summed_norm")
+    run = page.load(tmp_path / "run")
+    assert page.verdict(run)[0] == "bad"
+    assert all("--lr" not in f.sentence for f in health.examine(run) if f.check == "updates")
 
 
 @pytest.mark.parametrize("algo", methods.names())

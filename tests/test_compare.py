@@ -427,7 +427,10 @@ def test_options_that_make_no_sense(capsys, flags, said):
     assert stop.value.code == 2 and said in capsys.readouterr().err
 
 
-def test_a_try_out_touches_nothing_that_is_shipped():
+def test_a_try_out_touches_nothing_that_is_shipped(capsys):
+    with pytest.raises(SystemExit):
+        compare.parse(["--help"])
+    assert "[--quick]" in capsys.readouterr().out
     real, quick = compare.parse([]), compare.parse(["--quick"])
     assert real.out == ROOT / "BENCHMARKS.md"
     assert real.plot == ROOT / "docs/pictures/compare-arithmetic.svg"

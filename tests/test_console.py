@@ -231,6 +231,11 @@ def test_what_to_look_at_says_whether_it_is_chance(capsys):
         found = capsys.readouterr().out
         assert said in found and found.startswith("look at greedy, held-out: from 0.500 to 0.750")
         assert "vote of 3 gave 0.500 before" in found
+    rose = {"sampled, held-out": {"before": SCORE, "after": {**SCORE, "value": 1.0},
+                                  "gain": {**gain, "low": 0.1, "n": 9}}}
+    Console().look("greedy, held-out", {**summary, "gain": gain, "all": rose,
+                                        "metric": "greedy reward, held-out"})
+    assert "look at sampled, held-out too: from 0.500 to 1.000" in capsys.readouterr().out
 
 
 # ---- terminals

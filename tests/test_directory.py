@@ -344,6 +344,13 @@ def edit(path, change):
     path.write_text(json.dumps(value))
 
 
+def edit_made(run, change):
+    """Change what a state was made from."""
+    tensors, facts = tensor_file.load_state(run / "state/state.safetensors")
+    change(facts["made_from"])
+    tensor_file.save_state(run / "state/state.safetensors", tensors, facts)
+
+
 @pytest.mark.parametrize("what, parts", [
     ("data", ("mine.jsonl has changed since",)), ("reward", ("reward.py has changed since",)),
     ("weights", ("start/model.safetensors has changed since",)),
@@ -352,6 +359,8 @@ def edit(path, change):
     ("seed", ("options.seed 9, the state was made with 0",)),
     ("micro", ("options.micro_batch_size 1",)),
     ("version", ("minipost was 0.0.1 and is",)),
+    ("method", ("minipost/methods/grpo.py has changed since",)),
+    ("task", ("minipost/datasets/rows.py has changed since",)),
 ])
 def test_a_resume_on_anything_else_says_so_and_stops(stopped, says, tmp_path, what, parts):
     run, resume = stopped
@@ -367,16 +376,23 @@ def test_a_resume_on_anything_else_says_so_and_stops(stopped, says, tmp_path, wh
         path.write_bytes(content)
     elif what == "tokenizer":
         edit(tmp_path / "start/tokenizer_config.json", lambda v: v.update(model_max_length=7))
-    elif what == "version":
-        tensors, facts = tensor_file.load_state(run / "state/state.safetensors")
-        facts["made_from"]["minipost"] = "0.0.1"
-        tensor_file.save_state(run / "state/state.safetensors", tensors, facts)
+    elif what in ("version", "method", "task"):
+        edit_made(run, lambda made: made.update({
+            "version": {"minipost": "0.0.1"}, "method": {"minipost/methods/grpo.py": "0"},
+            "task": {"minipost/datasets/rows.py": "0"}}[what]))
     else:
         part, name, value = {"lr": ("method", "lr", 0.5), "seed": ("options", "seed", 9),
                              "micro": ("options", "micro_batch_size", 1)}[what]
         edit(config, lambda v: v[part].update({name: value}))
     says(resume, 1, *parts, "--anyway")
     says([*resume, "--anyway"], 0, "going on although", *parts)
+
+
+def test_a_run_that_began_before_code_was_noted_goes_on(stopped, says):
+    run, resume = stopped
+    edit_made(run, lambda made: [made.pop(f"minipost/{name}.py")
+                                 for name in ("methods/grpo", "datasets/rows")])
+    assert "although" not in says(resume, 0)
 
 
 def test_settings_that_do_not_act_may_change(stopped, says):

@@ -77,7 +77,7 @@ def test_a_task_without_held_out_problems_is_one_sentence(main, flags, tiny, ver
     command = arguments("self-consistency", tiny, verifier, "--task", "facts", "--kinds", "capital")
     assert main([*command, *flags]) == 1
     error = capsys.readouterr().err
-    assert "facts has no held-out problem with these knobs" in error and error.count("\n") == 1
+    assert "the task facts holds out no problems" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("method, flags, pairs", [

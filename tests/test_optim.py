@@ -80,10 +80,15 @@ def test_a_gradient_that_is_not_finite_is_dropped_and_five_in_a_row_end_the_run(
     learner.grad.fill_(1.0)
     learner.step(0.1)
     assert not torch.equal(learner.flat, start)
-    with pytest.raises(MinipostError, match="not finite 5 steps in a row"):
+    with pytest.raises(MinipostError, match="not finite 5 steps in a row; lower the"):
         for _ in range(5):
             learner.grad.fill_(float("inf"))
             learner.step(0.1)
+    fresh = Learner(tiny())
+    with pytest.raises(MinipostError, match="5 steps in a row from its first on; look at the loss"):
+        for _ in range(5):
+            fresh.grad.fill_(float("inf"))
+            fresh.step(0.1)
 
 
 def test_adamw_is_exactly_pytorchs_and_makes_nothing_as_long_as_the_weights(monkeypatch):

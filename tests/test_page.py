@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 from html.parser import HTMLParser
+from pathlib import Path
 
 import hostile
 import pytest
@@ -214,6 +215,24 @@ def test_too_few_problems_have_no_verdict(low, high):
     assert found.status == WARNING and "5 problems are too few" in found.sentence
 
 
+def test_a_headline_at_its_ceiling_does_not_hide_what_rose():
+    ones, gain = {**SCORE, "value": 1.0}, {"value": 0.0, "low": -0.1, "high": 0.1, "n": 9}
+    rose = {"before": {**SCORE, "value": 0.4}, "after": ones,
+            "gain": {"value": 0.6, "low": 0.319, "high": 0.772, "n": 9}}
+    flat = {"before": ones, "after": ones, "gain": gain}
+    run = RunData(Path("run"), {"algo": "grpo"}, [], {
+        "metric": "greedy reward, held-out", **flat, "all": {
+            "greedy, held-out": flat, "sampled, held-out": rose, "sampled, other": rose}})
+    said = view.verdict(run)[1]
+    assert said.startswith("No difference of the greedy reward can be told from chance.")
+    assert said.endswith("Sampled, held-out, rose from 0.400 to 1.000: +0.600, 95% interval "
+                         "+0.319 to +0.772.") and "other" not in said
+    found, = health.examine(run)
+    assert found.status == OK and "sampled, held-out does not" in found.sentence
+    labels = [row["label"] for row in view.scores([run, run])["rows"]]
+    assert labels == 2 * [f"run: {name}" for name in run.summary["all"]]
+
+
 def test_a_run_that_has_not_ended(tmp_path):
     run = made(tmp_path / "run", steps=5)
     (run / "summary.json").unlink()
@@ -306,6 +325,10 @@ def test_seeds_of_a_method_are_a_band(tmp_path):
     assert [(label, len(mine)) for label, mine in groups] == [
         ("grpo lr 0.0001 (2 seeds)", 2), ("grpo lr 0.0005", 1)]
     assert plots.merged([r.lines for r in runs], "reward") == [(1, 0.5, 0, 1)]
+    again = page.load(made(tmp_path / "again"))  # of seed 0, with settings that move no number
+    again.config["options"].update(save_every=3, workers=4, device="cpu")
+    for run, label in (([*runs, again], "3 runs, 2 seeds"), ([runs[0], again], "2 runs, 1 seed")):
+        assert [name for name, _ in view.seeds(run)] == [f"grpo ({label})"]
     assert "3 runs compared" in page.render([*runs, other])
 
 

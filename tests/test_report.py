@@ -277,7 +277,9 @@ def test_the_page_of_one_run_and_of_two(run, tmp_path, capsys):
     assert report.main([str(run)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(run / "report.html")
     assert (run / "report.html").read_bytes() == before
-    assert report.main([str(run), str(run), "--out", str(tmp_path / "two.html")]) == 0
+    shutil.copytree(run, tmp_path / "other")
+    assert report.main([str(run), str(tmp_path / "other"), "--out",
+                        str(tmp_path / "two.html")]) == 0
     assert "2 runs compared" in (tmp_path / "two.html").read_text()
     capsys.readouterr()
     assert report.main([str(run), "--json"]) == 0
@@ -288,6 +290,7 @@ def test_the_page_of_one_run_and_of_two(run, tmp_path, capsys):
 @pytest.mark.parametrize("flags, part", [
     (["{run}", "{run}"], "say where with --out"),
     (["{run}", "{run}", "--follow", "--out", "x.html"], "rewrites the page of one run"),
+    (["{run}", "{run}/", "--json"], "the run is named twice"),
     (["{run}/model"], "is no run"), (["{run}/nowhere"], "there is no such folder"),
     (["{run}", "--out", "{run}/no/where.html"], "could not be written"),
 ])

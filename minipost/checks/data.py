@@ -13,6 +13,7 @@ from minipost.datasets.rows import shown
 from minipost.datasets.trajectories import reward_of, stated
 from minipost.errors import MinipostError
 
+MEASURED = 10  # held-out problems; fewer can hardly tell a gain from chance
 FEW = 0.1  # up to this share of the answers, cut or unreadable ones are no finding
 MANY = 20  # with fewer pairs, the share of the longer answers means nothing
 ENDS = ("<eos>", "</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
@@ -447,6 +448,9 @@ def held_out_prompts(training, heldout, dropped=0, unused=0, few=""):
     name, known = "held-out prompts", {alike(p.prompt) for p in training}
     if few:
         return Finding(name, FAULT, few, "a run stops", "add rows")
+    if not heldout:
+        return Finding(name, FAULT, "there are none", "a run stops, since it has nothing to "
+                       "measure", "let the task's heldout(n) return some, or train with --eval-n 0")
     leaked = [p.prompt for p in heldout if alike(p.prompt) in known]
     if leaked:
         return Finding(
@@ -463,6 +467,9 @@ def held_out_prompts(training, heldout, dropped=0, unused=0, few=""):
             name, WARNING, f"{unused} of {unused + len(training) + len(heldout)} rows are neither "
             "trained on nor held out: they ask a held-out question again", "nothing is learnt from "
             "those", "name other held-out rows by --eval-data")
+    if len(heldout) < MEASURED:
+        return Finding(name, WARNING, f"there are {len(heldout)}", "so few can hardly tell whether "
+                       "a model got better", "hold out a hundred or more")
     return Finding(name, OK, f"none of {len(heldout)} among {len(training)} to train on" + (
         f"; {dropped} rows of --data, which ask one of them, are left out" if dropped else "") + (
         f"; {unused} rows, which ask one of them again, are on neither side" if unused else ""))

@@ -28,6 +28,7 @@ from minipost.engine.prefix import length_of
 from minipost.errors import visible
 from minipost.measure.results import on_both
 from minipost.measure.stats import Score, beyond_chance, paired
+from minipost.page.reading import moved
 
 MOST_TEXT, MOST_ROWS = 160, 8  # characters of an answer of a group, and its rows
 NARROW = 60  # columns of a terminal that has no room for a bar
@@ -268,11 +269,16 @@ class Console:
     def look(self, name, summary):
         """What to look at: the headline of a run, in a sentence."""
         before, after, gain = (summary[key] for key in ("before", "after", "gain"))
+        sure = beyond_chance(gain)
         asked = "".join(f"; {way.partition(', ')[0]} gave {score['value']:.3f} before"
                         for way, score in [*summary["asked"].items()][:1])
         self.tell(f"look at {name}: from {before['value']:.3f} to {after['value']:.3f}, a change "
                   f"of {Score(**gain):+} on the same problems, "
-                  f"{'more than chance' if beyond_chance(gain) else 'which may be chance'}{asked}")
+                  f"{'more than chance' if sure else 'which may be chance'}{asked}")
+        for other, row in () if sure else moved(summary):
+            self.tell(f"look at {other} too: from {row['before']['value']:.3f} to "
+                      f"{row['after']['value']:.3f}, a change of {Score(**row['gain']):+}, more "
+                      "than chance")
 
     def trace(self, lines, columns):
         """Some metrics at up to ten steps.  `lines` are those of metrics.jsonl."""

@@ -22,6 +22,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -51,7 +52,7 @@ MOST_LOG = 2**31  # bytes of the longest log that is read
 
 
 def made_from(settings):
-    """{what: its version or SHA-256}: minipost, torch, the data, reward files, models."""
+    """{what: its version or SHA-256}: minipost, torch, method, task, data, reward files, models."""
     options, task = settings.options, settings.task
     replay = getattr(settings.config, "replay", "")
     named = filter(None, (getattr(task, "data", ""), getattr(task, "eval_data", ""),
@@ -63,8 +64,15 @@ def made_from(settings):
     for directory in models:
         paths += [path for name in MODEL_FILES if (path := Path(directory) / name).exists()]
         paths += sorted(Path(directory).glob("*.safetensors"))
-    return {"minipost": __version__, "torch": torch.__version__,
+    return {"minipost": __version__, "torch": torch.__version__, **code_of(settings),
             **{str(path): files.sha256(path) for path in paths}}
+
+
+def code_of(settings):
+    """{"minipost/methods/grpo.py": its SHA-256} of the files of the method and of the task."""
+    modules = settings.method.module, sys.modules[type(settings.task).__module__]
+    return {f"{module.__name__.replace('.', '/')}.py": files.sha256(module.__file__)
+            for module in modules}
 
 
 def as_written(settings):
@@ -379,6 +387,8 @@ class Directory:
         for what in sorted({*known, *made}):
             if known.get(what) == made.get(what):
                 continue
+            if what not in known and what in code_of(settings):
+                continue  # a run that began before code was noted
             if what in ("minipost", "torch"):
                 found.append(f"{what} was {known.get(what)} and is {made.get(what)}")
             else:

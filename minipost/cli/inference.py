@@ -72,10 +72,11 @@ def tools_for(settings):
 
 def heldout(task, n):
     """The first n held-out problems.  MinipostError where there is none."""
+    from minipost.measure.results import no_held_out
+
     problems = task.heldout(n)
     if not problems:
-        raise MinipostError(f"the task {task.name} has no held-out problem with these knobs; "
-                            "choose others")
+        raise no_held_out(task)
     return problems
 
 

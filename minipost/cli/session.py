@@ -67,6 +67,7 @@ class Session:
         self.stop = False
         self.spent = self.paused = 0.0  # seconds: of training before a resume, of evaluation since
         self.skipped = 0                # updates left out so far
+        self.moved = resume             # whether any step has made an update, as far as is known
         self.saving = False
         self.doing, self.began, self.took = "", 0.0, 0.0  # of a step: seconds that the last took
 
@@ -160,6 +161,11 @@ class Session:
             self.finish()
             if not self.resume and (said := self.signal.sentence()):
                 self.console.say(said)
+            if not self.moved:
+                self.console.say("no step changed the model: " + (
+                    f"all {self.skipped} updates were left out, since no gradient was finite; look "
+                    "at the loss and the rewards" if self.skipped else "no update was made; does "
+                    "the method call run.policy.step?"))
         if self.lead and self.options.report:
             write_page(self.directory, self.console, say=code == 0)  # else how to go on is last
         return code
@@ -225,6 +231,7 @@ class Session:
                 self.metrics = metrics = {**next(learn), **self.run.differences()}
                 metrics |= self.said_of(metrics)
                 self.run.step += 1
+                self.moved |= any(learner.updates for learner in self.run.learners.values())
                 self.took = time.perf_counter() - self.began
                 if self.run.step == first + 1:  # there was nothing to save before
                     parallel.Signals.current.finish = [self.stop_soon]
@@ -353,7 +360,9 @@ class Session:
         if self.skips() > self.skipped:
             self.skipped = self.skips()
             self.console.say(f"step {self.run.step}: a gradient was not finite, so its update was "
-                             f"left out; {self.skipped} so far")
+                             f"left out; {self.skipped} so far" + (
+                                 "" if self.moved else "; no update was made before it, so look at "
+                                 "the loss and the rewards, not at --lr"))
 
     def log(self, metrics):
         if self.lead:
@@ -461,7 +470,7 @@ class Session:
             "name": name.removeprefix("demo-") if name.startswith("demo-") else self.method.name,
             "task": self.task.name, "seed": self.options.seed, "metric": "",
             "seconds": round(self.trained, 1), "tokens": self.run.tokens, "skipped": self.skipped,
-            "all": {}, "asked": {},
+            "all": {}, "asked": {}, **({} if self.moved else {"unchanged": True}),
         }
         if not after:
             if self.lead:

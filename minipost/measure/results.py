@@ -83,10 +83,22 @@ class Arm:
 # ---- measuring a policy
 
 def splits(task, n):
-    """The splits of a task to measure: {name: problems}, the headline first."""
-    if task.splits is None:
-        return {"held-out": task.heldout(n)}
-    return {name: rows for name, rows in task.splits(n).items() if rows}
+    """The splits of a task to measure: {name: problems}, the headline first.
+
+    MinipostError where they hold no problem, unless those of a file are too few (File.few).
+    """
+    found = {"held-out": task.heldout(n)} if task.splits is None else task.splits(n)
+    found = {name: rows for name, rows in found.items() if rows}
+    if not found and not getattr(task, "few", ""):
+        raise no_held_out(task)
+    return found
+
+
+def no_held_out(task):
+    """The MinipostError on a task without held-out problems."""
+    return MinipostError(f"the task {task.name} holds out no problems, so nothing can be measured; "
+                         "choose other knobs, let its heldout(n) return some, or train with "
+                         "--eval-n 0")
 
 
 def evaluate(run, problems, temperature, module=None, purpose="evaluation"):

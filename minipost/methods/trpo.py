@@ -265,6 +265,7 @@ def improve(run, cfg, rollout, batches, before, adv, gradient, count):
                                                 cfg.tries)
     policy.assign(weights)
     accepted = weights is not old
+    policy.updates += accepted
     predicted = float(gradient @ step) * cfg.shrink**backtracks if accepted else 0.0
     return {"surrogate": gain, "predicted": predicted, "kl": kl, "backtracks": backtracks,
             "accepted": float(accepted), "cg_residual": residual}

@@ -9,6 +9,7 @@ from statistics import fmean
 
 from minipost.checks.finding import FAULT, NATS, OK, WARNING, Finding
 from minipost.measure.stats import FEWEST, beyond_chance
+from minipost.page.reading import moved
 
 LARGE_KL = 0.5      # nats per token; beyond, an answer of 20 tokens is 20,000 times as likely
 FLAT = 0.05         # nats per token; below, answers to a prompt are nearly all the same
@@ -79,7 +80,9 @@ def skipped(run):
     if not n:
         return None
     return Finding("updates", WARNING, f"{n} updates were left out, since their gradient was not "
-                   "finite", "the run learnt less than its steps say", "lower --lr")
+                   "finite", "the run learnt less than its steps say",
+                   "look at the loss and the rewards" if run.summary.get("unchanged")
+                   else "lower --lr")
 
 
 def gain(run):
@@ -99,6 +102,9 @@ def gain(run):
                if up and up[1] > up[0] else "the model is worse on held-out problems than before")
         return Finding("result", WARNING, "held-out results fell by more than chance", why,
                        "stop earlier, lower --lr, or raise --beta")
+    if others := moved(run.summary):
+        return Finding("result", OK, "the interval of the headline's gain contains 0, that of "
+                       f"{', '.join(name for name, _ in others)} does not")
     return Finding("result", WARNING, "the interval of the gain contains 0",
                    "these problems cannot tell whether anything changed",
                    more + ", or train longer" * bool(run.config))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from minipost import files
 from minipost.errors import MinipostError
+from minipost.measure.stats import beyond_chance
 
 MOST = 2**28  # bytes of the longest log that is read
 
@@ -53,6 +54,18 @@ def part(data, name):
     """A part of a JSON object that is an object itself, {} if it is not."""
     found = data.get(name)
     return found if isinstance(found, dict) else {}
+
+
+def moved(summary):
+    """[(name, row)] of the results beside the headline, of its split, that changed beyond chance.
+
+    For a headline that did not: it may have been at its ceiling before.
+    """
+    headline, _, split = str(summary.get("metric", "")).partition(", ")
+    return [(name, row) for name, row in part(summary, "all").items()
+            if name.partition(", ")[2] == split
+            and name.partition(", ")[0] != headline.removesuffix(" reward")
+            and (gain := row.get("gain")) and beyond_chance(gain)]
 
 
 def load(path):

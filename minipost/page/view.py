@@ -15,7 +15,7 @@ from minipost import __version__
 from minipost.errors import MinipostError, visible
 from minipost.measure.stats import FEWEST, beyond_chance
 from minipost.page import health, plots
-from minipost.page.reading import part
+from minipost.page.reading import moved, part
 
 HERE = Path(__file__).parent
 MOST_TOKENS = 14_000    # that a page shows with their numbers
@@ -48,6 +48,9 @@ CARDS = {  # metric: (title, what to look for)
     "explained_variance": ("Explained variance", "of returns, by the critic; 1 is perfect"),
 }
 HIDDEN = {"step", "num_tokens", "seconds"}
+# Settings that move no number of a method's curve, and the seed, whose runs stand together.
+SAME = {"seed", "out", "report", "show", "workers", "device", "save_every", "eval_every", "merge",
+        "keep_rollouts", "rollout_format", "log", "reward_timeout", "sampler_url"}
 
 
 @lru_cache(maxsize=1)
@@ -112,6 +115,8 @@ def verdict(run):
     if not run.summary:
         steps = run.about.get("steps") or part(run.config, "method").get("steps")
         return "flat", f"Not finished: {run.step} of {steps} steps have been made."
+    if run.summary.get("unchanged"):
+        return "bad", "No step changed the model: no update was made."
     if not before or not after:
         return "flat", "Finished. Nothing was measured before or after (--eval-n 0)."
     name = metric(run)
@@ -126,7 +131,16 @@ def verdict(run):
         return "good", f"It got better. {what}: {by}."
     if sign < 0:
         return "bad", f"It got worse. {what}: {by}."
-    return "flat", f"No difference can be told from chance. {what}: {by}."
+    if not (others := moved(run.summary)):
+        return "flat", f"No difference can be told from chance. {what}: {by}."
+    more = " ".join(
+        f"{name[:1].upper()}{name[1:]}, {'rose' if row['gain']['low'] > 0 else 'fell'} from "
+        f"{row['before']['value']:.3f} to {row['after']['value']:.3f}: "
+        + "{}, 95% interval {} to {}.".format(*(gain(row["gain"][k])
+                                                for k in ("value", "low", "high")))
+        for name, row in others)
+    return "flat", (f"No difference of the {name.partition(', ')[0]} can be told from chance. "
+                    f"{what}: {by}. {more}")
 
 
 def metric(run):
@@ -171,35 +185,31 @@ def duration(seconds):
 
 
 def scores(runs):
-    """Before and after with intervals: of all that one run measured, or of each run's headline."""
+    """Before and after with intervals, of all that each run measured."""
     rows = []
     for run in runs:
-        if len(runs) > 1:
-            before, after = (part(run.summary, name) for name in ("before", "after"))
-            if before and after:
-                rows.append((f"{run.path.name}: {metric(run)}", before, after,
-                             part(run.summary, "gain")))
-            continue
+        of = f"{run.path.name}: " if len(runs) > 1 else ""
         for name, row in part(run.summary, "all").items():
+            name = f"{of}{name}"
             if "score" in row:  # an arm of a test-time method
                 rows.append((f"{name} ({plots.number(row['tokens per problem'])} tokens)", None,
                              row["score"], {}))
             else:
                 rows.append((name, row["before"], row["after"], row.get("gain") or {}))
-        rows += [(name, row, None, {}) for name, row in part(run.summary, "asked").items()]
+        rows += [(f"{of}{name}", row, None, {}) for name, row in part(run.summary, "asked").items()]
     return plots.intervals(rows)
 
 
 # ---- curves
 
 def seeds(runs):
-    """[(label, runs)]: runs that differ in nothing but their seed stand together."""
+    """[(label, runs)]: runs that differ in their seed, or in what is SAME, stand together."""
     found = {}
     for run in runs:
         settings = {name: value for name, value in {
             **run.options, **part(run.config, "method"),
             **{f"task {k}": v for k, v in part(run.config, "task").items()}}.items()
-            if name not in ("seed", "out", "report", "show", "workers")}
+            if name not in SAME}
         key = (run.algo, json.dumps(settings, sort_keys=True))
         found.setdefault(key, (settings, []))[1].append(run)
     named = []
@@ -208,7 +218,10 @@ def seeds(runs):
         apart = [f"{k} {settings.get(k)}" for k in settings
                  if any(other.get(k) != settings.get(k) for other in rivals)]
         label = " ".join([algo, *apart]) if len(" ".join(apart)) <= 24 else mine[0].path.name
-        named.append((f"{label} ({len(mine)} seeds)" if len(mine) > 1 else label, mine))
+        n = len({run.seed for run in mine})
+        many = f" ({n} seeds)" if n == len(mine) else (
+            f" ({len(mine)} runs, {n} seed{'s' * (n > 1)})")
+        named.append((label + many if len(mine) > 1 else label, mine))
     return named
 
 
