@@ -12,7 +12,7 @@ There, this command compares
     proof/values.py      values from branches, and a critic's, beside the exact ones
 
 The exit code is 1 if a proved statement fails.  If a method aims elsewhere, the tables show by how
-much, and nothing is forced to agree.
+much, and nothing is forced to agree; a mean step that points against its aim fails all the same.
 """
 
 import argparse

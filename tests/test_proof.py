@@ -2,6 +2,7 @@
 fault."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -277,6 +278,21 @@ def test_a_statement_that_fails_is_named_and_makes_the_exit_code_one(capsys, tmp
     assert code == 1 and "FAILS" in said.out and "these fail: rloo" in said.out
 
 
+@pytest.mark.parametrize("given, said", [
+    (dict(factor=1.0), "rloo: the mean per answer is not 1 x the gradient"),
+    (dict(factor=None, why="ranks"), "rloo: the mean step points against the gradient of J_b"),
+])
+def test_a_method_that_climbs_the_wrong_way_fails(given, said, capsys, tmp_path, monkeypatch):
+    """With a factor and without; no "exact but for" is said of it."""
+    (estimate,) = (e for e in ESTIMATES if e.name == "rloo")
+    monkeypatch.setattr(estimates, "ESTIMATES", [dataclasses.replace(estimate, **given)])
+    monkeypatch.setattr(rloo, "leave_one_out",
+                        lambda *a, real=rloo.leave_one_out: -real(*a))
+    code, shown = run_it(capsys, tmp_path, "--algo", "rloo")
+    assert code == 1 and said in shown.out and "exact but" not in shown.out
+    assert "these fail: rloo" in shown.out
+
+
 def test_several_processes_find_the_same(capsys, tmp_path):
     found = []
     for workers in ("1", "2"):
@@ -303,7 +319,8 @@ def test_bad_options_are_one_sentence(capsys, tmp_path, flags, part):
 
 @pytest.mark.parametrize("entry, said", [
     (dict(rows=8), "rows is 8; expected 1 or 2"), (dict(loss="minus_rewards"), "loss is 'minus_re"),
-    (dict(devisor="rows"), "devisor"),
+    (dict(devisor="rows"), "devisor"), (dict(factor=None), "has neither a factor"),
+    (dict(factor=-0.5), "factor is -0.5; expected more than 0"),
 ])
 def test_a_mistake_in_a_proof_names_the_methods_file(monkeypatch, entry, said):
     from minipost.methods import rloo
