@@ -92,8 +92,8 @@ class Estimate:
             raise ValueError("has neither a factor, which is checked, nor a why, which says where "
                              "else the method aims")
         if self.factor is not None and not self.factor > 0:
-            raise ValueError(f"factor is {self.factor}; expected more than 0, since a step descends "
-                             "its loss")
+            raise ValueError(f"factor is {self.factor}; expected more than 0, since a step "
+                             "descends its loss")
 
     @property
     def aim(self):
