@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from minipost import Door, contract, methods
+from minipost import Door, contract, methods, tasks
 from minipost.cli.options import Settings, SetUp, fail_in_one_sentence, parse, rebuild
 from minipost.cli.trackers import Name
 from minipost.datasets.rows import File
@@ -150,7 +150,8 @@ def saved_in(directory):
         if saved["algo"] not in methods.names():
             raise ValueError(f"algo is {saved['algo']!r:.40}; expected one of {PROG}'s")
         method = methods.load(saved["algo"])
-        task = {**TASKS, File.name: File}[saved["task"]["name"]]
+        named = saved["task"]["name"]
+        task = File if named == File.name else tasks.load(named)
         parts = [{**saved[part]} for part in ("options", "task", "method")]
         workers = saved.get("workers", 0)
         if type(workers) is not int or not 0 <= workers <= 64:

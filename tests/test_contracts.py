@@ -131,6 +131,26 @@ def test_a_task_that_is_not_whole_is_told_what_it_lacks_and_hurts_no_other(added
     assert train.settings_of(["--algo", "sft", "--task", "arithmetic"]).task.name == "arithmetic"
 
 
+@pytest.mark.parametrize("file, text, name, said", [
+    ("vowels.py", "import nothing_here\n", "vowels",
+     "minipost/tasks/vowels.py: cannot be imported (ModuleNotFoundError: No module named "
+     "'nothing_here')"),
+    ("vowels.py", "def (\n", "vowels", "minipost/tasks/vowels.py: cannot be imported (SyntaxError"),
+    ("sums.py", None, "arithmetic", "minipost/tasks/sums.py: its task is called 'arithmetic', as is "
+     "that of minipost/tasks/arithmetic.py; give one of them another name"),
+])
+def test_a_task_file_that_cannot_be_used_hurts_no_other(added, monkeypatch, capsys, file, text,
+                                                        name, said):
+    """Neither is one of ours replaced without a word."""
+    added(tasks, file, text or (STRANGERS / "parity.py").read_text().replace("parity", name))
+    monkeypatch.setattr(tasks, "FAULTS", {})
+    for module in (options, tasks):
+        monkeypatch.setattr(module, "TASKS", tasks.found())
+    assert train.main(["--algo", "sft", "--task", name]) == 1
+    assert said in (heard := capsys.readouterr().err) and heard.count("\n") == 1
+    assert train.settings_of(["--algo", "sft", "--task", "countdown"]).task.name == "countdown"
+
+
 def test_a_new_way_to_answer_is_one_file(added, capsys):
     added(test_time, "shortest.py")
     small = ["--model", str(ROOT / "checkpoints/student"), "--max-new-tokens", "24"]
