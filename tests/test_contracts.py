@@ -99,6 +99,15 @@ def test_a_new_method_is_proved_by_its_own_file(added, tmp_path, capsys):
     assert len(said.strip().splitlines()) == 1 and not (tmp_path / "p.json").exists()
 
 
+def test_a_broken_method_stops_no_proof_of_another(added, tmp_path, capsys):
+    added(methods, "half.py", "TASK = 'arithmetic'\n")
+    asked = ["--horizon", "1", "--samples", "20", "--workers", "1", "--out", str(tmp_path / "p")]
+    assert prove.main(["--algo", "sft", *asked]) == 0
+    assert "1 of 1 statements hold" in capsys.readouterr().out
+    assert prove.main(["--algo", "half", *asked]) == 1
+    assert "half.py: does not define Config" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("missing", ["train", "Config", "TASK", "METRIC"])
 def test_a_method_that_is_not_whole_is_told_what_it_lacks(added, missing):
     text = (STRANGERS / "topr.py").read_text()

@@ -136,9 +136,14 @@ def stated(name):
         raise MinipostError(f"{method.module.__file__}: PROOF: {error}") from None
 
 
-ESTIMATES = [e for name in methods.names() if methods.load(name).PROOF for e in stated(name)]
-INHERITS = {name: said for name in methods.names()
-            if isinstance(said := methods.load(name).PROOF, str)}
+def all_stated(names):
+    """The Estimates of these methods, but for those without a PROOF."""
+    return [e for name in names if methods.load(name).PROOF for e in stated(name)]
+
+
+def inherits(names):
+    """{name: whose steps it takes} of those of these methods whose PROOF is a text."""
+    return {name: said for name in names if isinstance(said := methods.load(name).PROOF, str)}
 
 
 def dealer(world, sampler=None, critic=None):
