@@ -145,8 +145,9 @@ def test_a_task_that_is_not_whole_is_told_what_it_lacks_and_hurts_no_other(added
      "minipost/tasks/vowels.py: cannot be imported (ModuleNotFoundError: No module named "
      "'nothing_here')"),
     ("vowels.py", "def (\n", "vowels", "minipost/tasks/vowels.py: cannot be imported (SyntaxError"),
-    ("sums.py", None, "arithmetic", "minipost/tasks/sums.py: its task is called 'arithmetic', as is "
-     "that of minipost/tasks/arithmetic.py; give one of them another name"),
+    ("sums.py", None, "arithmetic",
+     "minipost/tasks/sums.py: its task is called 'arithmetic', as is that of "
+     "minipost/tasks/arithmetic.py; give one of them another name"),
 ])
 def test_a_task_file_that_cannot_be_used_hurts_no_other(added, monkeypatch, capsys, file, text,
                                                         name, said):

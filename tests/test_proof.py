@@ -122,8 +122,8 @@ def test_every_method_is_measured_or_says_whose_steps_it_takes(name):
 @pytest.mark.parametrize("name", methods.names())
 def test_every_method_that_pays_for_kl_is_held_against_the_best_policy(name):
     pays = {"beta", "tau"} & set(methods.load(name).Config.__annotations__)
-    pays = bool(pays) and name not in (
-        "simpo", "prime", *estimates.inherits(methods.names()))              # whose betas are no price of KL
+    pays = bool(pays) and name not in (                     # whose betas are no price of KL
+        "simpo", "prime", *estimates.inherits(methods.names()))
     stationary = [case.name for case in optima.AT_OPTIMUM]
     for where, cases in (("LEADS", optima.LEADS), ("AT_OPTIMUM", stationary)):
         held = name in {estimates.method_of(case) for case in cases}
