@@ -67,8 +67,10 @@ def test_a_new_method_is_one_file_of_at_most_60_lines(added, command, tmp_path, 
     assert code_lines(STRANGERS / "topr.py") <= 60
     added(methods, "topr.py")
     assert "topr" in methods.names()
-    assert train.main([*command("topr", "--steps", 2, "--prompts", 2, "--group-size", 4),
+    assert train.main([*command("topr", "--steps", 2, "--prompts", 2, "--group-size", 4,
+                                "--schedule", "linear", "--lag", 1, "--keep-rollouts", 1),
                        "--reward", reward]) == 0
+    assert len(list((tmp_path / "run" / "rollouts").iterdir())) == 2
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
     module = methods.load("topr").module
@@ -81,6 +83,13 @@ def test_a_new_method_is_one_file_of_at_most_60_lines(added, command, tmp_path, 
     module.loss(logp, old, adv, mask, count=3)[0].backward()
     by_hand = module.loss_grad(logp.detach(), old, adv, mask, count=3)["logp"]
     assert torch.allclose(logp.grad, by_hand, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("flag", ["--lag", "--keep-rollouts", "--sampler-bits"])
+def test_a_method_that_is_not_said_to_be_on_policy_is_told_what_to_say(added, flag):
+    added(methods, "quiet.py", (STRANGERS / "topr.py").read_text().replace("ON_POLICY", "NO"))
+    with pytest.raises(MinipostError, match=r"its file does not say ON_POLICY = True\)"):
+        train.settings_of(["--algo", "quiet", flag, "8"])
 
 
 def test_a_new_method_is_proved_by_its_own_file(added, tmp_path, capsys):
