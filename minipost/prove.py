@@ -12,7 +12,7 @@ There, this command compares
     proof/values.py      values from branches, and a critic's, beside the exact ones
 
 The exit code is 1 if a proved statement fails.  If a method aims elsewhere, the tables show by how
-much, and nothing is forced to agree.
+much, and nothing is forced to agree; a mean step that points against its aim fails all the same.
 """
 
 import argparse
@@ -95,11 +95,16 @@ def check(args):
             raise MinipostError(f"{name} is {getattr(args, name)}; expected {least} to {most}")
 
 
+def asked(args):
+    """The methods that are asked for; no other's file is loaded."""
+    return methods.names() if args.algo == "all" else [args.algo]
+
+
 # ---- the work, in jobs for several processes
 
 def jobs(args):
     """[(section, what, the world's size, samples)]"""
-    from minipost.proof.estimates import CLIPS, ESTIMATES, method_of, stated
+    from minipost.proof.estimates import CLIPS, all_stated, method_of, stated
     from minipost.proof.optima import AT_OPTIMUM, LEADS
     from minipost.proof.oracle import World
 
@@ -120,10 +125,11 @@ def jobs(args):
     def wanted(name):
         return args.algo in ("all", method_of(name))
 
+    estimates = all_stated(asked(args))
     found: list[tuple[str, Any]] = []
-    found += [("clipped", k) for k, e in enumerate(ESTIMATES) if e.name in CLIPS and wanted(e.name)]
+    found += [("clipped", e) for e in estimates if e.name in CLIPS]
     found += [("optimum", k) for k, case in enumerate(AT_OPTIMUM) if wanted(case.name)]
-    found += [("estimates", k) for k, e in enumerate(ESTIMATES) if wanted(e.name)]
+    found += [("estimates", e) for e in estimates]
     found += [("leads", name) for name in LEADS if wanted(name)]
     found += [("values", None)] if wanted("vineppo") else []
     found += [("passes", None), ("corrections", None), *oracle] if args.algo == "all" else []
@@ -151,9 +157,9 @@ def work(job):
     if section == "corrections":
         return corrections.corrections(world)
     if section == "estimates":
-        return [estimates.measure(estimates.ESTIMATES[what], world, samples)]
+        return [estimates.measure(what, world, samples)]
     if section == "clipped":
-        return [estimates.clipped(estimates.ESTIMATES[what], world)]
+        return [estimates.clipped(what, world)]
     if section == "optimum":
         return [optima.at_optimum(optima.AT_OPTIMUM[what], world)]
     return [optima.lead(what, world)]
@@ -162,7 +168,7 @@ def work(job):
 # ---- what is printed
 
 def show(facts, args):
-    from minipost.proof.estimates import INHERITS
+    from minipost.proof.estimates import inherits
 
     console = Console(highlight=False, markup=False)
     say = console.print
@@ -179,8 +185,8 @@ def show(facts, args):
             say()
             for part in draw(facts[section]):
                 say(part)
-    for name, sentence in INHERITS.items():
-        if args.algo == name or facts.get("estimates") and args.algo == "all":
+    if args.algo != "all" or facts.get("estimates"):
+        for name, sentence in inherits(asked(args)).items():
             say(f"\n{name} {sentence}.")
     rows = [row for section in facts.values() if isinstance(section, list) for row in section]
     proved = [row for row in rows if is_statement(row)]

@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from minipost import Door, contract, methods
+from minipost import Door, contract, methods, tasks
 from minipost.cli.options import Settings, SetUp, fail_in_one_sentence, parse, rebuild
 from minipost.cli.trackers import Name
 from minipost.datasets.rows import File
@@ -102,9 +102,8 @@ def settings_of(argv):
             raise MinipostError(f"--{name.replace('_', '-')} measures held-out problems, and "
                                 "--eval-n 0 asks for none; leave one of them out")
     if found.options.lag and not found.method.ON_POLICY:
-        raise MinipostError(f"--lag {found.options.lag}: {found.method.name} does not learn from a "
-                            "rollout in every step, so there is nothing to delay; grpo, ppo and "
-                            "the other on-policy methods do")
+        raise MinipostError(f"--lag {found.options.lag}: {off_policy(found.method)}, so there is "
+                            "nothing to delay; grpo, ppo and the other on-policy methods do")
     if found.options.lag and found.options.sampler == "vllm":
         raise MinipostError("--lag with --sampler vllm: a server has one set of weights, so it "
                             "cannot answer for an older policy; leave out one of the two")
@@ -120,18 +119,23 @@ def settings_of(argv):
         other = next(name for name, given in others.items() if given)
         raise MinipostError(f"--shard with {other}: is not supported; leave out one of the two")
     if found.options.keep_rollouts and not found.method.ON_POLICY:
-        raise MinipostError(f"--keep-rollouts {found.options.keep_rollouts}: {found.method.name} "
-                            "does not learn from a rollout in every step; grpo, ppo and the other "
-                            "on-policy methods do")
+        raise MinipostError(f"--keep-rollouts {found.options.keep_rollouts}: "
+                            f"{off_policy(found.method)}; grpo, ppo and the other on-policy "
+                            "methods do")
     return found
+
+
+def off_policy(method):
+    return (f"{method.name} does not learn from a rollout in every step (its file does not say "
+            "ON_POLICY = True)")
 
 
 def check_bits(found):
     """MinipostError where rollouts cannot be by rounded weights."""
     bits, asked = found.options.sampler_bits, f"--sampler-bits {found.options.sampler_bits}"
     if not found.method.ON_POLICY:
-        raise MinipostError(f"{asked}: {found.method.name} does not learn from a rollout in every "
-                            "step; grpo, ppo and the other on-policy methods do")
+        raise MinipostError(f"{asked}: {off_policy(found.method)}; grpo, ppo and the other "
+                            "on-policy methods do")
     if bits == 1:
         raise MinipostError(f"{asked}: expected 0, or 2 to 16")
     for name, has in (("--sampler vllm", found.options.sampler == "vllm"),
@@ -150,7 +154,8 @@ def saved_in(directory):
         if saved["algo"] not in methods.names():
             raise ValueError(f"algo is {saved['algo']!r:.40}; expected one of {PROG}'s")
         method = methods.load(saved["algo"])
-        task = {**TASKS, File.name: File}[saved["task"]["name"]]
+        named = saved["task"]["name"]
+        task = File if named == File.name else tasks.load(named)
         parts = [{**saved[part]} for part in ("options", "task", "method")]
         workers = saved.get("workers", 0)
         if type(workers) is not int or not 0 <= workers <= 64:

@@ -67,8 +67,10 @@ def test_a_new_method_is_one_file_of_at_most_60_lines(added, command, tmp_path, 
     assert code_lines(STRANGERS / "topr.py") <= 60
     added(methods, "topr.py")
     assert "topr" in methods.names()
-    assert train.main([*command("topr", "--steps", 2, "--prompts", 2, "--group-size", 4),
+    assert train.main([*command("topr", "--steps", 2, "--prompts", 2, "--group-size", 4,
+                                "--schedule", "linear", "--lag", 1, "--keep-rollouts", 1),
                        "--reward", reward]) == 0
+    assert len(list((tmp_path / "run" / "rollouts").iterdir())) == 2
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
     module = methods.load("topr").module
@@ -81,6 +83,13 @@ def test_a_new_method_is_one_file_of_at_most_60_lines(added, command, tmp_path, 
     module.loss(logp, old, adv, mask, count=3)[0].backward()
     by_hand = module.loss_grad(logp.detach(), old, adv, mask, count=3)["logp"]
     assert torch.allclose(logp.grad, by_hand, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("flag", ["--lag", "--keep-rollouts", "--sampler-bits"])
+def test_a_method_that_is_not_said_to_be_on_policy_is_told_what_to_say(added, flag):
+    added(methods, "quiet.py", (STRANGERS / "topr.py").read_text().replace("ON_POLICY", "NO"))
+    with pytest.raises(MinipostError, match=r"its file does not say ON_POLICY = True\)"):
+        train.settings_of(["--algo", "quiet", flag, "8"])
 
 
 def test_a_new_method_is_proved_by_its_own_file(added, tmp_path, capsys):
@@ -97,6 +106,15 @@ def test_a_new_method_is_proved_by_its_own_file(added, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "unproved.py: has no PROOF" in said and "estimates.py" in said
     assert len(said.strip().splitlines()) == 1 and not (tmp_path / "p.json").exists()
+
+
+def test_a_broken_method_stops_no_proof_of_another(added, tmp_path, capsys):
+    added(methods, "half.py", "TASK = 'arithmetic'\n")
+    asked = ["--horizon", "1", "--samples", "20", "--workers", "1", "--out", str(tmp_path / "p")]
+    assert prove.main(["--algo", "sft", *asked]) == 0
+    assert "1 of 1 statements hold" in capsys.readouterr().out
+    assert prove.main(["--algo", "half", *asked]) == 1
+    assert "half.py: does not define Config" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["train", "Config", "TASK", "METRIC"])
@@ -129,6 +147,27 @@ def test_a_task_that_is_not_whole_is_told_what_it_lacks_and_hurts_no_other(added
     said = capsys.readouterr().err
     assert "half.py: Parity does not define reward; minipost/tasks/base.py says" in said
     assert train.settings_of(["--algo", "sft", "--task", "arithmetic"]).task.name == "arithmetic"
+
+
+@pytest.mark.parametrize("file, text, name, said", [
+    ("vowels.py", "import nothing_here\n", "vowels",
+     "minipost/tasks/vowels.py: cannot be imported (ModuleNotFoundError: No module named "
+     "'nothing_here')"),
+    ("vowels.py", "def (\n", "vowels", "minipost/tasks/vowels.py: cannot be imported (SyntaxError"),
+    ("sums.py", None, "arithmetic",
+     "minipost/tasks/sums.py: its task is called 'arithmetic', as is that of "
+     "minipost/tasks/arithmetic.py; give one of them another name"),
+])
+def test_a_task_file_that_cannot_be_used_hurts_no_other(added, monkeypatch, capsys, file, text,
+                                                        name, said):
+    """Neither is one of ours replaced without a word."""
+    added(tasks, file, text or (STRANGERS / "parity.py").read_text().replace("parity", name))
+    monkeypatch.setattr(tasks, "FAULTS", {})
+    for module in (options, tasks):
+        monkeypatch.setattr(module, "TASKS", tasks.found())
+    assert train.main(["--algo", "sft", "--task", name]) == 1
+    assert said in (heard := capsys.readouterr().err) and heard.count("\n") == 1
+    assert train.settings_of(["--algo", "sft", "--task", "countdown"]).task.name == "countdown"
 
 
 def test_a_new_way_to_answer_is_one_file(added, capsys):

@@ -14,6 +14,7 @@ from minipost import contract, doctor, evaluate, methods, solve, test_time, trai
 from minipost.cli import help, inference, options, trl
 from minipost.datasets.rows import File
 from minipost.errors import MinipostError
+from minipost.tasks import TASKS
 
 COMMANDS = {"train": train.Options, "evaluate": evaluate.Measured, "solve": solve.Options,
             "doctor": doctor.Options, "chat": solve.Chat, "method": inference.Measured}
@@ -28,6 +29,16 @@ def test_every_option_is_in_one_group(name):
     said = [flag.split()[0] for rows in help.grouped(usual).values() for flag, _ in rows]
     assert sorted(said) == sorted(f"--{each.replace('_', '-')}" for each in names(COMMANDS[name]))
     assert all(text for rows in help.grouped(usual).values() for _, text in rows)
+
+
+@pytest.mark.parametrize("kind", [
+    *(methods.load(name).Config for name in methods.names()),
+    *(test_time.load(name).Config for name in test_time.names()), *TASKS.values()],
+    ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+def test_every_setting_of_a_method_or_a_task_has_a_comment(kind):
+    """It is the setting's words in --help."""
+    said = help.words(kind)
+    assert not [f.name for f in fields(kind) if not said.get(f.name)]
 
 
 def test_no_group_names_an_option_that_there_is_not():

@@ -144,7 +144,7 @@ def test_half_of_the_answers_are_hot_and_a_resumed_run_has_the_same_and_counts_t
     assert found[1] == whole[2:] and runs[1].tokens == tokens == runs[0].tokens
 
 
-(ESTIMATE,) = (e for e in estimates.ESTIMATES if e.name == "math-shepherd")
+(ESTIMATE,) = estimates.stated("math-shepherd")
 
 
 def test_hard_labels_lean_where_soft_ones_do_not(monkeypatch):

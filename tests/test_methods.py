@@ -31,7 +31,7 @@ from minipost.methods import (
     trpo,
 )
 from minipost.ops import entropy, kl_exact, pick, spread
-from minipost.proof.estimates import ESTIMATES, dealer, method_of, stepper
+from minipost.proof.estimates import all_stated, dealer, method_of, stepper
 from minipost.proof.oracle import World
 from minipost.rollout import distribution, logprobs
 
@@ -128,6 +128,9 @@ LARGER = {
     "mdpo": dict(prompts=3, group_size=2),
     **dict.fromkeys(("dpo", "ipo", "simpo", "orpo", "rpo"), dict(pairs=5)),
 }
+
+
+ESTIMATES = all_stated(methods.names())
 
 
 @pytest.mark.parametrize("estimate", ESTIMATES, ids=lambda estimate: estimate.name)

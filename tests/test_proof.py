@@ -12,11 +12,11 @@ from minipost.errors import MinipostError
 from minipost.methods import dpo, oreo, ppo, rloo, trpo
 from minipost.optim import Learner
 from minipost.proof import estimates, identities, optima, oracle
-from minipost.proof.estimates import ESTIMATES, dealer, enumerate_step, gradient_of, split
+from minipost.proof.estimates import all_stated, dealer, enumerate_step, gradient_of, split
 from minipost.proof.exact import BETA
 from minipost.proof.oracle import World, divergence, mean_reward, optimum, regularised, relative
 
-BY_NAME = {estimate.name: estimate for estimate in ESTIMATES}
+BY_NAME = {estimate.name: estimate for estimate in all_stated(methods.names())}
 
 
 @pytest.fixture(scope="module")
@@ -116,14 +116,14 @@ def test_the_slope_is_in_the_order_of_a_learners_vector(world):
 @pytest.mark.parametrize("name", methods.names())
 def test_every_method_is_measured_or_says_whose_steps_it_takes(name):
     """A method without a PROOF fails with the sentence that says where it goes."""
-    assert bool(estimates.stated(name)) != (name in estimates.INHERITS)
+    assert bool(estimates.stated(name)) != (name in estimates.inherits(methods.names()))
 
 
 @pytest.mark.parametrize("name", methods.names())
 def test_every_method_that_pays_for_kl_is_held_against_the_best_policy(name):
     pays = {"beta", "tau"} & set(methods.load(name).Config.__annotations__)
-    pays = bool(pays) and name not in (
-        "simpo", "prime", *estimates.INHERITS)              # whose betas are no price of KL
+    pays = bool(pays) and name not in (                     # whose betas are no price of KL
+        "simpo", "prime", *estimates.inherits(methods.names()))
     stationary = [case.name for case in optima.AT_OPTIMUM]
     for where, cases in (("LEADS", optima.LEADS), ("AT_OPTIMUM", stationary)):
         held = name in {estimates.method_of(case) for case in cases}
@@ -277,6 +277,20 @@ def test_a_statement_that_fails_is_named_and_makes_the_exit_code_one(capsys, tmp
     assert code == 1 and "FAILS" in said.out and "these fail: rloo" in said.out
 
 
+@pytest.mark.parametrize("given, said", [
+    (dict(factor=1.0), "rloo: the mean per answer is not 1 x the gradient"),
+    (dict(factor=None, why="ranks"), "rloo: the mean step points against the gradient of J_b"),
+])
+def test_a_method_that_climbs_the_wrong_way_fails(given, said, capsys, tmp_path, monkeypatch):
+    """With a factor and without; no "exact but for" is said of it."""
+    monkeypatch.setattr(rloo, "PROOF", [{**rloo.PROOF[0], **given}])
+    monkeypatch.setattr(rloo, "leave_one_out",
+                        lambda *a, real=rloo.leave_one_out: -real(*a))
+    code, shown = run_it(capsys, tmp_path, "--algo", "rloo")
+    assert code == 1 and said in shown.out and "exact but" not in shown.out
+    assert "these fail: rloo" in shown.out
+
+
 def test_several_processes_find_the_same(capsys, tmp_path):
     found = []
     for workers in ("1", "2"):
@@ -303,7 +317,8 @@ def test_bad_options_are_one_sentence(capsys, tmp_path, flags, part):
 
 @pytest.mark.parametrize("entry, said", [
     (dict(rows=8), "rows is 8; expected 1 or 2"), (dict(loss="minus_rewards"), "loss is 'minus_re"),
-    (dict(devisor="rows"), "devisor"),
+    (dict(devisor="rows"), "devisor"), (dict(factor=None), "has neither a factor"),
+    (dict(factor=-0.5), "factor is -0.5; expected more than 0"),
 ])
 def test_a_mistake_in_a_proof_names_the_methods_file(monkeypatch, entry, said):
     from minipost.methods import rloo

@@ -31,7 +31,8 @@ METRIC = "greedy"
 ON_POLICY = True
 PROOF = [dict(config=dict(prompts=1, group_size=2, rounds=1, overlong=1), rows=2,
               loss="minus_reward",
-              why="reward less a penalty of length, over its group's deviation", divisor="tokens")]
+              why="reward less a penalty of length, over its group's deviation", opposed=True,
+              divisor="tokens")]
 
 
 @dataclass(frozen=True)

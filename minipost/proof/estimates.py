@@ -62,7 +62,9 @@ class Estimate:
 
     loss     the loss that the step should descend: the name of a function in exact.py
     factor   the mean is this factor times the gradient, if the step divides by the number of
-             answers instead of its own divisor; None if the method aims elsewhere (`why` says how)
+             answers instead of its own divisor; None if the method aims elsewhere (`why` says how),
+             where the mean may not point against the gradient all the same
+    opposed  that it may, as where a penalty besides can outweigh the reward
     divisor  what the step divides by: "tokens", the tokens that it was dealt; "longest", answers x
              longest; "marks", the tokens at which steps end; "kept", the tokens that it keeps;
              "rows", answers or pairs
@@ -76,6 +78,7 @@ class Estimate:
     loss: str
     factor: float | None = None
     why: str = ""
+    opposed: bool = False
     divisor: str = "rows"
     learner: str = "policy"
     variant: str = ""
@@ -85,14 +88,28 @@ class Estimate:
             raise ValueError(f"rows is {self.rows}; expected 1 or 2 answers in all")
         if not hasattr(exact, self.loss):
             raise ValueError(f"loss is {self.loss!r}; expected a function of proof/exact.py")
+        if self.factor is None and not self.why:
+            raise ValueError("has neither a factor, which is checked, nor a why, which says where "
+                             "else the method aims")
+        if self.factor is not None and not self.factor > 0:
+            raise ValueError(f"factor is {self.factor}; expected more than 0, since a step "
+                             "descends its loss")
 
     @property
     def aim(self):
         return AIMS.get(self.loss, "its loss")
 
+    def failing(self, found):
+        """What is wrong with the mean step that `measure` found, or ""."""
+        if self.factor is None:
+            against = not self.opposed and not found["size"] > 0
+            return f"the mean step points against the gradient of {self.aim}" if against else ""
+        return "" if found["error"] < EXACT else \
+            f"the mean per answer is not {self.factor:g} x the gradient"
+
     @property
     def reason(self):
-        """Why the mean step is not that gradient, or not exactly."""
+        """Why the mean step of a method that holds is not that gradient, or not exactly."""
         return self.why or (LENGTHS if self.divisor == "tokens" else "")
 
     @property
@@ -119,9 +136,14 @@ def stated(name):
         raise MinipostError(f"{method.module.__file__}: PROOF: {error}") from None
 
 
-ESTIMATES = [e for name in methods.names() if methods.load(name).PROOF for e in stated(name)]
-INHERITS = {name: said for name in methods.names()
-            if isinstance(said := methods.load(name).PROOF, str)}
+def all_stated(names):
+    """The Estimates of these methods, but for those without a PROOF."""
+    return [e for name in names if methods.load(name).PROOF for e in stated(name)]
+
+
+def inherits(names):
+    """{name: whose steps it takes} of those of these methods whose PROOF is a text."""
+    return {name: said for name in names if isinstance(said := methods.load(name).PROOF, str)}
 
 
 def dealer(world, sampler=None, critic=None):
@@ -288,15 +310,16 @@ def measure(estimate, world, samples):
     size, off = split(mean.step, gradient)
     found = {
         "name": estimate.name, "config": estimate.config, "answers": estimate.rows,
-        "aim": estimate.aim, "factor": estimate.factor, "why": estimate.reason,
+        "aim": estimate.aim, "factor": estimate.factor,
         "chance": mean.chance, "size": size, "off": off,
         "off_answer": split(mean.whole, gradient)[1], "noise": mean.noise,
         "sampled": against_samples(estimate, run, mean.step, gradient, samples),
     }
     if estimate.factor is not None:
         found["error"] = relative(mean.whole, estimate.factor * gradient)
-    found["holds"] = abs(mean.chance - 1) < EXACT and found.get("error", 0.0) < EXACT and \
-        found["sampled"]["z"] < SURE
+    failing = estimate.failing(found)
+    found["why"] = failing or estimate.reason
+    found["holds"] = not failing and abs(mean.chance - 1) < EXACT and found["sampled"]["z"] < SURE
     return found
 
 

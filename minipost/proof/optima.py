@@ -116,7 +116,8 @@ def at_optimum(case, world):
     log_p, log_ref = (world.log_chance(m).detach() for m in (world.policy, world.reference))
     fitting = world.with_reward(BETA * (log_p - log_ref) + torch.tensor([[0.4], [-0.2]]))
     run = dealer(fitting, critic=Known(fitting, fitting.soft_values(BETA)))
-    estimate = Estimate(case.name, case.config, case.rows, "minus_regularised")
+    estimate = Estimate(case.name, case.config, case.rows, "minus_regularised",
+                        why="only where it stands still is asked")
     found = enumerate_step(estimate, run, case.labels)
     rms, mean = math.sqrt(found.square), float(found.step.norm())
     zero = {"every step": rms, "the mean step": mean, "": 0.0}[case.zero]

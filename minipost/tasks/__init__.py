@@ -5,6 +5,7 @@ answers.py is no task: it has the grammar of answers that all of them share.
 
 import importlib
 import pkgutil
+from typing import Any
 
 from minipost.errors import MinipostError
 from minipost.tasks.base import Task
@@ -12,15 +13,32 @@ from minipost.tasks.base import Task
 NEEDED = ("sample", "heldout", "demonstrate", "reward", "parse")
 
 
+FAULTS: dict[str, str] = {}  # {name: what is wrong with its file}, which `load` says
+
+
 def found():
-    """{name: class} of every task in this folder, whole or not."""
-    tasks = {}
+    """{name: class} of every task in this folder, whole or not.  It writes FAULTS.
+
+    A file that cannot be imported is a task of the file's name, so that it hurts no other.
+    """
+    tasks: dict[str, Any] = {}
+    FAULTS.clear()
     for file in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{file.name}")
+        try:
+            module = importlib.import_module(f"{__name__}.{file.name}")
+        except Exception as error:
+            tasks[file.name] = Task
+            FAULTS[file.name] = (f"minipost/tasks/{file.name}.py: cannot be imported "
+                                 f"({type(error).__name__}: {error})")
+            continue
         for task in vars(module).values():
             if isinstance(task, type) and Task in task.__mro__[1:] and \
                     task.__module__ == module.__name__:
-                tasks[vars(task).get("name", file.name)] = task
+                name = vars(task).get("name", file.name)
+                if tasks.setdefault(name, task) is not task:
+                    files = [kind.__module__.replace(".", "/") for kind in (tasks[name], task)]
+                    FAULTS[name] = (f"{files[1]}.py: its task is called {name!r}, as is that of "
+                                    f"{files[0]}.py; give one of them another name")
     return dict(sorted(tasks.items()))
 
 
@@ -32,11 +50,16 @@ def __getattr__(name):
     for task in globals().get("TASKS", {}).values():  # there are none yet while the files load
         if task.__name__ == name:
             return task
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise AttributeError("; ".join([f"module {__name__!r} has no attribute {name!r}",
+                                    *globals().get("FAULTS", {}).values()]))
 
 
 def load(name):
     """The class of this name.  MinipostError says what it does not define."""
+    if name not in TASKS:
+        raise MinipostError(f"there is no task {name!r:.40}; there are {', '.join(TASKS)}")
+    if name in FAULTS:
+        raise MinipostError(FAULTS[name])
     task = TASKS[name]
     missing = [part for part in NEEDED if getattr(task, part) is getattr(Task, part)]
     if missing or "name" not in vars(task):

@@ -34,13 +34,14 @@ TASK, KNOBS = "countdown", {"numbers": 4, "target": 24}
 BEFORE, AFTER = "one answer", "breadth-first, b={width}"
 EQUAL = "best of n, tokens of b={width}"
 PAIRS = ((EQUAL.format(width=1), "breadth-first, b=1"), (EQUAL, AFTER))
+Order = Literal["breadth-first", "depth-first", "best-first", "a-star"]
 
 
 @dataclass(frozen=True)
 class Config(Bounded):
     """A search over steps, with worths from the model's own verdicts."""
 
-    strategy: Literal["breadth-first", "depth-first", "best-first", "a-star"] = "breadth-first"
+    strategy: Order = "breadth-first"  # which states are expanded next
     cost: Literal["log-prob", "depth"] = "log-prob"  # what a way costs in A* (g)
     width: int = 5              # states kept at each level of breadth-first search (b)
     branching: int = 16            # steps sampled from a state (k)

@@ -14,17 +14,18 @@ The paper takes rewards of 1 and -1 less a baseline.  Here the group's mean is t
 from dataclasses import dataclass
 
 from minipost import ops
-from minipost.errors import Bounded
+from minipost.errors import Descent
 from minipost.measure.meter import Meter, describe
 from minipost.rollout import logprobs, minibatches
 
 TASK = "arithmetic"
 METRIC = "sampled"
+ON_POLICY = True
 PROOF = [dict(config=dict(prompts=1, group_size=2), rows=2, loss="minus_reward", factor=0.5)]
 
 
 @dataclass(frozen=True)
-class Config(Bounded):
+class Config(Descent):
     """REINFORCE on answers of an older policy, tapered where they are wrong."""
 
     steps: int = 28             # rollouts to learn from
@@ -58,10 +59,12 @@ def loss_grad(logp, logp_old, adv, mask, *, count):
 def train(run, cfg):
     """prompts -> rollout -> rewards -> advantages -> loss -> update.  Yields metrics per step."""
     while True:
+        rate = cfg.rate(cfg.lr, run.step)
         problems = run.problems(cfg.prompts)
         rollout = run.rollout(problems, cfg.group_size, temperature=cfg.temperature)
         reward = run.score(problems, rollout)                               # (B,)
         adv = ops.group_centred(reward, cfg.group_size).flatten()           # (B,)
+        run.keep(problems, rollout, reward, adv)
         meter, norms = Meter("loss"), []
         for rows in minibatches(range(len(rollout)), cfg.minibatch_size, cfg.epochs,
                                 run.rng("order")):
@@ -72,6 +75,6 @@ def train(run, cfg):
                 value, stats = loss(logp, batch.logp, gain, batch.mask, count=len(rows))
                 value.backward()
                 meter.add(**stats)
-            norms.append(run.policy.step(cfg.lr, cfg.max_grad_norm))
+            norms.append(run.policy.step(rate, cfg.max_grad_norm, cfg.weight_decay))
         yield {**meter.means(len(norms)), **describe(rollout, reward, cfg.group_size),
                "grad_norm": sum(norms) / len(norms)}
