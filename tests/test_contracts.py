@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import minipost
 from minipost import evaluate, methods, prove, solve, tasks, test_time, train
 from minipost.cli import options
 from minipost.errors import MinipostError
@@ -171,6 +172,16 @@ def test_a_step_that_was_made_before_a_mistake_is_kept(added, command, tmp_path,
                        "arithmetic"))
     assert "step 1 is saved" in capsys.readouterr().out
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_in_python_a_method_that_ends_early_is_one_sentence(added, tiny):
+    added(methods, "early.py", (STRANGERS / "topr.py").read_text().replace(
+        "    while True:", "    for _ in range(1):"))
+    run = minipost.open(tiny, task="arithmetic", max_new_tokens=4)
+    steps = minipost.train(run, "early", steps=2, prompts=2, group_size=2)
+    assert next(steps)["step"] == 1
+    with pytest.raises(MinipostError, match=r"early\.py: train ended before the last step"):
+        next(steps)
 
 
 @pytest.mark.parametrize("old, new, said", [
