@@ -33,6 +33,7 @@ from minipost.engine.bottleneck import width_of
 from minipost.engine.lora import adapters
 from minipost.engine.prefix import length_of
 from minipost.errors import LARGEST, MinipostError, check_type, expected
+from minipost.measure.meter import next_step
 from minipost.measure.results import results, splits
 from minipost.opening import open_run
 from minipost.run import Run
@@ -218,7 +219,7 @@ def steps(run, method, config):
                                 "give each a run of its own by minipost.open")
         run.said.clear()  # what reward functions said of answers that were measured
         with in_python():
-            metrics = {**next(learn), **run.differences()}
+            metrics = {**next_step(learn, method), **run.differences()}
         metrics |= run.said.metrics()
         run.step += 1
         yield {"step": run.step, **metrics, "num_tokens": run.tokens}

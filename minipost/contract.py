@@ -18,7 +18,7 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
-from minipost.errors import MinipostError
+from minipost.errors import MinipostError, check_frozen
 
 LIGHT = {"minipost.errors", *sys.stdlib_module_names}  # what a file that is outlined may import
 DARK = {"globals", "locals", "vars", "eval", "exec", "__import__", "__name__", "__dict__"}
@@ -67,6 +67,8 @@ def load(package, name, contract):
             raise MinipostError(f"{module.__file__}: does not define {field.name}, which every "
                                 f"file in {package.__name__.replace('.', '/')}/ has; the folder's "
                                 "__init__.py says what it is")
+    if "Config" in parts:
+        check_frozen(parts["Config"], module.__file__)
     return contract(**parts)
 
 

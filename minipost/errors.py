@@ -91,6 +91,14 @@ def check_type(cls, name, value):
         raise MinipostError(f"{name} is {value!r:.40}; expected {words}")
 
 
+def check_frozen(cls, file):
+    """MinipostError, which names the file, unless a class of settings is a frozen dataclass."""
+    made = vars(cls).get("__dataclass_params__")
+    if made is None or not made.frozen:
+        raise MinipostError(f"{file}: {cls.__name__} is no frozen dataclass; write "
+                            "@dataclass(frozen=True) above it")
+
+
 class Bounded:
     """The base of every Config and Options: values must have the types of their fields.
 

@@ -286,7 +286,11 @@ def farther(earned, usual):
 def at_the_end(directory):
     """The mean reward of answers to training problems over the last quarter of a run's steps."""
     lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rewards = [json.loads(line)["reward"] for line in lines]
+    steps = [json.loads(line) for line in lines]
+    if not all("reward" in step for step in steps):
+        raise MinipostError(f"{shown(directory)}: a step logs no metric 'reward', by which --sweep "
+                            "1 chooses; let the method yield it, or take --sweep 0")
+    rewards = [step["reward"] for step in steps]
     return mean(rewards[-max(1, len(rewards) // 4) :])
 
 
@@ -514,7 +518,8 @@ def report(args, found, given):
         + (f" ({listed(other)})" if other else "") + f", for {args.seeds} "
         f"seed{'s' if args.seeds > 1 else ''}.", "",
         *table(COLUMNS, rows(found, args.chosen)), "",
-        verdict(found) + f"  {pairs(found)}" + (f"  {bound(trust)}" if trust else ""), "",
+        verdict(found) + (f"  {pairs(found)}" if len(order) > 1 else "")
+        + (f"  {bound(trust)}" if trust else ""), "",
         *([f"![Held-out accuracy against response tokens, by method]({picture})", ""]
           if order else []),
         *notes,
@@ -645,6 +650,9 @@ def parse(argv):
             parser.error(f"no method {algo!r} to compare; there are {', '.join(methods.names())}")
         if "policy" not in methods.load(algo).EXPORTS:
             parser.error(f"{algo} makes no policy, so there are no answers of it to compare")
+        if not hasattr(methods.load(algo).Config(), step_of(algo)):
+            parser.error(f"{algo} has no setting {step_of(algo)}, which is the size of its step; "
+                         "name the one that is in STEP of scripts/compare.py")
     folder = ROOT / "runs" / ("compare-quick" if args.quick else "compare")
     picture = f"compare-{args.task}.svg"
     fallback = {

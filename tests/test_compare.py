@@ -11,6 +11,7 @@ from fakes import Steps, drive, toy
 
 import minipost.run
 from minipost import methods, train
+from minipost.errors import MinipostError
 from minipost.measure.stats import interval, weighted
 from scripts import compare, looks
 
@@ -425,6 +426,23 @@ def test_options_that_make_no_sense(capsys, flags, said):
     with pytest.raises(SystemExit) as stop:
         compare.parse(flags)
     assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_method_without_what_is_needed_is_told_before_the_runs_or_after_its_first(
+        monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(compare.STEP, "grpo", "stride")
+    with pytest.raises(SystemExit):
+        compare.parse(["--methods", "grpo"])
+    assert "grpo has no setting stride, which is the size of its step" in capsys.readouterr().err
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    with pytest.raises(MinipostError, match="a step logs no metric 'reward', by which --sweep 1"):
+        compare.at_the_end(tmp_path)
+
+
+def test_of_one_method_nothing_is_said_of_pairs(args):
+    args.methods = ["grpo"]
+    text = "\n".join(compare.report(args, {"grpo": runs(390, 391)}, []))
+    assert "There are no two methods to compare." in text and "pairs of methods" not in text
 
 
 def test_a_try_out_touches_nothing_that_is_shipped(capsys):

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import minipost
 from minipost import evaluate, methods, prove, solve, tasks, test_time, train
 from minipost.cli import options
 from minipost.errors import MinipostError
@@ -125,6 +126,78 @@ def test_a_method_that_is_not_whole_is_told_what_it_lacks(added, missing):
     added(methods, "broken.py", text)
     with pytest.raises(MinipostError, match=rf"broken\.py: does not define {missing},"):
         methods.load("broken")
+
+
+YIELD = "        yield {**meter"
+
+
+@pytest.mark.parametrize("old, new, said", [
+    ("    while True:", "    for _ in range(1):", "train ended before the last step"),
+    (YIELD, YIELD.replace("yield", "return"), "train gives a dict; expected a generator"),
+    (YIELD, YIELD.replace("{", "{'step': 7, "), "logs the metric 'step', which is one of"),
+    (YIELD, YIELD.replace("{", "{'num_tokens': 7, "), "logs the metric 'num_tokens'"),
+    (YIELD, YIELD.replace("{", "{'reward mean': reward.mean(), "),
+     "the metric 'reward mean' is a Tensor; expected a number"),
+    (YIELD, YIELD.replace("{", "{'note': 'well', "), "the metric 'note' is a str"),
+    (YIELD, "        yield 1.0\n        {**meter", "train yields a float; expected a dict"),
+    ('METRIC = "sampled"', 'METRIC = "samplde"', "METRIC is 'samplde'; it measures greedy, sam"),
+    ('TASK = "arithmetic"', 'TASK = "arithmetics"', "TASK is 'arithmetics'; expected one of arith"),
+    ("    epochs: int = 1 ", "    seed: int = 1 ", "the setting 'seed' of Config is one of "
+     "minipost/train.py too"),
+    ("    epochs: int = 1 ", "    budget: int = 1 ", "the setting 'budget' of Config is one of"),
+    ("    epochs: int = 1 ", "    data: int = 1 ", "the setting 'data' of Config is one of the"),
+    ("    epochs: int = 1 ", "    largest: int = 1 ", "minipost/tasks/arithmetic.py: the setting "
+     "'largest' of Arithmetic is one of minipost/methods/wrong.py too; give it another name"),
+    ("class Config(Descent):", "class Config:", "Config is no frozen dataclass"),
+])
+def test_a_mistake_in_a_method_is_one_sentence(added, command, tmp_path, capsys, old, new, said):
+    text = (STRANGERS / "topr.py").read_text()
+    assert text.count(old) == 1
+    text = text.replace(old, new)
+    if "no frozen" in said:
+        text = text.replace("@dataclass(frozen=True)", "@dataclass")
+    added(methods, "wrong.py", text)
+    given = command("wrong", "--steps", 2, "--prompts", 2, "--group-size", 2, "--task",
+                    "arithmetic")
+    assert train.main(given) == 1
+    heard = capsys.readouterr().err
+    assert "wrong.py" in heard and said in heard and heard.count("\n") == 1
+    assert heard.startswith("error: ")
+
+
+def test_a_step_that_was_made_before_a_mistake_is_kept(added, command, tmp_path, capsys):
+    added(methods, "short.py", (STRANGERS / "topr.py").read_text().replace(
+        "    while True:", "    for _ in range(1):"))
+    train.main(command("short", "--steps", 2, "--prompts", 2, "--group-size", 2, "--task",
+                       "arithmetic"))
+    assert "step 1 is saved" in capsys.readouterr().out
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_in_python_a_method_that_ends_early_is_one_sentence(added, tiny):
+    added(methods, "early.py", (STRANGERS / "topr.py").read_text().replace(
+        "    while True:", "    for _ in range(1):"))
+    run = minipost.open(tiny, task="arithmetic", max_new_tokens=4)
+    steps = minipost.train(run, "early", steps=2, prompts=2, group_size=2)
+    assert next(steps)["step"] == 1
+    with pytest.raises(MinipostError, match=r"early\.py: train ended before the last step"):
+        next(steps)
+
+
+@pytest.mark.parametrize("old, new, said", [
+    ("@dataclass(frozen=True)", "@dataclass", "Parity is no frozen dataclass; write"),
+    ("largest: int", "steps: int", "wrong.py: the setting 'steps' of Parity is one of "
+     "minipost/methods/sft.py too"),
+    ("largest: int", "seed: int", "the setting 'seed' of Parity is one of minipost/train.py too"),
+])
+def test_a_mistake_in_a_task_is_one_sentence(added, monkeypatch, capsys, old, new, said):
+    text = (STRANGERS / "parity.py").read_text().replace(old, new)
+    added(tasks, "wrong.py", text.replace('"parity"', '"wrong"'))
+    for module in (options, tasks):
+        monkeypatch.setattr(module, "TASKS", tasks.found())
+    assert train.main(["--algo", "sft", "--task", "wrong"]) == 1
+    heard = capsys.readouterr().err
+    assert said in heard and heard.count("\n") == 1
 
 
 def test_a_new_task_is_one_file(added, monkeypatch):

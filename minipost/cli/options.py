@@ -160,6 +160,8 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
             raise MinipostError(f"{name} is a knob of a task; name the task with --task")
     others = {**dict(list(FIRST.items())[: None if data else 1]), **(others or {}),
               **({"--json": "print data, and no text"} if json else {})}
+    apart(parts, {"help", flag[2:], *(each.split()[0][2:].replace("-", "_")
+                                      for each in [*FIRST, *others])})
     if asked:
         show_help(f"{prog} {flag} {known.method}" if method else prog, parts, others,
                   method.module.__doc__ if method else description)
@@ -179,6 +181,21 @@ def parse(argv, prog, options, *, description="", methods=None, flag="--algo", t
         found["task"] = kind(known.data, known.eval_data, known.on_bad_row or "stop",
                              known.columns, known.max_length, known.on_long_row or "stop")
     return Settings(found["options"], found.get("task"), method, found.get("config"), known.json)
+
+
+def apart(parts, first):
+    """MinipostError where two parts of a command line have a setting of the same name.
+
+    first: the names that are read before the parts.
+    """
+    known = dict.fromkeys(first, "the command's own flags")
+    for part in (parts[name] for name in ("options", "config", "task") if name in parts):
+        file = type(part).__module__.partition(":")[0].replace(".", "/") + ".py"
+        for name in [f.name for f in fields(part)] if is_dataclass(part) else ():
+            if name in known:
+                raise MinipostError(f"{file}: the setting {name!r} of {type(part).__name__} is one "
+                                    f"of {known[name]} too; give it another name")
+            known[name] = file
 
 
 def show_help(prog, parts, others, description):

@@ -16,9 +16,11 @@ from minipost.cli.directory import Directory, as_written, made_from, telling_cha
 from minipost.cli.samples import Samples, write_page
 from minipost.cli.trackers import Trackers
 from minipost.datasets import formats
+from minipost.datasets.rows import File
 from minipost.datasets.suited import for_method
 from minipost.errors import Descent, MinipostError
 from minipost.measure.asked import asked
+from minipost.measure.meter import OWN, next_step
 from minipost.measure.results import TEMPERATURES, as_data, forecast, from_data, on_both, splits
 from minipost.measure.stats import paired
 from minipost.measure.watch import Example, Signal
@@ -137,6 +139,7 @@ class Session:
         else:
             self.announce()
             self.before = self.measure()
+            self.check_metric()
             if self.options.ask:
                 split = next(iter(self.splits))
                 self.before[split] |= asked(self.run, self.splits[split], self.options.ask)
@@ -213,6 +216,16 @@ class Session:
         """The method's measurements: {split: {metric: Result}}, {} where there is nothing to do."""
         return self.method.measure(self.run, self.splits, self.config) if self.splits else {}
 
+    def check_metric(self):
+        """MinipostError where the method's METRIC is none of those that it measures.
+
+        On a file some methods measure something else.
+        """
+        for found in self.before.values():
+            if self.method.METRIC not in found and not isinstance(self.task, File):
+                raise MinipostError(f"{self.method.module.__file__}: METRIC is "
+                                    f"{self.method.METRIC!r:.40}; it measures {', '.join(found)}")
+
     def train(self):
         learn = self.method.train(self.run, self.config)
         self.run.total = steps = self.method.total(self.run, self.config)
@@ -228,7 +241,8 @@ class Session:
             while not self.over(steps):
                 self.run.said.clear()  # what functions said of answers that were measured
                 self.begin(f"step {self.run.step + 1}")
-                self.metrics = metrics = {**next(learn), **self.run.differences()}
+                self.metrics = metrics = {**next_step(learn, self.method),
+                                          **self.run.differences()}
                 metrics |= self.said_of(metrics)
                 self.run.step += 1
                 self.moved |= any(learner.updates for learner in self.run.learners.values())
@@ -340,7 +354,7 @@ class Session:
     def said_of(self, metrics):
         """The metrics that reward functions logged in this step, and the mean of each function."""
         found = self.run.said.metrics()
-        if taken := found.keys() & {*metrics, "step", "num_tokens", "seconds"}:
+        if taken := found.keys() & {*metrics, *OWN}:
             raise MinipostError(f"a reward function logs the metric {min(taken)!r}, which is one "
                                 "of the run's own; give it another name")
         return found

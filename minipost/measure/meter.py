@@ -1,8 +1,40 @@
 """What is logged of one training step."""
 
+from collections.abc import Iterator
+
 import torch
 
 from minipost import parallel
+from minipost.errors import MinipostError
+
+OWN = {"step", "num_tokens", "seconds"}  # metrics of the run, which nobody else may log
+
+
+def next_step(learn, method):
+    """The metrics of the next step of a method's train(run, cfg).
+
+    MinipostError unless that is a generator that makes a step and yields {name: number}.
+    """
+    file = method.module.__file__
+    if not isinstance(learn, Iterator):
+        raise MinipostError(f"{file}: train gives a {type(learn).__name__}; expected a generator, "
+                            "which yields the metrics of each step")
+    try:
+        metrics = next(learn)
+    except StopIteration:
+        raise MinipostError(f"{file}: train ended before the last step; expected a step each time "
+                            "it is asked (while True)") from None
+    if not isinstance(metrics, dict):
+        raise MinipostError(f"{file}: train yields a {type(metrics).__name__}; expected a dict of "
+                            "metrics, {name: number}")
+    if taken := metrics.keys() & OWN:
+        raise MinipostError(f"{file}: logs the metric {min(taken)!r}, which is one of the run's "
+                            "own; give it another name")
+    for name, value in metrics.items():
+        if not isinstance(value, int | float):
+            raise MinipostError(f"{file}: the metric {name!r} is a {type(value).__name__}; "
+                                "expected a number, as by float(x)")
+    return metrics
 
 
 class Meter:

@@ -21,6 +21,8 @@ from types import ModuleType
 from typing import Any
 
 from minipost import contract
+from minipost.errors import MinipostError
+from minipost.tasks import TASKS
 
 
 def all_held_out(run, splits, cfg):
@@ -92,7 +94,11 @@ def names():
 
 def load(name):
     """The Method of this name.  MinipostError says what its file does not define."""
-    return contract.load(sys.modules[__name__], name, Method)
+    method = contract.load(sys.modules[__name__], name, Method)
+    if method.TASK not in TASKS:
+        raise MinipostError(f"{method.module.__file__}: TASK is {method.TASK!r:.40}; expected one "
+                            f"of {', '.join(TASKS)}")
+    return method
 
 
 def outline(name):

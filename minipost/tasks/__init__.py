@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 from typing import Any
 
-from minipost.errors import MinipostError
+from minipost.errors import MinipostError, check_frozen
 from minipost.tasks.base import Task
 
 NEEDED = ("sample", "heldout", "demonstrate", "reward", "parse")
@@ -61,9 +61,10 @@ def load(name):
     if name in FAULTS:
         raise MinipostError(FAULTS[name])
     task = TASKS[name]
+    file = importlib.import_module(task.__module__).__file__
     missing = [part for part in NEEDED if getattr(task, part) is getattr(Task, part)]
     if missing or "name" not in vars(task):
-        raise MinipostError(f"{importlib.import_module(task.__module__).__file__}: {task.__name__} "
-                            f"does not define {(missing or ['name'])[0]}; minipost/tasks/base.py "
-                            "says what a task has")
+        raise MinipostError(f"{file}: {task.__name__} does not define {(missing or ['name'])[0]}; "
+                            "minipost/tasks/base.py says what a task has")
+    check_frozen(task, file)
     return task
