@@ -76,13 +76,17 @@ def pooled(seen):
     if len(seen) == 1:
         return {**seen[0], "seeds": 1}
     whole = {**seen[0], "seeds": len(seen), "seconds": median(s["seconds"] for s in seen)}
+    share = all(s[part]["low"] >= 0 and s[part]["high"] <= 1  # whose intervals end at 0 and 1
+                for s in seen for part in ("before", "after"))
     for part in ("before", "after", "gain"):
         if part in seen[0]:
             each = [s[part] for s in seen]
             over = t_interval([s["value"] for s in each])
-            whole[part] = {"value": over.value, "n": each[0]["n"],
-                           "low": min(over.low, fmean(s["low"] for s in each)),
-                           "high": max(over.high, fmean(s["high"] for s in each))}
+            low = min(over.low, fmean(s["low"] for s in each))
+            high = max(over.high, fmean(s["high"] for s in each))
+            if share:
+                low, high = max(low, -1.0 if part == "gain" else 0.0), min(high, 1.0)
+            whole[part] = {"value": over.value, "n": each[0]["n"], "low": low, "high": high}
     return whole
 
 

@@ -55,3 +55,14 @@ def test_a_row_of_the_page_gets_its_figures_and_no_other_cell_changes():
     found = demos.filled(page, {"grpo": demos.pooled([summary(0.5, -0.1, 0.6)] * 3), "x": None})
     assert found == page.replace("0.1 | 0.2 | +0.1 | 9, 1", "0.500 | 0.500 | +0.500 [-0.100, "
                                  "+0.600] (no effect seen) | 400, 3")
+
+
+def test_the_interval_of_a_share_ends_where_shares_do():
+    near = [{**summary(0.99, 0.95, 1.0), "before": {**summary(0, 0, 0.1)["gain"], "value": v},
+             "after": {**summary(0, 0.9, 1.0)["gain"], "value": 1 - v},
+             "gain": {"value": 1 - 2 * v, "low": 0.9, "high": 1.0, "n": 400}}
+            for v in (0.0, 0.05, 0.0)]
+    whole = demos.pooled(near)
+    assert whole["before"]["low"] == 0 and whole["after"]["high"] == whole["gain"]["high"] == 1
+    past = demos.pooled([{**each, "after": {**each["after"], "high": 1.2}} for each in near])
+    assert past["gain"]["high"] > 1                         # such a reward is no share

@@ -57,7 +57,7 @@ PROOF = [dict(config=dict(prompts=1, group_size=1, batch_size=1, rollouts=2, hot
 class Config(Descent):
     """A verifier of steps, from what becomes of answers that are completed from each of them."""
 
-    steps: int = 110            # gradient steps
+    steps: int = 160            # gradient steps
     prompts: int = 1024         # prompts whose answers are labelled
     group_size: int = 2         # answers to each prompt
     batch_size: int = 128       # answers per gradient step
