@@ -1,6 +1,8 @@
 """Studies: what decides a verdict, on figures by hand, and their own sums."""
 
 import json
+import threading
+import time
 from dataclasses import replace
 from functools import cache
 from itertools import combinations
@@ -19,7 +21,7 @@ from minipost.gpt import RewardModel
 from minipost.measure.stats import Score, pass_at, t_interval
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.wording import gold
-from scripts import studies
+from scripts import compare, studies
 from scripts.studies import (
     VERDICTS,
     Finding,
@@ -991,6 +993,46 @@ def test_a_study_that_is_stopped_anywhere_goes_on(command, tmp_path, reward, sto
     assert all(again[run] == models[run] for run in runs)
 
 
+def test_a_run_waits_for_the_one_from_whose_model_it_starts(tmp_path):
+    """Whatever runs at once, and wherever it stands in the list."""
+    made = Made(tmp_path / "study", range(1))
+    runs = {"a-1": ["--model", "checkpoints/base"], "b": ["--teacher", made.model("a-1")],
+            "c": ["--model", made.place("b"), "--reward-model", made.model("a-1")],
+            "a-10": ["--model", made.model("../shared")], "d": ["--model", made.model("a-10")]}
+    found = __main__.batches(made, runs)
+    assert [list(batch) for batch in found] == [["a-1", "a-10"], ["b", "d"], ["c"]]
+    assert all(batch[name] is runs[name] for batch in found for name in batch)
+    assert __main__.batches(made, {}) == []
+
+
+def test_runs_at_once_are_said_in_their_order(tmp_path, monkeypatch, capsys):
+    """Where one fails, those in progress are the last."""
+    both, begun = threading.Barrier(2, timeout=20), []
+    if len(compare.own_cores()) < 2:
+        pytest.skip("one core")
+
+    def complete(runner, place, given, origin):
+        begun.append(place.name)
+        if place.name in "ab":
+            both.wait()
+        elif failing:
+            time.sleep(0.2)
+        return "start", "it broke" if place.name == failing else None
+
+    monkeypatch.setattr(__main__, "fingerprint", lambda path: path.name)
+    monkeypatch.setattr(__main__, "complete", complete)
+    given = ["--algo", "sft", "--task", "arithmetic", "--model", "m"]
+    study = SimpleNamespace(name="x", prepare=lambda made: None, then=lambda made, done: {},
+                            runs=lambda seeds: dict.fromkeys("abcdefgh", given))
+    for failing, said in ("", "abcdefgh"), ("a", "a"):
+        begun.clear()
+        there = __main__.make(study, Made(tmp_path, range(1)), SimpleNamespace(stopped=False), 2)
+        assert there == (not failing) and {*begun[:2]} == {"a", "b"}
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "x: 8 runs" and "".join(line[2] for line in lines[1:]) == said
+        assert ("it broke" in lines[-1]) == bool(failing) and len(begun) <= (6 if failing else 8)
+
+
 def test_a_run_is_made_again_where_the_one_before_it_was(command, tmp_path, reward):
     _, models, asked = made_of(stages(command, tmp_path, reward), tmp_path)
     assert asked == [("first", "--algo"), ("second", "--algo")]
@@ -1115,7 +1157,7 @@ def test_runs_that_follow_from_others_are_made_once_these_are_there(tmp_path, mo
     made = Made(tmp_path, range(2))
     assert __main__.make(study, made, SimpleNamespace(stopped=False))
     assert made_runs == ["a", "b", "c"]
-    assert not __main__.make(study, made, SimpleNamespace(stopped=True)) and made_runs[3:] == ["a"]
+    assert not __main__.make(study, made, SimpleNamespace(stopped=True)) and made_runs[3:] == []
 
 
 # ---- on-policy distillation
@@ -1315,6 +1357,14 @@ def test_fewer_than_two_seeds_are_refused_before_anything_is_made(seeds, monkeyp
     with pytest.raises(SystemExit):
         __main__.start(["length-bias", "--seeds", seeds])
     assert f"--seeds {seeds}: an interval over seeds takes at least 2" in capsys.readouterr().err
+
+
+def test_more_runs_at_once_than_cores_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(__main__, "make", lambda *given: pytest.fail("it began"))
+    for jobs in 0, len(compare.own_cores()) + 1:
+        with pytest.raises(SystemExit):
+            __main__.start(["length-bias", "--jobs", str(jobs)])
+        assert f"--jobs {jobs}: expected 1 to" in capsys.readouterr().err
 
 
 def test_without_matplotlib_no_run_is_made(monkeypatch):

@@ -2,6 +2,7 @@
 
     python -m scripts.studies pass-at-k          its runs, then its part of docs/studies.md and plot
     python -m scripts.studies                    all studies, and one table of their verdicts
+    python -m scripts.studies --jobs 1           one run at a time; without it, one on each core
 
 Ctrl-C stops after the step in progress, and the same command continues from there.  A run is not
 made again if runs/studies holds it with the same settings and from the same weights, those of its
@@ -14,6 +15,7 @@ import re
 import signal
 import sys
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from minipost.cli.options import fail_in_one_sentence
 from minipost.errors import MinipostError
 from scripts import studies
 from scripts.bench import machine, table, write
-from scripts.compare import Runner, complete, fingerprint
+from scripts.compare import PARSING, Runner, complete, fingerprint, own_cores, side_by_side
 from scripts.studies import ROOT, Made
 
 PAGE = ROOT / "docs" / "studies.md"
@@ -36,33 +38,51 @@ An interval over seeds speaks of other seeds on the same problems, not of other 
 """
 
 
-def make(study, made, runner):
-    """All runs of a study.  -> whether they are all there"""
+def make(study, made, runner, jobs=1):
+    """All runs of a study, `jobs` at a time.  -> whether they are all there"""
     study.prepare(made)
     runs, done = study.runs(made.seeds), set()
     while runs:
-        for k, (name, given) in enumerate(runs.items(), 1):
-            print(f"{study.name} {k}/{len(runs)}  {name}: ", end="", flush=True)
-            if not one(made.place(name), list(map(str, given)), runner):
-                return False
+        print(f"{study.name}: {len(runs)} runs", flush=True)
+        for batch in batches(made, runs):
+            for name, (there, said) in zip(batch, side_by_side(jobs, [
+                    partial(one, made.place(name), list(map(str, given)), runner)
+                    for name, given in batch.items()])):
+                print(f"  {name}: {said}", flush=True)
+                if not there:
+                    return False
         done |= runs.keys()
         runs = {name: given for name, given in study.then(made, done).items() if name not in done}
     return True
 
 
+def batches(made, runs):
+    """The runs in parts, one after another: none starts from what a run of its own part makes."""
+    depth = {}
+    for name, given in runs.items():
+        paths = [(ROOT / str(word)).resolve() for word in given]
+        depth[name] = 1 + max((depth[other] for other in depth if any(
+            path.is_relative_to(made.place(other)) for path in paths)), default=-1)
+    return [{name: runs[name] for name in runs if depth[name] == k}
+            for k in sorted({*depth.values()})]
+
+
 def one(directory, given, runner):
-    """A run, with a word on how it went.  -> whether it is there"""
-    settings, start = train.settings_of(given), time.perf_counter()
+    """A run.  -> whether it is there, a word on how it went"""
+    if runner.stopped:
+        return False, "stopped"
+    with PARSING:
+        settings = train.settings_of(given)
+    start = time.perf_counter()
     origin = [fingerprint(ROOT / each) for each in (
         settings.options.model, settings.options.reward_model,
         getattr(settings.config, "teacher", ""), getattr(settings.config, "verifier", ""))
         if each]
     needs, failed = complete(runner, directory, given, "".join(origin))
-    print("stopped" if runner.stopped else
-          f"failed: {failed} (see {directory}/log.txt)" if failed else
-          "made earlier" if needs == "nothing" else f"{time.perf_counter() - start:.0f} s",
-          flush=True)
-    return not (runner.stopped or failed)
+    said = ("stopped" if runner.stopped else
+            f"failed: {failed} (see {directory}/log.txt)" if failed else
+            "made earlier" if needs == "nothing" else f"{time.perf_counter() - start:.0f} s")
+    return not (runner.stopped or failed), said
 
 
 def report(study, found, picture):
@@ -117,12 +137,17 @@ def start(argv):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(studies.names()))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=len(own_cores()), help="runs at a time, each "
+                        "on its share of the cores (default: all %(default)s of this machine)")
     args = parser.parse_args(argv)
     for name in args.names:
         if name not in studies.names():
             parser.error(f"no study {name!r}; there are {', '.join(studies.names())}")
     if args.seeds < 2:
         parser.error(f"--seeds {args.seeds}: an interval over seeds takes at least 2")
+    if not 1 <= args.jobs <= len(own_cores()):
+        parser.error(f"--jobs {args.jobs}: expected 1 to {len(own_cores())}, the "
+                     "cores of this machine")
     if find_spec("matplotlib") is None:  # fail before the runs, not after them
         raise MinipostError("the plots need matplotlib (pip install -e '.[plot]')")
     runner, verdicts = Runner(), []
@@ -132,7 +157,7 @@ def start(argv):
         for name in args.names or studies.names():
             study = studies.load(name)
             made = Made(ROOT / "runs" / "studies" / name, range(args.seeds))
-            if not make(study, made, runner):
+            if not make(study, made, runner, args.jobs):
                 return 130 if runner.stopped else 1
             found = study.findings(made)
             picture = PAGE.parent / "pictures" / f"{name}.svg"
