@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+import traceback
 from dataclasses import MISSING, fields
 from importlib.abc import InspectLoader
 from importlib.machinery import SourceFileLoader
@@ -56,9 +57,9 @@ def required(contract):
 def load(package, name, contract):
     """The file of this name as a `contract`, with the fields `name` and `module` filled in.
 
-    MinipostError says what a file has to define and does not.
+    MinipostError says what a file has to define and does not, or why it cannot be imported.
     """
-    module = importlib.import_module(f"{package.__name__}.{name.replace('-', '_')}")
+    module = imported(f"{package.__name__}.{name.replace('-', '_')}")
     parts = {"name": name, "module": module}
     for field in fields(contract):
         if hasattr(module, field.name) and field.name not in parts:
@@ -70,6 +71,21 @@ def load(package, name, contract):
     if "Config" in parts:
         check_frozen(parts["Config"], module.__file__)
     return contract(**parts)
+
+
+def imported(module):
+    """The module of this dotted name.  MinipostError with the file and the line that fails."""
+    try:
+        return importlib.import_module(module)
+    except MinipostError:
+        raise
+    except Exception as error:
+        file = f"{module.replace('.', '/')}.py"
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+                 if Path(frame.filename).name == Path(file).name]
+        where = f"{file}, line {lines[-1]}" if lines else file
+        raise MinipostError(f"{where}: cannot be imported ({type(error).__name__}: {error})"
+                            ) from error
 
 
 # ---- a file without what it imports

@@ -224,7 +224,7 @@ def test_a_task_that_is_not_whole_is_told_what_it_lacks_and_hurts_no_other(added
 
 @pytest.mark.parametrize("file, text, name, said", [
     ("vowels.py", "import nothing_here\n", "vowels",
-     "minipost/tasks/vowels.py: cannot be imported (ModuleNotFoundError: No module named "
+     "minipost/tasks/vowels.py, line 1: cannot be imported (ModuleNotFoundError: No module named "
      "'nothing_here')"),
     ("vowels.py", "def (\n", "vowels", "minipost/tasks/vowels.py: cannot be imported (SyntaxError"),
     ("sums.py", None, "arithmetic",
@@ -241,6 +241,18 @@ def test_a_task_file_that_cannot_be_used_hurts_no_other(added, monkeypatch, caps
     assert train.main(["--algo", "sft", "--task", name]) == 1
     assert said in (heard := capsys.readouterr().err) and heard.count("\n") == 1
     assert train.settings_of(["--algo", "sft", "--task", "countdown"]).task.name == "countdown"
+
+
+@pytest.mark.parametrize("text, said", [
+    ("def f(:\n", "minipost/methods/mine.py: cannot be imported (SyntaxError"),
+    ("x = 1\n\nx = y\n", "minipost/methods/mine.py, line 3: cannot be imported (NameError"),
+])
+def test_a_method_that_cannot_be_imported_is_said_in_one_sentence(added, capsys, text, said):
+    """Where it is asked for; no other method hears of it."""
+    added(methods, "mine.py", text)
+    assert train.main(["--algo", "mine"]) == 1
+    assert said in (heard := capsys.readouterr().err) and heard.count("\n") == 1
+    assert train.settings_of(["--algo", "sft"]).algo == "sft"
 
 
 def test_a_new_way_to_answer_is_one_file(added, capsys):

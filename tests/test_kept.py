@@ -80,13 +80,14 @@ def test_a_method_without_a_rollout_is_told_so():
         train.settings_of(["--algo", "sft", "--keep-rollouts", "2"])
 
 
-def test_a_metric_of_the_run_s_own_name(command, capsys, tmp_path):
+@pytest.mark.parametrize("name", ["step", "eval/held-out/sampled"])
+def test_a_metric_of_the_run_s_own_name(command, capsys, tmp_path, name):
     (tmp_path / "mine.py").write_text("def f(completions, log_metric, **columns):\n"
-                                      "    log_metric('step', 1)\n"
+                                      f"    log_metric('{name}', 1)\n"
                                       "    return [len(c) for c in completions]\n")
     assert train.main([*command("grpo", "--steps", 1, "--prompts", 2, "--group-size", 2),
                        "--reward", f"{tmp_path}/mine.py:f"]) == 1
-    assert "logs the metric 'step', which is one of the run's own" in capsys.readouterr().err
+    assert f"logs the metric '{name}', which is one of the run's own" in capsys.readouterr().err
 
 
 def test_parquet_of_rollouts(command, tmp_path, rewards):

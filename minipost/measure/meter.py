@@ -27,7 +27,7 @@ def next_step(learn, method):
     if not isinstance(metrics, dict):
         raise MinipostError(f"{file}: train yields a {type(metrics).__name__}; expected a dict of "
                             "metrics, {name: number}")
-    if taken := metrics.keys() & OWN:
+    if taken := metrics.keys() & OWN | {name for name in metrics if name.startswith("eval/")}:
         raise MinipostError(f"{file}: logs the metric {min(taken)!r}, which is one of the run's "
                             "own; give it another name")
     for name, value in metrics.items():

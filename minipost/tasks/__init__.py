@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 from typing import Any
 
+from minipost import contract
 from minipost.errors import MinipostError, check_frozen
 from minipost.tasks.base import Task
 
@@ -25,11 +26,9 @@ def found():
     FAULTS.clear()
     for file in pkgutil.iter_modules(__path__):
         try:
-            module = importlib.import_module(f"{__name__}.{file.name}")
-        except Exception as error:
-            tasks[file.name] = Task
-            FAULTS[file.name] = (f"minipost/tasks/{file.name}.py: cannot be imported "
-                                 f"({type(error).__name__}: {error})")
+            module = contract.imported(f"{__name__}.{file.name}")
+        except MinipostError as error:
+            tasks[file.name], FAULTS[file.name] = Task, str(error)
             continue
         for task in vars(module).values():
             if isinstance(task, type) and Task in task.__mro__[1:] and \
