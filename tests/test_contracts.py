@@ -252,7 +252,7 @@ def test_a_method_that_cannot_be_imported_is_said_in_one_sentence(added, capsys,
     added(methods, "mine.py", text)
     assert train.main(["--algo", "mine"]) == 1
     assert said in (heard := capsys.readouterr().err) and heard.count("\n") == 1
-    assert train.settings_of(["--algo", "sft"]).algo == "sft"
+    assert train.settings_of(["--algo", "sft"]).method.name == "sft"
 
 
 def test_a_new_way_to_answer_is_one_file(added, capsys):

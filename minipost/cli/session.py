@@ -20,7 +20,7 @@ from minipost.datasets.rows import File
 from minipost.datasets.suited import for_method
 from minipost.errors import Descent, MinipostError
 from minipost.measure.asked import asked
-from minipost.measure.meter import OWN, next_step
+from minipost.measure.meter import next_step, own
 from minipost.measure.results import TEMPERATURES, as_data, forecast, from_data, on_both, splits
 from minipost.measure.stats import paired
 from minipost.measure.watch import Example, Signal
@@ -354,7 +354,7 @@ class Session:
     def said_of(self, metrics):
         """The metrics that reward functions logged in this step, and the mean of each function."""
         found = self.run.said.metrics()
-        if taken := found.keys() & {*metrics, *OWN}:
+        if taken := own(found) | found.keys() & metrics.keys():
             raise MinipostError(f"a reward function logs the metric {min(taken)!r}, which is one "
                                 "of the run's own; give it another name")
         return found

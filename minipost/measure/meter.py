@@ -7,7 +7,7 @@ import torch
 from minipost import parallel
 from minipost.errors import MinipostError
 
-OWN = {"step", "num_tokens", "seconds"}  # metrics of the run, which nobody else may log
+OWN = {"step", "num_tokens", "seconds"}  # metrics of the run, beside its measurements, eval/...
 
 
 def next_step(learn, method):
@@ -27,7 +27,7 @@ def next_step(learn, method):
     if not isinstance(metrics, dict):
         raise MinipostError(f"{file}: train yields a {type(metrics).__name__}; expected a dict of "
                             "metrics, {name: number}")
-    if taken := metrics.keys() & OWN | {name for name in metrics if name.startswith("eval/")}:
+    if taken := own(metrics):
         raise MinipostError(f"{file}: logs the metric {min(taken)!r}, which is one of the run's "
                             "own; give it another name")
     for name, value in metrics.items():
@@ -35,6 +35,11 @@ def next_step(learn, method):
             raise MinipostError(f"{file}: the metric {name!r} is a {type(value).__name__}; "
                                 "expected a number, as by float(x)")
     return metrics
+
+
+def own(names):
+    """Those of the names of metrics that only the run itself may log."""
+    return {name for name in names if name in OWN or name.startswith("eval/")}
 
 
 class Meter:
