@@ -38,6 +38,7 @@ PROOF = "takes the steps of grpo; only the advantages are its own"
 class Config(r1_zero.Config):
     """GRPO without a KL on rules with weights, each normalised by itself."""
 
+    steps: int = 35             # rollouts to learn from
     format: float = 1.0         # weight of a whole form: a thought and one answer
 
 
