@@ -38,6 +38,7 @@ class Config(grpo.Config):
     prompts: int = 32           # prompts per rollout (P)
     group_size: int = 4         # answers per prompt, each compared with all others (G)
     beta: float = 0.05          # weight of the KL to the fine-tuned policy (beta)
+    lr: float = 1e-4            # learning rate (eta); at twice as much the judge is soon fooled
     judge: str = "checkpoints/base"  # model directory of the judge
     principle: str = "fitting"  # its principle: a name that the task knows, or your own text
     sft_steps: int = 60         # steps of supervised fine-tuning first
