@@ -11,11 +11,11 @@ ROOT = Path(__file__).resolve().parents[1] / "minipost"
 # From the ground up.  What stands here imports from lower floors alone; a folder is a whole.
 FLOORS = [
     "errors",
-    "files",
+    "files contract",
     "tokenizer_file chat",
     "engine",
     "families",
-    "contract ops parallel gpt tokenizer tasks",
+    "ops parallel gpt tokenizer tasks",
     "layout",
     "optim checkpoint",
     "rollout shard",
