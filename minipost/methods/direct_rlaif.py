@@ -34,11 +34,11 @@ PROOF = "takes the steps of sft and grpo; only the reward is a judge's"
 class Config(grpo.Config):
     """GRPO on the log-odds of a judge that is a model."""
 
-    steps: int = 40             # rollouts to learn from
+    steps: int = 40             # rollouts to learn from; after more the judge may be fooled
     prompts: int = 32           # prompts per rollout (P)
     group_size: int = 4         # answers per prompt, each compared with all others (G)
     beta: float = 0.05          # weight of the KL to the fine-tuned policy (beta)
-    lr: float = 1e-4            # learning rate (eta); at twice this, or later, the judge is fooled
+    lr: float = 1e-4            # learning rate (eta); at twice as much the judge may be fooled
     judge: str = "checkpoints/base"  # model directory of the judge
     principle: str = "fitting"  # its principle: a name that the task knows, or your own text
     sft_steps: int = 60         # steps of supervised fine-tuning first
