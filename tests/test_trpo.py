@@ -173,6 +173,27 @@ def test_conjugate_gradient_ends_as_soon_as_the_tolerance_allows(seed, tolerance
     assert (b - matrix @ before).square().sum() > tolerance * b.square().sum()
 
 
+@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(-150, 0))
+def test_conjugate_gradient_stays_finite_however_long_it_goes_on(seed, n, digits):
+    """The squares end in underflow; a curvature of 0 there must not be divided by."""
+    matrix, b = positive(seed, n)
+    small, scale = 1e-3 * matrix, 10.0**digits  # like a Fisher matrix, times which less is left
+    x, residual = trpo.conjugate_gradient(lambda v: small @ v, b * scale, 300, tolerance=0)
+    assert torch.isfinite(x).all() and torch.isfinite(residual).all()
+    if digits > -100:
+        assert torch.allclose(x / scale, torch.linalg.solve(small, b), rtol=1e-9, atol=1e-8)
+
+
+def test_conjugate_gradient_ends_where_the_curvature_is_not_positive():
+    """Without damping rounding can make it negative: x is then that of the steps before."""
+    b = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+    x, residual = trpo.conjugate_gradient(lambda v: -v, b, 5)
+    assert torch.equal(x, torch.zeros_like(b)) and torch.equal(residual, b)
+    matrix = torch.diag(torch.tensor([3.0, 1.0, -0.01], dtype=torch.float64))
+    x, residual = trpo.conjugate_gradient(lambda v: matrix @ v, b, 5)
+    assert torch.allclose(residual, b - matrix @ x) and x @ b > 0 and x @ matrix @ x > 0
+
+
 @given(st.floats(0.01, 100), st.integers(0, 10_000), st.integers(1, 8))
 def test_a_multiple_of_the_identity_takes_one_iteration(scale, seed, n):
     b = normal(n, seed)

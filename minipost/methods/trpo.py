@@ -146,7 +146,9 @@ def product_hessian(learner, batch, temperature, vector):
 def conjugate_gradient(product, b, iterations, tolerance=1e-10):
     """Solve A x = b for a symmetric positive A given by v -> A v (Hestenes & Stiefel 1952).
 
-    Ends early when |b - A x|^2 <= tolerance |b|^2.  Returns x and the residual b - A x.
+    Ends early when |b - A x|^2 <= tolerance |b|^2, or where rounding leaves the curvature along the
+    next direction not positive (an underflow to 0, or no damping).  Returns x and the residual
+    b - A x.
     """
     x, residual = torch.zeros_like(b), b.clone()
     direction, square, first = b.clone(), b @ b, b @ b
@@ -154,7 +156,10 @@ def conjugate_gradient(product, b, iterations, tolerance=1e-10):
         if square <= tolerance * first:
             break
         image = product(direction)
-        length = square / (direction @ image)
+        curvature = direction @ image
+        if curvature <= 0:
+            break
+        length = square / curvature
         x = x + length * direction
         residual = residual - length * image
         square, previous = residual @ residual, square
