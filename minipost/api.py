@@ -23,7 +23,7 @@ from dataclasses import fields, replace
 from minipost import methods, tasks
 from minipost.cli import trl
 from minipost.cli.defaults import for_adapters, for_sampler, wanted, with_epochs
-from minipost.cli.options import SetUp, shipped_models
+from minipost.cli.options import SetUp, apart, shipped_models
 from minipost.cli.session import pick_device
 from minipost.datasets.formats import Given
 from minipost.datasets.rewards import Added, Part
@@ -129,6 +129,7 @@ def open_model(model="checkpoints/base", task=None, data=None, reward=None, eval
         problems = File(named_rows(data, "data"), named_rows(eval_data, "eval_data"), **own)
     else:
         problems = kind(**own)
+        apart({"options": options, "task": problems}, ())
     run = open_run(options, problems, pick_device(options.device))
     if run.server:
         run.server.connect()

@@ -136,6 +136,18 @@ def read_json(path):
 
 # ---- writing
 
+def is_run(directory):
+    """Whether a directory holds a run of the command line (cli/directory.py).
+
+    A config.json says so by its algo.  Where it is missing or damaged, a run's other files do.
+    """
+    directory = Path(directory)
+    try:
+        return "algo" in read_json(directory / "config.json")
+    except MinipostError:
+        return any((directory / name).exists() for name in ("metrics.jsonl", "state"))
+
+
 def make_directory(path):
     """Make a directory and those above it; MinipostError where that is not possible."""
     try:

@@ -19,7 +19,6 @@ from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -198,7 +197,7 @@ class Run:
         if not isinstance(directory, str | os.PathLike) or not os.fspath(directory):
             raise MinipostError(f"directory is {directory!r:.40}; expected the name of a folder to "
                                 "save the model in")
-        if is_run(directory):
+        if files.is_run(directory):
             raise MinipostError(f"{directory}: holds a run of minipost.train, whose config.json "
                                 "would be lost; choose another folder")
         if part not in self.learners:
@@ -651,17 +650,6 @@ class Run:
         if self.shard:
             cut += [[]] * (int(parallel.largest(len(cut))) - len(cut))
         return cut
-
-
-def is_run(directory):
-    """Whether a directory holds a run of the command line (cli/directory.py)."""
-    directory = Path(directory)
-    if (directory / "metrics.jsonl").exists() or (directory / "state").exists():
-        return True
-    try:
-        return "algo" in files.read_json(directory / "config.json")
-    except MinipostError:  # there is none, or it is damaged
-        return False
 
 
 def as_prompt(number, prompt):

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import minipost
-from minipost import evaluate, methods, prove, solve, tasks, test_time, train
+from minipost import api, evaluate, methods, prove, solve, tasks, test_time, train
 from minipost.cli import options
 from minipost.errors import MinipostError
 
@@ -198,6 +198,16 @@ def test_a_mistake_in_a_task_is_one_sentence(added, monkeypatch, capsys, old, ne
     assert train.main(["--algo", "sft", "--task", "wrong"]) == 1
     heard = capsys.readouterr().err
     assert said in heard and heard.count("\n") == 1
+
+
+def test_in_python_a_knob_named_like_an_option_of_a_run_is_refused(added, monkeypatch, tiny):
+    """It would set either; on the command line it is refused too."""
+    text = (STRANGERS / "parity.py").read_text().replace("largest", "seed")
+    added(tasks, "wrong.py", text.replace('"parity"', '"wrong"'))
+    monkeypatch.setattr(api, "TASKS", tasks.found())
+    monkeypatch.setattr(tasks, "TASKS", tasks.found())
+    with pytest.raises(MinipostError, match="the setting 'seed' of Parity is one of minipost"):
+        minipost.open(tiny, task="wrong", seed=3)
 
 
 def test_a_new_task_is_one_file(added, monkeypatch):

@@ -172,7 +172,7 @@ class Directory:
                                     "choose another --out")
         if any(self.path.glob("*.safetensors")) or (self / "tokenizer.json").exists():
             raise MinipostError(f"{self.path}: is a model directory; choose another --out")
-        if (self / "config.json").exists() and not self.is_run():
+        if (self / "config.json").exists() and not files.is_run(self.path):
             raise MinipostError(f"{self.path}: has a config.json that is not of a run; choose "
                                 "another --out")
         held = [name for there in (self.path, self / REPLACED)
@@ -184,12 +184,6 @@ class Directory:
                 " without a state to go on from;"
             raise MinipostError(f"{self.path}: holds {what}{more} choose another --out, or replace "
                                 "it by --overwrite")
-
-    def is_run(self):
-        try:
-            return "algo" in files.read_json(self / "config.json")
-        except MinipostError:
-            return any((self / name).exists() for name in ("metrics.jsonl", "state"))
 
     def begin(self, settings, made, workers, overwrite):
         """Take the directory, move the run that is in it aside, and write config.json."""

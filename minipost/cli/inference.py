@@ -96,12 +96,11 @@ def evaluate(argv, prog):
     settings = settings_of(argv, prog, Measured)
     from minipost import files, parallel  # imports torch, which --help can do without
     from minipost.cli.console import Console
-    from minipost.run import is_run
 
     method, options, cfg, task = settings.method, settings.options, settings.config, settings.task
     if options.out:
         files.make_directory(Path(options.out))
-        if is_run(options.out):
+        if files.is_run(options.out):
             raise MinipostError(f"{options.out}: holds a run of minipost.train, whose summary.json "
                                 "would be lost; choose another --out")
     console, start = Console(quiet=settings.json), time.perf_counter()
