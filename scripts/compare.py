@@ -193,6 +193,12 @@ def own_cores():
     return list(range(os.cpu_count() or 1))
 
 
+def check_jobs(parser, jobs):
+    """End with one sentence where each of so many runs could not have a core."""
+    if not 1 <= jobs <= (cores := len(own_cores())):
+        parser.error(f"--jobs {jobs}: expected 1 to {cores}, the cores of this machine")
+
+
 def side_by_side(jobs, tasks):
     """What each task returns, in their order.  jobs: so many run at once, each on its own cores."""
     if jobs == 1:
@@ -669,8 +675,7 @@ def parse(argv):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected at least "
                          "1")
-    if not 1 <= args.jobs <= (cores := len(own_cores())):
-        parser.error(f"--jobs {args.jobs}: expected 1 to {cores}, the cores of this machine")
+    check_jobs(parser, args.jobs)
     if not (ROOT / args.model / "config.json").is_file():
         parser.error(f"--model {args.model}: holds no config.json")
     args.runs, args.plot = args.runs.resolve(), args.plot.resolve()

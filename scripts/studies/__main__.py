@@ -24,7 +24,15 @@ from minipost.cli.options import fail_in_one_sentence
 from minipost.errors import MinipostError
 from scripts import studies
 from scripts.bench import machine, table, write
-from scripts.compare import PARSING, Runner, complete, fingerprint, own_cores, side_by_side
+from scripts.compare import (
+    PARSING,
+    Runner,
+    check_jobs,
+    complete,
+    fingerprint,
+    own_cores,
+    side_by_side,
+)
 from scripts.studies import ROOT, Made
 
 PAGE = ROOT / "docs" / "studies.md"
@@ -145,9 +153,7 @@ def start(argv):
             parser.error(f"no study {name!r}; there are {', '.join(studies.names())}")
     if args.seeds < 2:
         parser.error(f"--seeds {args.seeds}: an interval over seeds takes at least 2")
-    if not 1 <= args.jobs <= len(own_cores()):
-        parser.error(f"--jobs {args.jobs}: expected 1 to {len(own_cores())}, the "
-                     "cores of this machine")
+    check_jobs(parser, args.jobs)
     if find_spec("matplotlib") is None:  # fail before the runs, not after them
         raise MinipostError("the plots need matplotlib (pip install -e '.[plot]')")
     runner, verdicts = Runner(), []
