@@ -195,7 +195,8 @@ def own_cores():
 
 def check_jobs(parser, jobs):
     """End with one sentence where each of so many runs could not have a core."""
-    if not 1 <= jobs <= (cores := len(own_cores())):
+    cores = len(own_cores())
+    if not 1 <= jobs <= cores:
         parser.error(f"--jobs {jobs}: expected 1 to {cores}, the cores of this machine")
 
 

@@ -274,8 +274,9 @@ def test_runs_side_by_side_have_cores_of_their_own():
     for (_, one), (_, other) in (found[:2], found[2:]):
         assert one | other == set(cores) and not one & other
     assert compare.own_cores() == cores
-    with pytest.raises(SystemExit):
-        compare.parse(["--jobs", str(len(cores) + 1)])
+    for wrong in 0, len(cores) + 1:
+        with pytest.raises(SystemExit):
+            compare.parse(["--jobs", str(wrong)])
 
 
 def test_stopped_side_by_side_nothing_more_begins(args, monkeypatch):
