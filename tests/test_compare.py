@@ -281,7 +281,7 @@ def test_runs_side_by_side_have_cores_of_their_own():
 
 def test_stopped_side_by_side_nothing_more_begins(args, monkeypatch):
     monkeypatch.setattr(compare, "fingerprint", lambda model: "o")
-    args.jobs, args.seeds = 2, 4
+    args.jobs, args.seeds = min(2, len(compare.own_cores())), 4
     runner = Fake(stop_at=1)
     assert compare.make(args, runner) is None
     assert len(runner.asked) <= 2
