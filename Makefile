@@ -80,11 +80,13 @@ demo-dialogue: $(VENV)/.core
 # Tasks whose models a test-time method asks, which makes them first where they are not there.
 demo-choose: $(VENV)/.core
 	@$(BIN)/python -m minipost.train --algo sft --task choose --model checkpoints/thinker \
-	  --max-new-tokens 160 --steps $(or $(STEPS),600) --lr 2e-3 --out runs/demo-choose --overwrite
+	  --max-new-tokens 160 --steps $(or $(STEPS),250) --batch-size 32 --optimizer muon --lr 1e-2 \
+	  --out runs/demo-choose --overwrite
 
 demo-polish: $(VENV)/.core
 	@$(BIN)/python -m minipost.train --algo sft --task polish --model checkpoints/thinker \
-	  --max-new-tokens 64 --steps $(or $(STEPS),1500) --lr 2e-3 --out runs/demo-polish --overwrite
+	  --max-new-tokens 64 --steps $(or $(STEPS),400) --optimizer muon --lr 4e-3 \
+	  --out runs/demo-polish --overwrite
 
 runs/demo-choose/model runs/demo-polish/model: runs/demo-%/model:
 	@$(MAKE) --no-print-directory demo-$*

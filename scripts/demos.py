@@ -26,10 +26,10 @@ from minipost.measure.stats import Score, t_interval
 # The last two make the models that universal-self-consistency and self-polish ask.
 TASKS = {
     "dialogue": ("sft", "--task dialogue --turns 4 --max-new-tokens 8 --steps 300"),
-    "choose": ("sft", "--task choose --model checkpoints/thinker --max-new-tokens 160 --steps 600 "
-               "--lr 2e-3"),
-    "polish": ("sft", "--task polish --model checkpoints/thinker --max-new-tokens 64 --steps 1500 "
-               "--lr 2e-3"),
+    "choose": ("sft", "--task choose --model checkpoints/thinker --max-new-tokens 160 --steps 250 "
+               "--batch-size 32 --optimizer muon --lr 1e-2"),
+    "polish": ("sft", "--task polish --model checkpoints/thinker --max-new-tokens 64 --steps 400 "
+               "--optimizer muon --lr 4e-3"),
 }
 
 

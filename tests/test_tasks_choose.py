@@ -73,13 +73,15 @@ def test_a_list_and_its_reply_agree_with_a_count_by_hand(seed):
 
 
 def test_no_place_of_a_list_is_right_much_more_often_than_another():
-    """So that who always names one place is right no more than about half of the time."""
-    found = [agreed(drawn(random.Random(seed)))[1] for seed in range(3000)]
-    share = [sum(place in good for good in found) / 3000 for place in (1, 2, 3, 4)]
-    assert max(share) < 0.7 and share[0] < 0.55
-    long = [drawn(random.Random(seed)) for seed in range(3000)]
-    starts = [agreed(entries)[1][0] for entries in long if len(entries) == MOST]
-    assert all(0.15 < starts.count(place) / len(starts) < 0.3 for place in range(1, MOST))
+    """So that who names the same place of all lists of a length is right of half of them."""
+    lists = [drawn(random.Random(seed)) for seed in range(4000)]
+    best = 0
+    for k in range(2, MOST + 1):
+        goods = [agreed(entries)[1] for entries in lists if len(entries) == k]
+        counts = [sum(place in good for good in goods) for place in range(1, k + 1)]
+        assert k == 2 or max(counts) - min(counts) < 0.1 * len(goods)
+        best += max(counts)
+    assert best < 0.63 * len(lists)
 
 
 def eval_(entry):
@@ -91,7 +93,7 @@ def test_sums_are_of_both_kinds_and_none_is_held_out():
     task, rng = Choose(), random.Random(0)
     found = task.sample(400, rng)
     sums = [p for p in found if p.columns["chain"]]
-    assert 120 < len(sums) < 200
+    assert 90 < len(sums) < 150
     assert {p.prompt.rpartition("=? ")[2] for p in sums} == {"Any form:\n", "Think:\n"}
     for p in sums:
         assert not is_held_out([int(n) for n in re.findall("[0-9]+", p.columns["chain"])])

@@ -38,6 +38,7 @@ from minipost.tasks.arithmetic import LIMIT, Arithmetic, operands_of
 from minipost.tasks.base import Problem, Task, is_held_out, switches
 
 MOST = 6        # answers in a list
+LENGTHS = 2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6  # of lists; of two apart each is right
 LARGEST = 20    # the smaller number of a form is 1..LARGEST
 NOTHING = "?"   # stands in a list for an answer that states nothing
 FORM = re.compile(rf"({answers.NATURAL})(?: *([+-]) *({answers.NATURAL}))?")
@@ -199,18 +200,15 @@ def draws(rng, held):
 def drawn(rng):
     """Answers of 2 to MOST, of which most agree on one value; one list in twenty has all apart.
 
-    The place where that value comes first is drawn, and any but the last is as likely: were it the
-    first as often as among samples, who always says 1 would be right of most lists.  One list in
-    four is of numbers alone.  One answer in fifty, but not of those that agree, states nothing.
+    At most half of them, rounded up, agree, in any places, as among samples.  Were they more, who
+    always names one place would be right of most lists.  One list in four is of numbers alone.  One
+    answer in fifty, but not of those that agree, states nothing.
     """
-    k, centre = rng.randint(2, MOST), rng.randint(0, LIMIT)
+    k, centre = rng.choice(LENGTHS), rng.randint(0, LIMIT)
     near = [v for v in range(LIMIT + 1) if abs(v - centre) <= 6 or rng.random() < 0.05]
     first, *others = rng.sample(near, min(len(near), MOST))
-    places = {0}
-    if k > 2 and rng.random() < 0.95:
-        start = rng.randrange(k - 1)
-        later = range(start + 1, k)
-        places = {start, *rng.sample(later, rng.randint(1, len(later)))}
+    alone = k == 2 or rng.random() < 0.05
+    places = {0} if alone else {*rng.sample(range(k), rng.randint(2, (k + 1) // 2))}
     pool = [v for v in others for _ in range(max(1, len(places) - 1))]
     rest = rng.sample(pool, len(pool)) if rng.random() < 0.5 else pool    # few others, or many
     any_form, entries = rng.random() < 0.75, []
