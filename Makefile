@@ -4,8 +4,7 @@
 #   make demo-grpo STEPS=5  the same, cut short
 #   make demo-grpo-long     the same on sums twice as long, six minutes
 #   make demo-dialogue      dialogues of several turns, by SFT on the assistant's turns alone
-#   make demo-choose        answers in any form, and on which most agree; what the test-time demo asks
-#   make demo-polish        cluttered sums, and the same in clearer words; the same
+#   make demo-polish        cluttered sums, and the same in clearer words; what demo-self-polish asks
 #   make demo-tot           a test-time method, before and after (N=20: on so many problems)
 #   make demos              every method's demo and one table; LINES=10 trims what each one prints, SEEDS=3
 #   make test               the whole suite
@@ -20,6 +19,7 @@
 #   make thinker            train checkpoints/thinker, which the test-time methods ask, from the base
 #   make seeker             train checkpoints/seeker, from which R1-Zero and R1 start, from the base
 #   make verifier           train checkpoints/verifier, which chooses among the thinker's hurried answers
+#   make chooser            train checkpoints/chooser, which says on what most of some answers agree
 #   make card               measure them and write their model cards
 #   make data               write data/simple_tasks.jsonl again from its tables
 #   make bench              measure what BENCHMARKS.md says (installs TRL and transformers)
@@ -44,7 +44,7 @@ TEST_TIME = $(subst _,-,$(basename $(notdir $(wildcard minipost/test_time/[a-z]*
 # A file in scripts/studies/ is a study.
 STUDIES = $(subst _,-,$(basename $(notdir $(wildcard scripts/studies/[a-z]*.py))))
 
-.PHONY: help test quick lint prove learn museum demos base student thinker seeker verifier card data bench compare compare-offline compute-optimal studies clean
+.PHONY: help test quick lint prove learn museum demos base student thinker seeker verifier chooser card data bench compare compare-offline compute-optimal studies clean
 .PRECIOUS: $(VENV)/.%
 
 help:
@@ -77,21 +77,15 @@ demo-dialogue: $(VENV)/.core
 	@$(BIN)/python -m minipost.train --algo sft --task dialogue --turns 4 --max-new-tokens 8 \
 	  --steps $(or $(STEPS),300) --out runs/demo-dialogue --overwrite
 
-# Tasks whose models a test-time method asks, which makes them first where they are not there.
-demo-choose: $(VENV)/.core
-	@$(BIN)/python -m minipost.train --algo sft --task choose --model checkpoints/thinker \
-	  --max-new-tokens 160 --steps $(or $(STEPS),250) --batch-size 32 --optimizer muon --lr 1e-2 \
-	  --out runs/demo-choose --overwrite
-
+# A task whose model a test-time method asks, which makes it first where it is not there.
 demo-polish: $(VENV)/.core
 	@$(BIN)/python -m minipost.train --algo sft --task polish --model checkpoints/thinker \
 	  --max-new-tokens 64 --steps $(or $(STEPS),400) --optimizer muon --lr 4e-3 \
 	  --out runs/demo-polish --overwrite
 
-runs/demo-choose/model runs/demo-polish/model: runs/demo-%/model:
-	@$(MAKE) --no-print-directory demo-$*
+runs/demo-polish/model:
+	@$(MAKE) --no-print-directory demo-polish
 
-demo-universal-self-consistency: runs/demo-choose/model
 demo-self-polish: runs/demo-polish/model
 
 demo-%: $(VENV)/.core
@@ -137,6 +131,12 @@ seeker: $(VENV)/.core
 verifier: $(VENV)/.core
 	@$(BIN)/python -m minipost.train --algo prm --out runs/verifier --overwrite
 	@cp -r runs/verifier/model/. checkpoints/verifier
+
+chooser: $(VENV)/.core
+	@$(BIN)/python -m minipost.train --algo sft --task choose --model checkpoints/thinker \
+	  --max-new-tokens 160 --steps 1500 --batch-size 32 --optimizer muon --lr 4e-3 \
+	  --out runs/chooser --overwrite
+	@mkdir -p checkpoints/chooser && cp -r runs/chooser/model/. checkpoints/chooser
 
 card: $(VENV)/.core
 	@$(BIN)/python -m scripts.card

@@ -5,22 +5,25 @@
     12-3=9                      2: 4+12
     9+8=17                      3: 9+8
     17+8=25                     Most agree on:
-    Answer: 25-8                1: 25-8=17 x1
-                                2: 4+12=16 x1
-                                3: 9+8=17 x2
-                                Most: 17 x2 first 1
-                                Answer: 1
+    Answer: 25-8                1: 25-8=17a x1
+                                2: 4+12=16b x1
+    Letters:                    3: 9+8=17a x2
+    17 16 17 17 5               Most: a x2
+    17a 16b 17a 17a 5c          Answer: 1
 
 A sum is worked in steps, of which `slip` go wrong at random, and what it comes to is stated as a
 sum or a difference of two numbers, found by one step more.  One number has up to sixty such forms,
 so answers that agree seldom agree to the letter.  Without `forms` an answer is the number and the
 cue is "Think:", as in arithmetic.
 
-A list is numbered and names no problem.  The reply works every answer out and counts how often its
-value has come so far, so that a count is always one more than another that stands there.  Then it
-says on what most agree, the first such of equals, and names the first answer that comes to that.
-Any answer on which as many agree is right.  Lists are drawn from many distributions and not from
+A list is numbered and names no problem.  The reply works every answer out and gives its value a
+letter, that of the answer that came to it first, and counts how often it has come so far.  Then it
+says which letter has most, the first such of equals, and names the answer that brought it.  Any
+answer on which as many agree is right.  Lists are drawn from many distributions and not from
 answers to sums.  One in ten is held out, by its answers in whatever order (base.is_held_out).
+
+To see where a number came before is what a small model learns last, and a list asks for it once or
+twice.  So there are rows as well: every number gets a letter, a new one the next of the alphabet.
 
 An answer is one whole number, or a + b or a - b of two, with or without spaces, and nothing else
 (tasks/answers.py has the grammar).  A vote counts what it comes to.
@@ -31,6 +34,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from string import ascii_lowercase
 
 from minipost.errors import MinipostError
 from minipost.tasks import answers
@@ -40,6 +44,7 @@ from minipost.tasks.base import Problem, Task, is_held_out, switches
 MOST = 6        # answers in a list
 LENGTHS = 2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6  # of lists; of two apart each is right
 LARGEST = 20    # the smaller number of a form is 1..LARGEST
+ROW = 24        # numbers in a row, of 3 to 8 values
 NOTHING = "?"   # stands in a list for an answer that states nothing
 FORM = re.compile(rf"({answers.NATURAL})(?: *([+-]) *({answers.NATURAL}))?")
 
@@ -52,29 +57,36 @@ class Choose(Task):
     largest: int = 9            # largest operand; operands are 1..largest
     forms: bool = True          # answers may take any form; False: the number alone
     slip: float = 0.13          # chance that a worked step of a demonstration goes wrong
-    lists: float = 0.7          # share of training problems that are lists to choose from
+    lists: float = 0.4          # share of training problems that are lists to choose from
+    rows: float = 0.5           # share of them that are rows of numbers to letter
 
     name = "choose"
 
     def __post_init__(self):
         switches(forms=self.forms)
         Arithmetic(self.terms, self.largest)  # which knows the bounds of its knobs
-        for name in ("slip", "lists"):
+        for name in ("slip", "lists", "rows"):
             if type(value := getattr(self, name)) not in (int, float) or not 0 <= value <= 1:
                 raise MinipostError(f"{name} is {repr(value)[:40]}; expected 0 to 1")
+        if self.lists + self.rows > 1:
+            raise MinipostError(f"lists is {self.lists} and rows {self.rows}; expected at most 1 "
+                                "together, since the rest are sums")
 
     @cached_property
     def sums(self):
         return Arithmetic(self.terms, self.largest)
 
     def sample(self, n, rng):
-        """Draw n training problems with `rng`, lists among them.  None is held out.
+        """Draw n training problems with `rng`, lists and rows among them.  None is held out.
 
         Sums are asked for in both ways, three in four in any form, also without `forms`.
         """
         found = []
         for _ in range(n):
-            if rng.random() < self.lists:
+            kind = rng.random()
+            if kind < self.rows:
+                found.append(row(rng))
+            elif kind < self.rows + self.lists:
                 found.append(self._list(next(draws(rng, held=False))))
             else:
                 problem, = self.sums.sample(1, rng)
@@ -91,8 +103,10 @@ class Choose(Task):
         return {"lists": [self._list(entries) for entries in found], "held-out": self.heldout(n)}
 
     def demonstrate(self, problem, rng=None):
-        """A completion, with slips in the steps of a sum; a list is never misread."""
+        """A completion, with slips in the steps of a sum; a list or a row is never misread."""
         rng = rng or random.Random(0)
+        if problem.columns["row"]:
+            return lettered(problem.columns["row"])
         if not problem.columns["chain"]:
             return reply(problem.columns["list"])
         text = self.sums.demonstrate(problem, rng, self.slip)
@@ -122,20 +136,21 @@ class Choose(Task):
         """Return the whole number that the text states in any form, or None."""
         return value(answers.stated(text))
 
-    def reward(self, prompts, completions, good, **columns):
-        """Return 1.0 for each completion that states what is good, else 0.0."""
-        return [float(self.parse(text) in right)
-                for text, right in zip(completions, good, strict=True)]
+    def reward(self, prompts, completions, good, row, **columns):
+        """1.0 for each completion that states what is good, or letters its row, else 0.0."""
+        return [float(text.strip() == lettered(numbers) if numbers else self.parse(text) in right)
+                for text, right, numbers in zip(completions, good, row, strict=True)]
 
     def _sum(self, problem, any_form):
         chain = problem.columns["chain"]
         total = sum(operands_of(chain))
         return Problem(f"{chain}=? {'Any form' if any_form else 'Think'}:\n",
-                       {"chain": chain, "any_form": any_form, "list": (), "good": (total,)})
+                       {"chain": chain, "any_form": any_form, "list": (), "row": (),
+                        "good": (total,)})
 
     def _list(self, entries):
         return Problem(listed(entries), {"chain": "", "any_form": True, "list": tuple(entries),
-                                         "good": agreed(entries)[1]})
+                                         "row": (), "good": agreed(entries)[1]})
 
 
 def value(entry):
@@ -173,11 +188,35 @@ def reply(entries):
     for k, entry in enumerate(entries, 1):
         values.append(value(entry))
         result = f"={values[-1]}" if set("+-") & set(entry) else ""
-        count = 0 if values[-1] is None else values.count(values[-1])
-        lines.append(f"{k}: {entry}{result} x{count}")
-    most, good = agreed(entries)
-    name, count = (NOTHING, 0) if most is None else (most, values.count(most))
-    return "\n".join([*lines, f"Most: {name} x{count} first {good[0]}", f"Answer: {good[0]}"])
+        if values[-1] is None:
+            lines.append(f"{k}: {entry} x0")
+        else:
+            letter = ascii_lowercase[values.index(values[-1])]
+            lines.append(f"{k}: {entry}{result}{letter} x{values.count(values[-1])}")
+    most, (first, *_) = agreed(entries)
+    count = 0 if most is None else values.count(most)
+    return "\n".join([*lines, f"Most: {ascii_lowercase[first - 1]} x{count}", f"Answer: {first}"])
+
+
+def row(rng):
+    """A row of numbers to letter, of few values near each other."""
+    values = near(rng)
+    pool = rng.sample(values, min(len(values), rng.randint(3, 8)))
+    numbers = tuple(rng.choice(pool) for _ in range(ROW))
+    return Problem("\n".join(["Letters:", " ".join(map(str, numbers)), ""]),
+                   {"chain": "", "any_form": True, "list": (), "row": numbers, "good": ()})
+
+
+def lettered(numbers):
+    """The reply to a row: each number with the letter of its value."""
+    letters = {n: ascii_lowercase[k] for k, n in enumerate(dict.fromkeys(numbers))}
+    return " ".join(f"{n}{letters[n]}" for n in numbers)
+
+
+def near(rng):
+    """Numbers from 0 to LIMIT, most of them within 6 of one of them."""
+    centre = rng.randint(0, LIMIT)
+    return [v for v in range(LIMIT + 1) if abs(v - centre) <= 6 or rng.random() < 0.05]
 
 
 def formed(total, rng):
@@ -204,9 +243,8 @@ def drawn(rng):
     always names one place would be right of most lists.  One list in four is of numbers alone.  One
     answer in fifty, but not of those that agree, states nothing.
     """
-    k, centre = rng.choice(LENGTHS), rng.randint(0, LIMIT)
-    near = [v for v in range(LIMIT + 1) if abs(v - centre) <= 6 or rng.random() < 0.05]
-    first, *others = rng.sample(near, min(len(near), MOST))
+    k, values = rng.choice(LENGTHS), near(rng)
+    first, *others = rng.sample(values, min(len(values), MOST))
     alone = k == 2 or rng.random() < 0.05
     places = {0} if alone else {*rng.sample(range(k), rng.randint(2, (k + 1) // 2))}
     pool = [v for v in others for _ in range(max(1, len(places) - 1))]

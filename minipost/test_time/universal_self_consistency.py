@@ -11,8 +11,8 @@ answer out, is what the choice can reach; the paper has it for programs, which a
 We differ in three places.  The paper's prompt holds the problem and whole responses; ours holds
 final answers and no problem, which fits a small context (`task.choosing`).  The paper's reply
 begins with its choice; ours works the answers out first.  And a large model chooses unprepared;
-a nano model is taught to, by SFT (minipost/tasks/choose.py).  The choice is greedy.  A reply that
-names no answer counts as the first.
+a nano model is taught to, by SFT: checkpoints/chooser (minipost/tasks/choose.py).  The choice is
+greedy.  A reply that names no answer counts as the first.
 
 The arms: one sample, the votes by text and by value, the choice, the choice from the list turned
 round, and how often the two come to the same value.  A choice that goes by places does not; nor
@@ -28,7 +28,7 @@ from minipost.measure.stats import winner
 from minipost.tasks import answers
 
 TASK, KNOBS = "choose", {}
-MODEL, MADE_BY = "runs/demo-choose/model", "make demo-choose"
+MODEL = "checkpoints/chooser"
 BEFORE, AFTER = "vote by text", "universal"
 PAIRS = (("1 sample", "universal"), ("vote by value", "universal"),
          ("universal", "universal, turned round"),
