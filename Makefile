@@ -4,7 +4,6 @@
 #   make demo-grpo STEPS=5  the same, cut short
 #   make demo-grpo-long     the same on sums twice as long, six minutes
 #   make demo-dialogue      dialogues of several turns, by SFT on the assistant's turns alone
-#   make demo-polish        cluttered sums, and the same in clearer words; what demo-self-polish asks
 #   make demo-tot           a test-time method, before and after (N=20: on so many problems)
 #   make demos              every method's demo and one table; LINES=10 trims what each one prints, SEEDS=3
 #   make test               the whole suite
@@ -20,6 +19,7 @@
 #   make seeker             train checkpoints/seeker, from which R1-Zero and R1 start, from the base
 #   make verifier           train checkpoints/verifier, which chooses among the thinker's hurried answers
 #   make chooser            train checkpoints/chooser, which says on what most of some answers agree
+#   make polisher           train checkpoints/polisher, which says a sum in clearer words
 #   make card               measure them and write their model cards
 #   make data               write data/simple_tasks.jsonl again from its tables
 #   make bench              measure what BENCHMARKS.md says (installs TRL and transformers)
@@ -44,7 +44,7 @@ TEST_TIME = $(subst _,-,$(basename $(notdir $(wildcard minipost/test_time/[a-z]*
 # A file in scripts/studies/ is a study.
 STUDIES = $(subst _,-,$(basename $(notdir $(wildcard scripts/studies/[a-z]*.py))))
 
-.PHONY: help test quick lint prove learn museum demos base student thinker seeker verifier chooser card data bench compare compare-offline compute-optimal studies clean
+.PHONY: help test quick lint prove learn museum demos base student thinker seeker verifier chooser polisher card data bench compare compare-offline compute-optimal studies clean
 .PRECIOUS: $(VENV)/.%
 
 help:
@@ -64,6 +64,20 @@ $(VENV)/.%: $(VENV)/.core
 	@touch $@
 
 $(addprefix demo-,$(TEST_TIME)): demo-%: $(VENV)/.core
+	@$(BIN)/python -m minipost.evaluate --method $* --out runs/demo-$* $(if $(N),--n $(N))
+
+# Sums twice as long, of which the model gets one in ten right before.
+demo-grpo-long: $(VENV)/.core
+	@$(BIN)/python -m minipost.train --algo grpo --task arithmetic --hurried True --terms 12 \
+	  --model checkpoints/thinker --max-new-tokens 128 --steps $(or $(STEPS),200) --ask 33 \
+	  --out runs/demo-grpo-long --overwrite
+
+# A task, taught by SFT.
+demo-dialogue: $(VENV)/.core
+	@$(BIN)/python -m minipost.train --algo sft --task dialogue --turns 4 --max-new-tokens 8 \
+	  --steps $(or $(STEPS),300) --out runs/demo-dialogue --overwrite
+
+demo-%: $(VENV)/.core
 	@$(BIN)/python -m minipost.evaluate --method $* --out runs/demo-$* $(if $(N),--n $(N))
 
 # Sums twice as long, of which the model gets one in ten right before.
@@ -137,6 +151,11 @@ chooser: $(VENV)/.core
 	  --max-new-tokens 160 --steps 1500 --batch-size 32 --optimizer muon --lr 4e-3 \
 	  --out runs/chooser --overwrite
 	@mkdir -p checkpoints/chooser && cp -r runs/chooser/model/. checkpoints/chooser
+
+polisher: $(VENV)/.core
+	@$(BIN)/python -m minipost.train --algo sft --task polish --model checkpoints/thinker \
+	  --max-new-tokens 64 --steps 1500 --optimizer muon --lr 4e-3 --out runs/polisher --overwrite
+	@mkdir -p checkpoints/polisher && cp -r runs/polisher/model/. checkpoints/polisher
 
 card: $(VENV)/.core
 	@$(BIN)/python -m scripts.card

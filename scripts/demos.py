@@ -23,11 +23,8 @@ from minipost import methods, test_time
 from minipost.measure.stats import Score, t_interval
 
 # Demos of tasks, by their name: the method that teaches each, and its flags.
-# The last makes the model that self-polish asks.
 TASKS = {
     "dialogue": ("sft", "--task dialogue --turns 4 --max-new-tokens 8 --steps 300"),
-    "polish": ("sft", "--task polish --model checkpoints/thinker --max-new-tokens 64 --steps 400 "
-               "--optimizer muon --lr 4e-3"),
 }
 
 

@@ -7,7 +7,7 @@ from fakes import Echo, drive
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minipost import checkpoint, evaluate
+from minipost import checkpoint
 from minipost.errors import MinipostError
 from minipost.measure.texts import Texts
 from minipost.methods import sft
@@ -128,13 +128,9 @@ def test_a_rewording_that_changes_the_problem_is_seen():
         "1+1=? Answer: '2'  (asks for another number)"
 
 
-def test_a_task_without_a_form_and_a_missing_model_are_sentences(capsys, monkeypatch, tmp_path):
+def test_a_task_without_a_form_is_a_sentence():
     with pytest.raises(MinipostError, match="echo has no form for clearer words"):
         self_polish.refine(Echo().heldout(1), None, Echo(), 1)
-    monkeypatch.chdir(tmp_path)
-    assert evaluate.main(["--method", "self-polish", "--n", "2"]) == 1
-    said = capsys.readouterr().err
-    assert "runs/demo-polish/model is not there" in said and "make demo-polish makes it" in said
 
 
 @pytest.mark.parametrize("share, low, high", [(1.0, 0.2, 1.0), (0.0, 0.0, 0.1)])

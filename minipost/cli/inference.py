@@ -58,9 +58,6 @@ def tools_for(settings):
     from minipost.run import Run
 
     options, task, method = settings.options, settings.task, settings.method
-    if method.MADE_BY and options.model == method.MODEL and not Path(options.model).exists():
-        raise MinipostError(f"{options.model} is not there, the model that {method.name} asks; "
-                            f"{method.MADE_BY} makes it, or name another with --model")
     model, vocabulary = checkpoint.load(options.model)
     directory = options.verifier or method.VERIFIER
     verifier = checkpoint.load_reward_model(directory, vocabulary) if directory else None

@@ -44,8 +44,6 @@ class InferenceMethod:
     N: int = 200
     #: the directory of the model that it usually asks, where that is not the thinker
     MODEL: str = ""
-    #: the command that makes that model, where it is not in checkpoints/
-    MADE_BY: str = ""
     #: the directory of its usual reward model, where it asks one
     VERIFIER: str = ""
     #: whether it asks the tool of a task whose answers are made with one

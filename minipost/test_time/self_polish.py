@@ -10,7 +10,7 @@ stands (`unsettled`); the paper compares the first two, and its code takes the t
 otherwise.  Three rewordings are the number of its code, as is that all texts are greedy.
 
 A large model rewords by a few examples; a nano model is taught to, by SFT, on as many stories as it
-is taught to answer (minipost/tasks/polish.py).
+is taught to answer: checkpoints/polisher (minipost/tasks/polish.py).
 
 The arms: the problem as it stands, reworded once, reworded to the end, up to where the answer
 settles, and the control: as many sampled answers to the problem as it stands as cost the same
@@ -26,7 +26,7 @@ from minipost.measure.results import Arm
 from minipost.measure.stats import winner
 
 TASK, KNOBS = "polish", {}
-MODEL, MADE_BY = "runs/demo-polish/model", "make demo-polish"
+MODEL = "checkpoints/polisher"
 BEFORE, AFTER = "as it stands", "until settled"
 PAIRS = (("vote, its tokens", "until settled"), ("as it stands", "reworded once"),
          ("until settled", "reworded to the end"))
