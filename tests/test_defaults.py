@@ -17,7 +17,8 @@ from minipost.errors import MinipostError
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("name", ["base", "seeker", "student", "thinker", "verifier"])
+@pytest.mark.parametrize("name", [
+    "base", "chooser", "polisher", "seeker", "student", "thinker", "verifier"])
 def test_nano_checkpoints_keep_their_defaults(name):
     argv = ["--algo", "grpo", "--model", str(ROOT / "checkpoints" / name), "--task", "arithmetic"]
     settings = train.settings_of(argv)

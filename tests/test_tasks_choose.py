@@ -65,7 +65,7 @@ def test_a_list_and_its_reply_agree_with_a_count_by_hand(seed):
     entries = drawn(random.Random(seed))
     assert 2 <= len(entries) <= MOST
     worked = [int(eval_(e)) for e in entries if e != NOTHING]       # by Python's own rules
-    task = Choose(lists=1.0, rows=0.0)
+    task = Choose(lists=1.0, drills=0.0)
     problem, = task.sample(1, random.Random(seed))
     number = task.chosen(task.demonstrate(problem))
     assert number in problem.columns["good"] == agreed(problem.columns["list"])[1]
@@ -120,7 +120,7 @@ def test_sums_are_of_both_kinds_and_none_is_held_out():
 def test_a_demonstration_slips_as_often_as_it_is_told():
     rng = random.Random(0)
     for slip, low, high in ((0.0, 1.0, 1.0), (0.13, 0.4, 0.6)):
-        task = Choose(slip=slip, lists=0.0, rows=0.0)
+        task = Choose(slip=slip, lists=0.0, drills=0.0)
         found = task.sample(400, rng)
         right = [task.reward([""], [task.demonstrate(p, rng)], **row_of(p))[0]
                  for p in found]
@@ -128,7 +128,7 @@ def test_a_demonstration_slips_as_often_as_it_is_told():
 
 
 def test_the_last_step_finds_the_form_that_is_stated():
-    task, rng = Choose(slip=0.0, lists=0.0, rows=0.0), random.Random(0)
+    task, rng = Choose(slip=0.0, lists=0.0, drills=0.0), random.Random(0)
     for p in task.sample(100, rng):
         if p.columns["any_form"]:
             *_, before, step, answer = task.demonstrate(p, rng).split("\n")
@@ -139,7 +139,7 @@ def test_the_last_step_finds_the_form_that_is_stated():
 
 def test_a_row_gives_every_number_the_letter_of_its_first_place():
     assert lettered((17, 5, 17, 84, 5)) == "17a 5b 17a 84c 5b"
-    task = Choose(lists=0.0, rows=1.0)
+    task = Choose(lists=0.0, drills=1.0)
     for problem in task.sample(50, random.Random(0)):
         numbers = problem.columns["row"]
         said = task.demonstrate(problem)
@@ -150,11 +150,11 @@ def test_a_row_gives_every_number_the_letter_of_its_first_place():
         assert len(set(pairs)) == len(set(numbers)) == len({letter for _, letter in pairs})
         wrong = said[:-1] + ("b" if said[-1] == "a" else "a")
         assert task.reward(["", ""], [said, wrong], [(), ()], [numbers] * 2) == [1.0, 0.0]
-    with pytest.raises(MinipostError, match="lists is 0.6 and rows 0.5; expected at most 1"):
+    with pytest.raises(MinipostError, match="lists is 0.6 and drills 0.5; expected at most 1"):
         Choose(lists=0.6)
 
 
-@pytest.mark.parametrize("knob", ["slip", "lists", "rows"])
+@pytest.mark.parametrize("knob", ["slip", "lists", "drills"])
 @pytest.mark.parametrize("bad", [-0.1, 1.1, "x", None, True, float("nan")])
 def test_a_share_out_of_bounds_is_refused(knob, bad):
     with pytest.raises(MinipostError, match=knob):

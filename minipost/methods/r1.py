@@ -1,6 +1,6 @@
 """R1: reasoning in four stages (Guo et al. 2025, arxiv.org/abs/2501.12948, sec. 2.3).
 
-    cold start           SFT on a few thousand demonstrations of long thoughts   (survey sec. 3.3.1)
+    cold start           SFT on demonstrations of long thoughts                  (survey sec. 3.3.1)
     reasoning            GRPO on rules: right, in form, in one language          (sec. 3.3.3)
     rejection sampling   the policy answers; answers that keep every rule are learnt, each text
                          once, with demonstrations of other tasks, by the model that the run began

@@ -47,6 +47,7 @@ LARGEST = 20    # the smaller number of a form is 1..LARGEST
 ROW = 24        # numbers in a row, of 3 to 8 values
 NOTHING = "?"   # stands in a list for an answer that states nothing
 FORM = re.compile(rf"({answers.NATURAL})(?: *([+-]) *({answers.NATURAL}))?")
+LETTERED = re.compile(rf"{answers.NATURAL}[a-z](?: {answers.NATURAL}[a-z])*")
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,19 @@ class Choose(Task):
     forms: bool = True          # answers may take any form; False: the number alone
     slip: float = 0.13          # chance that a worked step of a demonstration goes wrong
     lists: float = 0.4          # share of training problems that are lists to choose from
-    rows: float = 0.5           # share of them that are rows of numbers to letter
+    drills: float = 0.5         # share of them that are rows of numbers to letter
 
     name = "choose"
 
     def __post_init__(self):
         switches(forms=self.forms)
         Arithmetic(self.terms, self.largest)  # which knows the bounds of its knobs
-        for name in ("slip", "lists", "rows"):
+        for name in ("slip", "lists", "drills"):
             if type(value := getattr(self, name)) not in (int, float) or not 0 <= value <= 1:
                 raise MinipostError(f"{name} is {repr(value)[:40]}; expected 0 to 1")
-        if self.lists + self.rows > 1:
-            raise MinipostError(f"lists is {self.lists} and rows {self.rows}; expected at most 1 "
-                                "together, since the rest are sums")
+        if self.lists + self.drills > 1:
+            raise MinipostError(f"lists is {self.lists} and drills {self.drills}; expected at most "
+                                "1 together, since the rest are sums")
 
     @cached_property
     def sums(self):
@@ -84,9 +85,9 @@ class Choose(Task):
         found = []
         for _ in range(n):
             kind = rng.random()
-            if kind < self.rows:
+            if kind < self.drills:
                 found.append(row(rng))
-            elif kind < self.rows + self.lists:
+            elif kind < self.drills + self.lists:
                 found.append(self._list(next(draws(rng, held=False))))
             else:
                 problem, = self.sums.sample(1, rng)
@@ -133,12 +134,14 @@ class Choose(Task):
         return answers.whole(answers.stated(text)) if answers.marked(text) else None
 
     def parse(self, text):
-        """Return the whole number that the text states in any form, or None."""
-        return value(answers.stated(text))
+        """The whole number that a text states in any form, or the lettered row it is, or None."""
+        number = value(answers.stated(text))
+        row = answers.spell(text).strip()
+        return row if number is None and LETTERED.fullmatch(row) else number
 
     def reward(self, prompts, completions, good, row, **columns):
         """1.0 for each completion that states what is good, or letters its row, else 0.0."""
-        return [float(text.strip() == lettered(numbers) if numbers else self.parse(text) in right)
+        return [float(self.parse(text) in ((lettered(numbers),) if numbers else right))
                 for text, right, numbers in zip(completions, good, row, strict=True)]
 
     def _sum(self, problem, any_form):
