@@ -78,31 +78,6 @@ demo-dialogue: $(VENV)/.core
 	  --steps $(or $(STEPS),300) --out runs/demo-dialogue --overwrite
 
 demo-%: $(VENV)/.core
-	@$(BIN)/python -m minipost.evaluate --method $* --out runs/demo-$* $(if $(N),--n $(N))
-
-# Sums twice as long, of which the model gets one in ten right before.
-demo-grpo-long: $(VENV)/.core
-	@$(BIN)/python -m minipost.train --algo grpo --task arithmetic --hurried True --terms 12 \
-	  --model checkpoints/thinker --max-new-tokens 128 --steps $(or $(STEPS),200) --ask 33 \
-	  --out runs/demo-grpo-long --overwrite
-
-# A task, taught by SFT.
-demo-dialogue: $(VENV)/.core
-	@$(BIN)/python -m minipost.train --algo sft --task dialogue --turns 4 --max-new-tokens 8 \
-	  --steps $(or $(STEPS),300) --out runs/demo-dialogue --overwrite
-
-# A task whose model a test-time method asks, which makes it first where it is not there.
-demo-polish: $(VENV)/.core
-	@$(BIN)/python -m minipost.train --algo sft --task polish --model checkpoints/thinker \
-	  --max-new-tokens 64 --steps $(or $(STEPS),400) --optimizer muon --lr 4e-3 \
-	  --out runs/demo-polish --overwrite
-
-runs/demo-polish/model:
-	@$(MAKE) --no-print-directory demo-polish
-
-demo-self-polish: runs/demo-polish/model
-
-demo-%: $(VENV)/.core
 	@$(BIN)/python -m minipost.train --algo $* --out runs/demo-$* --overwrite $(if $(STEPS),--steps $(STEPS))
 
 demos: $(VENV)/.core
