@@ -16,11 +16,11 @@ sum or a difference of two numbers, found by one step more.  One number has up t
 so answers that agree seldom agree to the letter.  Without `forms` an answer is the number and the
 cue is "Think:", as in arithmetic.
 
-A list is numbered and names no problem.  The reply works every answer out and gives its value a
-letter, that of the answer that came to it first, and counts how often it has come so far.  Then it
-says which letter has most, the first such of equals, and names the answer that brought it.  Any
-answer on which as many agree is right.  Lists are drawn from many distributions and not from
-answers to sums.  One in ten is held out, by its answers in whatever order (base.is_held_out).
+A list is numbered and names no problem.  The reply works every answer out, letters its value by the
+answer that came to it first (a is answer 1), and counts how often it has come so far.  Then it says
+which letter has most, the first such of equals, and names its answer.  Any answer on which as many
+agree is right.  Lists are drawn from many distributions and not from answers to sums.  One in ten
+is held out, by its answers in whatever order (base.is_held_out).
 
 To see where a number came before is what a small model learns last, and a list asks for it once or
 twice.  So there are rows as well: every number gets a letter, a new one the next of the alphabet.
@@ -42,7 +42,7 @@ from minipost.tasks.arithmetic import LIMIT, Arithmetic, operands_of
 from minipost.tasks.base import Problem, Task, is_held_out, switches
 
 MOST = 6        # answers in a list
-LENGTHS = 2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6  # of lists; of two apart each is right
+LENGTHS = 2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6  # of lists, as often; two never agree
 LARGEST = 20    # the smaller number of a form is 1..LARGEST
 ROW = 24        # numbers in a row, of 3 to 8 values
 NOTHING = "?"   # stands in a list for an answer that states nothing
@@ -59,7 +59,7 @@ class Choose(Task):
     forms: bool = True          # answers may take any form; False: the number alone
     slip: float = 0.13          # chance that a worked step of a demonstration goes wrong
     lists: float = 0.4          # share of training problems that are lists to choose from
-    drills: float = 0.5         # share of them that are rows of numbers to letter
+    drills: float = 0.5         # share of training problems that are rows of numbers to letter
 
     name = "choose"
 
