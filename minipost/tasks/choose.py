@@ -136,8 +136,8 @@ class Choose(Task):
     def parse(self, text):
         """The whole number that a text states in any form, or the lettered row it is, or None."""
         number = value(answers.stated(text))
-        row = answers.spell(text).strip()
-        return row if number is None and LETTERED.fullmatch(row) else number
+        whole = answers.spell(text).strip()
+        return whole if number is None and LETTERED.fullmatch(whole) else number
 
     def reward(self, prompts, completions, good, row, **columns):
         """1.0 for each completion that states what is good, or letters its row, else 0.0."""
