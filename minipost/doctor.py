@@ -9,7 +9,8 @@
 It samples answers as a run would and checks the invariants of training on them.  It prints one line
 per check, and for every finding what it is, why it matters and what to do.  A FAULT makes training
 wrong, so the exit code is 1.  A warning makes training poor; with warnings alone the exit code is
-0.  The doctor cannot see whether the reward says what is wanted.
+0.  A reward function is asked about each sampled answer four times, and about up to four answers
+that many problems have.  The doctor cannot see whether the reward says what is wanted.
 """
 
 import json
@@ -27,7 +28,7 @@ PROG = "python -m minipost.doctor"
 class Options(SetUp):
     """What to look at, beside the problems; names and defaults as in minipost.train."""
 
-    prompts: int = 16           # problems to answer; a reward function sees each answer four times
+    prompts: int = 16           # problems to answer
     group_size: int = 8         # answers per problem (G)
     temperature: float = 1.0    # sampling temperature (tau)
     rows: int = 4000            # rows of --data whose texts are looked at, from the first on

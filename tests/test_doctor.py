@@ -95,6 +95,15 @@ def test_a_reward_function_of_ones_own_that_fails(diagnose, tmp_path):
     assert "the working folder, torch's gradient mode" in found["reward function"]["finding"]
 
 
+def test_one_answer_that_most_rows_have(diagnose, tmp_path):
+    path = tmp_path / "yes.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": f"{k}?", "completion": "no" if k % 4 == 0 else
+                                          "yes"}) for k in range(60)))
+    _, found, _ = diagnose("--data", path)
+    assert found["one answer to all"]["status"] == WARNING
+    assert "'yes' to every problem earns 0.7" in found["one answer to all"]["finding"]
+
+
 def test_prompts_that_do_not_fit(diagnose, tmp_path):
     """Those that do are sampled; with none there is nothing to sample."""
     path, longer = tmp_path / "long.jsonl", tmp_path / "longer.jsonl"

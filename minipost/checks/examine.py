@@ -6,7 +6,7 @@ import torch
 
 from minipost import checkpoint
 from minipost.chat import Messages, Turns
-from minipost.checks import chats, data, model
+from minipost.checks import chats, constant, data, model
 from minipost.datasets.fitting import TooLong, looked_at
 from minipost.datasets.preferences import file_pairs
 from minipost.opening import open_run
@@ -170,10 +170,21 @@ def look_at_samples(run, problems, options, scorer):
     found.append(data.reward_function(values, error, getattr(run.reward, "changed", ())))
     if values:
         found += [data.reward_spread(values["once"], texts, options.group_size),
-                  data.reference_rewards(values["reference"], values["once"], values["empty"])]
+                  data.reference_rewards(values["reference"], values["once"], values["empty"]),
+                  constant.one_answer_to_all(values, *try_constants(run, options))]
     if scorer:
         found += look_at_scorer(run, scorer, rollout, problems, values.get("once"))
     return found
+
+
+def try_constants(run, options):
+    """What the answers that many problems have earn on others: ({answer: mean}, error)."""
+    rng, task = run.rng("constants"), run.task
+    rows = task.training() if task.training else task.sample(400, rng)
+    rows = rng.sample(rows, min(len(rows), options.rows))
+    return constant.try_all(
+        constant.common(task, rows, rng), rows[: constant.ROWS], run.reward, run.reward_timeout,
+        run.told if options.reward else lambda texts: None)
 
 
 def look_at_scorer(run, scorer, rollout, problems, values):
