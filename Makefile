@@ -6,7 +6,7 @@
 #   make demo-dialogue      dialogues of several turns, by SFT on the assistant's turns alone
 #   make demo-tot           a test-time method, before and after (N=20: on so many problems)
 #   make demos              every method's demo and one table; LINES=10 trims what each one prints, SEEDS=3
-#   make test               the whole suite
+#   make test               the whole suite, on every core
 #   make quick              what a change needs before a commit: lint, types, its own tests; seconds
 #   make lint               ruff and mypy
 #   make prove              hold every method against an oracle that knows all answers: tables
@@ -84,7 +84,7 @@ demos: $(VENV)/.core
 	@$(BIN)/python -m scripts.demos $(if $(SEEDS),--seeds $(SEEDS)) $(if $(LINES),--lines $(LINES)) $(if $(STEPS),--steps $(STEPS)) $(if $(N),--n $(N))
 
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(VENV)/.lint
 	@$(BIN)/ruff check --quiet .

@@ -38,7 +38,7 @@ PROOF = "takes the steps of grpo; only the reward is a sum of rules"
 class Config(grpo.Config):
     """GRPO without a KL, on rules with weights."""
 
-    steps: int = 80             # rollouts to learn from
+    steps: int = 40             # rollouts to learn from
     beta: float = 0.0           # weight of the KL to the starting policy (beta)
     lr: float = 1e-4            # learning rate (eta)
     accuracy: float = 1.0       # weight of a right answer

@@ -62,7 +62,7 @@ PROOF = [dict(config=dict(prompts=1, group_size=2), rows=2, loss="minus_reward",
 class Config(Bounded):
     """Natural-gradient steps inside an exact bound on the KL to the policy that sampled."""
 
-    steps: int = 28             # rollouts to learn from, one step each
+    steps: int = 18             # rollouts to learn from, one step each
     prompts: int = 32           # prompts per rollout (P)
     group_size: int = 8         # answers per prompt (G), at least 2
     temperature: float = 1.0    # sampling temperature (tau)
