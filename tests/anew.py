@@ -537,11 +537,13 @@ def prime_anew(mirror, cfg):
     rows, policy, phi, logged = mirror.rows, mirror.policy, mirror.implicit, Logged()
     earned, g, loss, hits = mirror.reward(rows), cfg.group_size, 0.0, []
     ref = [x.detach() for x in chances(mirror.reference, rows)]
-    for now, old, right in zip(chances(phi.module, rows), ref, earned):
+    early = list(chances(phi.module, rows))
+    for now, old, right in zip(early, ref, earned):
         part, hit = entropic(cfg.beta * (now - old).sum(), right)
         loss, hits = loss + part / len(rows), [*hits, hit]
     phi.step(loss, rated(cfg, cfg.implicit_lr, mirror.step), cfg.max_grad_norm)
-    each = [cfg.beta * (now.detach() - old) for now, old in zip(chances(phi.module, rows), ref)]
+    verdict = early if cfg.judge == "before" else chances(phi.module, rows)
+    each = [cfg.beta * (now.detach() - old) for now, old in zip(verdict, ref)]
     adv = []
     for k, own in enumerate(each):
         others = [j for j in range(k - k % g, k - k % g + g) if j != k]
@@ -1429,7 +1431,10 @@ ON_POLICY = {
     "maxrl": Case(maxrl, dict(ONCE, least=0.75), maxrl_anew),
     "minimum-risk": Case(minimum_risk, dict(ONCE, alpha=0.6), minimum_risk_anew),
     "mixer": Case(mixer, dict(ONCE, steps=4, start=1, every=2, delta=2), mixer_anew),
-    "prime": Case(prime, dict(PASSES, clip=0.07, beta=0.3, implicit_lr=0.03), prime_anew, Fair),
+    "prime": Case(prime, dict(PASSES, clip=0.07, beta=0.3, implicit_lr=0.03), prime_anew, Fair,
+                  same=("judge",)),
+    "prime, learns first": Case(prime, dict(PASSES, clip=0.07, beta=0.3, implicit_lr=0.03,
+                                            judge="after"), prime_anew, Fair),
     "sdpo": Case(sdpo, dict(ONCE, schedule="cosine"), sdpo_anew, Critic, same=("teacher",)),
     "sdpo, by itself": Case(sdpo, dict(ONCE, schedule="cosine", teacher="policy", lr=0.01),
                             sdpo_anew, Critic),

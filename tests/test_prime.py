@@ -1,8 +1,10 @@
 """PRIME: its process rewards, and the methods that it is in the limits."""
 
+import copy
+
 import pytest
 import torch
-from fakes import Echo, f64, randn, toy
+from fakes import Echo, drive, f64, randn, toy
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import binary_cross_entropy_with_logits as entropy
@@ -49,15 +51,38 @@ def test_the_implicit_model_learns_outcomes_by_the_sum_of_its_tokens(seed, beta)
         float(((score > 0) == (reward > 0.5)).double().mean()))
 
 
-def test_a_copy_of_the_reference_knows_nothing_and_learns_before_it_judges(spy):
-    """So the first step has process rewards already, and those of the answers it has learnt."""
+BOTH = pytest.mark.parametrize("judge", ["before", "after"])
+SETTINGS = dict(prompts=4, group_size=4, implicit_lr=0.02)
+
+
+@BOTH
+def test_a_copy_of_the_reference_knows_nothing_at_first(spy, judge):
+    """So a first step has no process rewards and is RLOO, unless phi learns before it judges."""
     run = toy(Echo(), seed=3)
     calls = spy(prime, "advantages")
-    seen = next(prime.train(run, prime.Config(prompts=4, group_size=4, implicit_lr=0.02)))
+    seen = next(prime.train(run, prime.Config(judge=judge, **SETTINGS)))
     assert seen["implicit/loss"] == pytest.approx(0.6931472) and seen["implicit/accuracy"] == 0.5
-    process = calls[0][0]["process"]
-    assert process[calls[0][0]["mask"]].abs().max() > 0 and seen["process_reward"] != 0
+    given, adv = calls[0]
+    rloo = leave_one_out(given["reward"], 4)[:, None].where(given["mask"], 0.0).to(adv)
+    assert rloo.any() and torch.allclose(adv, rloo) == (judge == "before")
+    assert (seen["process_reward"] == 0) == (judge == "before")
     assert set(run.learners) == {"policy", "implicit"}
+
+
+@BOTH
+def test_phi_judges_a_rollout_before_or_after_it_learns_from_it(spy, judge):
+    """Either way by the weights of that moment, in every step."""
+    run, seen, calls = toy(Echo(), seed=3), spy(prime, "learn"), spy(prime, "advantages")
+    steps = prime.train(run, prime.Config(judge=judge, **SETTINGS))
+    drive(run, steps, 1)
+    phi = run.learners["implicit"].module
+    early = copy.deepcopy(phi)
+    drive(run, steps, 1)
+    rollout, ref = seen[1][0]["rollout"], seen[1][0]["logp_ref"]
+    judged = {"before": run.logprobs(early, rollout), "after": run.logprobs(phi, rollout)}
+    assert (judged["before"] - judged["after"])[rollout.mask].abs().max() > 1e-3
+    process = prime.Config.beta * (judged[judge] - ref)
+    assert torch.allclose(calls[1][0]["process"], process, atol=1e-12)
 
 
 def test_rewards_that_are_no_outcomes_are_refused():

@@ -6,24 +6,32 @@ right.  Its score of an answer is a sum over tokens, so each token has its share
 
     r_phi(y_t) = beta log phi(y_t | x, y_<t) / ref(y_t | x, y_<t)                          (eq. 3)
     L_phi      = -(1/B) sum_i [ r_i log s_i + (1 - r_i) log(1 - s_i) ],
-                 s_i = sigmoid(sum_t r_phi(y_t)),  r_i the outcome, B answers               (eq. 5)
+                 s_i = sigmoid(sum_t r_phi(y_t)),  r_i the outcome, B answers       (algorithm 1)
 
     dL_phi/dlogp_phi,t = beta (s_i - r_i) / B on answer tokens, 0 elsewhere
 
-(`loss`.)  phi learns from each rollout before it judges it, so it is never out of date.  Then the
-policy learns from both, each less the mean of the G - 1 siblings                          (eq. 6)
+(`loss`.)  The policy learns from both rewards, each less the mean of the G - 1 siblings   (eq. 5)
 
     A_it = sum over s >= t of [ r_phi(y_is) - mean over siblings j of their mean r_phi ]
            + r_i - mean over siblings j of r_j
 
-by the clipped gain, reinforce_pp's loss.  While phi is still the reference, it is RLOO.
+by the clipped gain, reinforce_pp's loss.
 
-Where we differ from the paper: prompts of any accuracy are kept (it filters those from 0.2 to 0.8).
-Both means are over the whole gradient step.
+phi judges a rollout before it learns from it, as in algorithm 1: "single forward", `update=after`
+in the authors' script.  So in the first step phi is still the reference, and A is RLOO's.  With
+`--judge after` it judges the answers that it has just learnt: "double forward", `update=before`,
+the default of verl's recipe.  The paper saw similar rewards with both.
+
+Where we differ from the paper: prompts of any accuracy are kept (it keeps those from 0.2 to 0.8),
+and phi makes one update per rollout.  As printed, eq. 5 subtracts the siblings' whole scores; its
+text and the authors' pseudocode say their means over tokens, as here.  Their code takes a process
+reward's distance from the mean of all G means, its own among them, times G / (G - 1); before, it
+divides process rewards by the largest |sum over s >= t| of the rollout, and at last it whitens A.
 """
 
 import copy
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -60,6 +68,7 @@ class Config(Descent):
     epochs: int = 1             # passes over each rollout (mu)
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
     beta: float = 0.05          # scale of the implicit reward (beta); 0: RLOO
+    judge: Literal["before", "after"] = "before"  # phi judges a rollout before or after learning it
     lr: float = 2e-4            # learning rate of the policy (eta)
     implicit_lr: float = 2e-4   # learning rate of the implicit reward model
     max_grad_norm: float = 1.0  # each gradient is clipped to this norm
@@ -100,7 +109,7 @@ def advantages(reward, process, mask, group_size):
     return (ahead + outcome[:, None]).where(mask, 0.0)
 
 
-def judge(run, cfg, model, rollout, reward, logp_ref, rate):
+def learn(run, cfg, model, rollout, reward, logp_ref, rate):
     """Let the implicit model learn these outcomes.  -> its metrics"""
     meter = Meter("implicit/loss", "implicit/accuracy")
     for i in run.micro_batches(range(len(rollout)), rollout):
@@ -114,7 +123,7 @@ def judge(run, cfg, model, rollout, reward, logp_ref, rate):
 
 
 def train(run, cfg):
-    """rollout -> outcomes -> implicit model -> process rewards -> advantages -> both updates."""
+    """rollout -> outcomes -> process rewards, implicit model -> advantages -> policy."""
     policy, reference = run.policy, run.reference()
     model = run.learner("implicit", lambda: copy.deepcopy(policy.module))
     while True:
@@ -127,9 +136,13 @@ def train(run, cfg):
                                 f"{float(reward.max()):g}; PRIME needs outcomes within 0..1, wrong "
                                 "to right")
         logp_ref = run.logprobs(reference, rollout)                         # (B, T)
-        seen = judge(run, cfg, model, rollout, reward, logp_ref,
+        if cfg.judge == "before":
+            logp_phi = run.logprobs(model.module, rollout)                  # (B, T)
+        seen = learn(run, cfg, model, rollout, reward, logp_ref,
                      cfg.rate(cfg.implicit_lr, run.step))
-        process = cfg.beta * (run.logprobs(model.module, rollout) - logp_ref)   # (B, T)
+        if cfg.judge == "after":
+            logp_phi = run.logprobs(model.module, rollout)
+        process = cfg.beta * (logp_phi - logp_ref)                          # (B, T)
         adv = advantages(reward, process, rollout.mask, cfg.group_size)     # (B, T)
         run.keep(problems, rollout, reward, adv)
 
