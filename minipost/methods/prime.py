@@ -55,6 +55,8 @@ PROOF = [
          divisor="tokens"),
 ]
 
+Order = Literal["before", "after"]
+
 
 @dataclass(frozen=True)
 class Config(Descent):
@@ -68,7 +70,7 @@ class Config(Descent):
     epochs: int = 1             # passes over each rollout (mu)
     clip: float = 0.2           # how far a ratio may go from 1 before its gain stops (eps)
     beta: float = 0.05          # scale of the implicit reward (beta); 0: RLOO
-    judge: Literal["before", "after"] = "before"  # phi judges a rollout before or after learning it
+    judge: Order = "before"     # phi judges answers before or after it learns from them
     lr: float = 2e-4            # learning rate of the policy (eta)
     implicit_lr: float = 2e-4   # learning rate of the implicit reward model
     max_grad_norm: float = 1.0  # each gradient is clipped to this norm
