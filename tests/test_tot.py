@@ -187,6 +187,27 @@ def test_a_star_does_not_stop_at_the_first_right_answer():
     assert arms["a-star"].result.texts == ["b;g"]
 
 
+class Doubtful(Star):
+    """The likely answer has the least f, but its verdicts doubt it; the goal is dearer."""
+
+    WAYS = {"": ["e"] * 7 + ["a;"], "a;": ["g"] * 8}
+
+    def worth(self, states, votes, known):
+        return [{"e": 0.9}.get(text, 1.0) for _, text in states]
+
+
+def test_a_finished_answer_that_the_verdicts_doubt_is_no_goal_of_a_star():
+    """It does not end the search, and is the answer only where no goal was found in time."""
+    tools, found = Doubtful(Echo(), ["e"]), {}
+    tools.mark = ";"
+    for expansions in (1, 2):
+        cfg = tot.Config(strategy="a-star", branching=8, expansions=expansions)
+        found[expansions], (working,) = tot.solve([Problem("")], tools, cfg)
+    assert found == {1: ["e"], 2: ["a;g"]}
+    nodes = {node["text"]: tot.Node(**node) for node in working["tree"]}
+    assert tot.f(nodes["e"]) < tot.f(nodes["a;"]) == tot.f(nodes["a;g"])
+
+
 def test_a_star_pays_for_its_way_by_likelihood_or_by_steps():
     ways = {"": ["a;", "a;", "a;", "b;"], "a;": ["x;"] * 4, "b;": ["y;"] * 4,
             "a;x;": ["e"] * 4, "b;y;": ["f"] * 4}

@@ -16,10 +16,12 @@ The answer is the finished text of the highest worth.  Nothing outside the model
 answer is given.
 
 For A* a step is as likely as the share of the sampled steps that are the same.  So exp(-f) is the
-chance of the way times the chance that the goal can be reached from its end.  A* ends when no open
-state has an f below that of a finished answer, and takes that answer.  If h is consistent, nowhere
-more than the cost of a step and the h behind it, no answer costs less.  Worths are shares of a few
-verdicts, and the expansions may run out first, so here that is not promised.
+chance of the way times the chance that the goal can be reached from its end.  A goal is a finished
+answer of worth 1, so its h is 0.  A* ends when no open state has an f below that of a goal, and
+takes the cheapest one.  If h is consistent, nowhere more than the cost of a step and the h behind
+it, no goal costs less.  Worths are shares of a few verdicts, so here that is not promised.  A
+finished answer that the verdicts doubt ends nothing, whatever its f.  Where no goal is found before
+the expansions run out, the answer is of the highest worth, and of equals the cheapest.
 """
 
 import math
