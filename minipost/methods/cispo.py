@@ -21,6 +21,9 @@ w at most 5, is of ScaleRL (arxiv.org/abs/2510.13786), which found 4 to 8 alike.
 bound a token's weight is that of `--algo grpo --beta 0 --correct truncated --cap 5`.  Some
 libraries clip both sides at 0.2: a token that the policy has left already is pushed on with 0.8 of
 its weight then, however unlikely it has become.  Answers whose group ties are not trained on.
+
+Where we differ from the paper: its runs also have DAPO's dynamic sampling and penalty on length.
+Both are left out here; dapo.py has them.
 """
 
 import math
