@@ -27,6 +27,7 @@
 #   make compute-optimal    accuracy against tokens, all test-time methods: table and plot (matplotlib)
 #   make study-pass-at-k    try a paper's finding at nano scale: table, plot, verdict (docs/studies.md)
 #   make studies            all of them, and one table of verdicts
+#   make ablations          what one part of a method adds, arm by arm: table
 #   make compare-offline    SFT, RFT, DPO, RPO, KTO and OREO on one fixed set of answers: table
 
 PYTHON ?= python3
@@ -44,7 +45,7 @@ TEST_TIME = $(subst _,-,$(basename $(notdir $(wildcard minipost/test_time/[a-z]*
 # A file in scripts/studies/ is a study.
 STUDIES = $(subst _,-,$(basename $(notdir $(wildcard scripts/studies/[a-z]*.py))))
 
-.PHONY: help test quick lint prove learn museum demos base student thinker seeker verifier chooser polisher card data bench compare compare-offline compute-optimal studies clean
+.PHONY: help test quick lint prove learn museum demos base student thinker seeker verifier chooser polisher card data bench compare ablations compare-offline compute-optimal studies clean
 .PRECIOUS: $(VENV)/.%
 
 help:
@@ -152,6 +153,9 @@ $(addprefix study-,$(STUDIES)): study-%: $(VENV)/.plot
 
 studies: $(VENV)/.plot
 	@$(BIN)/python -m scripts.studies
+
+ablations: $(VENV)/.core
+	@$(BIN)/python -m scripts.ablations
 
 compare-offline: $(VENV)/.core
 	@$(BIN)/python -m scripts.compare_offline

@@ -6,7 +6,7 @@ One run writes one directory:
     summary.json   held-out before and after       model/         the trained model
     state/         what --resume continues from    rollouts/      what --keep-rollouts keeps
     report.html    curves, checks, samples         report.jsonl   the samples that it shows
-    trackers/      what --log keeps here
+    rewards.json   of each held-out problem        trackers/      what --log keeps here
     (each file is replaced whole or not at all)
 
 Ctrl-C stops after the step in progress, with everything saved, and says what it waits for; twice,

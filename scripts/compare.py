@@ -42,7 +42,7 @@ from threading import Lock
 from minipost import methods, train
 from minipost.cli.options import fail_in_one_sentence
 from minipost.errors import MinipostError
-from minipost.measure.stats import Score, t_interval, weighted
+from minipost.measure.stats import Score, paired, t_interval, weighted
 from minipost.tasks import TASKS
 from scripts import looks
 from scripts.bench import last_line, machine, table, write
@@ -69,6 +69,7 @@ class Outcome:
     tokens: int
     seconds: float      # of training, without evaluation
     curve: tuple        # (step, tokens, held-out sampled accuracy), first to last
+    rewards: tuple = ()  # sampled, after, of each held-out problem
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def to_do(directory, wanted, origin):
         same = False
     if not same:
         return "start"
-    if (directory / "summary.json").is_file():
+    if (directory / "summary.json").is_file() and (directory / "rewards.json").is_file():
         return "nothing"
     return "resume" if (directory / "state" / "state.safetensors").is_file() else "start"
 
@@ -325,7 +326,7 @@ def clear(directory, origin):
     """Make room for a new run.  The rest of an older run no longer looks finished."""
     directory.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(directory / "state", ignore_errors=True)
-    for stale in ("summary.json", "config.json", "log.txt"):
+    for stale in ("summary.json", "rewards.json", "config.json", "log.txt"):
         (directory / stale).unlink(missing_ok=True)
     (directory / "origin").write_text(origin)
 
@@ -344,7 +345,13 @@ def read(directory):
                if name in m and m["step"] < last),
              (last, summary["tokens"], after.value)]
     return Outcome(before, after, Score(**greedy["after"]), summary["tokens"], summary["seconds"],
-                   tuple(curve))
+                   tuple(curve), rewards(directory, f"sampled, {split}"))
+
+
+def rewards(directory, name):
+    """What each held-out problem earned after a finished run, by this metric."""
+    found = json.loads((directory / "rewards.json").read_text(encoding="utf-8"))
+    return tuple(found[name]["after"])
 
 
 # ---- what the runs say
@@ -354,9 +361,7 @@ def over_seeds(values, scores, weights, least, most):
 
     The first is Student's t over the seeds' values.  It covers all that differs between seeds, both
     training and sampled answers.  But three accuracies in steps of 1/400 can agree by chance, and
-    then it has no width.  So the second combines the evaluations' own intervals.  Summaries allow
-    nothing sharper, since they keep no reward per problem.  For a difference the second interval is
-    too wide, since it treats the methods' answers to the same problems as independent.
+    then it has no width.  So the second combines the evaluations' own intervals.
 
     All seeds are measured on the same problems, so the interval speaks of other seeds on these
     problems, not of other problems: what is hard for every seed does not average out.
@@ -373,8 +378,22 @@ def average(scores):
     return over_seeds([s.value for s in scores], scores, [1 / n] * n, 0.0, 1.0)
 
 
+def paired_difference(ours, theirs, most=1.0):
+    """The mean over seeds of ours - theirs, paired by seed and problem.
+
+    ours, theirs: of each seed the rewards of the same problems; without one on either side, a
+    problem is left out.  most: the largest difference that there can be.
+    """
+    each = [paired(*zip(*[(b, a) for a, b in zip(*sides, strict=True) if None not in (a, b)]))
+            for sides in zip(ours, theirs, strict=True)]
+    return over_seeds([one.value for one in each], each, [1 / len(each)] * len(each), -most, most)
+
+
 def difference(ours, theirs):
-    """The mean over seeds of ours - theirs, paired: same seed, problems and random numbers."""
+    """The same of Scores, which are paired by seed alone.
+
+    The interval is too wide, since answers to the same problems count as independent.
+    """
     n = len(ours)
     gaps = [a.value - b.value for a, b in zip(ours, theirs, strict=True)]
     return over_seeds(gaps, [*ours, *theirs], [1 / n] * n + [-1 / n] * n, -1.0, 1.0)
@@ -393,8 +412,12 @@ def failures(runs):
 def gaps(found):
     """{method: its difference to the best one}, for all but the best."""
     best, *others = ranked(found) or [None]
-    return {algo: difference([run.after for run in found[algo]],
-                             [run.after for run in found[best]]) for algo in others}
+    return {algo: gap(found[algo], found[best]) for algo in others}
+
+
+def gap(ours, theirs):
+    """The difference of two methods' Outcomes."""
+    return paired_difference(*([run.rewards for run in runs] for runs in (ours, theirs)))
 
 
 COLUMNS = ["method", "step", "sampled before", "sampled after [95%]",
@@ -457,8 +480,7 @@ def pairs(found):
     apart = []
     for k, better in enumerate(order):
         for worse in order[k + 1 :]:
-            gap = difference(*([run.after for run in found[algo]] for algo in (better, worse)))
-            if gap.low > 0:
+            if gap(found[better], found[worse]).low > 0:
                 apart.append(f"{better} over {worse}")
     count = len(order) * (len(order) - 1) // 2
     return (f"Of {count} pairs of methods {len(apart)} differ beyond noise"
@@ -506,7 +528,8 @@ def report(args, found, given):
         "with the same random numbers.  " + (
             "Intervals are for the mean over seeds, t over the seeds' values, but at neither end "
             "narrower than the evaluations' own intervals put together; the difference to the best "
-            "is paired by seed, t over the seeds' differences, and likewise never narrower.  "
+            "is paired by seed, t over the seeds' differences, and never narrower than the paired "
+            "intervals of the problems put together.  "
             "They speak of other seeds on these problems, not of other problems.  "
             if args.seeds > 1 else
             "With one seed the intervals know the noise of the evaluation only, not that of "
@@ -609,8 +632,8 @@ def behind(axes, found):
     axes.set_title(f"final accuracy less that of\n{'/'.join(best)}, 95% intervals", loc="left",
                    fontsize=10)
     for at, algo in enumerate(others):
-        gap = gaps(found)[algo]
-        axes.errorbar(gap.value, at, xerr=[[gap.value - gap.low], [gap.high - gap.value]],
+        off = gaps(found)[algo]
+        axes.errorbar(off.value, at, xerr=[[off.value - off.low], [off.high - off.value]],
                       color=looks.colour(algo), marker=looks.line(algo)["marker"], capsize=2)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(others)), others)

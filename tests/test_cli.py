@@ -2,6 +2,7 @@
 
 import json
 import re
+from statistics import fmean
 
 import pytest
 from fakes import explained, helped, names
@@ -88,11 +89,17 @@ def test_a_run_writes_what_the_design_says(command, tmp_path, reward):
     assert train.main([*command("grpo", *GRPO, "--seed", 3), "--reward", reward]) == 0
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
-        "config.json", "metrics.jsonl", "summary.json", "model", "state", "report.html",
-        "report.jsonl"}
+        "config.json", "metrics.jsonl", "summary.json", "rewards.json", "model", "state",
+        "report.html", "report.jsonl"}
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary) == {"name", "task", "seed", "metric", "before", "after", "seconds",
                             "tokens", "skipped", "all", "gain", "asked"}
+    each = json.loads((run / "rewards.json").read_text())
+    assert set(each) == set(summary["all"])
+    for name, scores in summary["all"].items():
+        for when in ("before", "after"):
+            assert fmean(each[name][when]) == pytest.approx(scores[when]["value"])
+            assert len(each[name][when]) == scores[when]["n"]
     assert [summary[key] for key in ("name", "task", "seed")] == ["grpo", "file", 3]
     for when in ("before", "after"):
         score = summary[when]
@@ -196,7 +203,7 @@ def test_evaluate_searches_with_what_oreo_saved(command, tmp_path, tiny, reward,
     assert train.main(command("oreo", *flags)) == 0
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
-        "config.json", "metrics.jsonl", "summary.json", "model", "critic", "state",
+        "config.json", "metrics.jsonl", "summary.json", "rewards.json", "model", "critic", "state",
         "report.html", "report.jsonl"}
     capsys.readouterr()
     arguments = ["--model", str(run / "model"), "--value", str(run / "critic"), "--workers", "1",

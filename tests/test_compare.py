@@ -12,14 +12,18 @@ from fakes import Steps, drive, toy
 import minipost.run
 from minipost import methods, train
 from minipost.errors import MinipostError
-from minipost.measure.stats import interval, weighted
+from minipost.measure.stats import interval, paired, weighted
 from scripts import compare, looks
 
 ROOT = compare.ROOT
 
 
+def rewards(right, n=400):
+    return (1.0,) * right + (0.0,) * (n - right)
+
+
 def score(right, n=400):
-    return interval([1.0] * right + [0.0] * (n - right))
+    return interval(rewards(right, n))
 
 
 def outcome(right, before=220, tokens=280_500, seconds=30.0, steps=28):
@@ -27,7 +31,7 @@ def outcome(right, before=220, tokens=280_500, seconds=30.0, steps=28):
     middle = before + (right - before) / 3
     return compare.Outcome(score(before), score(right), score(398), tokens, seconds,
                            ((0, 0, before / 400), (4, tokens * 4 // steps, middle / 400),
-                            (steps, tokens, right / 400)))
+                            (steps, tokens, right / 400)), rewards(right))
 
 
 def runs(*right, **facts):
@@ -56,6 +60,8 @@ def fabricate(args, algo, seed, right=390, origin="o", summary=True, state=True)
         results["greedy, held-out"]["after"] = asdict(score(396))
         (directory / "summary.json").write_text(json.dumps({
             "metric": "sampled reward, held-out", "seconds": 4.5, "tokens": 40, "all": results}))
+        (directory / "rewards.json").write_text(json.dumps({"sampled, held-out": {
+            "before": rewards(200), "after": rewards(right)}}))
     return directory
 
 
@@ -253,7 +259,15 @@ def test_a_finished_run_is_read(args):
     """The curve starts before training, and its end is measured once though it is logged twice."""
     found = compare.read(fabricate(args, "grpo", 0))
     assert found == compare.Outcome(score(200), score(390), score(396), 40, 4.5, (
-        (0, 0, 0.5), (2, 20, 0.25), (4, 40, 0.975)))
+        (0, 0, 0.5), (2, 20, 0.25), (4, 40, 0.975)), rewards(390))
+
+
+def test_a_run_from_before_rewards_were_kept_is_made_again(args):
+    directory = fabricate(args, "grpo", 0)
+    wanted = train.settings_of(compare.flags(args, "grpo", 0))
+    assert compare.to_do(directory, wanted, "o") == "nothing"
+    (directory / "rewards.json").unlink()
+    assert compare.to_do(directory, wanted, "o") == "resume"
 
 
 def test_runs_side_by_side_have_cores_of_their_own():
@@ -318,6 +332,28 @@ def test_differences_are_paired_by_seed():
     assert far.high == pytest.approx(-0.1 + 4.30265 * 0.1 / 3**0.5, abs=1e-5)
     whole = compare.difference([score(0), score(400)], [score(400), score(0)])
     assert (whole.low, whole.high) == (-1.0, 1.0)
+
+
+def test_differences_are_paired_by_problem():
+    """That both fail on the same problems is no noise of their difference."""
+    ours, theirs = [rewards(k) for k in (380, 381)], [rewards(k) for k in (376, 377)]
+    found = compare.paired_difference(ours, theirs)
+    each = paired(theirs[0], ours[0])
+    loose = compare.difference([score(380), score(381)], [score(376), score(377)])
+    assert found.value == pytest.approx(loose.value) == pytest.approx(0.01)
+    assert 0 < found.low < each.value and each.low < found.low    # two seeds know more than one
+    assert loose.low < 0                                            # scores alone do not tell
+    backwards = compare.paired_difference(theirs, ours)
+    assert (backwards.low, backwards.high) == pytest.approx((-found.high, -found.low))
+    # other problems are as noisy as they look
+    apart = compare.paired_difference(ours, [side[::-1] for side in theirs])
+    assert apart.low < 0 and apart.value == found.value
+    # a problem without a reward on either side is left out
+    some = compare.paired_difference([(None, 1.0, 1.0)], [(1.0, None, 0.0)])
+    assert (some.value, some.n) == (1.0, 1)
+    # what differs between seeds counts too
+    wide = compare.paired_difference([rewards(400), rewards(300)], [rewards(300), rewards(300)])
+    assert (wide.low, wide.high) == (-1.0, 1.0)
 
 
 FOUND = {"reinforce": runs(330, 336, 340), "ppo": [*runs(390), compare.Failure(1, "error: a | b")],

@@ -8,6 +8,7 @@
     trackers/        what --log keeps here
     model/ ...       the models that the method exports
     summary.json     before and after
+    rewards.json     of each held-out problem, before and after
     report.jsonl     samples for the report (measure/watch.py)
     report.html      the report
     replaced-run/    the run that was here, until the one that replaces it has saved something
@@ -42,7 +43,8 @@ from minipost.tasks import TASKS
 ENDING = ".safetensors"  # of a state's name, unless it is sharded
 # Of any method's run.
 FOLDERS = ("state", "model", "critic", "reward_model", "rollouts", "trackers")
-FILES = ("summary.json", "metrics.jsonl", "config.json", "report.jsonl", "report.html")
+FILES = ("summary.json", "rewards.json", "metrics.jsonl", "config.json", "report.jsonl",
+         "report.html")
 REPLACED, MOVING = "replaced-run", "replaced-run.partly"  # hold an earlier run, a part of one
 MODEL_FILES = ("config.json", CONFIG, *checkpoint.SIDE_FILES, f"{checkpoint.WEIGHTS}.index.json")
 # Options that do not act on what is made; what the models are is in `made_from`.
@@ -246,6 +248,12 @@ class Directory:
     def write_config(self, settings, made, workers):
         files.write_json(self / "config.json", {
             **as_written(settings), "workers": workers, "folder": os.getcwd(), "made_from": made})
+
+    def write_rewards(self, found):
+        """found: {metric: (rewards before, after)}, in the order of the held-out problems."""
+        rows = {name: dict(zip(("before", "after"), sides)) for name, sides in found.items()}
+        files.publish(self / "rewards.json",
+                      lambda path: path.write_text(json.dumps(rows), encoding="utf-8"))
 
     # ---- the log
 

@@ -508,6 +508,10 @@ class Session:
                       for metric, found in results.items() if metric not in after.get(split, {})},
         }
         if self.lead:
+            self.files.write_rewards({
+                f"{metric}, {split}": [found[split][metric].of_each(len(self.splits[split]))
+                                       for found in (self.before, after)]
+                for split, metric in every})
             files.write_json(self.directory / "summary.json", summary)
         headline = f"{metric}, {split}"
         split = "held-out" if "held-out" in after else split

@@ -35,6 +35,13 @@ class Result:
         """A Result whose score is the mean of the rewards, unless another is given."""
         return cls(score or interval(rewards), rewards, texts, rows)
 
+    def of_each(self, n):
+        """The rewards in the order of a split's n problems, None for one that was not measured."""
+        if self.rows is None:
+            return [*self.rewards]
+        known = dict(zip(self.rows, self.rewards, strict=True))
+        return [known.get(row) for row in range(n)]
+
     @classmethod
     def from_data(cls, data):
         """A Result from the data of `asdict`, after JSON; TypeError or ValueError if it is none."""

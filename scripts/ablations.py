@@ -1,0 +1,186 @@
+"""What does one part of a method add?  `make ablations`, the part of that name of BENCHMARKS.md.
+
+A question has arms, which differ in one part alone; the first is the one without it.  Arms have the
+same seeds, steps and held-out problems, and are compared problem by problem.  A run that
+runs/ablations holds is not made again, so remove that folder after a change to the code.  Ctrl-C
+stops after the step in progress, and the same command continues from there.
+"""
+
+import argparse
+import json
+import shlex
+import signal
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+from minipost import train
+from minipost.cli.options import fail_in_one_sentence
+from minipost.errors import MinipostError
+from minipost.measure.stats import Score
+from scripts.bench import machine, table, write
+from scripts.compare import (
+    PARSING,
+    Runner,
+    check_jobs,
+    complete,
+    fingerprint,
+    over_seeds,
+    own_cores,
+    paired_difference,
+    rewards,
+    side_by_side,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "runs" / "ablations"
+LAST = 4        # of a metric that is logged, the mean over so many last steps is shown
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, and the runs that answer it.
+
+    flags: of every arm.  arms: {name: its own flags}, the control first.  metric: of the summary,
+    what is compared; it is from `least` to 1.  logged: {name: metric of the log} that is shown too.
+    """
+
+    name: str
+    asked: str
+    flags: str
+    arms: dict[str, str]
+    metric: str
+    logged: dict[str, str] = field(default_factory=dict)
+    least: float = 0.0
+
+
+TEN = ("--algo entropy --task arithmetic --hurried True --terms 10 --model checkpoints/thinker "
+       "--max-new-tokens 128 --steps 20 --lr 1e-4")
+QUESTIONS = (
+    Question("iterative-grpo", "3.2.8: does it help GRPO to renew reward model and reference?",
+             "--algo iterative-grpo", {
+                 "renewed never": "--iterations 1", "twice": "--iterations 3",
+                 "twice, no pairs replayed": "--iterations 3 --replay-share 0"},
+             "sampled, held-out", {"KL to the round's start": "kl"}, -1.0),
+    Question("iterated-rlhf", "3.1.5: do labels of the policy's own answers close the gap between "
+             "proxy and gold, at as many labels?", "--algo iterated-rlhf --reward-steps 40",
+             {"taught once": "--rounds 1", "in four rounds": "--rounds 4"},
+             "sampled, held-out", {"proxy": "reward", "proxy less gold": "gap"}, -1.0),
+    Question("clicks", "3.1.2: does a reward model from clicks need the places' propensities?",
+             "--algo clicks", {
+                 "as they are": "--correct none", "by propensities": "--correct propensity",
+                 "in a list of random order, as they are": "--shown random --correct none"},
+             "pair accuracy, held-out", {"clicks on the first place": "top"}),
+    Question("entropy", "Entropy held: what do three remedies do to GRPO on ten-term sums?", TEN, {
+        "none": "--share 1", "the 20% of tokens that fork": "--share 0.2",
+        "Clip-Cov": "--share 1 --cov-share 2e-4", "a bonus": "--share 1 --entropy-weight 0.01"},
+        "sampled, held-out", {"entropy": "entropy"}),
+    Question("rules", "3.3.3: are two rules, right and in form, better normalised apart?",
+             "--steps 35 --format 1", {
+                 "their sum (R1-Zero)": "--algo r1-zero", "apart (GDPO)": "--algo gdpo"},
+             "sampled, held-out", {"in form": "format"}),
+    Question("tool-use", "Figure 2: what does RL add to the cold start?", "--algo tool-use", {
+        "the cold start and one step": "--steps 1", "and 40 steps": "--steps 40"},
+        "greedy, held-out"),
+)
+
+
+def arguments(question, arm, seed):
+    return shlex.split(f"{question.flags} {question.arms[arm]} --seed {seed} --report False "
+                       "--workers 1")
+
+
+def place(question, arm, seed):
+    number = [*question.arms].index(arm)
+    return FOLDER / f"{question.name}-{number}-{seed}"
+
+
+def make(question, arm, seed, runner):
+    """One run, unless it is there.  MinipostError where it fails."""
+    if runner.stopped:
+        return
+    given, directory = arguments(question, arm, seed), place(question, arm, seed)
+    with PARSING:
+        settings = train.settings_of(given)
+    origin = fingerprint(ROOT / settings.options.model)
+    _, failed = complete(runner, directory, given, origin)
+    if failed:
+        raise MinipostError(f"{question.name}, {arm}, seed {seed}: {failed}")
+    print(f"{question.name}: {arm}, seed {seed}", flush=True)
+
+
+def read(question, arm, seed):
+    """(Score, rewards, {name: value}, tokens) at the end of a run."""
+    directory = place(question, arm, seed)
+    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in
+             (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    logged = {}
+    for name, metric in question.logged.items():
+        values = [line[metric] for line in lines if line.get(metric) is not None][-LAST:]
+        logged[name] = fmean(values) if values else None
+    return (Score(**summary["all"][question.metric]["after"]),
+            rewards(directory, question.metric), logged, summary["tokens"])
+
+
+def rows(question, seeds):
+    """The table's rows of a question."""
+    found = {arm: [read(question, arm, seed) for seed in seeds] for arm in question.arms}
+    control, cells = [one[1] for one in next(iter(found.values()))], []
+    for k, (arm, runs) in enumerate(found.items()):
+        gap = paired_difference([one[1] for one in runs], control, 1 - question.least)
+        means = {name: [one[2][name] for one in runs if one[2][name] is not None]
+                 for name in question.logged}
+        cells.append([
+            question.asked if k == 0 else "", arm, str(over_seeds(
+                [one[0].value for one in runs], [one[0] for one in runs],
+                [1 / len(runs)] * len(runs), question.least, 1.0)),
+            "" if k == 0 else f"{gap:+}" + (" (no effect seen)" if gap.low <= 0 <= gap.high
+                                            else ""),
+            "; ".join(f"{name} {fmean(values):.3f}" for name, values in means.items() if values),
+            f"{fmean(one[3] for one in runs):,.0f}", f"`{question.flags} {question.arms[arm]}`"])
+    return cells
+
+
+def report(seeds):
+    """The part of BENCHMARKS.md, as lines."""
+    return [
+        "## What one part of a method adds", "", machine(), "",
+        "`make ablations`; a run is `python -m minipost.train FLAGS --seed SEED`, for seeds "
+        f"{', '.join(map(str, seeds))}.  Arms of a question differ in one part alone, the first is "
+        "the one without it.  Held out (gold reward of wording, pairs in the right order of a "
+        "reward model, else right answers), with 95% intervals: means over seeds, t over the "
+        "seeds' values, and never narrower than the evaluations' own put together; differences are "
+        "paired by seed and problem.  Beside it what a run logs, a mean over its last "
+        f"{LAST} steps.", "",
+        *table(["question", "arm", "at the end [95%]", "less the first arm [95%]", "at the end too",
+                "tokens", "flags"], [row for each in QUESTIONS for row in rows(each, seeds)]),
+    ]
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m scripts.ablations", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on (3)")
+    parser.add_argument("--jobs", type=int, default=len(own_cores()), help="runs at a time")
+    parser.add_argument("--out", type=Path, default=ROOT / "BENCHMARKS.md", help="file to write")
+    args = parser.parse_args(argv)
+    check_jobs(parser, args.jobs)
+    runner, seeds = Runner(), range(args.seeds)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, runner.handle)
+    for _ in side_by_side(args.jobs, [partial(make, question, arm, seed, runner)
+                                      for question in QUESTIONS for arm in question.arms
+                                      for seed in seeds]):
+        pass
+    if runner.stopped:
+        return 130
+    write(args.out, "ablations", report(seeds), "make")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(fail_in_one_sentence(main))
