@@ -4,6 +4,7 @@
 #   make demo-grpo STEPS=5  the same, cut short
 #   make demo-grpo-long     the same on sums twice as long, six minutes
 #   make demo-dialogue      dialogues of several turns, by SFT on the assistant's turns alone
+#   make demo-lora          GRPO with LoRA alone; also tiny-lora, adalora, prefix, bottleneck and qlora
 #   make demo-tot           a test-time method, before and after (N=20: on so many problems)
 #   make demos              every method's demo and one table; LINES=10 trims what each one prints, SEEDS=3
 #   make test               the whole suite, on every core
@@ -42,6 +43,9 @@ SINCE ?= HEAD
 # A file in minipost/test_time/ is a test-time method.
 TEST_TIME = $(subst _,-,$(basename $(notdir $(wildcard minipost/test_time/[a-z]*.py))))
 
+# Demos that no file is named for.
+OTHERS = dialogue lora tiny-lora adalora prefix bottleneck qlora
+
 # A file in scripts/studies/ is a study.
 STUDIES = $(subst _,-,$(basename $(notdir $(wildcard scripts/studies/[a-z]*.py))))
 
@@ -73,10 +77,9 @@ demo-grpo-long: $(VENV)/.core
 	  --model checkpoints/thinker --max-new-tokens 128 --steps $(or $(STEPS),200) --ask 33 \
 	  --out runs/demo-grpo-long --overwrite
 
-# A task, taught by SFT.
-demo-dialogue: $(VENV)/.core
-	@$(BIN)/python -m minipost.train --algo sft --task dialogue --turns 4 --max-new-tokens 8 \
-	  --steps $(or $(STEPS),300) --out runs/demo-dialogue --overwrite
+# A method with flags, which scripts/demos.py names.
+$(addprefix demo-,$(OTHERS)): demo-%: $(VENV)/.core
+	@$(BIN)/python -m scripts.demos $* $(if $(STEPS),--steps $(STEPS))
 
 demo-%: $(VENV)/.core
 	@$(BIN)/python -m minipost.train --algo $* --out runs/demo-$* --overwrite $(if $(STEPS),--steps $(STEPS))

@@ -22,9 +22,15 @@ from statistics import fmean, median
 from minipost import methods, test_time
 from minipost.measure.stats import Score, t_interval
 
-# Demos of tasks, by their name: the method that teaches each, and its flags.
-TASKS = {
+# Demos that are no file's, by their name: a method, and flags.
+OTHERS = {
     "dialogue": ("sft", "--task dialogue --turns 4 --max-new-tokens 8 --steps 300"),
+    "lora": ("grpo", "--lora 16"),
+    "tiny-lora": ("grpo", "--lora 2 --lora-numbers 13"),
+    "adalora": ("grpo", "--lora 16 --lora-budget 4"),
+    "prefix": ("grpo", "--prefix 8"),
+    "bottleneck": ("grpo", "--bottleneck 8"),
+    "qlora": ("grpo", "--lora 16 --base-bits 4"),
 }
 
 
@@ -33,21 +39,22 @@ def place(name, seed):
 
 
 def demo(name, seed, args):
-    """Run one demo, show the last lines of what it prints, and return its summary or None."""
+    """Run one demo, show what it prints or its last lines, and return its summary or None."""
     out = place(name, seed)
     if name in test_time.names():
         command = [sys.executable, "-m", "minipost.evaluate", "--method", name, "--out", str(out)]
         command += ["--n", str(args.n)] if args.n else []
     else:
-        algo, flags = TASKS.get(name, (name, ""))
+        algo, flags = OTHERS.get(name, (name, ""))
         command = [sys.executable, "-m", "minipost.train", "--algo", algo, "--out", str(out),
                    "--overwrite", *flags.split()]
         command += cut(algo, args.steps) if args.steps else []
     command += ["--seed", str(seed)] if seed else []
     print(f"== {name}" + (f", seed {seed}" if args.seeds > 1 else ""), flush=True)
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    lines = done.stdout.splitlines()
-    print("\n".join(lines[-args.lines :] if args.lines else lines), flush=True)
+    kept = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if args.lines else {}
+    done = subprocess.run(command, text=True, **kept)
+    if args.lines:
+        print("\n".join(done.stdout.splitlines()[-args.lines :]), flush=True)
     return None if done.returncode else made(name, seed)
 
 
@@ -114,7 +121,7 @@ def filled(page, found):
 
 
 def main():
-    every = (*methods.names(), *TASKS, *test_time.names())
+    every = (*methods.names(), *OTHERS, *test_time.names())
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="of a demo; all if none is given")

@@ -1,10 +1,13 @@
 """What `make demos` makes of several seeds."""
 
 import json
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from minipost import train
 from scripts import demos
 
 
@@ -66,3 +69,17 @@ def test_the_interval_of_a_share_ends_where_shares_do():
     assert whole["before"]["low"] == 0 and whole["after"]["high"] == whole["gain"]["high"] == 1
     past = demos.pooled([{**each, "after": {**each["after"], "high": 1.2}} for each in near])
     assert past["gain"]["high"] > 1                         # such a reward is no share
+
+
+def test_the_makefile_knows_the_demos_that_are_no_files():
+    line, = re.findall(r"^OTHERS = (.*)$", Path("Makefile").read_text(), flags=re.MULTILINE)
+    assert line.split() == [*demos.OTHERS]
+    page = Path("METHODS.md").read_text()
+    assert all(f"`make demo-{name}`" in page for name in demos.OTHERS)
+
+
+@pytest.mark.parametrize("name", demos.OTHERS)
+def test_a_demo_that_is_no_file_is_a_run_with_flags(name):
+    algo, flags = demos.OTHERS[name]
+    given = train.settings_of(["--algo", algo, *flags.split(), *demos.cut(algo, 3)])
+    assert given.config.steps == 3

@@ -1,0 +1,78 @@
+"""What one part of a method adds: the arms of `make ablations` and their table."""
+
+import json
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from minipost import train
+from minipost.measure.stats import interval
+from scripts import ablations
+
+ARMS = [(question, arm) for question in ablations.QUESTIONS for arm in question.arms]
+
+
+@pytest.mark.parametrize("question, arm", ARMS, ids=[f"{q.name}: {arm}" for q, arm in ARMS])
+def test_arms_are_runs_that_differ_in_one_part(question, arm):
+    settings, control = (train.settings_of(ablations.arguments(question, each, 0))
+                         for each in (arm, next(iter(question.arms))))
+    assert settings.options == control.options and settings.task == control.task
+    if settings.method == control.method:
+        ours, theirs = asdict(settings.config), asdict(control.config)
+        differ = {name for name in ours if ours[name] != theirs[name]}
+        own = {word.removeprefix("--").replace("-", "_") for one in (arm, next(iter(question.arms)))
+               for word in shlex.split(question.arms[one]) if word.startswith("--")}
+        assert differ <= own
+
+
+def fabricate(question, arm, seed, values, logged):
+    folder = ablations.place(question, arm, seed)
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps({
+        "tokens": 1000, "all": {question.metric: {"after": asdict(interval(values))}}}))
+    (folder / "rewards.json").write_text(json.dumps({question.metric: {"after": values}}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": k, **logged}) + "\n"
+                                                  for k in range(1, 4)))
+
+
+def test_the_table_has_every_arm_with_its_difference(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablations, "FOLDER", tmp_path)
+    for question in ablations.QUESTIONS:
+        for k, arm in enumerate(question.arms):
+            for seed in range(2):
+                fabricate(question, arm, seed, [1.0] * (50 + 15 * k) + [0.0] * (50 - 15 * k),
+                          dict.fromkeys(question.logged.values(), 0.25))
+    text = "\n".join(ablations.report(range(2)))
+    lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    lines = [line for line in lines if not line.startswith("| ---")]
+    assert len(lines) == len(ARMS)
+    for (question, arm), line in zip(ARMS, lines, strict=True):
+        asked, name, _, less, also, tokens, flags = (cell.strip() for cell in line[1:-1].split("|"))
+        assert (asked == question.asked) == (arm == next(iter(question.arms))) and flags
+        assert name == arm and tokens == "1,000"
+        assert bool(less) == (arm != next(iter(question.arms)))
+        assert all(f"{what} 0.250" in also for what in question.logged)
+
+
+def test_the_intervals_are_those_of_pairs(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablations, "FOLDER", tmp_path)
+    question = ablations.QUESTIONS[-1]
+    one, other = question.arms
+    for seed in range(2):
+        fabricate(question, one, seed, [1.0] * 90 + [0.0] * 10, {})
+        fabricate(question, other, seed, [1.0] * 100, {})
+    first, second = ablations.rows(question, range(2))
+    assert first[0] == question.asked and first[3] == "" and second[0] == ""
+    assert second[3].startswith("+0.100 [+0.0") and "no effect" not in second[3]
+    question = ablations.QUESTIONS[0]
+    for k, arm in enumerate(question.arms):
+        for seed in range(2):
+            fabricate(question, arm, seed, [-0.5, 0.5] * 50, {})
+    rows = ablations.rows(question, range(2))
+    assert rows[1][3].endswith("(no effect seen)") and rows[0][2].startswith("0.000 [-0.")
+
+
+def test_the_makefile_makes_it():
+    assert "ablations: $(VENV)/.core" in Path("Makefile").read_text()
