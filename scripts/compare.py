@@ -49,7 +49,8 @@ from scripts.bench import last_line, machine, table, write
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("reinforce", "self-critical", "rloo", "reinforce-pp", "a2c", "ppo", "trpo", "grpo",
-           "dr-grpo", "dapo", "process-grpo", "gspo", "maxrl", "vineppo", "prime")
+           "dr-grpo", "dapo", "process-grpo", "gspo", "cispo", "sapo", "entropy", "minimum-risk",
+           "maxrl", "vineppo", "prime", "es")
 TASK, KNOBS, LONGEST = "arithmetic", "--hurried True --terms 10", 128
 STEPS = 100_000     # more than any budget allows, so the budget ends a run
 FACTORS = (0.5, 1, 2, 4)  # of the default step, tried for every method

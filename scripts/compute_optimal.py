@@ -42,6 +42,9 @@ CURVES = {  # panel: (task, {curve: [(command, arm)]})
         "retry": [(f"self-feedback {SUMS} --attempts {k}", "retry") for k in (2, 4)],
         "self-feedback": [(f"self-feedback {SUMS} --attempts {k}", "self-feedback")
                           for k in (2, 3, 4, 6)],
+        "by difficulty": [(f"by-difficulty {SUMS} --budget {k}", "by difficulty")
+                          for k in (4, 8, 16)],
+        "with a calculator": [(f"react {SUMS}", "tool")],
         LEARNT: [(f"self-consistency {SUMS}", "n=1")],
     }),
     "Game of 24": (GAME, {

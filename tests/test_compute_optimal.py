@@ -72,7 +72,7 @@ def test_the_arms_that_the_tables_name_exist():
         if command not in yielded:
             found = inference.settings_of(["--method", *command.split()], "test",
                                           inference.Measured)
-            tools, asked = Babble(found.task, ["x"]), found.task.heldout(1)
+            tools, asked = Babble(found.task, ["x"]), found.task.heldout(2)
             yielded[command] = {each.name for each in found.method.arms(asked, tools, found.config)}
         assert arm in yielded[command], (command, arm)
     assert len(yielded) > 10
