@@ -476,7 +476,7 @@ class Babble:
             self.tokens += n
         return found
 
-    step, arm = sample, Texts.arm
+    step, turn, arm = sample, sample, Texts.arm
 
     def heard(self, text, more, over=""):
         return True
