@@ -142,6 +142,32 @@ def draw(panels, path):
         figure.savefig(path, dpi=110, metadata={"Date": None} if svg else None)
 
 
+def needed(row, accuracy):
+    """The tokens at which a curve first has this accuracy; None where it never does.
+
+    row: [(tokens, Score)] by tokens.  Between two points it is a line over the logarithm of tokens.
+    """
+    (last, before), *rest = row
+    if before.value >= accuracy:
+        return last
+    for tokens, score in rest:
+        if score.value >= accuracy:
+            share = (accuracy - before.value) / (score.value - before.value)
+            return last * (tokens / last) ** share
+        last, before = tokens, score
+    return None
+
+
+def saved(row, other):
+    """A sentence on each point of a curve: how many tokens another one takes to be as accurate."""
+    each = []
+    for tokens, score in row:
+        takes = needed(other, score.value)
+        each.append(f"{score.value:.3f} with {tokens:,.0f} tokens, where best of n takes " + (
+            f"{takes:,.0f}" if takes else "more than its last point"))
+    return "; ".join(each)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -159,6 +185,10 @@ def main():
                  str(row[-1][1])] for curve, row in found.items()]
         lines += [f"{title}, n {next(iter(found.values()))[0][1].n}:", "",
                   *table(["method", "tokens per problem: accuracy", "the last [95%]"], rows), ""]
+    game = panels["Game of 24"]
+    lines += ["Speculative rejection has an accuracy of "
+              + saved(game["speculative rejection"], game["best of n, own verdicts"])
+              + " by the lines between its points; with one seed neither is sure to 0.05.", ""]
     draw(panels, args.plot)
     write(args.out, "compute-optimal", [
         "## Accuracy against tokens", "", machine("matplotlib"), "",

@@ -7,7 +7,7 @@ import pytest
 from fakes import Babble
 
 from minipost.cli import inference
-from minipost.measure.stats import interval, share
+from minipost.measure.stats import Score, interval, share
 from scripts import bench_test_time, compare, compute_optimal
 from scripts.bench import table
 
@@ -138,3 +138,17 @@ def test_a_model_is_trained_anew_if_what_it_starts_from_has_changed(monkeypatch,
             bench_test_time.learn("mcts --model runs/test-time/second/model")
         bench_test_time.learn("mcts")
     assert made == ["first", "second"] * 2
+
+
+def test_tokens_at_equal_accuracy_lie_between_the_points():
+    def point(tokens, value):
+        return tokens, Score(value, value, value, 100)
+
+    row = [point(100, 0.2), point(400, 0.6), point(800, 0.5), point(1600, 0.9)]
+    assert compute_optimal.needed(row, 0.4) == pytest.approx(200)       # half way up, in logs
+    assert compute_optimal.needed(row, 0.6) == pytest.approx(400)
+    assert compute_optimal.needed(row, 0.7) == pytest.approx(800 * 2**0.5)
+    assert compute_optimal.needed(row, 0.1) == 100 and compute_optimal.needed(row, 0.95) is None
+    said = compute_optimal.saved([point(150, 0.4), point(900, 0.95)], row)
+    assert "0.400 with 150 tokens, where best of n takes 200" in said
+    assert said.endswith("0.950 with 900 tokens, where best of n takes more than its last point")
