@@ -19,7 +19,7 @@ from statistics import fmean
 from minipost import train
 from minipost.cli.options import fail_in_one_sentence
 from minipost.errors import MinipostError
-from minipost.measure.stats import Score
+from minipost.measure.stats import Score, t_interval
 from scripts.bench import machine, table, write
 from scripts.compare import (
     PARSING,
@@ -66,6 +66,10 @@ QUESTIONS = (
              "sampled, held-out", {"KL to the round's start": "kl"}, -1.0),
     Question("iterated-rlhf", "3.1.5: do labels of the policy's own answers close the gap between "
              "proxy and gold, at as many labels?", "--algo iterated-rlhf --reward-steps 40",
+             {"taught once": "--rounds 1", "in four rounds": "--rounds 4"},
+             "sampled, held-out", {"proxy": "reward", "proxy less gold": "gap"}, -1.0),
+    Question("iterated-rlhf-free", "3.1.5: and without a price on KL?",
+             "--algo iterated-rlhf --beta 0",
              {"taught once": "--rounds 1", "in four rounds": "--rounds 4"},
              "sampled, held-out", {"proxy": "reward", "proxy less gold": "gap"}, -1.0),
     Question("clicks", "3.1.2: does a reward model from clicks need the places' propensities?",
@@ -139,7 +143,7 @@ def rows(question, seeds):
                 [1 / len(runs)] * len(runs), question.least, 1.0)),
             "" if k == 0 else f"{gap:+}" + (" (no effect seen)" if gap.low <= 0 <= gap.high
                                             else ""),
-            "; ".join(f"{name} {fmean(values):.3f}" for name, values in means.items() if values),
+            "; ".join(f"{name} {t_interval(values)}" for name, values in means.items() if values),
             f"{fmean(one[3] for one in runs):,.0f}", f"`{question.flags} {question.arms[arm]}`"])
     return cells
 
@@ -154,7 +158,7 @@ def report(seeds):
         "reward model, else right answers), with 95% intervals: means over seeds, t over the "
         "seeds' values, and never narrower than the evaluations' own put together; differences are "
         "paired by seed and problem.  Beside it what a run logs, a mean over its last "
-        f"{LAST} steps.", "",
+        f"{LAST} steps, t over the seeds.", "",
         *table(["question", "arm", "at the end [95%]", "less the first arm [95%]", "at the end too",
                 "tokens", "flags"], [row for each in QUESTIONS for row in rows(each, seeds)]),
     ]

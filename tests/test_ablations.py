@@ -53,7 +53,7 @@ def test_the_table_has_every_arm_with_its_difference(tmp_path, monkeypatch):
         assert (asked == question.asked) == (arm == next(iter(question.arms))) and flags
         assert name == arm and tokens == "1,000"
         assert bool(less) == (arm != next(iter(question.arms)))
-        assert all(f"{what} 0.250" in also for what in question.logged)
+        assert all(f"{what} 0.250 [" in also for what in question.logged)
 
 
 def test_the_intervals_are_those_of_pairs(tmp_path, monkeypatch):
