@@ -64,7 +64,12 @@ def test_each_bin_is_answered_in_its_better_way(oracle):
     assert bins == [int(x) for x in short]
     asked = 6 * 40
     assert arms["parallel alone"].tokens == asked == arms["sequential alone"].tokens
-    assert arms["by difficulty"].tokens == asked + 40 * 2 * (1 if oracle else 2)
+    spent = arms["by difficulty"].tokens
+    assert spent == asked + 40 * 2 * (1 if oracle else 2)
+    # 8 or 10 answers, and 3 chains of 3 tokens, in place of 6 and of 2
+    assert arms["parallel, its tokens"].tokens == spent
+    assert arms["sequential, its tokens"].tokens == 40 * 3 * 3
+    assert arms["parallel, its tokens"].result.rewards == [float(x) for x in short]
 
 
 @given(st.integers(1, 7), st.integers(1, 30))

@@ -13,8 +13,9 @@ vote.  Which is better may depend on how hard the problem is for the model.  So
 
 Both ways cost `budget` answers each: the number of chains is such that they cost as many tokens on
 the training problems.  Probes and verdicts on held-out problems count, those on training problems
-do not.  The paper has no probes in its count either, takes 2048 of them, and chooses among more
-ratios of parallel to sequential answers than two.
+do not; so either way alone is also measured with as many tokens more ("its tokens").  The paper has
+no probes in its count, takes 2048 of them, and chooses among more ratios of parallel to sequential
+answers than two.
 """
 
 import random
@@ -27,8 +28,8 @@ from minipost.measure.stats import winner
 from minipost.test_time import self_feedback
 
 TASK, KNOBS = "arithmetic", {"hurried": True, "fewest": 2, "terms": 8}
-BEFORE, AFTER = "sequential alone", "by difficulty"
-PAIRS = (("parallel alone", "by difficulty"),)
+BEFORE, AFTER = "sequential, its tokens", "by difficulty"
+PAIRS = (("parallel, its tokens", AFTER), ("sequential alone", AFTER), ("parallel alone", AFTER))
 N = 400
 
 
@@ -118,16 +119,24 @@ def solve(problems, tools, cfg):
 
 
 def arms(problems, tools, cfg):
-    """Yield the Arms: either way alone, and by difficulty."""
-    known = learn(tools, cfg)
-    for way, (chains, attempts) in ways(cfg, known["chains"]).items():
+    """Yield the Arms: either way alone, by difficulty, and either way with as many tokens."""
+    known, single = learn(tools, cfg), {}
+
+    def alone(name, chains, attempts):
         start = tools.tokens
         answers = answered(problems, tools, chains, attempts)
-        yield tools.arm(f"{way} alone", problems, answers,
-                        [{"bin": None, "easy": 0.0, "answer": text, **known} for text in answers],
-                        start)
+        return tools.arm(name, problems, answers, [
+            {"bin": None, "easy": 0.0, "answer": text, **known} for text in answers], start)
+
+    for way, each in ways(cfg, known["chains"]).items():
+        single[way] = alone(f"{way} alone", *each)
+        yield single[way]
     start = tools.tokens
-    yield tools.arm(AFTER, problems, *chosen(problems, tools, cfg, known), start)
+    best = tools.arm(AFTER, problems, *chosen(problems, tools, cfg, known), start)
+    yield best
+    for way, (chains, attempts) in ways(cfg, known["chains"]).items():
+        more = max(1, round(chains * best.tokens / max(1, single[way].tokens)))
+        yield alone(f"{way}, its tokens", more, attempts)
 
 
 def show(working):
