@@ -79,7 +79,9 @@ QUESTIONS = (
              "pair accuracy, held-out", {"clicks on the first place": "top"}),
     Question("entropy", "Entropy held: what do three remedies do to GRPO on ten-term sums?", TEN, {
         "none": "--share 1", "the 20% of tokens that fork": "--share 0.2",
-        "Clip-Cov": "--share 1 --cov-share 2e-4", "a bonus": "--share 1 --entropy-weight 0.01"},
+        "Clip-Cov": "--share 1 --cov-share 2e-4", "a bonus": "--share 1 --entropy-weight 0.01",
+        "Clip-Cov of a hundred times as many": "--share 1 --cov-share 2e-2",
+        "ten times the bonus": "--share 1 --entropy-weight 0.1"},
         "sampled, held-out", {"entropy": "entropy"}),
     Question("rules", "3.3.3: are two rules, right and in form, better normalised apart?",
              "--steps 35 --format 1", {
