@@ -42,7 +42,7 @@ def test_the_table_has_every_arm_with_its_difference(tmp_path, monkeypatch):
     for question in ablations.QUESTIONS:
         for k, arm in enumerate(question.arms):
             for seed in range(2):
-                fabricate(question, arm, seed, [1.0] * (50 + 15 * k) + [0.0] * (50 - 15 * k),
+                fabricate(question, arm, seed, [1.0] * (50 + 8 * k) + [0.0] * (50 - 8 * k),
                           dict.fromkeys(question.logged.values(), 0.25))
     text = "\n".join(ablations.report(range(2)))
     lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
