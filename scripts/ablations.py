@@ -36,7 +36,7 @@ from scripts.compare import (
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "runs" / "ablations"
-LAST = 4        # of a metric that is logged, the mean over so many last steps is shown
+LAST = 4        # of what is logged, the mean over so many last steps is shown
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Question:
     """What is asked, and the runs that answer it.
 
     flags: of every arm.  arms: {name: its own flags}, the control first.  metric: of the summary,
-    what is compared; it is from `least` to 1.  logged: {name: metric of the log} that is shown too.
+    what is compared; it is from `least` to 1.  also: {name: metric} that is shown too, of the
+    summary or else of the log.  seeds: how many, from 0 on.
     """
 
     name: str
@@ -52,12 +53,15 @@ class Question:
     flags: str
     arms: dict[str, str]
     metric: str
-    logged: dict[str, str] = field(default_factory=dict)
+    also: dict[str, str] = field(default_factory=dict)
     least: float = 0.0
+    seeds: int = 3
 
 
 TEN = ("--algo entropy --task arithmetic --hurried True --terms 10 --model checkpoints/thinker "
        "--max-new-tokens 128 --steps 20 --lr 1e-4")
+PROXY = {"proxy": "reward", "proxy less gold": "gap",
+         "pairs of its own answers in order": "pair accuracy, held-out"}
 QUESTIONS = (
     Question("iterative-grpo", "3.2.8: does it help GRPO to renew reward model and reference?",
              "--algo iterative-grpo", {
@@ -67,11 +71,11 @@ QUESTIONS = (
     Question("iterated-rlhf", "3.1.5: do labels of the policy's own answers close the gap between "
              "proxy and gold, at as many labels?", "--algo iterated-rlhf --reward-steps 40",
              {"taught once": "--rounds 1", "in four rounds": "--rounds 4"},
-             "sampled, held-out", {"proxy": "reward", "proxy less gold": "gap"}, -1.0),
+             "sampled, held-out", PROXY, -1.0),
     Question("iterated-rlhf-free", "3.1.5: and without a price on KL?",
              "--algo iterated-rlhf --beta 0",
              {"taught once": "--rounds 1", "in four rounds": "--rounds 4"},
-             "sampled, held-out", {"proxy": "reward", "proxy less gold": "gap"}, -1.0),
+             "sampled, held-out", PROXY, -1.0, seeds=6),
     Question("clicks", "3.1.2: does a reward model from clicks need the places' propensities?",
              "--algo clicks", {
                  "as they are": "--correct none", "by propensities": "--correct propensity",
@@ -118,51 +122,53 @@ def make(question, arm, seed, runner):
 
 
 def read(question, arm, seed):
-    """(Score, rewards, {name: value}, tokens) at the end of a run."""
+    """(Score, rewards, {name of `also`: value}, tokens) at the end of a run."""
     directory = place(question, arm, seed)
     summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
     lines = [json.loads(line) for line in
              (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    logged = {}
-    for name, metric in question.logged.items():
-        values = [line[metric] for line in lines if line.get(metric) is not None][-LAST:]
-        logged[name] = fmean(values) if values else None
+    also = {}
+    for name, metric in question.also.items():
+        known = summary["all"].get(metric)
+        values = [known["after"]["value"]] if known else [
+            line[metric] for line in lines if line.get(metric) is not None][-LAST:]
+        also[name] = fmean(values)
     return (Score(**summary["all"][question.metric]["after"]),
-            rewards(directory, question.metric), logged, summary["tokens"])
+            rewards(directory, question.metric), also, summary["tokens"])
 
 
-def rows(question, seeds):
+def rows(question):
     """The table's rows of a question."""
+    seeds = range(question.seeds)
     found = {arm: [read(question, arm, seed) for seed in seeds] for arm in question.arms}
     control, cells = [one[1] for one in next(iter(found.values()))], []
     for k, (arm, runs) in enumerate(found.items()):
         gap = paired_difference([one[1] for one in runs], control, 1 - question.least)
-        means = {name: [one[2][name] for one in runs if one[2][name] is not None]
-                 for name in question.logged}
         cells.append([
-            question.asked if k == 0 else "", arm, str(over_seeds(
+            f"{question.asked} ({question.seeds} seeds)" if k == 0 else "", arm, str(over_seeds(
                 [one[0].value for one in runs], [one[0] for one in runs],
                 [1 / len(runs)] * len(runs), question.least, 1.0)),
             "" if k == 0 else f"{gap:+}" + (" (no effect seen)" if gap.low <= 0 <= gap.high
                                             else ""),
-            "; ".join(f"{name} {t_interval(values)}" for name, values in means.items() if values),
+            "; ".join(f"{name} {t_interval([one[2][name] for one in runs])}"
+                      for name in question.also),
             f"{fmean(one[3] for one in runs):,.0f}", f"`{question.flags} {question.arms[arm]}`"])
     return cells
 
 
-def report(seeds):
+def report():
     """The part of BENCHMARKS.md, as lines."""
     return [
         "## What one part of a method adds", "", machine(), "",
-        "`make ablations`; a run is `python -m minipost.train FLAGS --seed SEED`, for seeds "
-        f"{', '.join(map(str, seeds))}.  Arms of a question differ in one part alone, the first is "
+        "`make ablations`; a run is `python -m minipost.train FLAGS --seed SEED`, for seeds from 0 "
+        "on.  Arms of a question differ in one part alone, the first is "
         "the one without it.  Held out (gold reward of wording, pairs in the right order of a "
         "reward model, else right answers), with 95% intervals: means over seeds, t over the "
         "seeds' values, and never narrower than the evaluations' own put together; differences are "
-        "paired by seed and problem.  Beside it what a run logs, a mean over its last "
-        f"{LAST} steps, t over the seeds.", "",
+        "paired by seed and problem.  Beside it what else a run measures, and what it "
+        f"logs, a mean over its last {LAST} steps; t over the seeds.", "",
         *table(["question", "arm", "at the end [95%]", "less the first arm [95%]", "at the end too",
-                "tokens", "flags"], [row for each in QUESTIONS for row in rows(each, seeds)]),
+                "tokens", "flags"], [row for each in QUESTIONS for row in rows(each)]),
     ]
 
 
@@ -170,21 +176,20 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m scripts.ablations", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on (3)")
     parser.add_argument("--jobs", type=int, default=len(own_cores()), help="runs at a time")
     parser.add_argument("--out", type=Path, default=ROOT / "BENCHMARKS.md", help="file to write")
     args = parser.parse_args(argv)
     check_jobs(parser, args.jobs)
-    runner, seeds = Runner(), range(args.seeds)
+    runner = Runner()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, runner.handle)
     for _ in side_by_side(args.jobs, [partial(make, question, arm, seed, runner)
                                       for question in QUESTIONS for arm in question.arms
-                                      for seed in seeds]):
+                                      for seed in range(question.seeds)]):
         pass
     if runner.stopped:
         return 130
-    write(args.out, "ablations", report(seeds), "make")
+    write(args.out, "ablations", report(), "make")
     return 0
 
 

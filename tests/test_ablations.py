@@ -41,36 +41,36 @@ def test_the_table_has_every_arm_with_its_difference(tmp_path, monkeypatch):
     monkeypatch.setattr(ablations, "FOLDER", tmp_path)
     for question in ablations.QUESTIONS:
         for k, arm in enumerate(question.arms):
-            for seed in range(2):
+            for seed in range(question.seeds):
                 fabricate(question, arm, seed, [1.0] * (50 + 8 * k) + [0.0] * (50 - 8 * k),
-                          dict.fromkeys(question.logged.values(), 0.25))
-    text = "\n".join(ablations.report(range(2)))
+                          dict.fromkeys(question.also.values(), 0.25))
+    text = "\n".join(ablations.report())
     lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
     lines = [line for line in lines if not line.startswith("| ---")]
     assert len(lines) == len(ARMS)
     for (question, arm), line in zip(ARMS, lines, strict=True):
         asked, name, _, less, also, tokens, flags = (cell.strip() for cell in line[1:-1].split("|"))
-        assert (asked == question.asked) == (arm == next(iter(question.arms))) and flags
+        assert asked.startswith(question.asked) == (arm == next(iter(question.arms))) and flags
         assert name == arm and tokens == "1,000"
         assert bool(less) == (arm != next(iter(question.arms)))
-        assert all(f"{what} 0.250 [" in also for what in question.logged)
+        assert all(f"{what} 0.250 [" in also for what in question.also)
 
 
 def test_the_intervals_are_those_of_pairs(tmp_path, monkeypatch):
     monkeypatch.setattr(ablations, "FOLDER", tmp_path)
     question = ablations.QUESTIONS[-1]
     one, other = question.arms
-    for seed in range(2):
+    for seed in range(question.seeds):
         fabricate(question, one, seed, [1.0] * 90 + [0.0] * 10, {})
         fabricate(question, other, seed, [1.0] * 100, {})
-    first, second = ablations.rows(question, range(2))
-    assert first[0] == question.asked and first[3] == "" and second[0] == ""
+    first, second = ablations.rows(question)
+    assert first[0] == f"{question.asked} (3 seeds)" and first[3] == "" and second[0] == ""
     assert second[3].startswith("+0.100 [+0.0") and "no effect" not in second[3]
     question = ablations.QUESTIONS[0]
     for k, arm in enumerate(question.arms):
-        for seed in range(2):
+        for seed in range(question.seeds):
             fabricate(question, arm, seed, [-0.5, 0.5] * 50, {})
-    rows = ablations.rows(question, range(2))
+    rows = ablations.rows(question)
     assert rows[1][3].endswith("(no effect seen)") and rows[0][2].startswith("0.000 [-0.")
 
 
