@@ -69,7 +69,8 @@ def test_the_intervals_are_those_of_pairs(tmp_path, monkeypatch):
     question = ablations.QUESTIONS[0]
     for k, arm in enumerate(question.arms):
         for seed in range(question.seeds):
-            fabricate(question, arm, seed, [-0.5, 0.5] * 50, {})
+            fabricate(question, arm, seed, [-0.5, 0.5] * 50,
+                      dict.fromkeys(question.also.values(), 0.25))
     rows = ablations.rows(question)
     assert rows[1][3].endswith("(no effect seen)") and rows[0][2].startswith("0.000 [-0.")
 
