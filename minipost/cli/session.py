@@ -509,7 +509,7 @@ class Session:
         }
         if self.lead:
             self.files.write_rewards({
-                f"{metric}, {split}": [found[split][metric].of_each(len(self.splits[split]))
+                f"{metric}, {split}": [found[split][metric].of_each(len(self.splits.get(split, ())))
                                        for found in (self.before, after)]
                 for split, metric in every})
             files.write_json(self.directory / "summary.json", summary)

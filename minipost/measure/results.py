@@ -36,11 +36,14 @@ class Result:
         return cls(score or interval(rewards), rewards, texts, rows)
 
     def of_each(self, n):
-        """The rewards in the order of a split's n problems, None for one that was not measured."""
+        """The rewards in the order of a split's n problems, None for one that was not measured.
+
+        n: 0 where it is not known how many there are; then the last one measured is the last.
+        """
         if self.rows is None:
             return [*self.rewards]
         known = dict(zip(self.rows, self.rewards, strict=True))
-        return [known.get(row) for row in range(n)]
+        return [known.get(row) for row in range(max(n, 1 + max(known, default=-1)))]
 
     @classmethod
     def from_data(cls, data):
