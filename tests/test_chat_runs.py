@@ -76,7 +76,8 @@ READERS = [("sft", "messages"), ("sft", "prompt"), ("sft", "sharegpt"), ("sft", 
 @pytest.mark.parametrize("algo, kind", READERS)
 def test_every_method_that_reads_rows_learns_from_messages(go, chatty, algo, kind, capsys):
     names = {"plackett_luce": "plackett-luce", "reinforce_pp": "reinforce-pp"}
-    flags = ["--chat"] if kind == "plain" else ["--teacher", chatty] if algo == "distill" else []
+    flags = ["--chat"] if kind == "plain" else ["--teacher", chatty] if algo == "distill" else \
+        ["--sft-steps", 1, "--reward-steps", 1] if algo == "rlaif" else []
     code = go(names.get(algo, algo), kind, *flags)
     assert code == 0, capsys.readouterr()
 
