@@ -44,7 +44,8 @@ def test_the_answers_that_several_problems_of_a_task_have():
 def test_an_answer_is_tried_on_every_problem():
     problems = [Problem(c, {"letter": c}) for c in "aab"]
     earned, error = constant.try_all(["a", "b"], problems, Echo().reward)
-    assert not error and earned["a"] > earned["b"] > 0
+    assert not error and sum(earned["a"]) > sum(earned["b"]) > 0
+    assert len(earned["a"]) == 3
 
     def fails(completions, **columns):
         return [1 / (text != "b") for text in completions]
@@ -52,17 +53,21 @@ def test_an_answer_is_tried_on_every_problem():
 
 
 def test_one_answer_that_pays():
-    said(constant.one_answer_to_all(values([0, 1], [1, 1]), {"yes": 0.9, "no": 0.1}), WARNING,
-         "'yes' to every problem earns 0.900", "sampled answers 0.500 and reference answers 1.000")
+    said(constant.one_answer_to_all(values([0, 1], [1, 1]), {"yes": [1, 1, 1, 0], "no": [0] * 4}),
+         WARNING, "'yes' to every problem earns 0.750", "sampled answers 0.500 and reference "
+         "answers 1.000")
+    said(constant.one_answer_to_all(values([0, 1], []), {"yes": [0, 1, 1]}), WARNING,
+         "the best answers 1.000")
     # a reward on another scale
-    said(constant.one_answer_to_all(values([-4, -2], [0, 0], [-4]), {"yes": -1.0}), WARNING)
+    said(constant.one_answer_to_all(values([-4, -2], [0, 0], [-4]), {"yes": [-1, -1]}), WARNING)
 
 
 def test_one_answer_that_does_not_pay():
-    said(constant.one_answer_to_all(values([0, 0], [1, 1]), {"yes": 0.4, "no": 0.1}), OK,
+    said(constant.one_answer_to_all(values([0, 0], [1, 1]), {"yes": [1, 1, 0, 0, 0]}), OK,
          "'yes' to every problem earns 0.400")
-    said(constant.one_answer_to_all(values([1, 1, 0], [1, 1]), {"yes": 0.6}), OK)
-    said(constant.one_answer_to_all(values([-4, -4], [0, 0], [-4]), {"yes": -3.0}), OK)
+    said(constant.one_answer_to_all(values([1, 1, 0], [1, 1]), {"yes": [1, 1, 1, 0, 0]}), OK)
+    said(constant.one_answer_to_all(values([-4, -4], [0, 0], [-4]), {"yes": [-3, -3]}), OK)
     said(constant.one_answer_to_all(values([0], [1]), {}), OK, "hardly two problems")
-    said(constant.one_answer_to_all(values([0], []), {"yes": 0.9}), NONE)
+    # none is known to be good: the best that was seen counts
+    said(constant.one_answer_to_all(values([0, 1], []), {"yes": [0, 1, 0]}), OK)
     said(constant.one_answer_to_all(values([0], [1]), {}, "f raised"), NONE, "f raised")

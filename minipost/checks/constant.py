@@ -35,9 +35,9 @@ def common(task, problems, rng):
 
 
 def try_all(texts, problems, reward, limit=0.0, tell=lambda texts: None):
-    """({text: what it earns on average}, ""); ({}, error) on failure.  As `data.ask_often`."""
+    """({text: what it earns on each problem}, ""); ({}, error) on failure.  As `ask_often`."""
     try:
-        return {text: mean(ask(reward, problems, same, limit, tell(same)))
+        return {text: ask(reward, problems, same, limit, tell(same))
                 for text in texts for same in [[text] * len(problems)]}, ""
     except MinipostError as error:
         return {}, str(error)
@@ -46,22 +46,25 @@ def try_all(texts, problems, reward, limit=0.0, tell=lambda texts: None):
 def one_answer_to_all(values, earned, error=""):
     """No answer to every problem earns half of what reference answers do, and more than the policy.
 
-    values: of `data.ask_often`.  earned: {answer: what it earns on average}.
+    Where no answers are known to be good, the most that any answer earned stands for them.
+    values: of `data.ask_often`.  earned: {answer: what it earns on each problem}.
     """
     if error:
         return Finding(NAME, NONE, error)
-    if not values["reference"]:
-        return Finding(NAME, NONE, "there are no answers that are known to be good")
     if not earned:
         return Finding(NAME, OK, "hardly two problems have the same answer")
-    text = max(earned, key=earned.__getitem__)
-    sampled, known = mean(values["once"]), mean(values["reference"])
-    low = min(*values["once"], *values["empty"], *values["reference"], *earned.values())
-    what = (f"{text[:40]!r} to every problem earns {earned[text]:.3f} on average, sampled answers "
+    pays = {text: mean(found) for text, found in earned.items()}
+    text = max(pays, key=pays.__getitem__)
+    every = [*values["once"], *values["empty"], *values["reference"],
+             *(value for found in earned.values() for value in found)]
+    sampled, low = mean(values["once"]), min(every)
+    known = mean(values["reference"]) if values["reference"] else max(every)
+    what = (f"{text[:40]!r} to every problem earns {pays[text]:.3f} on average, sampled answers "
             f"{sampled:.3f}")
-    if earned[text] > sampled and 2 * (earned[text] - low) >= known - low:
+    if pays[text] > sampled and 2 * (pays[text] - low) >= known - low:
+        good = "reference answers" if values["reference"] else "the best answers"
         return Finding(
-            NAME, WARNING, f"{what} and reference answers {known:.3f}",
+            NAME, WARNING, f"{what} and {good} {known:.3f}",
             "a policy can earn that without reading a problem",
             "add problems with other answers, or hold what is learnt against this figure")
     return Finding(NAME, OK, what)
