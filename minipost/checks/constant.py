@@ -5,9 +5,10 @@ naming that.
 """
 
 from collections import Counter
+from statistics import fmean
 
 from minipost.checks.data import reference
-from minipost.checks.finding import NONE, OK, WARNING, Finding
+from minipost.checks.finding import OK, WARNING, Finding
 from minipost.datasets.rewards import ask
 from minipost.errors import MinipostError
 from minipost.tasks import answers
@@ -27,8 +28,8 @@ def common(task, problems, rng):
         text, known = reference(task, problem, rng), problem.columns
         if task.name == "file":
             right = known.get("answer") if known.get("solution") is None else known["solution"]
-            count.update({str(each): 0 for each in (text, right)
-                          if isinstance(each, str | int | float)}.keys())
+            count.update([*dict.fromkeys(str(each) for each in (text, right)
+                                         if isinstance(each, str | int | float))])
         else:
             count[f"Answer: {answers.stated(text)}" if answers.marked(text) else text] += 1
     return [text for text, n in count.most_common(MOST) if n > 1]
@@ -50,15 +51,16 @@ def one_answer_to_all(values, earned, error=""):
     values: of `data.ask_often`.  earned: {answer: what it earns on each problem}.
     """
     if error:
-        return Finding(NAME, NONE, error)
+        return Finding(NAME, WARNING, error, "a run would end where its policy says that",
+                       "let it return a number for every answer that a row has")
     if not earned:
         return Finding(NAME, OK, "hardly two problems have the same answer")
-    pays = {text: mean(found) for text, found in earned.items()}
+    pays = {text: fmean(found) for text, found in earned.items()}
     text = max(pays, key=pays.__getitem__)
     every = [*values["once"], *values["empty"], *values["reference"],
              *(value for found in earned.values() for value in found)]
-    sampled, low = mean(values["once"]), min(every)
-    known = mean(values["reference"]) if values["reference"] else max(every)
+    sampled, low = fmean(values["once"]), min(every)
+    known = fmean(values["reference"]) if values["reference"] else max(every)
     what = (f"{text[:40]!r} to every problem earns {pays[text]:.3f} on average, sampled answers "
             f"{sampled:.3f}")
     if pays[text] > sampled and 2 * (pays[text] - low) >= known - low:
@@ -68,7 +70,3 @@ def one_answer_to_all(values, earned, error=""):
             "a policy can earn that without reading a problem",
             "add problems with other answers, or hold what is learnt against this figure")
     return Finding(NAME, OK, what)
-
-
-def mean(values):
-    return sum(values) / len(values)

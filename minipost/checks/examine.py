@@ -178,7 +178,7 @@ def look_at_samples(run, problems, options, scorer):
 
 
 def try_constants(run, options):
-    """What the answers that many problems have earn on others: ({answer: mean}, error)."""
+    """What the answers that many problems have earn on all: ({answer: rewards}, error)."""
     rng, task = run.rng("constants"), run.task
     rows = task.training() if task.training else task.sample(400, rng)
     rows = rng.sample(rows, min(len(rows), options.rows))
