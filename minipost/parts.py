@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils import vector_to_parameters
 
+from minipost.engine.head import NEVER
 from minipost.engine.lora import fill, own, trained
 from minipost.optim import Learner
 
@@ -55,6 +56,22 @@ def rounded(module, bits):
                 near = torch.where(step > 0, (weight / step).round() * step, weight)
                 # A new one, since the module itself has a Fixed one too.
                 setattr(part, name, nn.Parameter(near, requires_grad=False))
+    return found
+
+
+def likeliest(module, k):
+    """The module with all but the k likeliest tokens impossible, as for top-k sampling.
+
+    Its weights are the module's own.  Where several are as likely as the k-th, all of them stay.
+    """
+    found = copy.copy(module)
+
+    def known(logits):
+        logits = module.known(logits)
+        least = logits.topk(min(k, logits.shape[-1])).values[..., -1:]
+        return logits.masked_fill(logits < least, NEVER)
+
+    found.known = known
     return found
 
 

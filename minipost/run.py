@@ -35,7 +35,7 @@ from minipost.engine.packed import alike
 from minipost.engine.shares import by_prompt, share_out
 from minipost.errors import MinipostError, expected
 from minipost.optim import Learner, Optimizer
-from minipost.parts import Frozen, Past, learner, rounded, sharding
+from minipost.parts import Frozen, Past, learner, likeliest, rounded, sharding
 from minipost.rollout import (
     NO_TOKENS,
     Rollout,
@@ -85,6 +85,7 @@ class Run:
     reward_model: Any = None    # what `score` asks instead of `reward`
     lag: int = 0                # `rollout` is by the policy of so many steps ago
     sampler_bits: int = 0       # and with weights rounded to so many bits; 0: as they are
+    sampler_top_k: int = 0      # and of so many likeliest tokens; 0: of all
     recompute: bool = False     # let training's own log-probs replace those of the sampler
     control_tokens: str = "plain"  # how control tokens in the rows of a file are read
     origin: str = ""            # the model directory that it began with
@@ -314,7 +315,7 @@ class Run:
         return self.holders[mark]
 
     def rollout(self, problems, group_size, *, temperature, purpose="rollout", corrected=False):
-        """`sample` by the policy, with `lag` an older one, with `sampler_bits` rounded: to learn.
+        """`sample` by the policy, to learn; `lag`, `sampler_bits` and `sampler_top_k` change it.
 
         The sampler decodes with other kernels than training, so its log-probs differ by rounding:
         in float32 by some 1e-5 nats, in bfloat16 by up to 0.5.  With `recompute`, and where a
@@ -328,6 +329,8 @@ class Run:
                 self.step, self.policy)
         if self.sampler_bits:
             module = rounded(module, self.sampler_bits)
+        if self.sampler_top_k:
+            module = likeliest(module, self.sampler_top_k)
         rollout = self.sample(problems, group_size, temperature=temperature, purpose=purpose,
                               module=None if module is self.policy.module else module)
         self.sampled_at = self.policy.updates

@@ -57,6 +57,7 @@ class Options(SetUp):
     shard: bool = False         # each rank keeps a part of weights, gradients and moments (FSDP2)
     lag: int = 0                # rollouts are by the policy of so many steps ago; keeps as many
     sampler_bits: int = 0       # rollouts are by weights rounded to so many bits; 0: as they are
+    sampler_top_k: int = 0      # rollouts draw from so many likeliest tokens; 0: from all
     keep_rollouts: int = 0      # steps between rollouts that are kept in rollouts/; 0: none
     rollout_format: Literal["jsonl", "parquet"] = "jsonl"  # of what --keep-rollouts keeps
     log: tuple[Name, ...] = ()  # trackers that get the metrics too, under TRL's names
@@ -64,7 +65,7 @@ class Options(SetUp):
     report: bool = True         # write report.html, a page about the run, at its end
 
     LIMITS = dict.fromkeys(("eval_n", "ask", "show", "save_every", "eval_every", "keep_rollouts",
-                            "budget"), ">= 0") | {
+                            "budget", "sampler_top_k"), ">= 0") | {
         "lag": ">= 0, <= 1000", "sampler_bits": ">= 0, <= 16"}
 
     def __post_init__(self):
@@ -110,8 +111,8 @@ def settings_of(argv):
     if found.options.lag and found.options.shard:
         raise MinipostError(f"--lag {found.options.lag} keeps whole policies of earlier steps, of "
                             "which --shard leaves a part in each rank; leave out one of the two")
-    if found.options.sampler_bits:
-        check_bits(found)
+    if found.options.sampler_bits or found.options.sampler_top_k:
+        check_sampler(found)
     others = {"--lora": found.options.lora, "--prefix": found.options.prefix,
               "--bottleneck": found.options.bottleneck,
               "--sampler vllm": found.options.sampler == "vllm"}
@@ -130,16 +131,21 @@ def off_policy(method):
             "ON_POLICY = True)")
 
 
-def check_bits(found):
-    """MinipostError where rollouts cannot be by rounded weights."""
-    bits, asked = found.options.sampler_bits, f"--sampler-bits {found.options.sampler_bits}"
+def check_sampler(found):
+    """MinipostError where rollouts cannot be by rounded weights, or of the likeliest tokens."""
+    bits, top_k = found.options.sampler_bits, found.options.sampler_top_k
+    asked = f"--sampler-bits {bits}" if bits else f"--sampler-top-k {top_k}"
     if not found.method.ON_POLICY:
         raise MinipostError(f"{asked}: {off_policy(found.method)}; grpo, ppo and the other "
                             "on-policy methods do")
     if bits == 1:
         raise MinipostError(f"{asked}: expected 0, or 2 to 16")
+    if top_k and found.options.dtype != "float32":
+        raise MinipostError(f"--sampler-top-k {top_k} with --dtype {found.options.dtype}: training "
+                            "then computes the log-probs anew, and may find other tokens likeliest;"
+                            " leave out one of the two")
     for name, has in (("--sampler vllm", found.options.sampler == "vllm"),
-                      ("--lora", found.options.lora), ("--shard", found.options.shard)):
+                      ("--lora", found.options.lora and bits), ("--shard", found.options.shard)):
         if has:
             raise MinipostError(f"{asked} with {name}: is not supported; leave out one of the two")
 

@@ -58,10 +58,14 @@ class Question:
     seeds: int = 3
 
 
-TEN = ("--algo entropy --task arithmetic --hurried True --terms 10 --model checkpoints/thinker "
+TEN = ("--task arithmetic --hurried True --terms 10 --model checkpoints/thinker "
        "--max-new-tokens 128 --steps 20 --lr 1e-4")
+OTHERS = {"as they are": "none", "clipped at 0.2": "clip", "ratios cut at 2 (TIS)": "truncated",
+          "tokens masked (MIS)": "masked", "answers masked (MIS)": "masked-answers"}
 PROXY = {"proxy": "reward", "proxy less gold": "gap",
          "pairs of its own answers in order": "pair accuracy, held-out"}
+SAMPLERS = {"bits 8": "a sampler of 8 bits", "bits 3": "a sampler of 3 bits",
+            "top-k 2": "the two likeliest tokens"}
 QUESTIONS = (
     Question("iterative-grpo", "3.2.8: does it help GRPO to renew reward model and reference?",
              "--algo iterative-grpo", {
@@ -81,7 +85,8 @@ QUESTIONS = (
                  "as they are": "--correct none", "by propensities": "--correct propensity",
                  "in a list of random order, as they are": "--shown random --correct none"},
              "pair accuracy, held-out", {"clicks on the first place": "top"}),
-    Question("entropy", "Entropy held: what do three remedies do to GRPO on ten-term sums?", TEN, {
+    Question("entropy", "Entropy held: what do three remedies do to GRPO on ten-term sums?",
+             f"--algo entropy {TEN}", {
         "none": "--share 1", "the 20% of tokens that fork": "--share 0.2",
         "Clip-Cov": "--share 1 --cov-share 2e-4", "a bonus": "--share 1 --entropy-weight 0.01",
         "Clip-Cov of a hundred times as many": "--share 1 --cov-share 2e-2",
@@ -94,6 +99,13 @@ QUESTIONS = (
     Question("tool-use", "Figure 2: what does RL add to the cold start?", "--algo tool-use", {
         "the cold start and one step": "--steps 1", "and 40 steps": "--steps 40"},
         "greedy, held-out"),
+    *(Question(f"sampler-{name}", f"Answers of {asked}: what do ratios mend of it?",
+               f"--algo grpo {TEN} --beta 0", {
+                   **{arm: f"--sampler-{name} --correct {correct}"
+                      for arm, correct in OTHERS.items()},
+                   "the policy's own answers": f"--sampler-{name.split()[0]} 0 --correct none"},
+               "sampled, held-out", {"largest log-ratio": "sampling_logp_difference/max"})
+      for name, asked in SAMPLERS.items()),
 )
 
 
@@ -104,7 +116,7 @@ def arguments(question, arm, seed):
 
 def place(question, arm, seed):
     number = [*question.arms].index(arm)
-    return FOLDER / f"{question.name}-{number}-{seed}"
+    return FOLDER / f"{question.name.replace(' ', '-')}-{number}-{seed}"
 
 
 def make(question, arm, seed, runner):

@@ -86,7 +86,7 @@ def test_a_new_method_is_one_file_of_at_most_60_lines(added, command, tmp_path, 
     assert torch.allclose(logp.grad, by_hand, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("flag", ["--lag", "--keep-rollouts", "--sampler-bits"])
+@pytest.mark.parametrize("flag", ["--lag", "--keep-rollouts", "--sampler-bits", "--sampler-top-k"])
 def test_a_method_that_is_not_said_to_be_on_policy_is_told_what_to_say(added, flag):
     added(methods, "quiet.py", (STRANGERS / "topr.py").read_text().replace("ON_POLICY", "NO"))
     with pytest.raises(MinipostError, match=r"its file does not say ON_POLICY = True\)"):

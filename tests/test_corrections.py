@@ -1,5 +1,6 @@
 """Corrections for a sampler that is not the policy: masks, rounded weights, exact bias."""
 
+import json
 import math
 
 import pytest
@@ -10,9 +11,10 @@ from minipost import train
 from minipost.engine import bottleneck, prefix
 from minipost.errors import MinipostError
 from minipost.methods import grpo
-from minipost.parts import rounded
+from minipost.parts import likeliest, rounded
 from minipost.proof import corrections
 from minipost.proof.oracle import World
+from minipost.rollout import distribution, pick
 
 
 def slopes(correct, *given, cap=2.0):
@@ -165,23 +167,52 @@ def test_the_rounded_policy_samples_and_its_log_probs_are_recorded():
         assert run.differences()["sampling_logp_difference/max"] > 1e-3
 
 
+@pytest.mark.parametrize("bits", [0, 4])
+def test_the_likeliest_tokens_are_sampled_and_share_all_the_probability(bits):
+    run, k = toy(Echo()), 2
+    run.sampler_top_k, run.sampler_bits = k, bits
+    rollout = run.rollout(run.problems(3), 8, temperature=0.8)
+    sampler = rounded(run.policy.module, bits) if bits else run.policy.module
+    whole = distribution(sampler, rollout, 0.8).detach()                    # (N, V)
+    place = (whole > pick(whole, rollout.targets[rollout.mask])[:, None]).sum(-1)
+    assert place.unique().tolist() == [0, 1]
+    mine = pick(whole, rollout.targets[rollout.mask]) - whole.topk(k).values.logsumexp(-1)
+    assert (mine - rollout.logp[rollout.mask]).abs().max() < 1e-5
+    assert torch.equal(run.logprobs(likeliest(sampler, 10**6), rollout, 0.8),
+                       run.logprobs(sampler, rollout, 0.8))
+
+
+def test_the_policy_keeps_all_of_its_tokens_and_the_likeliest_its_weights():
+    run = toy(Echo())
+    few, tokens = likeliest(run.policy.module, 2), torch.tensor([[1, 2]])
+    assert (few(tokens) > -1e8).sum(-1).tolist() == [[2, 2]]
+    assert (run.policy.module(tokens) > -1e8).all()
+    assert {p.data_ptr() for p in few.parameters()} == {
+        p.data_ptr() for p in run.policy.module.parameters()}
+
+
 @pytest.mark.parametrize("flags, message", [
+    (("--algo", "sft", "--sampler-top-k", "8"), "sft does not learn from a rollout in every step"),
+    (("--algo", "grpo", "--sampler-top-k", "8", "--sampler", "vllm"), "sampler vllm: is not"),
+    (("--algo", "grpo", "--sampler-top-k", "8", "--shard", "True"), "with --shard: is not supp"),
+    (("--algo", "grpo", "--sampler-top-k", "8", "--dtype", "bfloat16"), "other tokens likeliest"),
+    (("--algo", "grpo", "--sampler-top-k", "-1"), "expected at least 0"),
     (("--algo", "sft", "--sampler-bits", "8"), "sft does not learn from a rollout in every step"),
     (("--algo", "grpo", "--sampler-bits", "1"), "expected 0, or 2 to 16"),
     (("--algo", "grpo", "--sampler-bits", "8", "--lora", "4"), "with --lora: is not supported"),
     (("--algo", "grpo", "--sampler-bits", "8", "--sampler", "vllm"), "with --sampler vllm: is not"),
     (("--algo", "grpo", "--sampler-bits", "17"), "expected at most 16"),
 ])
-def test_few_bits_are_refused_where_nothing_could_heed_them(flags, message):
+def test_another_sampler_is_refused_where_nothing_could_heed_it(flags, message):
     with pytest.raises(MinipostError, match=message):
         train.settings_of(list(flags))
 
 
-def test_the_option_reaches_the_run(command, tmp_path, reward):
+@pytest.mark.parametrize("name, value", [("bits", 3), ("top-k", 2)])
+def test_the_option_reaches_the_run(command, tmp_path, reward, name, value):
     assert train.main([*command("cispo", "--steps", 1, "--prompts", 3, "--group-size", 4,
-                                "--sampler-bits", 3), "--reward", reward]) == 0
-    assert '"sampler_bits": 3' in (tmp_path / "run/config.json").read_text()
-    line = (tmp_path / "run/metrics.jsonl").read_text()
-    import json
-
-    assert json.loads(line.splitlines()[0])["sampling_logp_difference/max"] > 1e-3
+                                f"--sampler-{name}", value), "--reward", reward]) == 0
+    options = json.loads((tmp_path / "run/config.json").read_text())["options"]
+    assert options[f"sampler_{name.replace('-', '_')}"] == value
+    line = (tmp_path / "run/metrics.jsonl").read_text().splitlines()[0]
+    assert json.loads(line)["sampling_logp_difference/max"] > 1e-3

@@ -55,7 +55,7 @@ RECIPES = {
     "dr-grpo": GROUPS, "dapo": GROUPS, "gspo": GROUPS, "cispo": GROUPS, "sapo": GROUPS,
     "vineppo": (*GROUPS, "--branches", 2), "entropy": GROUPS,
     "entropy --cov-share 0.1 --entropy-weight 0.01": GROUPS,
-    "cispo --lag 1 --sampler-bits 4": GROUPS,
+    "cispo --lag 1 --sampler-bits 4 --sampler-top-k 3": GROUPS,
     "reinforce": SAMPLES, "self-critical": SAMPLES, "rloo": SAMPLES,
     "a2c": SAMPLES, "a2c --optimizer muon": (*SAMPLES, "--schedule", "cosine"),
     "process-grpo": ("--task", "arithmetic", *GROUPS), "process-grpo --beta 0": (

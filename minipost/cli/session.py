@@ -103,6 +103,7 @@ class Session:
         self.task = self.run.task
         self.run.lag, self.vocabulary = self.options.lag, self.run.vocabulary
         self.run.sampler_bits = self.options.sampler_bits
+        self.run.sampler_top_k = self.options.sampler_top_k
         if self.run.server and self.lead:
             self.run.server.connect()
         self.splits = self.held_out()
