@@ -1,7 +1,8 @@
 """What does one part of a method add?  `make ablations`, the part of that name of BENCHMARKS.md.
 
-A question has arms, which differ in one part alone; the first is the one without it.  Arms have the
-same seeds, steps and held-out problems, and are compared problem by problem.  A run that
+A question has arms, which differ in one part alone; the first is the one without it, or the model
+before any training.  Arms have the same seeds, steps and held-out problems, and are compared
+problem by problem.  A run that
 runs/ablations holds is not made again, so remove that folder after a change to the code.  Ctrl-C
 stops after the step in progress, and the same command continues from there.
 """
@@ -36,6 +37,7 @@ from scripts.compare import (
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "runs" / "ablations"
+START = "before training"
 LAST = 4        # of what is logged, the mean over so many last steps is shown
 
 
@@ -45,7 +47,8 @@ class Question:
 
     flags: of every arm.  arms: {name: its own flags}, the control first.  metric: of the summary,
     what is compared; it is from `least` to 1.  also: {name: metric} that is shown too, of the
-    summary or else of the log.  seeds: how many, from 0 on.
+    summary or else of the log.  seeds: how many, from 0 on.  start: where the first arm's runs
+    begin is the control, a row of its own.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Question:
     also: dict[str, str] = field(default_factory=dict)
     least: float = 0.0
     seeds: int = 3
+    start: bool = False
 
 
 TEN = ("--task arithmetic --hurried True --terms 10 --model checkpoints/thinker "
@@ -96,6 +100,31 @@ QUESTIONS = (
              "--steps 35 --format 1", {
                  "their sum (R1-Zero)": "--algo r1-zero", "apart (GDPO)": "--algo gdpo"},
              "sampled, held-out", {"in form": "format"}),
+    Question("rounds", "3.3.2: what do rounds, new beginnings (STaR) and hints add to RFT?",
+             "--algo rft --task arithmetic", {
+                 "one round": "--iterations 1", "three": "--iterations 3",
+                 "three, each from the first weights": "--iterations 3 --restart True",
+                 "and with hints": "--iterations 3 --restart True --hint True"},
+             "sampled, held-out", {"greedy": "greedy, held-out"}, start=True),
+    Question("distill", "3.3.5, 4.5: does it matter what of the teacher is learnt?",
+             "--algo distill", {
+                 "distributions, forward KL": "--mix 0", "reverse KL": "--mix 1",
+                 "its answers alone": "--on-policy 0 --level sequence"},
+             "greedy, held-out", {"the teacher": "teacher greedy, held-out"}, start=True),
+    Question("oreo", "3.2.7: does OREO gain by new answers half-way?", "--algo oreo",
+             {"one set of answers": "--iterations 1", "two": "--iterations 2"},
+             "sampled, held-out", {"greedy": "greedy, held-out"}),
+    Question("dpo", "3.2.6: does DPO gain by leaving out the least likely tenth of its pairs?",
+             "--algo dpo", {"all pairs": "--likeliest 1", "nine tenths": "--likeliest 0.9"},
+             "win rate, held-out", {"gold": "sampled, held-out"}),
+    Question("wrong-labels", "20% of DPO's labels are wrong: what does it help to know that?",
+             "--algo dpo --noise 0.2", {
+                 "as it is": "--label-smoothing 0", "smoothed (cDPO)": "--label-smoothing 0.2",
+                 "without bias (robust)": "--label-smoothing 0.2 --robust True"},
+             "win rate, held-out", {"gold": "sampled, held-out"}),
+    Question("rlaif-dpo", "3.2.4: what does DPO on a judge's labels gain in gold?",
+             "--algo rlaif", {"on 2,560 pairs": "--learner dpo"}, "sampled, held-out", {}, -1.0,
+             start=True),
     Question("tool-use", "Figure 2: what does RL add to the cold start?", "--algo tool-use", {
         "the cold start and one step": "--steps 1", "and 40 steps": "--steps 40"},
         "greedy, held-out"),
@@ -133,6 +162,16 @@ def make(question, arm, seed, runner):
     print(f"{question.name}: {arm}, seed {seed}", flush=True)
 
 
+def begin(question, seed):
+    """What `read` gives, of the model that the first arm's run begins with."""
+    directory = place(question, next(iter(question.arms)), seed)
+    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    known = {name: summary["all"].get(metric) for name, metric in question.also.items()}
+    return (Score(**summary["all"][question.metric]["before"]),
+            rewards(directory, question.metric, "before"),
+            {name: found["before"]["value"] for name, found in known.items() if found}, 0)
+
+
 def read(question, arm, seed):
     """(Score, rewards, {name of `also`: value}, tokens) at the end of a run."""
     directory = place(question, arm, seed)
@@ -152,7 +191,8 @@ def read(question, arm, seed):
 def rows(question):
     """The table's rows of a question."""
     seeds = range(question.seeds)
-    found = {arm: [read(question, arm, seed) for seed in seeds] for arm in question.arms}
+    found = {START: [begin(question, seed) for seed in seeds]} if question.start else {}
+    found |= {arm: [read(question, arm, seed) for seed in seeds] for arm in question.arms}
     control, cells = [one[1] for one in next(iter(found.values()))], []
     for k, (arm, runs) in enumerate(found.items()):
         gap = paired_difference([one[1] for one in runs], control, 1 - question.least)
@@ -163,8 +203,9 @@ def rows(question):
             "" if k == 0 else f"{gap:+}" + (" (no effect seen)" if gap.low <= 0 <= gap.high
                                             else ""),
             "; ".join(f"{name} {t_interval([one[2][name] for one in runs])}"
-                      for name in question.also),
-            f"{fmean(one[3] for one in runs):,.0f}", f"`{question.flags} {question.arms[arm]}`"])
+                      for name in question.also if name in runs[0][2]),
+            f"{fmean(one[3] for one in runs):,.0f}",
+            "" if arm == START else f"`{question.flags} {question.arms[arm]}`"])
     return cells
 
 
@@ -173,13 +214,13 @@ def report():
     return [
         "## What one part of a method adds", "", machine(), "",
         "`make ablations`; a run is `python -m minipost.train FLAGS --seed SEED`, for seeds from 0 "
-        "on.  Arms of a question differ in one part alone, the first is "
-        "the one without it.  Held out (gold reward of wording, pairs in the right order of a "
-        "reward model, else right answers), with 95% intervals: means over seeds, t over the "
-        "seeds' values, and never narrower than the evaluations' own put together; differences are "
-        "paired by seed and problem.  Beside it what else a run measures, and what it "
-        f"logs, a mean over its last {LAST} steps; t over the seeds.", "",
-        *table(["question", "arm", "at the end [95%]", "less the first arm [95%]", "at the end too",
+        "on.  Arms of a question differ in one part alone, the first is the one without it, or the "
+        "model before training.  Held out (gold reward of wording, pairs in the right order of a "
+        "reward model, win rate over the base of DPO, else right answers), with 95% intervals: "
+        "means over seeds, t over the seeds' values, and never narrower than the evaluations' own "
+        "put together; differences are paired by seed and problem.  Beside it what else a run "
+        f"measures, and what it logs, a mean over its last {LAST} steps; t over the seeds.", "",
+        *table(["question", "arm", "at the end [95%]", "less the first [95%]", "at the end too",
                 "tokens", "flags"], [row for each in QUESTIONS for row in rows(each)]), "",
         "Looked at before: the question of iterated RLHF without a price on KL had three seeds at "
         "first, of one sign and too far apart to tell; it has six since.  The two stronger "

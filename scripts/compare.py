@@ -349,10 +349,10 @@ def read(directory):
                    tuple(curve), rewards(directory, f"sampled, {split}"))
 
 
-def rewards(directory, name):
-    """What each held-out problem earned after a finished run, by this metric."""
+def rewards(directory, name, when="after"):
+    """What each held-out problem earned after a finished run, or before it, by this metric."""
     found = json.loads((directory / "rewards.json").read_text(encoding="utf-8"))
-    return tuple(found[name]["after"])
+    return tuple(found[name][when])
 
 
 # ---- what the runs say

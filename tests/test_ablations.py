@@ -31,8 +31,10 @@ def fabricate(question, arm, seed, values, logged):
     folder = ablations.place(question, arm, seed)
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text(json.dumps({
-        "tokens": 1000, "all": {question.metric: {"after": asdict(interval(values))}}}))
-    (folder / "rewards.json").write_text(json.dumps({question.metric: {"after": values}}))
+        "tokens": 1000, "all": {question.metric: {
+            "before": asdict(interval([0.0] * len(values))), "after": asdict(interval(values))}}}))
+    (folder / "rewards.json").write_text(json.dumps({question.metric: {
+        "before": [0.0] * len(values), "after": values}}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": k, **logged}) + "\n"
                                                   for k in range(1, 4)))
 
@@ -47,13 +49,29 @@ def test_the_table_has_every_arm_with_its_difference(tmp_path, monkeypatch):
     text = "\n".join(ablations.report())
     lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
     lines = [line for line in lines if not line.startswith("| ---")]
-    assert len(lines) == len(ARMS)
-    for (question, arm), line in zip(ARMS, lines, strict=True):
+    rows = [(question, arm) for question in ablations.QUESTIONS
+            for arm in ((ablations.START,) if question.start else ()) + (*question.arms,)]
+    for (question, arm), line in zip(rows, lines, strict=True):
         asked, name, _, less, also, tokens, flags = (cell.strip() for cell in line[1:-1].split("|"))
-        assert asked.startswith(question.asked) == (arm == next(iter(question.arms))) and flags
-        assert name == arm and tokens == "1,000"
-        assert bool(less) == (arm != next(iter(question.arms)))
-        assert all(f"{what} 0.250 [" in also for what in question.also)
+        begins, start = name == ablations.START, next(iter(question.arms))
+        assert bool(asked) == (begins or arm == start and not question.start)
+        assert not asked or asked.startswith(question.asked)
+        assert name == arm and (tokens, bool(flags)) == (("0", False) if begins else
+                                                         ("1,000", True))
+        assert bool(less) == (not asked)
+        assert begins or all(f"{what} 0.250 [" in also for what in question.also)
+
+
+def test_where_runs_begin_is_the_control_of_some_questions(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablations, "FOLDER", tmp_path)
+    question = next(each for each in ablations.QUESTIONS if each.start and len(each.arms) > 1)
+    for k, arm in enumerate(question.arms):
+        for seed in range(question.seeds):
+            fabricate(question, arm, seed, [1.0] * (60 + k) + [0.0] * (40 - k),
+                      dict.fromkeys(question.also.values(), 0.25))
+    first, second, third, *_ = ablations.rows(question)
+    assert first[2].startswith("0.000 [0.000, ") and first[3] == "" and first[5] == "0"
+    assert second[3].startswith("+0.600 [") and third[3].startswith("+0.610 [")
 
 
 def test_the_intervals_are_those_of_pairs(tmp_path, monkeypatch):
