@@ -7,7 +7,8 @@ each; 1, 0 and 0 make none of them:
                       where the text forks (Wang et al. 2025, arxiv.org/abs/2506.01939)
     --cov-share 2e-4  Clip-Cov: that share of the tokens, drawn from those whose covariance of
                       log-prob and advantage is within 1 .. 5, has none (Cui et al. 2025,
-                      arxiv.org/abs/2505.22617): they are likely already and are made likelier
+                      arxiv.org/abs/2505.22617): likely ones that are made likelier, and
+                      unlikely ones that are made unlikelier
     --entropy-weight  the oldest remedy: entropy itself is a gain
 
     L = -(1/N) [ sum_t k_t min(rho_t A, clip(rho_t, 1-eps_low, 1+eps_high) A) + c_e sum_t H_t ]
@@ -17,11 +18,13 @@ answer tokens of the gradient step, and no KL.  By hand:
 
     dL/dlogp_t = -k_t rho_t A / N   where the clip is not active, else 0,    dL/dH_t = -c_e / N
 
-    Cov_t = (logp_t - mean logp) (A - mean A)     over the tokens of the gradient step
+    Cov_t = (logp_t - mean logp) (A - mean A)     over the tokens to choose from
 
 Tokens are chosen anew before every gradient step, among answers whose group does not tie, by the
 policy as it is then.  Where we differ: 20% is of these tokens, without the first paper's dynamic
-sampling; the second paper's code draws at least one token, we draw the rounded share of all.
+sampling.  The second paper's equation has no clip, and its script sets the bounds to 1; we keep
+PPO's.  Its code never draws a token that a clip stops, and draws at least one; we draw the rounded
+share of all.
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 A judge, a language model of its own, reads a written principle, a prompt and two answers.  Its next
 token says which answer is better (Bai et al. 2022, arxiv.org/abs/2212.08073, sec. 4; Lee et al.
-2023, arxiv.org/abs/2309.00267, sec. 3).  It is asked in both orders, because judges favour a place:
+2023, arxiv.org/abs/2309.00267, sec. 2.1).  It is asked in both orders: judges favour a place.
 
     lead = log P(" A")/P(" B") given (first, second)  +  log P(" B")/P(" A") given (second, first)
 
@@ -11,7 +11,10 @@ a person's: a reward model (methods/reward.py has the loss and its gradient), th
 (methods/ppo.py).  With `--learner dpo` DPO learns from the labels at once (methods/dpo.py).
 
 The metric `agreement` is how often a label is the one that the exact reward would give.  Nothing
-here learns from it.  The default judge is the base model itself.  Its corpus taught it to compare
+here learns from it.  Where we differ: Lee et al. average the chances of both orders, not their
+log-odds, and teach the reward model that mean as a soft label; here a label is hard.
+
+The default judge is the base model itself.  Its corpus taught it to compare
 by three principles, and only the first is what the gold reward means.
 """
 
@@ -45,6 +48,8 @@ class Config(ppo.Config):
     max_grad_norm.  It takes 64 pairs per step, as the reward model does.
     """
 
+    sft_steps: int = 60         # steps of supervised fine-tuning first
+    reward_steps: int = 150     # steps of the reward model, 64 pairs each; none with dpo
     judge: str = "checkpoints/base"  # model directory of the judge
     principle: str = "fitting"  # its principle: a name that the task knows, or your own text
     learner: Literal["ppo", "dpo"] = "ppo"  # what learns from the labels

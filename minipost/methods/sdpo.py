@@ -21,8 +21,9 @@ Where we differ from the paper besides: answers without a fault are left out, as
 feedback on them.  So is one that the context has no room for a second time, behind its fault: such
 are counted as `too_long`.  A sibling that solved the problem is not shown.  The authors' code has
 the Jensen-Shannon divergence by default (`alpha` 0.5; 1 is this KL, which its script for rich
-feedback takes), over the policy's 100 likeliest tokens and one tail for all others.  It weighs a
-token by pi/old, at most 2, and after each rollout its teacher goes 0.05 of the way to the policy.
+feedback takes), over the policy's 100 likeliest tokens (20 in that script) and one tail for all
+others.  It weighs a token by pi/old, at most 2, and after each rollout its teacher goes 0.05 of the
+way to the policy (0.01 in that script).
 """
 
 from dataclasses import dataclass

@@ -16,7 +16,8 @@ they count as sampled ones.  By hand:
 with rho_t = pi/old and N the answer tokens in the gradient step.  A step ends as the task says
 (`step_end`, a line's end).  Equal beginnings are one state: answers to a prompt share V(prompt).
 
-Where we differ: there is no KL to the starting policy.  Discount and lambda are 1.
+The discount is 1, as in the paper, and A is the one-step error, so there is no lambda.  Where we
+differ: there is no KL to the starting policy, and A is not whitened, as the authors' code does.
 """
 
 import math
