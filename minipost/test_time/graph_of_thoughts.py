@@ -1,8 +1,8 @@
 """Graph of thoughts: split a problem, solve the parts, put the answers together (survey sec. 5.7;
 Besta et al. 2023, arxiv.org/abs/2308.09687).
 
-A tree only branches.  In a graph a thought may have several parents.  The graph here is the one
-with which the paper sorts and counts:
+A tree only branches.  In a graph a thought may have several parents.  The graph here has the form
+of those with which the paper sorts and counts:
 
     split       the task cuts the problem into parts
     generate    `group_size` thoughts on every part
@@ -17,7 +17,8 @@ The task provides the split, the forms of the aggregate, the critique and the re
 solves parts and aggregates, and refines them.  In the paper a thought is refined in place, a loop
 in the graph.  Here what comes of it is a thought of its own, whose parent is the first.  With
 checkpoints/thinker that spoils what a vote got right; it learnt to criticise sums of single digits
-only.
+only.  Where we differ besides: in the paper's sorting a model splits, a program counts the errors
+of thoughts and the ones with the fewest are kept, and only the last aggregate is refined.
 """
 
 from dataclasses import dataclass, replace

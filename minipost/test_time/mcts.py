@@ -1,5 +1,5 @@
 """Monte Carlo tree search over steps (survey sec. 5.11; Kocsis & Szepesvari 2006; the rule of
-Silver et al. 2017, arxiv.org/abs/1712.01815).
+AlphaGo Zero, Silver et al. 2017, doi.org/10.1038/nature24270).
 
 A simulation selects, expands, evaluates and backs up:
 

@@ -1,9 +1,11 @@
 """Episodic memory: an agent that reads earlier questions and answers (survey fig. 2; Reflexion,
-Shinn et al. 2023, arxiv.org/abs/2303.11366; nearest neighbours as in Khandelwal et al. 2020,
+Shinn et al. 2023, arxiv.org/abs/2303.11366; nearest neighbours: Khandelwal et al. 2020,
 arxiv.org/abs/1911.00172).
 
 Each episode asks a question.  The agent answers from the question and what its memory recalls,
-nothing else.  Then it is told the answer and writes both down.  The memory recalls
+nothing else.  Then it is told the answer and writes both down, where Reflexion writes what it makes
+of a failure.  What is recalled stands in the prompt; Khandelwal et al. mix it into the chances of
+the next token, and hold hidden states, not words, near.  The memory recalls
 
     window    the last `size` episodes
     nearest   the `size` episodes whose question is most like this one: the cosine of word counts,

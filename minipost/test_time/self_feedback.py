@@ -9,6 +9,9 @@ The critique alone decides whether to go on (Self-Refine).  With `checker` the e
 instead (Reflexion's evaluator).  A critique that approves an answer which the checker refuses is of
 no use, so the model makes another draft.  The control has the same number of attempts and samples
 each afresh, without a critique.  Its answer is the last one, or with a checker the first right one.
+
+Where we differ: Self-Refine's model reads all answers and critiques so far when it revises; ours
+reads the last of each, which fits a small context.
 """
 
 from dataclasses import dataclass

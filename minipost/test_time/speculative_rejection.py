@@ -23,7 +23,8 @@ few that are left too many go wrong after the last rejection.
 
 The paper rejects when the GPU's memory is full, wherever the answers stand, and starts with as many
 as it holds at first.  Here memory is counted in steps and rejections come between steps, since a
-search knows texts and no tensors.
+search knows texts and no tensors.  An answer that has ended may still be rejected; the authors'
+code keeps it to the end, and rounds alpha n_left, of which we take the floor.
 """
 
 from dataclasses import dataclass, replace

@@ -13,7 +13,8 @@ every step, `votes` samples work the step out again.  The worth is the product o
 come to the same, times the share of samples that say that the goal can be reached from here.  No
 question is asked twice.  Of several texts that come to the same state only the best is expanded.
 The answer is the finished text of the highest worth.  Nothing outside the model is asked before the
-answer is given.
+answer is given.  Where we differ: the paper's model says of a state whether it is sure, likely or
+impossible to reach the goal, proposes several steps in one text, and may keep a state twice.
 
 For A* a step is as likely as the share of the sampled steps that are the same.  So exp(-f) is the
 chance of the way times the chance that the goal can be reached from its end.  A goal is a finished

@@ -17,11 +17,11 @@ verdict doubts, or after `simulations`.
 
 With rollouts 0 there are none: the verdicts judge the leaf itself, whether the goal is in reach
 among them.  That is the value form, with the same tree and the same rule.  mcts.py has it with
-priors.  The paper plays the most visited move against an opponent.  Here nobody else moves, so what
-was found stays found.
+priors.  The paper returns the action with the highest mean; here what was found stays found.  UCB1,
+for worths between 0 and 1, has c = 1; ours is smaller.
 
 In the Game of 24 nearly all roll-outs are worth 0 until one is worth 1, and then the search is
-over.  So visits have little to go by, and as many tokens of whole answers do no worse.
+over.  So visits have little to go by, and as many tokens of whole answers do better.
 """
 
 import math

@@ -6,13 +6,15 @@
 A vote (self_consistency.py) needs to know which answers are the same.  Where one value has many
 forms, as programs, summaries and expressions have, a vote by the letter finds hardly two alike.
 Here nothing reads the answers but the model.  The vote by value, for which the task works every
-answer out, is what the choice can reach; the paper has it for programs, which are run.
+answer out, is what the choice can reach; the paper has it for sums, and for programs, which it
+runs.
 
-We differ in three places.  The paper's prompt holds the problem and whole responses; ours holds
-final answers and no problem, which fits a small context (`task.choosing`).  The paper's reply
-begins with its choice; ours works the answers out first.  And a large model chooses unprepared;
-a nano model is taught to, by SFT: checkpoints/chooser (minipost/tasks/choose.py).  The choice is
-greedy.  A reply that names no answer counts as the first.
+We differ in four places.  The paper has 8 answers to a problem, we have 5.  Its prompt holds the
+problem and whole responses; ours holds final answers and no problem, which fits a small context
+(`task.choosing`).  Its reply begins with the choice; ours works the answers out first.  And a large
+model chooses unprepared; a nano model is taught to, by SFT: checkpoints/chooser
+(minipost/tasks/choose.py).  The choice is greedy.  A reply that names no answer counts as the
+first.
 
 The arms: one sample, the votes by text and by value, the choice, the choice from the list turned
 round, and how often the two come to the same value.  A choice that goes by places does not; nor
