@@ -200,8 +200,7 @@ def rows(question):
             f"{question.asked} ({question.seeds} seeds)" if k == 0 else "", arm, str(over_seeds(
                 [one[0].value for one in runs], [one[0] for one in runs],
                 [1 / len(runs)] * len(runs), question.least, 1.0)),
-            "" if k == 0 else f"{gap:+}" + (" (no effect seen)" if gap.low <= 0 <= gap.high
-                                            else ""),
+            "" if k == 0 else gap.effect(),
             "; ".join(f"{name} {t_interval([one[2][name] for one in runs])}"
                       for name in question.also if name in runs[0][2]),
             f"{fmean(one[3] for one in runs):,.0f}",

@@ -111,7 +111,7 @@ def bits(args, machine, table, write):
     rows, each = before(n), {way: [trained(way, seed, n, 2 if args.quick else GRPO["steps"])
                                    for seed in range(seeds)] for way in BITS}
     after = [[named(way), *(f"{fmean(one[k] for one in found):.3f}" for k in range(2)),
-              *(f"{t_interval([one[k] - base[k] for one, base in zip(found, each[0])]):+}"
+              *(t_interval([one[k] - base[k] for one, base in zip(found, each[0])]).effect()
                 if way else "" for k in range(2))] for way, found in each.items()]
     write(args.out, "bits", [
         "## Weights in 8 and 4 bits", "", machine(), "",

@@ -52,7 +52,7 @@ def sampler(args, machine, table, write):
             dtype, f"{lr:g}", f"{max(noted):.1e}", f"{sum(x > 1e-5 for x in noted)}/{len(noted)}",
             *(f"{mean(run[1] for run in found[way]):.4f}" for way in (False, True)),
             *(f"{mean(score.value for score in scores[way]):.3f}" for way in (False, True)),
-            f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"])
+            gain.effect()])
     write(args.out, "sampler", [
         "## Sampler and trainer", "", machine(), "", "`python -m scripts.bench sampler`; GRPO with "
         f"default settings but the learning rate, seeds {', '.join(map(str, seeds))}.  Decoding "

@@ -9,6 +9,7 @@ the seeds.
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from minipost import train
@@ -140,9 +141,8 @@ def measured(command, seeds=SEEDS):
 def gain(rewards, over):
     if len(rewards) != len(over) or rewards is over:
         return ""
-    found = paired(over, rewards)
-    low, high = max(-1.0, found.low), min(1.0, found.high)  # of two shares
-    return f"{found.value:+.3f} [{low:+.3f}, {high:+.3f}]"
+    found = paired(over, rewards)  # of two shares
+    return replace(found, low=max(-1.0, found.low), high=min(1.0, found.high)).effect()
 
 
 def test_time(args, machine, table, write):
@@ -167,7 +167,8 @@ def test_time(args, machine, table, write):
         write(args.out, "test-time", [
             "## At test time", "", machine(), "",
             "`python -m scripts.bench test-time`; each table is `python -m minipost.evaluate "
-            "--method COMMAND --seed SEED` with checkpoints/thinker, on held-out problems.  "
+            "--method COMMAND --seed SEED` on held-out problems, of checkpoints/thinker unless "
+            "COMMAND or the method's file (MODEL) names another model.  "
             "Accuracies are means over the seeds, differences are paired by problem.  Reward "
             "models under runs/test-time: "
             + "; ".join(f"{name}, `python -m minipost.train {LEARNT[name]}`"

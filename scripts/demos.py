@@ -103,8 +103,7 @@ def gained(summary):
     """The paired gain of a summary, marked where its interval holds 0; "" where it has none."""
     if "gain" not in summary:
         return ""
-    gain = Score(**summary["gain"])
-    return f"{gain:+}" + (" (no effect seen)" if gain.low <= 0 <= gain.high else "")
+    return Score(**summary["gain"]).effect()
 
 
 def filled(page, found):

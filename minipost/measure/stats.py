@@ -29,6 +29,10 @@ class Score:
     def __str__(self):
         return format(self, "")
 
+    def effect(self):
+        """A difference as text, marked where its interval holds 0."""
+        return f"{self:+}" + (" (no effect seen)" if self.low <= 0 <= self.high else "")
+
 
 def interval(rewards):
     """Mean and 95% interval: Wilson's for two levels, such as right and wrong, else `normal`."""
