@@ -64,12 +64,13 @@ class Question:
 
 TEN = ("--task arithmetic --hurried True --terms 10 --model checkpoints/thinker "
        "--max-new-tokens 128 --steps 20 --lr 1e-4")
-OTHERS = {"as they are": "none", "clipped at 0.2": "clip", "ratios cut at 2 (TIS)": "truncated",
-          "tokens masked (MIS)": "masked", "answers masked (MIS)": "masked-answers"}
+CORRECTIONS = {
+    "as they are": "none", "clipped at 0.2": "clip", "ratios cut at 2 (TIS)": "truncated",
+    "tokens masked (MIS)": "masked", "answers masked (MIS)": "masked-answers"}
 PROXY = {"proxy": "reward", "proxy less gold": "gap",
          "pairs of its own answers in order": "pair accuracy, held-out"}
-SAMPLERS = {"bits 8": "a sampler of 8 bits", "bits 3": "a sampler of 3 bits",
-            "top-k 2": "the two likeliest tokens"}
+SAMPLERS = (("bits", 8, "a sampler of 8 bits"), ("bits", 3, "a sampler of 3 bits"),
+            ("top-k", 2, "the two likeliest tokens"))
 QUESTIONS = (
     Question("iterative-grpo", "3.2.8: does it help GRPO to renew reward model and reference?",
              "--algo iterative-grpo", {
@@ -128,13 +129,13 @@ QUESTIONS = (
     Question("tool-use", "Figure 2: what does RL add to the cold start?", "--algo tool-use", {
         "the cold start and one step": "--steps 1", "and 40 steps": "--steps 40"},
         "greedy, held-out"),
-    *(Question(f"sampler-{name}", f"Answers of {asked}: what do ratios mend of it?",
+    *(Question(f"sampler-{name}-{size}", f"Answers of {asked}: what do ratios mend of it?",
                f"--algo grpo {TEN} --beta 0", {
-                   **{arm: f"--sampler-{name} --correct {correct}"
-                      for arm, correct in OTHERS.items()},
-                   "the policy's own answers": f"--sampler-{name.split()[0]} 0 --correct none"},
+                   **{arm: f"--sampler-{name} {size} --correct {correct}"
+                      for arm, correct in CORRECTIONS.items()},
+                   "the policy's own answers": f"--sampler-{name} 0 --correct none"},
                "sampled, held-out", {"largest log-ratio": "sampling_logp_difference/max"})
-      for name, asked in SAMPLERS.items()),
+      for name, size, asked in SAMPLERS),
 )
 
 
@@ -145,7 +146,7 @@ def arguments(question, arm, seed):
 
 def place(question, arm, seed):
     number = [*question.arms].index(arm)
-    return FOLDER / f"{question.name.replace(' ', '-')}-{number}-{seed}"
+    return FOLDER / f"{question.name}-{number}-{seed}"
 
 
 def make(question, arm, seed, runner):
@@ -162,37 +163,33 @@ def make(question, arm, seed, runner):
     print(f"{question.name}: {arm}, seed {seed}", flush=True)
 
 
-def begin(question, seed):
-    """What `read` gives, of the model that the first arm's run begins with."""
-    directory = place(question, next(iter(question.arms)), seed)
-    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
-    known = {name: summary["all"].get(metric) for name, metric in question.also.items()}
-    return (Score(**summary["all"][question.metric]["before"]),
-            rewards(directory, question.metric, "before"),
-            {name: found["before"]["value"] for name, found in known.items() if found}, 0)
-
-
 def read(question, arm, seed):
-    """(Score, rewards, {name of `also`: value}, tokens) at the end of a run."""
+    """(Score, rewards, {name of `also`: value}, tokens) at the end of a run.
+
+    Where the arm is START, at the beginning of the first arm's; what a run logs is not there.
+    """
+    when, arm = ("before", next(iter(question.arms))) if arm == START else ("after", arm)
     directory = place(question, arm, seed)
     summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
     lines = [json.loads(line) for line in
              (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     also = {}
     for name, metric in question.also.items():
-        known = summary["all"].get(metric)
-        values = [known["after"]["value"]] if known else [
-            line[metric] for line in lines if line.get(metric) is not None][-LAST:]
-        also[name] = fmean(values)
-    return (Score(**summary["all"][question.metric]["after"]),
-            rewards(directory, question.metric), also, summary["tokens"])
+        if known := summary["all"].get(metric):
+            also[name] = known[when]["value"]
+        elif when == "after":
+            also[name] = fmean([line[metric] for line in lines
+                                if line.get(metric) is not None][-LAST:])
+    return (Score(**summary["all"][question.metric][when]),
+            rewards(directory, question.metric, when), also,
+            summary["tokens"] if when == "after" else 0)
 
 
 def rows(question):
     """The table's rows of a question."""
     seeds = range(question.seeds)
-    found = {START: [begin(question, seed) for seed in seeds]} if question.start else {}
-    found |= {arm: [read(question, arm, seed) for seed in seeds] for arm in question.arms}
+    found = {arm: [read(question, arm, seed) for seed in seeds]
+             for arm in (*[START] * question.start, *question.arms)}
     control, cells = [one[1] for one in next(iter(found.values()))], []
     for k, (arm, runs) in enumerate(found.items()):
         gap = paired_difference([one[1] for one in runs], control, 1 - question.least)
