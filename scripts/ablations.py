@@ -2,9 +2,9 @@
 
 A question has arms, which differ in one part alone; the first is the one without it, or the model
 before any training.  Arms have the same seeds, steps and held-out problems, and are compared
-problem by problem.  A run that
-runs/ablations holds is not made again, so remove that folder after a change to the code.  Ctrl-C
-stops after the step in progress, and the same command continues from there.
+problem by problem.  A run that runs/ablations holds is not made again, so remove that folder after
+a change to the code.  Ctrl-C stops after the step in progress, and the same command continues from
+there.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from minipost import train
 from minipost.cli.options import fail_in_one_sentence
 from minipost.errors import MinipostError
 from minipost.measure.stats import Score, t_interval
-from scripts.bench import machine, table, write
 from scripts.compare import (
     PARSING,
     Runner,
@@ -34,6 +33,7 @@ from scripts.compare import (
     rewards,
     side_by_side,
 )
+from scripts.pages import machine, table, write
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "runs" / "ablations"
@@ -105,7 +105,8 @@ QUESTIONS = (
              "--algo rft --task arithmetic", {
                  "one round": "--iterations 1", "three": "--iterations 3",
                  "three, each from the first weights": "--iterations 3 --restart True",
-                 "and with hints": "--iterations 3 --restart True --hint True"},
+                 "and with hints": "--iterations 3 --restart True --hint True",
+                 "one round, every prompt as much": "--iterations 1 --weigh prompt"},
              "sampled, held-out", {"greedy": "greedy, held-out"}, start=True),
     Question("distill", "3.3.5, 4.5: does it matter what of the teacher is learnt?",
              "--algo distill", {

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parents[1]
+CORES = len(os.sched_getaffinity(0))
 NOISE = 0.05    # share of the CPUs that others may take during a measurement
 WARM = 3        # first steps of a process, left out of all medians
 LIMIT = 300     # seconds after which a command counts as failed

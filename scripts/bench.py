@@ -2,8 +2,7 @@
 
     python -m scripts.bench learning     held-out accuracy before and after, three seeds a method
     python -m scripts.bench alignment    reward models, RLHF and RLAIF, with and without a KL price
-    python -m scripts.bench offline      fixed sets of answers and teachers: OREO, RFT, distillation
-    python -m scripts.bench preferences  DPO, with wrong labels and without
+    python -m scripts.bench offline      fixed sets of answers and teachers: OREO, distillation
     python -m scripts.bench test-time    every way to answer, held out, with tokens per problem
     python -m scripts.bench game24       the Game of 24, beside the paper's table
     python -m scripts.bench search       seconds per problem of searches, by transformers too
@@ -24,10 +23,7 @@ minipost and peer.  A round is discarded if something else took more than 5% of 
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import json
-import platform
 import signal
 import subprocess
 import sys
@@ -48,38 +44,9 @@ from scripts import (
     bench_test_time,
 )
 from scripts.alternate import ROOT, last_line, yes
-from scripts.bench_peer import CORES
+from scripts.pages import machine, table, write
 
 SEEDS = (0, 1, 2)
-
-
-# ---- the report
-
-def write(report, part, lines, command="python -m scripts.bench"):
-    """Put the lines between the part's markers in the report, or at its end if it has none."""
-    first, last = f"<!-- {part}: {command} {part} -->", f"<!-- end of {part} -->"
-    text = report.read_text(encoding="utf-8") if report.exists() else "# Benchmarks\n"
-    block = "\n".join([first, *lines, last])
-    if first in text and last in text:
-        text = text[: text.index(first)] + block + text[text.index(last) + len(last) :]
-    else:
-        text = f"{text.rstrip()}\n\n{block}\n"
-    report.write_text(text, encoding="utf-8")
-    print("\n".join(lines))
-
-
-def machine(*packages):
-    """The machine and versions behind the figures, in one line."""
-    cpu = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in cpu if line.startswith("model name")]
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", *packages)]
-    return (f"Machine: {names[0] if names else platform.processor()}, {CORES} cores, "
-            f"Python {platform.python_version()}, {', '.join(versions)}; "
-            f"{datetime.date.today():%Y-%m-%d}.")
-
-
-def table(columns, rows):
-    return ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
 
 
 # ---- learning
@@ -153,21 +120,15 @@ def score(s):
     return f"{s['value']:.3f} [{s['low']:.3f}, {s['high']:.3f}]"
 
 
-def other(part):
-    """A part that is in its own file."""
-    return lambda args: part(args, machine, table, write)
-
-
-PARTS = {"learning": learning, "alignment": other(bench_alignment.alignment),
-         "offline": other(bench_offline.offline),
-         "preferences": other(bench_offline.preferences), "fisher": other(bench_alignment.fisher),
-         "test-time": other(bench_test_time.test_time), "game24": other(bench_test_time.game24),
-         "search": other(bench_search.search), "proof": other(bench_proof.proof),
-         "sampler": other(bench_sampler.sampler), "speed": other(bench_speed.speed),
-         "peers": other(bench_speed.peers), "profile": other(bench_profile.profile),
-         "scale": other(bench_scale.scale), "memory": other(bench_memory.memory),
-         "bits": other(bench_bits.bits),
-         "gpu": other(bench_gpu.gpu)}
+PARTS = {"learning": learning, "alignment": bench_alignment.alignment,
+         "offline": bench_offline.offline, "fisher": bench_alignment.fisher,
+         "test-time": bench_test_time.test_time, "game24": bench_test_time.game24,
+         "search": bench_search.search, "proof": bench_proof.proof,
+         "sampler": bench_sampler.sampler, "speed": bench_speed.speed,
+         "peers": bench_speed.peers, "profile": bench_profile.profile,
+         "scale": bench_scale.scale, "memory": bench_memory.memory,
+         "bits": bench_bits.bits,
+         "gpu": bench_gpu.gpu}
 
 
 def main():

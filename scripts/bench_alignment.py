@@ -9,9 +9,10 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from scripts.alternate import ROOT
+from scripts.pages import machine, table, write
+
 THREE, ONE = (0, 1, 2), (0,)
 REWARD_MODELS = {  # name: (further options, seeds)
     "reward": ((), THREE), "orm": ((), THREE), "prm": ((), THREE), "plackett-luce": ((), ONE),
@@ -96,7 +97,7 @@ def aligned_rows(args, gains):
                    f"{summary['seconds']:.0f}"]
 
 
-def alignment(args, machine, table, write):
+def alignment(args):
     rewards = []
     for row in reward_rows(args):
         print(" | ".join(row), flush=True)
@@ -140,7 +141,7 @@ def ratios(gains, start):
     return f"{each}, together {sum(ours) / sum(theirs):.2f}"
 
 
-def fisher(args, machine, table, write):
+def fisher(args):
     """Seconds of one Fisher-vector product in both forms and of a gradient, alternated."""
     import torch
 

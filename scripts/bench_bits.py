@@ -17,6 +17,7 @@ from minipost.run import Run
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.recall import Recall
 from scripts import bench_memory
+from scripts.pages import machine, table, write
 
 MODEL = "checkpoints/thinker"
 TASKS = {"sums in steps": Arithmetic(), "sums at once": Arithmetic(direct=True),
@@ -106,7 +107,7 @@ def trained(bits, seed, n, steps):
     return [*found, evaluate(run, task.heldout(n), 0.0).score.value]
 
 
-def bits(args, machine, table, write):
+def bits(args):
     n, seeds = (8, 2) if args.quick else (400, 3)
     rows, each = before(n), {way: [trained(way, seed, n, 2 if args.quick else GRPO["steps"])
                                    for seed in range(seeds)] for way in BITS}

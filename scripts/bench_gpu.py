@@ -39,6 +39,7 @@ from minipost.run import Run
 from minipost.tasks.base import Problem, Task
 from minipost.tokenizer import BOS, EOS, PAD, Tokenizer, Vocabulary
 from scripts.bench_peer import each_step
+from scripts.pages import machine, table, write
 
 ROOT = Path(__file__).resolve().parents[1]
 LAST_BEGIN, END, LONGEST = 450, 475, 150  # seconds: of the whole part twice, and of one job
@@ -449,7 +450,7 @@ def measured(start):
         yield (name, shape), found
 
 
-def gpu(args, machine, table, write):
+def gpu(args):
     """Run the jobs and write the table, even if something breaks them off."""
     if not torch.cuda.is_available():
         print("gpu: skipped, this machine or this build of PyTorch has no CUDA device")
@@ -459,7 +460,7 @@ def gpu(args, machine, table, write):
         for key, found in measured(start):
             results[key] = found
     finally:
-        write(args.out, "gpu", report(results, machine(), card(), table))
+        write(args.out, "gpu", report(results, machine(), card()))
 
 
 def card():
@@ -506,7 +507,7 @@ CHECKS = [
 ]
 
 
-def report(results, machine_line, card_line, table):
+def report(results, machine_line, card_line):
     """The lines of the part, with all that was measured and why the rest was not."""
     rows, checks = [], []
     for shape in SHAPES:

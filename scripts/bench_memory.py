@@ -24,6 +24,7 @@ from minipost.families import Family
 from minipost.gpt import AND_BACK, GPT, GPTConfig
 from minipost.run import CPU_BYTES, GPU_SHARE
 from scripts.alternate import Failed, measure
+from scripts.pages import machine, table, write
 
 CARD = 80e9           # bytes of a GPU
 RANK = 16             # of the adapters in the table
@@ -177,7 +178,7 @@ def rows():
     return found
 
 
-def memory(args, machine, table, write):
+def memory(args):
     """The table, computed, and two models measured."""
     measured, wide = [], sum(per_parameter("float32").values())
     both = sum(per_parameter("bfloat16").values())

@@ -1,42 +1,28 @@
-"""Two parts of BENCHMARKS.md: `python -m scripts.bench offline preferences`.
+"""The part of BENCHMARKS.md on methods that learn from a fixed set of answers or from a teacher.
 
-offline: methods that learn from a fixed set of answers or from a teacher.  preferences: DPO and its
-relatives.  Each runs with its demo's settings and with some of its switches.
+`python -m scripts.bench offline`.  Each runs with its demo's settings and with some of its
+switches; `make ablations` has others, over three seeds.
 """
 
 from scripts.bench_alignment import ONE, THREE, show, trained
+from scripts.pages import machine, table, write
 
 STUDENT = ("--model", "checkpoints/student", "--task", "arithmetic", "--direct", "True")
 OFFLINE = {  # what: ({options: seeds}, metrics to show)
     "oreo": ({
         "oreo": THREE, "oreo --level token --alpha 0.01": ONE,
-        "oreo --level response --alpha 0.3": ONE, "oreo --iterations 2": ONE,
+        "oreo --level response --alpha 0.3": ONE,
     }, ("sampled", "greedy", "value-guided beam")),
     "distill": ({
-        "distill": THREE, "distill --mix 0.5": ONE, "distill --mix 1": ONE,
-        "distill --on-policy 0": ONE, "distill --on-policy 1": ONE,
-        "distill --on-policy 0 --level sequence": ONE,
+        "distill": THREE, "distill --mix 0.5": ONE, "distill --on-policy 0": ONE,
+        "distill --on-policy 1": ONE,
         " ".join(("sft", *STUDENT, "--steps 400 --batch-size 128")): ONE,
     }, ("greedy", "sampled", "teacher greedy", "teacher sampled")),
-    "rft": ({
-        "rft --task arithmetic": THREE, "rft --task arithmetic --weigh prompt": ONE,
-        "rft --task arithmetic --iterations 3": ONE,
-        "rft --task arithmetic --iterations 3 --restart True": ONE,
-        "rft --task arithmetic --iterations 3 --restart True --hint True": ONE,
-    }, ("sampled", "greedy")),
-}
-PREFERENCES = {
-    "preferences": ({
-        "dpo": THREE, "dpo --noise 0.2": ONE, "dpo --noise 0.2 --label-smoothing 0.2": ONE,
-        "dpo --noise 0.2 --label-smoothing 0.2 --robust True": ONE, "dpo --likeliest 0.9": ONE,
-    }, ("win rate", "sampled", "greedy")),
 }
 WANTED = {
     "oreo": "Wanted: value-guided beam above greedy, beyond the interval.",
     "distill": "Wanted: at least half of the gap between student and teacher closed.  The last row "
                "is no distillation: the student learns the exact answers.",
-    "rft": "",
-    "preferences": "Wanted of dpo: a win rate against the starting policy of at least 0.85.",
 }
 
 
@@ -51,19 +37,10 @@ def closed(rows):
     return ", ".join(found)
 
 
-def offline(args, machine, table, write):
-    report(args, machine, table, write, "offline", "Fixed sets of answers, and teachers", OFFLINE)
-
-
-def preferences(args, machine, table, write):
-    report(args, machine, table, write, "preferences", "Pairs, with wrong labels among them",
-           PREFERENCES)
-
-
-def report(args, machine, table, write, name, title, parts):
-    """Make all runs of some parts.  After each part, write the results so far to BENCHMARKS.md."""
+def offline(args):
+    """Make all runs.  After each part, write the results so far to BENCHMARKS.md."""
     lines, gaps = [], []
-    for part, (runs, metrics) in parts.items():
+    for part, (runs, metrics) in OFFLINE.items():
         rows = []
         for run, seeds in runs.items():
             for seed in seeds[:1] if args.quick else seeds:
@@ -83,11 +60,10 @@ def report(args, machine, table, write, name, title, parts):
         lines += [*table(["run", "seed", *metrics, "training s"], rows), ""]
         if part == "distill" and gaps:
             lines += ["Share of the gap closed: " + "; ".join(gaps) + ".", ""]
-        if WANTED[part]:
-            lines += [WANTED[part], ""]
-        write(args.out, name, [
-            f"## {title}", "", machine(), "",
-            f"`python -m scripts.bench {name}`; each row is `python -m minipost.train --algo RUN "
+        lines += [WANTED[part], ""]
+        write(args.out, "offline", [
+            "## Fixed sets of answers, and teachers", "", machine(), "",
+            "`python -m scripts.bench offline`; each row is `python -m minipost.train --algo RUN "
             "--seed SEED`.  Held out, before and after, 95% intervals of the evaluation.", "",
             *lines[:-1],
         ])

@@ -19,12 +19,12 @@ from statistics import mean
 
 from minipost.measure.results import evaluate
 from minipost.tasks.base import Problem, Task
+from scripts.alternate import CORES
 
 PROMPTS, GROUP, ROOM, LR = 8, 8, 48, 1e-5  # of a GRPO step; 64 completions
 PROMPT_DIGITS = 15                          # and BOS: prompts of 16 tokens
 ROWS, ROW_DIGITS = 64, 62                   # of an SFT step; BOS, digits and EOS: 64 tokens
 TARGET, EVERY, HELD_OUT = 0.90, 2, 400      # sampled accuracy to reach, steps between evaluations
-CORES = len(os.sched_getaffinity(0))
 
 
 @dataclass

@@ -20,6 +20,7 @@ from scripts.bench_peer import (
     own,
 )
 from scripts.bench_speed import parts_of, prepared
+from scripts.pages import machine, table, write
 
 RANKS = 2
 PROFILED = 5  # steps with the profiler
@@ -131,7 +132,7 @@ def lines(results):
     return rows
 
 
-def profile(args, machine, table, write):
+def profile(args):
     """Where the time of one rank's GRPO step goes."""
     with prepared(args, "own") as bench:
         if bench is None:

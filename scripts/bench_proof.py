@@ -6,9 +6,10 @@ It holds the results of `make prove` in three worlds.
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from scripts.alternate import ROOT
+from scripts.pages import machine, table, write
+
 SEEDS = (0, 1, 2)
 
 
@@ -25,7 +26,7 @@ def found(args, seed):
     return facts, done.stdout.strip().splitlines()[-1].partition(".")[0]
 
 
-def proof(args, machine, table, write):
+def proof(args):
     """Tables of the first world, with the range of the figures in all worlds."""
     seeds = SEEDS[: 1 if args.quick else 3]
     worlds, verdicts = zip(*(found(args, seed) for seed in seeds))

@@ -14,6 +14,7 @@ from minipost.methods import grpo
 from minipost.opening import open_run
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.train import Options
+from scripts.pages import machine, table, write
 
 SETTINGS = (("float32", 2e-4), ("float32", 1e-3), ("bfloat16", 2e-4))
 
@@ -38,7 +39,7 @@ def learnt(args, dtype, lr, recompute, seed):
     return parallel.launch(work, parallel.default_workers("cpu"))
 
 
-def sampler(args, machine, table, write):
+def sampler(args):
     """Both ways for each setting and seed, and their difference over the seeds."""
     rows, seeds = [], (0,) if args.quick else (0, 1, 2)
     for dtype, lr in SETTINGS:

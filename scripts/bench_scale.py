@@ -24,9 +24,10 @@ from pathlib import Path
 from statistics import median
 
 from minipost.gpt import GPT, GPTConfig
-from scripts.alternate import ROOT, Bench, Failed, measure
-from scripts.bench_peer import CORES, LR, Digits, each_step, grpo_trainer, letter_share
+from scripts.alternate import CORES, ROOT, Bench, Failed, measure
+from scripts.bench_peer import LR, Digits, each_step, grpo_trainer, letter_share
 from scripts.floor import floor
+from scripts.pages import machine, table, write
 
 BUDGET = 19 * 60    # seconds of the whole part
 STEPS = 8           # most steps of a process; the first is left out where there are more
@@ -167,7 +168,7 @@ def time_of(s):
     return f"{s:.1f} s" if s >= 10 else f"{s:.2f} s" if s >= 1 else f"{1000 * s:.0f} ms"
 
 
-def scale(args, machine, table, write):
+def scale(args):
     """Measure every point that fits the budget, and write table and plot.
 
     With args.rest, what the last call measured stands, and the budget is for what it left out.
@@ -207,7 +208,7 @@ def scale(args, machine, table, write):
     else:
         print("no plot, because matplotlib cannot be imported (pip install -e '.[plot]'); then "
               "python -m scripts.bench_scale draw makes it from the same results")
-    write(args.out, "scale", report(rows, left_out, bench, machine, table, picture))
+    write(args.out, "scale", report(rows, left_out, bench, picture))
 
 
 def measured():
@@ -258,7 +259,7 @@ peak of the process tree (PSS).  A process may take {memory:.0f} GiB and {limit}
 time, at most {longest} s; one that took more has no time in the table."""
 
 
-def report(rows, left_out, bench, machine, table, picture):
+def report(rows, left_out, bench, picture):
     """The lines of the part."""
     shapes = "; ".join(
         f"{s.name}: {c.num_hidden_layers} layers, width {c.hidden_size}, "

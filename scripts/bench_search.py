@@ -9,7 +9,6 @@ each batch of texts, and one padded forward pass for a verifier's scores.
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -23,7 +22,8 @@ from minipost.optim import Learner
 from minipost.run import Run
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.countdown import Countdown
-from scripts.alternate import Bench, Failed, measure
+from scripts.alternate import CORES, Bench, Failed, measure
+from scripts.pages import machine, table, write
 
 MODEL, VERIFIER = "checkpoints/thinker", "checkpoints/verifier"
 TASKS = {"Game of 24": lambda: Countdown(numbers=4, target=24), "sums": Arithmetic}
@@ -38,7 +38,6 @@ MODES = {"batched": 20, "alone": 3}  # problems: all in one call, or each in a c
 ROOM = 192      # most tokens of an answer, as in minipost.evaluate --method and minipost.solve
 ROUNDS = 2
 WANTED = "tree of thoughts, b=5, Game of 24", 0.5  # a search, and seconds that it may take
-CORES = len(os.sched_getaffinity(0))
 
 
 # ---- one side, in its own process
@@ -145,7 +144,7 @@ def main():
 
 # ---- the table
 
-def search(args, machine, table, write):
+def search(args):
     """Write the table, unless transformers is missing."""
     import importlib.util
 

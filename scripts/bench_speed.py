@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from scripts.alternate import (
+    CORES,
     NOISE,
     ROOT,
     WARM,
@@ -28,7 +29,6 @@ from scripts.alternate import (
 )
 from scripts.bench_methods import FAST, KL, PAIRS
 from scripts.bench_peer import (
-    CORES,
     EVERY,
     GROUP,
     HELD_OUT,
@@ -37,6 +37,7 @@ from scripts.bench_peer import (
     ROWS,
     TARGET,
 )
+from scripts.pages import machine, table, write
 
 METHODS = "scripts.bench_methods"
 LOSSES = 3      # first losses that must agree
@@ -325,7 +326,7 @@ def noise(bench):
             f"{bench.discarded}; most that it took in a round that counts: {bench.worst:.0%}.")
 
 
-def speed(args, machine, table, write):
+def speed(args):
     """GRPO, sampling, SFT and the start beside the public libraries."""
     with prepared(args, "own", "peer") as bench:
         if bench is None:
@@ -340,7 +341,7 @@ def speed(args, machine, table, write):
     ])
 
 
-def peers(args, machine, table, write):
+def peers(args):
     """A step of every other method that TRL has, and PPO's update beside its products."""
     with prepared(args, "own", "peer") as bench:
         if bench is None:

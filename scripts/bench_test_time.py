@@ -10,12 +10,13 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from minipost import train
 from minipost.measure.stats import paired, share
+from scripts.alternate import ROOT
+from scripts.compare import clear, fingerprint, to_do
+from scripts.pages import machine, table, write
 
-ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 1, 2)
 GAME = "--task countdown --numbers 4 --target 24"
 TEXT = "--task search --numbers 4 --target 24 --most 16 --max-new-tokens 480"  # search in the text
@@ -98,8 +99,6 @@ _done = {}
 
 def learn(command):
     """Train the models that a command names, if they are not there, or are of another start."""
-    from scripts.compare import clear, fingerprint, to_do  # it imports scripts.bench, and that us
-
     for name, flags in LEARNT.items():
         out = f"runs/test-time/{name}"
         if f"{out}/model" not in command:
@@ -145,7 +144,7 @@ def gain(rewards, over):
     return replace(found, low=max(-1.0, found.low), high=min(1.0, found.high)).effect()
 
 
-def test_time(args, machine, table, write):
+def test_time(args):
     """Write the arms of every method.  After each method, write the results so far."""
     lines = []
     for command, seeds in METHODS.items():
@@ -177,7 +176,7 @@ def test_time(args, machine, table, write):
             "the model was trained in; none emerged.", "", *lines[:-1]])
 
 
-def game24(args, machine, table, write):
+def game24(args):
     """Write the table of the Game of 24."""
     rows, seeds = [], SEEDS[:1] if args.quick else SEEDS
     for name, (command, top, among, paper) in GAME_ROWS.items():

@@ -45,7 +45,8 @@ from minipost.errors import MinipostError
 from minipost.measure.stats import Score, paired, t_interval, weighted
 from minipost.tasks import TASKS
 from scripts import looks
-from scripts.bench import last_line, machine, table, write
+from scripts.alternate import last_line
+from scripts.pages import machine, table, write
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("reinforce", "self-critical", "rloo", "reinforce-pp", "a2c", "ppo", "trpo", "grpo",

@@ -34,7 +34,7 @@ from minipost.optim import Learner
 from minipost.run import Run
 from minipost.tasks.arithmetic import Arithmetic
 from minipost.tasks.countdown import Countdown
-from scripts.bench import last_line, machine, table, write
+from scripts.alternate import last_line
 from scripts.compare import (
     Runner,
     average,
@@ -43,6 +43,7 @@ from scripts.compare import (
     fingerprint,
     listed,
 )
+from scripts.pages import machine, table, write
 
 ROOT = Path(__file__).resolve().parents[1]
 PAIRS = 4   # most pairs of a prompt's answers, each answer in one pair

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from minipost.measure.stats import Score
 from scripts import looks
-from scripts.bench import machine, table, write
 from scripts.compare import fingerprint
+from scripts.pages import machine, table, write
 
 ROOT = Path(__file__).resolve().parents[1]
 SUMS = "--task arithmetic --terms 6 --hurried True"

@@ -44,9 +44,9 @@ from minipost.methods import grpo
 from minipost.rollout import Sequences, logprobs
 from scripts import bench_gpu, bench_memory, demos
 from scripts.alternate import ROOT
-from scripts.bench import table, write
 from scripts.bench_gpu import SHAPES, Job
 from scripts.bench_memory import Way, held, noted_passes, of_a_pass
+from scripts.pages import table, write
 
 LAST_BEGIN, END = 380, 460  # seconds after which no check begins, and at which the last is ended
 NO_GPU = ("no GPU was found (torch.cuda.is_available() is false), so nothing was checked; "

@@ -35,8 +35,9 @@ from minipost import checkpoint, methods, parallel, train
 from minipost.gpt import GPT, GPTConfig
 from minipost.layout import tensor_file
 from minipost.tokenizer import Tokenizer
-from scripts.bench import ROOT, machine, table, write
+from scripts.alternate import ROOT
 from scripts.fuzz import FUZZERS
+from scripts.pages import machine, table, write
 
 TEXTS = ["7+5=? Answer: 12", "What is the capital of France?\nParis", "Praise the soup: fresh"]
 SHORT = {"steps": 3, "prompts": 3, "group_size": 2, "batch_size": 4, "pairs": 4, "sft_steps": 1,

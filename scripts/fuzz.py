@@ -31,8 +31,9 @@ from minipost.layout.vocabulary_file import read_vocabulary
 from minipost.rollout import generate
 from minipost.tasks import TASKS
 from minipost.tokenizer import Tokenizer, Vocabulary
-from scripts.bench import ROOT, machine, table, write
+from scripts.alternate import ROOT
 from scripts.fuzz_rows import fuzz_rows
+from scripts.pages import machine, table, write
 
 TEXTS = ["7+5=? Answer: 12", "", " h\u00e9 \u5317\n\u0000<bos>", "a" * 300]
 HOSTILE = [

@@ -21,8 +21,8 @@ from minipost import checkpoint, parallel
 from minipost.cli import inference
 from minipost.measure.stats import share
 from minipost.test_time import self_consistency
-from scripts.bench import machine, table, write
 from scripts.bench_test_time import gain
+from scripts.pages import machine, table, write
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL, LARGE = "checkpoints/student", "checkpoints/base"

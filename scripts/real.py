@@ -26,7 +26,9 @@ import time
 from pathlib import Path
 from statistics import mean, median
 
-ROOT = Path(__file__).resolve().parents[1]
+from scripts.alternate import ROOT
+from scripts.pages import machine, table, write
+
 JOBS, SIDES = ("sft", "dpo", "grpo"), ("minipost", "minipost, LoRA", "TRL", "TRL, LoRA")
 ROWS, HELD_OUT, SEED, STEPS = 500, 24, 0, 20
 BATCH, PAIRS, PROMPTS, GROUP, ANSWER = 8, 4, 4, 4, 48   # of a step; tokens of an answer
@@ -186,7 +188,7 @@ def measured(folder, steps, names):
     return found
 
 
-def lines(found, steps, machine, table):
+def lines(found, steps):
     """The part of BENCHMARKS.md."""
     body = []
     for (name, side), result in found.items():
@@ -232,11 +234,8 @@ def main(argv=None):
         return write_rows(args.folder)
     if args.way == "job":
         return job(args)
-    from scripts.bench import machine, table, write
-
     found = measured(Path("runs/real"), args.steps, args.jobs)
-    return write(args.out, "real", lines(found, args.steps, machine, table),
-                 "python -m scripts.real")
+    return write(args.out, "real", lines(found, args.steps), "python -m scripts.real")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import torch
 from minipost.engine import decode_cuda
 from minipost.gpt import GPT, GPTConfig
 from scripts import bench_gpu
-from scripts.bench import table, write
 from scripts.bench_gpu import JOBS, NEEDS, Job, as_large_as_fits, even, halves, update_flops, words
 
 SHAPE = GPTConfig(67, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
@@ -119,8 +118,9 @@ def part(monkeypatch, tmp_path):
         monkeypatch.setattr(bench_gpu.time, "monotonic", iter(
             [0.0, *[0.0] * 3, *[seconds] * 20]).__next__)
         monkeypatch.setattr(bench_gpu, "run_job", lambda name, shape, limit: jobs[name]())
+        monkeypatch.setattr(bench_gpu, "machine", lambda: "a machine")
         out = tmp_path / "report.md"
-        bench_gpu.gpu(Namespace(out=out), lambda: "a machine", table, write)
+        bench_gpu.gpu(Namespace(out=out))
         return out.read_text()
     return run
 
@@ -173,7 +173,7 @@ def test_a_job_that_fails_keeps_what_it_had_noted(monkeypatch, tmp_path):
 
 def test_without_a_gpu_the_part_says_so_and_writes_nothing(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    bench_gpu.gpu(Namespace(out=tmp_path / "report.md"), None, None, None)
+    bench_gpu.gpu(Namespace(out=tmp_path / "report.md"))
     assert capsys.readouterr().out.count("no CUDA device\n") == 1
     assert not list(tmp_path.iterdir())
 

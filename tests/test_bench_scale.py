@@ -12,7 +12,6 @@ import torch
 from minipost import checkpoint, parallel
 from scripts import bench_scale as scale
 from scripts.alternate import Bench, Failed
-from scripts.bench import table
 from scripts.bench_peer import Digits
 from scripts.bench_scale import SCALES, TRIAL, Point, Row
 
@@ -122,9 +121,11 @@ def test_what_does_not_fit_the_budget_is_left_out_by_name(tmp_path, monkeypatch,
     monkeypatch.setattr(scale, "RESULTS", tmp_path / "scale.json")
     monkeypatch.setattr(scale, "floor_of", lambda config, point: {
         "sampling": 1.0, "step": 1e6 if point.new_tokens == 1024 else 0.01})
+    monkeypatch.setattr(scale, "machine", lambda *packages: "Machine: x.")
+    monkeypatch.setattr(scale, "write",
+                        lambda out, part, lines: written.update({part: "\n".join(lines)}))
     args = SimpleNamespace(quick=True, rest=False, model="", out=tmp_path / "report.md")
-    scale.scale(args, lambda *packages: "Machine: x.", table,
-                lambda out, part, lines: written.update({part: "\n".join(lines)}))
+    scale.scale(args)
     long = replace(TINY.centre, new_tokens=1024)
     assert set(measured) == set(TINY.points()) - {long}
     text = written["scale"]
@@ -135,8 +136,7 @@ def test_what_does_not_fit_the_budget_is_left_out_by_name(tmp_path, monkeypatch,
     monkeypatch.setattr(scale, "floor_of", lambda config, point: LEAST)
     del measured[:]
     args.rest = True
-    scale.scale(args, lambda *packages: "Machine: x.", table,
-                lambda out, part, lines: written.update({part: "\n".join(lines)}))
+    scale.scale(args)
     assert measured == [long] and written["scale"].count("| tiny |") == len(TINY.points())
 
 

@@ -8,8 +8,7 @@ from fakes import Babble
 
 from minipost.cli import inference
 from minipost.measure.stats import Score, interval, share
-from scripts import bench_test_time, compare, compute_optimal
-from scripts.bench import table
+from scripts import bench_test_time, compute_optimal
 
 
 def score(value, n=100):
@@ -106,8 +105,9 @@ def test_seeds_are_averaged_by_problem(monkeypatch, tmp_path):
     monkeypatch.setattr(bench_test_time, "METHODS", {"mcts --n 4": (0, 1)})
     monkeypatch.setattr(bench_test_time, "_done", {})
     written = []
-    bench_test_time.test_time(Namespace(quick=False, out=None), lambda: "machine", table,
-                              lambda out, part, lines: written.append("\n".join(lines)))
+    monkeypatch.setattr(bench_test_time, "write",
+                        lambda out, part, lines: written.append("\n".join(lines)))
+    bench_test_time.test_time(Namespace(quick=False, out=None))
     assert f"| **mcts** | {share([0.5, 0.0, 1.0, 1.0])} | 50 | +0.625" in written[-1]
     assert "n 4, seeds 0, 1; 3-3 s each" in written[-1]
     assert "Paired: other less mcts, +0.125 [" in written[-1]
@@ -119,7 +119,7 @@ def test_a_model_is_trained_anew_if_what_it_starts_from_has_changed(monkeypatch,
     monkeypatch.setattr(bench_test_time, "ROOT", tmp_path)
     monkeypatch.setattr(bench_test_time, "LEARNT", {
         "second": f"{start} runs/test-time/first/model", "first": f"{start} base"})
-    monkeypatch.setattr(compare, "to_do", lambda directory, wanted, origin: (
+    monkeypatch.setattr(bench_test_time, "to_do", lambda directory, wanted, origin: (
         "nothing" if (directory / "origin").is_file()
         and (directory / "origin").read_text() == origin else "start"))
 

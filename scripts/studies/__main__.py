@@ -23,7 +23,6 @@ from minipost import train
 from minipost.cli.options import fail_in_one_sentence
 from minipost.errors import MinipostError
 from scripts import studies
-from scripts.bench import machine, table, write
 from scripts.compare import (
     PARSING,
     Runner,
@@ -33,6 +32,7 @@ from scripts.compare import (
     own_cores,
     side_by_side,
 )
+from scripts.pages import machine, table, write
 from scripts.studies import ROOT, Made
 
 PAGE = ROOT / "docs" / "studies.md"
