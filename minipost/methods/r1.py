@@ -44,14 +44,15 @@ OTHERS = {"arithmetic": Arithmetic(), "wording": Wording()}
 class Config(r1_zero.Config):
     """Cold start, reasoning, rejection sampling, alignment; of GRPO's settings both RL stages."""
 
-    steps: int = 25             # rollouts of the reasoning stage
+    steps: int = 28             # rollouts of the reasoning stage
+    prompts: int = 16           # of a rollout, in both RL stages
     language: float = 0.1       # weight of the share of its verdicts that are in English
     cold_start: int = 1600      # demonstrations of the cold start
-    cold_steps: int = 25        # gradient steps of the cold start
+    cold_steps: int = 20        # gradient steps of the cold start
     rejection_prompts: int = 256  # problems that the policy answers for rejection sampling
-    rejection_steps: int = 80   # gradient steps on what is kept
-    reward_steps: int = 100     # gradient steps of the reward model
-    align_steps: int = 20       # rollouts of the alignment stage
+    rejection_steps: int = 50   # gradient steps on what is kept
+    reward_steps: int = 60      # gradient steps of the reward model
+    align_steps: int = 24       # rollouts of the alignment stage
     align_beta: float = 0.3     # weight of the KL in it to the policy with which it begins
     sft_lr: float = 5e-4        # peak learning rate of both stages of fine-tuning
 
