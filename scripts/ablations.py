@@ -12,7 +12,7 @@ import json
 import shlex
 import signal
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -186,6 +186,12 @@ def read(question, arm, seed):
             summary["tokens"] if when == "after" else 0)
 
 
+def beside(metric, values):
+    """The interval over the seeds; of what is measured on problems it ends at 1."""
+    found = t_interval(values)
+    return replace(found, high=min(found.high, 1.0)) if metric.endswith(", held-out") else found
+
+
 def rows(question):
     """The table's rows of a question."""
     seeds = range(question.seeds)
@@ -199,7 +205,7 @@ def rows(question):
                 [one[0].value for one in runs], [one[0] for one in runs],
                 [1 / len(runs)] * len(runs), question.least, 1.0)),
             "" if k == 0 else gap.effect(),
-            "; ".join(f"{name} {t_interval([one[2][name] for one in runs])}"
+            "; ".join(f"{name} {beside(question.also[name], [one[2][name] for one in runs])}"
                       for name in question.also if name in runs[0][2]),
             f"{fmean(one[3] for one in runs):,.0f}",
             "" if arm == START else f"`{question.flags} {question.arms[arm]}`"])
