@@ -109,7 +109,7 @@ QUESTIONS = (
                  "one round, every prompt as much": "--iterations 1 --weigh prompt"},
              "sampled, held-out", {"greedy": "greedy, held-out"}, start=True),
     Question("distill", "3.3.5, 4.5: does it matter what of the teacher is learnt?",
-             "--algo distill", {
+             "--algo distill --steps 400", {
                  "distributions, forward KL": "--mix 0", "reverse KL": "--mix 1",
                  "its answers alone": "--on-policy 0 --level sequence"},
              "greedy, held-out", {"the teacher": "teacher greedy, held-out"}, start=True),

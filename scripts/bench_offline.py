@@ -14,8 +14,8 @@ OFFLINE = {  # what: ({options: seeds}, metrics to show)
         "oreo --level response --alpha 0.3": ONE,
     }, ("sampled", "greedy", "value-guided beam")),
     "distill": ({
-        "distill": THREE, "distill --mix 0.5": ONE, "distill --on-policy 0": ONE,
-        "distill --on-policy 1": ONE,
+        "distill --steps 400": THREE, "distill --steps 400 --mix 0.5": ONE,
+        "distill --steps 400 --on-policy 0": ONE, "distill --steps 400 --on-policy 1": ONE,
         " ".join(("sft", *STUDENT, "--steps 400 --batch-size 128")): ONE,
     }, ("greedy", "sampled", "teacher greedy", "teacher sampled")),
 }

@@ -56,7 +56,7 @@ PROOF = [
 class Config(Descent):
     """A small model learns a larger one's distributions, on the answers of both."""
 
-    steps: int = 400            # gradient steps
+    steps: int = 300            # gradient steps
     teacher: str = "checkpoints/base"  # the teacher's model directory; same tokenizer
     level: Literal["word", "sequence"] = "word"  # the teacher's distributions, or just its answers
     mix: float = 0.0            # 0: forward KL; 1: reverse KL; between: a mixture (beta of GKD)
