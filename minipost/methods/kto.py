@@ -43,7 +43,7 @@ PROOF = [dict(config=dict(batch_size=2, beta=0.3), rows=2, loss="kto_loss",
 class Config(Descent):
     """Preference optimisation on answers that are good or bad by themselves."""
 
-    steps: int = 150            # gradient steps
+    steps: int = 120            # gradient steps
     batch_size: int = 128       # answers per step (B)
     temperature: float = 1.0    # sampling temperature of the answers
     beta: float = 0.5           # how fast worth saturates (beta)

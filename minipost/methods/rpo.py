@@ -43,7 +43,7 @@ PROOF = [dict(config=dict(pairs=1, beta=0.3, eta=1.0), rows=2, loss="rpo_loss", 
 class Config(Descent):
     """Preference optimisation towards the gap that a reward model sees."""
 
-    steps: int = 150            # gradient steps
+    steps: int = 110            # gradient steps
     pairs: int = 64             # prompts with two answers each per step (B, less ties)
     temperature: float = 1.0    # sampling temperature of the answers (tau)
     beta: float = 1.0           # how close the policy stays to the reference (beta)
