@@ -82,7 +82,7 @@ QUESTIONS = (
              {"taught once": "--rounds 1", "in four rounds": "--rounds 4"},
              "sampled, held-out", PROXY, -1.0),
     Question("iterated-rlhf-free", "3.1.5: and without a price on KL?",
-             "--algo iterated-rlhf --beta 0",
+             "--algo iterated-rlhf --reward-steps 150 --beta 0",
              {"taught once": "--rounds 1", "in four rounds": "--rounds 4"},
              "sampled, held-out", PROXY, -1.0, seeds=6),
     Question("clicks", "3.1.2: does a reward model from clicks need the places' propensities?",

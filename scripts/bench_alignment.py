@@ -15,8 +15,8 @@ from scripts.pages import machine, table, write
 
 THREE, ONE = (0, 1, 2), (0,)
 REWARD_MODELS = {  # name: (further options, seeds)
-    "reward": ((), THREE), "orm": ((), THREE), "prm": ((), THREE), "plackett-luce": ((), ONE),
-    "reward, 20% of labels wrong": (("--noise", "0.2"), ONE),
+    "reward": ((), THREE), "orm --steps 220": ((), THREE), "prm": ((), THREE),
+    "plackett-luce": ((), ONE), "reward, 20% of labels wrong": (("--noise", "0.2"), ONE),
 }
 PPO_STARTS, DPO_STARTS = ("--eval-every", "210"), ("--eval-every", "60")  # steps before PPO, DPO
 ALIGNED = {

@@ -21,7 +21,8 @@ SEEDS = (0, 1, 2)
 GAME = "--task countdown --numbers 4 --target 24"
 TEXT = "--task search --numbers 4 --target 24 --most 16 --max-new-tokens 480"  # search in the text
 LEARNT = {   # model: how it is trained; the reward models stand beside checkpoints/verifier
-    "orm": "--algo orm --model checkpoints/thinker --task arithmetic --hurried True",
+    "orm": "--algo orm --steps 220 --model checkpoints/thinker --task arithmetic "
+           "--hurried True",
     "prm-24": f"--algo prm --model checkpoints/thinker {GAME}",
     "searcher": f"--algo sft --model checkpoints/thinker {TEXT} --steps 1500 --lr 2e-3",
     "reasoner": f"--algo r1-zero --model runs/test-time/searcher/model {TEXT} --steps 100",

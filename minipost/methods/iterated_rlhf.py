@@ -50,7 +50,7 @@ class Config(ppo.Config):
     """RLHF in rounds, each with labels of the policy's answers of the time."""
 
     sft_steps: int = 60         # steps of supervised fine-tuning first
-    reward_steps: int = 150     # steps of the reward model, 64 pairs each
+    reward_steps: int = 100     # steps of the reward model, 64 pairs each
     rounds: int = 4             # rounds that share reward_steps and steps (K)
 
     def __post_init__(self):

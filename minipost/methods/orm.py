@@ -46,7 +46,7 @@ PROOF = [dict(config=dict(prompts=1, group_size=1), rows=1, loss="outcome_entrop
 class Config(Descent):
     """A verifier of whole answers, from samples that a task's reward calls right or wrong."""
 
-    steps: int = 220            # gradient steps
+    steps: int = 160            # gradient steps
     prompts: int = 32           # prompts per step
     group_size: int = 4         # answers to each prompt (B = prompts * group_size)
     temperature: float = 1.3    # sampling temperature of the answers (tau)
