@@ -44,6 +44,22 @@ def test_the_step_is_the_papers_with_every_policys_own_reward(monkeypatch):
         run.step += 1
 
 
+def test_an_error_in_the_middle_of_a_population_leaves_the_policy_as_it_was(monkeypatch):
+    run, asked = toy(seed=3), []
+
+    def reward(prompts, completions, **columns):
+        asked.append(1)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return [0.0] * len(prompts)
+
+    run.reward = reward
+    before = run.policy.flat.clone()
+    with pytest.raises(KeyboardInterrupt):
+        next(es.train(run, es.Config(prompts=2, group_size=1, population=4, sigma=0.3)))
+    assert len(asked) == 3 and torch.equal(run.policy.flat, before)
+
+
 @given(st.lists(st.floats(-3, 3), min_size=2, max_size=6), st.floats(-5, 5), st.floats(0.1, 9))
 def test_only_differences_of_rewards_count_and_ties_move_nothing(values, shift, scale):
     z = es.normalised(f64(values))

@@ -147,3 +147,5 @@ def test_nothing_to_pay_for_is_refused():
         gdpo.check(toy(Echo()), gdpo.Config(accuracy=0.0, format=0.0))
     with pytest.raises(MinipostError, match="no rule 'format'"):
         gdpo.check(toy(Echo()), gdpo.Config())
+    with pytest.raises(MinipostError, match="format is 7, the weight of a rule of the task, and"):
+        gdpo.check(several(1.0, 1.0), gdpo.Config(format=7.0))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fakes import Hidden, drive, rollout_of, toy
+from fakes import Hidden, drive, pair_task, rollout_of, toy
 
 from minipost.errors import MinipostError
 from minipost.measure import scorers
@@ -32,6 +32,13 @@ def test_settings_out_of_bounds_are_refused():
     for name, value in (("replay_share", 0.6), ("replay_share", -0.1), ("iterations", 0)):
         with pytest.raises(MinipostError, match=f"{name} is {value}; expected at (least|most)"):
             Config(**{name: value})
+
+
+def test_pairs_of_given_answers_are_refused(tmp_path):
+    """They would be learnt in place of the policy's own, round after round."""
+    with pytest.raises(MinipostError, match="pairs of given answers; iterative GRPO labels"):
+        iterative_grpo.check(toy(pair_task(tmp_path)), SMALL)
+    iterative_grpo.check(toy(Hidden()), replace(SMALL, sft_steps=0))
 
 
 # ---- what a round renews

@@ -52,8 +52,24 @@ def test_certainty_is_the_divergence_from_uniform(seed, shift):
     assert (found >= 0).all() and intuitor.certainty(uniform).abs().max() < 1e-12
     theirs = logits.logsumexp(-1) - logits.mean(-1)         # as in the paper's own code
     assert torch.allclose(found, theirs - math.log(7))
-    unused = torch.cat([law, torch.full((5, 3), -torch.inf)], 1)
-    assert torch.allclose(intuitor.certainty(unused), found)
+
+
+def test_ids_that_no_text_can_have_tell_nothing_of_certainty():
+    """A model gives them a log-prob of -1e9, not of -inf: in a mean over V it would drown the rest.
+
+    A model without them, of the same weights, is as certain.
+    """
+    wide, narrow = toy(seed=2), toy(seed=2)
+    vocab = wide.policy.module.config.vocab_size
+    wide.policy.module.unused = torch.arange(vocab) >= vocab - 2
+    rollout = rollout_of([[1, 3], [1, 4]], [[3, 4], [4]])
+    found = intuitor.self_certainty(wide, rollout, 0.7)
+    with torch.no_grad():
+        logits = distribution(narrow.policy.module, rollout, 0.7)[:, : vocab - 2]
+    law = logits.log_softmax(-1)                                            # over the others
+    each = kl_exact(torch.full_like(law, -math.log(vocab - 2)), law)        # (5,), with both ends
+    assert torch.allclose(found.to(each), torch.stack([each[:3].mean(), each[3:].mean()]),
+                          atol=1e-6)
 
 
 def test_a_group_of_equal_answers_ties(monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from fakes import Echo, Letters, Steps, drive, make_run, rollout_of
 
+from minipost.errors import MinipostError
 from minipost.methods import math_shepherd, prm
 from minipost.proof import estimates
 from minipost.proof.estimates import dealer, enumerate_step, gradient_of, stepper
@@ -98,13 +99,16 @@ def test_the_truth_ends_with_the_first_wrong_step():
 
 def test_a_task_that_cannot_check_steps_is_labelled_all_the_same():
     class Lines(Echo):
-        step_end = "h"
+        name, step_end = "lines", "h"
 
     run = make(Lines(), max_new_tokens=6)
     metrics = next(math_shepherd.train(run, Config(prompts=6, rollouts=2, batch_size=12)))
     assert metrics["loss"] > 0 and "label_error" not in metrics
     found = math_shepherd.measure(run, {"held-out": Lines().heldout(4)}, Config())["held-out"]
     assert "pair accuracy" in found and "step accuracy" not in found
+    math_shepherd.check(run, Config())
+    with pytest.raises(MinipostError, match="lines cannot check steps .* take hard or soft"):
+        math_shepherd.check(run, Config(estimation="exact"))
 
 
 def never(*_):

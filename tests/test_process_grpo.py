@@ -1,5 +1,6 @@
 """GRPO with process supervision: who is credited with a step, and where it is plain GRPO."""
 
+import math
 import random
 from pathlib import Path
 
@@ -146,9 +147,24 @@ def test_a_verifier_from_its_directory_is_what_pays():
     assert metrics["gold"] in {k / 8 for k in range(9)}
 
 
+def test_a_verifier_needs_no_task_that_can_check_steps():
+    """It is asked where the task's steps end, which are those of a file of rows too: lines."""
+    class Lines(Echo):
+        step_end = "h"
+
+    root, run = Path(__file__).parents[1] / "checkpoints", make_run(Lines(), max_new_tokens=6)
+    process_grpo.check(run, process_grpo.Config(verifier=str(root / "verifier")))
+    model = scalar(7)
+    found = [next(process_grpo.train(make_run(task, max_new_tokens=6), process_grpo.Config(
+        prompts=4), lambda problems, rollout: process_grpo.learnt(run, model, problems, rollout)))
+        for task in (Lines(), Echo())]
+    assert all(math.isfinite(metrics["loss"]) for metrics in found)
+    assert found[0]["step_reward"] != found[1]["step_reward"]       # of answers alone there
+
+
 def test_without_steps_a_verifier_or_a_reward_it_is_refused():
     with pytest.raises(MinipostError, match="echo cannot check steps"):
-        next(process_grpo.train(make_run(Echo()), process_grpo.Config(prompts=2)))
+        process_grpo.check(make_run(Echo()), process_grpo.Config(prompts=2))
     run = make_run(Steps(), hidden=True)
     with pytest.raises(MinipostError, match="hidden from learners; .* with --verifier"):
         process_grpo.check(run, process_grpo.Config())

@@ -23,8 +23,10 @@ A triplet that lost its e keeps its P and Q, and may have e again.  Once b_T are
 The steps of a learner are those of the run from its first update on; after `forget`, from the next
 one on, and b_0 is what is left then.  One that stops before the run ends, such as the reward model
 of --algo ppo, may keep more than its budget.
-Where we differ from the paper: each update prunes, not one in Delta_T; P and Q begin
-orthonormal, not small and random, so that the penalty does not decide what is pruned first.  peft
+
+Where we differ from the paper: each update prunes, not one in Delta_T; P and Q begin orthonormal,
+not small and random, so that the penalty does not decide what is pruned first.  b falls from b_0 at
+t_i, as in the authors' code; printed is t - t_i - t_f, by which b would begin above b_0.  peft
 takes the mean of the norms |...|, not the sum of their squares.
 """
 

@@ -34,7 +34,7 @@ from minipost.engine.lora import Fixed, linears
 
 BLOCK, SCALES = 64, 256  # weights of a block; scales of a block
 HELD = "codes", "scale_codes", "steps", "mean", "least"     # of a coded matrix
-# The outermost quantile: halfway between what 15 and what 16 levels on a side would leave beyond.
+# The outermost quantile: halfway between what 15 and what 16 levels in all would leave beyond.
 OFFSET = (2 - 1 / 30 - 1 / 32) / 2
 
 

@@ -20,8 +20,8 @@ task's hidden reward: an answer attracts by the share of its siblings that it is
 that attracts nobody is clicked in a tenth of the cases, and who clicks stays the longer the better
 it is.  Clicks with less than `--dwell` seconds do not count.
 
-Where we differ: the paper bounds the rank of a clicked answer by hinges, in an SVM; we bound it by
-logistic losses.  Its propensities are estimated from swaps, ours are known.
+Where we differ: the paper bounds the rank of a clicked answer by hinges, in an SVM; here logistic
+losses stand in their place.  Its propensities are estimated from swaps, ours are known.
 """
 
 from dataclasses import dataclass

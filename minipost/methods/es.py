@@ -93,13 +93,17 @@ def train(run, cfg):
     while True:
         problems, start, earned = run.problems(cfg.prompts), policy.master.clone(), []
         without = 0                                                         # answers, no reward
-        for n in range(cfg.population):
-            policy.assign(torch.add(start, noise_of(run, n).to(start), alpha=cfg.sigma))
-            rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature,
-                                 purpose="population")
-            found = run.score(problems, rollout, none=True)
-            earned.append(float(found[~found.isnan()].mean()))             # NaN: none has one
-            without += int(found.isnan().sum())
+        try:
+            for n in range(cfg.population):
+                policy.assign(torch.add(start, noise_of(run, n).to(start), alpha=cfg.sigma))
+                rollout = run.sample(problems, cfg.group_size, temperature=cfg.temperature,
+                                     purpose="population")
+                found = run.score(problems, rollout, none=True)
+                earned.append(float(found[~found.isnan()].mean()))          # NaN: none has one
+                without += int(found.isnan().sum())
+        except BaseException:   # such as a reward's error: who catches it goes on from a policy
+            policy.assign(start)
+            raise
         reward = torch.tensor(earned, dtype=torch.float64)                  # (N,)
         moved = start.clone()
         for n, z in enumerate(normalised(reward).tolist()):

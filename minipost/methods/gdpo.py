@@ -53,6 +53,12 @@ class Rules:
         self.run, self.rules, self.found = run, {}, {}
         parts = run.reward.parts if isinstance(run.reward, Added) else []
         if len(parts) > 1:
+            for name, weight in r1_zero.weights(cfg).items():
+                if weight != getattr(type(cfg), name):
+                    raise MinipostError(f"{name} is {weight:g}, the weight of a rule of the task, "
+                                        "and several --reward functions are the rules here; leave "
+                                        "it out, and give a function a weight as in "
+                                        "--reward 2*FILE:FUNCTION")
             weights = {name: part.weight for name, part in zip(run.reward.labels(), parts)}
         else:
             known = r1_zero.Rules(run, r1_zero.weights(cfg))    # which refuses what is not there

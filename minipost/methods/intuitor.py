@@ -18,9 +18,8 @@ Where we differ from the paper: the KL's weight is 0 by default (0.005 there), a
 text can have are not in V.
 """
 
+import math
 from dataclasses import dataclass
-
-import torch
 
 from minipost.engine.packed import alike
 from minipost.errors import Schedule
@@ -48,11 +47,14 @@ class Config(grpo.Config):
     schedule: Schedule = "linear"  # of the learning rate after the warm-up
 
 
-def certainty(logp_all):
-    """KL(U || p) of each distribution, over the ids that have a chance.  (N, V) -> (N,)"""
-    known = logp_all > -torch.inf
-    size = known.sum(-1).to(logp_all)
-    return -logp_all.where(known, 0.0).sum(-1) / size - size.log()
+def certainty(logp_all, unused=None):
+    """KL(U || p) of each distribution.  (N, V) -> (N,)
+
+    unused (V,): true for ids that no text can have; U and p are over the others.  None: there is no
+    such id.
+    """
+    known = logp_all if unused is None else logp_all[:, ~unused]
+    return -known.mean(-1) - math.log(known.shape[-1])
 
 
 def self_certainty(run, rollout, temperature):
@@ -60,8 +62,11 @@ def self_certainty(run, rollout, temperature):
 
     Equal answers have equal ones, as in Run.finite_scores: micro-batches would round them apart.
     """
+    module = run.policy.module
+
     def of(batch):
-        return [spread(certainty(distribution(run.policy.module, batch, temperature)), batch.mask)]
+        return [spread(certainty(distribution(module, batch, temperature), module.unused),
+                       batch.mask)]
 
     found, = run.for_all(of, rollout, whole=True)
     which, first = alike(rollout.tokens, rollout.spans()[1] + 1)

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from minipost.datasets import preferences
+from minipost.errors import MinipostError
 from minipost.measure import scorers
 from minipost.measure.meter import averaged
 from minipost.methods import grpo, reward, sft
@@ -82,7 +83,10 @@ def fixed(cfg):
 
 
 def check(run, cfg):
-    """MinipostError where fine-tuning finds no answer to learn."""
+    """MinipostError where the answers to label would not be the policy's, or SFT finds none."""
+    if "chosen" in run.problems(1)[0].columns:
+        raise MinipostError("the rows are pairs of given answers; iterative GRPO labels answers of "
+                            "the policy, so it needs a task or rows with a --reward")
     if cfg.sft_steps:
         sft.check(run, cfg)
 
@@ -161,7 +165,7 @@ def learning(run, cfg, first, steps):
         seen.update(averaged("gold", run.grade(problems, rollout, none=True)))
         return run.score(problems, rollout)
 
-    for metrics in grpo.train(run, replace(cfg, steps=steps, iterations=1), score, first):
+    for metrics in grpo.train(run, replace(cfg, steps=steps), score, first):
         yield {**metrics, **seen}
 
 

@@ -31,7 +31,7 @@ from typing import Literal
 import torch
 
 from minipost.datasets.tools import GOES_ON, refuse
-from minipost.errors import Descent, Schedule
+from minipost.errors import Descent, MinipostError, Schedule
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
 from minipost.methods import prm
@@ -75,8 +75,11 @@ class Config(Descent):
 
 
 def check(run, cfg):
-    """MinipostError where a tool has a say in answers."""
+    """MinipostError where a tool has a say in answers, or nobody knows the exact labels."""
     refuse(run, "math-shepherd", GOES_ON)
+    if cfg.estimation == "exact" and run.task.check_steps is None:
+        raise MinipostError(f"the task {run.task.name} cannot check steps (it has no check_steps), "
+                            "so --estimation exact has no labels; take hard or soft")
 
 
 def rows(run, cfg):

@@ -16,7 +16,8 @@ the other.
 
 Where we differ from the paper: the end is counted from the end of each answer, whose lengths differ
 here, not from the longest.  The baseline is the mean of the siblings, not a regression on the
-hidden state.  Stages are counted in steps, not epochs.
+hidden state.  Stages are counted in steps, not epochs.  All log-probs, of known tokens too, are at
+the sampling temperature.
 """
 
 from dataclasses import dataclass, replace

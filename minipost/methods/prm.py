@@ -115,17 +115,17 @@ def check_task(task):
                             "labels from roll-outs (--algo math-shepherd)")
 
 
-def checked_columns(run, rollout):
-    """`step_columns` of a task that can check its steps; MinipostError where it cannot."""
-    check_task(run.task)
-    return step_columns(run, rollout)
+def check(run, cfg):
+    """MinipostError where nobody can label the steps."""
+    if not cfg.last_only:
+        check_task(run.task)
 
 
 def marks(run, rollout, last_only):
     """True where a score is read: at each row's last token and where its steps end.  (B, T)"""
     mask = final(rollout.mask)
     if not last_only:
-        for row, columns in enumerate(checked_columns(run, rollout)):
+        for row, columns in enumerate(step_columns(run, rollout)):
             mask[row, columns] = True
     return mask
 
@@ -147,8 +147,9 @@ def placed(run, problems, rollout, outcome, last_only=False):
     """
     right = torch.ones_like(rollout.logp)
     if not last_only:
+        check_task(run.task)
         texts = run.texts(rollout)
-        for row, columns in enumerate(checked_columns(run, rollout)):
+        for row, columns in enumerate(step_columns(run, rollout)):
             problem = problems[int(rollout.prompt[row])]
             for column, good in zip(columns, run.task.check_steps(problem, texts[row])):
                 right[row, column] *= good

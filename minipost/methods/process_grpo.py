@@ -72,11 +72,12 @@ class Config(Descent):
 # ---- the rewards of steps
 
 def check(run, cfg):
-    """MinipostError where steps cannot be told apart, or nobody can say what they are worth."""
-    prm.check_task(run.task)
+    """MinipostError where nobody can say what steps are worth."""
     if cfg.verifier:
         checkpoint.read_config(checkpoint.base_of(cfg.verifier))
-    elif run.hidden:
+        return
+    prm.check_task(run.task)
+    if run.hidden:
         raise MinipostError(f"the reward of {run.task.name} is hidden from learners; name a "
                             "process reward model with --verifier")
 

@@ -9,12 +9,15 @@ by how much, from a reward model r: the gap of the implied rewards should be tha
     dL/dlogp_t = beta (sigmoid(u) - sigmoid(b)) / B on the chosen answer, minus that on the rejected
 
 It is the KL of two coins, least and zero at u = b: on every pair at once for pi ~ ref exp(eta r /
-beta).  As eta grows it becomes DPO.  A pair of equal rewards is told apart from one that is not.
-The authors' library calls it rpo_bwd_kl, and has two other distances.
+beta).  As eta grows it becomes DPO.  The authors' library calls it rpo_bwd_kl, and has two other
+distances.
 
 Where the task hides its reward, or a file has pairs, a reward model is taught first
 (methods/reward.py), unless --reward-model names one.  Its score is normalised, so eta is in
 deviations of the starting policy's answers.
+
+Where we differ: sampled answers of equal rewards are no pair, as in methods/dpo.py.  By the formula
+they would have b = 0, and be pulled towards equal implied rewards.
 """
 
 from dataclasses import dataclass

@@ -14,8 +14,9 @@ problem alone.
     r = [right] from x,     [right] + b [right] from z-,     [right] - b [not right] from z+
 
 Losses and gradients are those of methods/sft.py and grpo.py.  What stands in front of a restart is
-prompt: no token of it is in L.  The advantage is A = r - mean(r) over the answers from one state,
-as PPO's is with an exact critic and gamma = lambda = 1.  From a restart the two values of r are
+prompt: no token of it is in L.  The advantage is A = r - mean(r) over the answers from one state.
+In the mean this is the step of PPO with an exact critic and gamma = lambda = 1, which takes away
+what the state at each token is worth, here that at which the answer began.  From a restart the two values of r are
 1 + b apart, from x they are 1 apart: b weighs what is learnt at restarts.  Over the deviation of
 its group, as GRPO has it, it would cancel.
 
@@ -68,7 +69,7 @@ class Config(grpo.Config):
     tries: int = 8              # answers to each of them
     cold_start: int = 200       # demonstrations of format tuning
     cold_steps: int = 8         # gradient steps of format tuning
-    sft_lr: float = 5e-4        # peak learning rate of format tuning
+    sft_lr: float = 5e-4        # learning rate of format tuning from its step 20 on; it climbs there
 
     LIMITS = {"share": ">= 0, <= 1", "backtrack": ">= 0", "tries": ">= 2, <= 10000"}
 
