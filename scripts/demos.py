@@ -5,6 +5,9 @@
     python -m scripts.demos --seeds 3 --keep              what lies in runs is not run again
     python -m scripts.demos --made --report METHODS.md    run none, read what lies in runs
 
+What lies in runs counts where it was made with the same settings, defaults included, and the same
+checkpoints.  A change to the code is not noticed.
+
 Over several seeds a figure is the mean.  Its interval is Student's over the seeds, but at neither
 end nearer than the mean of the seeds' own ends: all seeds answer the same held-out problems, so
 that their chance does not average out.
@@ -16,11 +19,14 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from statistics import fmean, median
 
-from minipost import methods, test_time
+from minipost import methods, test_time, train
+from minipost.cli import inference
 from minipost.measure.stats import Score, t_interval
+from scripts.compare import fingerprint
 
 # Demos that are no file's, by their name: a method, and flags.
 OTHERS = {
@@ -38,37 +44,59 @@ def place(name, seed):
     return Path("runs") / (f"demo-{name}-seed{seed}" if seed else f"demo-{name}")
 
 
+def flags(name, seed, args):
+    """The command line of a demo, behind `minipost.evaluate` or `minipost.train`."""
+    out = ["--out", str(place(name, seed)), *(["--seed", str(seed)] if seed else [])]
+    if name in test_time.names():
+        return ["--method", name, *out, *(["--n", str(args.n)] if args.n else [])]
+    algo, more = OTHERS.get(name, (name, ""))
+    return ["--algo", algo, *out, *more.split(), *(cut(algo, args.steps) if args.steps else [])]
+
+
+@cache
+def checkpoints():
+    """The digests of all models that demos read."""
+    return {path.name: fingerprint(path) for path in sorted(Path("checkpoints").iterdir())}
+
+
+def made_from(name, seed, args):
+    """What a demo is made from, as text: its settings and the checkpoints."""
+    line = flags(name, seed, args)
+    settings = (inference.settings_of(line, "", inference.Measured) if name in test_time.names()
+                else train.settings_of(line))
+    parts = settings.options, settings.task, settings.config, checkpoints()
+    return "\n".join(map(repr, parts)) + "\n"
+
+
 def demo(name, seed, args):
     """Run one demo, show what it prints or its last lines, and return its summary or None."""
-    out = place(name, seed)
-    if name in test_time.names():
-        command = [sys.executable, "-m", "minipost.evaluate", "--method", name, "--out", str(out)]
-        command += ["--n", str(args.n)] if args.n else []
-    else:
-        algo, flags = OTHERS.get(name, (name, ""))
-        command = [sys.executable, "-m", "minipost.train", "--algo", algo, "--out", str(out),
-                   "--overwrite", *flags.split()]
-        command += cut(algo, args.steps) if args.steps else []
-    command += ["--seed", str(seed)] if seed else []
+    module, more = (("minipost.evaluate", ()) if name in test_time.names()
+                    else ("minipost.train", ("--overwrite",)))
     print(f"== {name}" + (f", seed {seed}" if args.seeds > 1 else ""), flush=True)
     kept = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if args.lines else {}
-    done = subprocess.run(command, text=True, **kept)
+    done = subprocess.run([sys.executable, "-m", module, *flags(name, seed, args), *more],
+                          text=True, **kept)
     if args.lines:
         print("\n".join(done.stdout.splitlines()[-args.lines :]), flush=True)
-    return None if done.returncode else made(name, seed)
+    if done.returncode:
+        return None
+    (place(name, seed) / "made-from.txt").write_text(made_from(name, seed, args), encoding="utf-8")
+    return made(name, seed, args)
 
 
-def made(name, seed):
-    """The summary of a demo that was run before, or None."""
-    path = place(name, seed) / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def made(name, seed, args):
+    """The summary of a demo that was run before from the same, or None."""
+    out = place(name, seed)
+    known, path = out / "made-from.txt", out / "summary.json"
+    same = known.is_file() and known.read_text(encoding="utf-8") == made_from(name, seed, args)
+    return json.loads(path.read_text(encoding="utf-8")) if same and path.is_file() else None
 
 
 def ended(name, args):
-    """The summary of a demo over its seeds, or None where one of them failed."""
+    """The summary of a demo over its seeds, or None where one of them failed or was not made."""
     seen = []
     for seed in range(args.seeds):
-        old = made(name, seed) if args.made or args.keep else None
+        old = made(name, seed, args) if args.made or args.keep else None
         seen.append(old if old or args.made else demo(name, seed, args))
     return pooled(seen) if all(seen) else None
 
@@ -142,7 +170,8 @@ def main():
           "\n|---|---|---|---|---|---|---|")
     for name, s in found.items():
         if s is None:
-            print(f"| {name} | failed | | | | | |")
+            said = "not made with these settings" if args.made else "failed"
+            print(f"| {name} | {said} | | | | | |")
             continue
         before, after = (f"{s[k]['value']:.3f} [{s[k]['low']:.3f}, {s[k]['high']:.3f}]"
                          for k in ("before", "after"))

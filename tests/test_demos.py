@@ -41,15 +41,48 @@ def test_seeds_that_differ_widen_the_interval():
 
 @pytest.mark.parametrize("keep, made, ran", [(False, False, [0, 1, 2]), (True, False, [1, 2]),
                                              (False, True, [])])
-def test_what_lies_in_runs_is_kept_where_it_is_asked_for(tmp_path, monkeypatch, keep, made, ran):
+@pytest.mark.parametrize("name", ["grpo", "lora", "tot"])
+def test_what_lies_in_runs_is_kept_where_it_is_asked_for(tmp_path, monkeypatch, keep, made, ran,
+                                                         name):
     monkeypatch.chdir(tmp_path)
-    demos.place("grpo", 0).mkdir(parents=True)
-    (demos.place("grpo", 0) / "summary.json").write_text(json.dumps(summary(0.5, 0.4, 0.6)))
-    seen = []
+    monkeypatch.setattr(demos, "checkpoints", lambda: {"base": "digest"})
+    args, seen = SimpleNamespace(seeds=3, keep=keep, made=made, steps=0, n=0, lines=0), []
+
+    def ran_before(settings):
+        demos.place(name, 0).mkdir(parents=True, exist_ok=True)
+        (demos.place(name, 0) / "summary.json").write_text(json.dumps(summary(0.5, 0.4, 0.6)))
+        (demos.place(name, 0) / "made-from.txt").write_text(settings)
+
     monkeypatch.setattr(demos, "demo",
                         lambda name, seed, args: seen.append(seed) or summary(0.5, 0.4, 0.6))
-    found = demos.ended("grpo", SimpleNamespace(seeds=3, keep=keep, made=made))
+    ran_before(demos.made_from(name, 0, args))
+    found = demos.ended(name, args)
     assert seen == ran and (found is None) == made
+    seen.clear()
+    ran_before(demos.made_from(name, 0, SimpleNamespace(**{**vars(args), "steps": 3, "n": 3})))
+    demos.ended(name, args)                                 # of other settings: never kept
+    assert seen == ([] if made else [0, 1, 2])
+    seen.clear()
+    ran_before(demos.made_from(name, 0, args).replace("digest", "other"))
+    demos.ended(name, args)                                 # of another model
+    assert seen == ([] if made else [0, 1, 2])
+
+
+def test_a_demo_leaves_what_it_was_made_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demos, "checkpoints", lambda: {"base": "digest"})
+
+    def run(command, text, **kept):
+        out = Path(command[command.index("--out") + 1])
+        out.mkdir(parents=True)
+        (out / "summary.json").write_text(json.dumps(summary(0.5, 0.4, 0.6)))
+        return SimpleNamespace(returncode=0, stdout="")
+
+    monkeypatch.setattr(demos.subprocess, "run", run)
+    args = SimpleNamespace(seeds=1, keep=True, made=True, steps=0, n=0, lines=1)
+    for name in ("grpo", "tot"):
+        assert demos.made(name, 0, args) is None
+        assert demos.demo(name, 0, args) == demos.made(name, 0, args) == summary(0.5, 0.4, 0.6)
 
 
 def test_a_row_of_the_page_gets_its_figures_and_no_other_cell_changes():

@@ -64,4 +64,4 @@ def test_each_arm_takes_its_answers_and_no_more():
     found = {arm.name: len(arm.workings[0]["rounds"])
              for arm in self_feedback.arms([SUM], tools, self_feedback.Config(attempts=3))}
     assert found == {"draft": 1, "retry": 3, "self-feedback": 1,  # its critique approves
-                     "retry, checker": 3, "self-feedback, checker": 3}
+                     "retry, checker": 3, "self-feedback, checker": 3, "vote, its tokens": 2}

@@ -282,3 +282,12 @@ def test_sampling_beside_a_tree_goes_on_until_it_has_cost_as_much_and_takes_the_
         ("few", 44), ("few, any of 5", 44), ("many", 110), ("many, any of 5", 110)]
     assert [arm.result.texts for arm in found] == [["6", "5"]] * 2 + [["9", "7"]] * 2
     assert [arm.result.rewards for arm in found] == [[0.0, 0.0]] * 2 + [[0.0, 1.0]] * 2
+
+
+def test_a_problem_with_an_answer_that_is_sure_gets_no_further_ones():
+    """Then the other has all tokens, and the end comes before the budget where both are sure."""
+    problems = [Problem("5"), Problem("7")]
+    found, _ = tot.sampled(problems, Digits("65" "2" "9" "2"), 1, {"many": 110}, sure=6)
+    assert found.tokens == 44 and found.result.texts == ["6", "9"]      # 22, then 11 twice
+    found, _ = tot.sampled(problems, Digits("65" "2" "4"), 1, {"few": 40}, sure=6)
+    assert found.tokens == 44 and found.result.texts == ["6", "5"]

@@ -9,6 +9,8 @@ The critique alone decides whether to go on (Self-Refine).  With `checker` the e
 instead (Reflexion's evaluator).  A critique that approves an answer which the checker refuses is of
 no use, so the model makes another draft.  The control has the same number of attempts and samples
 each afresh, without a critique.  Its answer is the last one, or with a checker the first right one.
+So without a checker it is one sample, and a second control votes among as many answers as cost the
+same.  Where mistakes are slips, as here by default, the vote is the better use of these tokens.
 
 Where we differ: Self-Refine's model reads all answers and critiques so far when it revises; ours
 reads the last of each, which fits a small context.
@@ -17,10 +19,11 @@ reads the last of each, which fits a small context.
 from dataclasses import dataclass
 
 from minipost.errors import Bounded, MinipostError
+from minipost.test_time.self_consistency import elected
 
 TASK, KNOBS = "arithmetic", {}
-BEFORE, AFTER = "retry", "self-feedback"
-PAIRS = (("retry, checker", "self-feedback, checker"),)
+BEFORE, AFTER, VOTE = "retry", "self-feedback", "vote, its tokens"
+PAIRS = ((VOTE, AFTER), ("retry, checker", "self-feedback, checker"))
 N = 1000
 
 
@@ -95,20 +98,26 @@ def solve(problems, tools, cfg):
 
 
 def arms(problems, tools, cfg):
-    """Yield the Arms with feedback and without, with a checker and without."""
+    """Yield the Arms with feedback and without, with a checker and without, and of a vote."""
     _needed(tools.task)
+    spent = {}
     ways = {
         "draft": lambda: retry(problems, tools.sample, 1),
-        "retry": lambda: retry(problems, tools.sample, cfg.attempts),
-        "self-feedback": lambda: refine(problems, tools.sample, tools.task, cfg.attempts),
+        BEFORE: lambda: retry(problems, tools.sample, cfg.attempts),
+        AFTER: lambda: refine(problems, tools.sample, tools.task, cfg.attempts),
         "retry, checker": lambda: retry(problems, tools.sample, cfg.attempts, tools.right),
         "self-feedback, checker": lambda: refine(problems, tools.sample, tools.task, cfg.attempts,
                                                  tools.right),
     }
     for name, way in ways.items():
         start, rounds = tools.tokens, way()
-        answers = [found[-1]["answer"] for found in rounds]
+        answers, spent[name] = [found[-1]["answer"] for found in rounds], tools.tokens - start
         yield tools.arm(name, problems, answers, [{"rounds": found} for found in rounds], start)
+    start, n = tools.tokens, max(1, round(spent[AFTER] / max(1, spent["draft"])))
+    drawn = tools.sample([p.prompt for p in problems], n)
+    yield tools.arm(VOTE, problems, elected(problems, drawn, tools.task)[0],
+                    [{"rounds": [{"answer": text, "critique": None} for text in texts]}
+                     for texts in drawn], start)
 
 
 def show(working):

@@ -36,7 +36,9 @@ from minipost.measure.results import Arm
 TASK, KNOBS = "countdown", {"numbers": 4, "target": 24}
 BEFORE, AFTER = "one answer", "breadth-first, b={width}"
 EQUAL = "best of n, tokens of b={width}"
-PAIRS = ((EQUAL.format(width=1), "breadth-first, b=1"), (EQUAL, AFTER))
+SURE = "best of n until sure, tokens of b={width}"
+PAIRS = ((EQUAL.format(width=1), "breadth-first, b=1"), (EQUAL, AFTER), (SURE, AFTER),
+         (SURE, "a-star"))
 Order = Literal["breadth-first", "depth-first", "best-first", "a-star"]
 
 
@@ -184,7 +186,9 @@ def solve(problems, tools, cfg):
 def arms(problems, tools, cfg):
     """Yield the Arms of one answer, of the strategies, and of sampling whole answers.
 
-    Whole answers are sampled for as many tokens as a narrow and the wide search took.
+    Whole answers are sampled for as many tokens as a narrow and the wide search took: as many to
+    every problem, since breadth-first search does not stop before its last level either; and only
+    to those without an answer of worth 1, as the other orders stop at one.
     """
     spent, start = {}, tools.tokens
     first = [text for text, in tools.sample([p.prompt for p in problems], 1)]
@@ -204,20 +208,27 @@ def arms(problems, tools, cfg):
     start, trees = tools.tokens, grow(problems, tools, cfg, strategy="a-star")
     yield from ranked("a-star", problems, [answers(tree, "a-star") for tree in trees],
                       [{"tree": [vars(node) for node in tree]} for tree in trees], tools, start)
+    yield from sampled(problems, tools, cfg.votes, {
+        SURE.format(width=cfg.width): spent[f"breadth-first, b={cfg.width}"]}, sure=1.0)
 
 
-def sampled(problems, tools, votes, budgets):
+def sampled(problems, tools, votes, budgets, sure=math.inf):
     """Yield the Arms of whole answers, drawn and judged until they have cost each of the budgets.
 
-    budgets: {name: tokens}, the smaller first.
+    budgets: {name: tokens}, the smaller first.  sure: a problem with an answer of this worth has no
+    further ones.
     """
     start, known, found = tools.tokens, {}, [[] for _ in problems]
     for name, budget in budgets.items():
         while tools.tokens - start < budget:
-            drawn = [text for text, in tools.sample([p.prompt for p in problems], 1)]
-            worths = tools.worth(list(zip(problems, drawn)), votes, known)
-            for mine, worth, text in zip(found, worths, drawn):
-                mine.append((worth, text))
+            going = [k for k, mine in enumerate(found) if not mine or max(mine)[0] < sure]
+            if not going:
+                break
+            asked = [problems[k] for k in going]
+            drawn = [text for text, in tools.sample([p.prompt for p in asked], 1)]
+            worths = tools.worth(list(zip(asked, drawn)), votes, known)
+            for k, worth, text in zip(going, worths, drawn):
+                found[k].append((worth, text))
         found = [sorted(mine, key=lambda found: -found[0]) for mine in found]
         texts = [[text for _, text in mine] for mine in found]
         trees = [{"tree": [vars(Node(text, "", None, 1, worth, finished=True))
