@@ -25,7 +25,7 @@
 #   make data               write data/simple_tasks.jsonl again from its tables
 #   make bench              measure what BENCHMARKS.md says (installs TRL and transformers)
 #   make compare            the RL methods at an equal budget of tokens: table and plot (matplotlib)
-#   make compute-optimal    accuracy against tokens, all test-time methods: table and plot (matplotlib)
+#   make compute-optimal    accuracy against tokens, test-time methods and GRPO: table and plot (matplotlib)
 #   make study-pass-at-k    try a paper's finding at nano scale: table, plot, verdict (docs/studies.md)
 #   make studies            all of them, and one table of verdicts
 #   make ablations          what one part of a method adds, arm by arm: table

@@ -1,7 +1,7 @@
 """What does one part of a method add?  `make ablations`, the part of that name of BENCHMARKS.md.
 
-A question has arms, which differ in one part alone; the first is the one without it, or the model
-before any training.  Arms have the same seeds, steps and held-out problems, and are compared
+A question has arms, which differ in their own flags alone; the first is the one without the part,
+or the model before any training.  Arms have the same seeds, steps and held-out problems, and are compared
 problem by problem.  A run that runs/ablations holds is not made again, so remove that folder after
 a change to the code.  Ctrl-C stops after the step in progress, and the same command continues from
 there.
@@ -108,6 +108,10 @@ QUESTIONS = (
                  "and with hints": "--iterations 3 --restart True --hint True",
                  "one round, every prompt as much": "--iterations 1 --weigh prompt"},
              "sampled, held-out", {"greedy": "greedy, held-out"}, start=True),
+    Question("hints", "3.3.2: what do hints add to STaR?",
+             "--algo rft --task arithmetic --iterations 3 --restart True", {
+                 "without": "--hint False", "with": "--hint True"},
+             "sampled, held-out", {"greedy": "greedy, held-out"}),
     Question("distill", "3.3.5, 4.5: does it matter what of the teacher is learnt?",
              "--algo distill --steps 400", {
                  "distributions, forward KL": "--mix 0", "reverse KL": "--mix 1",
@@ -217,8 +221,8 @@ def report():
     return [
         "## What one part of a method adds", "", machine(), "",
         "`make ablations`; a run is `python -m minipost.train FLAGS --seed SEED`, for seeds from 0 "
-        "on.  Arms of a question differ in one part alone, the first is the one without it, or the "
-        "model before training.  Held out (gold reward of wording, pairs in the right order of a "
+        "on.  Arms of a question differ in the flags that stand last, the first is the one without "
+        "the part, or the model before training.  Held out (gold reward of wording, pairs in the right order of a "
         "reward model, win rate over the base of DPO, else right answers), with 95% intervals: "
         "means over seeds, t over the seeds' values, and never narrower than the evaluations' own "
         "put together; differences are paired by seed and problem.  Beside it what else a run "

@@ -1,11 +1,13 @@
-"""Accuracy against tokens, every test-time method and the RL-trained model: `make compute-optimal`.
+"""Accuracy against tokens, test-time methods and the RL-trained model: `make compute-optimal`.
 
-Each method answers the same held-out problems of two tasks with checkpoints/thinker, at several
+Not there are methods of other tasks: graph of thoughts, Self-Polish, universal self-consistency,
+budget forcing, memory.  Each of the others answers the same held-out problems of two tasks with checkpoints/thinker, at several
 settings.  The thinker after GRPO on that task answers them too.  It pays its tokens before.  The
 result is a table in BENCHMARKS.md and a plot, docs/pictures/compute-optimal.svg.
 
 Results of the same command and model are kept in runs/compute-optimal and not made again.  The
-command does not notice a change to the code.  Remove the folder after such a change.
+command does not notice a change to the code or to checkpoints/verifier.  Remove the folder after
+such a change.
 """
 
 import argparse
@@ -52,6 +54,8 @@ CURVES = {  # panel: (task, {curve: [(command, arm)]})
         "self-consistency": [(f"self-consistency {GAME}", f"n={n}") for n in (1, 5, 17, 33)],
         "best of n, own verdicts": [(f"tot --branching {k}", f"best of n, tokens of b={b}")
                                     for k in (2, 4, 8, 16) for b in (1, 5)],
+        "best of n until sure": [(f"tot --branching {k}", "best of n until sure, tokens of b=5")
+                                 for k in (2, 4, 8, 16)],
         "tree of thoughts, b=1": [(f"tot --branching {k}", "breadth-first, b=1")
                                   for k in (2, 4, 8, 16)],
         "tree of thoughts, b=5": [(f"tot --branching {k}", "breadth-first, b=5")

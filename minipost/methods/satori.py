@@ -69,7 +69,7 @@ class Config(grpo.Config):
     tries: int = 8              # answers to each of them
     cold_start: int = 200       # demonstrations of format tuning
     cold_steps: int = 8         # gradient steps of format tuning
-    sft_lr: float = 5e-4        # learning rate of format tuning from its step 20 on; it climbs there
+    sft_lr: float = 5e-4        # learning rate of format tuning; it climbs over 20 steps
 
     LIMITS = {"share": ">= 0, <= 1", "backtrack": ">= 0", "tries": ">= 2, <= 10000"}
 

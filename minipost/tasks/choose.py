@@ -240,8 +240,9 @@ def draws(rng, held):
 
 
 def drawn(rng):
-    """Answers of 2 to MOST, of which most agree on one value; one list in twenty has all apart.
+    """Answers of 2 to MOST, of which most agree on one value.
 
+    All are apart in lists of 2, and in one of twenty others.
     At most half of them, rounded up, agree, in any places, as among samples.  Were they more, who
     always names one place would be right of most lists.  One list in four is of numbers alone.  One
     answer in fifty, but not of those that agree, states nothing.

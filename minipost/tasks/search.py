@@ -3,13 +3,10 @@ r"""Search: reach a target in the text itself, by attempts, verdicts and backtra
 The problems are those of countdown.  An answer thinks in attempts, one a line, and then answers
 with an expression:
 
-    Reach 24 from 4 9 10. Think:
-    4+9=13 10+13=23 no
-    9-4=5 5*10=50 no
-    10-4=6 9-6=3 no
-    4*9=36 36-10=26 no
-    ...
-    Answer: (10-4)*(13-9)
+    Reach 24 from 2 4 9 13. Think:
+    9*4=36 13-2=11 36-11=25 no
+    13+4=17 9-2=7 17+7=24 yes
+    Answer: (13+4)+(9-2)
 
 An attempt uses every number once.  A verdict may follow: whether its last number is the target.
 After "no" the next attempt begins from the problem's numbers again: that is backtracking.  An

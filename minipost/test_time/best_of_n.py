@@ -8,9 +8,10 @@ The score is one of
     verifier        a process reward model's chance of the steps: the least, the last or the
                     product; an outcome reward model's is the last alone
     confidence      the policy's own mean log-prob
-    own verdicts    the share of the policy's samples that work a step out again and come to the
-                    same (SelfCheck, Miao et al. 2023, arxiv.org/abs/2308.00436, whose comparison is
-                    by the model and has a third verdict)
+    own verdicts    the product over the steps of the share of the policy's samples that work the
+                    step out again and come to the same (SelfCheck, Miao et al. 2023,
+                    arxiv.org/abs/2308.00436, whose comparison is by the model, has a third verdict,
+                    and puts verdicts together by a weighted sigmoid)
     both            a process and an outcome reward model's (`--outcome-verifier`; survey sec.
                     3.1.4): the sum of their log-odds, as if they erred independently of each other
     exact checker   with it the result is pass@n

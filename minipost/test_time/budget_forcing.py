@@ -13,9 +13,7 @@ no such word; what stands there when a line of thought was no good is the verdic
 the default.  It is put in whether or not the thought was right: one wait makes a model search that
 seldom does, and those after it deny what was found.
 
-The paper's measures: control is the share of thoughts whose length is within the bounds, here 1
-wherever a thought has a line and the context room for more; scaling is the slope of accuracy
-against length.  The control spends as many tokens on whole answers and lets them vote.  What was
+The control spends as many tokens on whole answers and lets them vote.  What was
 sampled and taken away counts.
 """
 

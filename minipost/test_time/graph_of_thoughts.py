@@ -18,7 +18,9 @@ solves parts and aggregates, and refines them.  In the paper a thought is refine
 in the graph.  Here what comes of it is a thought of its own, whose parent is the first.  With
 checkpoints/thinker that spoils what a vote got right; it learnt to criticise sums of single digits
 only.  Where we differ besides: in the paper's sorting a model splits, a program counts the errors
-of thoughts and the ones with the fewest are kept, and only the last aggregate is refined.
+of thoughts and the ones with the fewest are kept; aggregates are refined, in one of its two
+programs only the last; and a thought stands beside its refinements when the best is kept.  Here a
+revision takes its place.
 """
 
 from dataclasses import dataclass, replace

@@ -11,7 +11,8 @@ A simulation selects, expands, evaluates and backs up:
 
 After `simulations` of them the search moves to the most visited child.  It goes on from there with
 what it knows, until it stands at a finished answer.  So the visits of a node's children add up to
-its own less one, the visit that expanded it.
+its own less one, the visit that expanded it.  In AlphaGo Zero N is the sum over the children: at a
+first choice the term of P is 0 there, and here P decides.
 """
 
 import math

@@ -18,8 +18,7 @@ The scores are either
                 answer is finished, of the whole
 
 With alpha 0 this is best of n.  Rejection can pay only as far as a beginning tells how the answer
-will end: a first move in the Game of 24 can be a dead end.  In sums errors come late, and of the
-few that are left too many go wrong after the last rejection.
+will end: a first move in the Game of 24 can be a dead end, while in sums errors come late.
 
 The paper rejects when the GPU's memory is full, wherever the answers stand, and starts with as many
 as it holds at first.  Here memory is counted in steps and rejections come between steps, since a

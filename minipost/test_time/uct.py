@@ -5,15 +5,15 @@ A simulation selects, expands, rolls out and backs up:
 
     select      from the root on, the child a of the highest  Q_a + c sqrt(2 log N / N_a); a child
                 that was never visited comes first
-    expand      the leaf it ends at, if it was visited before, by `branching` sampled steps; it goes
-                on to the first of them, in the order in which they were sampled
+    expand      the leaf it ends at, if it was visited before or is the root, by `branching` sampled
+                steps; it goes on to the first of them, in the order in which they were sampled
     roll out    the model writes the answer to its end, `rollouts` times; what these are worth on
                 average is what the leaf is worth
     back up     N <- N + 1, W <- W + worth on the way to the root; Q = W / N
 
 A whole answer is worth what the model's own verdicts on its steps say, as in tree of thoughts.  The
-answer is the best that was written in any roll-out.  A search ends with an answer of which no
-verdict doubts, or after `simulations`.
+answer is the best that was written in any roll-out.  A search ends with an answer that no verdict
+doubts, or after `simulations`.
 
 With rollouts 0 there are none: the verdicts judge the leaf itself, whether the goal is in reach
 among them.  That is the value form, with the same tree and the same rule.  mcts.py has it with
