@@ -20,7 +20,8 @@ COLOURS = {
     "adaptive consistency": "#6baed6", "speculative rejection": "#b15928",
     "particles, PRM": "#fb9a99", "tree, A*": "#cab2d6", "UCT": "#7a0177",
     "cispo": "#386cb0", "sapo": "#f781bf", "entropy": "#999933", "minimum-risk": "#44aa99",
-    "es": "#882255", "by difficulty": "#117733", "with a calculator": "#332288", "best of n until sure": "#003c30",
+    "es": "#882255", "by difficulty": "#117733", "with a calculator": "#332288",
+    "best of n until sure": "#003c30",
 }
 LATER = ("#444444", "#d95f02", "#c49c94", "#666699", "#b3de69")  # of other names
 LINE = 1.3   # least distance of two names, in heights of their letters
