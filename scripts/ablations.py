@@ -1,10 +1,10 @@
 """What does one part of a method add?  `make ablations`, the part of that name of BENCHMARKS.md.
 
 A question has arms, which differ in their own flags alone; the first is the one without the part,
-or the model before any training.  Arms have the same seeds, steps and held-out problems, and are compared
-problem by problem.  A run that runs/ablations holds is not made again, so remove that folder after
-a change to the code.  Ctrl-C stops after the step in progress, and the same command continues from
-there.
+or the model before any training.  Arms have the same seeds, steps and held-out problems, and are
+compared problem by problem.  A run that runs/ablations holds is not made again, so remove that
+folder after a change to the code.  Ctrl-C stops after the step in progress, and the same command
+continues from there.
 """
 
 import argparse
@@ -222,10 +222,10 @@ def report():
         "## What one part of a method adds", "", machine(), "",
         "`make ablations`; a run is `python -m minipost.train FLAGS --seed SEED`, for seeds from 0 "
         "on.  Arms of a question differ in the flags that stand last, the first is the one without "
-        "the part, or the model before training.  Held out (gold reward of wording, pairs in the right order of a "
-        "reward model, win rate over the base of DPO, else right answers), with 95% intervals: "
-        "means over seeds, t over the seeds' values, and never narrower than the evaluations' own "
-        "put together; differences are paired by seed and problem.  Beside it what else a run "
+        "the part, or the model before training.  Held out (gold reward of wording, pairs in the "
+        "right order of a reward model, win rate over the base of DPO, else right answers), with "
+        "95% intervals: means over seeds, t over the seeds' values, and never narrower than the "
+        "evaluations' own put together; differences are paired by seed and problem.  Beside it what else a run "
         f"measures, and what it logs, a mean over its last {LAST} steps; t over the seeds.", "",
         *table(["question", "arm", "at the end [95%]", "less the first [95%]", "at the end too",
                 "tokens", "flags"], [row for each in QUESTIONS for row in rows(each)]), "",

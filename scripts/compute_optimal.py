@@ -1,9 +1,10 @@
 """Accuracy against tokens, test-time methods and the RL-trained model: `make compute-optimal`.
 
 Not there are methods of other tasks: graph of thoughts, Self-Polish, universal self-consistency,
-budget forcing, memory.  Each of the others answers the same held-out problems of two tasks with checkpoints/thinker, at several
-settings.  The thinker after GRPO on that task answers them too.  It pays its tokens before.  The
-result is a table in BENCHMARKS.md and a plot, docs/pictures/compute-optimal.svg.
+budget forcing, memory.  Each of the others answers the same held-out problems of two tasks with
+checkpoints/thinker, at several settings.  The thinker after GRPO on that task answers them too.  It
+pays its tokens before.  The result is a table in BENCHMARKS.md and a plot,
+docs/pictures/compute-optimal.svg.
 
 Results of the same command and model are kept in runs/compute-optimal and not made again.  The
 command does not notice a change to the code or to checkpoints/verifier.  Remove the folder after

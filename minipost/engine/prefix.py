@@ -18,9 +18,9 @@ P turned by N positions, since attention depends on differences alone.
 
 At first P and R are N(0, 0.02^2): the prefix adds next to nothing, but its scores of 0 take
 attention from the text, the more the longer it is.  So a long one changes answers before it has
-learnt (docs/use.md), and the reference of a KL is the model with the new prefix.  The paper begins with what the model computes of real words (sec. 7.4), and learns P and R
-through an MLP that it then drops.  Such a beginning ruins a small model that has seen no text
-behind another.
+learnt (docs/use.md), and the reference of a KL is the model with the new prefix.  The paper begins
+with what the model computes of real words (sec. 7.4), and learns P and R through an MLP that it
+then drops.  Such a beginning ruins a small model that has seen no text behind another.
 """
 
 import torch

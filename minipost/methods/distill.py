@@ -17,10 +17,10 @@ For 0 < b < 1, D does not tend to the formulas at the ends.  As b -> 0, D/b -> K
 b gives a small loss, not forward KL.
 
 A share `on_policy` of the answers of each step comes from the student itself, the rest from the
-teacher.  In GKD all answers of a step are the student's, or all are from a fixed data set, as a
-coin falls (algorithm 1).  On its own answers the student learns what to do after its own mistakes.  No
-gradient goes through the sampling.  `--level sequence` treats the teacher's answers as certain:
-q = 1 on each of their tokens.  This is fine-tuning on them (Kim & Rush 2016,
+teacher.  In GKD a coin says whether all answers of a step are the student's, or all are from a
+fixed data set (algorithm 1).  On its own answers the student learns what to do after its own
+mistakes.  No gradient goes through the sampling.  `--level sequence` treats the teacher's answers
+as certain: q = 1 on each of their tokens.  This is fine-tuning on them (Kim & Rush 2016,
 arxiv.org/abs/1606.07947).
 """
 

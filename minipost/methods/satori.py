@@ -15,10 +15,10 @@ problem alone.
 
 Losses and gradients are those of methods/sft.py and grpo.py.  What stands in front of a restart is
 prompt: no token of it is in L.  The advantage is A = r - mean(r) over the answers from one state.
-In the mean this is the step of PPO with an exact critic and gamma = lambda = 1, which takes away
-what the state at each token is worth, here that at which the answer began.  From a restart the two values of r are
-1 + b apart, from x they are 1 apart: b weighs what is learnt at restarts.  Over the deviation of
-its group, as GRPO has it, it would cancel.
+In the mean this is the step of PPO with an exact critic and gamma = lambda = 1.  PPO takes away
+what the state at each token is worth; here it is the state where the answer began.  From a restart
+the two values of r are 1 + b apart, from x they are 1 apart: b weighs what is learnt at restarts.
+Over the deviation of its group, as GRPO has it, it would cancel.
 
 The actions here are those of the task's own text (`reflections` in minipost/tasks/base.py).  In
 search a verdict is a reflection, and the attempt behind a "no" explores.  A restart ends where a

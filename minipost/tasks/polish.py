@@ -15,8 +15,8 @@ A problem, as it is given or at any stage, is answered at once, " 12", or asks t
 the cue "Polish:".  The reply is the next stage and no more.  A rewording without effect is passed
 over; the last is made again where a pair stood within a pair; a clear sum stays as it is.  Training
 problems are of both kinds and of all stages.  Held-out problems are to be answered as they are
-given.  No held-out sum has neighbours that cancel behind its first term: what is left of such a sum is left of sums that
-are not held out too, so training would draw it.
+given.  No held-out sum has neighbours that cancel behind its first term: what is left of such a sum
+is left of sums that are not held out too, so training would draw it.
 
 An answer is one whole number and nothing else (tasks/answers.py has the grammar).  A rewording is
 right if it asks for the same number.

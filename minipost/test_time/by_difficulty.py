@@ -12,12 +12,13 @@ vote.  Which is better may depend on how hard the problem is for the model.  So
     4  a problem is answered in the way of its bin
 
 Both ways cost `budget` answers each: the number of chains is such that they cost as many tokens on
-the training problems, and one where a chain costs more than that.  Probes and verdicts on held-out problems count, those on training problems
-do not; so either way alone is also measured with as many tokens more ("its tokens").  Where we
-differ: the paper has no probes in its count, takes 2048 of them, and chooses among more ratios of
-parallel to sequential answers than two, by a cross-validation within the test set.  Its reviser is
-fine-tuned and reads up to four earlier answers, no critique; a learnt verifier says how difficult a
-problem is, and takes the best answer of a chain.
+the training problems, and one where a chain costs more than that.  Probes and verdicts on held-out
+problems count, those on training problems do not; so either way alone is also measured with as many
+tokens more ("its tokens").  Where we differ: the paper has no probes in its count, takes 2048 of
+them, and chooses among more ratios of parallel to sequential answers than two, by a
+cross-validation within the test set.  Its reviser is fine-tuned and reads up to four earlier
+answers, no critique; a learnt verifier says how difficult a problem is, and takes the best answer
+of a chain.
 """
 
 import random
