@@ -225,8 +225,9 @@ def report():
         "the part, or the model before training.  Held out (gold reward of wording, pairs in the "
         "right order of a reward model, win rate over the base of DPO, else right answers), with "
         "95% intervals: means over seeds, t over the seeds' values, and never narrower than the "
-        "evaluations' own put together; differences are paired by seed and problem.  Beside it what else a run "
-        f"measures, and what it logs, a mean over its last {LAST} steps; t over the seeds.", "",
+        "evaluations' own put together; differences are paired by seed and problem.  Beside it "
+        f"what else a run measures, and what it logs, a mean over its last {LAST} steps; t over "
+        "the seeds.", "",
         *table(["question", "arm", "at the end [95%]", "less the first [95%]", "at the end too",
                 "tokens", "flags"], [row for each in QUESTIONS for row in rows(each)]), "",
         "Looked at before: the question of iterated RLHF without a price on KL had three seeds at "
