@@ -80,6 +80,8 @@ GAME_ROWS = {  # row: (command, arm, arm of any of 5, the paper's row)
                                                "best of n, tokens of b=1, any of 5", ""),
     "best of n, own verdicts, tokens of b=5": ("tot", "best of n, tokens of b=5",
                                                "best of n, tokens of b=5, any of 5", ""),
+    "the same until sure, tokens of b=5": ("tot", "best of n until sure, tokens of b=5",
+                                           "best of n until sure, tokens of b=5, any of 5", ""),
     "tree of thoughts, b=1": ("tot", "breadth-first, b=1", "breadth-first, b=1, any of 5", "45"),
     "tree of thoughts, b=5": ("tot", "breadth-first, b=5", "breadth-first, b=5, any of 5", "74"),
     "MCTS": ("mcts", "mcts", None, ""),
