@@ -320,6 +320,8 @@ REWARDS = {"none": "None", "constant": "0.5", "of the prompt": "float(len(prompt
     ("grpo", "of the prompt", "in no step did the rewards tell answers apart"),
     ("reinforce", "constant", "in no step did the rewards tell answers apart"),
     ("ppo", "constant", "in no step did the rewards tell answers apart"),
+    ("dapo", "constant", "in no step did the rewards tell answers apart"),
+    ("dapo", "none", "in no step did the rewards tell answers apart"),       # it keeps no answer
     ("grpo", "right", ""), ("ppo", "right", ""), ("reinforce", "of the prompt", ""),
 ])
 def test_a_run_that_can_learn_nothing_says_so(command, tmp_path, capsys, algo, kind, said):

@@ -4,9 +4,9 @@ from functools import partial
 
 import pytest
 import torch
-from fakes import Letters, make_run, pair_task
+from fakes import Echo, Letters, make_run, pair_task, toy
 
-from minipost.methods import kto
+from minipost.methods import kto, mdpo
 from minipost.rollout import logprobs, pack
 
 make = partial(make_run, max_new_tokens=5)
@@ -38,6 +38,23 @@ def test_what_could_be_expected_is_never_less_than_nothing(sign):
     assert z0 > 0.01 if sign > 0 else z0 == 0.0
 
 
+class Noisy(Echo):
+    noise = 1.0
+
+
+@pytest.mark.parametrize("module", [kto, mdpo])
+def test_labels_that_come_out_wrong_turn_the_step_round(module):
+    """`noise` is their share; where all are wrong, Adam's first step is that of the right ones."""
+    moved = []
+    for task in (Echo(), Noisy()):
+        run = toy(task)
+        before = run.policy.flat.clone()
+        next(module.train(run, module.Config(lr=1e-3, beta=1e-3)))
+        moved.append(run.policy.flat - before)
+    assert moved[0].abs().max() > 1e-4
+    assert float((moved[0] + moved[1]).norm() / moved[0].norm()) < 0.05
+
+
 @pytest.mark.parametrize("key", ["chosen", "label"])
 def test_what_kto_takes_from_a_file(tmp_path, key):
     run = make(pair_task(tmp_path, key=key))
@@ -45,7 +62,13 @@ def test_what_kto_takes_from_a_file(tmp_path, key):
     texts = [Letters().decode(t[m].tolist()) for t, m in zip(seqs.targets, seqs.mask)]
     assert len(texts) == 12 and run.tokens == int(seqs.mask.sum())
     if key == "chosen":
-        assert good.tolist() == [True, False] * 6
+        assert good.tolist() == [True] * 6 + [False] * 6
+        wrong = kto.mismatched(seqs, 0, limit=99)
+        for row, found in zip(seqs.tokens.tolist(), wrong.tokens.tolist()):
+            start = seqs.mask.int().argmax(1).tolist()[0] + 1       # of every prompt, one letter
+            own = {tuple(t[m].tolist()) for t, m, other in zip(
+                seqs.targets, seqs.mask, seqs.tokens.tolist()) if other[:start] == row[:start]}
+            assert tuple(x for x in found[start:] if x) not in own
         assert all(("h" in text) == g for text, g in zip(texts, good.tolist()))
     else:
         labels = {p.columns["completion"]: p.columns["label"] for p in run.task.training()}

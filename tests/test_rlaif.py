@@ -83,3 +83,13 @@ def test_a_row_without_an_answer_is_refused_before_any_step(asked, tmp_path):
     rlaif.check(run, rlaif.Config(sft_steps=0))
     with pytest.raises(MinipostError, match="line .: the row has no completion to learn from"):
         rlaif.check(run, rlaif.Config())
+
+
+def test_pairs_of_a_file_are_refused(asked, tmp_path):
+    """Their order would be learnt, and the judge never asked."""
+    run, *_ = asked
+    (tmp_path / "rows.jsonl").write_text("".join(
+        f'{{"prompt": "{k}", "chosen": "a", "rejected": "b"}}\n' for k in range(40)))
+    run.task = File(str(tmp_path / "rows.jsonl"))
+    with pytest.raises(MinipostError, match="pairs of given answers with their order; in RLAIF"):
+        rlaif.check(run, rlaif.Config(sft_steps=0))

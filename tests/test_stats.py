@@ -66,6 +66,44 @@ def test_a_few_gains_are_never_more_than_chance():
     assert beyond_chance(asdict(paired([0.5, 0.25] * 9, [0.25, 0.5] * 9))) == 0
 
 
+@pytest.mark.parametrize("levels", [(0.0, 1.0), (-1.0, 0.1), (0.0, 0.5, 1.0), (0.3,),
+                                    (0.0, 0.1, 1.0, 1.1)])
+def test_where_nothing_changes_nothing_is_beyond_chance(levels):
+    """For every number of problems: rounding may not put an end of the interval beyond 0."""
+    for n in range(1, 1200):
+        same = [levels[k % len(levels)] for k in range(n)]
+        found = paired(same, same)
+        assert found.value == 0 and found.low <= 0 <= found.high
+        assert found.low == pytest.approx(-found.high)
+        assert (found.low < 0) == (len({*same}) > 1 or {*same} <= {0.0, 1.0})
+        assert interval([0.0] * n).low == 0 and interval([1.0] * n).high == 1
+
+
+@pytest.mark.parametrize("levels", [(0.0, 1.0), (0.0, 0.5, 1.0), (0.0, 0.1, 1.1)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_fewer_than_six_changes_are_no_effect(levels, sign):
+    """Of six all in one direction the chance is 2 / 2^6; the others do not change."""
+    for n in (6, 20, 100, 400):
+        for k in range(7):
+            before = [levels[j % len(levels)] for j in range(n - k)] + [levels[-2]] * k
+            after = before[: n - k] + [levels[-1]] * k
+            found = paired(*(before, after)[::sign])
+            assert beyond_chance(asdict(found)) == (sign if k >= 6 else 0)
+            assert found.value == pytest.approx(sign * k * (levels[-1] - levels[-2]) / n)
+
+
+@pytest.mark.parametrize("n", [50, 100, 200])
+@pytest.mark.parametrize("redrawn", [2, 5, 20])
+def test_chance_alone_is_seldom_called_an_effect(n, redrawn):
+    """Rewards of three levels, some of which are drawn anew: at most 7 in 100 look like a gain."""
+    rng, seen = random.Random(n + redrawn), 0
+    for _ in range(600):
+        before = rng.choices((0.0, 0.5, 1.0), k=n)
+        after = [rng.choice((0.0, 0.5, 1.0)) if rng.random() < redrawn / n else r for r in before]
+        seen += beyond_chance(asdict(paired(before, after))) != 0
+    assert seen <= 0.07 * 600
+
+
 @pytest.mark.parametrize("first, second, low, high", [
     ((56, 70), (48, 80), 0.0524, 0.3339), ((9, 10), (3, 10), 0.1705, 0.8090),
     ((6, 7), (2, 7), 0.0582, 0.8062), ((5, 56), (0, 29), -0.0381, 0.1926),

@@ -17,12 +17,16 @@ from minipost.ops import row_means
 from minipost.rollout import Pairs
 
 
+def turned(run, n):
+    """-1 for a label that comes out wrong, as a share `noise` of the task's do, else 1.  (n,)"""
+    rng = run.rng("noise")
+    return torch.tensor([-1.0 if rng.random() < run.task.noise else 1.0 for _ in range(n)])
+
+
 def by_reward(run, problems, rollout):
     """The labeller that uses the run's reward function.  It flips a share `noise` of the labels."""
     first, second = run.grade(problems, rollout).view(-1, 2).unbind(1)
-    rng, noise = run.rng("noise"), run.task.noise
-    turned = torch.tensor([-1.0 if rng.random() < noise else 1.0 for _ in problems])
-    return (first - second) * turned.to(first)
+    return (first - second) * turned(run, len(problems)).to(first)
 
 
 # ---- pairs

@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Z = 1.959963984540054  # two-sided 95%
 MANY = 30   # of so many values and more Z stands for Student's t, which is 4% larger at most
@@ -42,7 +42,8 @@ def interval(rewards):
     if set(rewards) <= {0.0, 1.0}:
         middle = (mean + Z * Z / (2 * n)) / (1 + Z * Z / n)
         half = Z / (1 + Z * Z / n) * math.sqrt(mean * (1 - mean) / n + Z * Z / (4 * n * n))
-        return Score(mean, max(0.0, middle - half), min(1.0, middle + half), n)
+        return Score(mean, max(0.0, middle - half) if mean > 0 else 0.0,    # which rounding misses
+                     min(1.0, middle + half) if mean < 1 else 1.0, n)
     return normal(rewards)
 
 
@@ -134,22 +135,37 @@ def pass_at(chance, k):
 def paired(before, after):
     """The mean gain on the same problems, with its 95% interval.
 
-    For right and wrong answers, and other rewards of two levels, it is the interval of Agresti &
-    Min 2005 (Statistics in Medicine 24:729).  It adds half a problem to each cell of the table of
-    before and after, so there is an interval even if nothing changes.  For others it is that of
-    `interval`.
+    For right and wrong answers, and other rewards of two levels, it is `changed`, also where all
+    gains are equal, as where nothing changes; for others it is `normal`, or `interval` where every
+    problem changes.  (Where some do not, gains of two levels, 0 and another, have one sign by
+    chance; Wilson's interval of them would never hold 0.)  It holds 0 where fewer than FEWEST
+    problems change, for their signs can be chance too.
     """
     gains = [b - a for a, b in zip(before, after, strict=True)]
-    if not (levels := {*before, *after}) <= {0.0, 1.0}:
-        if not two_levels(levels, len(gains)):
-            return interval(gains)
-        found = paired(*([float(r == max(levels)) for r in side] for side in (before, after)))
-        return scaled(found, {0.0, max(levels) - min(levels)})
-    n, rose, fell = len(gains) + 2, gains.count(1.0) + 0.5, gains.count(-1.0) + 0.5
-    middle = (rose - fell) / n
-    half = Z * math.sqrt(rose + fell - (rose - fell) ** 2 / n) / n
+    levels, n = {*before, *after}, len(gains)
+    size = max(levels) - min(levels)
+    if levels <= {0.0, 1.0} or two_levels(levels, n):
+        found = changed(sum(g > 0 for g in gains), sum(g < 0 for g in gains), n, size or 1.0)
+    elif n > 1 and len({*gains}) == 1:
+        gain = gains[0]
+        found = changed(n * (gain > 0), n * (gain < 0), n, abs(gain) or size)
+    else:
+        found = normal(gains) if 0 in gains else interval(gains)
+    if n > 1 and sum(g != 0 for g in gains) < FEWEST:
+        found = replace(found, low=min(found.low, 0.0), high=max(found.high, 0.0))
+    return found
+
+
+def changed(rose, fell, n, size):
+    """The mean gain of n problems of which some rose and some fell by `size`, with its interval.
+
+    That of Agresti & Min 2005 (Statistics in Medicine 24:729): half a problem more in each cell of
+    the table of before and after, so there is an interval even if nothing changes.
+    """
+    middle, m = (rose - fell) / (n + 2), n + 2
+    half = Z * math.sqrt(rose + fell + 1 - (rose - fell) ** 2 / m) / m
     low, high = max(-1.0, middle - half), min(1.0, middle + half)  # a gain is within them
-    return Score(sum(gains) / len(gains), low, high, len(gains))
+    return Score(size * (rose - fell) / n, size * low, size * high, n)
 
 
 def bootstrap(statistic, rows, rounds=200):

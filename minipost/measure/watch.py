@@ -115,12 +115,13 @@ class Signal:
 
     def __init__(self):
         self.low, self.high, self.steps = math.inf, -math.inf, 0
-        self.apart = self.moved = False
+        self.apart = self.moved = self.missing = False
 
     def __call__(self, problems, rollout, reward, adv, value=None):
         """As Watch."""
         self.steps += 1
         known = reward[~reward.isnan()]
+        self.missing |= len(known) < len(reward)
         if len(known):
             self.low = min(self.low, float(known.min()))
             self.high = max(self.high, float(known.max()))
@@ -134,7 +135,7 @@ class Signal:
         """What to look at where the rewards of no step taught anything; else ""."""
         if not self.steps or self.apart or self.moved and self.low < self.high:
             return ""
-        if self.low > self.high:
+        if self.low > self.high and self.missing:
             return ("no reward function applies to any answer of this run, so they taught nothing; "
                     "let a function of --reward return a number for every row")
         return ("in no step did the rewards tell answers apart, so they have no advantage and "

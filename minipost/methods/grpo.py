@@ -12,7 +12,8 @@ starting policy.  By hand:
     dL/dlogp_t = -rho_t A / N   where the clip is not active, else 0
     dL/dKL_t   =  beta / N,     and for the exact KL  dKL_t/dz = p (log p/q - KL_t)
 
-Where we differ from the paper: the mean is over the tokens of the whole gradient step, not over
+Where we differ from the paper: it says nothing of the 1e-4, nor by what std divides; TRL has the
+1e-4 and n - 1, as here.  The mean is over the tokens of the whole gradient step, not over
 answers and then tokens, so a long answer is not diluted (DAPO, arxiv.org/abs/2503.14476, sec. 3.3).
 The paper's mean is `--mean answers`: 1/N is 1/(B |y|) then, for B answers, each of |y| tokens.  The
 longer a wrong answer, the less each of its tokens loses (arxiv.org/abs/2503.20783, sec. 3.1).
@@ -30,7 +31,9 @@ about it.  dL/dlogp_t = -w_t A / N with
 
 rho(y) is the product of the answer's rho_t.  It alone weighs answers as often as the policy gives
 them; the others weigh a token as if the policy had reached its state (`make prove`).  What is
-dropped still counts in N.
+dropped still counts in N.  Where we differ: in the sources a fixed ratio, of the policy when the
+update began to the sampler, weighs PPO's clipped loss, whose own ratio begins at 1.  Here rho is to
+the sampler throughout and nothing is clipped besides; both agree in the first gradient step.
 
 The KL is exact over the vocabulary (`--kl exact`).  The paper's k3 estimate (`--kl k3`), used as a
 loss, descends KL(ref || pi) instead of KL(pi || ref).  With beta = 0 no reference is kept, and

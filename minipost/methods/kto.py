@@ -9,8 +9,9 @@ and z0 an estimate of KL(pi || ref) that has no gradient
 
     dL/dlogp_t = -w beta v (1 - v) / B if good, +w beta v (1 - v) / B if bad
 
-z0 is max(0, mean of h) over mismatched rows: row i's prompt with row i+1's answer (sec. 4.1).  All
-answers of a step share one z0.  So the loss is defined even for a batch of one kind of answers, but
+z0 is max(0, mean of h) over mismatched rows: row i's prompt with row i+1's answer (sec. 4.1).  Of a
+file's pairs, which are taken apart, the good answers come first.  All answers of a step share one
+z0.  So the loss is defined even for a batch of one kind of answers, but
 its direction needs both kinds.
 
 Where we differ from the paper: without labels or pairs in --data, answers are sampled from the
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
+from minipost.datasets.preferences import turned
 from minipost.errors import Descent
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
@@ -110,9 +112,9 @@ def draw(run, cfg, reference):
     """This step's answers and which of them are good: Sequences of B rows, (B,) bool."""
     first = run.problems(1)[0]
     if "chosen" in first.columns:
-        rows = [(p, p.columns[side], side == "chosen")
-                for p in run.problems(max(1, cfg.batch_size // 2))
-                for side in ("chosen", "rejected")]
+        problems = run.problems(max(1, cfg.batch_size // 2))
+        rows = [(p, p.columns[side], side == "chosen")      # so that the next row is another prompt
+                for side in ("chosen", "rejected") for p in problems]
     elif labelled(first):
         rows = [(p, p.columns["completion"], p.columns["label"])
                 for p in run.problems(cfg.batch_size)]
@@ -120,7 +122,8 @@ def draw(run, cfg, reference):
         problems = run.problems(cfg.batch_size)
         rollout = run.sample(problems, 1, temperature=cfg.temperature, module=reference)
         reward = run.grade(problems, rollout)
-        return rollout, reward > reward.mean()
+        right = (turned(run, len(problems)) > 0).to(reward.device)
+        return rollout, (reward > reward.mean()) == right
     problems, answers, good = zip(*rows)
     seqs = run.encode(problems, answers)
     run.tokens += int(seqs.mask.sum())

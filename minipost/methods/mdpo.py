@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from minipost.datasets.preferences import turned
 from minipost.errors import Descent
 from minipost.measure import scorers
 from minipost.measure.meter import Meter
@@ -84,6 +85,7 @@ def train(run, cfg):
         rollout = run.sample(problems, 2 * k, temperature=cfg.temperature, module=reference,
                              purpose="sets")
         value = run.grade(problems, rollout).view(-1, 2, k).mean(2)         # (P, 2)
+        value = value * turned(run, len(problems))[:, None].to(value)
         order = torch.stack([value.argmax(1), value.argmin(1)], 1)
         rows = torch.arange(len(rollout), device=value.device).view(-1, 2, k)
         rows = rows.gather(1, order[:, :, None].expand(-1, -1, k))

@@ -14,14 +14,15 @@ token pays for leaving the reference (Ziegler et al. 2019, arxiv.org/abs/1909.08
 
 The critic V is a nano-GPT of its own that starts as the policy with a head of zeros.  beta is
 fixed, or with `--control adaptive` it moves so that the KL per answer meets a target (Ziegler et
-al. sec. 2.2):
+al. sec. 2.2, in the form of their code):
 
     beta <- beta (1 + clip(KL / target - 1, +-0.2) n / horizon)                     n answers
 
 On a task with a hidden reward, such as `wording`, all of RLHF runs (Ouyang et al. 2022,
 arxiv.org/abs/2203.02155; survey sec. 3.2.3): supervised fine-tuning on demonstrations, a reward
 model from labelled pairs, then PPO against its score.  That is why this file may call those two
-methods.  On any other task, with --reward or with --reward-model, PPO starts at once.  The metric
+methods.  An answer that was cut off scores `missing_eos` less, as in TRL, where it is off unless
+asked for.  On any other task, with --reward or with --reward-model, PPO starts at once.  The metric
 `kl` is exact over the vocabulary.  `gold` is the hidden reward; nothing here learns from it.
 """
 

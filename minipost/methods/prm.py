@@ -56,7 +56,7 @@ class Config(Descent):
     prompts: int = 32           # prompts per step
     group_size: int = 4         # answers to each prompt
     hot: float = 1.6            # sampling temperature of the answers in the first half
-    temperature: float = 1.0    # sampling temperature at the end (tau)
+    temperature: float = 1.0    # sampling temperature that the second half goes down to (tau)
     last_only: bool = False     # label the last token alone: an outcome reward model
     aggregate: Literal["min", "last", "product"] = "min"  # a solution's chance from its steps'
     lr: float = 4e-4            # peak learning rate (eta); it ends at zero

@@ -34,7 +34,7 @@ from minipost.tasks.base import question
 TASK = "wording"
 METRIC = "sampled"
 SCORED = False
-READS = ("completion", "chosen", "rejected")
+READS = ("completion",)
 EXPORTS = ppo.EXPORTS
 TRACE = ("loss", "agreement", "accuracy", "reward", "gold", "kl_per_answer")
 PROOF = "takes the steps of sft, reward and ppo, or of dpo; only the labels are its own"
@@ -134,7 +134,11 @@ def rows(run, cfg):
 
 
 def check(run, cfg):
-    """MinipostError where fine-tuning finds no answer to learn."""
+    """MinipostError where there is nothing for the judge to label, or for SFT to learn."""
+    if "chosen" in run.problems(1)[0].columns:
+        raise MinipostError("the rows are pairs of given answers with their order; in RLAIF the "
+                            "judge orders answers of the policy, so it needs a task or rows with a "
+                            "--reward; dpo and reward learn pairs of a file")
     if cfg.sft_steps:
         sft.check(run, cfg)
 

@@ -32,7 +32,9 @@ qualifies, the old weights are put back bit for bit.  So every accepted step kee
 
 Where we differ from the paper: the advantage of an answer is its reward less its group's mean.
 This is the vine estimate (sec. 5.2) with the prompt as the only branching state, and it needs no
-critic.  As in the paper, F is taken over some of the rollout's answers, and K and L over all.
+critic.  As in the paper, F is taken over some of the rollout's answers, and K and L over all.  The
+old policy is the one that is updated.  Where answers are of another (`--lag`, `--sampler-bits`,
+`--sampler-top-k`), eq. 14 weighs them by the chance of either; here no ratio does.
 """
 
 import math

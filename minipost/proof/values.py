@@ -20,7 +20,7 @@ from minipost.optim import Learner
 from minipost.rollout import values
 
 BRANCHES = (1, 3, 9, 27)
-ANSWERS, STEPS, LR = 64, (0, 1, 10, 100, 300), 1e-3  # answers of a step; steps; PPO's rate
+ANSWERS, STEPS, LR = 64, (0, 1, 10, 100, 300), 1e-3  # answers of a step; steps; A2C's rate
 
 
 def value_errors(world, seed=0):
