@@ -199,7 +199,8 @@ def train(run, algo, **settings):
     config, _ = for_adapters(bool(adapters(module) or width_of(module)), length_of(module), config,
                              settings, run.policy.allocator)
     known = run.task.training() if run.task.training else run.problems(16)
-    run.task = for_method(run, algo, method.READS, known, run.reward_model is not None)
+    run.task = for_method(run, algo, method.READS, known, run.reward_model is not None,
+                          method.COMPARES)
     if epochs:
         config, _ = with_epochs(run, method, config, epochs)
     method.check(run, config)

@@ -62,6 +62,23 @@ class Sequences:
         """
         return x if x.dim() == 1 else (x * self.mask).sum(1) / self.lengths
 
+    def written(self):
+        """The ids of each row behind its prompt, EOS included: a list of B lists.
+
+        What a tool or a user wrote in between is there too; `learnt` says where.
+        """
+        return [ids for ids, _ in self._answers()]
+
+    def learnt(self):
+        """Of each id of `written`, whether the mask has it: a list of B lists."""
+        return [mask for _, mask in self._answers()]
+
+    def _answers(self):
+        rows = zip(self.targets.tolist(), self.mask.tolist())
+        whole = [(targets, mask, slice(mask.index(True), len(mask) - mask[::-1].index(True))
+                  if True in mask else slice(0)) for targets, mask in rows]
+        return [(targets[span], mask[span]) for targets, mask, span in whole]
+
     def spans(self):
         """Of each row the tokens that the model reads: of the prompt, and in all.  (B,), (B,)"""
         return spans(self.mask)
@@ -96,15 +113,6 @@ class Rollout(Sequences):
     logp: torch.Tensor      # (B, T), zero off the mask
     prompt: torch.Tensor    # (B,) which prompt of the batch the row answers
     finished: torch.Tensor  # (B,) bool: the policy ended it with EOS
-
-    def written(self):
-        """The ids of each row behind its prompt, EOS included: a list of B lists.
-
-        What a tool wrote in between is there too.
-        """
-        rows = zip(self.targets.tolist(), self.mask.tolist())
-        return [targets[mask.index(True) : len(mask) - mask[::-1].index(True)]
-                if True in mask else [] for targets, mask in rows]
 
     def responses(self):
         """`written`, EOS left out."""

@@ -494,6 +494,13 @@ class Run:
         return self.grade_texts(rows, self.texts(rollout), rollout=rollout, none=none).to(
             rollout.logp)
 
+    def gold(self, problems, rollout):
+        """`grade` for what is only logged: NaN too where nothing says what is right.  (B,)"""
+        if isinstance(getattr(self.reward, "__self__", None), File) and not all(
+                p.columns.get("completion") for p in problems):
+            return rollout.logp.new_full((len(rollout),), math.nan)
+        return self.grade(problems, rollout, none=True)
+
     def grade_texts(self, problems, texts, rule=None, rollout=None, none=False):
         """The reward of one text to each problem.  (B,)  Rank 0 asks and tells the others.
 

@@ -88,7 +88,8 @@ class Sampler:
                 ids = tuple(tokens[first : first + min(length, left[k])])
                 if ids not in read:
                     cut = self.cut(ids)
-                    read[ids] = len(cut), self.run.vocabulary.decode(cut)
+                    ended = bool(cut) and cut[-1] in self.run.vocabulary.eos    # which is no text
+                    read[ids] = len(cut), self.run.vocabulary.decode(cut[: len(cut) - ended])
                 made, more = read[ids]
                 self.tokens += made
                 found[k][place % n] = more

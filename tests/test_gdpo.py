@@ -7,6 +7,7 @@ import torch
 from fakes import EOS, Echo, f64, randn, toy
 
 from minipost import ops
+from minipost.datasets import named
 from minipost.datasets.rewards import Added, Part
 from minipost.errors import MinipostError
 from minipost.methods import gdpo, grpo, r1_zero
@@ -149,3 +150,4 @@ def test_nothing_to_pay_for_is_refused():
         gdpo.check(toy(Echo()), gdpo.Config())
     with pytest.raises(MinipostError, match="format is 7, the weight of a rule of the task, and"):
         gdpo.check(several(1.0, 1.0), gdpo.Config(format=7.0))
+    assert named.divided(f"{__file__}:f=2").weight == 2         # the form that the sentence names

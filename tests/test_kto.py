@@ -1,5 +1,6 @@
 """KTO: what could be expected, and what is taken from a file."""
 
+import itertools
 from functools import partial
 
 import pytest
@@ -36,6 +37,35 @@ def test_what_could_be_expected_is_never_less_than_nothing(sign):
     run.policy.assign(run.policy.flat + sign * 0.1 * slope / slope.norm())
     z0 = next(kto.train(run, kto.Config()))["z0"]
     assert z0 > 0.01 if sign > 0 else z0 == 0.0
+
+
+@pytest.mark.parametrize("reward", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("module", [kto, mdpo])
+def test_equal_rewards_teach_nothing(module, reward):
+    """Also where a mean of equal numbers is rounded; no answer is good or bad then."""
+    run = toy()
+    run.reward = lambda completions, **columns: [reward] * len(completions)
+    before = run.policy.flat.clone()
+    for metrics in itertools.islice(module.train(run, module.Config()), 2):
+        assert metrics["grad_norm"] == 0 and "good" not in metrics
+        run.step += 1
+    assert torch.equal(run.policy.flat, before)
+
+
+def test_sets_of_the_same_rewards_in_another_order_tie():
+    """Three numbers may have another float32 mean in another order."""
+    run, values = toy(), itertools.cycle([0.8, 0.9, 1.0, 1.0, 0.8, 0.9])
+    run.reward = lambda completions, **columns: [next(values) for _ in completions]
+    assert next(mdpo.train(run, mdpo.Config(prompts=4, group_size=3)))["comparisons"] == 0
+
+
+def test_what_others_said_in_between_stays_and_is_not_learnt():
+    seqs = pack([[1, 3], [1, 4, 5]], [[7, 8, 9, 2], [8, 9, 2]], 0, [
+        [True, False, True, True], [True, True, True]])
+    found = kto.mismatched(seqs, 0, limit=9)
+    assert [[t for t in row if t] for row in found.tokens.tolist()] == [
+        [1, 3, 8, 9, 2], [1, 4, 5, 7, 8, 9, 2]]
+    assert found.learnt() == [[True] * 3, [True, False, True, True]]
 
 
 class Noisy(Echo):

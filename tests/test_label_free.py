@@ -23,7 +23,7 @@ class Said:
     def texts(self, rollout):
         return self.said
 
-    def grade(self, problems, rollout, none):
+    def gold(self, problems, rollout):
         return self.true
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from fractions import Fraction
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,17 @@ from minipost.errors import MinipostError
 ])
 def test_a_number_is_read(text, number):
     assert maths.read(text) == number
+
+
+def test_completions_may_be_messages():
+    """As they are where the prompts are: what was said last is the answer."""
+    chats = [[{"role": "assistant", "content": "first 3"},
+              {"role": "assistant", "content": text}] for text in ("Answer: 42", "Answer: 3")]
+    assert maths.number(chats, solution=["42", "42"]) == [1.0, 0.0]
+    asked = []
+    with patch.object(maths.WORKER, "equal", lambda right, text: asked.append(text) or True):
+        assert maths.math_verify(chats, solution=["42", None]) == [1.0, None]
+    assert asked == ["Answer: 42"]
 
 
 @pytest.mark.parametrize("text", [

@@ -9,6 +9,7 @@ import torch
 from minipost.datasets.rewards import Added, Part
 from minipost.errors import MinipostError
 from minipost.measure import passes
+from minipost.rollout import logprobs, pack
 from minipost.tasks.base import Problem
 from tests.fakes import BOS, EOS, Echo, make_run, tiny
 
@@ -30,6 +31,20 @@ class Listed(Echo):
 
     def reward(self, prompts, completions, **columns):
         return [float(text in RIGHT) for text in completions]
+
+
+def test_a_model_that_may_end_in_several_ways_is_asked_about_each():
+    """Where the letter h ends an answer too, each right one has the chances of both endings."""
+    run = certain()
+    one, = passes.chances(run, [Problem("b")])
+    run.vocabulary.eos = frozenset([EOS, 10])
+    found, = passes.chances(run, [Problem("b")])
+    ids = [[3 + "abcdefgh".index(c) for c in text] for text in RIGHT[:3]]
+    with torch.no_grad():
+        by_end = [float(logprobs(run.policy.module, pack(
+            [[BOS, 4]] * 3, [row + [end] for row in ids], 0)).sum(1).exp().sum())
+            for end in (EOS, 10)]
+    assert one == pytest.approx(by_end[0]) and found == pytest.approx(sum(by_end))
 
 
 class Unlisted(Listed):

@@ -197,7 +197,7 @@ def test_without_an_answer_that_keeps_every_rule_there_is_nothing_to_learn(words
 def test_both_alternates_and_names_the_task_of_each():
     both = r1.Both(Search(), r1.OTHERS["wording"])
     found = both.sample(5, random.Random(0))
-    assert [p.columns["task"] for p in found] == ["search", "wording"] * 2 + ["search"]
+    assert [p.owner for p in found] == ["search", "wording"] * 2 + ["search"]
     assert [p.prompt.split()[0] for p in found] == ["Reach", "Praise"] * 2 + ["Reach"]
 
 

@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from minipost.errors import MinipostError
 from minipost.measure.results import evaluate
 from minipost.methods import rft
 from minipost.optim import Learner
-from minipost.rollout import logprobs
+from minipost.rollout import logprobs, pack
+from minipost.tasks.base import Problem
 
 
 def test_a_files_answers_may_be_chosen_from(tmp_path):
@@ -41,6 +43,20 @@ def test_an_answer_of_exactly_the_least_reward_is_kept(tmp_path, reward):
                                              for p in prompts))
     run = make_run(File(str(tmp_path / "train"), str(tmp_path / "test")))
     assert next(rft.train(run, rft.Config(least=reward)))["kept"] == 2
+
+
+def test_what_others_said_in_an_answer_is_kept_and_not_learnt():
+    """Such as a tool's result, or a user's second question."""
+    holes = [[True, False, False, True, True], [True, True]]
+    seqs, found = pack([[1, 3], [1, 4]], [[7, 8, 9, 7, 2], [8, 2]], 0, holes), {}
+    problems = [Problem("a"), Problem("b")]
+    rft.collect(found, problems, seqs, torch.tensor([1.0, 1.0]), 1.0)
+    run = make_run()
+    data = SimpleNamespace(problems=problems, seqs=seqs, reward=torch.tensor([1.0, 1.0]))
+    kept, _, _ = rft.keep(run, rft.Config(least=1.0), data)
+    assert torch.equal(kept.tokens, seqs.tokens) and torch.equal(kept.mask, seqs.mask)
+    assert found == {"a": {((7, 8, 9, 7, 2), tuple(holes[0])): True},
+                     "b": {((8, 2), (True, True)): True}}
 
 
 class Half(Echo):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from minipost import checkpoint
+from minipost.cli.defaults import for_adapters
 from minipost.datasets.rows import File
 from minipost.errors import MinipostError
 from minipost.methods import rlaif
@@ -93,3 +94,12 @@ def test_pairs_of_a_file_are_refused(asked, tmp_path):
     run.task = File(str(tmp_path / "rows.jsonl"))
     with pytest.raises(MinipostError, match="pairs of given answers with their order; in RLAIF"):
         rlaif.check(run, rlaif.Config(sft_steps=0))
+
+
+def test_rates_of_the_other_learner_are_left_alone_where_adapters_want_higher_ones():
+    """A run with --lora was refused for a rate that nobody had given."""
+    for learner, idle in (("ppo", "dpo_lr"), ("dpo", "lr")):
+        cfg = rlaif.Config(learner=learner)
+        found, said = for_adapters(4, 0, cfg, set())
+        assert getattr(found, idle) == getattr(cfg, idle) and found != cfg
+        assert f"--{idle.replace('_', '-')} " not in said

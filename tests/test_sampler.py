@@ -2,7 +2,7 @@
 
 import itertools
 
-from fakes import make_run, small
+from fakes import Letters, make_run, small
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -64,6 +64,20 @@ def test_continuations_end_at_the_mark_and_are_drawn_afresh_each_time():
     with run.aside():
         plain = run.sample([Problem("ab")], 40, temperature=1.0, purpose="search 1")
     assert whole == run.texts(plain)
+
+
+def test_what_ends_an_answer_is_no_text_whatever_the_tokenizer_shows():
+    """An EOS that the tokenizer does not know as a control token would stay in it."""
+    class Shown(Letters):
+        def decode(self, ids):
+            return "".join("<eos>" if i in self.eos else super(Shown, self).decode([i])
+                           for i in ids)
+
+    run = make_run(max_new_tokens=6)
+    before = Sampler(run)(["ab"], 40)
+    run.vocabulary = Shown()
+    assert Sampler(run)(["ab"], 40) == before
+    assert "<eos>" in run.vocabulary.decode([3, 2])
 
 
 def test_an_answer_has_so_many_tokens_in_all_its_steps():

@@ -223,3 +223,40 @@ def test_the_file_without_completions_is_named(command, fails, tmp_path):
     fails(command("grpo", *STEP, *TWO, "--data", held, "--eval-data", good),
           f"/{held.name}, line ", "--reward", "dpo")
     fails(command("sft", *STEP, "--data", held), "no completion", "dpo and its like")
+
+
+# ---- what says which answers are better
+
+@pytest.mark.parametrize("algo", ["mdpo", "clicks", "iterative-grpo", "iterated-rlhf"])
+def test_methods_that_order_answers_need_something_that_tells_them_apart(command, fails, tmp_path,
+                                                                        algo):
+    """That equals the row's completion tells hardly any two apart: they tied, after minutes."""
+    data = write(tmp_path / "rows.jsonl", plain())
+    fails(command(algo, "--report", False, "--data", data),
+          f"{data}, line 1: {algo} orders answers", "name a --reward")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("algo", ["ttrl", "intuitor"])
+def test_methods_that_learn_from_no_reward_take_prompts_alone(command, tmp_path, algo):
+    """What is only logged is not there then."""
+    data = write(tmp_path / "rows.jsonl", [{"prompt": row["prompt"]} for row in plain()])
+    assert train.main(command(algo, *STEP, *TWO, "--eval-n", 0, "--data", str(data))) == 0
+    line, = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert "accuracy" not in json.loads(line) and "reward" in json.loads(line)
+
+
+@pytest.mark.parametrize("algo", ["rlaif", "direct-rlaif"])
+def test_a_judge_that_is_not_there_is_said_at_the_start(command, fails, tmp_path, algo):
+    fails(command(algo, "--report", False, "--task", "wording", "--judge", tmp_path / "none"),
+          "none: no such model directory")
+
+
+def test_a_prompt_without_room_is_refused_where_answers_are_sampled(command, fails, tmp_path,
+                                                                    reward):
+    """By methods too that read answers, where the rows have none."""
+    rows = [{"prompt": row["prompt"] * 9} for row in plain()]
+    data = write(tmp_path / "rows.jsonl", rows)
+    for algo in ("grpo", "dpo", "kto", "rft"):
+        fails(command(algo, *STEP, "--reward", reward, "--data", data, "--max-length", 12),
+              "40 of 40 rows do not fit --max-length 12")

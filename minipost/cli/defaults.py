@@ -142,7 +142,8 @@ def for_adapters(adapters, prefix, config, given, budget=0):
                      (ADAPTER_RATE, "adapters, ten") if adapters else
                      (PREFIX_RATE, "a prefix, a hundred"))
     names = [f.name for f in fields(config)
-             if f.name in ("lr", *RATES) and f.name not in given] if adapters or prefix else []
+             if f.name in {"lr", *RATES} - set(config.idle()) and f.name not in given
+             ] if adapters or prefix else []
     if not names:
         return config, ""
     new = {name: float(f"{factor * getattr(config, name):.6g}") for name in names}

@@ -182,7 +182,7 @@ class Session:
         known = self.task.training() if self.task.training else self.run.problems(16)
         self.task = self.run.task = for_method(
             self.run, self.method.name, self.method.READS, chain(known, *self.splits.values()),
-            bool(self.options.reward_model))
+            bool(self.options.reward_model), self.method.COMPARES)
         self.splits = self.held_out()
 
     def lengths(self):

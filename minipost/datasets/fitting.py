@@ -148,7 +148,7 @@ def looked_at(problem, model, vocabulary, max_new_tokens, reads=ANSWERS, control
     most = task.longest(model.context) if isinstance(task, File) else model.context
     cut = isinstance(task, File) and task.on_long_row == "truncate"
     setting = Setting(vocabulary, model.context, max_new_tokens, control_tokens, most, cut,
-                      not reads)
+                      not answers)
     return (next(filter(None, (check(asked, answers, setting) for check in CHECKS)), None),
             max(0, longest(asked, answers) - most))
 

@@ -81,6 +81,11 @@ def value(number):
         return None
 
 
+def said(completion):
+    """The text of a completion, which is messages where the prompt is: what was said last."""
+    return completion[-1]["content"] if isinstance(completion, list) else completion
+
+
 def solutions(solution, answer):
     found = answer if solution is None else solution
     if found is None:
@@ -99,7 +104,7 @@ def number(completions, solution=None, answer=None, **columns):
         wanted = None if right is None else read(str(right))
         if right is not None and wanted is None:
             raise ValueError(f"the solution {str(right)[-40:]!r} states no number")
-        found.append(None if right is None else float(read(text) == wanted))
+        found.append(None if right is None else float(read(said(text)) == wanted))
     return found
 
 
@@ -180,7 +185,7 @@ def math_verify(completions, solution=None, answer=None, **columns):
 
     None for a row that has no solution.
     """
-    return [None if right is None else float(WORKER.equal(str(right), text[-LONGEST:]))
+    return [None if right is None else float(WORKER.equal(str(right), said(text)[-LONGEST:]))
             for text, right in zip(completions, solutions(solution, answer), strict=True)]
 
 

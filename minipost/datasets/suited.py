@@ -13,10 +13,11 @@ from minipost.errors import MinipostError
 PAIR, LABEL, WORTH = "chosen and rejected", "completion and label", "completion and reward"
 
 
-def for_method(run, name, reads, others=(), scored=False):
+def for_method(run, name, reads, others=(), scored=False, compares=False):
     """The run's task, without the rows of a file that the method of this name cannot use.
 
-    reads: its READS.  others: as in `fitted`.  scored: whether a reward model scores its answers.
+    reads, compares: its READS and COMPARES.  others: as in `fitted`.  scored: whether a reward
+    model scores its answers.
     MinipostError where the method cannot learn from such rows, or where there are too few.
     """
     paid = isinstance(getattr(run.reward, "__self__", None), File)
@@ -25,6 +26,12 @@ def for_method(run, name, reads, others=(), scored=False):
                   run.control_tokens, paid and (scored or not pairs))
     if isinstance(task, File):
         first = task.rows[0].problem()
+        if compares and paid:
+            raise MinipostError(
+                f"{first.place}: {name} orders answers of the model by their rewards, which nearly "
+                "always tie where an answer is right that equals the row's completion; name a "
+                "--reward" + ("" if "chosen" not in first.columns else
+                              f"; such rows are for {readers(first.columns)}"))
         if said := sampled(task.data, name, reads, first, paid and not scored):
             task.notes.append(said)
         if task.few:

@@ -11,6 +11,8 @@ What else the reward accepts is left out, so it errs to the low side, by as much
 from the spelling that it was taught.
 """
 
+from dataclasses import replace
+
 from minipost.errors import MinipostError
 from minipost.measure.stats import pass_at, pass_at_k, share
 
@@ -35,10 +37,18 @@ def chances(run, problems):
     for first in range(0, len(rows), ROWS):
         part = rows[first : first + ROWS]
         seqs = run.encode([problems[k] for k, _ in part], [text for _, text in part])
-        logp = run.logprobs(run.policy.module, seqs).double().sum(1)
-        for (k, _), chance in zip(part, logp.exp().tolist()):
-            total[k] += chance
+        for way in endings(seqs, run.vocabulary.eos):
+            logp = run.logprobs(run.policy.module, way).double().sum(1)
+            for (k, _), chance in zip(part, logp.exp().tolist()):
+                total[k] += chance
     return [min(1.0, chance) for chance in total]
+
+
+def endings(seqs, eos):
+    """The Sequences with each of the ids in whose place a model may end an answer: a list."""
+    width = seqs.mask.shape[1]
+    last = width - seqs.mask.flip(1).int().argmax(1)[:, None]               # (B, 1)
+    return [replace(seqs, tokens=seqs.tokens.scatter(1, last, end)) for end in sorted(eos)]
 
 
 def counts(run, problems, n):

@@ -70,6 +70,8 @@ class Method:
     #: the keys of a file's rows that it learns from, beside the prompt, where the rows have them:
     #: completion, chosen, rejected, label, reward.  All rows are held to them before the first step
     READS: Sequence[str] = ()
+    #: whether it orders answers that it samples, by their rewards
+    COMPARES: bool = False
     #: whether every step learns from `run.rollout`, which --lag delays
     ON_POLICY: bool = False
     #: whether it learns from `run.score`, which --reward-model can give

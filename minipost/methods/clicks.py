@@ -40,6 +40,7 @@ from minipost.run import REWARD_MODEL
 
 TASK = "wording"
 METRIC = "pair accuracy"
+COMPARES = True
 LARGE_LR = 1e-5
 SCORED = False
 EXPORTS = {REWARD_MODEL: "model"}

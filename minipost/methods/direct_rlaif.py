@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
+from minipost import checkpoint
 from minipost.measure.meter import averaged
 from minipost.methods import grpo, rlaif, sft
 
@@ -52,7 +53,8 @@ def total(run, cfg):
 
 
 def check(run, cfg):
-    """MinipostError where fine-tuning finds no answer to learn."""
+    """MinipostError where there is no judge, or SFT finds no answer to learn."""
+    checkpoint.read_config(checkpoint.base_of(cfg.judge))
     if cfg.sft_steps:
         sft.check(run, cfg)
 
@@ -82,7 +84,7 @@ class Verdicts:
         at = torch.tensor(rows, device=lead.device).unbind(1)
         lead[at] = said[[distinct[row] for row in asked]]
         found = mean_lead(lead, size).to(rollout.logp)
-        self.watch(lead, self.run.grade(problems, rollout, none=True).view(-1, size))
+        self.watch(lead, self.run.gold(problems, rollout).view(-1, size))
         return found
 
     def watch(self, lead, gold):

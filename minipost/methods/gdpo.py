@@ -58,7 +58,7 @@ class Rules:
                     raise MinipostError(f"{name} is {weight:g}, the weight of a rule of the task, "
                                         "and several --reward functions are the rules here; leave "
                                         "it out, and give a function a weight as in "
-                                        "--reward 2*FILE:FUNCTION")
+                                        "--reward FILE:FUNCTION=2")
             weights = {name: part.weight for name, part in zip(run.reward.labels(), parts)}
         else:
             known = r1_zero.Rules(run, r1_zero.weights(cfg))    # which refuses what is not there

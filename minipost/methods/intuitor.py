@@ -78,7 +78,7 @@ def train(run, cfg):
     seen = {}
 
     def score(problems, rollout):
-        gold = run.grade(problems, rollout, none=True)                      # learns nothing
+        gold = run.gold(problems, rollout)                                  # learns nothing
         seen.clear()
         seen.update(averaged("accuracy", gold))
         return self_certainty(run, rollout, cfg.temperature).to(rollout.logp)

@@ -38,6 +38,7 @@ from minipost.run import REWARD_MODEL
 
 TASK = "wording"
 METRIC = "sampled"
+COMPARES = True
 SCORED = False
 READS = ("completion",)
 EXPORTS = ppo.EXPORTS

@@ -33,6 +33,7 @@ from minipost.run import REWARD_MODEL
 
 TASK = "wording"
 METRIC = "sampled"
+COMPARES = True
 SCORED = False
 READS = ("completion",)
 EXPORTS = {"policy": "model", REWARD_MODEL: "reward_model"}
@@ -162,7 +163,7 @@ def learning(run, cfg, first, steps):
 
     def score(problems, rollout):
         seen.clear()
-        seen.update(averaged("gold", run.grade(problems, rollout, none=True)))
+        seen.update(averaged("gold", run.gold(problems, rollout)))
         return run.score(problems, rollout)
 
     for metrics in grpo.train(run, replace(cfg, steps=steps), score, first):

@@ -15,7 +15,8 @@ z0.  So the loss is defined even for a batch of one kind of answers, but
 its direction needs both kinds.
 
 Where we differ from the paper: without labels or pairs in --data, answers are sampled from the
-starting policy, and those with more than the step's mean reward are good.  --data may have rows
+starting policy, and those with more than the step's mean reward are good, those with less are bad.
+Those that have it, as all do where rewards are equal, have no part.  --data may have rows
 with a `label`, or pairs, which are taken apart into a good and a bad answer.
 """
 
@@ -35,6 +36,7 @@ TASK = "wording"
 METRIC = "win rate"
 SCORED = False
 READS = ("chosen", "rejected", "completion", "label")
+TIE = 1e-9                  # rewards as near as this to their mean are rounding
 LARGE = {"beta": 0.1}       # as its paper has it; the default below suits the nano model
 PROOF = [dict(config=dict(batch_size=2, beta=0.3), rows=2, loss="kto_loss",
               why="its z0 is a mean over answers of ref, cut at 0; KL(pi || ref) is one over those "
@@ -121,9 +123,11 @@ def draw(run, cfg, reference):
     else:
         problems = run.problems(cfg.batch_size)
         rollout = run.sample(problems, 1, temperature=cfg.temperature, module=reference)
-        reward = run.grade(problems, rollout)
-        right = (turned(run, len(problems)) > 0).to(reward.device)
-        return rollout, (reward > reward.mean()) == right
+        lead = run.grade(problems, rollout).double()
+        lead = lead - lead.mean()
+        lead = lead * turned(run, len(problems)).to(lead)
+        apart = lead.abs() > TIE * lead.abs().amax().clamp(min=1)
+        return rollout[apart], lead[apart] > 0
     problems, answers, good = zip(*rows)
     seqs = run.encode(problems, answers)
     run.tokens += int(seqs.mask.sum())
@@ -134,10 +138,9 @@ def mismatched(seqs, pad, limit):
     """Each row's prompt with the next row's answer, cut where it would pass the context."""
     starts = (seqs.mask.int().argmax(1) + 1).tolist()
     prompts = [row[:start] for row, start in zip(seqs.tokens.tolist(), starts)]
-    answers = [row[mask].tolist() for row, mask in zip(seqs.targets, seqs.mask)]
-    turned = answers[1:] + answers[:1]
-    return pack(prompts, [answer[: limit - len(prompt)] for prompt, answer in zip(prompts, turned)],
-                pad).to(seqs.mask.device)
+    ids, learnt = ([row[: max(1, limit - len(prompt))] for prompt, row in zip(
+        prompts, each[1:] + each[:1])] for each in (seqs.written(), seqs.learnt()))
+    return pack(prompts, ids, pad, learnt).to(seqs.mask.device)
 
 
 def train(run, cfg):
@@ -146,10 +149,11 @@ def train(run, cfg):
     while True:
         rate = cfg.rate(cfg.lr, run.step)
         seqs, good = draw(run, cfg, reference)
-        wrong = mismatched(seqs, run.vocabulary.pad, run.longest)
-        drift = run.logprobs(policy.module, wrong) - run.logprobs(reference, wrong)
-        z0 = max(0.0, float(row_sums(drift, wrong.mask).mean()))
-        count, meter = len(seqs), Meter("loss", "drift/good", "drift/bad")
+        count, meter, z0 = len(seqs), Meter("loss", "drift/good", "drift/bad"), 0.0
+        if count:
+            wrong = mismatched(seqs, run.vocabulary.pad, run.longest)
+            drift = run.logprobs(policy.module, wrong) - run.logprobs(reference, wrong)
+            z0 = max(0.0, float(row_sums(drift, wrong.mask).mean()))
         for i in run.micro_batches(range(count), seqs):
             batch = seqs[i]
             with torch.no_grad():
@@ -161,6 +165,7 @@ def train(run, cfg):
             h = row_sums(logp.detach() - logp_ref, batch.mask)
             meter.add(**stats, **{"drift/good": h[good[i]].sum() / max(1, int(good.sum())),
                                   "drift/bad": h[~good[i]].sum() / max(1, int((~good).sum()))})
-        norm = policy.step(rate, cfg.max_grad_norm, cfg.weight_decay)
-        yield {**meter.means(), "z0": z0, "good": float(good.double().mean()), "grad_norm": norm,
+        norm = policy.step(rate, cfg.max_grad_norm, cfg.weight_decay) if count else 0.0
+        known = {"good": float(good.double().mean())} if count else {}
+        yield {**meter.means(), "z0": z0, **known, "answers": count, "grad_norm": norm,
                "learning_rate": rate}

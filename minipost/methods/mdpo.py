@@ -26,6 +26,7 @@ from minipost.rollout import logprobs
 
 TASK = "wording"
 METRIC = "win rate"
+COMPARES = True
 LARGE = {"beta": 0.1}       # as its paper has it; the default below suits the nano model
 SCORED = False
 PROOF = [dict(config=dict(prompts=1, group_size=1, beta=0.3), rows=2, loss="dpo_loss", factor=1.0)]
@@ -84,7 +85,8 @@ def train(run, cfg):
         problems = run.problems(cfg.prompts)
         rollout = run.sample(problems, 2 * k, temperature=cfg.temperature, module=reference,
                              purpose="sets")
-        value = run.grade(problems, rollout).view(-1, 2, k).mean(2)         # (P, 2)
+        value = run.grade(problems, rollout).double().view(-1, 2, k)        # (P, 2, K)
+        value = value.sort(2).values.mean(2)    # in one order: equal sets have equal means (P, 2)
         value = value * turned(run, len(problems))[:, None].to(value)
         order = torch.stack([value.argmax(1), value.argmin(1)], 1)
         rows = torch.arange(len(rollout), device=value.device).view(-1, 2, k)

@@ -200,7 +200,7 @@ def optimise(run, cfg, first=0):
         metrics = {"beta": beta, "kl": float(masked_sum(kl, mask) / mask.sum()),
                    "kl_per_answer": per_answer}
         if run.reward_model is not None:
-            metrics |= averaged("gold", run.grade(problems, rollout, none=True))
+            metrics |= averaged("gold", run.gold(problems, rollout))
         if cfg.control == "adaptive":
             beta = run.carried["beta"] = adapted(beta, per_answer, len(rollout), cfg)
         yield {**meter.means(len(norms)), **metrics, **describe(rollout, score, 1),

@@ -166,6 +166,6 @@ def train(run, cfg, rewards=None):
             updates.append(policy.step(rate, cfg.max_grad_norm, cfg.weight_decay))
         found = {"step_reward": float(earned[ends].mean())}
         if cfg.verifier:
-            found |= averaged("gold", run.grade(problems, rollout, none=True))
+            found |= averaged("gold", run.gold(problems, rollout))
         yield {**meter.means(len(updates)), **found, **describe(rollout, reward, cfg.group_size),
                "grad_norm": sum(updates) / len(updates), "learning_rate": rate}

@@ -59,18 +59,28 @@ class Config(r1_zero.Config):
     LIMITS = {**r1_zero.Config.LIMITS, "prompts": ">= 2"}
 
 
-class Both:
-    """A task to draw problems from: those of two tasks in turn.  Each half has its own score."""
+@dataclass(frozen=True)
+class Owned(Problem):
+    """A problem, and the name of the task that it is of."""
 
-    name, hidden, training, reward, acts = "both", False, None, None, False
+    owner: str = ""
+
+
+class Both:
+    """A task to draw problems from: those of two tasks in turn.  Each half has its own score.
+
+    Prompts are read as those of the first.
+    """
+
+    hidden, training, reward, acts = False, None, None, False
 
     def __init__(self, first, second):
-        self.tasks = first, second
+        self.tasks, self.name, self.data = (first, second), first.name, getattr(first, "data", "")
 
     def sample(self, n, rng):
-        """n problems, half of each task; the column `task` says whose each is."""
+        """n problems, Owned, half of each task."""
         found = [task.sample(-(-n // 2), rng) for task in self.tasks]
-        return [Problem(p.prompt, {**p.columns, "task": task.name}, p.place)
+        return [Owned(p.prompt, p.columns, p.place, task.name)
                 for pair in zip(*found) for p, task in zip(pair, self.tasks)][:n]
 
 
@@ -185,7 +195,7 @@ def alignment(run, cfg, rules, base, first):
     seen = {}
 
     def score(problems, rollout):
-        mine = [problems[i].columns["task"] == wording.name for i in rollout.prompt.tolist()]
+        mine = [problems[i].owner == wording.name for i in rollout.prompt.tolist()]
         praise, thoughts = ([k for k, own in enumerate(mine) if own is side]
                             for side in (True, False))
         found = rollout.logp.new_zeros(len(rollout))

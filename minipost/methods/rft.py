@@ -103,27 +103,30 @@ def keep(run, cfg, data):
 
     MinipostError where there is none.
     """
-    found = {}                                              # prompt: {ids of an answer}
+    found = {}                                              # prompt: {answer}
     collect(found, data.problems, data.seqs, data.reward, cfg.least)
     if cfg.hint:
         rationalise(run, cfg, data, found)
-    rows = [(prompt, ids) for prompt, answers in found.items() for ids in answers]
+    rows = [(prompt, *answer) for prompt, answers in found.items() for answer in answers]
     if not rows:
         raise MinipostError(f"none of {len(data.reward)} answers has a reward of at least "
                             f"{cfg.least:g} (the best has {float(data.reward.max()):g}); there is "
                             "nothing to learn from")
-    seqs = pack([run.prompt_ids(prompt) for prompt, _ in rows],
-                [list(ids) for _, ids in rows], run.vocabulary.pad).to(data.reward.device)
-    each = [1 / len(found[p]) if cfg.weigh == "prompt" else 1.0 for p, _ in rows]
+    seqs = pack([run.prompt_ids(prompt) for prompt, *_ in rows], [list(ids) for _, ids, _ in rows],
+                run.vocabulary.pad, [learnt for *_, learnt in rows]).to(data.reward.device)
+    each = [1 / len(found[p]) if cfg.weigh == "prompt" else 1.0 for p, *_ in rows]
     return seqs, data.reward.new_tensor(each), len(found)
 
 
 def collect(found, problems, seqs, reward, least):
-    """Add the answers of at least this reward to `found`, under their problems' prompts."""
+    """Add the answers of at least this reward to `found`, under their problems' prompts.
+
+    An answer is its ids, and whether each of these is learnt.
+    """
     right = reward >= reward.new_tensor(least)              # both rounded alike
-    for problem, targets, mask, good in zip(problems, seqs.targets, seqs.mask, right.tolist()):
+    for problem, ids, learnt, good in zip(problems, seqs.written(), seqs.learnt(), right.tolist()):
         if good:
-            found.setdefault(problem.prompt, {})[tuple(targets[mask].tolist())] = True
+            found.setdefault(problem.prompt, {})[tuple(ids), tuple(learnt)] = True
 
 
 def rationalise(run, cfg, data, found):

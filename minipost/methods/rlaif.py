@@ -111,7 +111,7 @@ class Judge:
         first, second = texts[::2], texts[1::2]
         forth = self.lead(run, prompts, first, second)
         back = self.lead(run, prompts, second, first)
-        gold = run.grade(problems, rollout, none=True).view(-1, 2)
+        gold = run.gold(problems, rollout).view(-1, 2)
         gold = (gold[:, 0] - gold[:, 1]).nan_to_num(0.0)    # without a reward nothing is better
         clear = gold != 0
         lead = forth - back
@@ -139,6 +139,7 @@ def check(run, cfg):
         raise MinipostError("the rows are pairs of given answers with their order; in RLAIF the "
                             "judge orders answers of the policy, so it needs a task or rows with a "
                             "--reward; dpo and reward learn pairs of a file")
+    checkpoint.read_config(checkpoint.base_of(cfg.judge))   # which is to be there
     if cfg.sft_steps:
         sft.check(run, cfg)
 

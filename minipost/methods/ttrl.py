@@ -65,7 +65,7 @@ class Majority:
             first.append(start + best)
             for k, ballot in enumerate(group):
                 score[start + k] = float(bool(votes) and ballot == group[best])
-        true = self.run.grade(problems, rollout, none=True)                 # learns nothing
+        true = self.run.gold(problems, rollout)                             # learns nothing
         self.seen = averaged("accuracy", true) | averaged("label_accuracy", true[first])
         return score
 
