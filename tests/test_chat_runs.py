@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -329,6 +330,17 @@ def test_tasks_in_chat_ask_the_same_in_messages(chatty):
     assert isinstance(task.heldout(1)[0].prompt, Messages)
     assert task.heldout(3) == Arithmetic(terms=2).heldout(3)
     assert task == Arithmetic(terms=2) and type(Arithmetic(terms=2).heldout(1)[0].prompt) is str
+
+
+def test_the_other_forms_of_a_task_in_chat_are_messages_too():
+    """The teacher of SDPO and the hints of STaR read them where the policy reads the problem."""
+    plain, task = Arithmetic(terms=2), in_chat(Arithmetic(terms=2))
+    one = plain.pose("4+5")
+    other = replace(one, prompt=Messages.by("user", one.prompt))
+    draft, fault = "4+5=8\nAnswer: 8", "4+5=9 no"
+    for name, given in (("hint", ()), ("critique", (draft,)), ("revise", (draft, fault))):
+        asked = getattr(task, name)(other, *given)
+        assert type(asked) is Messages and asked.first == getattr(plain, name)(one, *given)
 
 
 def test_evaluate_asks_in_chat(chatty, capsys):

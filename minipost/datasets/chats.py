@@ -211,11 +211,17 @@ def as_chat(row):
 
 
 def in_chat(task):
-    """The task, with each prompt that it gives as the message of a user."""
+    """The task, with each prompt that it gives as the message of a user.
+
+    So are the prompts in its other forms: a hint, a critique, a revision.
+    """
     def posed(give):
         def wrapped(*args, **options):
             return mapped(give(*args, **options))
         return wrapped
+
+    def spoken(form):
+        return lambda *args: Messages.by("user", form(*args))
 
     def asked(problem):
         if task.messages is None:
@@ -234,4 +240,7 @@ def in_chat(task):
     for name in ("sample", "heldout", "training", "splits"):
         if getattr(task, name) is not None:
             vars(found)[name] = posed(getattr(task, name))
+    for name in ("hint", "critique", "revise"):
+        if getattr(task, name) is not None:
+            vars(found)[name] = spoken(getattr(task, name))
     return found
