@@ -47,7 +47,7 @@ from minipost.layout.tensor_file import (
     write_tensors,
 )
 from minipost.layout.vocabulary_file import read_vocabulary, stated_ids, unused
-from minipost.tokenizer import BOS, EOS, PAD
+from minipost.tokenizer import BOS, EOS, PAD, unlike
 
 # Buffers of old versions of transformers, which follow from config.json.
 IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -394,9 +394,10 @@ def load_reward_model(directory, vocabulary, device="cpu", dtype="float32"):
     if base != directory:
         layout_of(directory).add(directory, model)
     own = read_vocabulary(spoken(directory), raw, config.vocab_size)
-    if own.kind() != vocabulary.kind():
-        raise MinipostError(f"{directory}: the reward model's tokenizer differs from the policy's; "
-                            "train it from the same model directory")
+    if said := unlike(own, vocabulary):
+        raise MinipostError(f"{directory}: the reward model's tokenizer differs from the policy's: "
+                            f"{said}; train it from the same model directory, on rows of the same "
+                            "kind (chats or texts)")
     return model.to(device)
 
 

@@ -293,3 +293,12 @@ class Vocabulary:
         raw = json.loads(self.tokenizer.backend.to_str())
         parts = ("added_tokens", "normalizer", "pre_tokenizer", "model")
         return json.dumps([raw[name] for name in parts]), tuple(self.before), self.stated
+
+
+def unlike(one, other):
+    """In what two vocabularies are not of one kind, as a part of a sentence; else ""."""
+    (*texts, ends), (*others, last) = one.kind(), other.kind()
+    if texts != others:
+        return "texts have other ids"
+    return "" if ends == last else (f"answers end with {sorted(ends)} and with {sorted(last)} "
+                                    "(eos_token_id)")

@@ -69,10 +69,10 @@ def test_a_certain_teacher_is_fine_tuning():
 class Teacher:
     """In place of a directory: the model and vocabulary that checkpoint.load would give."""
 
-    def __init__(self, monkeypatch, model, kind="letters"):
+    def __init__(self, monkeypatch, model, kind=("letters", (2,))):
         vocabulary = Letters()
         vocabulary.kind = lambda: kind
-        monkeypatch.setattr(Letters, "kind", lambda self: "letters", raising=False)
+        monkeypatch.setattr(Letters, "kind", lambda self: ("letters", (2,)), raising=False)
         monkeypatch.setattr(checkpoint, "load", lambda directory, device: (model, vocabulary))
 
 
@@ -102,7 +102,7 @@ def test_a_student_comes_to_its_teacher(monkeypatch, options):
 
 
 def test_a_teacher_of_other_words_is_refused(monkeypatch):
-    Teacher(monkeypatch, small(1), kind="other letters")
+    Teacher(monkeypatch, small(1), kind=("other letters", (2,)))
     with pytest.raises(MinipostError, match="is not the student's"):
         next(distill.train(make_run(), distill.Config()))
     Teacher(monkeypatch, tiny(vocab=12))                    # the same words, and an id to spare

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 
 from minipost.errors import MinipostError
-from minipost.tokenizer import BOS, EOS, PAD, Tokenizer, Vocabulary, guarded
+from minipost.tokenizer import BOS, EOS, PAD, Tokenizer, Vocabulary, guarded, unlike
 from scripts.pretrain import tokenizer
 
 WORDS = tokenizer()
@@ -121,7 +121,10 @@ def test_kind_tells_vocabularies_apart_by_the_ids_they_give(read, tmp_path):
     bare.post_processor, bare.decoder = None, None
     same = Vocabulary(Tokenizer(bare), [1], [2], 7)         # other words for the same ids
     assert same.kind() == words.kind() != Vocabulary(Tokenizer(bare), [], [2], 0).kind()
-    assert Vocabulary(Tokenizer(bare), [1], [2, 5], 0).kind() != words.kind()
+    more = Vocabulary(Tokenizer(bare), [1], [2, 5], 0)
+    assert more.kind() != words.kind() and unlike(same, words) == ""
+    assert unlike(words, more) == "answers end with [2] and with [2, 5] (eos_token_id)"
+    assert unlike(words, Vocabulary(Tokenizer(bare), [], [2], 0)) == "texts have other ids"
     bare.add_special_tokens(["<think>"])
     assert Vocabulary(Tokenizer(bare), [1], [2], 0).kind() != words.kind()
 

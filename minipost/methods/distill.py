@@ -36,6 +36,7 @@ from minipost.measure.meter import Meter
 from minipost.measure.results import results
 from minipost.ops import kl_exact, kl_exact_grad, shapes
 from minipost.rollout import concat, distribution
+from minipost.tokenizer import unlike
 
 TASK = "arithmetic"
 METRIC = "greedy"
@@ -118,9 +119,11 @@ def load_teacher(run, directory):
     """The frozen teacher.  MinipostError where its vocabulary is not the student's."""
     teacher, vocabulary = checkpoint.load(directory, run.policy.module.device)
     sizes = [model.config.vocab_size for model in (teacher, run.policy.module)]
-    if vocabulary.kind() != run.vocabulary.kind() or sizes[0] != sizes[1]:
+    said = unlike(vocabulary, run.vocabulary)
+    if said or sizes[0] != sizes[1]:
         raise MinipostError(f"{directory}: its vocabulary ({sizes[0]} ids) is not the student's "
-                            f"({sizes[1]} ids); distributions can be compared over the same only")
+                            f"({sizes[1]} ids){said and ': ' + said}; distributions can be "
+                            "compared over the same only")
     return teacher.requires_grad_(False)
 
 

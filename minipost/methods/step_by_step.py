@@ -26,6 +26,7 @@ from minipost.errors import Descent, MinipostError, Schedule
 from minipost.measure.meter import Meter
 from minipost.ops import masked_sum, shapes
 from minipost.rollout import logprobs
+from minipost.tokenizer import unlike
 
 TASK = "arithmetic"
 KNOBS = {"direct": True, "terms": 3}
@@ -89,9 +90,9 @@ def check(run, cfg):
 def load_teacher(run, directory):
     """The frozen teacher.  MinipostError where its vocabulary is not the student's."""
     teacher, vocabulary = checkpoint.load(directory, run.policy.module.device)
-    if vocabulary.kind() != run.vocabulary.kind():
-        raise MinipostError(f"{directory}: its vocabulary is not the student's, so its texts would "
-                            "be other tokens; take a teacher with the same tokenizer")
+    if said := unlike(vocabulary, run.vocabulary):
+        raise MinipostError(f"{directory}: its vocabulary is not the student's: {said}; take a "
+                            "teacher with the same tokenizer")
     return teacher.requires_grad_(False)
 
 
