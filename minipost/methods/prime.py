@@ -45,6 +45,7 @@ TASK = "arithmetic"
 KNOBS = {"hurried": True}
 DEMO = {"model": "checkpoints/thinker", "ask": 33}
 METRIC = "greedy"
+SCORED = False      # its rewards are outcomes, within 0..1
 ON_POLICY = True
 TRACE = ("reward", "implicit/accuracy", "process_reward", "entropy")
 PROOF = [
