@@ -19,7 +19,7 @@ reads the last of each, which fits a small context.
 from dataclasses import dataclass
 
 from minipost.errors import Bounded, MinipostError
-from minipost.test_time.self_consistency import elected
+from minipost.measure.stats import winner
 
 TASK, KNOBS = "arithmetic", {}
 BEFORE, AFTER, VOTE = "retry", "self-feedback", "vote, its tokens"
@@ -115,7 +115,8 @@ def arms(problems, tools, cfg):
         yield tools.arm(name, problems, answers, [{"rounds": found} for found in rounds], start)
     start, n = tools.tokens, max(1, round(spent[AFTER] / max(1, spent["draft"])))
     drawn = tools.sample([p.prompt for p in problems], n)
-    yield tools.arm(VOTE, problems, elected(problems, drawn, tools.task)[0],
+    elected = [winner([tools.task.ballot(text) for text in texts])[0] for texts in drawn]
+    yield tools.arm(VOTE, problems, [texts[k] for texts, k in zip(drawn, elected)],
                     [{"rounds": [{"answer": text, "critique": None} for text in texts]}
                      for texts in drawn], start)
 
