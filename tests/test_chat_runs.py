@@ -75,10 +75,14 @@ READERS = [("sft", "messages"), ("sft", "prompt"), ("sft", "sharegpt"), ("sft", 
 
 
 @pytest.mark.parametrize("algo, kind", READERS)
-def test_every_method_that_reads_rows_learns_from_messages(go, chatty, algo, kind, capsys):
+def test_every_method_that_reads_rows_learns_from_messages(go, chatty, algo, kind, capsys,
+                                                           tmp_path):
+    (tmp_path / "r.py").write_text("def f(completions, **columns):\n    return [float("
+                                   "len(said[0]['content'])) for said in completions]\n")
     names = {"plackett_luce": "plackett-luce", "reinforce_pp": "reinforce-pp"}
     flags = ["--chat"] if kind == "plain" else ["--teacher", chatty] if algo == "distill" else \
-        ["--sft-steps", 1, "--reward-steps", 1] if algo == "rlaif" else []
+        ["--sft-steps", 1, "--reward-steps", 1] if algo == "rlaif" else \
+        ["--reward", f"{tmp_path}/r.py:f"] if algo == "mdpo" else []
     code = go(names.get(algo, algo), kind, *flags)
     assert code == 0, capsys.readouterr()
 

@@ -129,8 +129,8 @@ def test_methods_that_make_their_own_score_say_so():
 
     scored = {name for name in methods.names() if methods.load(name).SCORED}
     assert scored == {"a2c", "cispo", "dapo", "dr-grpo", "entropy", "es", "grpo", "gspo", "maxrl",
-                      "minimum-risk", "mixer", "oreo", "ppo", "prime", "reinforce", "reinforce-pp",
-                      "rft", "rloo", "rpo", "sapo", "self-critical", "tool-use", "trpo", "vineppo"}
+                      "minimum-risk", "mixer", "oreo", "ppo", "reinforce", "reinforce-pp", "rft",
+                      "rloo", "rpo", "sapo", "self-critical", "tool-use", "trpo", "vineppo"}
 
 
 def test_the_stages_follow_each_other_and_three_are_measured():
