@@ -20,6 +20,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from statistics import fmean, median
 
@@ -60,11 +61,15 @@ def checkpoints():
 
 
 def made_from(name, seed, args):
-    """What a demo is made from, as text: its settings and the checkpoints."""
+    """What a demo is made from, as text: its settings and the checkpoints; and what came of it.
+
+    A run of another command in the same folder has another summary.
+    """
     line = flags(name, seed, args)
     settings = (inference.settings_of(line, "", inference.Measured) if name in test_time.names()
                 else train.settings_of(line))
-    parts = settings.options, settings.task, settings.config, checkpoints()
+    found = sha256((place(name, seed) / "summary.json").read_bytes()).hexdigest()
+    parts = settings.options, settings.task, settings.config, checkpoints(), found
     return "\n".join(map(repr, parts)) + "\n"
 
 
@@ -86,10 +91,11 @@ def demo(name, seed, args):
 
 def made(name, seed, args):
     """The summary of a demo that was run before from the same, or None."""
-    out = place(name, seed)
-    known, path = out / "made-from.txt", out / "summary.json"
-    same = known.is_file() and known.read_text(encoding="utf-8") == made_from(name, seed, args)
-    return json.loads(path.read_text(encoding="utf-8")) if same and path.is_file() else None
+    known, path = (place(name, seed) / file for file in ("made-from.txt", "summary.json"))
+    if not (known.is_file() and path.is_file()):
+        return None
+    same = known.read_text(encoding="utf-8") == made_from(name, seed, args)
+    return json.loads(path.read_text(encoding="utf-8")) if same else None
 
 
 def ended(name, args):

@@ -48,23 +48,28 @@ def test_what_lies_in_runs_is_kept_where_it_is_asked_for(tmp_path, monkeypatch, 
     monkeypatch.setattr(demos, "checkpoints", lambda: {"base": "digest"})
     args, seen = SimpleNamespace(seeds=3, keep=keep, made=made, steps=0, n=0, lines=0), []
 
-    def ran_before(settings):
+    def ran_before(args, change=str):
         demos.place(name, 0).mkdir(parents=True, exist_ok=True)
         (demos.place(name, 0) / "summary.json").write_text(json.dumps(summary(0.5, 0.4, 0.6)))
-        (demos.place(name, 0) / "made-from.txt").write_text(settings)
+        (demos.place(name, 0) / "made-from.txt").write_text(change(demos.made_from(name, 0, args)))
 
     monkeypatch.setattr(demos, "demo",
                         lambda name, seed, args: seen.append(seed) or summary(0.5, 0.4, 0.6))
-    ran_before(demos.made_from(name, 0, args))
+    ran_before(args)
     found = demos.ended(name, args)
     assert seen == ran and (found is None) == made
     seen.clear()
-    ran_before(demos.made_from(name, 0, SimpleNamespace(**{**vars(args), "steps": 3, "n": 3})))
+    ran_before(SimpleNamespace(**{**vars(args), "steps": 3, "n": 3}))
     demos.ended(name, args)                                 # of other settings: never kept
     assert seen == ([] if made else [0, 1, 2])
     seen.clear()
-    ran_before(demos.made_from(name, 0, args).replace("digest", "other"))
+    ran_before(args, lambda text: text.replace("digest", "other"))
     demos.ended(name, args)                                 # of another model
+    assert seen == ([] if made else [0, 1, 2])
+    seen.clear()
+    ran_before(args)
+    (demos.place(name, 0) / "summary.json").write_text(json.dumps(summary(0.7, 0.4, 0.8)))
+    demos.ended(name, args)                                 # another command ran there since
     assert seen == ([] if made else [0, 1, 2])
 
 

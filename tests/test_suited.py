@@ -250,6 +250,7 @@ def test_methods_that_learn_from_no_reward_take_prompts_alone(command, tmp_path,
 def test_a_judge_that_is_not_there_is_said_at_the_start(command, fails, tmp_path, algo):
     fails(command(algo, "--report", False, "--task", "wording", "--judge", tmp_path / "none"),
           "none: no such model directory")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_prompt_without_room_is_refused_where_answers_are_sampled(command, fails, tmp_path,

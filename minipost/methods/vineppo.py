@@ -17,8 +17,7 @@ with rho_t = pi/old and N the answer tokens in the gradient step.  A step ends a
 (`step_end`, a line's end).  Equal beginnings are one state: answers to a prompt share V(prompt).
 
 The discount is 1, as in the paper, and A is the one-step error, so there is no lambda.  Where we
-differ: there is no KL to the starting policy, and A is not whitened; the authors'
-code whitens it.
+differ: there is no KL to the starting policy, and A is not whitened; the authors' code whitens it.
 """
 
 import math
